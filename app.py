@@ -1,0 +1,253 @@
+"""HTTP in: the Flask application, and what it is made of.
+
+    python3 app.py            serve on port 5000; a worker is `celery -A mailasync worker --loglevel=INFO` in a second terminal
+    flask up                  everything in one process, with a disposable inbox
+
+The tutorial this service began with is three lines in a route; here is where each went:
+
+    request.get_json()        mailroom/api/messages.py reads bytes, mailroom/mail/intake.py says what is wrong with them
+    sendMail.delay(...)       the message is committed first (mailroom/store/outbox.py), then `sendMail.delay(id)` carries its id
+    return "sent", 200        the answer has the id, with which `GET /v1/messages/<id>` tells where the mail is
+"""
+
+import logging
+import multiprocessing.util
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import NoReturn
+
+from celery.worker import WorkController, state
+from flask import Flask
+from granian import Granian
+from granian.constants import Interfaces
+
+import mailasync
+from mailroom import commands, logs
+from mailroom.api import guard, health, messages, problems
+from mailroom.api.services import Services
+from mailroom.inbox import Inbox, Letters, PortTaken, create_blueprint
+from mailroom.mail.errors import MailroomError
+from mailroom.settings import PREFIX, Settings, SettingsError, database_url, hint_unprefixed, kubernetes_variables, load
+from mailroom.store.database import Database
+from mailroom.store.migrate import upgrade
+from mailroom.store.outbox import Outbox
+from mailroom.store.sweeps import Sweeps
+from mailroom.web import pages
+
+log = logging.getLogger("mailasync.web")
+
+UP_FILE = "up.sqlite3"
+STOP_SECONDS = 20
+PARENT_LOOK_SECONDS = 1.0
+
+
+def create_app(settings: Settings | None = None, *, database: Database | None = None) -> Flask:
+    """Make the application. It starts no thread and opens no connection before the first request."""
+    settings = settings or load()
+    mailasync.configure(settings)
+    database = database or Database(database_url(settings))
+    app = Flask(__name__)
+    app.config["MAX_CONTENT_LENGTH"] = settings.REQUEST_MAX_BYTES  # Flask itself has no limit.
+    app.json.sort_keys = False  # type: ignore[attr-defined]  # of the default provider
+    app.extensions["mailasync"] = Services(
+        settings=settings, outbox=Outbox(database), relay=lambda: mailasync.start_relay(database), send=mailasync.sendMail.delay,
+        run=mailasync.runJob.delay, acceptance=mailasync.acceptance)
+    app.before_request(guard.check)
+    app.before_request(partial(start_relay, database))  # In the process that serves, whichever server that is.
+    for blueprint in (problems.blueprint, messages.blueprint, health.blueprint, pages.blueprint):
+        app.register_blueprint(blueprint)
+    for command in commands.commands(up=partial(up, settings), inbox=partial(inbox, settings), upgrade=partial(db_upgrade, settings)):
+        app.cli.add_command(command)
+    return app
+
+
+def start_relay(database: Database) -> None:
+    mailasync.start_relay(database)
+
+
+def main() -> None:
+    """Serve on HOST and PORT; accepts mail whether a worker and RabbitMQ are there or not."""
+    try:
+        settings = load()
+        hop = mailasync.next_hop(settings)
+    except SettingsError as e:
+        sys.exit(f"mailasync: {e.message}")
+    if settings.BROKER_URL.startswith("memory:"):
+        sys.exit("mailasync: memory:// is for `flask up`, where web and worker are one process; set another MAILASYNC_BROKER_URL")
+    say(f"mailasync listens on {url(settings)} ; mail goes to {hop}"
+        + (" (flask inbox)" if hop.host == "127.0.0.1" and not settings.SMTP_HOST else ""),
+        "a worker, in a second terminal: celery -A mailasync worker --loglevel=INFO")
+    serve(settings, loader=partial(serving_app, settings))
+
+
+def up(settings: Settings, deliver: bool) -> None:
+    """Serve, with a worker and an inbox in the same process."""
+    if settings.embedded:
+        settings = replace(settings, BROKER_URL="memory://localhost/")
+    if not deliver:
+        settings = replace(settings, SMTP_HOST="127.0.0.1", SMTP_PORT=settings.INBOX_SMTP_PORT, SMTP_SECURITY="none", SMTP_AUTH="off")
+    refuse_taken("127.0.0.1", settings.INBOX_SMTP_PORT, "INBOX_SMTP_PORT")
+    say(f"mailasync runs at  {url(settings)}", f"read the mail at   {url(settings)}/inbox/",
+        f"mail goes to       {mailasync.next_hop(settings)}" + ("" if deliver else ", the inbox; --deliver sends it for real"),
+        f"broker             {'in this process; set MAILASYNC_BROKER_URL for RabbitMQ' if settings.embedded else 'RabbitMQ'}", "",
+        "send one:", curl(settings), "")
+    serve(settings, loader=partial(all_in_one, settings))
+
+
+def inbox(settings: Settings) -> None:
+    """Serve the inbox alone."""
+    refuse_taken("127.0.0.1", settings.INBOX_SMTP_PORT, "INBOX_SMTP_PORT")
+    settings = replace(settings, HOST="127.0.0.1", PORT=settings.INBOX_PORT)
+    say(f"the inbox takes mail on 127.0.0.1:{settings.INBOX_SMTP_PORT} and shows it at {url(settings)}/inbox/")
+    serve(settings, loader=partial(inbox_app, settings), port_setting="INBOX_PORT")
+
+
+def db_upgrade(settings: Settings) -> str:
+    database = Database(database_url(settings))
+    upgrade(database)
+    database.close()
+    return f"{database} is up to date"
+
+
+def serve(settings: Settings, *, loader: "partial[Flask]", port_setting: str = "PORT") -> None:
+    """Run granian until a signal; the application is made, and everything opened, in its child process."""
+    refuse_taken(settings.HOST, settings.PORT, port_setting)
+    for line in notices():
+        say(line)
+    server = Granian("app", address=settings.HOST, port=settings.PORT, interface=Interfaces.WSGI, workers=1,
+                     blocking_threads=settings.WEB_THREADS, websockets=False, log_level="error",  # type: ignore[arg-type]
+                     workers_kill_timeout=STOP_SECONDS)
+    server.serve(target_loader=loader, wrap_loader=False)
+
+
+def serving_app(settings: Settings) -> Flask:
+    """In granian's child: the application on its opened database."""
+    start_child(settings)
+    try:
+        database = mailasync.open_database(settings)
+    except MailroomError as e:
+        end_child(e)
+    app = create_app(settings, database=database)
+    relay = mailasync.start_relay(database)
+    at_exit(relay.stop)
+    if Outbox(database).worker_seen_ms_ago() is None:
+        log.warning("no worker is running; mail is accepted and kept until one is: celery -A mailasync worker --loglevel=INFO")
+    return app
+
+
+def all_in_one(settings: Settings) -> Flask:
+    """In granian's child: the application, a worker thread and the inbox."""
+    start_child(settings)
+    mailasync.configure(settings)
+    letters = Letters()
+    smtp = Inbox(port=settings.INBOX_SMTP_PORT, letters=letters)
+    try:
+        smtp.start()
+        database = mailasync.open_database(settings, file_name=UP_FILE)
+    except (MailroomError, PortTaken) as e:
+        end_child(e)
+    if settings.embedded:
+        Sweeps(database, settings.LEASE_SECONDS, settings.ON_UNCERTAIN).forget_nudges()
+    app = create_app(settings, database=database)
+    app.register_blueprint(create_blueprint(letters, hint=curl(settings)))
+    worker = work_here(database)
+    at_exit(smtp.stop)
+    at_exit(partial(end_worker, worker))
+    return app
+
+
+def inbox_app(settings: Settings) -> Flask:
+    """In granian's child: the inbox alone, behind the same guard."""
+    start_child(settings)
+    letters = Letters()
+    smtp = Inbox(port=settings.INBOX_SMTP_PORT, letters=letters)
+    try:
+        smtp.start()
+    except PortTaken as e:
+        end_child(e)
+    at_exit(smtp.stop)
+    app = Flask("inbox")
+    app.register_blueprint(create_blueprint(letters, hint=curl(settings)))
+    return app
+
+
+def work_here(database: Database) -> threading.Thread:
+    """Run a Celery worker in a thread of this process."""
+    mailasync.share_database(database)
+    worker = WorkController(app=mailasync.celery_app, hostname=f"up-{os.getpid()}@{socket.gethostname()}", loglevel="INFO",
+                            without_mingle=True, without_gossip=True, without_heartbeat=True)
+    thread = threading.Thread(target=worker.start, name="worker", daemon=True)
+    thread.start()
+    return thread
+
+
+def end_worker(worker: threading.Thread) -> None:
+    mailasync.stop_claiming()
+    state.should_stop = 0  # type: ignore[assignment]  # the exit code; None means "go on"
+    worker.join(STOP_SECONDS)
+
+
+def start_child(settings: Settings) -> None:
+    logs.setup_web(settings)
+    threading.Thread(target=end_with_parent, args=(os.getppid(),), name="parent", daemon=True).start()
+
+
+def end_with_parent(parent: int) -> None:
+    """A supervisor that kills only the process it started must not leave this one behind, holding the port."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_LOOK_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def end_child(error: Exception) -> NoReturn:
+    print(f"mailasync: {error}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def at_exit(stop: Callable[[], None]) -> None:
+    """granian's children end through multiprocessing, which skips atexit where it forked."""
+    multiprocessing.util.Finalize(None, stop, exitpriority=10)
+
+
+def notices() -> list[str]:
+    """What is worth a line at the start."""
+    passed_over = kubernetes_variables(os.environ)
+    return [*([f"passed over, as Kubernetes made them: {', '.join(passed_over)}"] if passed_over else []),
+            *(f"{name} is set and not read; did you mean {PREFIX}{name}?" for name in hint_unprefixed(os.environ))]
+
+
+def refuse_taken(host: str, port: int, setting: str) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as e:
+            airplay = " (on a Mac, AirPlay's receiver holds 5000)" if port == 5000 else ""
+            sys.exit(f"mailasync: {host}:{port} cannot be used: {e.strerror}{airplay}; set {PREFIX}{setting} to another port")
+
+
+def url(settings: Settings) -> str:
+    host = {"localhost": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.HOST, settings.HOST)
+    return f"http://{f'[{host}]' if ':' in host and '[' not in host else host}:{settings.PORT}"
+
+
+def curl(settings: Settings) -> str:
+    key = ' -H "Authorization: Bearer $API_KEY"' if settings.API_KEY else ""
+    return (f"curl {url(settings)}/{key} -H 'Content-Type: application/json' "
+            """-d '{"to": "you@example.org", "subject": "Hello", "contents": "The work is done."}'""")
+
+
+def say(*lines: str) -> None:
+    for line in lines:
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

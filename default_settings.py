@@ -1,0 +1,111 @@
+"""Every setting with its default, its unit and why it is so.
+
+A setting NAME is overridden by the environment variable MAILASYNC_NAME, or by a line in `.env` beside this file; secrets
+also by MAILASYNC_NAME_FILE, the path of a file that holds the value. A wrong value or an unknown name stops the start.
+
+git tracks this file: put a password here only to try things out, and never commit it. `.env` is ignored by git.
+"""
+
+from typing import Literal
+
+# --- Your mail account --------------------------------------------------------------------------------------------
+
+#: The account that sends, "you@gmail.com". With MAIL_PASSWORD and no SMTP_HOST, mail goes out through Gmail.
+MAIL_USERNAME: str = ""
+
+#: Its password; for Gmail a 16-letter app password, never the account's own. Secret.
+MAIL_PASSWORD: str = ""
+
+#: The address in From and in the envelope. "": MAIL_USERNAME; without an account, mailasync@localhost.
+MAIL_FROM: str = ""
+
+#: Path of a yagmail OAuth2 file (JSON with a refresh token), instead of MAIL_PASSWORD. It must exist: nothing prompts.
+MAIL_OAUTH2_FILE: str = ""
+
+# --- The next hop: the server that takes our mail -----------------------------------------------------------------
+
+#: Host name. "": smtp.gmail.com if there is an account, else the disposable inbox on 127.0.0.1.
+SMTP_HOST: str = ""
+
+#: TCP port. 0: what SMTP_SECURITY implies: 465 for ssl, 587 for starttls, 25 for none.
+SMTP_PORT: int = 0
+
+#: ssl: TLS from the first byte; starttls: TLS before anything else is said, or the mail stays here; none: in clear.
+SMTP_SECURITY: Literal["ssl", "starttls", "none"] = "ssl"
+
+#: on: log in with the account; off: a relay that knows us by our address.
+SMTP_AUTH: Literal["on", "off"] = "on"
+
+#: Path of a PEM file with the authority that signed the server's certificate. "": the system's authorities.
+SMTP_CA_FILE: str = ""
+
+#: Sessions that one worker keeps open at most. Gmail drops clients that open many more.
+SMTP_CONNECTIONS: int = 10
+
+#: Seconds to wait for connect and for each reply; after the final dot it is 600 (RFC 5321, 4.5.3.2.6).
+SMTP_TIMEOUT_SECONDS: float = 60.0
+
+#: How long to wait after attempt 1, 2, …; the last is repeated. Each wait is varied by 20 %, so that retries spread.
+RETRY_SCHEDULE: str = "30s, 2m, 10m, 1h*3, 4h*4"
+
+#: What to do when the link broke after the final dot and nobody knows whether the mail was taken.
+#: resend: again, with the same Message-ID, as SMTP asks for; hold: stop there and leave it to a person.
+ON_UNCERTAIN: Literal["resend", "hold"] = "resend"
+
+# --- Web ----------------------------------------------------------------------------------------------------------
+
+#: Address to listen on. Anything but loopback needs API_KEY.
+HOST: str = "127.0.0.1"
+
+#: TCP port. On a Mac, AirPlay may hold 5000: take another one, or turn AirPlay's receiver off.
+PORT: int = 5000
+
+#: Requests served at the same time; each waits in a thread for its commit.
+WEB_THREADS: int = 32
+
+#: What clients send as `Authorization: Bearer …`. "": only requests from this machine are served. Secret.
+API_KEY: str = ""
+
+#: Largest request body, in bytes; a larger one gets 413.
+REQUEST_MAX_BYTES: int = 1_000_000
+
+# --- Queue and database -------------------------------------------------------------------------------------------
+
+#: The broker. `flask up` works without one as long as this is "". "": pyamqp://guest@localhost// for the pair. Secret.
+BROKER_URL: str = ""
+
+#: What the queues are in RabbitMQ. Nudges can be lost without harm, so quorum is for clusters only.
+QUEUE_TYPE: Literal["classic", "quorum"] = "classic"
+
+#: SQLAlchemy URL, sqlite:////absolute/path or postgresql://user@host/name. "": a file in instance/ here. Secret.
+DATABASE_URL: str = ""
+
+#: Seconds after which an unseen worker is taken for dead, and what it held is given to others.
+LEASE_SECONDS: float = 20.0
+
+# --- Heavy work ---------------------------------------------------------------------------------------------------
+
+#: How long the simulated heavy work of `POST /` takes, in seconds. 0: none, the mail goes at once.
+SIMULATED_WORK_SECONDS: float = 5.0
+
+#: Modules that register job types, separated by commas, like examples.cafe.jobs.
+JOBS: str = ""
+
+#: Jobs that one worker runs at the same time; as many again may wait in threads, if they only wait.
+JOB_SLOTS: int = 50
+
+# --- The disposable inbox -----------------------------------------------------------------------------------------
+
+#: TCP port of its SMTP server, on 127.0.0.1.
+INBOX_SMTP_PORT: int = 1025
+
+#: TCP port of its pages when it runs alone (`flask inbox`), on 127.0.0.1.
+INBOX_PORT: int = 8025
+
+# --- Logs ---------------------------------------------------------------------------------------------------------
+
+#: Path of a file that gets the log as well. "": only the terminal. Celery's --logfile wins for a worker.
+LOG_FILE: str = ""
+
+#: text, or json: one object a line.
+LOG_FORMAT: Literal["text", "json"] = "text"

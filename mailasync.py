@@ -1,0 +1,353 @@
+"""Queue in: the Celery application, its two tasks, and what a worker is made of.
+
+    celery -A mailasync worker --loglevel=INFO
+
+`sendMail` gets ids of accepted mails from RabbitMQ and delivers them; from any Celery client it takes the mail itself, as the
+JSON object of `POST /`. `runJob` wakes the jobs. Importing this module starts nothing and connects to nothing.
+"""
+
+import logging
+import os
+import re
+import socket
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import amqp
+from celery import Celery, Task, signals
+from celery.exceptions import Reject
+from celery.result import AsyncResult
+from kombu import Connection, Exchange, Producer, Queue
+
+from mailroom import logs
+from mailroom.jobs import registry
+from mailroom.jobs.children import Children
+from mailroom.jobs.runner import Runner
+from mailroom.mail.delivery import Delivery
+from mailroom.mail.errors import InvalidMessage, MailroomError, MalformedJSON, StoreUnavailable
+from mailroom.mail.intake import message_from
+from mailroom.mail.message import Address, Message
+from mailroom.mail.schedule import Schedule
+from mailroom.mail.transport import NextHop, Sessions
+from mailroom.relay import Relay
+from mailroom.settings import PAIR_BROKER_URL, Settings, SettingsError, database_url, load
+from mailroom.store.claims import Claims
+from mailroom.store.database import Database
+from mailroom.store.jobs import Jobs
+from mailroom.store.migrate import check, upgrade
+from mailroom.store.outbox import Acceptance, NewJob, Outbox, new_id
+from mailroom.store.sweeps import Sweeps
+from mailroom.store.workers import Worker
+from mailroom.sweeper import Sweeper
+
+log = logging.getLogger("mailasync")
+
+MAIL_QUEUES = ("mail", "mail.bulk")
+CONFIRM_TIMEOUT_SECONDS = 3
+#: How long a task waits before it gives its message back because the database is away.
+REQUEUE_WAIT_SECONDS = 1.0
+
+celery_app = Celery("mailasync", set_as_current=False)
+
+
+def configure(settings: Settings) -> None:
+    """Set Celery up as `settings` say; every deviation from its defaults prevents a loss, a hang or a double."""
+    registry.load(settings.JOBS)
+    embedded = settings.BROKER_URL.startswith("memory:")
+    arguments = {"x-queue-type": settings.QUEUE_TYPE} if settings.QUEUE_TYPE == "quorum" else None
+    ours = [*MAIL_QUEUES, *registry.queues()]
+    celery_app.conf.update(
+        broker_url=settings.BROKER_URL or PAIR_BROKER_URL,
+        broker_transport_options={"polling_interval": 0.005} if embedded else {
+            "confirm_publish": True,  # without it a broker that dies or is full loses what was "published"
+            "read_timeout": 5, "write_timeout": 5,  # a frozen broker must not hold us
+            "max_retries": 1, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.5},
+        broker_connection_timeout=2, broker_heartbeat=30, broker_pool_acquire_timeout=2,
+        broker_connection_retry_on_startup=True, broker_connection_max_retries=None,  # 100 would end the worker after 45 minutes
+        broker_channel_error_retry=True,
+        broker_native_delayed_delivery_queue_type="classic",
+        task_queues=[*(Queue(name, Exchange(name, "direct"), name, queue_arguments=arguments) for name in ours),
+                     Queue("celery", Exchange("celery", "direct"), "celery")],  # plain, as a stock client declares it
+        task_create_missing_queues=False,
+        task_routes={"mailasync.sendMail": {"queue": "mail"}, "mailasync.runJob": {"queue": registry.DEFAULT_QUEUE}},
+        task_serializer="json", accept_content=["json"], task_ignore_result=True, result_backend=None,
+        task_acks_late=True, task_reject_on_worker_lost=True,
+        task_publish_retry=False,  # the sweeper publishes again; retries here only multiply messages
+        task_send_sent_event=False, worker_send_task_events=True,  # Flower lives on events
+        worker_pool="threads", worker_concurrency=settings.SMTP_CONNECTIONS, worker_prefetch_multiplier=1,
+        worker_cancel_long_running_tasks_on_connection_loss=False,  # it would kill in the middle of a mail
+        worker_enable_remote_control=False,  # whoever reaches the broker could revoke and shut down
+        worker_hijack_root_logger=False, worker_redirect_stdouts=False,
+    )
+    _process.settings = settings
+
+
+class Nudge(Task):  # type: ignore[type-arg]  # celery-types makes Task generic, Celery does not
+    """Publishes without ever hanging or multiplying: through the relay where one runs, else on a connection of its own."""
+
+    typing = False  # Whatever a client sends is answered in the outbox, not by a TypeError in the log.
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> AsyncResult[Any]:  # type: ignore[override]  # narrower
+        relay = _process.relay
+        if relay is not None and not kwargs and args and len(args) == 1 and isinstance(args[0], str):
+            relay.offer(args[0], queue=options.get("queue") or celery_app.conf.task_routes[self.name]["queue"])
+            return AsyncResult(args[0], app=celery_app)
+        connection = bounded_connection()
+        try:
+            return self.publish(Producer(connection.connect() and connection), args, kwargs, **options)
+        finally:
+            connection.collect()
+
+    def publish(self, producer: Producer, args: Any, kwargs: Any = None, **options: Any) -> AsyncResult[Any]:
+        """Publish once, and return when the broker has confirmed it; an error does not prove that it has not."""
+        bounds = {"retry": False, "confirm_timeout": CONFIRM_TIMEOUT_SECONDS, "mandatory": True, "argsrepr": "()", "kwargsrepr": "{}"}
+        return super().apply_async(args, kwargs, producer=producer, **{**bounds, **options})
+
+
+@celery_app.task(name="mailasync.sendMail", bind=True, base=Nudge)
+def sendMail(task: Task, *args: Any, **kwargs: Any) -> None:  # type: ignore[type-arg]
+    """Deliver the mails of these ids; or accept a mail that a Celery client sent as the JSON object of `POST /`."""
+    station = _process.station
+    if station is None:
+        raise Reject("this worker has not started", requeue=True)
+    mail = args[0] if args else kwargs
+    try:
+        if len(args) == 2 and isinstance(args[1], str):
+            settled = station.deliver([str(id) for id in mail], outbox_id=args[1])
+        else:
+            settled = station.accept(str(task.request.id), mail)
+    except StoreUnavailable as e:
+        log.error("%s; the message goes back to the queue", e)
+        time.sleep(REQUEUE_WAIT_SECONDS)
+        settled = False
+    if not settled:
+        raise Reject("not settled", requeue=True)
+
+
+@celery_app.task(name="mailasync.runJob", bind=True, base=Nudge)
+def runJob(task: Task, *args: Any, **kwargs: Any) -> None:  # type: ignore[type-arg]
+    """Look for a job to run. Which one is the outbox's matter; the task is done, and acknowledged, when a slot was woken."""
+    if _process.station is not None:
+        _process.station.runner.wake()
+
+
+def bounded_connection() -> Connection:
+    """A connection whose every step ends in seconds, whatever the broker does."""
+    return celery_app.connection_for_write(connect_timeout=2)
+
+
+def sender(settings: Settings) -> Address:
+    """Who our mails are from."""
+    account = settings.MAIL_USERNAME
+    address = settings.MAIL_FROM or (f"{account}@gmail.com" if account and "@" not in account and not settings.SMTP_HOST else account)
+    if not address:
+        return Address("mailasync@localhost")
+    try:
+        return message_from({"to": address}).to[0]
+    except InvalidMessage as e:
+        raise SettingsError(f"MAILASYNC_MAIL_FROM: {e.errors[0].detail}; set it where MAILASYNC_MAIL_USERNAME is no address") from None
+
+
+def next_hop(settings: Settings) -> NextHop:
+    """Who takes our mail: the server that was set, Gmail if there is an account, else the disposable inbox."""
+    account = bool(settings.MAIL_USERNAME and (settings.MAIL_PASSWORD or settings.MAIL_OAUTH2_FILE))
+    if settings.MAIL_OAUTH2_FILE and not os.path.isfile(os.path.expanduser(settings.MAIL_OAUTH2_FILE)):
+        raise SettingsError(f"MAILASYNC_MAIL_OAUTH2_FILE: expected a yagmail OAuth2 file, got {settings.MAIL_OAUTH2_FILE!r}")
+    if not account and not settings.SMTP_HOST:
+        return NextHop(host="127.0.0.1", port=settings.INBOX_SMTP_PORT, security="none", timeout_seconds=settings.SMTP_TIMEOUT_SECONDS)
+    known = account and settings.SMTP_AUTH == "on"
+    return NextHop(
+        host=settings.SMTP_HOST or "smtp.gmail.com",
+        port=settings.SMTP_PORT or {"ssl": 465, "starttls": 587, "none": 25}[settings.SMTP_SECURITY],
+        security=settings.SMTP_SECURITY, ca_file=settings.SMTP_CA_FILE, timeout_seconds=settings.SMTP_TIMEOUT_SECONDS,
+        user=settings.MAIL_USERNAME if known else "", password=settings.MAIL_PASSWORD if known else "",
+        oauth2_file=settings.MAIL_OAUTH2_FILE if known else "")
+
+
+def acceptance(message: Message, work_seconds: float, *, id: str = "") -> Acceptance:
+    """What accepting this message writes: its Message-ID is fixed here, and a job before it if there is work to simulate."""
+    id, job = id or new_id(), None
+    if work_seconds:
+        kind = registry.job_type("simulate")
+        job = NewJob(id=new_id(), name=kind.name, args={"seconds": work_seconds}, queue=kind.queue,
+                     timeout_seconds=kind.timeout_seconds, max_attempts=kind.max_attempts)
+    # A client chose the id of a task, so it may hold anything; what goes into a header may not.
+    local = id if re.fullmatch(r"[A-Za-z0-9-]{1,64}", id) else new_id()
+    domain = sender(_process.settings).address.rpartition("@")[2]
+    return Acceptance(id=id, message=message, message_id=f"{local}@{domain}", job=job)
+
+
+def open_database(settings: Settings, *, file_name: str = "mailasync.sqlite3") -> Database:
+    """Open the outbox; the file that is ours by default is brought up to date, any other only by `flask db upgrade`."""
+    database = Database(database_url(settings, file_name=file_name))
+    if not settings.DATABASE_URL:
+        upgrade(database)
+    check(database)
+    return database
+
+
+def start_relay(database: Database) -> Relay:
+    """The publisher of this process, started when it is first asked for."""
+    if _process.relay is None:
+        sweeps = Sweeps(database, _process.settings.LEASE_SECONDS, _process.settings.ON_UNCERTAIN)
+
+        def publish(producer: Producer, queue: str, ids: Sequence[str]) -> None:
+            if queue in MAIL_QUEUES:
+                sendMail.publish(producer, (list(ids), database.outbox_id), queue=queue)
+            else:
+                runJob.publish(producer, (ids[0],), queue=queue)
+
+        def published(queue: str, ids: Sequence[str]) -> None:
+            if queue in MAIL_QUEUES:
+                Outbox(database).mark_published(ids)
+
+        _process.relay = Relay(bounded_connection, publish, published=published, unpublished=sweeps.unpublish)
+        _process.relay.start()
+    return _process.relay
+
+
+class Station:
+    """What makes a process a worker: heartbeat, sweeper, deliveries and jobs, on one database."""
+
+    def __init__(self, settings: Settings, database: Database, *, name: str, queues: Sequence[str], connections: int) -> None:
+        self.database = database
+        self.outbox = Outbox(database)
+        self.settings = settings
+        self.mismatched = False
+        owner = str(uuid.uuid4())
+        self.hop = next_hop(settings)
+        self.relay = start_relay(database)
+        self.worker = Worker(database, owner, name, queues)
+        jobs = Jobs(database, owner, settings.LEASE_SECONDS)
+        self.delivery = Delivery(
+            Claims(database, owner, settings.LEASE_SECONDS), Sessions(self.hop), sender(settings), Schedule.parse(settings.RETRY_SCHEDULE),
+            settings.ON_UNCERTAIN, connections)
+        self.runner = Runner(jobs, [queue for queue in queues if queue in registry.queues()], slots=settings.JOB_SLOTS,
+                             children=Children(registry.modules(settings.JOBS)), queued=lambda id: self.relay.offer(id, queue="mail"))
+        self.sweeper = Sweeper(Sweeps(database, settings.LEASE_SECONDS, settings.ON_UNCERTAIN), self.worker, jobs, self.relay,
+                               self.runner.wake, settings.LEASE_SECONDS)
+        self.sweeper.start()
+        log.info("worker %s: mail goes to %s; outbox %r", name, self.hop, database)
+
+    def deliver(self, ids: list[str], *, outbox_id: str) -> bool:
+        """Deliver what a nudge names. False: it is to go back to the queue."""
+        if outbox_id != self.database.outbox_id:
+            log.error("this worker reads outbox %s (%r), but the nudge is from outbox %s: web and worker need the same "
+                      "MAILASYNC_DATABASE_URL", self.database.outbox_id, self.database, outbox_id)
+            return True
+        return self.delivery.deliver(ids)
+
+    def accept(self, id: str, mail: object) -> bool:
+        """Accept what a Celery client sent; what is no mail is recorded as failed under the task's id, with the reason."""
+        if isinstance(mail, str) and self.outbox.standing(mail):
+            return self.delivery.deliver([mail])
+        try:
+            accepted = acceptance(message_from(mail), self.settings.SIMULATED_WORK_SECONDS, id=id)
+        except (MalformedJSON, InvalidMessage) as e:
+            log.error("task %s is no mail that can be accepted; see GET /v1/messages/%s", id, id)
+            accepted = Acceptance(id=id, message=Message(to=()), message_id=f"{new_id()}@localhost", failed=str(e))
+        if self.outbox.accept(accepted) and not accepted.failed:
+            if accepted.job:
+                self.runner.wake()
+            else:
+                self.relay.offer(id, queue="mail")
+        return True
+
+    def close(self) -> None:
+        """End in order: nothing is left that anybody would have to wait for."""
+        self.delivery.stop()
+        self.delivery.close()
+        self.runner.close()
+        self.sweeper.stop()
+        self.relay.stop()
+        try:
+            self.worker.stop()
+        except StoreUnavailable as e:
+            log.error("%s", e)
+        self.database.close()
+
+
+@dataclass
+class _Process:
+    """What this process runs, if it serves or works."""
+
+    settings: Settings
+    relay: Relay | None = None
+    station: Station | None = None
+    database: Database | None = None  #: set by a process that serves and works at the same time
+
+
+_process = _Process(load())
+configure(_process.settings)
+
+
+def share_database(database: Database) -> None:
+    """Let the worker of this process use the database that its web side has opened."""
+    _process.database = database
+
+
+def stop_claiming() -> None:
+    """Begin no attempt and no job any more; what is past its fence goes on."""
+    if _process.station is not None:
+        _process.station.delivery.stop()
+        _process.station.runner.stop()
+
+
+@signals.celeryd_init.connect
+def _name_worker(sender: str, instance: Any, **kwargs: object) -> None:
+    """A second worker of the same name would be refused; so each start has a name of its own, unless -n gave one."""
+    if instance.hostname == f"celery@{socket.gethostname()}":
+        instance.hostname = f"mailasync-{os.getpid()}-{uuid.uuid4().hex[:4]}@{socket.gethostname()}"
+
+
+@signals.worker_init.connect
+def _start_station(sender: Any, **kwargs: object) -> None:
+    pool = sender.pool_cls if isinstance(sender.pool_cls, str) else f"{sender.pool_cls.__module__}"
+    if "thread" not in pool and "solo" not in pool:
+        raise SystemExit("mail runs in threads, because no process may fork after it opened a database: leave -P away")
+    celery_app.set_default()  # Else the pool's threads see another application, and tasks vanish.
+    refuse_other_queues()
+    settings = _process.settings
+    try:
+        database = _process.database or open_database(settings)
+        _process.station = Station(settings, database, name=sender.hostname, queues=list(celery_app.amqp.queues.consume_from),
+                                   connections=min(settings.SMTP_CONNECTIONS, int(sender.concurrency)))
+    except (MailroomError, SettingsError) as e:
+        raise SystemExit(f"mailasync: {e}") from None
+
+
+def refuse_other_queues() -> None:
+    """Stop where the broker has one of our queues with other arguments: no worker could ever declare it."""
+    connection = bounded_connection()
+    try:
+        connection.connect()
+        for queue in celery_app.amqp.queues.values():
+            queue(connection.default_channel).declare()
+    except amqp.exceptions.PreconditionFailed as e:
+        raise SystemExit(f"mailasync: a queue exists with other arguments ({e.reply_text}); delete it, or set MAILASYNC_QUEUE_TYPE "
+                         "to what it is") from None
+    except Exception as e:  # The broker is away: Celery itself keeps trying, and says so.
+        log.debug("queues not looked at: %s", type(e).__name__)
+    finally:
+        connection.collect()
+
+
+@signals.worker_shutting_down.connect
+def _stop_claiming(**kwargs: object) -> None:
+    stop_claiming()
+
+
+@signals.worker_shutdown.connect
+def _close_station(**kwargs: object) -> None:
+    station, _process.station, _process.relay = _process.station, None, None
+    if station is not None:
+        station.close()
+
+
+@signals.after_setup_logger.connect
+@signals.after_setup_task_logger.connect
+def _finish_logging(logger: logging.Logger, **kwargs: object) -> None:
+    logs.finish_setup(_process.settings, logger)

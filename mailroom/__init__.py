@@ -1,0 +1,25 @@
+"""The service: the road of a mail, and the words used for it.
+
+The road, each step with its file:
+
+    api/messages.py     bytes of a POST -> mail/message.py Message; problems.py says what is wrong with them
+    store/outbox.py     accept: rows on disk, by store/commits.py many requests in one commit; only then 200
+    relay.py            the id goes to RabbitMQ, from an own thread; what it cannot publish, the sweeper publishes later
+    mailasync.py        a worker's sendMail gets ids and calls mail/delivery.py deliver
+    store/claims.py     claim: the rows are this worker's
+    mail/compose.py     RFC 5322 bytes
+    mail/transport.py   MAIL, RCPT, DATA over a yagmail session; before the payload delivery asks store/claims.py fence
+    store/claims.py     finish: per recipient, with the server's words
+    sweeper.py          in every worker: what is due, what was never published, what a dead worker left behind
+
+The words:
+
+    outbox      the database. Its rows are the truth about every mail; all else may be lost and is made again from them.
+    nudge       a message on a queue: "look at these ids". It may be lost, doubled or late without harm.
+    claim       to become the owner of queued rows; a row has one owner at a time.
+    fence       the last look before the payload: still mine, am I still alive? Committed before the first byte of it.
+    next hop    the SMTP server that we hand mail to. Its 250 after the final dot is what `sent` means.
+    uncertain   the payload went out and no reply came: nobody knows whether the next hop has the mail.
+    lease       how long a worker may be unseen until its rows are given to others.
+    job         work that runs before its mail goes, in a thread or a child process, never where mail is sent.
+"""

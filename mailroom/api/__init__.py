@@ -1,0 +1,1 @@
+"""HTTP in: JSON requests, JSON answers, problem details (RFC 9457)."""

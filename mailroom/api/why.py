@@ -1,0 +1,45 @@
+"""Says in words what a message waits for."""
+
+from datetime import UTC, datetime
+
+from mailroom.mail.message import FINAL, State
+from mailroom.relay import Relay
+from mailroom.store.outbox import Standing
+
+
+def why(standing: Standing, relay: Relay | None, *, lease_seconds: float) -> str:
+    """One sentence: what it waits for and since when, or how it ended."""
+    row, state = standing.row, State(standing.row["state"])
+    if state in FINAL:
+        return f"{state}: {row['reason']}" if row["reason"] else str(state)
+    if state is State.DEFERRED:
+        return f"tried again at {_at(row['next_attempt_at'])}: {row['reason']}"
+    if state is State.SCHEDULED:
+        return f"to be sent at {_at(row['next_attempt_at'])}"
+    if state is State.HELD:
+        return "held until somebody releases it"
+    if blocked := _blocked(standing, relay, lease_seconds):
+        return blocked
+    if state is State.WAITING and standing.job:
+        job = standing.job
+        return f"its job {job['name']} is {job['state']}" + (f": {job['step']}" if job["step"] and job["state"] == "running" else "")
+    if state is State.QUEUED:
+        return "waits for a worker to take it" if row["published_at"] else "waits to be handed to the broker"
+    return f"a worker is handing it to the mail server, attempt {row['attempt']}"
+
+
+def _blocked(standing: Standing, relay: Relay | None, lease_seconds: float) -> str:
+    """What keeps every mail from moving, if something does."""
+    faults = []
+    if relay and relay.down:
+        since, words = relay.down
+        faults.append(f"broker unreachable since {_at(int(since * 1000))} ({words})")
+    if standing.worker_seen_at is None:
+        faults.append("no worker was ever seen; start one with `celery -A mailasync worker --loglevel=INFO`")
+    elif standing.worker_beat_at is None or standing.now - standing.worker_beat_at > lease_seconds * 1000:
+        faults.append(f"no worker seen since {_at(standing.worker_seen_at)}")
+    return "; ".join(faults)
+
+
+def _at(ms: int) -> str:
+    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")

@@ -1,0 +1,144 @@
+"""Keeps what was received: the newest letters, in memory, until the process ends."""
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+
+from mailroom.inbox.contents import Body, Head, read_body, read_head, read_headers, scrub
+
+LETTERS_MAX_COUNT = 500
+LETTERS_MAX_BYTES = 200_000_000
+#: Each one who waits holds a thread of the server.
+WAITERS_MAX = 16
+
+
+@dataclass(frozen=True)
+class Letter:
+    """One mail as it came: the envelope, and the bytes; nothing is parsed until somebody asks."""
+
+    id: str
+    received_at: datetime
+    sender: str
+    recipients: tuple[str, ...]
+    raw: bytes = field(repr=False)
+
+    @cached_property
+    def head(self) -> Head:
+        """Its main headers, decoded."""
+        return read_head(self.raw)
+
+    @property
+    def headers(self) -> list[tuple[str, str]]:
+        """All headers in their order, decoded."""
+        return read_headers(self.raw)
+
+    # Not kept: decoded text is up to four times as big as the bytes, which alone are bounded.
+    @property
+    def body(self) -> Body:
+        """Text, HTML and attachments, taken apart anew at each call."""
+        return read_body(self.raw)
+
+    @cached_property
+    def addresses(self) -> frozenset[str]:
+        """The recipients as they are compared."""
+        return frozenset(address.casefold() for address in self.recipients)
+
+
+class Letters:
+    """The newest letters; the oldest go when there are too many or they take too many bytes.
+
+    All methods may be called from any thread.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_count: int = LETTERS_MAX_COUNT,
+        max_bytes: int = LETTERS_MAX_BYTES,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._max_count = max_count
+        self._max_bytes = max_bytes
+        self._now = now
+        self._letters: dict[str, Letter] = {}
+        self._bytes = 0
+        self._waiters = 0
+        self._changed = threading.Condition()
+
+    def __len__(self) -> int:
+        return len(self._letters)
+
+    @property
+    def waiters(self) -> int:
+        """How many are inside `wait` now."""
+        return self._waiters
+
+    def add(self, sender: str, recipients: Sequence[str], raw: bytes) -> Letter:
+        """Keep a mail, wake those who wait for it, and drop the oldest that no longer fit."""
+        to = tuple(scrub(address) for address in recipients)
+        with self._changed:
+            id = secrets.token_hex(5)
+            while id in self._letters:
+                id = secrets.token_hex(5)
+            letter = self._letters[id] = Letter(id, self._now(), scrub(sender), to, raw)
+            self._bytes += len(raw)
+            self._prune()
+            self._changed.notify_all()
+        return letter
+
+    def get(self, id: str) -> Letter | None:
+        """Return one letter, or None if it never was here or is gone."""
+        return self._letters.get(id)
+
+    def newest(self, to: str | None = None) -> list[Letter]:
+        """Return the letters to that envelope recipient (any case), or all; the newest first."""
+        with self._changed:
+            letters = list(self._letters.values())
+        letters.reverse()
+        if to is None:
+            return letters
+        address = to.casefold()
+        return [letter for letter in letters if address in letter.addresses]
+
+    def wait(self, to: str | None, timeout: float) -> list[Letter]:
+        """Return what `newest` does, as soon as that is not empty or `timeout` seconds are over.
+
+        It returns at once when WAITERS_MAX others wait.
+        """
+        until = time.monotonic() + timeout
+        with self._changed:
+            if self._waiters >= WAITERS_MAX:
+                return self.newest(to)
+            self._waiters += 1
+            try:
+                while not (found := self.newest(to)):
+                    left = until - time.monotonic()
+                    if left <= 0 or not self._changed.wait(left):
+                        return self.newest(to)
+                return found
+            finally:
+                self._waiters -= 1
+
+    def clear(self) -> None:
+        """Forget all letters."""
+        with self._changed:
+            self._letters.clear()
+            self._bytes = 0
+
+    def _prune(self) -> None:
+        # The one that has just come stays, however big it is.
+        while len(self._letters) > self._max_count or (
+            self._bytes > self._max_bytes and len(self._letters) > 1
+        ):
+            oldest = self._letters.pop(next(iter(self._letters)))
+            self._bytes -= len(oldest.raw)
+
+
+def address_asked(to: str | None) -> str | None:
+    """Return the address that a query string asks for, or None if it asks for none."""
+    # Who writes ?to=bob+tag@example.org means the plus, which a query string reads as a space.
+    return to.strip().replace(" ", "+") or None if to else None

@@ -1,0 +1,223 @@
+"""Speaks SMTP with whoever sends: takes every mail for everyone, and has no way to send one on."""
+
+import asyncio
+import errno
+import logging
+import os
+import re
+import socket
+import threading
+from types import TracebackType
+from typing import Self
+
+from aiosmtpd.smtp import SMTP, Envelope, Session
+
+from mailroom.inbox.letters import Letters
+
+#: What Gmail announces as SIZE, so that what fits here fits there.
+MAIL_MAX_BYTES = 35_882_577
+_CHUNK_BYTES = 262_144
+_CONNECTIONS_WAITING = 128
+
+_LONE_DOT = b".\r\n"
+_END = b"\r\n" + _LONE_DOT
+_STARTS_OF_END = tuple(_END[:n] for n in range(1, len(_END)))
+_PLAIN_ADDRESS = re.compile(r"<([\w.!#$%&'*+/=?^`{|}~-]+@[\w.-]+)>(.*)", re.ASCII)
+
+
+class PortTaken(OSError):
+    """Another program listens where the inbox was to."""
+
+    def __init__(self, port: int) -> None:
+        way_out = "set MAILASYNC_INBOX_SMTP_PORT or stop the other program"
+        super().__init__(errno.EADDRINUSE, f"port {port} is taken; {way_out}")
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+class Inbox:
+    """The SMTP server, in a thread of its own; what it takes goes to `letters`.
+
+    With port 0 the system chooses, and `port` tells which after `start()`.
+    """
+
+    def __init__(
+        self, host: str = "127.0.0.1", port: int = 1025, *, letters: Letters | None = None
+    ) -> None:
+        self.host = host
+        self.port = port
+        self.letters = Letters() if letters is None else letters
+        self._transports: set[asyncio.Transport] = set()
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping: asyncio.Event | None = None
+        self._ready = threading.Event()
+
+    def start(self) -> None:
+        """Listen and return; from then on mail is taken.
+
+        Raises:
+          PortTaken: another program listens there.
+          OSError: the address cannot be used at all.
+        """
+        # aiosmtpd logs addresses at INFO and every line of a mail at DEBUG.
+        logging.getLogger("mail.log").setLevel(logging.ERROR)
+        listener = _listen(self.host, self.port)
+        self.port = listener.getsockname()[1]
+        self._ready.clear()
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._serve(listener)), name="inbox", daemon=True
+        )
+        self._thread.start()
+        self._ready.wait()
+
+    def stop(self) -> None:
+        """Close the port and all connections; a mail without its 250 is not kept."""
+        if self._thread is None or self._loop is None or self._stopping is None:
+            return
+        self._loop.call_soon_threadsafe(self._stopping.set)
+        self._thread.join()
+        self._thread = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    async def _serve(self, listener: socket.socket) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
+        handler = _Keeper(self.letters)
+        server = await self._loop.create_server(
+            lambda: _Conversation(handler, self._transports), sock=listener
+        )
+        self._ready.set()
+        await self._stopping.wait()
+        server.close()
+        for transport in list(self._transports):
+            transport.abort()
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        if tasks:
+            await asyncio.wait(tasks)
+
+
+class _Keeper:
+    """The hooks that aiosmtpd calls."""
+
+    def __init__(self, letters: Letters) -> None:
+        self._letters = letters
+
+    async def handle_EHLO(
+        self, server: SMTP, session: Session, envelope: Envelope, host: str, replies: list[str]
+    ) -> list[str]:
+        """Announce PIPELINING: commands are read one by one from a buffer and answered in order."""
+        session.host_name = host
+        return [*replies[:-1], "250-PIPELINING", replies[-1]]
+
+    async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:
+        """Keep the mail."""
+        sender = envelope.mail_from or ""
+        raw = envelope.original_content or b""
+        letter = self._letters.add(sender.removeprefix("<>"), envelope.rcpt_tos, raw)
+        return f"250 2.0.0 kept as {letter.id}"
+
+
+class _Conversation(SMTP):
+    """One connection. Takes lines of any length, and the payload in big pieces instead of lines."""
+
+    line_length_limit = _CHUNK_BYTES
+
+    def __init__(self, handler: _Keeper, transports: set[asyncio.Transport]) -> None:
+        super().__init__(
+            handler,
+            data_size_limit=MAIL_MAX_BYTES,
+            enable_SMTPUTF8=True,
+            hostname="localhost",  # Else each connection asks the DNS for this machine's name.
+            ident="mailasync inbox",
+            loop=asyncio.get_running_loop(),
+        )
+        self._transports = transports
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transports.add(transport)
+        super().connection_made(transport)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if isinstance(self.transport, asyncio.Transport):
+            self._transports.discard(self.transport)
+        super().connection_lost(error)
+
+    async def smtp_DATA(self, arg: str | None) -> None:
+        """Take the payload; a tenth of the time that aiosmtpd's own loop over lines takes."""
+        if await self.check_helo_needed():
+            return
+        if self.envelope is None or not self.envelope.rcpt_tos:
+            await self.push("503 5.5.1 need RCPT command")
+            return
+        if arg:
+            await self.push("501 5.5.4 Syntax: DATA")
+            return
+        await self.push("354 End data with <CR><LF>.<CR><LF>")
+        raw = await self._read_payload()
+        if raw is None:
+            reply = f"552 5.3.4 a mail may have {MAIL_MAX_BYTES} bytes"
+        else:
+            self.envelope.content = self.envelope.original_content = raw
+            reply = await self._call_handler_hook("DATA")
+        self.envelope = self._create_envelope()
+        await self.push(reply)
+
+    async def _read_payload(self) -> bytes | None:
+        """Return the mail without its transparent dots (RFC 5321, 4.5.2); None if it is too big."""
+        # The end may begin in the very first bytes, where there is no line end before it yet, and
+        # no byte after it may be read: the next command can be there already.
+        chunk = await self._reader.readexactly(3)
+        while chunk.endswith(_STARTS_OF_END) and chunk != _LONE_DOT and not chunk.endswith(_END):
+            chunk += await self._reader.readexactly(1)
+        chunks, size = [chunk], len(chunk)
+        while not (chunk.endswith(_END) or chunk == _LONE_DOT):
+            try:
+                chunk = await self._reader.readuntil(_END)
+            except asyncio.LimitOverrunError as error:
+                chunk = await self._reader.readexactly(error.consumed)
+            size += len(chunk)
+            if size > MAIL_MAX_BYTES + len(_END):
+                chunks.clear()  # And read on: the reply may come only after the last dot.
+            else:
+                chunks.append(chunk)
+        if not chunks:
+            return None
+        payload = b"".join(chunks).removesuffix(_LONE_DOT)
+        return payload.removeprefix(b".").replace(b"\r\n.", b"\r\n")
+
+    def _getaddr(self, arg: str) -> tuple[str | None, str | None]:
+        # The parser behind it takes as long as the rest of the command.
+        plain = _PLAIN_ADDRESS.fullmatch(arg)
+        return (plain[1], plain[2]) if plain else super()._getaddr(arg)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    # The protocol number is there because asyncio turns Nagle's algorithm off only where it sees
+    # it; socket.create_server leaves it 0, and pipelined commands then take 40 ms each.
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        if os.name == "posix":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(_CONNECTIONS_WAITING)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise PortTaken(port) from error
+        raise
+    return listener

@@ -1,0 +1,76 @@
+"""Where the log goes and how it looks; and what must never be in it: addresses and bodies."""
+
+import json
+import logging
+import re
+import socket
+import sys
+from datetime import UTC, datetime
+
+from mailroom.settings import Settings
+
+_ADDRESS = re.compile(r"[^\s<>()\[\]{},;:\"'`=]+@[^\s<>()\[\]{},;\"'`]+")
+#: Loggers that write out task arguments (a client's whole mail) below WARNING, and nothing else that is worth it.
+_ARGUMENTS_SHOWN = frozenset({"celery.pool", "celery.concurrency.base"})
+#: Celery's texts about messages that it cannot use; they end in a dump of headers and body.
+_DUMPS = re.compile(r"(body:|headers:|The full contents of the message|Please see\n).*", re.DOTALL)
+
+_HOST_NAME = socket.gethostname()
+
+TEXT_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class NoPersonalData(logging.Filter):
+    """Takes addresses out of every record, and drops or cuts those that show the arguments of a task."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name in _ARGUMENTS_SHOWN and record.levelno < logging.WARNING:
+            return False
+        message = record.getMessage()
+        if record.name.startswith("celery.worker.consumer"):
+            message = _DUMPS.sub("(not shown)", message)
+        record.msg, record.args = _ADDRESS.sub(_masked, message), None
+        if record.exc_info and not record.exc_text:
+            record.exc_text = _ADDRESS.sub(_masked, logging.Formatter().formatException(record.exc_info))
+        return True
+
+
+def _masked(found: re.Match[str]) -> str:
+    """The names of workers look like addresses, and stay."""
+    return found[0] if found[0].rstrip(".:").endswith(f"@{_HOST_NAME}") else "<address>"
+
+
+class JSONFormatter(logging.Formatter):
+    """One object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {"time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"), "level": record.levelname,
+                "logger": record.name, "message": record.getMessage()}
+        if record.exc_info:
+            line["exception"] = record.exc_text or self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def setup_web(settings: Settings) -> None:
+    """Log to the terminal; for processes that Celery does not set up."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(formatter(settings))
+    finish_setup(settings, logging.getLogger())
+
+
+def finish_setup(settings: Settings, logger: logging.Logger) -> None:
+    """Add LOG_FILE, the format, and the filter to the handlers that `logger` has."""
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    if settings.LOG_FILE and not any(isinstance(handler, logging.FileHandler) for handler in logger.handlers):
+        to_file = logging.FileHandler(settings.LOG_FILE)
+        to_file.setFormatter(formatter(settings))
+        logger.addHandler(to_file)
+    for handler in logger.handlers:
+        if settings.LOG_FORMAT == "json":
+            handler.setFormatter(formatter(settings))
+        handler.addFilter(NoPersonalData())
+
+
+def formatter(settings: Settings) -> logging.Formatter:
+    return JSONFormatter() if settings.LOG_FORMAT == "json" else logging.Formatter(TEXT_FORMAT)

@@ -1,0 +1,166 @@
+"""Delivers claimed mails: the protocol that makes "accepted is kept" and "once" true. Read `deliver` first."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from mailroom.mail.compose import compose
+from mailroom.mail.errors import NotTaken, StoreUnavailable, Unanswered
+from mailroom.mail.message import Address, Claim, Outcome, State
+from mailroom.mail.schedule import Schedule
+from mailroom.mail.transport import FenceRefused, Receipt, Reply, Session, Sessions
+
+log = logging.getLogger("mailasync.delivery")
+
+#: Waits between tries to write an outcome while the database is away, in seconds.
+RECORD_WAIT_MIN_SECONDS = 0.05
+RECORD_WAIT_MAX_SECONDS = 2.0
+
+#: Replies about our account or its pace, not about this mail; some look permanent and are not (Gmail's 550 5.4.5).
+_OF_ACCOUNT_CODES = frozenset({421, 454, 530, 534, 535})
+_OF_ACCOUNT_TEXTS = ("5.4.5", "Daily SMTP relay limit", "Daily user sending limit")
+
+
+class Outbox(Protocol):
+    """What delivery needs of the outbox; store/claims.py is it."""
+
+    def claim(self, ids: Sequence[str]) -> list[Claim]: ...
+    def fence(self, claim: Claim) -> bool: ...
+    def finish(self, claim: Claim, outcome: Outcome) -> bool: ...
+    def release(self, claim: Claim) -> bool: ...
+
+
+@dataclass
+class Delivery:
+    """Hands the mails of one worker to the next hop, many at a time on sessions that stay open."""
+
+    outbox: Outbox
+    sessions: Sessions
+    sender: Address
+    schedule: Schedule
+    on_uncertain: str  #: resend or hold
+    connections: int
+    _stopping: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self._threads = ThreadPoolExecutor(self.connections, thread_name_prefix="smtp")
+
+    def deliver(self, ids: Sequence[str]) -> bool:
+        """Try each of `ids` that is queued, once, and record how it went. False: some were given back, as we are stopping."""
+        if self._stopping.is_set():
+            return False
+        claims = self.outbox.claim(ids)
+        if len(claims) == 1:
+            return self._deliver_one(claims[0])
+        return all(list(self._threads.map(self._deliver_one, claims)))
+
+    def stop(self) -> None:
+        """Begin no attempt any more, and pass no fence; what is past it goes on."""
+        self._stopping.set()
+
+    def close(self) -> None:
+        self._threads.shutdown()
+        self.sessions.close()
+
+    def _deliver_one(self, claim: Claim) -> bool:
+        started = time.monotonic()
+        try:
+            outcome = self._attempt(claim)
+        except FenceRefused:
+            outcome = None
+        except StoreUnavailable as e:
+            log.error("message %s attempt %d: not sent: %s", claim.id, claim.attempt, e)
+            outcome = None
+        if outcome is None:
+            return not self._record(claim, lambda: self.outbox.release(claim))
+        if self._record(claim, lambda: self.outbox.finish(claim, outcome)):
+            log.info("message %s attempt %d: %s in %.2fs", claim.id, claim.attempt, _told(outcome), time.monotonic() - started)
+        else:
+            log.error("message %s attempt %d: %s, but it is no longer ours; that attempt is not recorded", claim.id, claim.attempt,
+                      outcome.state)
+        return True
+
+    def _attempt(self, claim: Claim) -> Outcome | None:
+        """One attempt; None if it was not begun."""
+        if self._stopping.is_set():
+            return None
+        try:
+            payload = compose(claim, sender=self.sender)
+        except Exception as e:  # Whatever it is, it would be so again; its text may hold the content.
+            log.error("message %s could not be composed: %s", claim.id, type(e).__name__)
+            return self._for_all(claim, State.FAILED, f"could not be composed: {type(e).__name__}")
+        people = {position: claim.message.to[position].address for position in claim.pending}
+        try:
+            with self.sessions.borrow() as session:
+                return self._judge(claim, self._hand_over(session, claim, people, payload))
+        except Unanswered as e:
+            return self._uncertain(claim, e.reply)
+        except NotTaken as e:
+            return self._later(claim, e.reply, forever=e.code in _OF_ACCOUNT_CODES)
+
+    def _hand_over(self, session: Session, claim: Claim, people: dict[int, str], payload: bytes) -> Receipt:
+        return session.attempt(self.sender.address, people, payload,
+                               fence=lambda: not self._stopping.is_set() and self.outbox.fence(claim))
+
+    def _judge(self, claim: Claim, receipt: Receipt) -> Outcome:
+        """Turn replies into an outcome for each recipient, and for the message."""
+        replies = {position: receipt.refused.get(position, receipt.final) or Reply(0, "no reply") for position in claim.pending}
+        found = {position: (_state(reply), str(reply)) for position, reply in replies.items()}
+        states = {state for state, _ in found.values()}
+        worst = max(replies.values(), key=lambda reply: reply.code)
+        if State.DEFERRED in states:
+            temporary = next(reply for reply in replies.values() if _state(reply) is State.DEFERRED)
+            return self._later(claim, str(temporary), found, forever=_of_account(temporary))
+        sent = State.SENT in states or claim.sent_before
+        return Outcome(state=State.SENT if sent else State.FAILED, reason=str(worst), recipients=found)
+
+    def _later(self, claim: Claim, reason: str, found: dict[int, tuple[State, str]] | None = None, *, forever: bool,
+               uncertain: bool = False) -> Outcome:
+        """Defer, or fail where the schedule is used up; `forever`: the trouble is not this mail's, so it must not fail of it."""
+        found = found or dict.fromkeys(claim.pending, (State.DEFERRED, reason))
+        wait = self.schedule.last_wait_seconds() if forever else self.schedule.wait_seconds(claim.attempt)
+        if wait is not None:
+            return Outcome(state=State.DEFERRED, reason=reason, recipients=found, wait_seconds=wait, uncertain=uncertain)
+        given_up = {position: (State.FAILED if state is State.DEFERRED else state, reply) for position, (state, reply) in found.items()}
+        sent = claim.sent_before or any(state is State.SENT for state, _ in given_up.values())
+        return Outcome(state=State.SENT if sent else State.FAILED, recipients=given_up, uncertain=uncertain,
+                       reason=f"gave up after attempt {claim.attempt}: {reason}")
+
+    def _uncertain(self, claim: Claim, reason: str) -> Outcome:
+        if self.on_uncertain == "resend":
+            return self._later(claim, reason, forever=False, uncertain=True)
+        return self._for_all(claim, State.UNCERTAIN, reason, uncertain=True)
+
+    def _for_all(self, claim: Claim, state: State, reason: str, *, uncertain: bool = False) -> Outcome:
+        return Outcome(state=state, reason=reason, recipients=dict.fromkeys(claim.pending, (state, reason)), uncertain=uncertain)
+
+    def _record(self, claim: Claim, write: Callable[[], bool]) -> bool:
+        """Write until it is committed, however long the database is away: what was read from a server must not be forgotten."""
+        wait_seconds = RECORD_WAIT_MIN_SECONDS
+        while True:
+            try:
+                return write()
+            except StoreUnavailable as e:
+                log.error("message %s attempt %d: its outcome waits for the database: %s", claim.id, claim.attempt, e)
+                time.sleep(wait_seconds)
+                wait_seconds = min(2 * wait_seconds, RECORD_WAIT_MAX_SECONDS)
+
+
+def _state(reply: Reply) -> State:
+    if reply.accepts:
+        return State.SENT
+    return State.FAILED if 500 <= reply.code < 600 and not _of_account(reply) else State.DEFERRED
+
+
+def _of_account(reply: Reply) -> bool:
+    return reply.code in _OF_ACCOUNT_CODES or any(text in reply.text for text in _OF_ACCOUNT_TEXTS)
+
+
+def _told(outcome: Outcome) -> str:
+    """State and code for the log; the rest of a reply may hold an address."""
+    code = outcome.reason[:3]
+    return f"{outcome.state} ({code})" if code.isdigit() else str(outcome.state)

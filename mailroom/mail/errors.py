@@ -1,0 +1,76 @@
+"""What can go wrong with a mail.
+
+    MailroomError
+    ├── MalformedJSON           the bytes are not one JSON object
+    ├── InvalidMessage          the object is not a message; lists every wrong field
+    ├── StoreUnavailable        the database did not take or give what it was asked for
+    └── TransportError          an attempt ended without a reply that takes the mail
+        ├── NotTaken            the next hop said no, or could not be reached, before it had the whole mail
+        └── Unanswered          the whole mail went out and no reply came back
+"""
+
+from dataclasses import dataclass
+
+
+class MailroomError(Exception):
+    """Base of all errors that this service raises on purpose."""
+
+
+class MalformedJSON(MailroomError):
+    """The bytes are not one JSON object in UTF-8, or are nested deeper than any message needs."""
+
+
+@dataclass(frozen=True)
+class FieldError:
+    """One wrong field: where it is (a JSON pointer as URI fragment, RFC 6901, 6), what was expected and what came."""
+
+    pointer: str
+    detail: str
+
+
+class InvalidMessage(MailroomError):
+    """A well-formed object that is no message that can be sent; `errors` has every wrong field at once."""
+
+    def __init__(self, errors: list[FieldError]) -> None:
+        self.errors = errors
+        super().__init__("; ".join(f"{e.pointer}: {e.detail}" for e in errors))
+
+
+class StoreUnavailable(MailroomError):
+    """The database could not be reached, or could not write: nothing that was asked for has happened."""
+
+
+class TransportError(MailroomError):
+    """An attempt ended without a final reply that takes the mail.
+
+    `reply` is the server's last words ("550 5.7.1 no"), or ours where no server spoke.
+    """
+
+    def __init__(self, reply: str, *, code: int = 0) -> None:
+        self.reply = reply
+        self.code = code
+        super().__init__(reply)
+
+    @property
+    def permanent(self) -> bool:
+        """Whether trying the same mail again cannot help."""
+        return 500 <= self.code < 600
+
+
+class NotTaken(TransportError):
+    """The attempt ended before the final dot, or the dot was answered with a refusal: nobody has the mail.
+
+    `of_message` is False where the trouble is not this mail's but the session's or the account's (connect, TLS, AUTH).
+    """
+
+    def __init__(self, reply: str, *, code: int = 0, of_message: bool = True) -> None:
+        super().__init__(reply, code=code)
+        self.of_message = of_message
+
+    @property
+    def permanent(self) -> bool:
+        return self.of_message and super().permanent
+
+
+class Unanswered(TransportError):
+    """The link broke after the final dot went out: the next hop may have the mail (RFC 5321, 4.5.3.2.6; RFC 1047)."""

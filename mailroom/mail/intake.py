@@ -1,0 +1,199 @@
+"""Reads what a client asks for: what is accepted, and what is refused with a reason."""
+
+import difflib
+import json
+import re
+from typing import Any, NoReturn
+
+import email_validator
+from email_validator import EmailNotValidError, validate_email
+from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
+
+from mailroom.mail.errors import FieldError, InvalidMessage, MalformedJSON
+from mailroom.mail.message import Address, Message
+
+#: Gmail takes no more over SMTP (support.google.com/a/answer/166852).
+RECIPIENTS_MAX = 100
+#: A header line is at most 998 characters (RFC 5322, 2.1.1).
+SUBJECT_MAX_CHARACTERS = 998
+#: No message needs more than an object in a list in an object.
+JSON_DEPTH_MAX = 16
+
+#: Names that reach no mail server in the world, but may reach one's own: an intranet's, a test's, the inbox's.
+for _name in ("local", "localhost", "test", "invalid"):
+    if _name in email_validator.SPECIAL_USE_DOMAIN_NAMES:
+        email_validator.SPECIAL_USE_DOMAIN_NAMES.remove(_name)
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def read_message(data: bytes) -> Message:
+    """Read the body of a request.
+
+    Raises:
+      MalformedJSON: the bytes are not one JSON object.
+      InvalidMessage: fields are wrong, unknown or missing.
+    """
+    return message_from(parse_json(data))
+
+
+def message_from(value: object) -> Message:
+    """Read an object that came over the queue, or from `parse_json`; raises what `read_message` raises."""
+    if not isinstance(value, dict):
+        raise MalformedJSON(f"expected a JSON object, got {_shown(value)}")
+    try:
+        asked = _Asked.model_validate(value)
+    except ValidationError as e:
+        raise InvalidMessage([_field_error(error) for error in e.errors(include_url=False)]) from None
+    text, html = asked.parts()
+    return Message(to=tuple(asked.to), subject=asked.subject, text=text, html=html)
+
+
+class _Asked(BaseModel):
+    """The endpoint's JSON object; only `to` is required."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    to: list[Address] = Field(description="One address, or a list of up to 100.")
+    subject: StrictStr = Field("", description="One line.")
+    contents: StrictStr = Field("", description="Text; HTML if it begins with < and ends with >.")
+
+    def parts(self) -> tuple[str | None, str | None]:
+        """`contents` as (text, html): one of the two is None."""
+        body = self.contents.strip()
+        return (None, self.contents) if body.startswith("<") and body.endswith(">") else (self.contents, None)
+
+    @field_validator("to", mode="before")
+    @classmethod
+    def _addresses(cls, value: object) -> list[Address]:
+        given = value if isinstance(value, list) else [value]
+        if not 1 <= len(given) <= RECIPIENTS_MAX:
+            _refuse(f"expected 1 to {RECIPIENTS_MAX} addresses, got {len(given)}")
+        found: dict[Address, None] = {}
+        for index, item in enumerate(given):
+            try:
+                found[parse_address(item)] = None
+            except PydanticCustomError as e:
+                raise PydanticCustomError("refused", "{detail}", {"detail": e.message(), "at": index if given is value else None}) from None
+        return list(found)
+
+    @field_validator("subject")
+    @classmethod
+    def _one_line(cls, value: str) -> str:
+        if found := _CONTROL.search(value):
+            _refuse(f"expected one line without control characters, got {found[0]!r} at {found.start()}")
+        if len(value) > SUBJECT_MAX_CHARACTERS:
+            _refuse(f"expected at most {SUBJECT_MAX_CHARACTERS} characters, got {len(value)}")
+        return _encodable(value)
+
+    @field_validator("contents")
+    @classmethod
+    def _storable(cls, value: str) -> str:
+        if "\0" in value:
+            _refuse(f"expected text without NUL, got one at {value.index(chr(0))}")
+        return _encodable(value)
+
+
+def parse_address(value: object) -> Address:
+    """Read "bob@example.org" or "Bob <bob@example.org>".
+
+    Raises:
+      PydanticCustomError: it is no address; the text says why and shows what came.
+    """
+    if not isinstance(value, str):
+        _refuse(f"expected an address, got {_shown(value)}")
+    if found := _CONTROL.search(value):
+        _refuse(f"expected an address without control characters, got {found[0]!r} at {found.start()}")
+    try:
+        _encodable(value)
+        seen = validate_email(value, check_deliverability=False, allow_display_name=True, globally_deliverable=False)
+    except (EmailNotValidError, RecursionError) as e:
+        _refuse(f"expected an address, got {_shown(value)}: {e}")
+    if "." not in seen.ascii_domain and seen.ascii_domain != "localhost":
+        _refuse(f"expected an address, got {_shown(value)}: the part after the @-sign should have a period")
+    if seen.ascii_email is None:  # It would need SMTPUTF8 (RFC 6531) on every hop.
+        _refuse(f"expected an address with ASCII letters before the @-sign, got {_shown(value)}")
+    return Address(seen.ascii_email, seen.display_name or "")
+
+
+def parse_json(data: bytes) -> object:
+    """Read one JSON value, strictly: UTF-8, no duplicate keys, no NaN, no depth that exhausts a stack (RFC 8259).
+
+    Raises:
+      MalformedJSON: with the reason, and the place where there is one.
+    """
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except UnicodeDecodeError as e:
+        raise MalformedJSON(f"expected UTF-8, got byte 0x{data[e.start]:02x} at {e.start}") from None
+    except json.JSONDecodeError as e:
+        raise MalformedJSON(f"expected JSON: {e.msg} at line {e.lineno}, column {e.colno}") from None
+    except RecursionError:
+        raise MalformedJSON(f"expected at most {JSON_DEPTH_MAX} levels, got far more") from None
+    except ValueError as e:  # A number of more digits than int() takes.
+        raise MalformedJSON(f"expected JSON: {e}") from None
+    if _depth(value) > JSON_DEPTH_MAX:
+        raise MalformedJSON(f"expected at most {JSON_DEPTH_MAX} levels, got more")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        doubled = next(name for name in found if names.count(name) > 1)
+        raise MalformedJSON(f"expected each name once, got {_shown(doubled)} {names.count(doubled)} times")
+    return found
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise MalformedJSON(f"expected JSON, got {name}, which JSON does not have")
+
+
+def _depth(value: object) -> int:
+    level, depth = [value], 0
+    while level and depth <= JSON_DEPTH_MAX:
+        depth += 1
+        level = [inner for outer in level if isinstance(outer, (dict, list))
+                 for inner in (outer.values() if isinstance(outer, dict) else outer)]
+    return depth
+
+
+def _encodable(value: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError as e:
+        _refuse(f"expected Unicode text, got half of a surrogate pair (U+{ord(value[e.start]):04X}) at {e.start}")
+    return value
+
+
+def _refuse(detail: str) -> NoReturn:
+    raise PydanticCustomError("refused", "{detail}", {"detail": detail})
+
+
+def _field_error(error: Any) -> FieldError:
+    index = error.get("ctx", {}).get("at")
+    parts = [*error["loc"], *([] if index is None else [index])]
+    path = "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
+    match error["type"]:
+        case "missing":
+            detail = "expected this field, got none"
+        case "extra_forbidden":
+            nearest = difflib.get_close_matches(str(error["loc"][-1]), _Asked.model_fields, n=1)
+            detail = f"expected one of {', '.join(_Asked.model_fields)}, got a field that is none of them" \
+                     + (f"; did you mean {nearest[0]}?" if nearest else "")
+        case "string_type":
+            detail = f"expected a string, got {_shown(error['input'])}"
+        case _:
+            detail = error["msg"]
+    return FieldError(_printable(f"#{path}"), _printable(detail))
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=True, default=repr)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()

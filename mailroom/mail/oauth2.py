@@ -1,0 +1,58 @@
+"""Access tokens for Gmail, from the refresh token in a yagmail OAuth2 file; kept until shortly before they expire."""
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import requests
+from yagmail.oauth2 import command_to_url, generate_oauth2_string
+
+#: A token that ends sooner is renewed, so that none expires between its fetch and its use.
+MARGIN_SECONDS = 60
+
+
+class TokenError(Exception):
+    """No access token could be had; the text says why, without any secret."""
+
+
+class TokenSource:
+    def __init__(self, path: str, timeout_seconds: float, *, url: str = command_to_url("o/oauth2/token")) -> None:
+        self.path = path
+        self.timeout_seconds = timeout_seconds
+        self.url = url
+        self._token = ""
+        self._expires = 0.0
+        self._turn = threading.Lock()
+
+    def auth_string(self, user: str) -> str:
+        """Return what follows `AUTH XOAUTH2`, in base64.
+
+        Raises:
+          TokenError: the file cannot be read or is no such file, or the token endpoint refused.
+        """
+        with self._turn:
+            if time.monotonic() > self._expires - MARGIN_SECONDS:
+                self._fetch()
+            return str(generate_oauth2_string(user, self._token, as_base64=True))
+
+    def forget(self) -> None:
+        """Fetch anew next time: the server refused this token."""
+        self._expires = 0.0
+
+    def _fetch(self) -> None:
+        try:
+            secrets = json.loads(Path(self.path).expanduser().read_text())
+            form = {"client_id": secrets["google_client_id"], "client_secret": secrets["google_client_secret"],
+                    "refresh_token": secrets["google_refresh_token"], "grant_type": "refresh_token"}
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            raise TokenError(f"expected a yagmail OAuth2 file at {self.path!r}: {type(e).__name__}") from None
+        try:
+            answer = requests.post(self.url, data=form, timeout=self.timeout_seconds, allow_redirects=False)
+            body = answer.json()
+            self._token, seconds = str(body["access_token"]), float(body["expires_in"])
+        except requests.RequestException as e:
+            raise TokenError(f"the token endpoint could not be reached: {type(e).__name__}") from None
+        except (ValueError, KeyError, TypeError):
+            raise TokenError(f"the token endpoint answered {answer.status_code} without a token") from None
+        self._expires = time.monotonic() + seconds

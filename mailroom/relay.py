@@ -1,0 +1,128 @@
+"""Carries nudges to the broker from a thread of its own, so that no fault of the broker slows an answer or a delivery."""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from kombu import Connection, Producer
+
+log = logging.getLogger("mailasync.relay")
+
+#: Ids in one nudge: enough to share the cost of a confirm, few enough to share the work among workers.
+CHUNK_MAX = 100
+#: Ids that wait for the thread; past that the sweeper will find them, so that a long outage costs no memory.
+WAITING_MAX = 10_000
+#: After a failure the broker is left alone for this long.
+PAUSE_SECONDS = 2.0
+#: How often the broker is looked at while nothing is published, so that an outage is known before the next mail.
+WATCH_SECONDS = 5.0
+
+#: Publishes one nudge and waits for its confirm: (producer, queue, ids).
+Publish = Callable[[Producer, str, Sequence[str]], None]
+
+
+class Relay:
+    """The publisher of one process. Losing what it holds costs time, never a mail: the rows say what was not published."""
+
+    def __init__(self, connect: Callable[[], Connection], publish: Publish, *, published: Callable[[str, Sequence[str]], None],
+                 unpublished: Callable[[Sequence[str]], None] = lambda ids: None, watched: str = "mail") -> None:
+        """`published` is told which ids the broker confirmed, `unpublished` which it did not take; `watched` is a queue's name."""
+        self._connect = connect
+        self._publish = publish
+        self._published = published
+        self._unpublished = unpublished
+        self._watched = watched
+        self._waiting: deque[tuple[str, str, bool]] = deque(maxlen=WAITING_MAX)
+        self._wake = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="relay", daemon=True)
+        self._connection: Connection | None = None
+        self._producer: Producer | None = None
+        #: Since when the broker could not be reached, in seconds since 1970, and what it said; None while all is well.
+        self.down: tuple[float, str] | None = None
+        #: Nudges on the watched queue, and workers that consume it, when it was last looked at; None before that.
+        self.queue: tuple[int, int] | None = None
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Publish what waits if the broker is there, and end; bounded by the broker's timeouts."""
+        self._stopping = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(10)
+
+    def offer(self, id: str, *, queue: str, alone: bool = False) -> None:
+        """Take an id to publish soon; returns at once, whatever the broker does. `alone`: it shares no nudge."""
+        self._waiting.append((id, queue, alone))
+        self._wake.set()
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait(WATCH_SECONDS)
+            self._wake.clear()
+            while self._waiting:
+                if not self._send(*self._next_chunk()) and not self._stopping:
+                    time.sleep(PAUSE_SECONDS)
+            if self._stopping:
+                return self._drop()
+            self._try(self._watch)
+
+    def _next_chunk(self) -> tuple[str, list[str]]:
+        """Ids for one queue, in the order they came."""
+        id, queue, alone = self._waiting.popleft()
+        ids = [id]
+        while not alone and self._waiting and len(ids) < CHUNK_MAX and self._waiting[0][1:] == (queue, False):
+            ids.append(self._waiting.popleft()[0])
+        return queue, ids
+
+    def _send(self, queue: str, ids: list[str]) -> bool:
+        if self._try(lambda producer: self._publish(producer, queue, ids)):
+            with suppress(Exception):  # Not marked means published once more, and the second nudge finds nothing to do.
+                self._published(queue, ids)
+            return True
+        # The rows tell that these were not published; a sweeper takes them up when the broker is back.
+        ids += [id for id, _, _ in self._waiting]
+        self._waiting.clear()
+        with suppress(Exception):
+            self._unpublished(ids)
+        return False
+
+    def _watch(self, producer: Producer) -> None:
+        channel: Any = producer.channel
+        declared = channel.queue_declare(self._watched, passive=True)
+        self.queue = (declared.message_count, declared.consumer_count)
+
+    def _try(self, act: Callable[[Producer], None]) -> bool:
+        """Do it on a connection that is open; False if the broker did not let us."""
+        try:
+            if self._producer is None:
+                self._connection = self._connect()
+                self._producer = Producer(self._connection.connect() and self._connection)
+            act(self._producer)
+        except Exception as e:  # kombu's errors have no common base, and whatever it is, the answer is the same.
+            if self.down is None:
+                log.warning("the broker cannot be reached: %s; mail is kept, and goes on when it is back", _words(e))
+                self.down = (time.time(), _words(e))
+            self._drop()
+            return False
+        if self.down is not None:
+            log.info("the broker is back")
+            self.down = None
+        return True
+
+    def _drop(self) -> None:
+        """Drop the socket without a word: a polite close waits for a frozen broker for ever (research: publishing, trap A)."""
+        if self._connection is not None:
+            with suppress(Exception):
+                self._connection.collect()
+        self._connection = self._producer = None
+
+
+def _words(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__} {error}".split())[:200]

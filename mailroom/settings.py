@@ -1,0 +1,200 @@
+"""Reads the settings: environment, then `.env`, then default_settings.py; what is wrong stops the start with a sentence."""
+
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from ipaddress import ip_address
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, get_args, get_origin
+from urllib.parse import urlsplit
+
+import click
+from dotenv import dotenv_values
+
+import default_settings
+
+PREFIX = "MAILASYNC_"
+PROJECT = Path(default_settings.__file__).resolve().parent
+SECRETS = frozenset({"MAIL_PASSWORD", "API_KEY", "BROKER_URL", "DATABASE_URL"})
+PAIR_BROKER_URL = "pyamqp://guest@localhost//"
+
+#: What Kubernetes adds to every pod for a service that is called "mailasync" or "mailasync-…".
+_KUBERNETES = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?|PORT)$")
+
+
+class SettingsError(click.ClickException):
+    """A setting is wrong or unknown; the message says which one, what was expected and what came.
+
+    It is a click exception so that `flask` and `celery`, which both run on click, print one sentence and no traceback.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings of one process; default_settings.py says what each one means and in which unit it is."""
+
+    MAIL_USERNAME: str
+    MAIL_PASSWORD: str
+    MAIL_FROM: str
+    MAIL_OAUTH2_FILE: str
+    SMTP_HOST: str
+    SMTP_PORT: int
+    SMTP_SECURITY: Literal["ssl", "starttls", "none"]
+    SMTP_AUTH: Literal["on", "off"]
+    SMTP_CA_FILE: str
+    SMTP_CONNECTIONS: int
+    SMTP_TIMEOUT_SECONDS: float
+    RETRY_SCHEDULE: str
+    ON_UNCERTAIN: Literal["resend", "hold"]
+    HOST: str
+    PORT: int
+    WEB_THREADS: int
+    API_KEY: str
+    REQUEST_MAX_BYTES: int
+    BROKER_URL: str
+    QUEUE_TYPE: Literal["classic", "quorum"]
+    DATABASE_URL: str
+    LEASE_SECONDS: float
+    SIMULATED_WORK_SECONDS: float
+    JOBS: str
+    JOB_SLOTS: int
+    INBOX_SMTP_PORT: int
+    INBOX_PORT: int
+    LOG_FILE: str
+    LOG_FORMAT: Literal["text", "json"]
+
+    def __repr__(self) -> str:
+        shown = {f.name: "***" if f.name in SECRETS and getattr(self, f.name) else getattr(self, f.name) for f in fields(self)}
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+    @property
+    def embedded(self) -> bool:
+        """Whether no broker was named, so that only one process, `flask up`, can carry the mail."""
+        return not self.BROKER_URL or self.BROKER_URL.startswith("memory:")
+
+    @property
+    def listens_on_loopback(self) -> bool:
+        return is_loopback(self.HOST)
+
+
+def load(environ: Mapping[str, str] | None = None, *, defaults: ModuleType = default_settings) -> Settings:
+    """Return the settings in force.
+
+    `.env` beside default_settings.py is read unless MAILASYNC_ENV_FILE names another file, or none ("").
+
+    Raises:
+      SettingsError: a value has the wrong form, a name is unknown, or two settings contradict each other.
+    """
+    environ = os.environ if environ is None else environ
+    env_file = environ.get(f"{PREFIX}ENV_FILE", str(PROJECT / ".env"))
+    given = {name: value or "" for name, value in dotenv_values(env_file).items()} if env_file else {}
+    given.update(environ)
+    types = dict(defaults.__annotations__)
+    refuse_unknown(given, known=types)
+    values = {name: parse(name, read(name, given), kind) if is_given(name, given) else getattr(defaults, name)
+              for name, kind in types.items()}
+    settings = Settings(**values)
+    refuse_contradictions(settings, given)
+    return settings
+
+
+def is_given(name: str, given: Mapping[str, str]) -> bool:
+    return (f"{PREFIX}{name}" in given and not is_kubernetes(f"{PREFIX}{name}", given)) or file_variable(name) in given
+
+
+def file_variable(name: str) -> str:
+    """The variable that names a file with the secret; a name no environment holds where the setting is no secret."""
+    return f"{PREFIX}{name}_FILE" if name in SECRETS else ""
+
+
+def read(name: str, given: Mapping[str, str]) -> str:
+    variable, secret_file = f"{PREFIX}{name}", file_variable(name)
+    if secret_file not in given:
+        return given[variable]
+    if variable in given:
+        raise SettingsError(f"{variable} and {secret_file} are both set; keep one of them")
+    try:
+        return Path(given[secret_file]).read_text().strip()
+    except (OSError, UnicodeDecodeError) as e:
+        raise SettingsError(f"{secret_file}: expected a readable file with the secret, got {given[secret_file]!r}: {e}") from e
+
+
+def parse(name: str, value: str, kind: Any) -> Any:
+    """Turn the text of a variable into `kind`: str, int, float or a Literal of texts."""
+    shown = "***" if name in SECRETS else repr(value)
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise SettingsError(f"{PREFIX}{name}: expected one of {', '.join(get_args(kind))}, got {shown}")
+        return value
+    try:
+        number = kind(value)
+    except ValueError:
+        raise SettingsError(f"{PREFIX}{name}: expected {'a whole number' if kind is int else 'a number'}, got {shown}") from None
+    if kind is not str and not 0 <= number <= 10**12:
+        raise SettingsError(f"{PREFIX}{name}: expected a number from 0 up, got {shown}")
+    return number
+
+
+def is_kubernetes(variable: str, given: Mapping[str, str]) -> bool:
+    """Whether Kubernetes made `variable`: MAILASYNC_PORT is one of its own only where its value is an address."""
+    if not variable.startswith(PREFIX[:-1] + "_"):
+        return False
+    return bool(_KUBERNETES.search(variable)) and (variable != f"{PREFIX}PORT" or "://" in given[variable])
+
+
+def kubernetes_variables(environ: Mapping[str, str]) -> list[str]:
+    """The variables that were passed over because Kubernetes made them; the start says so in one line."""
+    return sorted(name for name in environ if name.startswith(PREFIX) and is_kubernetes(name, environ)
+                  and name.removeprefix(PREFIX) not in ({*default_settings.__annotations__} - {"PORT"}))
+
+
+def refuse_unknown(given: Mapping[str, str], *, known: Mapping[str, Any]) -> None:
+    names = {f"{PREFIX}{name}" for name in known} | {file_variable(name) for name in SECRETS} | {f"{PREFIX}ENV_FILE"}
+    for variable in sorted(given):
+        if variable.startswith(PREFIX) and variable not in names and not is_kubernetes(variable, given):
+            nearest = difflib.get_close_matches(variable, names, n=1, cutoff=0.5)
+            raise SettingsError(f"{variable} is no setting" + (f"; did you mean {nearest[0]}?" if nearest else "")
+                                + " default_settings.py lists them all")
+
+
+def refuse_contradictions(settings: Settings, given: Mapping[str, str]) -> None:
+    """Stop where two settings, each fine by itself, would send mail, a password or a task to the wrong place."""
+    broker = settings.BROKER_URL or PAIR_BROKER_URL
+    for variable in ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL"):
+        if given.get(variable, broker) != broker:  # Celery itself would let it win over ours, in silence.
+            raise SettingsError(f"{variable} differs from {PREFIX}BROKER_URL; unset it, or set both to the same broker")
+    if not settings.listens_on_loopback and not settings.API_KEY:
+        raise SettingsError(f"{PREFIX}HOST={settings.HOST!r} can be reached from other machines; set {PREFIX}API_KEY as well")
+    if settings.SMTP_SECURITY == "none" and settings.MAIL_PASSWORD and settings.SMTP_AUTH == "on" \
+            and settings.SMTP_HOST and not is_loopback(settings.SMTP_HOST):
+        raise SettingsError(f"{PREFIX}SMTP_SECURITY=none would send the password in clear to {settings.SMTP_HOST!r}; "
+                            f"use ssl or starttls, or {PREFIX}SMTP_AUTH=off")
+    database, broker_host = settings.DATABASE_URL, urlsplit(broker).hostname
+    if (not database or database.startswith("sqlite")) and broker_host and not is_loopback(broker_host):
+        raise SettingsError(f"{PREFIX}BROKER_URL is on another host ({broker_host}), where a worker cannot read this machine's "
+                            f"SQLite file; set {PREFIX}DATABASE_URL to a PostgreSQL database")
+    for name in ("SMTP_CONNECTIONS", "WEB_THREADS", "JOB_SLOTS", "REQUEST_MAX_BYTES", "LEASE_SECONDS", "SMTP_TIMEOUT_SECONDS"):
+        if getattr(settings, name) < 1:
+            raise SettingsError(f"{PREFIX}{name}: expected at least 1, got {getattr(settings, name)!r}")
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def hint_unprefixed(environ: Mapping[str, str]) -> list[str]:
+    """Variables that look like ours without the prefix, such as the tutorial's MAIL_PASSWORD; they are not read."""
+    return [name for name in ("MAIL_USERNAME", "MAIL_PASSWORD") if name in environ and f"{PREFIX}{name}" not in environ]
+
+
+def database_url(settings: Settings, *, file_name: str = "mailasync.sqlite3") -> str:
+    """The SQLAlchemy URL of the outbox; the default is an absolute path, so that both terminals open the same file."""
+    return settings.DATABASE_URL or f"sqlite:///{PROJECT / 'instance' / file_name}"

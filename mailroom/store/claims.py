@@ -1,0 +1,136 @@
+"""What one worker does with messages: claim, fence, finish, release. Each is one conditional UPDATE over many rows.
+
+A worker may lose a row at any moment, because it was paused and a sweeper took it for dead. So no step trusts an earlier
+one: each names the owner and the attempt that it believes in, and goes on only with the rows where both are still true.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, exists, func, tuple_
+
+from mailroom.mail.message import Address, Claim, Message, Outcome, State
+from mailroom.store.database import Database
+from mailroom.store.schema import contents, events, messages, now_ms, recipients, workers
+
+#: A row whose owner died this often fails: it is more likely the cause than a victim.
+CRASHES_MAX = 5
+
+
+@dataclass(frozen=True)
+class Claims:
+    """The rows of one worker, whose heartbeat is its lease on all of them."""
+
+    database: Database
+    owner: str
+    lease_seconds: float
+
+    def claim(self, ids: Sequence[str]) -> list[Claim]:
+        """Become the owner of those of `ids` that are queued, in the order given; each begins a new attempt.
+
+        A row whose owner died before is claimed only when it is asked for alone, so that it takes no neighbour with it.
+        """
+        claimed = self.database.write(self._claim, list(ids))
+        return self.database.read(lambda connection: _load(connection, ids, claimed)) if claimed else []
+
+    def fence(self, claim: Claim) -> bool:
+        """Whether the payload may be sent: the row is still ours and our lease still runs. Committed when it returns True."""
+        return self.database.write(self._fence, claim)
+
+    def finish(self, claim: Claim, outcome: Outcome) -> bool:
+        """Commit how the attempt ended; False if the row is no longer ours, and nothing was changed."""
+        return self.database.write(_finish, (claim, outcome))
+
+    def release(self, claim: Claim) -> bool:
+        """Give back a row of which nothing was sent; the attempt does not count."""
+        return self.database.write(self._release, claim)
+
+    def _claim(self, connection: Connection, asked: list[list[str]]) -> list[dict[str, int]]:
+        """For each list of ids: the claimed ones with the number of their attempt."""
+        together = [id for ids in asked if len(ids) > 1 for id in ids]
+        alone = [ids[0] for ids in asked if len(ids) == 1]
+        claimed: dict[str, int] = {}
+        for ids, condition in ((together, [messages.c.crashes == 0]), (alone, [])):
+            if ids:
+                rows = connection.execute(
+                    messages.update().values(state=State.SENDING, owner=self.owner, attempt=messages.c.attempt + 1)
+                    .where(messages.c.id.in_(ids), messages.c.state == State.QUEUED, *condition)
+                    .returning(messages.c.id, messages.c.attempt))
+                claimed.update((row.id, row.attempt) for row in rows)
+        # An id that was asked for twice goes to the first who asked.
+        return [{id: claimed.pop(id) for id in dict.fromkeys(ids) if id in claimed} for ids in asked]
+
+    def _fence(self, connection: Connection, asked: list[Claim]) -> list[bool]:
+        alive = exists().where(workers.c.id == self.owner, workers.c.stopped_at.is_(None),
+                               workers.c.seen_at > now_ms() - int(self.lease_seconds * 1000))
+        passed = set(connection.scalars(
+            messages.update().values(state=State.IN_DATA)
+            .where(*_mine(self.owner, asked), messages.c.state == State.SENDING, alive).returning(messages.c.id)))
+        return [claim.id in passed for claim in asked]
+
+    def _release(self, connection: Connection, claims: list[Claim]) -> list[bool]:
+        released = set(connection.scalars(
+            messages.update().values(state=State.QUEUED, owner=None, attempt=messages.c.attempt - 1)
+            .where(*_mine(self.owner, claims), messages.c.state == State.SENDING).returning(messages.c.id)))
+        return [claim.id in released for claim in claims]
+
+
+def _mine(owner: str, claims: Sequence[Claim]) -> list[Any]:
+    """The rows of `claims` that are still this owner's and this attempt's."""
+    return [
+        messages.c.id.in_([claim.id for claim in claims]),
+        tuple_(messages.c.id, messages.c.attempt).in_([(claim.id, claim.attempt) for claim in claims]),
+        # coalesce keeps SQLite from choosing the index on owner, which holds every row of the worker.
+        func.coalesce(messages.c.owner, "") == owner,
+    ]
+
+
+def _load(connection: Connection, order: Sequence[str], claimed: dict[str, int]) -> list[Claim]:
+    ids = list(claimed)
+    rows = {row.id: row for row in connection.execute(
+        messages.join(contents).select().with_only_columns(
+            messages.c.id, messages.c.message_id, messages.c.created_at, messages.c.uncertain_attempts, contents.c.content)
+        .where(messages.c.id.in_(ids)))}
+    people: dict[str, list[Any]] = defaultdict(list)
+    for person in connection.execute(recipients.select().where(recipients.c.id.in_(ids)).order_by(recipients.c.position)):
+        people[person.id].append(person)
+    return [
+        Claim(id=id, attempt=claimed[id], message_id=rows[id].message_id, created_at_ms=rows[id].created_at,
+              message=Message.from_row(rows[id].content, tuple(Address(p.address, p.name) for p in people[id])),
+              pending=tuple(p.position for p in people[id] if p.state in (State.QUEUED, State.DEFERRED)),
+              sent_before=any(p.state == State.SENT for p in people[id]))
+        for id in dict.fromkeys(order) if id in claimed]
+
+
+def _finish(connection: Connection, ended: list[tuple[Claim, Outcome]]) -> list[bool]:
+    """Write outcomes; those that change a row in the same way share an UPDATE.
+
+    The attempt alone says whether it is still the same claim, as each claim makes a new one: so a reply that was read counts
+    even where a sweeper has already given the row back, as long as nobody else has begun.
+    """
+    alike: dict[tuple[Any, ...], list[Claim]] = defaultdict(list)
+    for claim, outcome in ended:
+        alike[outcome.state, outcome.wait_seconds, outcome.reason, outcome.uncertain].append(claim)
+    written: set[str] = set()
+    for (state, wait_seconds, reason, uncertain), claims in alike.items():
+        written.update(connection.scalars(
+            messages.update()
+            .values(state=state, owner=None, reason=reason, uncertain_attempts=messages.c.uncertain_attempts + int(uncertain),
+                    next_attempt_at=None if wait_seconds is None else now_ms() + int(wait_seconds * 1000))
+            .where(messages.c.id.in_([claim.id for claim in claims]),
+                   tuple_(messages.c.id, messages.c.attempt).in_([(claim.id, claim.attempt) for claim in claims]),
+                   messages.c.state.in_([State.SENDING, State.IN_DATA, State.QUEUED, State.UNCERTAIN]))
+            .returning(messages.c.id)))
+    kept = [(claim, outcome) for claim, outcome in ended if claim.id in written]
+    replies = [{"of": claim.id, "at": position, "state": state, "reply": reply}
+               for claim, outcome in kept for position, (state, reply) in outcome.recipients.items()]
+    if replies:
+        connection.execute(recipients.update().values(state=bindparam("state"), reply=bindparam("reply")).where(
+            recipients.c.id == bindparam("of"), recipients.c.position == bindparam("at")), replies)
+    if kept:
+        connection.execute(events.insert().values(at=now_ms()), [
+            {"id": claim.id, "event": "uncertain" if outcome.uncertain else outcome.state, "attempt": claim.attempt,
+             "detail": outcome.reason} for claim, outcome in kept])
+    return [claim.id in written for claim, _ in ended]

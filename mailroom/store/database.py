@@ -1,0 +1,152 @@
+"""Opens the database, and makes many writes share one commit."""
+
+import sqlite3
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, select
+from sqlalchemy.exc import DataError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from mailroom.mail.errors import StoreUnavailable
+from mailroom.store.schema import identity
+
+#: Writes that share one commit at most: enough to fill a disk flush, too few for one to wait long for the others.
+BATCH_MAX = 500
+#: A larger write has a commit of its own, so that small ones do not wait for it.
+SMALL_WRITE_MAX_BYTES = 256_000
+BUSY_TIMEOUT_SECONDS = 5.0
+
+T = TypeVar("T")
+R = TypeVar("R")
+Work = Callable[[Connection, list[T]], list[R]]
+
+
+class Database:
+    """One database, for one process. It opens no connection before it is used, and must not be carried over a fork."""
+
+    def __init__(self, url: str) -> None:
+        self.url = make_url(url)
+        self.engine = _engine(self.url)
+        #: For reading: each statement sees what is committed when it starts.
+        self.reading = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._waiting: deque[_Write] = deque()
+        self._turn = threading.Lock()
+        self._outbox_id = ""
+
+    def __repr__(self) -> str:
+        return f"Database({self.url.render_as_string(hide_password=True)!r})"
+
+    @property
+    def outbox_id(self) -> str:
+        """The identity of this database, which every nudge carries."""
+        if not self._outbox_id:
+            self._outbox_id = self.read(lambda connection: connection.scalars(select(identity.c.outbox_id)).one())
+        return self._outbox_id
+
+    def read(self, look: Callable[[Connection], R]) -> R:
+        with _translated(), self.reading.connect() as connection:
+            return look(connection)
+
+    def transaction(self, work: Callable[[Connection], None]) -> None:
+        """Do something rare, such as a migration, in a transaction of its own that keeps all other writers out."""
+        with _translated(), self.engine.begin() as connection:
+            work(connection)
+
+    def write(self, work: Work[T, R], item: T, *, size: int = 0) -> R:
+        """Do `work` with `item` in a committed transaction, together with whatever else waits; return its result.
+
+        `work` gets every item that waits for the same work, and returns as many results. `size` is in bytes.
+
+        Raises:
+          StoreUnavailable: the transaction was not committed.
+          IntegrityError: this item, and no other, breaks a constraint.
+        """
+        write = _Write(work, item)
+        if size > SMALL_WRITE_MAX_BYTES:
+            self._commit([write])
+            return write.done.result()  # type: ignore[no-any-return]  # a queue of all works cannot know each one's type
+        self._waiting.append(write)
+        with self._turn:  # Who gets the turn commits for all that wait; most find their own already done.
+            while not write.done.done():
+                self._commit([self._waiting.popleft() for _ in range(min(BATCH_MAX, len(self._waiting)))])
+        return write.done.result()  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    def _commit(self, writes: "list[_Write]") -> None:
+        try:
+            with _translated(), self.engine.begin() as connection:
+                results = [found for work, items in _grouped(writes) for found in work(connection, items)]
+        except (IntegrityError, DataError) as e:
+            if len(writes) == 1:
+                return writes[0].done.set_exception(e)
+            for write in writes:  # One of them is to blame; the others must not suffer.
+                self._commit([write])
+        except BaseException as e:
+            for write in writes:
+                write.done.set_exception(e)
+        else:
+            for write, result in zip(writes, results, strict=True):
+                write.done.set_result(result)
+
+
+class _Write:
+    def __init__(self, work: Work[Any, Any], item: object) -> None:
+        self.work = work
+        self.item = item
+        self.done: Future[Any] = Future()
+
+
+def _grouped(writes: list[_Write]) -> list[tuple[Work[Any, Any], list[Any]]]:
+    """Runs of the same work, in the order they came in, so that results can be given back by position."""
+    groups: list[tuple[Work[Any, Any], list[Any]]] = []
+    for write in writes:
+        if not groups or groups[-1][0] != write.work:
+            groups.append((write.work, []))
+        groups[-1][1].append(write.item)
+    return groups
+
+
+class _translated:
+    """Turns what drivers raise when a database is away, locked or full into StoreUnavailable."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, (OperationalError, InterfaceError, PoolTimeout, sqlite3.Error)):
+            # SQLAlchemy's text ends in the statement and its values; the driver's own words hold neither.
+            raise StoreUnavailable(f"database: {str(getattr(error, 'orig', error)).strip()}") from None
+
+
+def _engine(url: Any) -> Engine:
+    if url.get_backend_name() != "sqlite":
+        return create_engine(url, pool_size=10, max_overflow=30, pool_timeout=5, pool_pre_ping=True, hide_parameters=True)
+    if url.database:
+        Path(url.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    engine = create_engine(url, pool_size=10, max_overflow=50, hide_parameters=True,
+                           connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "check_same_thread": False})
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, record: object) -> None:
+    connection.isolation_level = None  # We say BEGIN ourselves: pysqlite's own is deferred and deadlocks writers.
+    if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        connection.execute("PRAGMA journal_mode=WAL")  # It stays in the file, so only the first process switches.
+    connection.execute("PRAGMA synchronous=FULL")  # NORMAL may lose the last commits in a power cut.
+    connection.execute("PRAGMA foreign_keys=ON")
+    if sys.platform == "darwin":
+        connection.execute("PRAGMA fullfsync=ON")  # On a Mac, fsync alone does not reach the disk.
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+        connection.exec_driver_sql("BEGIN IMMEDIATE")

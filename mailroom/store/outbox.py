@@ -1,0 +1,163 @@
+"""Accepts messages, and tells where each one is. What a worker does with them is in claims.py."""
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, bindparam, case, func, select
+from sqlalchemy.exc import IntegrityError
+
+from mailroom.mail.message import Message, State
+from mailroom.store.database import Database
+from mailroom.store.schema import contents, events, jobs, messages, now_ms, recipients, workers
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewJob:
+    """A job to be accepted together with the message that waits for it."""
+
+    id: str
+    name: str
+    args: dict[str, Any]
+    queue: str
+    timeout_seconds: float
+    max_attempts: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Acceptance:
+    """Everything that one accepted message writes, and the id it gets."""
+
+    id: str
+    message: Message
+    message_id: str
+    queue: str = "mail"
+    job: NewJob | None = None
+    failed: str = ""  #: set where it is recorded only to tell why it could not be accepted
+
+    @property
+    def state(self) -> State:
+        return State.FAILED if self.failed else State.WAITING if self.job else State.QUEUED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One line of a timeline. `at` is in milliseconds since 1970."""
+
+    at: int
+    event: str
+    attempt: int | None
+    detail: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """All that is known of one message, read at one moment. Times are in milliseconds since 1970."""
+
+    now: int
+    row: dict[str, Any]
+    recipients: list[dict[str, Any]]
+    events: list[Event]
+    job: dict[str, Any] | None
+    worker_seen_at: int | None  #: when any worker was last seen
+    worker_beat_at: int | None  #: the same, of those that have not said that they stop
+
+
+def new_id() -> str:
+    """A UUID of version 7 (RFC 9562, 5.7): ids sort by time, so that new rows are neighbours in the index."""
+    stamp = time.time_ns() // 1_000_000
+    value = (stamp & (1 << 48) - 1) << 80 | int.from_bytes(os.urandom(10))
+    return str(UUID(int=value & ~(0xF << 76) & ~(0x3 << 62) | 7 << 76 | 2 << 62))
+
+
+class Outbox:
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def accept(self, acceptance: Acceptance) -> bool:
+        """Commit the message to disk; on return it is kept. False: one with this id was accepted before.
+
+        Raises:
+          StoreUnavailable: it was not accepted.
+        """
+        try:
+            return self.database.write(_insert, acceptance, size=len(acceptance.message.text or acceptance.message.html or ""))
+        except IntegrityError:
+            if self.standing(acceptance.id) is None:
+                raise
+            return False
+
+    def mark_published(self, ids: Sequence[str]) -> None:
+        """Note that a nudge for each of `ids` was confirmed by the broker."""
+        self.database.write(_mark_published, list(ids))
+
+    def standing(self, id: str) -> Standing | None:
+        """Where the message is, and how it came there; None if there is no such message."""
+        return self.database.read(lambda connection: _standing(connection, id))
+
+    def worker_seen_ms_ago(self) -> int | None:
+        """How long ago a worker of this outbox was seen that has not stopped since, in milliseconds; None if there is none."""
+        now, _, beat = self.database.read(lambda connection: connection.execute(_WORKERS_SEEN).one())
+        return None if beat is None else now - beat
+
+    def content(self, id: str) -> Message | None:
+        return self.database.read(lambda connection: _content(connection, id))
+
+
+_NEW_MESSAGE = messages.insert().values(
+    created_at=now_ms(), attempt=0, uncertain_attempts=0, crashes=0,
+    **{name: bindparam(name) for name in ("id", "state", "queue", "message_id", "job_id", "reason")},
+)
+_NEW_JOB = jobs.insert().values(
+    created_at=now_ms(), state="queued", progress=0, attempt=0,
+    **{name: bindparam(name) for name in ("id", "name", "args", "queue", "timeout_ms", "max_attempts")},
+)
+
+
+def _insert(connection: Connection, accepted: list[Acceptance]) -> list[bool]:
+    connection.execute(_NEW_MESSAGE, [
+        {"id": a.id, "state": a.state, "queue": a.queue, "message_id": a.message_id, "job_id": a.job and a.job.id,
+         "reason": a.failed or None} for a in accepted])
+    connection.execute(contents.insert(), [{"id": a.id, "content": a.message.to_row()} for a in accepted])
+    people = [{"id": a.id, "position": n, "address": to.address, "name": to.name, "state": "failed" if a.failed else "queued"}
+              for a in accepted for n, to in enumerate(a.message.to)]
+    if people:
+        connection.execute(recipients.insert(), people)
+    if new_jobs := [a.job for a in accepted if a.job]:
+        connection.execute(_NEW_JOB, [
+            {"id": job.id, "name": job.name, "args": json.dumps(job.args), "queue": job.queue,
+             "timeout_ms": int(job.timeout_seconds * 1000), "max_attempts": job.max_attempts} for job in new_jobs])
+    return [True] * len(accepted)
+
+
+def _mark_published(connection: Connection, chunks: list[list[str]]) -> list[None]:
+    for ids in chunks:
+        connection.execute(messages.update().values(published_at=now_ms())
+                           .where(messages.c.id.in_(ids), messages.c.published_at.is_(None)))
+    return [None] * len(chunks)
+
+
+_WORKERS_SEEN = select(now_ms(), func.max(workers.c.seen_at), func.max(case((workers.c.stopped_at.is_(None), workers.c.seen_at))))
+
+
+def _standing(connection: Connection, id: str) -> Standing | None:
+    row = connection.execute(messages.select().where(messages.c.id == id)).mappings().one_or_none()
+    if row is None:
+        return None
+    people = connection.execute(recipients.select().where(recipients.c.id == id).order_by(recipients.c.position)).mappings()
+    told = connection.execute(events.select().where(events.c.id.in_([id, row["job_id"] or id])).order_by(events.c.number)).mappings()
+    job = connection.execute(jobs.select().where(jobs.c.id == row["job_id"])).mappings().one_or_none() if row["job_id"] else None
+    now, seen, beat = connection.execute(_WORKERS_SEEN).one()
+    return Standing(
+        now=now, row=dict(row), recipients=[dict(person) for person in people],
+        events=[Event(at=e["at"], event=e["event"], attempt=e["attempt"], detail=e["detail"]) for e in told],
+        job=dict(job) if job else None, worker_seen_at=seen, worker_beat_at=beat)
+
+
+def _content(connection: Connection, id: str) -> Message | None:
+    content = connection.scalar(contents.select().with_only_columns(contents.c.content).where(contents.c.id == id))
+    return None if content is None else Message.from_row(content, ())

@@ -1,0 +1,121 @@
+"""The tables. Times are whole milliseconds since 1970 (UTC) by the database's own clock, so that hosts need not agree."""
+
+from typing import Any
+
+from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import GenericFunction
+
+metadata = MetaData()
+
+_Auto = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows by itself only in an INTEGER key.
+
+#: One row: the identity of this outbox, which every nudge carries.
+identity = Table(
+    "identity", metadata,
+    Column("outbox_id", String(36), primary_key=True),
+)
+
+messages = Table(
+    "messages", metadata,
+    Column("id", String(200), primary_key=True),
+    Column("state", String(12), nullable=False),
+    Column("queue", String(40), nullable=False),
+    Column("message_id", String(300), nullable=False),  # the header field, without angle brackets
+    Column("created_at", BigInteger, nullable=False),
+    Column("next_attempt_at", BigInteger),  # set while scheduled or deferred
+    Column("published_at", BigInteger),  # a nudge was confirmed, or is being made by a sweeper
+    Column("owner", String(36)),  # the worker that has it, while sending or in_data
+    Column("attempt", Integer, nullable=False),
+    Column("uncertain_attempts", Integer, nullable=False),
+    Column("crashes", Integer, nullable=False),  # how often its owner died; from 1 on it is claimed alone
+    Column("job_id", String(36)),
+    Column("reason", Text),  # the last thing worth saying: a server's words, a job's error
+    # What the sweeper asks for: small indexes over the few rows that wait, whatever the table holds.
+    Index("messages_due", "next_attempt_at", sqlite_where=Column("next_attempt_at").is_not(None),
+          postgresql_where=Column("next_attempt_at").is_not(None)),
+    Index("messages_queued", "published_at", sqlite_where=Column("state") == "queued", postgresql_where=Column("state") == "queued"),
+    Index("messages_owned", "owner", sqlite_where=Column("owner").is_not(None), postgresql_where=Column("owner").is_not(None)),
+    Index("messages_job", "job_id", sqlite_where=Column("job_id").is_not(None), postgresql_where=Column("job_id").is_not(None)),
+    sqlite_with_rowid=False,
+)
+
+#: Apart from messages, so that a change of state does not write the content again.
+contents = Table(
+    "contents", metadata,
+    Column("id", String(200), ForeignKey("messages.id", ondelete="CASCADE"), primary_key=True),
+    Column("content", Text, nullable=False),
+)
+
+recipients = Table(
+    "recipients", metadata,
+    Column("id", String(200), ForeignKey("messages.id", ondelete="CASCADE"), primary_key=True),
+    Column("position", Integer, primary_key=True),
+    Column("address", String(320), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("state", String(12), nullable=False),  # queued, sent, deferred or failed
+    Column("reply", Text),
+    sqlite_with_rowid=False,
+)
+
+#: The timeline, one row an event; what the row in messages tells by itself (accepted, queued) has none.
+events = Table(
+    "events", metadata,
+    Column("number", _Auto, primary_key=True, autoincrement=True),
+    Column("id", String(200), nullable=False),
+    Column("at", BigInteger, nullable=False),
+    Column("event", String(20), nullable=False),
+    Column("attempt", Integer),
+    Column("detail", Text),
+    Index("events_of", "id", "number"),
+)
+
+jobs = Table(
+    "jobs", metadata,
+    Column("id", String(36), primary_key=True),
+    Column("name", String(100), nullable=False),
+    Column("args", Text, nullable=False),  # JSON object
+    Column("queue", String(40), nullable=False),
+    Column("state", String(12), nullable=False),  # queued, running, succeeded, failed, timed_out, canceled
+    Column("progress", Integer, nullable=False),  # per mille
+    Column("step", Text),
+    Column("result", Text),  # JSON
+    Column("error", Text),
+    Column("timeout_ms", BigInteger, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("max_attempts", Integer, nullable=False),
+    Column("owner", String(36)),
+    Column("created_at", BigInteger, nullable=False),
+    Column("started_at", BigInteger),
+    Column("finished_at", BigInteger),
+    Index("jobs_queued", "queue", "created_at", sqlite_where=Column("state") == "queued", postgresql_where=Column("state") == "queued"),
+    Index("jobs_owned", "owner", sqlite_where=Column("owner").is_not(None), postgresql_where=Column("owner").is_not(None)),
+)
+
+#: One row a worker; it is the lease of everything that worker owns.
+workers = Table(
+    "workers", metadata,
+    Column("id", String(36), primary_key=True),
+    Column("name", String(200), nullable=False),
+    Column("queues", Text, nullable=False),  # separated by commas
+    Column("started_at", BigInteger, nullable=False),
+    Column("seen_at", BigInteger, nullable=False),
+    Column("stopped_at", BigInteger),
+)
+
+
+class now_ms(GenericFunction[int]):
+    """The database's clock in whole milliseconds since 1970."""
+
+    type = BigInteger()
+    inherit_cache = True
+
+
+@compiles(now_ms, "sqlite")
+def _now_sqlite(element: now_ms, compiler: Any, **kw: Any) -> str:
+    return "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)"
+
+
+@compiles(now_ms, "postgresql")
+def _now_postgresql(element: now_ms, compiler: Any, **kw: Any) -> str:
+    return "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT)"

@@ -1,0 +1,42 @@
+"""The workers' heartbeats. A worker that is seen holds its lease; one that is not loses every row it owns."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from mailroom.store.database import Database
+from mailroom.store.schema import now_ms, workers
+
+#: Rows of workers gone longer than this are deleted; nothing refers to them any more.
+FORGET_AFTER_MS = 24 * 3600 * 1000
+
+
+@dataclass(frozen=True)
+class Worker:
+    """The row of one worker process."""
+
+    database: Database
+    id: str
+    name: str
+    queues: Sequence[str]
+
+    def beat(self) -> None:
+        """Say that we are alive; the first time makes the row, and a row that somebody deleted is made again."""
+        self.database.write(self._beat, None)
+
+    def stop(self) -> None:
+        """Say that we end by ourselves, so that nobody waits for the lease of what we may still own."""
+        self.database.write(self._stop, None)
+
+    def _stop(self, connection: Connection, asked: list[None]) -> list[None]:
+        connection.execute(workers.update().values(stopped_at=now_ms()).where(workers.c.id == self.id))
+        return asked
+
+    def _beat(self, connection: Connection, asked: list[None]) -> list[None]:
+        beaten = connection.execute(workers.update().values(seen_at=now_ms()).where(workers.c.id == self.id))
+        if not beaten.rowcount:
+            connection.execute(workers.insert().values(
+                id=self.id, name=self.name, queues=",".join(self.queues), started_at=now_ms(), seen_at=now_ms()))
+            connection.execute(workers.delete().where(workers.c.seen_at < now_ms() - FORGET_AFTER_MS))
+        return asked

@@ -1,0 +1,122 @@
+"""The fixtures every test may use; the servers behind them are real (see tests/services)."""
+
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.services import Server, locked
+from tests.services.postgres import Postgres
+from tests.services.rabbitmq import RabbitMQ, rabbitmq_node
+
+RUN_DIRECTORY = pytest.StashKey[Path]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the directory in which all processes of this run find the servers they share."""
+    if worker := getattr(config, "workerinput", None):
+        config.stash[RUN_DIRECTORY] = Path(worker["run_directory"])
+        return
+    run = Path(tempfile.mkdtemp(prefix="mailasync-tests-"))
+    run.chmod(0o755)  # PostgreSQL, which refuses to run as root, has to reach its own.
+    config.stash[RUN_DIRECTORY] = run
+    # So that `kill` and a canceled CI job end the servers as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput["run_directory"] = str(node.config.stash[RUN_DIRECTORY])
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End every server of the run, also those of a worker that crashed."""
+    if hasattr(config, "workerinput") or RUN_DIRECTORY not in config.stash:
+        return
+    run = config.stash[RUN_DIRECTORY]
+    for file in run.glob("*/server.json"):
+        is_postgres = "postgres" in Server(file.parent).ports
+        server = Postgres(file.parent) if is_postgres else rabbitmq_node(file.parent)
+        server.close()
+    shutil.rmtree(run, ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def clean_environment() -> Iterator[None]:
+    """No setting of the machine reaches a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith(("MAILASYNC_", "CELERY_", "MAIL_")):
+                patch.delenv(name)
+        yield
+
+
+@pytest.fixture(scope="session")
+def run_directory(request: pytest.FixtureRequest) -> Path:
+    return request.config.stash[RUN_DIRECTORY]
+
+
+@pytest.fixture(scope="session")
+def rabbitmq(run_directory: Path) -> RabbitMQ:
+    """The node all tests share: leave it running, and use a vhost of your own."""
+    with locked(run_directory / "rabbitmq.lock"):
+        node = rabbitmq_node(run_directory / "rabbitmq")
+        if not node.is_running():
+            node.start()
+    return node
+
+
+@pytest.fixture
+def broker_url(rabbitmq: RabbitMQ) -> Iterator[str]:
+    """The URL of a fresh vhost on the shared node."""
+    vhost = f"test-{secrets.token_hex(4)}"
+    rabbitmq.add_vhost(vhost)
+    yield rabbitmq.url(vhost)
+    rabbitmq.delete_vhost(vhost)
+
+
+@pytest.fixture
+def private_rabbitmq(run_directory: Path) -> Iterator[RabbitMQ]:
+    """A started node of the test's own, to stop, pause and kill; it takes seconds to start."""
+    node = rabbitmq_node(run_directory / f"rabbitmq-{secrets.token_hex(4)}")
+    node.start()
+    yield node
+    node.close()
+
+
+@pytest.fixture(scope="session")
+def postgres(run_directory: Path) -> Postgres:
+    """The cluster all tests share: leave it running, and use a database of your own."""
+    with locked(run_directory / "postgres.lock"):
+        cluster = Postgres(run_directory / "postgres")
+        if not cluster.is_running():
+            cluster.start()
+    return cluster
+
+
+@pytest.fixture
+def postgres_url(postgres: Postgres) -> Iterator[str]:
+    """The URL of a fresh database on the shared cluster."""
+    database = f"test_{secrets.token_hex(4)}"
+    postgres.create_database(database)
+    yield postgres.url(database)
+    postgres.drop_database(database)
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/mailasync.sqlite3"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """The URL of a fresh database; the test runs once for each kind."""
+    fixture = "sqlite_url" if request.param == "sqlite" else "postgres_url"
+    url: str = request.getfixturevalue(fixture)
+    return url

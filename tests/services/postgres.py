@@ -1,0 +1,229 @@
+"""A PostgreSQL cluster of a test's own: on a free loopback port, by root too, found or fetched."""
+
+import functools
+import os
+import pwd
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import LiteralString
+
+import psycopg
+from psycopg import sql
+
+from tests.services import Server, Unavailable, cache_directory, debian, say, spawn, wait_until
+
+INSTALLED = (
+    "usr/lib/postgresql/*/bin",
+    "opt/homebrew/opt/postgresql*/bin",
+    "usr/local/opt/postgresql*/bin",
+)
+#: GMT is the only time zone PostgreSQL knows without the system's files of time zones.
+CONFIGURATION = """
+listen_addresses = '127.0.0.1'
+port = {port}
+unix_socket_directories = ''
+fsync = {fsync}
+max_connections = 200
+jit = off
+timezone = 'GMT'
+log_timezone = 'GMT'
+"""
+
+
+def find_postgres() -> Path:
+    """Return the directory of PostgreSQL's programs, the newest there is, fetched if need be.
+
+    Raises:
+      Unavailable: there is none.
+    """
+    if programs := _installed() or _unpacked():
+        return programs
+    reasons = []
+    if debian.is_here():
+        try:
+            return _fetch()
+        except Unavailable as e:
+            reasons.append(str(e))
+    raise Unavailable(
+        "PostgreSQL is not here. On Debian and Ubuntu: apt install postgresql. "
+        "On a Mac: brew install postgresql@17. Elsewhere: install it and put pg_ctl on the PATH."
+        + "".join(f" ({reason})" for reason in reasons)
+    )
+
+
+class Postgres(Server):
+    """One cluster; its databases and its port outlive `stop` and `kill`, for the next `start`."""
+
+    port_names = ("postgres",)
+
+    def __init__(
+        self, directory: Path, programs: Path | None = None, *, fsync: bool = True
+    ) -> None:
+        """`programs` is the directory that find_postgres returned; without it, it is called."""
+        self._bin = programs or find_postgres()
+        super().__init__(directory)
+        self._fsync = fsync
+
+    def start(self) -> None:
+        """Start, and return when clients are served."""
+        self._choose_ports()
+        if not self._data:
+            self._initialize()
+        self._launch()
+        try:
+            wait_until(self._serves, 60, what="PostgreSQL served clients")
+        except AssertionError as e:
+            e.add_note(self.log_tail())
+            self._end("server", signal.SIGKILL)
+            raise
+
+    def stop(self) -> None:
+        """Stop as an operator would: clients are disconnected, all is written."""
+        self._end("server", signal.SIGINT)
+
+    def kill(self) -> None:
+        """Kill the server without a warning; its children notice and end."""
+        self._end("server", signal.SIGKILL)
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def close(self) -> None:
+        """End every process of it at once, and remove the databases."""
+        super().close()
+        if self._data:
+            shutil.rmtree(self._data.parent, ignore_errors=True)
+            self._write_state({**self._state(), "data": ""})
+
+    def url(self, database: str = "postgres") -> str:
+        return f"postgresql://postgres@127.0.0.1:{self.ports['postgres']}/{database}"
+
+    def create_database(self, name: str) -> None:
+        self._execute("CREATE DATABASE {}", name)
+
+    def drop_database(self, name: str) -> None:
+        """Drop it even while clients are connected to it, and if it is not there."""
+        self._execute("DROP DATABASE IF EXISTS {} WITH (FORCE)", name)
+
+    def _execute(self, statement: LiteralString, name: str) -> None:
+        with psycopg.connect(self.url(), autocommit=True) as connection:
+            connection.execute(sql.SQL(statement).format(sql.Identifier(name)))
+
+    @property
+    def _data(self) -> Path | None:
+        place = self._state().get("data")
+        return Path(place) if place else None
+
+    def _initialize(self) -> None:
+        account = _account()
+        home = self._home(account)
+        data = home / "data"
+        command = [str(self._bin / "initdb"), "--pgdata", str(data), "--username", "postgres"]
+        options = ["--auth", "trust", "--encoding", "UTF8", "--no-locale", "--no-sync"]
+        done = subprocess.run(
+            [*command, *options],
+            env=self._environment(),
+            cwd="/",
+            user=account and account.pw_uid,
+            group=account and account.pw_gid,
+            extra_groups=[] if account else None,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise RuntimeError(f"initdb failed: {done.stderr.strip()}")
+        with (data / "postgresql.conf").open("a") as file:
+            on = "on" if self._fsync else "off"
+            file.write(CONFIGURATION.format(port=self.ports["postgres"], fsync=on))
+        self._write_state({**self._state(), "data": str(data)})
+
+    def _home(self, account: pwd.struct_passwd | None) -> Path:
+        """Return a new directory that `account` owns, and that it can reach."""
+        if account and not _can_enter(account, self.directory):
+            # pytest's directories are root's alone.
+            home = Path(tempfile.mkdtemp(prefix="mailasync-postgres-", dir="/tmp"))
+        else:
+            home = self.directory / "postgres"
+            home.mkdir(mode=0o700, exist_ok=True)
+        if account:
+            os.chown(home, account.pw_uid, account.pw_gid)
+        return home
+
+    def _launch(self) -> None:
+        command = [str(self._bin / "postgres"), "-D", str(self._data)]
+        log = self.directory / "console.log"
+        pid = spawn(command, log=log, env=self._environment(), account=_account())
+        self._record("server", pid)
+
+    def _serves(self) -> bool:
+        if not self.is_running():
+            # Children of a server that was killed need a moment to end, and none starts meanwhile.
+            assert "still in use" in self.log_tail(5), "PostgreSQL ended while it started"
+            self._launch()
+        try:
+            psycopg.connect(self.url(), connect_timeout=2).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    def _environment(self) -> dict[str, str]:
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("PG")}
+        inherited["LC_ALL"] = "C"
+        if self._bin.is_relative_to(cache_directory()):
+            return inherited | debian.library_path(self._bin.parents[4])
+        return inherited
+
+
+def _installed() -> Path | None:
+    found = [programs for pattern in INSTALLED for programs in Path("/").glob(pattern)]
+    if on_path := shutil.which("pg_ctl"):
+        found.append(Path(on_path).resolve().parent)
+    return _newest(found)
+
+
+def _unpacked() -> Path | None:
+    return _newest(list((cache_directory() / "postgresql").glob(INSTALLED[0])))
+
+
+def _newest(found: list[Path]) -> Path | None:
+    """Return the newest with a server in it: Debian's client packages make such directories too."""
+    servers = [programs for programs in found if (programs / "initdb").exists()]
+    return max(servers, key=_version, default=None)
+
+
+def _version(programs: Path) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", programs.parent.name)]
+
+
+def _fetch() -> Path:
+    try:
+        debian.unpack("postgresql", family="postgresql|libpq")
+    except Unavailable as e:
+        if os.geteuid():
+            raise
+        say(f"unpacking failed: {e}")
+        debian.install("postgresql")
+    if programs := _unpacked() or _installed():
+        return programs
+    raise Unavailable("Debian's packages of PostgreSQL do not hold its programs where they used to")
+
+
+@functools.cache
+def _account() -> pwd.struct_passwd | None:
+    """Return the account that has to run PostgreSQL, which refuses root, or None if we are not."""
+    if os.geteuid():
+        return None
+    accounts = {account.pw_name: account for account in pwd.getpwall()}
+    return accounts.get("postgres") or accounts["nobody"]
+
+
+def _can_enter(account: pwd.struct_passwd, directory: Path) -> bool:
+    return all(
+        path.stat().st_mode & 0o001 or path.stat().st_uid == account.pw_uid
+        for path in (directory, *directory.parents)
+    )
