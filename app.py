@@ -34,7 +34,7 @@ from mailroom.api import guard, health, messages, problems
 from mailroom.api.services import Services
 from mailroom.inbox import Inbox, Letters, PortTaken, create_blueprint
 from mailroom.mail.errors import MailroomError
-from mailroom.settings import PREFIX, Settings, SettingsError, database_url, hint_unprefixed, kubernetes_variables, load
+from mailroom.settings import PREFIX, Settings, database_url, hint_unprefixed, kubernetes_variables, load
 from mailroom.store.database import Database
 from mailroom.store.migrate import upgrade
 from mailroom.store.outbox import Outbox
@@ -74,11 +74,8 @@ def start_relay(database: Database) -> None:
 
 def main() -> None:
     """Serve on HOST and PORT; accepts mail whether a worker and RabbitMQ are there or not."""
-    try:
-        settings = load()
-        hop = mailasync.next_hop(settings)
-    except SettingsError as e:
-        sys.exit(f"mailasync: {e.message}")
+    settings = load()
+    hop = mailasync.next_hop(settings)
     if settings.BROKER_URL.startswith("memory:"):
         sys.exit("mailasync: memory:// is for `flask up`, where web and worker are one process; set another MAILASYNC_BROKER_URL")
     say(f"mailasync listens on {url(settings)} ; mail goes to {hop}"
@@ -135,8 +132,8 @@ def serving_app(settings: Settings) -> Flask:
     except MailroomError as e:
         end_child(e)
     app = create_app(settings, database=database)
-    relay = mailasync.start_relay(database)
-    at_exit(relay.stop)
+    mailasync.start_relay(database)
+    at_exit(mailasync.stop_relay)
     if Outbox(database).worker_seen_ms_ago() is None:
         log.warning("no worker is running; mail is accepted and kept until one is: celery -A mailasync worker --loglevel=INFO")
     return app
@@ -157,9 +154,8 @@ def all_in_one(settings: Settings) -> Flask:
         Sweeps(database, settings.LEASE_SECONDS, settings.ON_UNCERTAIN).forget_nudges()
     app = create_app(settings, database=database)
     app.register_blueprint(create_blueprint(letters, hint=curl(settings)))
-    worker = work_here(database)
     at_exit(smtp.stop)
-    at_exit(partial(end_worker, worker))
+    at_exit(work_here(database))
     return app
 
 
@@ -174,24 +170,28 @@ def inbox_app(settings: Settings) -> Flask:
         end_child(e)
     at_exit(smtp.stop)
     app = Flask("inbox")
+    app.before_request(guard.check_local)
     app.register_blueprint(create_blueprint(letters, hint=curl(settings)))
     return app
 
 
-def work_here(database: Database) -> threading.Thread:
-    """Run a Celery worker in a thread of this process."""
+def work_here(database: Database) -> Callable[[], None]:
+    """Run a Celery worker in a thread of this process; return what ends it."""
     mailasync.share_database(database)
     worker = WorkController(app=mailasync.celery_app, hostname=f"up-{os.getpid()}@{socket.gethostname()}", loglevel="INFO",
                             without_mingle=True, without_gossip=True, without_heartbeat=True)
     thread = threading.Thread(target=worker.start, name="worker", daemon=True)
     thread.start()
-    return thread
 
+    def end() -> None:
+        mailasync.stop_claiming()
+        state.should_stop = 0  # type: ignore[assignment]  # the exit code; None means "go on"
+        hub = getattr(worker, "hub", None)
+        if hub is not None:
+            hub.call_soon(bool)  # It sleeps for seconds; a signal would wake it, but signals go to the main thread.
+        thread.join(STOP_SECONDS)
 
-def end_worker(worker: threading.Thread) -> None:
-    mailasync.stop_claiming()
-    state.should_stop = 0  # type: ignore[assignment]  # the exit code; None means "go on"
-    worker.join(STOP_SECONDS)
+    return end
 
 
 def start_child(settings: Settings) -> None:

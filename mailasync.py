@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import amqp
@@ -21,6 +22,7 @@ from celery import Celery, Task, signals
 from celery.exceptions import Reject
 from celery.result import AsyncResult
 from kombu import Connection, Exchange, Producer, Queue
+from kombu.exceptions import OperationalError
 
 from mailroom import logs
 from mailroom.jobs import registry
@@ -55,7 +57,10 @@ celery_app = Celery("mailasync", set_as_current=False)
 
 def configure(settings: Settings) -> None:
     """Set Celery up as `settings` say; every deviation from its defaults prevents a loss, a hang or a double."""
-    registry.load(settings.JOBS)
+    sender(settings)
+    next_hop(settings)
+    schedule(settings)
+    load_jobs(settings)
     embedded = settings.BROKER_URL.startswith("memory:")
     arguments = {"x-queue-type": settings.QUEUE_TYPE} if settings.QUEUE_TYPE == "quorum" else None
     ours = [*MAIL_QUEUES, *registry.queues()]
@@ -97,7 +102,7 @@ class Nudge(Task):  # type: ignore[type-arg]  # celery-types makes Task generic,
             return AsyncResult(args[0], app=celery_app)
         connection = bounded_connection()
         try:
-            return self.publish(Producer(connection.connect() and connection), args, kwargs, **options)
+            return self.publish(Producer(connection), args, kwargs, **options)
         finally:
             connection.collect()
 
@@ -135,8 +140,9 @@ def runJob(task: Task, *args: Any, **kwargs: Any) -> None:  # type: ignore[type-
 
 
 def bounded_connection() -> Connection:
-    """A connection whose every step ends in seconds, whatever the broker does."""
-    return celery_app.connection_for_write(connect_timeout=2)
+    """An open connection whose every step ends in seconds, whatever the broker does."""
+    connection = celery_app.connection_for_write(connect_timeout=2)
+    return connection.ensure_connection(max_retries=0, interval_start=0)  # connect() itself would sleep 2 s and try again
 
 
 def sender(settings: Settings) -> Address:
@@ -151,11 +157,25 @@ def sender(settings: Settings) -> Address:
         raise SettingsError(f"MAILASYNC_MAIL_FROM: {e.errors[0].detail}; set it where MAILASYNC_MAIL_USERNAME is no address") from None
 
 
+def schedule(settings: Settings) -> Schedule:
+    try:
+        return Schedule.parse(settings.RETRY_SCHEDULE)
+    except ValueError as e:
+        raise SettingsError(f"MAILASYNC_RETRY_SCHEDULE: {e}") from None
+
+
+def load_jobs(settings: Settings) -> None:
+    """Import the modules of JOBS, which registers the job types in them."""
+    for name in registry.modules(settings.JOBS):
+        try:
+            import_module(name)
+        except ImportError as e:
+            raise SettingsError(f"MAILASYNC_JOBS: expected modules that can be imported, got {name!r}: {e}") from None
+
+
 def next_hop(settings: Settings) -> NextHop:
     """Who takes our mail: the server that was set, Gmail if there is an account, else the disposable inbox."""
     account = bool(settings.MAIL_USERNAME and (settings.MAIL_PASSWORD or settings.MAIL_OAUTH2_FILE))
-    if settings.MAIL_OAUTH2_FILE and not os.path.isfile(os.path.expanduser(settings.MAIL_OAUTH2_FILE)):
-        raise SettingsError(f"MAILASYNC_MAIL_OAUTH2_FILE: expected a yagmail OAuth2 file, got {settings.MAIL_OAUTH2_FILE!r}")
     if not account and not settings.SMTP_HOST:
         return NextHop(host="127.0.0.1", port=settings.INBOX_SMTP_PORT, security="none", timeout_seconds=settings.SMTP_TIMEOUT_SECONDS)
     known = account and settings.SMTP_AUTH == "on"
@@ -209,6 +229,12 @@ def start_relay(database: Database) -> Relay:
     return _process.relay
 
 
+def stop_relay() -> None:
+    relay, _process.relay = _process.relay, None
+    if relay is not None:
+        relay.stop()
+
+
 class Station:
     """What makes a process a worker: heartbeat, sweeper, deliveries and jobs, on one database."""
 
@@ -223,7 +249,7 @@ class Station:
         self.worker = Worker(database, owner, name, queues)
         jobs = Jobs(database, owner, settings.LEASE_SECONDS)
         self.delivery = Delivery(
-            Claims(database, owner, settings.LEASE_SECONDS), Sessions(self.hop), sender(settings), Schedule.parse(settings.RETRY_SCHEDULE),
+            Claims(database, owner, settings.LEASE_SECONDS), Sessions(self.hop), sender(settings), schedule(settings),
             settings.ON_UNCERTAIN, connections)
         self.runner = Runner(jobs, [queue for queue in queues if queue in registry.queues()], slots=settings.JOB_SLOTS,
                              children=Children(registry.modules(settings.JOBS)), queued=lambda id: self.relay.offer(id, queue="mail"))
@@ -262,7 +288,7 @@ class Station:
         self.delivery.close()
         self.runner.close()
         self.sweeper.stop()
-        self.relay.stop()
+        stop_relay()
         try:
             self.worker.stop()
         except StoreUnavailable as e:
@@ -280,8 +306,11 @@ class _Process:
     database: Database | None = None  #: set by a process that serves and works at the same time
 
 
-_process = _Process(load())
-configure(_process.settings)
+try:
+    _process = _Process(load())
+    configure(_process.settings)
+except SettingsError as e:  # Whoever imports this starts the service: flask, celery or python3 app.py. One sentence, no traceback.
+    raise SystemExit(f"mailasync: {e.message}") from None
 
 
 def share_database(database: Database) -> None:
@@ -315,22 +344,24 @@ def _start_station(sender: Any, **kwargs: object) -> None:
         database = _process.database or open_database(settings)
         _process.station = Station(settings, database, name=sender.hostname, queues=list(celery_app.amqp.queues.consume_from),
                                    connections=min(settings.SMTP_CONNECTIONS, int(sender.concurrency)))
-    except (MailroomError, SettingsError) as e:
+    except MailroomError as e:
         raise SystemExit(f"mailasync: {e}") from None
 
 
 def refuse_other_queues() -> None:
     """Stop where the broker has one of our queues with other arguments: no worker could ever declare it."""
-    connection = bounded_connection()
     try:
-        connection.connect()
+        connection = bounded_connection()
+    except OperationalError:
+        return  # The broker is away: Celery itself keeps trying, and says so.
+    try:
         for queue in celery_app.amqp.queues.values():
             queue(connection.default_channel).declare()
     except amqp.exceptions.PreconditionFailed as e:
         raise SystemExit(f"mailasync: a queue exists with other arguments ({e.reply_text}); delete it, or set MAILASYNC_QUEUE_TYPE "
                          "to what it is") from None
-    except Exception as e:  # The broker is away: Celery itself keeps trying, and says so.
-        log.debug("queues not looked at: %s", type(e).__name__)
+    except (amqp.exceptions.AMQPError, OSError) as e:  # Such as a user without the right to configure: the queues may be there already.
+        log.info("queues not declared: %s", type(e).__name__)
     finally:
         connection.collect()
 
@@ -342,7 +373,7 @@ def _stop_claiming(**kwargs: object) -> None:
 
 @signals.worker_shutdown.connect
 def _close_station(**kwargs: object) -> None:
-    station, _process.station, _process.relay = _process.station, None, None
+    station, _process.station = _process.station, None
     if station is not None:
         station.close()
 

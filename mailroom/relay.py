@@ -38,7 +38,7 @@ class Relay:
         self._watched = watched
         self._waiting: deque[tuple[str, str, bool]] = deque(maxlen=WAITING_MAX)
         self._wake = threading.Event()
-        self._stopping = False
+        self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="relay", daemon=True)
         self._connection: Connection | None = None
         self._producer: Producer | None = None
@@ -52,7 +52,7 @@ class Relay:
 
     def stop(self) -> None:
         """Publish what waits if the broker is there, and end; bounded by the broker's timeouts."""
-        self._stopping = True
+        self._stopping.set()
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join(10)
@@ -67,9 +67,9 @@ class Relay:
             self._wake.wait(WATCH_SECONDS)
             self._wake.clear()
             while self._waiting:
-                if not self._send(*self._next_chunk()) and not self._stopping:
-                    time.sleep(PAUSE_SECONDS)
-            if self._stopping:
+                if not self._send(*self._next_chunk()):
+                    self._stopping.wait(PAUSE_SECONDS)
+            if self._stopping.is_set():
                 return self._drop()
             self._try(self._watch)
 
@@ -103,7 +103,7 @@ class Relay:
         try:
             if self._producer is None:
                 self._connection = self._connect()
-                self._producer = Producer(self._connection.connect() and self._connection)
+                self._producer = Producer(self._connection)
             act(self._producer)
         except Exception as e:  # kombu's errors have no common base, and whatever it is, the answer is the same.
             if self.down is None:

@@ -21,8 +21,8 @@ PROJECT = Path(default_settings.__file__).resolve().parent
 SECRETS = frozenset({"MAIL_PASSWORD", "API_KEY", "BROKER_URL", "DATABASE_URL"})
 PAIR_BROKER_URL = "pyamqp://guest@localhost//"
 
-#: What Kubernetes adds to every pod for a service that is called "mailasync" or "mailasync-…".
-_KUBERNETES = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?|PORT)$")
+#: What Kubernetes adds to every pod for a service called "mailasync" or "mailasync-…".
+_KUBERNETES = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)$")
 
 
 class SettingsError(click.ClickException):
@@ -97,6 +97,7 @@ def load(environ: Mapping[str, str] | None = None, *, defaults: ModuleType = def
     values = {name: parse(name, read(name, given), kind) if is_given(name, given) else getattr(defaults, name)
               for name, kind in types.items()}
     settings = Settings(**values)
+    refuse_wrong_forms(settings)
     refuse_contradictions(settings, given)
     return settings
 
@@ -139,16 +140,13 @@ def parse(name: str, value: str, kind: Any) -> Any:
 
 
 def is_kubernetes(variable: str, given: Mapping[str, str]) -> bool:
-    """Whether Kubernetes made `variable`: MAILASYNC_PORT is one of its own only where its value is an address."""
-    if not variable.startswith(PREFIX[:-1] + "_"):
-        return False
-    return bool(_KUBERNETES.search(variable)) and (variable != f"{PREFIX}PORT" or "://" in given[variable])
+    """Whether Kubernetes made `variable`. Its …_PORT is an address, "tcp://10.0.0.1:5000"; ours is a number."""
+    return bool(_KUBERNETES.search(variable)) or (variable.endswith("_PORT") and "://" in given.get(variable, ""))
 
 
 def kubernetes_variables(environ: Mapping[str, str]) -> list[str]:
     """The variables that were passed over because Kubernetes made them; the start says so in one line."""
-    return sorted(name for name in environ if name.startswith(PREFIX) and is_kubernetes(name, environ)
-                  and name.removeprefix(PREFIX) not in ({*default_settings.__annotations__} - {"PORT"}))
+    return sorted(name for name in environ if name.startswith(PREFIX) and is_kubernetes(name, environ))
 
 
 def refuse_unknown(given: Mapping[str, str], *, known: Mapping[str, Any]) -> None:
@@ -160,6 +158,26 @@ def refuse_unknown(given: Mapping[str, str], *, known: Mapping[str, Any]) -> Non
                                 + " default_settings.py lists them all")
 
 
+def refuse_wrong_forms(settings: Settings) -> None:
+    """Stop at what has the right type and still cannot be used."""
+    for name in ("SMTP_CONNECTIONS", "WEB_THREADS", "JOB_SLOTS", "REQUEST_MAX_BYTES", "LEASE_SECONDS", "SMTP_TIMEOUT_SECONDS"):
+        if getattr(settings, name) < 1:
+            raise SettingsError(f"{PREFIX}{name}: expected at least 1, got {getattr(settings, name)!r}")
+    for name in ("PORT", "SMTP_PORT", "INBOX_PORT", "INBOX_SMTP_PORT"):
+        if getattr(settings, name) > 65535:
+            raise SettingsError(f"{PREFIX}{name}: expected a port up to 65535, got {getattr(settings, name)}")
+    for name in ("MAIL_OAUTH2_FILE", "SMTP_CA_FILE"):
+        path = getattr(settings, name)
+        if path and not Path(path).expanduser().is_file():
+            raise SettingsError(f"{PREFIX}{name}: expected a readable file, got {path!r}")
+    for name, schemes in (("BROKER_URL", ("amqp", "pyamqp", "amqps", "memory")), ("DATABASE_URL", ("sqlite", "postgresql"))):
+        value = getattr(settings, name)
+        scheme = value.partition(":")[0].partition("+")[0]
+        if value and (scheme not in schemes or "://" not in value):  # What came is not shown: it may hold a password.
+            raise SettingsError(f"{PREFIX}{name}: expected a URL that begins with {' or '.join(f'{known}://' for known in schemes)}, got "
+                                + (f"one with {scheme}://" if "://" in value else "none"))
+
+
 def refuse_contradictions(settings: Settings, given: Mapping[str, str]) -> None:
     """Stop where two settings, each fine by itself, would send mail, a password or a task to the wrong place."""
     broker = settings.BROKER_URL or PAIR_BROKER_URL
@@ -168,17 +186,14 @@ def refuse_contradictions(settings: Settings, given: Mapping[str, str]) -> None:
             raise SettingsError(f"{variable} differs from {PREFIX}BROKER_URL; unset it, or set both to the same broker")
     if not settings.listens_on_loopback and not settings.API_KEY:
         raise SettingsError(f"{PREFIX}HOST={settings.HOST!r} can be reached from other machines; set {PREFIX}API_KEY as well")
-    if settings.SMTP_SECURITY == "none" and settings.MAIL_PASSWORD and settings.SMTP_AUTH == "on" \
-            and settings.SMTP_HOST and not is_loopback(settings.SMTP_HOST):
-        raise SettingsError(f"{PREFIX}SMTP_SECURITY=none would send the password in clear to {settings.SMTP_HOST!r}; "
+    logs_in = settings.MAIL_PASSWORD or settings.MAIL_OAUTH2_FILE
+    if settings.SMTP_SECURITY == "none" and logs_in and settings.SMTP_AUTH == "on" and not is_loopback(settings.SMTP_HOST):
+        raise SettingsError(f"{PREFIX}SMTP_SECURITY=none would send the password in clear to {settings.SMTP_HOST or 'Gmail'}; "
                             f"use ssl or starttls, or {PREFIX}SMTP_AUTH=off")
-    database, broker_host = settings.DATABASE_URL, urlsplit(broker).hostname
-    if (not database or database.startswith("sqlite")) and broker_host and not is_loopback(broker_host):
+    broker_host = urlsplit(broker).hostname
+    if (settings.DATABASE_URL or "sqlite").startswith("sqlite") and broker_host and not is_loopback(broker_host):
         raise SettingsError(f"{PREFIX}BROKER_URL is on another host ({broker_host}), where a worker cannot read this machine's "
                             f"SQLite file; set {PREFIX}DATABASE_URL to a PostgreSQL database")
-    for name in ("SMTP_CONNECTIONS", "WEB_THREADS", "JOB_SLOTS", "REQUEST_MAX_BYTES", "LEASE_SECONDS", "SMTP_TIMEOUT_SECONDS"):
-        if getattr(settings, name) < 1:
-            raise SettingsError(f"{PREFIX}{name}: expected at least 1, got {getattr(settings, name)!r}")
 
 
 def is_loopback(host: str) -> bool:

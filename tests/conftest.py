@@ -11,9 +11,13 @@ from typing import Any
 
 import pytest
 
+from mailroom.store.database import Database
+from mailroom.store.migrate import upgrade
 from tests.services import Server, locked
 from tests.services.postgres import Postgres
+from tests.services.processes import Service, service
 from tests.services.rabbitmq import RabbitMQ, rabbitmq_node
+from tests.services.smtpd import ScriptedSMTP
 
 RUN_DIRECTORY = pytest.StashKey[Path]()
 
@@ -120,3 +124,36 @@ def database_url(request: pytest.FixtureRequest) -> str:
     fixture = "sqlite_url" if request.param == "sqlite" else "postgres_url"
     url: str = request.getfixturevalue(fixture)
     return url
+
+
+@pytest.fixture
+def smtpd() -> Iterator[ScriptedSMTP]:
+    """A next hop that takes everything, until a test scripts otherwise."""
+    with ScriptedSMTP() as server:
+        yield server
+
+
+@pytest.fixture
+def to_smtpd(smtpd: ScriptedSMTP) -> dict[str, str]:
+    """The settings that make `smtpd` the next hop, with no work before a mail and quick second attempts."""
+    return {
+        "SMTP_HOST": smtpd.host, "SMTP_PORT": str(smtpd.port), "SMTP_SECURITY": "none", "SMTP_AUTH": "off",
+        "MAIL_FROM": "alice@example.org", "SIMULATED_WORK_SECONDS": "0", "RETRY_SCHEDULE": "1s*10", "LEASE_SECONDS": "3",
+    }
+
+
+@pytest.fixture
+def pair(tmp_path: Path, broker_url: str, database_url: str, to_smtpd: dict[str, str]) -> Iterator[Service]:
+    """Web and worker, to be started, on RabbitMQ and on each of the databases."""
+    with service(tmp_path, BROKER_URL=broker_url, DATABASE_URL=database_url, **to_smtpd) as made:
+        made.run("-m", "flask", "db", "upgrade", name="upgrade").process.wait(30)
+        yield made
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """An empty outbox."""
+    made = Database(database_url)
+    upgrade(made)
+    yield made
+    made.close()

@@ -91,7 +91,9 @@ def wait_until(met: Callable[[], object], timeout: float = 10) -> None:
         threading.Event().wait(0.002)
 
 
-def mail(subject: str = "Hello", text: str = "It works.\n", html: str | None = None) -> EmailMessage:
+def mail(
+    subject: str = "Hello", text: str = "It works.\n", html: str | None = None
+) -> EmailMessage:
     message = EmailMessage()
     message["From"] = f"Alice <{ALICE}>"
     message["To"] = BOB
@@ -128,10 +130,10 @@ def test_a_mail_is_kept_as_it_came(inbox: Inbox, letters: Letters) -> None:
 
 
 def test_every_cut_of_the_payload_gives_the_same_mail(line: Line, letters: Letters) -> None:
-    bodies = [b"", b"\r\n", b"\r\n\r\n", b".\r\n", b"x", b"\r\n.x", b"\r", b"a\r\nb", b"..", b"\n.\n"]
-    for body in bodies:
+    for body in (b"|\r\n|\r\n\r\n|.\r\n|x|\r\n.x|\r|a\r\nb|..|\n.\n").split(b"|"):
         stuffed = (b"\r\n" + body).replace(b"\r\n.", b"\r\n..")[2:]
-        payload = stuffed + (b"" if not stuffed or stuffed.endswith(b"\r\n") else b"\r\n") + b".\r\n"
+        ended = not body or body.endswith(b"\r\n")
+        payload = stuffed + (b".\r\n" if ended else b"\r\n.\r\n")
         for cut in range(len(payload) + 1):
             line.say(b"MAIL FROM:<alice@example.org>\r\n")
             line.say(b"RCPT TO:<bob@example.org>\r\n")
@@ -140,7 +142,7 @@ def test_every_cut_of_the_payload_gives_the_same_mail(line: Line, letters: Lette
             assert line.say(payload[cut:] + b"NOOP\r\n").startswith("250 2.0.0 kept")
             assert line.reply() == "250 OK\r\n"
             kept = letters.newest()[0].raw
-            assert kept == (body if not body or body.endswith(b"\r\n") else body + b"\r\n")
+            assert kept == (body if ended else body + b"\r\n")
 
 
 def test_pipelined_commands_are_answered_in_order(line: Line, letters: Letters) -> None:
@@ -202,7 +204,9 @@ def test_too_big_a_mail_is_refused_after_its_last_byte(line: Line, letters: Lett
     assert not letters.newest()
 
 
-def test_a_mail_whose_connection_broke_is_not_kept(line: Line, inbox: Inbox, letters: Letters) -> None:
+def test_a_mail_whose_connection_broke_is_not_kept(
+    line: Line, inbox: Inbox, letters: Letters
+) -> None:
     line.write(b"MAIL FROM:<a@example.org>\r\nRCPT TO:<bob@example.org>\r\nDATA\r\nSubject: half")
     line.close()
     send(inbox, mail("whole"))
@@ -297,9 +301,7 @@ def test_wait_ends_empty_when_nothing_comes(client: FlaskClient, letters: Letter
 
 
 def test_who_waits_when_too_many_wait_is_answered_at_once(letters: Letters) -> None:
-    waiting = [
-        threading.Thread(target=letters.wait, args=(BOB, 30)) for _ in range(WAITERS_MAX)
-    ]
+    waiting = [threading.Thread(target=letters.wait, args=(BOB, 30)) for _ in range(WAITERS_MAX)]
     for thread in waiting:
         thread.start()
     wait_until(lambda: letters.waiters == WAITERS_MAX)
@@ -380,7 +382,6 @@ def test_an_empty_inbox_tells_the_command_that_sends(client: FlaskClient) -> Non
         response = client.get(address)
         assert response.status_code == 200
         assert "No mail yet" in response.text and "curl -d &#39;{" in response.text
-    assert "search" not in client.get("/inbox?to=bob@example.org").text.split("<main")[0]
 
 
 def test_the_list_refreshes_unless_somebody_chose(client: FlaskClient, letters: Letters) -> None:
@@ -400,8 +401,8 @@ def test_long_lists_come_a_page_at_a_time(client: FlaskClient, letters: Letters)
     first, last = client.get("/inbox/").text, client.get("/inbox/?page=3").text
     assert "mail-249-" in first and "mail-150-" in first and "mail-149-" not in first
     assert "mail-49-" in last and "mail-0-" in last and "201 to 250 of 250" in last
-    assert client.get("/inbox/?page=99").status_code == 200
-    assert client.get("/inbox/?page=-1").status_code == client.get("/inbox/?page=x").status_code == 200
+    for page in ("99", "-1", "x"):
+        assert client.get(f"/inbox/?page={page}").status_code == 200
 
 
 def test_every_view_of_a_letter(client: FlaskClient, inbox: Inbox, letters: Letters) -> None:
@@ -471,7 +472,8 @@ def test_sizes_and_times_are_told_in_words() -> None:
     ]  # fmt: skip
     now = datetime.now().astimezone()
     assert local_time(now) == f"{now:%H:%M:%S}"
-    assert local_time(now - timedelta(days=400)).startswith(f"{now - timedelta(days=400):%Y-%m-%d} ")
+    before = now - timedelta(days=400)
+    assert local_time(before).startswith(f"{before:%Y-%m-%d} ")
 
 
 # Hostile mail
@@ -505,7 +507,7 @@ HOSTILE = {
     "encoded surrogate": b"Subject: =?utf-16?b?ANg=?= =?utf-7?q?+2AA-?=\r\n\r\n",
     "folding": b" leading\r\nSubject:\r\n \r\n\t\r\n x\r\n: no name\r\nno colon\r\n\r\n \r\n",
     "bare CR": b"Subject: a\rBcc: x\r\rTo:\r\r\n\r\n\r",
-    "a million characters of header": b"Subject: " + b"(<[\"\\" * 250_000 + b"\r\n\r\n",
+    "a million characters of header": b"Subject: " + b'(<["\\' * 250_000 + b"\r\n\r\n",
     "a hundred thousand headers": b"".join(b"X-%d: y\r\n" % n for n in range(100_000)),
     "comments": b"From: " + b"(" * 50_000 + b"\r\nContent-Type: " + b"(" * 50_000 + b"\r\n\r\n",
     "addresses": b"To: " + b"a@b," * 50_000 + b"\r\nFrom: " + b"<@" * 50_000 + b"\r\n\r\n",

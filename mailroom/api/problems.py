@@ -4,8 +4,8 @@ import json
 import logging
 from typing import Any
 
-from flask import Blueprint, Response
-from werkzeug.exceptions import HTTPException, InternalServerError
+from flask import Blueprint, Response, current_app, request
+from werkzeug.exceptions import HTTPException, InternalServerError, RequestEntityTooLarge
 
 from mailroom.mail.errors import InvalidMessage, MalformedJSON, StoreUnavailable
 
@@ -46,7 +46,10 @@ def http(error: HTTPException) -> Response:
     status = error.code or 500
     headers = {name: value for name, value in error.get_headers() if name.lower() not in ("content-type", "content-length")}
     code = (error.name or "error").lower().replace(" ", "_")
-    return problem(status, code, error.name or "Error", error.description or "", headers=headers)
+    detail = error.description or ""
+    if isinstance(error, RequestEntityTooLarge):
+        detail = f"expected at most {current_app.config['MAX_CONTENT_LENGTH']} bytes, got {request.content_length or 'more'}"
+    return problem(status, code, error.name or "Error", detail, headers=headers)
 
 
 @blueprint.app_errorhandler(Exception)

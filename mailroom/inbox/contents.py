@@ -4,16 +4,18 @@ import codecs
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from email.headerregistry import HeaderRegistry
 from email.message import Message
 from email.parser import BytesParser
 from email.policy import Compat32, EmailPolicy
 
 HEAD_MAX_BYTES = 262_144
-#: The parser of structured headers takes time that grows faster than the header does.
 HEADER_MAX_CHARS = 16_384
-#: Each level of nesting makes every line of the mail dearer to parse; real mails have about three.
+#: The parser calls itself once for each level of nesting; real mails have about three.
 CONTAINERS_MAX = 100
-PARTS_MAX = 1_000
+#: It looks at each line once for each level; 35 MB of attachments are 2 million looks.
+LINE_CHECKS_MAX = 5_000_000
+PARTS_MAX = 10_000
 
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 _CONTAINER = re.compile(rb"(?:multipart|message)\s*/", re.IGNORECASE)
@@ -61,24 +63,21 @@ class Body:
     trouble: str | None = None
 
 
-class _Strict(EmailPolicy):
-    """policy.default, which reads every header by its grammar, and raises on some."""
+class _Bounded(Compat32):
+    """policy.compat32 that cuts a header at HEADER_MAX_CHARS.
+
+    Not policy.default: it reads parameters by their grammar, raises on some, and takes seconds
+    for one Content-Type of 16 kB that is made for it.
+    """
 
     def header_source_parse(self, sourcelines: list[str]) -> tuple[str, str]:
         name, value = super().header_source_parse(sourcelines)
         return name, value[:HEADER_MAX_CHARS]
 
 
-class _Lenient(Compat32):
-    """policy.compat32, which looks for no more than a semicolon."""
-
-    def header_source_parse(self, sourcelines: list[str]) -> tuple[str, str]:
-        name, value = super().header_source_parse(sourcelines)
-        return name, value[:HEADER_MAX_CHARS]
-
-
-_STRICT = _Strict()
-_LENIENT = _Lenient()
+_POLICY = _Bounded()
+#: Decodes encoded words and asks for no grammar.
+_WORDS = EmailPolicy(header_factory=HeaderRegistry(use_default_map=False))
 
 
 def scrub(text: str) -> str:
@@ -93,7 +92,7 @@ def read_headers(raw: bytes) -> list[tuple[str, str]]:
     """Return all headers in the order of the mail, decoded."""
     end = _END_OF_HEAD.search(raw, 0, HEAD_MAX_BYTES)
     head = raw[: end.end() if end else HEAD_MAX_BYTES]
-    message = BytesParser(policy=_LENIENT).parsebytes(head, headersonly=True)
+    message = BytesParser(policy=_POLICY).parsebytes(head, headersonly=True)
     return [(scrub(name), _decoded(name, value)) for name, value in message.raw_items()]
 
 
@@ -113,22 +112,31 @@ def read_head(raw: bytes) -> Head:
 
 def read_body(raw: bytes) -> Body:
     """Return text, HTML and attachments; the whole mail as text where it cannot be taken apart."""
-    containers = sum(1 for _ in _CONTAINER.finditer(raw))
-    if containers > CONTAINERS_MAX:
-        trouble = f"it names {containers:,} multipart or message parts, one inside another maybe"
-        return Body(text=_decode(raw, "utf-8"), trouble=trouble)
-    trouble = ""
-    for policy in (_STRICT, _LENIENT):
+    trouble = _too_much(raw)
+    if trouble is None:
         try:
-            return _sort(BytesParser(policy=policy).parsebytes(raw))
+            return _sort(BytesParser(policy=_POLICY).parsebytes(raw))
         except Exception as error:  # The email package has raised nearly every type there is.
             trouble = f"the parser gave up ({type(error).__name__})"
     return Body(text=_decode(raw, "utf-8"), trouble=trouble)
 
 
+def _too_much(raw: bytes) -> str | None:
+    """Say why parsing would take too long, if it would."""
+    containers = sum(1 for _ in _CONTAINER.finditer(raw))
+    if containers > CONTAINERS_MAX:
+        return f"it names {containers:,} multipart or message parts"
+    lines = raw.count(b"\n")
+    if lines * (containers + 1) > LINE_CHECKS_MAX:
+        return f"it has {lines:,} lines inside {containers} multipart or message parts"
+    if containers and (parts := raw.count(b"\n--")) > PARTS_MAX:
+        return f"it has {parts:,} parts"
+    return None
+
+
 def _decoded(name: str, value: str) -> str:
     try:
-        return scrub(str(_STRICT.header_fetch_parse(name, value)))
+        return scrub(str(_WORDS.header_fetch_parse(name, value)))
     except Exception:  # As in read_body; the undecoded header is better than none.
         return scrub(value)
 
@@ -158,9 +166,7 @@ def _leaves(message: Message) -> Iterator[Message]:
     # A loop and not message.walk(), which calls itself once per level. A mail inside a mail is
     # one attachment and is not opened.
     stack = [message]
-    for _ in range(PARTS_MAX):
-        if not stack:
-            return
+    while stack:
         part = stack.pop()
         if part.get_content_maintype() == "multipart" and part.is_multipart():
             stack.extend(reversed(part.get_payload()))  # type: ignore[arg-type]  # a list here
@@ -172,7 +178,7 @@ def _label(part: Message) -> tuple[str, str | None, bool]:
     """Return type, file name, and whether the part asks not to be shown as the mail's own text."""
     filename = part.get_filename()
     attached = part.get_content_disposition() == "attachment" or filename is not None
-    return scrub(part.get_content_type()), filename and scrub(filename), attached
+    return scrub(part.get_content_type()), filename and _decoded("filename", filename), attached
 
 
 def _payload(part: Message) -> bytes:

@@ -7,7 +7,6 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any, Protocol, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
@@ -103,9 +102,3 @@ def queues() -> list[str]:
 def modules(listed: str) -> list[str]:
     """The modules of JOBS, ours first."""
     return ["mailroom.jobs.shipped", *(name.strip() for name in listed.split(",") if name.strip())]
-
-
-def load(listed: str) -> None:
-    """Import the modules of JOBS, which registers what they hold."""
-    for name in modules(listed):
-        import_module(name)

@@ -1,6 +1,7 @@
 """Delivers claimed mails: the protocol that makes "accepted is kept" and "once" true. Read `deliver` first."""
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -10,9 +11,10 @@ from typing import Protocol
 
 from mailroom.mail.compose import compose
 from mailroom.mail.errors import NotTaken, StoreUnavailable, Unanswered
+from mailroom.mail.link import Reply
 from mailroom.mail.message import Address, Claim, Outcome, State
 from mailroom.mail.schedule import Schedule
-from mailroom.mail.transport import FenceRefused, Receipt, Reply, Session, Sessions
+from mailroom.mail.transport import FenceRefused, Receipt, Sessions
 
 log = logging.getLogger("mailasync.delivery")
 
@@ -22,7 +24,9 @@ RECORD_WAIT_MAX_SECONDS = 2.0
 
 #: Replies about our account or its pace, not about this mail; some look permanent and are not (Gmail's 550 5.4.5).
 _OF_ACCOUNT_CODES = frozenset({421, 454, 530, 534, 535})
-_OF_ACCOUNT_TEXTS = ("5.4.5", "Daily SMTP relay limit", "Daily user sending limit")
+_OF_ACCOUNT = re.compile(r"5\.4\.5\s|.*(?:Daily SMTP relay limit|Daily user sending limit)", re.IGNORECASE)
+#: Any server may be busy for a moment; none of the others is over soon.
+_BUSY_CODE = 421
 
 
 class Outbox(Protocol):
@@ -48,6 +52,7 @@ class Delivery:
 
     def __post_init__(self) -> None:
         self._threads = ThreadPoolExecutor(self.connections, thread_name_prefix="smtp")
+        self._turns = threading.BoundedSemaphore(self.connections)  # A single mail is delivered in its caller's thread, beside ours.
 
     def deliver(self, ids: Sequence[str]) -> bool:
         """Try each of `ids` that is queued, once, and record how it went. False: some were given back, as we are stopping."""
@@ -69,7 +74,8 @@ class Delivery:
     def _deliver_one(self, claim: Claim) -> bool:
         started = time.monotonic()
         try:
-            outcome = self._attempt(claim)
+            with self._turns:
+                outcome = self._attempt(claim)
         except FenceRefused:
             outcome = None
         except StoreUnavailable as e:
@@ -93,18 +99,22 @@ class Delivery:
         except Exception as e:  # Whatever it is, it would be so again; its text may hold the content.
             log.error("message %s could not be composed: %s", claim.id, type(e).__name__)
             return self._for_all(claim, State.FAILED, f"could not be composed: {type(e).__name__}")
+        if not claim.pending:
+            return Outcome(state=State.SENT if claim.sent_before else State.FAILED, reason="nobody is left to send it to")
         people = {position: claim.message.to[position].address for position in claim.pending}
         try:
-            with self.sessions.borrow() as session:
-                return self._judge(claim, self._hand_over(session, claim, people, payload))
+            receipt = self.sessions.attempt(self.sender.address, people, payload,
+                                            fence=lambda: not self._stopping.is_set() and self.outbox.fence(claim))
         except Unanswered as e:
             return self._uncertain(claim, e.reply)
         except NotTaken as e:
-            return self._later(claim, e.reply, forever=e.code in _OF_ACCOUNT_CODES)
-
-    def _hand_over(self, session: Session, claim: Claim, people: dict[int, str], payload: bytes) -> Receipt:
-        return session.attempt(self.sender.address, people, payload,
-                               fence=lambda: not self._stopping.is_set() and self.outbox.fence(claim))
+            return self._later(claim, e.reply, code=e.code)
+        except (FenceRefused, StoreUnavailable):
+            raise
+        except Exception as e:  # A fault of ours, before the dot: transport says Unanswered whatever happens after it.
+            log.error("message %s attempt %d: %s", claim.id, claim.attempt, type(e).__name__)
+            return self._later(claim, f"internal error: {type(e).__name__}")
+        return self._judge(claim, receipt)
 
     def _judge(self, claim: Claim, receipt: Receipt) -> Outcome:
         """Turn replies into an outcome for each recipient, and for the message."""
@@ -114,15 +124,19 @@ class Delivery:
         worst = max(replies.values(), key=lambda reply: reply.code)
         if State.DEFERRED in states:
             temporary = next(reply for reply in replies.values() if _state(reply) is State.DEFERRED)
-            return self._later(claim, str(temporary), found, forever=_of_account(temporary))
+            if State.SENT in states and temporary.text.startswith("4.5.3 "):  # Too many at once: the rest now (RFC 5321, 4.5.3.1.10).
+                return Outcome(state=State.DEFERRED, reason=str(temporary), recipients=found, wait_seconds=0)
+            return self._later(claim, str(temporary), found, code=_account_code(temporary))
         sent = State.SENT in states or claim.sent_before
         return Outcome(state=State.SENT if sent else State.FAILED, reason=str(worst), recipients=found)
 
-    def _later(self, claim: Claim, reason: str, found: dict[int, tuple[State, str]] | None = None, *, forever: bool,
+    def _later(self, claim: Claim, reason: str, found: dict[int, tuple[State, str]] | None = None, *, code: int = 0,
                uncertain: bool = False) -> Outcome:
-        """Defer, or fail where the schedule is used up; `forever`: the trouble is not this mail's, so it must not fail of it."""
+        """Defer, or fail where the schedule is used up; a `code` of our account's trouble never fails the mail."""
         found = found or dict.fromkeys(claim.pending, (State.DEFERRED, reason))
-        wait = self.schedule.last_wait_seconds() if forever else self.schedule.wait_seconds(claim.attempt)
+        wait = self.schedule.wait_seconds(claim.attempt)
+        if code in _OF_ACCOUNT_CODES and (wait is None or code != _BUSY_CODE):
+            wait = self.schedule.last_wait_seconds()
         if wait is not None:
             return Outcome(state=State.DEFERRED, reason=reason, recipients=found, wait_seconds=wait, uncertain=uncertain)
         given_up = {position: (State.FAILED if state is State.DEFERRED else state, reply) for position, (state, reply) in found.items()}
@@ -132,7 +146,7 @@ class Delivery:
 
     def _uncertain(self, claim: Claim, reason: str) -> Outcome:
         if self.on_uncertain == "resend":
-            return self._later(claim, reason, forever=False, uncertain=True)
+            return self._later(claim, reason, uncertain=True)
         return self._for_all(claim, State.UNCERTAIN, reason, uncertain=True)
 
     def _for_all(self, claim: Claim, state: State, reason: str, *, uncertain: bool = False) -> Outcome:
@@ -153,11 +167,14 @@ class Delivery:
 def _state(reply: Reply) -> State:
     if reply.accepts:
         return State.SENT
-    return State.FAILED if 500 <= reply.code < 600 and not _of_account(reply) else State.DEFERRED
+    return State.FAILED if 500 <= reply.code < 600 and not _account_code(reply) else State.DEFERRED
 
 
-def _of_account(reply: Reply) -> bool:
-    return reply.code in _OF_ACCOUNT_CODES or any(text in reply.text for text in _OF_ACCOUNT_TEXTS)
+def _account_code(reply: Reply) -> int:
+    """The code, if it is of our account; a daily limit counts as 454. 0 if it is of this mail or its recipient."""
+    if _OF_ACCOUNT.match(reply.text):
+        return 454
+    return reply.code if reply.code in _OF_ACCOUNT_CODES and reply.code != 454 else 0
 
 
 def _told(outcome: Outcome) -> str:

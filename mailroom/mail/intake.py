@@ -3,7 +3,9 @@
 import difflib
 import json
 import re
+from collections import Counter
 from typing import Any, NoReturn
+from urllib.parse import quote
 
 import email_validator
 from email_validator import EmailNotValidError, validate_email
@@ -17,8 +19,12 @@ from mailroom.mail.message import Address, Message
 RECIPIENTS_MAX = 100
 #: A header line is at most 998 characters (RFC 5322, 2.1.1).
 SUBJECT_MAX_CHARACTERS = 998
+#: Name and address together, as they come; a header line again.
+ADDRESS_MAX_CHARACTERS = 998
 #: No message needs more than an object in a list in an object.
 JSON_DEPTH_MAX = 16
+#: Wrong fields that are told; a body of a million unknown ones gets an answer that a person can read.
+ERRORS_MAX = 20
 
 #: Names that reach no mail server in the world, but may reach one's own: an intranet's, a test's, the inbox's.
 for _name in ("local", "localhost", "test", "invalid"):
@@ -42,10 +48,12 @@ def message_from(value: object) -> Message:
     """Read an object that came over the queue, or from `parse_json`; raises what `read_message` raises."""
     if not isinstance(value, dict):
         raise MalformedJSON(f"expected a JSON object, got {_shown(value)}")
+    if strange := [name for name in value if not isinstance(name, str) or not _is_unicode(name)]:
+        raise InvalidMessage([FieldError(_pointer([name]), _unknown(name)) for name in strange[:ERRORS_MAX]])
     try:
         asked = _Asked.model_validate(value)
     except ValidationError as e:
-        raise InvalidMessage([_field_error(error) for error in e.errors(include_url=False)]) from None
+        raise InvalidMessage([_field_error(error) for error in e.errors(include_url=False)[:ERRORS_MAX]]) from None
     text, html = asked.parts()
     return Message(to=tuple(asked.to), subject=asked.subject, text=text, html=html)
 
@@ -70,13 +78,14 @@ class _Asked(BaseModel):
         given = value if isinstance(value, list) else [value]
         if not 1 <= len(given) <= RECIPIENTS_MAX:
             _refuse(f"expected 1 to {RECIPIENTS_MAX} addresses, got {len(given)}")
-        found: dict[Address, None] = {}
+        found: dict[str, Address] = {}  # One copy for one address, whatever name it came with.
         for index, item in enumerate(given):
             try:
-                found[parse_address(item)] = None
+                address = parse_address(item)
             except PydanticCustomError as e:
                 raise PydanticCustomError("refused", "{detail}", {"detail": e.message(), "at": index if given is value else None}) from None
-        return list(found)
+            found.setdefault(address.address, address)
+        return list(found.values())
 
     @field_validator("subject")
     @classmethod
@@ -105,6 +114,8 @@ def parse_address(value: object) -> Address:
         _refuse(f"expected an address, got {_shown(value)}")
     if found := _CONTROL.search(value):
         _refuse(f"expected an address without control characters, got {found[0]!r} at {found.start()}")
+    if len(value) > ADDRESS_MAX_CHARACTERS:
+        _refuse(f"expected an address of at most {ADDRESS_MAX_CHARACTERS} characters, got {len(value)}")
     try:
         _encodable(value)
         seen = validate_email(value, check_deliverability=False, allow_display_name=True, globally_deliverable=False)
@@ -112,9 +123,11 @@ def parse_address(value: object) -> Address:
         _refuse(f"expected an address, got {_shown(value)}: {e}")
     if "." not in seen.ascii_domain and seen.ascii_domain != "localhost":
         _refuse(f"expected an address, got {_shown(value)}: the part after the @-sign should have a period")
+    if seen.ascii_domain.rpartition(".")[2].isdigit():
+        _refuse(f"expected an address, got {_shown(value)}: the part after the @-sign should be a name, not an IP address")
     if seen.ascii_email is None:  # It would need SMTPUTF8 (RFC 6531) on every hop.
         _refuse(f"expected an address with ASCII letters before the @-sign, got {_shown(value)}")
-    return Address(seen.ascii_email, seen.display_name or "")
+    return Address(seen.ascii_email, (seen.display_name or "").strip())
 
 
 def parse_json(data: bytes) -> object:
@@ -141,9 +154,8 @@ def parse_json(data: bytes) -> object:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        doubled = next(name for name in found if names.count(name) > 1)
-        raise MalformedJSON(f"expected each name once, got {_shown(doubled)} {names.count(doubled)} times")
+        (doubled, times), = Counter(name for name, _ in pairs).most_common(1)
+        raise MalformedJSON(f"expected each name once, got {_shown(doubled)} {times} times")
     return found
 
 
@@ -172,26 +184,40 @@ def _refuse(detail: str) -> NoReturn:
     raise PydanticCustomError("refused", "{detail}", {"detail": detail})
 
 
+def _is_unicode(value: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in value)
+
+
 def _field_error(error: Any) -> FieldError:
     index = error.get("ctx", {}).get("at")
-    parts = [*error["loc"], *([] if index is None else [index])]
-    path = "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
     match error["type"]:
         case "missing":
             detail = "expected this field, got none"
         case "extra_forbidden":
-            nearest = difflib.get_close_matches(str(error["loc"][-1]), _Asked.model_fields, n=1)
-            detail = f"expected one of {', '.join(_Asked.model_fields)}, got a field that is none of them" \
-                     + (f"; did you mean {nearest[0]}?" if nearest else "")
+            detail = _unknown(error["loc"][-1])
         case "string_type":
             detail = f"expected a string, got {_shown(error['input'])}"
         case _:
             detail = error["msg"]
-    return FieldError(_printable(f"#{path}"), _printable(detail))
+    return FieldError(_pointer([*error["loc"], *([] if index is None else [index])]), _printable(detail))
+
+
+def _unknown(name: object) -> str:
+    nearest = difflib.get_close_matches(str(name), _Asked.model_fields, n=1)
+    return f"expected one of {', '.join(_Asked.model_fields)}, got a field that is none of them" \
+        + (f"; did you mean {nearest[0]}?" if nearest else "")
+
+
+def _pointer(parts: list[Any]) -> str:
+    path = "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
+    return "#" + quote(path, safe="/~!$&'()*+,;=:@?", errors="backslashreplace")
 
 
 def _shown(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=True, default=repr)
+    try:
+        text = json.dumps(value, ensure_ascii=True, default=repr)
+    except (RecursionError, TypeError, ValueError):  # A queue's client may send what JSON cannot hold, or int() not print.
+        text = f"a {type(value).__name__} that cannot be shown"
     return text if len(text) <= 80 else text[:77] + "..."
 
 

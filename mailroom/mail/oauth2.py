@@ -1,6 +1,7 @@
 """Access tokens for Gmail, from the refresh token in a yagmail OAuth2 file; kept until shortly before they expire."""
 
 import json
+import re
 import threading
 import time
 from pathlib import Path
@@ -49,10 +50,21 @@ class TokenSource:
             raise TokenError(f"expected a yagmail OAuth2 file at {self.path!r}: {type(e).__name__}") from None
         try:
             answer = requests.post(self.url, data=form, timeout=self.timeout_seconds, allow_redirects=False)
-            body = answer.json()
-            self._token, seconds = str(body["access_token"]), float(body["expires_in"])
         except requests.RequestException as e:
             raise TokenError(f"the token endpoint could not be reached: {type(e).__name__}") from None
+        try:
+            body = answer.json()
+            token, seconds = body["access_token"], float(body["expires_in"])
+            generate_oauth2_string("", token, as_base64=True)
         except (ValueError, KeyError, TypeError):
-            raise TokenError(f"the token endpoint answered {answer.status_code} without a token") from None
-        self._expires = time.monotonic() + seconds
+            raise TokenError(f"the token endpoint answered {answer.status_code} without a token{_error_code(answer)}") from None
+        self._token, self._expires = token, time.monotonic() + seconds
+
+
+def _error_code(answer: requests.Response) -> str:
+    """Why, in the word that RFC 6749, 5.2 has for it: "invalid_grant" is a refresh token that was revoked or ran out."""
+    try:
+        error = str(answer.json()["error"])
+    except (ValueError, KeyError, TypeError):
+        return ""
+    return f": {error}" if re.fullmatch(r"[a-z_]{1,40}", error) else ""

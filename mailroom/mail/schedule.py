@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Self
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_STEP = re.compile(r"(\d+)([smhd])(?:\*(\d+))?")
+_STEP = re.compile(r"([0-9]{1,7})([smhd])(?:\*([1-9][0-9]{0,2}))?")
+#: A wait beyond this is a slip of the pen, and no date in the end.
+_WAIT_MAX_SECONDS = 30 * 86400
 
 #: Each wait is varied by this part of it, so that mails that failed together do not come back together.
 JITTER = 0.2
@@ -29,9 +31,10 @@ class Schedule:
         waits: list[int] = []
         for step in text.split(","):
             match = _STEP.fullmatch(step.strip())
-            if not match:
-                raise ValueError(f"expected waits like '30s, 2m, 1h*3', got {step.strip()!r}")
-            waits += [int(match[1]) * _UNITS[match[2]]] * int(match[3] or 1)
+            seconds = int(match[1]) * _UNITS[match[2]] if match else _WAIT_MAX_SECONDS + 1
+            if not match or seconds > _WAIT_MAX_SECONDS:
+                raise ValueError(f"expected waits like '30s, 2m, 1h*3', none longer than 30d, got {step.strip()!r}")
+            waits += [seconds] * int(match[3] or 1)
         return cls(tuple(waits))
 
     def wait_seconds(self, attempt: int, *, vary: Callable[[float, float], float] = random.uniform) -> float | None:

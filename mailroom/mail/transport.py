@@ -5,7 +5,6 @@ replies (`send`), leaves certificates unchecked, waits for ever, or prompts. One
 """
 
 import logging
-import selectors
 import smtplib
 import socket
 import ssl
@@ -14,11 +13,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import yagmail
 
 from mailroom.mail.errors import NotTaken, Unanswered
+from mailroom.mail.link import Link, Reply, TLSLink, one_line
 from mailroom.mail.oauth2 import TokenError, TokenSource
 
 #: RFC 5321, 4.5.3.2.6: hanging up earlier would make copies of mails that were taken.
@@ -27,25 +27,10 @@ AFTER_DOT_TIMEOUT_SECONDS = 600
 MAILS_PER_SESSION = 80
 SESSION_AGE_MAX_SECONDS = 300
 QUIT_TIMEOUT_SECONDS = 1
-REPLY_LINES_MAX = 100
 
 _quiet = logging.getLogger("mailroom.yagmail")
 _quiet.addHandler(logging.NullHandler())
 _quiet.propagate = False
-
-
-class Reply(NamedTuple):
-    """What the server said: its code, and its text on one line."""
-
-    code: int
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.code} {self.text}".strip()
-
-    @property
-    def accepts(self) -> bool:
-        return 200 <= self.code < 300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,47 +65,17 @@ class FenceRefused(Exception):
     """The row is no longer ours, or we are stopping: the session was closed before the payload, and nobody has the mail."""
 
 
-class _Link(smtplib.SMTP):
-    """What our links add to smtplib: a reply has an end, so that a server cannot hold us with an endless one."""
-
-    sock: socket.socket
-
-    def getreply(self) -> tuple[int, bytes]:
-        deadline = time.monotonic() + (self.sock.gettimeout() or 0)
-        texts: list[bytes] = []
-        while len(texts) < REPLY_LINES_MAX and time.monotonic() <= deadline:
-            line = self._readline()
-            texts.append(line[4:].strip())
-            if not line[:3].isdigit() or not line.endswith(b"\n"):
-                return -1, line.strip()[:200]
-            if line[3:4] != b"-":
-                return int(line[:3]), b"\n".join(texts)
-        self.close()
-        raise smtplib.SMTPServerDisconnected("the reply had no end")
-
-    def _readline(self) -> bytes:
-        try:
-            if self.file is None:
-                self.file = self.sock.makefile("rb")
-            line: bytes = self.file.readline(8192)
-        except OSError as e:
-            self.close()
-            raise smtplib.SMTPServerDisconnected(f"connection lost: {_words(e)}") from e
-        if not line:
-            self.close()
-            raise smtplib.SMTPServerDisconnected("connection closed by the server")
-        return line
-
-
-class _TLSLink(_Link, smtplib.SMTP_SSL): ...
+class SessionLost(NotTaken):
+    """A session that was kept turned out to be closed by the server; nobody has the mail, and a new session may take it at once."""
 
 
 class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
     """One connection to the next hop, logged in, for many mails one after the other. Not for two threads at once."""
 
     def __init__(self, hop: NextHop, *, tokens: TokenSource | None = None) -> None:
-        context = ssl.create_default_context(cafile=hop.ca_file or None)  # stock yagmail verifies no certificate
-        tls: dict[str, Any] = {"context": context}
+        tls: dict[str, Any] = {}
+        if hop.security != "none":
+            tls["context"] = ssl.create_default_context(cafile=hop.ca_file or None)  # stock yagmail verifies no certificate
         super().__init__(
             user=hop.user or "nobody@localhost", password=hop.password, host=hop.host, port=hop.port,
             smtp_ssl=hop.security == "ssl", smtp_starttls=tls if hop.security == "starttls" else False,
@@ -130,6 +85,7 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
         self.hop = hop
         self.tokens = tokens
         self.born = time.monotonic()
+        self.kept = False  #: whether it was idle since its last mail, so that the server may have closed it
 
     def set_logging(self, log_level: int | None = None, file_path_name: str | None = None) -> None:
         """Say nothing: yagmail logs addresses, and has just replaced the handlers of its logger."""
@@ -138,7 +94,7 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
 
     @property
     def connection(self) -> type[smtplib.SMTP]:
-        return _TLSLink if self.ssl else _Link
+        return TLSLink if self.ssl else Link
 
     def open(self) -> None:
         """Connect and log in.
@@ -158,9 +114,12 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
 
     def _login_oauth2(self, tokens: TokenSource) -> None:
         """As yagmail's, but the bearer token goes only over verified TLS, and the server's answer is looked at."""
+        if self.hop.security == "none":
+            raise TokenError("an access token goes over TLS only: set SMTP_SECURITY to ssl or starttls")
         auth_string = tokens.auth_string(self.user)
         self.smtp_skip_login = True
         self._login("")
+        self.smtp.ehlo_or_helo_if_needed()
         code, text = self.smtp.docmd("AUTH", "XOAUTH2 " + auth_string)
         if code == 334:  # Gmail puts the reason into a challenge, and gives the code after an empty answer.
             code, text = self.smtp.docmd("")
@@ -183,14 +142,15 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
             mail, refused, data = self._envelope(sender, recipients, len(payload))
         except (OSError, smtplib.SMTPException) as e:
             self.drop()
-            raise NotTaken(_words(e), of_message=False) from e
+            code, lost = getattr(e, "smtp_code", 0), SessionLost if self.kept else NotTaken
+            raise lost(str(Reply(code, _words(e))), code=code, of_message=False) from e
         if not mail.accepts or len(refused) == len(recipients):
             if data is not None and data.code == 354:
-                self._end_empty()
+                self._end_empty(mail, *refused.values())
             self._clean_after(mail, *refused.values())
             return Receipt(refused=refused, final=None) if mail.accepts else Receipt(refused={}, final=mail)
         if data is None or data.code != 354:
-            return Receipt(refused=refused, final=self._clean_after(data or Reply(0, "no reply to DATA")))
+            return Receipt(refused=refused, final=self._clean_after(self._refusal(data)))
         return Receipt(refused=refused, final=self._payload(payload, fence))
 
     def _envelope(self, sender: str, recipients: dict[int, str], size: int) -> tuple[Reply, dict[int, Reply], Reply | None]:
@@ -208,6 +168,8 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
             if not pipelined:
                 self.smtp.send(f"{command}\r\n")
             replies.append(self._reply())
+            if replies[-1].code == 421:  # It hangs up; these are its last words.
+                raise smtplib.SMTPResponseException(*replies[-1])
         rcpt = dict(zip(recipients, replies[1:len(recipients) + 1], strict=False))
         return (replies[0], {position: reply for position, reply in rcpt.items() if not reply.accepts},
                 replies[-1] if len(replies) == len(commands) else None)
@@ -219,6 +181,9 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
         except BaseException:
             self.drop()  # After 354 there is no other way to take a mail back.
             raise
+        if self.smtp.spoke_unasked:
+            self.drop()
+            raise NotTaken("the server spoke or hung up before the payload", of_message=False)
         stuffed = payload.replace(b"\r\n.", b"\r\n..")
         stuffed = (b"." + stuffed if stuffed.startswith(b".") else stuffed) + (b".\r\n" if stuffed.endswith(b"\r\n") else b"\r\n.\r\n")
         try:
@@ -230,21 +195,32 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
             self.smtp.sock.settimeout(AFTER_DOT_TIMEOUT_SECONDS)
             final = self._reply()
             self.smtp.sock.settimeout(self.hop.timeout_seconds)
-        except (OSError, smtplib.SMTPException) as e:
+        except Exception as e:  # Whatever it is, the mail may have arrived.
             self.drop()
             raise Unanswered(f"no reply after the final dot: {_words(e)}") from e
-        if not 200 <= final.code < 600 or 300 <= final.code < 400:
+        if not (final.accepts or final.refuses):
             self.drop()
-            raise Unanswered(f"no SMTP reply after the final dot: {final.text!r}")
+            raise Unanswered(f"no such reply is right after the final dot: {final}")
         self.num_mail_sent += 1
         return self._clean_after(final)
 
     def _reply(self) -> Reply:
         code, text = self.smtp.getreply()
-        return Reply(code, " ".join(text.decode("utf-8", "replace").split()))
+        if code < 200 or code >= 600:
+            raise smtplib.SMTPServerDisconnected(f"expected an SMTP reply, got {one_line(text)!r}")
+        return Reply(code, one_line(text))
 
-    def _end_empty(self) -> None:
+    def _refusal(self, data: Reply | None) -> Reply:
+        """What DATA was answered with, if that is a refusal; anything else but 354 is no answer to it, least of all a 250."""
+        if data is not None and data.refuses:
+            return data
+        self.drop()
+        raise NotTaken(f"expected 354 or a refusal, got {data}", of_message=False)
+
+    def _end_empty(self, mail: Reply, *recipients: Reply) -> None:
         """A server that said 354 with nobody to write to gets an empty mail, which it has to refuse (RFC 2920, 3.1)."""
+        if not mail.accepts or not all(reply.refuses for reply in recipients):
+            return self.drop()  # It contradicts itself, so it might give somebody that empty mail.
         try:
             self.smtp.send(".\r\n")
             self._reply()
@@ -253,7 +229,7 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
 
     def _clean_after(self, *replies: Reply) -> Reply:
         """Bring the session back to its start after a refusal; return the first of `replies`."""
-        if any(reply.code == 421 or reply.code < 200 for reply in replies):
+        if any(reply.code == 421 or not (reply.accepts or reply.refuses) for reply in replies):
             self.drop()
         elif self.smtp.sock and not all(reply.accepts for reply in replies):
             try:
@@ -270,9 +246,7 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
             return False
         if time.monotonic() - self.born > SESSION_AGE_MAX_SECONDS:
             return False
-        with selectors.DefaultSelector() as selector:
-            selector.register(self.smtp.sock, selectors.EVENT_READ)
-            return not selector.select(0)
+        return not self.smtp.spoke_unasked
 
     def close(self) -> None:
         """Say QUIT and hang up."""
@@ -302,17 +276,30 @@ class Sessions:
         self._tokens = TokenSource(hop.oauth2_file, hop.timeout_seconds) if hop.oauth2_file else None
         self._idle: list[Session] = []
 
+    def attempt(self, sender: str, recipients: dict[int, str], payload: bytes, *, fence: Callable[[], bool]) -> Receipt:
+        """As `Session.attempt`, on a kept session; where the server has closed that meanwhile, at once on a new one."""
+        try:
+            with self.borrow() as session:
+                return session.attempt(sender, recipients, payload, fence=fence)
+        except SessionLost:
+            with self.borrow(fresh=True) as session:
+                return session.attempt(sender, recipients, payload, fence=fence)
+
     @contextmanager
-    def borrow(self) -> Iterator[Session]:
+    def borrow(self, *, fresh: bool = False) -> Iterator[Session]:
         """Lend an open session; it comes back by itself. Raises NotTaken if none can be opened."""
-        session = self._reuse() or self._new()
+        session = None if fresh else self._reuse()
+        session = session or self._new()
         try:
             yield session
-        finally:
-            if session.reusable:
-                self._idle.append(session)
-            else:
-                session.close()
+        except BaseException:
+            session.drop()  # Nobody knows what was left half said.
+            raise
+        if session.reusable:
+            session.kept = True
+            self._idle.append(session)
+        else:
+            session.close()
 
     def close(self) -> None:
         while self._idle:
@@ -329,15 +316,22 @@ class Sessions:
             session.drop()
 
     def _new(self) -> Session:
-        session = Session(self.hop, tokens=self._tokens)
+        try:
+            session = Session(self.hop, tokens=self._tokens)
+        except OSError as e:
+            raise NotTaken(f"{self.hop.ca_file} is no file of certificates: {_words(e)}", of_message=False) from e
         session.open()
         return session
 
 
 def _as_not_taken(error: Exception, hop: NextHop) -> NotTaken:
     if isinstance(error, smtplib.SMTPResponseException):
-        code = error.smtp_code if error.smtp_code > 0 else 0
+        code = max(error.smtp_code, 0)
         return NotTaken(str(Reply(code, _words(error))), code=code, of_message=False)
+    if isinstance(error, TokenError):  # As if the server had refused the token that we could not get.
+        return NotTaken(f"no access token: {error}", code=535, of_message=False)
+    if isinstance(error, UnicodeError):  # Its text would show a part of the password.
+        return NotTaken(f"{hop}: expected host, user and password in ASCII", of_message=False)
     if isinstance(error, ssl.SSLCertVerificationError):
         return NotTaken(f"the certificate of {hop} is not to be trusted: {error.verify_message}", of_message=False)
     return NotTaken(f"{hop} could not be reached: {_words(error)}", of_message=False)
@@ -345,11 +339,10 @@ def _as_not_taken(error: Exception, hop: NextHop) -> NotTaken:
 
 def _words(error: Exception) -> str:
     if isinstance(error, smtplib.SMTPResponseException):
-        text = error.smtp_error
-        return " ".join((text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)).split())
+        return one_line(error.smtp_error)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return str(error) or type(error).__name__
+    return one_line(str(error)) or type(error).__name__
 
 
 @cache

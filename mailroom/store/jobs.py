@@ -10,7 +10,7 @@ from sqlalchemy import Connection, select, update
 
 from mailroom.mail.message import State
 from mailroom.store.database import Database
-from mailroom.store.schema import events, jobs, messages, now_ms, recipients, workers
+from mailroom.store.schema import events, jobs, locked, messages, now_ms, recipients, workers
 
 
 class JobState(StrEnum):
@@ -60,7 +60,7 @@ class Jobs:
             return None
         row = self.database.write(_run_one, (
             update(jobs).values(state=JobState.RUNNING, owner=self.owner, attempt=jobs.c.attempt + 1, started_at=now_ms(), progress=0)
-            .where(jobs.c.id.in_(waiting.with_for_update(skip_locked=True).scalar_subquery()), jobs.c.state == JobState.QUEUED)
+            .where(jobs.c.id.in_(locked(waiting)), jobs.c.state == JobState.QUEUED)
             .returning(jobs)))
         if row is None:
             return None

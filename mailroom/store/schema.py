@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, MetaData, Select, String, Table, Text, select
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import GenericFunction
 
@@ -102,6 +102,15 @@ workers = Table(
     Column("seen_at", BigInteger, nullable=False),
     Column("stopped_at", BigInteger),
 )
+
+
+def locked(found: Select[Any]) -> Select[Any]:
+    """The ids that `found` gives, for an UPDATE; on PostgreSQL without those that somebody else is changing just now.
+
+    By way of a CTE, which PostgreSQL runs once: a plain subquery with LIMIT may be run for each row, and lock another each time.
+    """
+    rows = found.with_for_update(skip_locked=True).cte("found")
+    return select(rows.c.id)
 
 
 class now_ms(GenericFunction[int]):

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, select, update
+from sqlalchemy import ColumnElement, Connection, select, update
 
 from mailroom.mail.message import State
 from mailroom.store.claims import CRASHES_MAX
 from mailroom.store.database import Database
-from mailroom.store.schema import events, messages, now_ms, recipients, workers
+from mailroom.store.schema import events, locked, messages, now_ms, recipients, workers
 
 #: Rows that one sweep takes of each kind; what is left over comes with the next.
 BATCH_MAX = 1000
@@ -71,7 +71,7 @@ class Sweeps:
 
     def _mark(self, limit: int, *conditions: ColumnElement[bool], order: Any, **values: Any) -> list[Nudge]:
         found = select(messages.c.id).where(*conditions).order_by(order).limit(limit)
-        mark = update(messages).values(published_at=now_ms(), **values).where(messages.c.id.in_(_for_one(found)), *conditions) \
+        mark = update(messages).values(published_at=now_ms(), **values).where(messages.c.id.in_(locked(found)), *conditions) \
             .returning(messages.c.id, messages.c.queue, messages.c.crashes)
         if not self.database.read(lambda connection: connection.scalars(found.limit(1)).first()):
             return []  # Looking takes no write lock, and most of the time there is nothing.
@@ -110,11 +110,6 @@ class Sweeps:
             connection.execute(update(recipients).values(state=State.FAILED).where(
                 recipients.c.id.in_(failed), recipients.c.state.in_([State.QUEUED, State.DEFERRED])))
             connection.execute(events.insert().values(at=now_ms()), [{"id": id, "event": "failed", "detail": "crashed"} for id in failed])
-
-
-def _for_one(found: Select[Any]) -> Any:
-    """On PostgreSQL, pass over rows that another sweeper is marking just now; SQLite has one writer anyway."""
-    return found.with_for_update(skip_locked=True).scalar_subquery()
 
 
 def _run(connection: Connection, statements: list[Any]) -> list[Any]:

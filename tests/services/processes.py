@@ -1,0 +1,171 @@
+"""The service itself as real processes: web, worker, all in one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.services import free_port, wait_until
+
+PROJECT = Path(__file__).resolve().parents[2]
+START_SECONDS = 30.0
+
+FINAL = frozenset({"sent", "failed", "uncertain", "canceled", "expired", "suppressed"})
+
+
+@dataclass
+class Program:
+    """One process group with its log."""
+
+    process: "subprocess.Popen[bytes]"
+    log: Path
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def says(self, words: str, timeout: float = START_SECONDS) -> None:
+        """Wait until `words` are in the log, or it has ended without them."""
+        wait_until(lambda: words in self.text() or self.process.poll() is not None, timeout,
+                   what=f"{self.log.name} says {words!r}; it says:\n{self.text()[-2000:]}")
+        assert words in self.text(), f"ended with {self.process.returncode}:\n{self.text()[-3000:]}"
+
+    def kill(self) -> None:
+        """kill -9, with everything it started."""
+        self._signal(signal.SIGKILL)
+        self.process.wait(10)
+
+    def stop(self, timeout: float = 30) -> int:
+        """SIGTERM to the process itself, as a supervisor does; return its exit code."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        return self.process.wait(timeout)
+
+    def _signal(self, which: signal.Signals) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, which)
+
+
+@dataclass
+class Service:
+    """Starts the service's processes with one set of settings, and asks its web side."""
+
+    directory: Path
+    settings: dict[str, str]
+    port: int = field(default_factory=free_port)
+    project: Path = PROJECT
+    _programs: list[Program] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The machine's environment without any setting, and ours."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("MAILASYNC_", "CELERY_", "MAIL_", "FLASK_"))}
+        ours = {"ENV_FILE": "", "PORT": str(self.port)} | self.settings
+        return kept | {f"MAILASYNC_{name}": value for name, value in ours.items()}
+
+    def run(self, *command: str, name: str, env: Mapping[str, str] | None = None) -> Program:
+        log = self.directory / f"{name}-{len(self._programs)}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen([sys.executable, *command], cwd=self.project, env={**self.environment, **(env or {})},
+                                       stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
+        self._programs.append(Program(process, log))
+        return self._programs[-1]
+
+    def web(self) -> Program:
+        """`python3 app.py`, when it answers."""
+        program = self.run("app.py", name="web")
+        self._answers(program)
+        return program
+
+    def up(self, *arguments: str) -> Program:
+        """`flask up`, when it answers."""
+        program = self.run("-m", "flask", "up", *arguments, name="up")
+        self._answers(program)
+        return program
+
+    def worker(self, *arguments: str, wait: bool = True) -> Program:
+        """`celery -A mailasync worker`, when it is ready."""
+        program = self.run("-m", "celery", "-A", "mailasync", "worker", *(arguments or ("--loglevel=INFO",)), name="worker")
+        if wait:
+            program.says(" ready.")
+        return program
+
+    def _answers(self, program: Program) -> None:
+        def answered() -> bool:
+            assert program.process.poll() is None, f"it ended with {program.process.returncode}:\n{program.text()[-3000:]}"
+            try:
+                return bool(self.get("/livez")["status"] == "ok")
+            except OSError:
+                return False
+        wait_until(answered, START_SECONDS, what="the web process answers")
+
+    def request(self, method: str, path: str, body: object = None, *, headers: Mapping[str, str] | None = None,
+                timeout: float = 10) -> tuple[int, Any]:
+        """Return status and JSON (or text) of the answer, whatever the status."""
+        data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json", **(headers or {})}, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=timeout) as answer:
+                return answer.status, _read(answer)
+        except urllib.error.HTTPError as answer:
+            with answer:
+                return answer.code, _read(answer)
+
+    def get(self, path: str, timeout: float = 10) -> Any:
+        return self.request("GET", path, timeout=timeout)[1]
+
+    def post(self, path: str = "/", **fields: Any) -> str:
+        """Send a mail and return its id."""
+        status, answer = self.request("POST", path, {"to": "bob@example.org", "subject": "Hello", "contents": "The work is done."} | fields)
+        assert status in (200, 202), answer
+        id: str = answer["id"]
+        return id
+
+    def message(self, id: str) -> Any:
+        return self.get(f"/v1/messages/{id}")
+
+    def final(self, id: str, timeout: float = 30) -> Any:
+        """Wait until the message is in a final state, and return it."""
+        seen: list[Any] = [None]
+
+        def is_final() -> bool:
+            seen[0] = self.message(id)
+            return seen[0]["status"] in FINAL
+        try:
+            wait_until(is_final, timeout, what=f"{id} is final")
+        except AssertionError as e:
+            raise AssertionError(f"{e}; it is {json.dumps(seen[0], indent=1)}") from None
+        return seen[0]
+
+    def close(self) -> None:
+        for program in self._programs:
+            program.kill()
+
+
+def _read(answer: Any) -> Any:
+    text = answer.read().decode()
+    return json.loads(text) if "json" in answer.headers.get("Content-Type", "") else text
+
+
+@contextmanager
+def service(directory: Path, **settings: str) -> Iterator[Service]:
+    made = Service(directory, settings)
+    try:
+        yield made
+    finally:
+        made.close()

@@ -1,0 +1,241 @@
+"""HTTP in: what is accepted, what each refusal says, who may ask, and what is told about a message."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+
+import app as web
+import mailasync
+from mailroom.mail.message import Outcome, State
+from mailroom.settings import load
+from mailroom.store.claims import Claims
+from mailroom.store.database import Database
+from mailroom.store.outbox import Outbox
+from mailroom.store.workers import Worker
+
+MAIL = {"to": "bob@example.org", "subject": "Hello", "contents": "Hi"}
+HOSTILE = {
+    "malformed": (b'{"to": ', 400, "expected JSON"),
+    "empty": (b"", 400, "expected JSON"),
+    "no object": (b'["bob@example.org"]', 400, "expected a JSON object, got"),
+    "deep": (b"[" * 100_000, 400, "expected at most 16 levels"),
+    "deep object": (b'{"to":' * 50_000, 400, "expected at most 16 levels"),
+    "NaN": (b'{"to": NaN}', 400, "got NaN"),
+    "duplicate": (b'{"to": "a@example.org", "to": "b@example.org"}', 400, 'got "to" 2 times'),
+    "not UTF-8": (b'{"to": "\xff"}', 400, "expected UTF-8, got byte 0xff"),
+    "surrogate": (b'{"to": "bob@example.org", "subject": "\\ud800"}', 422, "half of a surrogate pair"),
+    "NUL": (b'{"to": "bob@example.org", "contents": "a\\u0000b"}', 422, "expected text without NUL"),
+    "CRLF in subject": (b'{"to": "bob@example.org", "subject": "a\\r\\nBcc: c@example.org"}', 422, "expected one line"),
+    "CRLF in address": (b'{"to": "bob@example.org\\r\\nRCPT TO:<c@example.org>"}', 422, "without control characters"),
+    "unknown field": (b'{"to": "bob@example.org", "subjekt": "x"}', 422, "did you mean subject?"),
+    "wrong type": (b'{"to": "bob@example.org", "contents": 17}', 422, "expected a string, got 17"),
+    "missing": (b"{}", 422, "expected this field, got none"),
+    "no address": (b'{"to": ["bob@example.org", "nobody"]}', 422, 'got "nobody"'),
+}
+
+
+@pytest.fixture
+def app(sqlite_url: str) -> Iterator[Flask]:
+    """The application on a database of its own, with a broker that nobody listens on."""
+    yield from made(sqlite_url)
+
+
+def made(sqlite_url: str, **settings: str) -> Iterator[Flask]:
+    given = {"ENV_FILE": "", "BROKER_URL": "pyamqp://guest@127.0.0.1:9//", "DATABASE_URL": sqlite_url} | settings
+    read = load({f"MAILASYNC_{name}": value for name, value in given.items()})
+    web.db_upgrade(read)
+    database = Database(sqlite_url)
+    yield web.create_app(read, database=database)
+    mailasync.stop_relay()
+    database.close()
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    return app.test_client()
+
+
+def outbox(app: Flask) -> Outbox:
+    found: Outbox = app.extensions["mailasync"].outbox
+    return found
+
+
+# --- accepting -----------------------------------------------------------------------------------------------------
+
+def test_the_tutorials_post_answers_200_with_the_id_and_waits_for_the_work(client: FlaskClient, app: Flask) -> None:
+    answer = client.post("/", json=MAIL)
+    assert answer.status_code == 200
+    assert answer.json is not None
+    assert set(answer.json) == {"id", "status"}
+    assert answer.json["status"] == "waiting"
+    standing = outbox(app).standing(answer.json["id"])
+    assert standing
+    assert standing.job
+    assert (standing.job["name"], json.loads(standing.job["args"])) == ("simulate", {"seconds": 5.0})
+
+
+def test_a_message_of_v1_is_queued_at_once(client: FlaskClient) -> None:
+    answer = client.post("/v1/messages", json=MAIL)
+    assert (answer.status_code, answer.json["status"]) == (202, "queued")  # type: ignore[index]
+    told = client.get(answer.headers["Location"]).json
+    assert told is not None
+    assert told["recipients"] == [{"email": "bob@example.org", "name": "", "status": "queued", "reply": None}]
+    assert told["why"].endswith("no worker was ever seen; start one with `celery -A mailasync worker --loglevel=INFO`")
+    assert [step["event"] for step in told["timeline"]] == ["accepted"]
+
+
+def test_without_simulated_work_the_tutorials_mail_is_queued_at_once(sqlite_url: str) -> None:
+    for app in made(sqlite_url, SIMULATED_WORK_SECONDS="0"):
+        assert app.test_client().post("/", json=MAIL).json["status"] == "queued"  # type: ignore[index]
+
+
+def test_two_identical_posts_make_two_mails_with_different_message_ids(client: FlaskClient) -> None:
+    ids = [client.post("/", json=MAIL).json["id"] for _ in range(2)]  # type: ignore[index]
+    assert len({client.get(f"/v1/messages/{id}").json["message_id"] for id in ids}) == 2  # type: ignore[index]
+
+
+@pytest.mark.parametrize(("contents", "text", "html"), [
+    ("Hi", "Hi", None), ("<p>Hi</p>", None, "<p>Hi</p>"), ("1 < 2 > 0", "1 < 2 > 0", None), ("/etc/passwd", "/etc/passwd", None)])
+def test_contents_are_text_unless_they_look_like_html(client: FlaskClient, app: Flask, contents: str, text: str, html: str) -> None:
+    answer = client.post("/", json=MAIL | {"contents": contents})
+    message = outbox(app).content(answer.json["id"])  # type: ignore[index]
+    assert message
+    assert (message.text, message.html) == (text, html)
+
+
+# --- refusing ------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("path", ["/", "/v1/messages"])
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_body_that_cannot_be_accepted_is_told_why(client: FlaskClient, path: str, name: str) -> None:
+    body, status, reason = HOSTILE[name]
+    answer = client.post(path, data=body, content_type="application/json")
+    assert (answer.status_code, answer.content_type) == (status, "application/problem+json")
+    told = json.loads(answer.data)
+    assert reason in told["detail"]
+    assert told["status"] == status
+    assert (status == 422) == ("errors" in told)
+
+
+def test_each_wrong_field_is_told_with_a_pointer(client: FlaskClient) -> None:
+    answer = client.post("/", json={"to": ["bob@example.org", "nobody"], "subject": "a\nb", "contents": None, "cc": "x"})
+    assert {error["pointer"] for error in json.loads(answer.data)["errors"]} == {"#/to/1", "#/subject", "#/contents", "#/cc"}
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", ""])
+def test_another_media_type_is_415(client: FlaskClient, content_type: str) -> None:
+    answer = client.post("/", data=json.dumps(MAIL), content_type=content_type)
+    assert answer.status_code == 415
+    assert "expected Content-Type application/json" in json.loads(answer.data)["detail"]
+
+
+def test_a_body_that_is_too_large_is_413_and_says_the_limit(client: FlaskClient) -> None:
+    answer = client.post("/", json=MAIL | {"contents": "x" * 1_000_001})
+    assert answer.status_code == 413
+    assert "1000000 bytes" in json.loads(answer.data)["detail"]
+
+
+def test_a_wrong_method_is_405_with_allow(client: FlaskClient) -> None:
+    answer = client.delete("/v1/messages")
+    assert answer.status_code == 405
+    assert "POST" in answer.headers["Allow"]
+
+
+def test_an_unknown_message_and_an_unknown_path_are_404(client: FlaskClient) -> None:
+    assert client.get("/v1/messages/nothing").status_code == 404
+    assert "got 'nothing'" in json.loads(client.get("/v1/messages/nothing").data)["detail"]
+    assert client.get("/nothing").content_type == "application/problem+json"
+
+
+def test_a_database_that_is_away_is_503_and_nothing_was_accepted(app: Flask, client: FlaskClient, sqlite_url: str) -> None:
+    database = outbox(app).database
+    with database.engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE messages RENAME TO gone")
+    answer = client.post("/", json=MAIL)
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "2")
+    assert "bob" not in answer.text
+    assert client.get("/readyz").status_code == 200  # workers can still be read
+
+
+# --- who may ask ---------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("headers", "named"), [
+    ({"Host": "mail.example.org"}, "mail.example.org"),
+    ({"Host": "localhost.example.org:5000"}, "localhost.example.org"),
+    ({"X-Forwarded-For": "10.0.0.1"}, "X-Forwarded-For"),
+    ({"Forwarded": "for=10.0.0.1"}, "Forwarded"),
+    ({"Origin": "https://evil.example.org"}, "evil.example.org"),
+    ({"Origin": "null"}, "null"),
+])
+def test_without_a_key_only_this_machine_is_served(client: FlaskClient, headers: dict[str, str], named: str) -> None:
+    answer = client.post("/", json=MAIL, headers=headers)
+    assert answer.status_code == 401
+    assert named in json.loads(answer.data)["detail"]
+    assert client.get("/ping", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["localhost:5000", "127.0.0.1:5000", "[::1]:5000", "LOCALHOST"])
+def test_without_a_key_this_machine_is_served(client: FlaskClient, host: str) -> None:
+    assert client.post("/", json=MAIL, headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(("header", "status"), [("Bearer s3cret", 200), ("bearer s3cret", 200), ("Bearer other", 401), ("Basic s3cret", 401),
+                                               ("", 401), ("Bearer s3crét", 401)])
+def test_with_a_key_it_has_to_be_given(sqlite_url: str, header: str, status: int) -> None:
+    for app in made(sqlite_url, API_KEY="s3cret"):
+        client = app.test_client()
+        headers = {"Authorization": header, "X-Forwarded-For": "10.0.0.1", "Host": "mail.example.org"} if header else {}
+        assert client.post("/", json=MAIL, headers=headers).status_code == status
+        assert client.get("/livez").status_code == 200
+        assert client.get("/v1/messages/x").status_code == 401
+
+
+# --- telling -------------------------------------------------------------------------------------------------------
+
+def worked(app: Flask, client: FlaskClient, outcome: Outcome) -> Any:
+    """A message after one attempt that ended so, as the API shows it."""
+    database = outbox(app).database
+    Worker(database, "worker-1", "worker-1@host", ["mail"]).beat()
+    claims = Claims(database, "worker-1", 20)
+    id = client.post("/v1/messages", json=MAIL).json["id"]  # type: ignore[index]
+    [claim] = claims.claim([id])
+    assert client.get(f"/v1/messages/{id}").json["status"] == "sending"  # type: ignore[index]
+    assert claims.finish(claim, outcome)
+    return client.get(f"/v1/messages/{id}").json
+
+
+def test_a_deferred_mail_tells_the_servers_words_and_when_it_is_tried_again(app: Flask, client: FlaskClient) -> None:
+    told = worked(app, client, Outcome(state=State.DEFERRED, reason="450 4.2.1 later", wait_seconds=60,
+                                       recipients={0: (State.DEFERRED, "450 4.2.1 later")}))
+    assert told["why"].startswith("tried again at 20")
+    assert told["why"].endswith("450 4.2.1 later")
+    assert told["recipients"][0]["reply"] == "450 4.2.1 later"
+    assert [step["event"] for step in told["timeline"]] == ["accepted", "deferred", "next attempt"]
+    assert told["timeline"][1] | {"at": ""} == {"at": "", "event": "deferred", "attempt": 1, "detail": "450 4.2.1 later"}
+    assert told["timeline"][2]["at"] == told["next_attempt_at"]
+
+
+def test_a_failed_mail_tells_why(app: Flask, client: FlaskClient) -> None:
+    told = worked(app, client, Outcome(state=State.FAILED, reason="550 5.1.1 nobody", recipients={0: (State.FAILED, "550 5.1.1 nobody")}))
+    assert (told["status"], told["why"], told["attempts"]) == ("failed", "failed: 550 5.1.1 nobody", 1)
+
+
+def test_health_is_told(client: FlaskClient) -> None:
+    assert client.get("/ping").json == {"status": "success", "message": "pong"}
+    assert client.get("/livez").json == {"status": "ok"}
+    ready = client.get("/readyz").json
+    assert ready is not None
+    assert (ready["status"], ready["checks"]["database"], ready["checks"]["worker"]) == ("ok", "ok", "none is running")
+
+
+def test_the_first_page_shows_the_next_command(client: FlaskClient) -> None:
+    page = client.get("/", headers={"Host": "localhost:5000"})
+    assert page.status_code == 200
+    assert "curl http://127.0.0.1:5000/" in page.text
+    assert "default-src 'none'" in page.headers["Content-Security-Policy"]
+    with client.get("/static/web/home.css") as style:
+        assert style.status_code == 200

@@ -1,0 +1,172 @@
+"""The database: many writes in one commit, each with its own result; migrations; what it says when it is away."""
+
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Connection, event, text
+from sqlalchemy.exc import IntegrityError
+
+from mailroom.mail.errors import StoreUnavailable
+from mailroom.store.database import Database
+from mailroom.store.migrate import SchemaOutdated, check, upgrade
+from mailroom.store.schema import metadata, now_ms
+from tests.services import wait_until
+from tests.services.postgres import Postgres
+
+
+@pytest.fixture
+def commits(database: Database) -> Iterator[list[float]]:
+    """A list that grows with each commit."""
+    seen: list[float] = []
+
+    def note(connection: Connection) -> None:
+        seen.append(time.monotonic())
+    event.listen(database.engine, "commit", note)
+    yield seen
+    event.remove(database.engine, "commit", note)
+
+
+def insert(connection: Connection, ids: list[str]) -> list[str]:
+    connection.execute(text("INSERT INTO identity (outbox_id) VALUES (:id)"), [{"id": id} for id in ids])
+    return [id.upper() for id in ids]
+
+
+def stored(database: Database) -> set[str]:
+    return set(database.read(lambda connection: connection.scalars(text("SELECT outbox_id FROM identity")).all()))
+
+
+def test_writes_that_arrive_during_a_commit_share_the_next(database: Database, commits: list[float]) -> None:
+    # Given a commit that is on its way
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(connection: Connection, items: list[None]) -> list[None]:
+        begun.set()
+        assert go_on.wait(10)
+        return items
+    with ThreadPoolExecutor(51) as threads:
+        first = threads.submit(database.write, slow, None)
+        assert begun.wait(10)
+        # When fifty others arrive
+        others = [threads.submit(database.write, insert, f"id-{n}") for n in range(50)]
+        wait_until(lambda: len(database._waiting) == 50, 10, what="all wait")
+        go_on.set()
+        # Then they share one commit, and each gets its own result
+        assert [other.result(10) for other in others] == [f"ID-{n}" for n in range(50)]
+        first.result(10)
+    assert len(commits) == 2
+    assert {f"id-{n}" for n in range(50)} <= stored(database)
+
+
+def test_a_write_that_breaks_a_constraint_harms_no_other(database: Database) -> None:
+    database.write(insert, "taken")
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(connection: Connection, items: list[None]) -> list[None]:
+        begun.set()
+        assert go_on.wait(10)
+        return items
+    with ThreadPoolExecutor(4) as threads:
+        threads.submit(database.write, slow, None)
+        assert begun.wait(10)
+        good, bad, better = (threads.submit(database.write, insert, id) for id in ("good", "taken", "better"))
+        wait_until(lambda: len(database._waiting) == 3, 10, what="all wait")
+        go_on.set()
+        assert (good.result(10), better.result(10)) == ("GOOD", "BETTER")
+        with pytest.raises(IntegrityError):
+            bad.result(10)
+    assert {"good", "better", "taken"} <= stored(database)
+
+
+def test_a_large_write_does_not_wait_for_its_turn(database: Database, commits: list[float]) -> None:
+    assert database.write(insert, "large", size=1_000_000) == "LARGE"
+    assert "large" in stored(database)
+
+
+def test_a_locked_file_is_told_and_nothing_is_written(sqlite_url: str) -> None:
+    database = Database(f"{sqlite_url}?timeout=0.2")
+    upgrade(database)
+    with sqlite3.connect(str(database.url.database), isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreUnavailable, match="database is locked"):
+            database.write(insert, "late")
+        other.execute("ROLLBACK")
+    other.close()
+    assert "late" not in stored(database)
+    database.close()
+
+
+def test_a_restarted_postgresql_is_told_once_and_then_used_again(run_directory: Path) -> None:
+    own = Postgres(run_directory / "postgres-restarted")
+    own.start()
+    try:
+        own.create_database("mail")
+        database = Database(own.url("mail"))
+        upgrade(database)
+        own.kill()
+        with pytest.raises(StoreUnavailable):
+            database.write(insert, "during")
+        own.start()
+        assert database.write(insert, "after") == "AFTER"
+        database.close()
+    finally:
+        own.close()
+
+
+def test_the_error_of_a_database_shows_no_value(sqlite_url: str) -> None:
+    database = Database(sqlite_url)
+    with pytest.raises(StoreUnavailable) as e:
+        database.write(insert, "bob@example.org")
+    assert "bob" not in str(e.value)
+    assert "no such table" in str(e.value)
+    database.close()
+
+
+def test_a_migrated_database_is_what_the_schema_says(database: Database) -> None:
+    with database.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, metadata) == []
+    check(database)
+
+
+def test_processes_that_start_together_migrate_one_after_the_other(database_url: str) -> None:
+    databases = [Database(database_url) for _ in range(6)]
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(upgrade, databases))
+    assert len({database.outbox_id for database in databases}) == 1
+    for database in databases:
+        check(database)
+        database.close()
+
+
+def test_a_database_without_the_schema_is_named_with_the_way_out(database_url: str) -> None:
+    database = Database(database_url)
+    with pytest.raises(SchemaOutdated, match="expected schema 0001, found none; run `flask db upgrade`"):
+        check(database)
+    database.close()
+
+
+def test_sqlite_commits_reach_the_disk(sqlite_url: str) -> None:
+    database = Database(sqlite_url)
+
+    def pragma(name: str) -> Any:
+        return database.read(lambda connection: connection.scalar(text(f"PRAGMA {name}")))
+    assert (pragma("journal_mode"), pragma("synchronous"), pragma("foreign_keys")) == ("wal", 2, 1)
+    database.close()
+
+
+def test_the_clock_is_the_databases_in_milliseconds(database: Database) -> None:
+    there = database.read(lambda connection: connection.scalar(now_ms().select()))
+    assert there is not None
+    assert abs(there - time.time() * 1000) < 2000
+
+
+def test_a_password_in_the_url_is_not_shown() -> None:
+    assert "s3cret" not in repr(Database("postgresql://mail:s3cret@localhost/mail"))

@@ -1,0 +1,258 @@
+"""The road of a mail, as real processes: web, RabbitMQ, worker, SMTP server."""
+
+import statistics
+import time
+from pathlib import Path
+
+import pytest
+from celery import Celery
+
+from tests.services import wait_until
+from tests.services.processes import Service, service
+from tests.services.rabbitmq import RabbitMQ
+from tests.services.smtpd import ScriptedSMTP
+
+
+def test_a_mail_goes_from_post_to_the_mail_server_once(pair: Service, smtpd: ScriptedSMTP) -> None:
+    # Given the pair
+    pair.web()
+    pair.worker()
+    # When a mail is posted
+    id = pair.post(subject="Hello", contents="The work is done.")
+    # Then it is sent, once, and its timeline tells so
+    told = pair.final(id)
+    assert told["status"] == "sent"
+    assert told["attempts"] == 1
+    assert told["recipients"][0]["status"] == "sent"
+    assert told["recipients"][0]["reply"].startswith("250")
+    assert [step["event"] for step in told["timeline"] if step["event"] in ("accepted", "queued", "sent")] == ["accepted", "queued", "sent"]
+    assert [mail.rcpt_tos for mail in smtpd.messages] == [("bob@example.org",)]
+    assert smtpd.copies(told["message_id"]) == 1
+    assert smtpd.violations == []
+
+
+def test_the_answer_does_not_wait_for_the_work(tmp_path: Path, broker_url: str, sqlite_url: str, to_smtpd: dict[str, str],
+                                               smtpd: ScriptedSMTP) -> None:
+    with service(tmp_path, **{**to_smtpd, "BROKER_URL": broker_url, "DATABASE_URL": sqlite_url, "SIMULATED_WORK_SECONDS": "5"}) as pair:
+        # Given the pair, warm, with five seconds of simulated work
+        pair.run("-m", "flask", "db", "upgrade", name="upgrade").process.wait(30)
+        pair.web()
+        pair.worker()
+        pair.post("/v1/messages", subject="warm")
+        # When mails are posted
+        took, ids = [], []
+        for number in range(20):
+            started = time.monotonic()
+            ids.append(pair.post(subject=f"mail {number}"))
+            took.append(time.monotonic() - started)
+        # Then the answers come at once, the job is seen at work, and each mail comes once, after it
+        assert statistics.median(took) < 0.05
+        wait_until(lambda: "simulate is running: step" in pair.message(ids[-1])["why"], 5, what="why tells of the job")
+        assert not [mail for mail in smtpd.messages if b"warm" not in mail.data]
+        for id in ids:
+            assert smtpd.copies(pair.final(id)["message_id"]) == 1
+        assert time.monotonic() - started >= 5
+        assert len(smtpd.payloads) == 21
+
+
+def test_a_stock_celery_client_sends_a_mail_by_task_name(pair: Service, smtpd: ScriptedSMTP) -> None:
+    # Given the pair, and a script that knows only the broker's URL
+    pair.web()
+    pair.worker()
+    stock = Celery(broker=pair.settings["BROKER_URL"])
+    # When it sends the endpoint's JSON object, the same task a second time, and one that is no mail
+    mail = {"to": "bob@example.org", "subject": "from a script", "contents": "hello"}
+    id = stock.send_task("mailasync.sendMail", [mail]).id
+    stock.send_task("mailasync.sendMail", [mail], task_id=id)
+    named = stock.send_task("mailasync.sendMail", kwargs=mail).id
+    wrong = stock.send_task("mailasync.sendMail", [{"to": "nobody", "subjekt": "x"}]).id
+    nothing = stock.send_task("mailasync.sendMail", [17]).id
+    stock.close()
+    # Then each arrives once under the id of its task, and what is no mail is told, with the reason
+    wait_until(lambda: all(pair.request("GET", f"/v1/messages/{task}")[0] == 200 for task in (id, named, wrong, nothing)), 15,
+               what="all five tasks were read")
+    assert smtpd.copies(pair.final(id)["message_id"]) == 1
+    assert smtpd.copies(pair.final(named)["message_id"]) == 1
+    assert pair.message(wrong)["status"] == "failed"
+    assert "#/to: expected an address" in pair.message(wrong)["why"]
+    assert "did you mean subject?" in pair.message(wrong)["why"]
+    assert "expected a JSON object, got 17" in pair.message(nothing)["why"]
+    assert len(smtpd.payloads) == 2
+
+
+def test_mail_is_accepted_while_rabbitmq_is_down_and_goes_when_it_is_back(
+        tmp_path: Path, private_rabbitmq: RabbitMQ, sqlite_url: str, to_smtpd: dict[str, str], smtpd: ScriptedSMTP) -> None:
+    with service(tmp_path, BROKER_URL=private_rabbitmq.url(), DATABASE_URL=sqlite_url, **to_smtpd) as pair:
+        pair.run("-m", "flask", "db", "upgrade", name="upgrade").process.wait(30)
+        pair.web()
+        pair.worker()
+        pair.final(pair.post(subject="before"))
+        # When RabbitMQ is killed
+        private_rabbitmq.kill()
+        took, ids = [], []
+        for number in range(10):
+            started = time.monotonic()
+            ids.append(pair.post(subject=f"during {number}"))
+            took.append(time.monotonic() - started)
+        # Then answers come as fast as ever, and the mail says what it waits for
+        assert max(took) < 2
+        wait_until(lambda: "broker unreachable since" in pair.message(ids[0])["why"], 15, what="why tells of the broker")
+        assert pair.request("GET", "/readyz")[0] == 200
+        assert pair.get("/readyz")["checks"]["broker"].startswith("unreachable")
+        # And when it is back, all goes without anyone's help
+        private_rabbitmq.start()
+        for id in ids:
+            assert pair.final(id, timeout=60)["status"] == "sent"
+        assert len(smtpd.payloads) == 11
+
+
+def test_a_frozen_broker_slows_no_answer(tmp_path: Path, private_rabbitmq: RabbitMQ, sqlite_url: str, to_smtpd: dict[str, str],
+                                         smtpd: ScriptedSMTP) -> None:
+    with service(tmp_path, BROKER_URL=private_rabbitmq.url(), DATABASE_URL=sqlite_url, **to_smtpd) as pair:
+        pair.run("-m", "flask", "db", "upgrade", name="upgrade").process.wait(30)
+        pair.web()
+        pair.worker()
+        pair.final(pair.post(subject="before"))
+        private_rabbitmq.pause()
+        took, ids = [], []
+        for number in range(10):
+            started = time.monotonic()
+            ids.append(pair.post(subject=f"during {number}"))
+            took.append(time.monotonic() - started)
+        assert max(took) < 2
+        wait_until(lambda: "broker unreachable since" in pair.message(ids[0])["why"], 30, what="why tells of the broker")
+        private_rabbitmq.resume()
+        for id in ids:
+            assert smtpd.copies(pair.final(id, timeout=60)["message_id"]) == 1
+
+
+def test_a_worker_killed_before_the_final_dot_loses_and_doubles_nothing(pair: Service, smtpd: ScriptedSMTP) -> None:
+    # Given a worker that is held by the mail server before the payload
+    pair.web()
+    worker = pair.worker()
+    held = smtpd.hold("RCPT")
+    id = pair.post()
+    wait_until(held.reached.is_set, 15, what="the mail is at RCPT")
+    # When it is killed, and another one comes
+    worker.kill()
+    held.release()
+    pair.worker()
+    # Then the mail arrives, once
+    told = pair.final(id, timeout=30)
+    assert told["status"] == "sent"
+    assert told["attempts"] == 2
+    assert "worker lost" in [step["event"] for step in told["timeline"]]
+    assert smtpd.copies(told["message_id"]) == 1
+
+
+def test_a_worker_killed_after_the_final_dot_sends_again_and_says_so(pair: Service, smtpd: ScriptedSMTP) -> None:
+    pair.web()
+    worker = pair.worker()
+    held = smtpd.hold("DOT")
+    id = pair.post()
+    wait_until(held.reached.is_set, 15, what="the payload is out")
+    worker.kill()
+    held.release()
+    pair.worker()
+    told = pair.final(id, timeout=30)
+    assert told["status"] == "sent"
+    assert told["uncertain_attempts"] == 1
+    assert "uncertain" in [step["event"] for step in told["timeline"]]
+    assert smtpd.copies(told["message_id"]) == 2
+    assert len({mail.message_id for mail in smtpd.payloads}) == 1
+
+
+def test_a_web_process_killed_after_its_answer_loses_nothing(pair: Service, smtpd: ScriptedSMTP) -> None:
+    web = pair.web()
+    ids = [pair.post(subject=f"mail {number}") for number in range(20)]
+    web.kill()
+    pair.worker()
+    pair.web()
+    for id in ids:
+        assert smtpd.copies(pair.final(id)["message_id"]) == 1
+
+
+def test_a_worker_stopped_by_sigterm_gives_back_at_once_what_it_has_not_sent(pair: Service, smtpd: ScriptedSMTP) -> None:
+    # Given a worker with one mail past the fence and one before it
+    pair.web()
+    first = pair.worker()
+    past, before = smtpd.hold("DOT", match="past"), smtpd.hold("RCPT", match="before@example.org")
+    ids = [pair.post(subject="past"), pair.post(to="before@example.org")]
+    wait_until(lambda: past.reached.is_set() and before.reached.is_set(), 15, what="both are on their way")
+    # When it is told to stop, and the mail server goes on
+    first.process.terminate()
+    first.says("shutdown")
+    second = pair.worker()
+    before.release()
+    past.release()
+    assert first.stop() == 0
+    # Then what was past the fence was finished, the other was given back, and nobody waited for a lease
+    started = time.monotonic()
+    told = [pair.final(id) for id in ids]
+    assert time.monotonic() - started < 3
+    assert [mail["status"] for mail in told] == ["sent", "sent"]
+    assert [smtpd.copies(mail["message_id"]) for mail in told] == [1, 1]
+    assert [mail["uncertain_attempts"] for mail in told] == [0, 0]
+    assert second.stop() == 0
+
+
+def test_a_job_of_a_stopped_worker_is_taken_over(tmp_path: Path, broker_url: str, sqlite_url: str, to_smtpd: dict[str, str],
+                                                 smtpd: ScriptedSMTP) -> None:
+    with service(tmp_path, **{**to_smtpd, "BROKER_URL": broker_url, "DATABASE_URL": sqlite_url, "SIMULATED_WORK_SECONDS": "4"}) as pair:
+        pair.run("-m", "flask", "db", "upgrade", name="upgrade").process.wait(30)
+        pair.web()
+        for end in ("stop", "kill"):
+            worker = pair.worker()
+            id = pair.post(subject=end)
+            wait_until(lambda id=id: "simulate is running: step 2" in pair.message(id)["why"], 15, what="the job runs")  # type: ignore[misc]
+            worker.stop() if end == "stop" else worker.kill()
+            second = pair.worker()
+            assert smtpd.copies(pair.final(id, timeout=30)["message_id"]) == 1
+            second.stop()
+
+
+def test_no_address_and_no_body_reaches_a_log_at_debug(pair: Service, smtpd: ScriptedSMTP) -> None:
+    web = pair.web()
+    worker = pair.worker("--loglevel=DEBUG")
+    smtpd.reply("RCPT", "550 5.1.1 <refused@example.org> is nobody", match="refused@example.org")
+    ids = [pair.post(subject="geheim-subject", contents="geheim-body"), pair.post(to="refused@example.org", contents="geheim-body")]
+    stock = Celery(broker=pair.settings["BROKER_URL"])
+    mail = {"to": "bob@example.org", "subject": "geheim-subject", "contents": "geheim-body"}
+    ids.append(stock.send_task("mailasync.sendMail", [mail]).id)
+    stock.send_task("mailasync.sendmail", [mail])
+    stock.send_task("mailasync.sendMail", [{**mail, "to": "geheim@"}])
+    with stock.connection_for_write() as connection:
+        connection.Producer().publish(b"geheim-body bob@example.org", routing_key="celery", content_type="text/odd",
+                                      headers={"bob@example.org": "geheim"})
+    stock.close()
+    wait_until(lambda: pair.request("GET", f"/v1/messages/{ids[-1]}")[0] == 200, 15, what="the task was read")
+    assert [pair.final(id)["status"] for id in ids] == ["sent", "failed", "sent"]
+    worker.says("unregistered task")
+    worker.stop()
+    for program in (web, worker):
+        assert "geheim" not in program.text()
+        assert "@example.org" not in program.text()
+    assert "550" in worker.text()
+
+
+def test_a_worker_on_another_database_is_noticed(tmp_path: Path, pair: Service) -> None:
+    pair.web()
+    other = Service(tmp_path, {**pair.settings, "DATABASE_URL": f"sqlite:///{tmp_path}/other.sqlite3"})
+    try:
+        other.run("-m", "flask", "db", "upgrade", name="other-upgrade").process.wait(30)
+        worker = other.worker()
+        pair.post()
+        worker.says("web and worker need the same MAILASYNC_DATABASE_URL")
+        wait_until(lambda: pair.request("GET", "/readyz")[0] == 503, 15, what="readyz turns red")
+        assert "another database" in pair.get("/readyz")["checks"]["worker"]
+    finally:
+        other.close()
+
+
+@pytest.mark.parametrize("setting", ["DATABASE_URL"])
+def test_a_database_without_the_schema_stops_the_start(setting: str, tmp_path: Path, broker_url: str, to_smtpd: dict[str, str]) -> None:
+    with service(tmp_path, BROKER_URL=broker_url, **{setting: f"sqlite:///{tmp_path}/new.sqlite3"}, **to_smtpd) as pair:
+        for program in (pair.run("app.py", name="web"), pair.worker(wait=False)):
+            assert program.process.wait(30) != 0
+            assert "flask db upgrade" in program.text()
+            assert "Traceback" not in program.text()

@@ -1,0 +1,179 @@
+"""The commands as a newcomer types them: flask up, flask inbox, python3 app.py; and what they say when they cannot start."""
+
+import shutil
+import socket
+import statistics
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.services import free_port, is_alive, wait_until
+from tests.services.processes import PROJECT, Service, service
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[Service]:
+    """The service in a copy of its own, in a directory with a space in its name, with free ports and nothing else set."""
+    project = tmp_path / "my mail"
+    shutil.copytree(PROJECT, project, ignore=shutil.ignore_patterns(".git", ".venv", "instance", "__pycache__", ".*_cache", ".env", "tests"))
+    with service(tmp_path, INBOX_SMTP_PORT=str(free_port()), INBOX_PORT=str(free_port()), SIMULATED_WORK_SECONDS="1") as made:
+        made.project = project
+        yield made
+
+
+def arrived(alone: Service, to: str = "bob@example.org", wait: int = 20) -> list[dict[str, str]]:
+    found: list[dict[str, str]] = alone.get(f"/inbox/api/messages?to={to}&wait={wait}", timeout=wait + 5)["data"]
+    return found
+
+
+def test_up_needs_nothing_and_ends_with_a_mail_that_can_be_read(alone: Service) -> None:
+    up = alone.up()
+    # It prints its addresses and a line to paste.
+    assert f"http://127.0.0.1:{alone.port}/inbox/" in up.text()
+    command = next(line for line in up.text().splitlines() if line.startswith("curl "))
+    answer = subprocess.run(["bash", "-c", command.replace("you@example.org", "bob@example.org")], capture_output=True, text=True, check=True)
+    assert '"status":"waiting"' in answer.stdout
+    [mail] = arrived(alone)
+    assert (mail["subject"], mail["text"]) == ("Hello", "The work is done.")
+    with urllib.request.urlopen(f"{alone.url}/inbox/{mail['id']}?view=text") as page:
+        assert "The work is done." in page.read().decode()
+    assert (alone.project / "instance" / "up.sqlite3").exists()
+    assert "WARNING" not in up.text()
+    assert "ERROR" not in up.text()
+    assert up.stop() == 0
+
+
+def test_up_never_sends_to_gmail_unless_told_to(alone: Service) -> None:
+    alone.settings |= {"MAIL_USERNAME": "alice@gmail.com", "MAIL_PASSWORD": "s3cret", "SIMULATED_WORK_SECONDS": "0"}
+    up = alone.up()
+    assert "the inbox; --deliver sends it for real" in up.text()
+    alone.post()
+    assert arrived(alone)[0]["from"] == "alice@gmail.com"
+    assert "s3cret" not in up.text()
+    up.stop()
+    assert "mail goes to       smtp.gmail.com:465" in alone.up("--deliver").text()
+
+
+def test_up_that_was_killed_goes_on_where_it_was(alone: Service) -> None:
+    up = alone.up()
+    ids = [alone.post(subject=f"mail {n}") for n in range(5)]
+    up.kill()
+    alone.settings["LEASE_SECONDS"] = "2"
+    alone.up()
+    for id in ids:
+        assert alone.final(id)["status"] == "sent"
+    assert sorted(mail["subject"] for mail in arrived(alone)) == [f"mail {n}" for n in range(5)]
+
+
+def test_up_ends_with_the_process_that_was_started(alone: Service) -> None:
+    up = alone.up()
+    up.process.kill()
+    up.process.wait(10)
+
+    def port_is_free() -> bool:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            return probe.connect_ex(("127.0.0.1", alone.port)) != 0
+    wait_until(port_is_free, 15, what="the port is free")
+    assert not is_alive(up.pid)
+
+
+def test_up_runs_on_rabbitmq_when_a_broker_is_set(alone: Service, broker_url: str) -> None:
+    alone.settings["BROKER_URL"] = broker_url
+    up = alone.up()
+    assert "RabbitMQ" in up.text()
+    assert alone.final(alone.post())["status"] == "sent"
+    wait_until(lambda: alone.get("/readyz")["checks"] == {"database": "ok", "broker": "ok", "worker": "ok"}, 15, what="all is well")
+    assert up.stop() == 0
+
+
+def test_up_never_falls_back_in_silence(alone: Service) -> None:
+    alone.settings["BROKER_URL"] = f"pyamqp://guest@127.0.0.1:{free_port()}//"
+    alone.settings["SIMULATED_WORK_SECONDS"] = "0"
+    alone.up()
+    id = alone.post()
+    wait_until(lambda: "broker unreachable since" in alone.message(id)["why"], 15, what="why tells of the broker")
+    assert alone.message(id)["status"] == "queued"
+
+
+def test_the_pair_without_an_account_sends_to_the_inbox_that_runs_alone(alone: Service, broker_url: str) -> None:
+    alone.settings["BROKER_URL"] = broker_url
+    alone.run("-m", "flask", "inbox", name="inbox")
+    web = alone.web()
+    assert f"mail goes to 127.0.0.1:{alone.settings['INBOX_SMTP_PORT']} (flask inbox)" in web.text()
+    alone.worker()
+    id = alone.post()
+    assert alone.final(id)["status"] == "sent"
+    inbox = Service(alone.directory, alone.settings, port=int(alone.settings["INBOX_PORT"]))
+    assert arrived(inbox)[0]["subject"] == "Hello"
+    assert inbox.request("GET", "/inbox/", headers={"Host": "evil.example.org"})[0] == 401
+
+
+def test_a_warm_post_takes_milliseconds(alone: Service) -> None:
+    alone.settings["SIMULATED_WORK_SECONDS"] = "30"
+    alone.up()
+    took = []
+    for _ in range(40):
+        started = time.monotonic()
+        alone.post()
+        took.append(time.monotonic() - started)
+    assert statistics.median(took) < 0.05
+
+
+@pytest.mark.parametrize("command", [("app.py",), ("-m", "flask", "up"), ("-m", "flask", "inbox")])
+def test_a_taken_port_is_one_sentence_with_the_way_out(alone: Service, command: tuple[str, ...]) -> None:
+    setting = "INBOX_PORT" if "inbox" in command else "PORT"
+    port = int(alone.settings.get("INBOX_PORT", 0)) if "inbox" in command else alone.port
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        program = alone.run(*command, name="taken")
+        assert program.process.wait(30) == 1
+    assert f"mailasync: 127.0.0.1:{port} cannot be used" in program.text()
+    assert f"set MAILASYNC_{setting} to another port" in program.text()
+    assert "Traceback" not in program.text()
+
+
+@pytest.mark.parametrize("command", [("app.py",), ("-m", "flask", "up"), ("-m", "celery", "-A", "mailasync", "worker")])
+def test_a_wrong_setting_is_one_sentence(alone: Service, command: tuple[str, ...]) -> None:
+    alone.settings["SMTP_SECURITY"] = "tls"
+    program = alone.run(*command, name="wrong")
+    assert program.process.wait(30) != 0
+    assert program.text().strip() == "mailasync: MAILASYNC_SMTP_SECURITY: expected one of ssl, starttls, none, got 'tls'"
+
+
+def test_a_password_without_the_prefix_gets_a_hint(alone: Service) -> None:
+    program = alone.run("-m", "flask", "up", name="hint", env={"MAIL_PASSWORD": "s3cret", "MAILASYNC_SERVICE_HOST": "10.0.0.1"})
+    program.says("MAIL_PASSWORD is set and not read; did you mean MAILASYNC_MAIL_PASSWORD?")
+    program.says("passed over, as Kubernetes made them: MAILASYNC_SERVICE_HOST")
+    assert "s3cret" not in program.text()
+
+
+def test_a_pool_that_forks_is_refused(alone: Service, broker_url: str) -> None:
+    alone.settings["BROKER_URL"] = broker_url
+    program = alone.worker("-P", "processes", wait=False)
+    assert program.process.wait(30) != 0
+    assert "mail runs in threads" in program.text()
+
+
+def test_a_queue_with_other_arguments_stops_the_worker_with_the_way_out(alone: Service, broker_url: str) -> None:
+    alone.settings["BROKER_URL"] = broker_url
+    first = alone.worker()
+    first.stop()
+    alone.settings["QUEUE_TYPE"] = "quorum"
+    program = alone.worker(wait=False)
+    assert program.process.wait(30) != 0
+    assert "a queue exists with other arguments" in program.text()
+    assert "MAILASYNC_QUEUE_TYPE" in program.text()
+
+
+def test_quorum_queues_carry_mail_too(alone: Service, broker_url: str) -> None:
+    alone.settings |= {"BROKER_URL": broker_url, "QUEUE_TYPE": "quorum"}
+    alone.run("-m", "flask", "inbox", name="inbox")
+    alone.web()
+    alone.worker()
+    assert alone.final(alone.post())["status"] == "sent"
