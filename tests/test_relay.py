@@ -1,0 +1,142 @@
+"""The relay: confirmed chunks to a real RabbitMQ, and what happens when it cannot."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+from kombu import Connection, Producer
+
+from mailroom.relay import CHUNK_MAX, Relay
+from tests.services import free_port, wait_until
+from tests.services.rabbitmq import RabbitMQ
+
+
+class Post:
+    """A relay, and what became of the ids it was offered."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.nudges: list[tuple[str, list[str]]] = []
+        self.published: list[str] = []
+        self.unpublished: list[str] = []
+        self.hold = threading.Event()
+        self.hold.set()
+        self.relay = Relay(self.connect, self.publish, published=lambda queue, ids: self.published.extend(ids),
+                           unpublished=self.unpublished.extend)
+        self.relay.start()
+
+    def connect(self) -> Connection:
+        options = {"confirm_publish": True, "read_timeout": 2, "write_timeout": 2}
+        connection = Connection(self.url, connect_timeout=2, transport_options=options)
+        return connection.ensure_connection(max_retries=0, interval_start=0)
+
+    def publish(self, producer: Producer, queue: str, ids: Sequence[str]) -> None:
+        assert self.hold.wait(10)
+        producer.publish(list(ids), routing_key=queue, serializer="json", mandatory=True, confirm_timeout=2)
+        self.nudges.append((queue, list(ids)))
+
+    def declare(self, *queues: str) -> None:
+        with self.connect() as connection:
+            for queue in queues:
+                connection.SimpleQueue(queue).close()
+
+
+@pytest.fixture
+def post(broker_url: str) -> Iterator[Post]:
+    made = Post(broker_url)
+    made.declare("mail", "jobs")
+    yield made
+    made.relay.stop()
+
+
+@pytest.fixture
+def unreachable() -> Iterator[Post]:
+    made = Post(f"pyamqp://guest@127.0.0.1:{free_port()}//")
+    yield made
+    made.relay.stop()
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    wait_until(condition, 15, what=what)
+
+
+def test_ids_that_wait_share_nudges_in_the_order_they_came(post: Post) -> None:
+    post.hold.clear()
+    ids = [f"id-{n}" for n in range(2 * CHUNK_MAX + 50)]
+    for id in ids:
+        post.relay.offer(id, queue="mail")
+    post.hold.set()
+    until(lambda: len(post.published) == len(ids), "all are published")
+    assert post.published == ids
+    assert len(post.nudges) <= 4
+    assert max(len(chunk) for _, chunk in post.nudges) == CHUNK_MAX
+    assert post.relay.down is None
+
+
+def test_a_nudge_is_for_one_queue_and_a_row_that_must_be_alone_shares_none(post: Post) -> None:
+    post.hold.clear()
+    post.relay.offer("first", queue="mail")
+    until(lambda: not post.relay._waiting, "the thread has the first")
+    for id, queue, alone in (("a", "mail", False), ("b", "jobs", False), ("c", "mail", False), ("d", "mail", True), ("e", "mail", False),
+                             ("f", "mail", False)):
+        post.relay.offer(id, queue=queue, alone=alone)
+    post.hold.set()
+    until(lambda: len(post.published) == 7, "all are published")
+    assert post.nudges[1:] == [("mail", ["a"]), ("jobs", ["b"]), ("mail", ["c"]), ("mail", ["d"]), ("mail", ["e", "f"])]
+
+
+def test_offering_never_waits_and_what_is_not_taken_is_told(unreachable: Post) -> None:
+    for n in range(300):
+        unreachable.relay.offer(f"id-{n}", queue="mail")
+    until(lambda: len(unreachable.unpublished) == 300, "all are told")
+    assert unreachable.published == []
+    assert unreachable.relay.down is not None
+    assert "refused" in unreachable.relay.down[1]
+
+
+def test_a_nudge_that_no_queue_takes_is_not_published(post: Post) -> None:
+    post.relay.offer("id", queue="nowhere")
+    until(lambda: post.unpublished == ["id"], "it is told")
+    post.relay.offer("next", queue="mail")
+    until(lambda: post.published == ["next"], "the relay goes on")
+
+
+def test_a_broker_that_dies_idle_is_noticed_and_so_is_its_return(private_rabbitmq: RabbitMQ) -> None:
+    post = Post(private_rabbitmq.url())
+    post.declare("mail")
+    try:
+        post.relay.offer("before", queue="mail")
+        until(lambda: post.published == ["before"], "it is published")
+        until(lambda: post.relay.queue == (1, 0), "the queue is looked at")
+        private_rabbitmq.kill()
+        until(lambda: post.relay.down, "the outage is noticed")
+        private_rabbitmq.start()
+        until(lambda: post.relay.down is None, "the return is noticed")
+        post.relay.offer("after", queue="mail")
+        until(lambda: post.published == ["before", "after"], "it goes on")
+    finally:
+        post.relay.stop()
+
+
+def test_a_frozen_broker_does_not_hold_the_relay_when_it_stops(private_rabbitmq: RabbitMQ) -> None:
+    post = Post(private_rabbitmq.url())
+    post.declare("mail")
+    post.relay.offer("before", queue="mail")
+    until(lambda: post.published == ["before"], "it is published")
+    private_rabbitmq.pause()
+    post.relay.offer("during", queue="mail")
+    until(lambda: post.unpublished == ["during"], "it is given up")
+    stopping = threading.Thread(target=post.relay.stop)
+    stopping.start()
+    stopping.join(8)
+    assert not stopping.is_alive()
+    private_rabbitmq.resume()
+
+
+def test_what_waits_is_published_before_the_end(post: Post) -> None:
+    for n in range(50):
+        post.relay.offer(f"id-{n}", queue="mail")
+    post.relay.stop()
+    assert len(post.published) == 50
+
+
