@@ -75,12 +75,8 @@ def start_relay(database: Database) -> None:
 def main() -> None:
     """Serve on HOST and PORT; accepts mail whether a worker and RabbitMQ are there or not."""
     settings = load()
-    hop = mailasync.next_hop(settings)
     if settings.BROKER_URL.startswith("memory:"):
         sys.exit("mailasync: memory:// is for `flask up`, where web and worker are one process; set another MAILASYNC_BROKER_URL")
-    say(f"mailasync listens on {url(settings)} ; mail goes to {hop}"
-        + (" (flask inbox)" if hop.host == "127.0.0.1" and not settings.SMTP_HOST else ""),
-        "a worker, in a second terminal: celery -A mailasync worker --loglevel=INFO")
     serve(settings, loader=partial(serving_app, settings))
 
 
@@ -91,18 +87,13 @@ def up(settings: Settings, deliver: bool) -> None:
     if not deliver:
         settings = replace(settings, SMTP_HOST="127.0.0.1", SMTP_PORT=settings.INBOX_SMTP_PORT, SMTP_SECURITY="none", SMTP_AUTH="off")
     refuse_taken("127.0.0.1", settings.INBOX_SMTP_PORT, "INBOX_SMTP_PORT")
-    say(f"mailasync runs at  {url(settings)}", f"read the mail at   {url(settings)}/inbox/",
-        f"mail goes to       {mailasync.next_hop(settings)}" + ("" if deliver else ", the inbox; --deliver sends it for real"),
-        f"broker             {'in this process; set MAILASYNC_BROKER_URL for RabbitMQ' if settings.embedded else 'RabbitMQ'}", "",
-        "send one:", curl(settings), "")
-    serve(settings, loader=partial(all_in_one, settings))
+    serve(settings, loader=partial(all_in_one, settings, deliver))
 
 
 def inbox(settings: Settings) -> None:
     """Serve the inbox alone."""
     refuse_taken("127.0.0.1", settings.INBOX_SMTP_PORT, "INBOX_SMTP_PORT")
     settings = replace(settings, HOST="127.0.0.1", PORT=settings.INBOX_PORT)
-    say(f"the inbox takes mail on 127.0.0.1:{settings.INBOX_SMTP_PORT} and shows it at {url(settings)}/inbox/")
     serve(settings, loader=partial(inbox_app, settings), port_setting="INBOX_PORT")
 
 
@@ -134,12 +125,16 @@ def serving_app(settings: Settings) -> Flask:
     app = create_app(settings, database=database)
     mailasync.start_relay(database)
     at_exit(mailasync.stop_relay)
+    hop = mailasync.next_hop(settings)
+    say(f"mailasync listens on {url(settings)}",
+        f"mail goes to {hop}" + (" (flask inbox)" if hop.host == "127.0.0.1" and not settings.SMTP_HOST else ""),
+        "a worker, in a second terminal: celery -A mailasync worker --loglevel=INFO")
     if Outbox(database).worker_seen_ms_ago() is None:
         log.warning("no worker is running; mail is accepted and kept until one is: celery -A mailasync worker --loglevel=INFO")
     return app
 
 
-def all_in_one(settings: Settings) -> Flask:
+def all_in_one(settings: Settings, deliver: bool) -> Flask:
     """In granian's child: the application, a worker thread and the inbox."""
     start_child(settings)
     mailasync.configure(settings)
@@ -156,6 +151,10 @@ def all_in_one(settings: Settings) -> Flask:
     app.register_blueprint(create_blueprint(letters, hint=curl(settings)))
     at_exit(smtp.stop)
     at_exit(work_here(database))
+    say(f"mailasync runs at  {url(settings)}", f"read the mail at   {url(settings)}/inbox/",
+        f"mail goes to       {mailasync.next_hop(settings)}" + ("" if deliver else ", the inbox; --deliver sends it for real"),
+        f"broker             {'in this process; set MAILASYNC_BROKER_URL for RabbitMQ' if settings.embedded else 'RabbitMQ'}", "",
+        "send one:", curl(settings), "")
     return app
 
 
@@ -169,7 +168,9 @@ def inbox_app(settings: Settings) -> Flask:
     except PortTaken as e:
         end_child(e)
     at_exit(smtp.stop)
+    say(f"the inbox takes mail on 127.0.0.1:{settings.INBOX_SMTP_PORT} and shows it at {url(settings)}/inbox/")
     app = Flask("inbox")
+    app.json.sort_keys = False  # type: ignore[attr-defined]  # of the default provider
     app.before_request(guard.check_local)
     app.register_blueprint(create_blueprint(letters, hint=curl(settings)))
     return app

@@ -45,7 +45,7 @@ SMTP_CONNECTIONS: int = 10
 #: Seconds to wait for connect and for each reply; after the final dot it is 600 (RFC 5321, 4.5.3.2.6).
 SMTP_TIMEOUT_SECONDS: float = 60.0
 
-#: How long to wait after attempt 1, 2, …; the last is repeated. Each wait is varied by 20 %, so that retries spread.
+#: How long to wait after attempt 1, 2, …, each varied by 20 %, so that retries spread. When it is used up, the mail fails.
 RETRY_SCHEDULE: str = "30s, 2m, 10m, 1h*3, 4h*4"
 
 #: What to do when the link broke after the final dot and nobody knows whether the mail was taken.
@@ -91,7 +91,7 @@ SIMULATED_WORK_SECONDS: float = 5.0
 #: Modules that register job types, separated by commas, like examples.cafe.jobs.
 JOBS: str = ""
 
-#: Jobs that one worker runs at the same time; as many again may wait in threads, if they only wait.
+#: Jobs that one worker runs at the same time.
 JOB_SLOTS: int = 50
 
 # --- The disposable inbox -----------------------------------------------------------------------------------------

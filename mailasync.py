@@ -253,8 +253,9 @@ class Station:
             settings.ON_UNCERTAIN, connections)
         self.runner = Runner(jobs, [queue for queue in queues if queue in registry.queues()], slots=settings.JOB_SLOTS,
                              children=Children(registry.modules(settings.JOBS)), queued=lambda id: self.relay.offer(id, queue="mail"))
-        self.sweeper = Sweeper(Sweeps(database, settings.LEASE_SECONDS, settings.ON_UNCERTAIN), self.worker, jobs, self.relay,
-                               self.runner.wake, settings.LEASE_SECONDS)
+        sweeps = Sweeps(database, settings.LEASE_SECONDS, settings.ON_UNCERTAIN)
+        sweeps.log_in_again()
+        self.sweeper = Sweeper(sweeps, self.worker, jobs, self.relay, self.runner.wake, settings.LEASE_SECONDS)
         self.sweeper.start()
         log.info("worker %s: mail goes to %s; outbox %r", name, self.hop, database)
 

@@ -3,12 +3,13 @@
 The road, each step with its file:
 
     api/messages.py     bytes of a POST -> mail/message.py Message; problems.py says what is wrong with them
-    store/outbox.py     accept: rows on disk, by store/commits.py many requests in one commit; only then 200
+    store/outbox.py     accept: rows on disk, by store/database.py many requests in one commit; only then 200
+    jobs/runner.py      where work comes first: a job in a thread or a child process; its end lets the mail go
     relay.py            the id goes to RabbitMQ, from an own thread; what it cannot publish, the sweeper publishes later
     mailasync.py        a worker's sendMail gets ids and calls mail/delivery.py deliver
     store/claims.py     claim: the rows are this worker's
     mail/compose.py     RFC 5322 bytes
-    mail/transport.py   MAIL, RCPT, DATA over a yagmail session; before the payload delivery asks store/claims.py fence
+    mail/transport.py   yagmail sessions that stay open; mail/link.py says MAIL, RCPT, DATA over one; before the payload delivery asks store/claims.py fence
     store/claims.py     finish: per recipient, with the server's words
     sweeper.py          in every worker: what is due, what was never published, what a dead worker left behind
 

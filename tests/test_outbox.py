@@ -312,6 +312,15 @@ def test_a_mail_that_kills_its_workers_is_claimed_alone_and_fails_in_the_end(
     assert state(outbox, neighbour) == State.QUEUED
 
 
+def test_what_waits_for_a_login_is_due_when_a_worker_starts(outbox: Outbox, claims: Claims, sweeps: Sweeps) -> None:
+    refused, other = (claim_one(claims, accept(outbox)) for _ in range(2))
+    claims.finish(refused, Outcome(state=State.DEFERRED, reason="535 5.7.8 bad credentials", wait_seconds=900))
+    claims.finish(other, DEFERRED)
+    assert sweeps.due() == []
+    sweeps.log_in_again()
+    assert [nudge.id for nudge in sweeps.due()] == [refused.id]
+
+
 def test_a_broker_in_memory_forgets_its_nudges(outbox: Outbox, sweeps: Sweeps, database: Database) -> None:
     id = accept(outbox)
     outbox.mark_published([id])

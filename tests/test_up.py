@@ -55,7 +55,7 @@ def test_up_never_sends_to_gmail_unless_told_to(alone: Service) -> None:
     assert arrived(alone)[0]["from"] == "alice@gmail.com"
     assert "s3cret" not in up.text()
     up.stop()
-    assert "mail goes to       smtp.gmail.com:465" in alone.up("--deliver").text()
+    alone.up("--deliver").says("mail goes to       smtp.gmail.com:465")
 
 
 def test_up_that_was_killed_goes_on_where_it_was(alone: Service) -> None:
@@ -104,7 +104,7 @@ def test_the_pair_without_an_account_sends_to_the_inbox_that_runs_alone(alone: S
     alone.settings["BROKER_URL"] = broker_url
     alone.run("-m", "flask", "inbox", name="inbox")
     web = alone.web()
-    assert f"mail goes to 127.0.0.1:{alone.settings['INBOX_SMTP_PORT']} (flask inbox)" in web.text()
+    web.says(f"mail goes to 127.0.0.1:{alone.settings['INBOX_SMTP_PORT']} (flask inbox)")
     alone.worker()
     id = alone.post()
     assert alone.final(id)["status"] == "sent"

@@ -34,11 +34,20 @@ def _blocked(standing: Standing, relay: Relay | None, lease_seconds: float) -> s
     if relay and relay.down:
         since, words = relay.down
         faults.append(f"broker unreachable since {_at(int(since * 1000))} ({words})")
-    if standing.worker_seen_at is None:
+    if elsewhere := _workers_elsewhere(standing, relay, lease_seconds):
+        faults.append(elsewhere)
+    elif standing.worker_seen_at is None:
         faults.append("no worker was ever seen; start one with `celery -A mailasync worker --loglevel=INFO`")
     elif standing.worker_beat_at is None or standing.now - standing.worker_beat_at > lease_seconds * 1000:
         faults.append(f"no worker seen since {_at(standing.worker_seen_at)}")
     return "; ".join(faults)
+
+
+def _workers_elsewhere(standing: Standing, relay: Relay | None, lease_seconds: float) -> str:
+    seen = standing.worker_beat_at is not None and standing.now - standing.worker_beat_at <= lease_seconds * 1000
+    if seen or relay is None or relay.down or not relay.queue or not relay.queue[1]:
+        return ""
+    return "workers consume the queue, but this outbox has seen none of them: they read another database"
 
 
 def _at(ms: int) -> str:

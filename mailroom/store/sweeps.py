@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, select, update
+from sqlalchemy import ColumnElement, Connection, or_, select, update
 
 from mailroom.mail.message import State
 from mailroom.store.claims import CRASHES_MAX
@@ -19,6 +19,8 @@ UNPUBLISHED_AFTER_MS = 5_000
 LOST_IF_EMPTY_AFTER_MS = 10_000
 #: … or if nothing came of it for this long.
 LOST_AFTER_MS = 15 * 60_000
+#: What a server says to a wrong or missing login (RFC 4954, 6).
+LOGIN_REFUSED_CODES = (530, 534, 535)
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,10 @@ class Sweeps:
     def forget_nudges(self) -> None:
         """All queued rows need a nudge again: the broker was in the memory of a process that has ended."""
         self.database.write(_forget_nudges, None)
+
+    def log_in_again(self) -> None:
+        """Make due what waits because the next hop refused our login: a worker that starts may have the right one."""
+        self.database.write(_log_in_again, None)
 
     def orphans(self) -> int:
         """Give back what dead workers own; return how many rows that were.
@@ -120,6 +126,13 @@ def _unpublish(connection: Connection, chunks: list[list[str]]) -> list[None]:
     for ids in chunks:
         connection.execute(update(messages).values(published_at=None).where(messages.c.id.in_(ids), messages.c.state == State.QUEUED))
     return [None] * len(chunks)
+
+
+def _log_in_again(connection: Connection, asked: list[None]) -> list[None]:
+    refused = or_(*(messages.c.reason.like(f"{code} %") for code in LOGIN_REFUSED_CODES))
+    connection.execute(update(messages).values(next_attempt_at=now_ms()).where(
+        messages.c.next_attempt_at > now_ms(), messages.c.state == State.DEFERRED, refused))
+    return asked
 
 
 def _forget_nudges(connection: Connection, asked: list[None]) -> list[None]:

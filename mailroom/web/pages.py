@@ -13,7 +13,8 @@ def home() -> Response:
     settings = services().settings
     page = make_response(render_template(
         "web/home.html", base=request.host_url.rstrip("/").replace("//localhost:", "//127.0.0.1:"), has_key=bool(settings.API_KEY),
-        work_seconds=f"{settings.SIMULATED_WORK_SECONDS:g}", inbox="inbox" in current_app.blueprints, inbox_port=settings.INBOX_PORT))
+        work_seconds=f"{settings.SIMULATED_WORK_SECONDS:g}", inbox="inbox" in current_app.blueprints,
+        stays_here=(settings.SMTP_HOST, settings.SMTP_PORT) == ("127.0.0.1", settings.INBOX_SMTP_PORT), inbox_port=settings.INBOX_PORT))
     page.headers["Content-Security-Policy"] = "default-src 'none'; style-src 'self'; frame-ancestors 'none'; base-uri 'none'"
     page.headers["X-Content-Type-Options"] = "nosniff"
     return page
