@@ -56,38 +56,45 @@ celery_app = Celery("mailasync", set_as_current=False)
 
 
 def configure(settings: Settings) -> None:
-    """Set Celery up as `settings` say; every deviation from its defaults prevents a loss, a hang or a double."""
+    """Set this process up as `settings` say. Raises SettingsError for what only shows here."""
     sender(settings)
     next_hop(settings)
     schedule(settings)
     load_jobs(settings)
-    embedded = settings.BROKER_URL.startswith("memory:")
-    arguments = {"x-queue-type": settings.QUEUE_TYPE} if settings.QUEUE_TYPE == "quorum" else None
-    ours = [*MAIL_QUEUES, *registry.queues()]
-    celery_app.conf.update(
-        broker_url=settings.BROKER_URL or PAIR_BROKER_URL,
-        broker_transport_options={"polling_interval": 0.005} if embedded else {
+    celery_app.conf.update(celery_settings(settings))
+    _process.settings = settings
+
+
+def celery_settings(settings: Settings) -> dict[str, Any]:
+    """Every deviation from Celery's defaults prevents a loss, a hang or a double."""
+    memory = settings.BROKER_URL.startswith("memory:")
+    return {
+        "broker_url": settings.BROKER_URL or PAIR_BROKER_URL,
+        "broker_transport_options": {"polling_interval": 0.005} if memory else {
             "confirm_publish": True,  # without it a broker that dies or is full loses what was "published"
             "read_timeout": 5, "write_timeout": 5,  # a frozen broker must not hold us
             "max_retries": 1, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.5},
-        broker_connection_timeout=2, broker_heartbeat=30, broker_pool_acquire_timeout=2,
-        broker_connection_retry_on_startup=True, broker_connection_max_retries=None,  # 100 would end the worker after 45 minutes
-        broker_channel_error_retry=True,
-        broker_native_delayed_delivery_queue_type="classic",
-        task_queues=[*(Queue(name, Exchange(name, "direct"), name, queue_arguments=arguments) for name in ours),
-                     Queue("celery", Exchange("celery", "direct"), "celery")],  # plain, as a stock client declares it
-        task_create_missing_queues=False,
-        task_routes={"mailasync.sendMail": {"queue": "mail"}, "mailasync.runJob": {"queue": registry.DEFAULT_QUEUE}},
-        task_serializer="json", accept_content=["json"], task_ignore_result=True, result_backend=None,
-        task_acks_late=True, task_reject_on_worker_lost=True,
-        task_publish_retry=False,  # the sweeper publishes again; retries here only multiply messages
-        task_send_sent_event=False, worker_send_task_events=True,  # Flower lives on events
-        worker_pool="threads", worker_concurrency=settings.SMTP_CONNECTIONS, worker_prefetch_multiplier=1,
-        worker_cancel_long_running_tasks_on_connection_loss=False,  # it would kill in the middle of a mail
-        worker_enable_remote_control=False,  # whoever reaches the broker could revoke and shut down
-        worker_hijack_root_logger=False, worker_redirect_stdouts=False,
-    )
-    _process.settings = settings
+        "broker_connection_timeout": 2, "broker_heartbeat": 30, "broker_pool_acquire_timeout": 2,
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,  # 100 would end the worker after 45 minutes without a broker
+        "broker_channel_error_retry": True, "broker_native_delayed_delivery_queue_type": "classic",
+        "task_queues": queues(settings), "task_create_missing_queues": False,
+        "task_routes": {"mailasync.sendMail": {"queue": "mail"}, "mailasync.runJob": {"queue": registry.DEFAULT_QUEUE}},
+        "task_serializer": "json", "accept_content": ["json"], "task_ignore_result": True, "result_backend": None,
+        "task_acks_late": True, "task_reject_on_worker_lost": True,
+        "task_publish_retry": False,  # the sweeper publishes again; retries here only multiply messages
+        "task_send_sent_event": False, "worker_send_task_events": True,  # Flower lives on events
+        "worker_pool": "threads", "worker_concurrency": settings.SMTP_CONNECTIONS, "worker_prefetch_multiplier": 1,
+        "worker_cancel_long_running_tasks_on_connection_loss": False,  # it would kill in the middle of a mail
+        "worker_enable_remote_control": False,  # whoever reaches the broker could revoke and shut down
+        "worker_hijack_root_logger": False, "worker_redirect_stdouts": False,
+    }
+
+
+def queues(settings: Settings) -> list[Queue]:
+    arguments = {"x-queue-type": "quorum"} if settings.QUEUE_TYPE == "quorum" else None
+    ours = [Queue(name, Exchange(name, "direct"), name, queue_arguments=arguments) for name in (*MAIL_QUEUES, *registry.queues())]
+    return [*ours, Queue("celery", Exchange("celery", "direct"), "celery")]  # the last one plain, as a stock client declares it
 
 
 class Nudge(Task):  # type: ignore[type-arg]  # celery-types makes Task generic, Celery does not
@@ -220,9 +227,9 @@ def start_relay(database: Database) -> Relay:
             else:
                 runJob.publish(producer, (ids[0],), queue=queue)
 
-        def published(queue: str, ids: Sequence[str]) -> None:
+        def published(queue: str, ids: Sequence[str], seconds_ago: float) -> None:
             if queue in MAIL_QUEUES:
-                Outbox(database).mark_published(ids)
+                Outbox(database).mark_published(ids, seconds_ago=seconds_ago)
 
         _process.relay = Relay(bounded_connection, publish, published=published, unpublished=sweeps.unpublish)
         _process.relay.start()
@@ -248,14 +255,13 @@ class Station:
         self.relay = start_relay(database)
         self.worker = Worker(database, owner, name, queues)
         jobs = Jobs(database, owner, settings.LEASE_SECONDS)
-        self.delivery = Delivery(
-            Claims(database, owner, settings.LEASE_SECONDS), Sessions(self.hop), sender(settings), schedule(settings),
-            settings.ON_UNCERTAIN, connections)
+        claims = Claims(database, owner, settings.LEASE_SECONDS)
+        self.delivery = Delivery(claims, Sessions(self.hop), sender(settings), schedule(settings), settings.ON_UNCERTAIN, connections)
         self.runner = Runner(jobs, [queue for queue in queues if queue in registry.queues()], slots=settings.JOB_SLOTS,
                              children=Children(registry.modules(settings.JOBS)), queued=lambda id: self.relay.offer(id, queue="mail"))
         sweeps = Sweeps(database, settings.LEASE_SECONDS, settings.ON_UNCERTAIN)
         sweeps.log_in_again()
-        self.sweeper = Sweeper(sweeps, self.worker, jobs, self.relay, self.runner.wake, settings.LEASE_SECONDS)
+        self.sweeper = Sweeper(sweeps, claims, self.worker, jobs, self.relay, self.runner.wake, settings.LEASE_SECONDS)
         self.sweeper.start()
         log.info("worker %s: mail goes to %s; outbox %r", name, self.hop, database)
 

@@ -9,7 +9,8 @@ The road, each step with its file:
     mailasync.py        a worker's sendMail gets ids and calls mail/delivery.py deliver
     store/claims.py     claim: the rows are this worker's
     mail/compose.py     RFC 5322 bytes
-    mail/transport.py   yagmail sessions that stay open; mail/link.py says MAIL, RCPT, DATA over one; before the payload delivery asks store/claims.py fence
+    mail/transport.py   MAIL, RCPT, DATA over a yagmail session that stays open; mail/link.py reads what the server says
+    store/claims.py     fence: before the payload, whether it is still ours
     store/claims.py     finish: per recipient, with the server's words
     sweeper.py          in every worker: what is due, what was never published, what a dead worker left behind
 

@@ -28,9 +28,10 @@ Publish = Callable[[Producer, str, Sequence[str]], None]
 class Relay:
     """The publisher of one process. Losing what it holds costs time, never a mail: the rows say what was not published."""
 
-    def __init__(self, connect: Callable[[], Connection], publish: Publish, *, published: Callable[[str, Sequence[str]], None],
+    def __init__(self, connect: Callable[[], Connection], publish: Publish, *, published: Callable[[str, Sequence[str], float], None],
                  unpublished: Callable[[Sequence[str]], None] = lambda ids: None, watched: str = "mail") -> None:
-        """`published` is told which ids the broker confirmed, `unpublished` which it did not take; `watched` is a queue's name."""
+        """`published` is told the queue and the ids that the broker confirmed, and how many seconds ago they were sent; `unpublished`
+        the ids that it did not take. `watched` is the name of the queue to look at."""
         self._connect = connect
         self._publish = publish
         self._published = published
@@ -82,9 +83,10 @@ class Relay:
         return queue, ids
 
     def _send(self, queue: str, ids: list[str]) -> bool:
+        started = time.monotonic()
         if self._try(lambda producer: self._publish(producer, queue, ids)):
             with suppress(Exception):  # Not marked means published once more, and the second nudge finds nothing to do.
-                self._published(queue, ids)
+                self._published(queue, ids, time.monotonic() - started)
             return True
         # The rows tell that these were not published; a sweeper takes them up when the broker is back.
         ids += [id for id, _, _ in self._waiting]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from mailroom.mail.errors import StoreUnavailable
 from mailroom.relay import Relay
+from mailroom.store.claims import Claims
 from mailroom.store.jobs import Jobs
 from mailroom.store.sweeps import BATCH_MAX, Nudge, Sweeps
 from mailroom.store.workers import Worker
@@ -24,6 +25,7 @@ class Sweeper:
     """Two threads: the heartbeat, which nothing may delay, and the sweep."""
 
     sweeps: Sweeps
+    claims: Claims
     worker: Worker
     jobs: Jobs
     relay: Relay
@@ -48,6 +50,8 @@ class Sweeper:
         """One round; each step stands for itself, and what a broken database leaves undone comes with the next."""
         if given_back := self.sweeps.orphans():
             log.warning("%d messages of a lost worker were given back", given_back)
+        if abandoned := self.claims.abandoned():
+            log.warning("%d messages that no thread works on were given back", abandoned)
         for id in self.jobs.orphans():
             self.relay.offer(id, queue="mail")
         # While the broker is away one row at a time is enough to notice that it is back.

@@ -217,7 +217,8 @@ def test_a_released_row_is_queued_again_and_the_attempt_does_not_count(outbox: O
     assert (row(outbox, claim.id)["state"], row(outbox, claim.id)["attempt"]) == (State.QUEUED, 0)
     fenced = claim_one(claims, claim.id)
     assert claims.fence(fenced)
-    assert not claims.release(fenced)
+    assert claims.release(fenced)  # as after a fence whose commit got no answer: the payload was not sent
+    assert state(outbox, claim.id) == State.QUEUED
 
 
 def test_many_fences_and_outcomes_in_one_commit_each_get_their_own_answer(outbox: Outbox, claims: Claims, database: Database) -> None:
@@ -230,6 +231,32 @@ def test_many_fences_and_outcomes_in_one_commit_each_get_their_own_answer(outbox
         outcomes = [SENT if n % 2 else DEFERRED for n in range(40)]
         assert list(threads.map(claims.finish, mine, outcomes)) == [True] * 40
     assert [state(outbox, claim.id) for claim in mine] == [outcome.state for outcome in outcomes]
+
+
+def test_a_row_that_is_ours_and_in_nobodys_hand_is_given_back(outbox: Outbox, claims: Claims, database: Database) -> None:
+    kept = claim_one(claims, accept(outbox))
+    lost = accept(outbox)
+    # As after a commit whose answer did not come through: the row is ours, and no thread knows.
+    run(database, "/* test */ UPDATE messages SET state = 'sending', owner = 'worker-1', attempt = 1 WHERE id = :id", id=lost)
+    assert claims.abandoned() == 1
+    assert (row(outbox, lost)["state"], row(outbox, lost)["attempt"], row(outbox, lost)["published_at"]) == (State.QUEUED, 0, None)
+    assert state(outbox, kept.id) == State.SENDING
+    assert claims.fence(kept)
+    assert claims.finish(kept, SENT)
+    assert claims.abandoned() == 0
+
+
+def test_nothing_is_abandoned_while_threads_claim_and_finish(outbox: Outbox, claims: Claims) -> None:
+    ids = [accept(outbox) for _ in range(60)]
+
+    def work(id: str) -> bool:
+        claim = claim_one(claims, id)
+        return claims.fence(claim) and claims.finish(claim, SENT)
+    with ThreadPoolExecutor(9) as threads:
+        given_back = [threads.submit(claims.abandoned) for _ in range(40)]
+        assert all(threads.map(work, ids))
+        assert sum(count.result() for count in given_back) == 0
+    assert not claims._in_hand
 
 
 # --- sweep ---------------------------------------------------------------------------------------------------------

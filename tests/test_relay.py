@@ -21,7 +21,7 @@ class Post:
         self.unpublished: list[str] = []
         self.hold = threading.Event()
         self.hold.set()
-        self.relay = Relay(self.connect, self.publish, published=lambda queue, ids: self.published.extend(ids),
+        self.relay = Relay(self.connect, self.publish, published=lambda queue, ids, seconds_ago: self.published.extend(ids),
                            unpublished=self.unpublished.extend)
         self.relay.start()
 

@@ -43,7 +43,7 @@ def test_a_secret_may_be_in_a_file(tmp_path: Path) -> None:
     ("SMTP_SECURITY", "tls", "expected one of ssl, starttls, none, got 'tls'"),
     ("SMTP_CONNECTIONS", "0", "expected at least 1, got 0"),
     ("MAIL_PASWORD", "x", "MAILASYNC_MAIL_PASWORD is no setting; did you mean MAILASYNC_MAIL_PASSWORD?"),
-    ("RETRY_SCHEDULE", "30s, soon", "expected waits like '30s, 2m, 1h*3', got 'soon'"),
+    ("RETRY_SCHEDULE", "30s, soon", "got 'soon'"),
     ("BROKER_URL", "rabbit", "expected a URL"),
     ("DATABASE_URL", "mail.db", "expected a URL"),
     ("DATABASE_URL", "mysql://localhost/mail", "sqlite:// or postgresql://, got one with mysql://"),

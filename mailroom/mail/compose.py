@@ -134,7 +134,8 @@ class _TextOf:
 def plain_text(html: str) -> str:
     """Return what a reader without HTML should see of it.
 
-    Whatever it holds, it takes time linear to its length and never raises, as html.parser does on "<![" and on "&#" before many digits.
+    Whatever it holds, this takes time linear to its length and never raises. html.parser took over 20 s for a megabyte of "<a", and
+    raises on "<![" and on "&#" before many digits.
     """
     first, *others = html.split("<!--")
     shown = first + "".join(other.partition("-->")[2] for other in others)

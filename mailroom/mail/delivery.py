@@ -136,12 +136,13 @@ class Delivery:
         found = found or dict.fromkeys(claim.pending, (State.DEFERRED, reason))
         wait = self.schedule.wait_seconds(claim.attempt)
         if code in _OF_ACCOUNT_CODES and (wait is None or code != _BUSY_CODE):
-            wait = self.schedule.last_wait_seconds()
+            wait = self.schedule.account_wait_seconds()
         if wait is not None:
             return Outcome(state=State.DEFERRED, reason=reason, recipients=found, wait_seconds=wait, uncertain=uncertain)
-        given_up = {position: (State.FAILED if state is State.DEFERRED else state, reply) for position, (state, reply) in found.items()}
-        sent = claim.sent_before or any(state is State.SENT for state, _ in given_up.values())
-        return Outcome(state=State.SENT if sent else State.FAILED, recipients=given_up, uncertain=uncertain,
+        end = State.UNCERTAIN if uncertain else State.FAILED  # Who may have the mail was not failed to.
+        given_up = {position: (end if state is State.DEFERRED else state, reply) for position, (state, reply) in found.items()}
+        sent = not uncertain and (claim.sent_before or any(state is State.SENT for state, _ in given_up.values()))
+        return Outcome(state=State.SENT if sent else end, recipients=given_up, uncertain=uncertain,
                        reason=f"gave up after attempt {claim.attempt}: {reason}")
 
     def _uncertain(self, claim: Claim, reason: str) -> Outcome:
@@ -179,5 +180,5 @@ def _account_code(reply: Reply) -> int:
 
 def _told(outcome: Outcome) -> str:
     """State and code for the log; the rest of a reply may hold an address."""
-    code = outcome.reason[:3]
-    return f"{outcome.state} ({code})" if code.isdigit() else str(outcome.state)
+    code = re.match(r"\d{3} ", outcome.reason)
+    return f"{outcome.state} ({code[0].strip()})" if code else str(outcome.state)

@@ -32,6 +32,8 @@ for _name in ("local", "localhost", "test", "invalid"):
         email_validator.SPECIAL_USE_DOMAIN_NAMES.remove(_name)
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+#: A name as people write it, J. Müller <mueller@example.org>; RFC 5322 wants quotes for the dot and the ü.
+_UNQUOTED = re.compile(r"\A([^\"<>@,;:\\()\[\]]+)(?=<[^<>]*>\Z)")
 
 
 def read_message(data: bytes) -> Message:
@@ -118,7 +120,8 @@ def parse_address(value: object) -> Address:
         _refuse(f"expected an address of at most {ADDRESS_MAX_CHARACTERS} characters, got {len(value)}")
     try:
         _encodable(value)
-        seen = validate_email(value, check_deliverability=False, allow_display_name=True, globally_deliverable=False)
+        seen = validate_email(_UNQUOTED.sub(r'"\1" ', value), check_deliverability=False, allow_display_name=True,
+                              globally_deliverable=False)
     except (EmailNotValidError, RecursionError) as e:
         _refuse(f"expected an address, got {_shown(value)}: {e}")
     if "." not in seen.ascii_domain and seen.ascii_domain != "localhost":

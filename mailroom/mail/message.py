@@ -8,7 +8,7 @@ from typing import Self
 
 
 class State(StrEnum):
-    """Where a message is; it has exactly one. From SENT on it is final. A recipient has one of QUEUED, DEFERRED, SENT, FAILED."""
+    """Where a message is; from SENT on it is final. A recipient is QUEUED, DEFERRED, SENT, FAILED or UNCERTAIN."""
 
     WAITING = "waiting"  #: for its job to end
     SCHEDULED = "scheduled"  #: for `next_attempt_at`, which the client chose
@@ -19,7 +19,7 @@ class State(StrEnum):
     HELD = "held"  #: a person stopped it, and a person lets it go
     SENT = "sent"  #: the next hop took it for at least one recipient, and answered for all
     FAILED = "failed"  #: the next hop refused it for good, or its job failed, or it could not be accepted
-    UNCERTAIN = "uncertain"  #: handed over without an answer, and held for good by ON_UNCERTAIN=hold
+    UNCERTAIN = "uncertain"  #: handed over without an answer, and not sent again: ON_UNCERTAIN=hold, or no attempt is left
     CANCELED = "canceled"  #: the client took it back in time
     EXPIRED = "expired"  #: it was no longer wanted before it could be sent
     SUPPRESSED = "suppressed"  #: its recipient wants no more mail

@@ -14,7 +14,14 @@ MARGIN_SECONDS = 60
 
 
 class TokenError(Exception):
-    """No access token could be had; the text says why, without any secret."""
+    """No access token could be had; the text says why, without any secret.
+
+    `code` is what SMTP would say to it: 421 where trying again soon may help, 535 where a person has to act.
+    """
+
+    def __init__(self, why: str, *, code: int = 535) -> None:
+        self.code = code
+        super().__init__(why)
 
 
 class TokenSource:
@@ -51,13 +58,15 @@ class TokenSource:
         try:
             answer = requests.post(self.url, data=form, timeout=self.timeout_seconds, allow_redirects=False)
         except requests.RequestException as e:
-            raise TokenError(f"the token endpoint could not be reached: {type(e).__name__}") from None
+            raise TokenError(f"the token endpoint could not be reached: {type(e).__name__}", code=421) from None
         try:
             body = answer.json()
             token, seconds = body["access_token"], float(body["expires_in"])
-            generate_oauth2_string("", token, as_base64=True)
+            if not isinstance(token, str) or not token.isascii():
+                raise ValueError("no token")
         except (ValueError, KeyError, TypeError):
-            raise TokenError(f"the token endpoint answered {answer.status_code} without a token{_error_code(answer)}") from None
+            why = f"the token endpoint answered {answer.status_code} without a token{_error_code(answer)}"
+            raise TokenError(why, code=535 if 400 <= answer.status_code < 429 else 421) from None
         self._token, self._expires = token, time.monotonic() + seconds
 
 

@@ -29,8 +29,7 @@ SESSION_AGE_MAX_SECONDS = 300
 QUIT_TIMEOUT_SECONDS = 1
 
 _quiet = logging.getLogger("mailroom.yagmail")
-_quiet.addHandler(logging.NullHandler())
-_quiet.propagate = False
+_quiet.setLevel(logging.CRITICAL + 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,8 +327,8 @@ def _as_not_taken(error: Exception, hop: NextHop) -> NotTaken:
     if isinstance(error, smtplib.SMTPResponseException):
         code = max(error.smtp_code, 0)
         return NotTaken(str(Reply(code, _words(error))), code=code, of_message=False)
-    if isinstance(error, TokenError):  # As if the server had refused the token that we could not get.
-        return NotTaken(f"no access token: {error}", code=535, of_message=False)
+    if isinstance(error, TokenError):
+        return NotTaken(f"no access token: {error}", code=error.code, of_message=False)
     if isinstance(error, UnicodeError):  # Its text would show a part of the password.
         return NotTaken(f"{hop}: expected host, user and password in ASCII", of_message=False)
     if isinstance(error, ssl.SSLCertVerificationError):

@@ -4,12 +4,13 @@ A worker may lose a row at any moment, because it was paused and a sweeper took 
 one: each names the owner and the attempt that it believes in, and goes on only with the rows where both are still true.
 """
 
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, exists, func, tuple_
+from sqlalchemy import Connection, bindparam, exists, func, select, tuple_
 
 from mailroom.mail.message import Address, Claim, Message, Outcome, State
 from mailroom.store.database import Database
@@ -19,21 +20,29 @@ from mailroom.store.schema import contents, events, messages, now_ms, recipients
 CRASHES_MAX = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Claims:
     """The rows of one worker, whose heartbeat is its lease on all of them."""
 
     database: Database
     owner: str
     lease_seconds: float
+    _in_hand: Counter[str] = field(default_factory=Counter, repr=False)  #: ids that some thread asks for or works on
+    _turn: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def claim(self, ids: Sequence[str]) -> list[Claim]:
         """Become the owner of those of `ids` that are queued, in the order given; each begins a new attempt.
 
         A row whose owner died before is claimed only when it is asked for alone, so that it takes no neighbour with it.
         """
-        claimed = self.database.write(self._claim, list(ids))
-        return self.database.read(lambda connection: _load(connection, ids, claimed)) if claimed else []
+        asked = list(dict.fromkeys(ids))
+        self._take(asked, +1)
+        claims: list[Claim] = []
+        try:
+            claims = self.database.write(self._claim, asked)
+        finally:
+            self._take({*asked} - {claim.id for claim in claims}, -1)
+        return claims
 
     def fence(self, claim: Claim) -> bool:
         """Whether the payload may be sent: the row is still ours and our lease still runs. Committed when it returns True."""
@@ -41,14 +50,33 @@ class Claims:
 
     def finish(self, claim: Claim, outcome: Outcome) -> bool:
         """Commit how the attempt ended; False if the row is no longer ours, and nothing was changed."""
-        return self.database.write(_finish, (claim, outcome))
+        finished = self.database.write(_finish, (claim, outcome))
+        self._take([claim.id], -1)
+        return finished
 
     def release(self, claim: Claim) -> bool:
-        """Give back a row of which nothing was sent; the attempt does not count."""
-        return self.database.write(self._release, claim)
+        """Give back a row of which nothing was sent, whether its fence was passed or not; the attempt does not count."""
+        released = self.database.write(self._release, claim)
+        self._take([claim.id], -1)
+        return released
 
-    def _claim(self, connection: Connection, asked: list[list[str]]) -> list[dict[str, int]]:
-        """For each list of ids: the claimed ones with the number of their attempt."""
+    def abandoned(self) -> int:
+        """Give back rows that are ours and in nobody's hand: a claim was committed, and the word of it got lost. Return how many."""
+        owned = self.database.read(lambda connection: connection.execute(
+            select(messages.c.id, messages.c.attempt).where(messages.c.owner == self.owner, messages.c.state == State.SENDING)).all())
+        with self._turn:
+            lost: Sequence[Any] = [row for row in owned if not self._in_hand[row.id]]
+        return self.database.write(self._give_back, lost) if lost else 0
+
+    def _take(self, ids: Iterable[str], hands: int) -> None:
+        with self._turn:
+            for id in ids:
+                self._in_hand[id] += hands
+                if not self._in_hand[id]:
+                    del self._in_hand[id]
+
+    def _claim(self, connection: Connection, asked: list[list[str]]) -> list[list[Claim]]:
+        """For each list of ids, the claims on those that were free, loaded in the same transaction."""
         together = [id for ids in asked if len(ids) > 1 for id in ids]
         alone = [ids[0] for ids in asked if len(ids) == 1]
         claimed: dict[str, int] = {}
@@ -59,8 +87,9 @@ class Claims:
                     .where(messages.c.id.in_(ids), messages.c.state == State.QUEUED, *condition)
                     .returning(messages.c.id, messages.c.attempt))
                 claimed.update((row.id, row.attempt) for row in rows)
-        # An id that was asked for twice goes to the first who asked.
-        return [{id: claimed.pop(id) for id in dict.fromkeys(ids) if id in claimed} for ids in asked]
+        loaded = _load(connection, claimed) if claimed else {}
+        # An id that two asked for goes to the first.
+        return [[loaded.pop(id) for id in ids if id in loaded] for ids in asked]
 
     def _fence(self, connection: Connection, asked: list[Claim]) -> list[bool]:
         alive = exists().where(workers.c.id == self.owner, workers.c.stopped_at.is_(None),
@@ -73,12 +102,17 @@ class Claims:
     def _release(self, connection: Connection, claims: list[Claim]) -> list[bool]:
         released = set(connection.scalars(
             messages.update().values(state=State.QUEUED, owner=None, attempt=messages.c.attempt - 1)
-            .where(*_mine(self.owner, claims), messages.c.state == State.SENDING).returning(messages.c.id)))
+            .where(*_mine(self.owner, claims), messages.c.state.in_([State.SENDING, State.IN_DATA])).returning(messages.c.id)))
         return [claim.id in released for claim in claims]
 
+    def _give_back(self, connection: Connection, lists: list[Sequence[Any]]) -> list[int]:
+        return [connection.execute(
+            messages.update().values(state=State.QUEUED, owner=None, attempt=messages.c.attempt - 1, published_at=None)
+            .where(*_mine(self.owner, rows), messages.c.state == State.SENDING)).rowcount for rows in lists]
 
-def _mine(owner: str, claims: Sequence[Claim]) -> list[Any]:
-    """The rows of `claims` that are still this owner's and this attempt's."""
+
+def _mine(owner: str, claims: Sequence[Any]) -> list[Any]:
+    """The rows of `claims` (or of anything with an id and an attempt) that are still this owner's and this attempt's."""
     return [
         messages.c.id.in_([claim.id for claim in claims]),
         tuple_(messages.c.id, messages.c.attempt).in_([(claim.id, claim.attempt) for claim in claims]),
@@ -87,21 +121,22 @@ def _mine(owner: str, claims: Sequence[Claim]) -> list[Any]:
     ]
 
 
-def _load(connection: Connection, order: Sequence[str], claimed: dict[str, int]) -> list[Claim]:
+def _load(connection: Connection, claimed: dict[str, int]) -> dict[str, Claim]:
+    """The claims on these ids, of which the numbers of the attempts are known."""
     ids = list(claimed)
     rows = {row.id: row for row in connection.execute(
         messages.join(contents).select().with_only_columns(
-            messages.c.id, messages.c.message_id, messages.c.created_at, messages.c.uncertain_attempts, contents.c.content)
+            messages.c.id, messages.c.message_id, messages.c.created_at, contents.c.content)
         .where(messages.c.id.in_(ids)))}
     people: dict[str, list[Any]] = defaultdict(list)
     for person in connection.execute(recipients.select().where(recipients.c.id.in_(ids)).order_by(recipients.c.position)):
         people[person.id].append(person)
-    return [
-        Claim(id=id, attempt=claimed[id], message_id=rows[id].message_id, created_at_ms=rows[id].created_at,
+    return {
+        id: Claim(id=id, attempt=claimed[id], message_id=rows[id].message_id, created_at_ms=rows[id].created_at,
               message=Message.from_row(rows[id].content, tuple(Address(p.address, p.name) for p in people[id])),
               pending=tuple(p.position for p in people[id] if p.state in (State.QUEUED, State.DEFERRED)),
               sent_before=any(p.state == State.SENT for p in people[id]))
-        for id in dict.fromkeys(order) if id in claimed]
+        for id in ids}
 
 
 def _finish(connection: Connection, ended: list[tuple[Claim, Outcome]]) -> list[bool]:

@@ -91,9 +91,9 @@ class Outbox:
                 raise
             return False
 
-    def mark_published(self, ids: Sequence[str]) -> None:
-        """Note that a nudge for each of `ids` was confirmed by the broker."""
-        self.database.write(_mark_published, list(ids))
+    def mark_published(self, ids: Sequence[str], *, seconds_ago: float = 0) -> None:
+        """Note that a nudge for each of `ids`, sent so long ago, was confirmed by the broker."""
+        self.database.write(_mark_published, (ids, int(seconds_ago * 1000)))
 
     def standing(self, id: str) -> Standing | None:
         """Where the message is, and how it came there; None if there is no such message."""
@@ -134,9 +134,9 @@ def _insert(connection: Connection, accepted: list[Acceptance]) -> list[bool]:
     return [True] * len(accepted)
 
 
-def _mark_published(connection: Connection, chunks: list[list[str]]) -> list[None]:
-    for ids in chunks:
-        connection.execute(messages.update().values(published_at=now_ms())
+def _mark_published(connection: Connection, chunks: list[tuple[Sequence[str], int]]) -> list[None]:
+    for ids, ms_ago in chunks:
+        connection.execute(messages.update().values(published_at=now_ms() - ms_ago)
                            .where(messages.c.id.in_(ids), messages.c.published_at.is_(None)))
     return [None] * len(chunks)
 

@@ -187,6 +187,20 @@ def send_signal(pid: int, which: signal.Signals) -> None:
         os.kill(pid, which)
 
 
+def freeze(pid: int) -> None:
+    """SIGSTOP, and wait until every thread has stopped: a busy machine lets some run on for a moment."""
+    send_signal(pid, signal.SIGSTOP)
+    wait_until(lambda: set(_states(pid)) == {"T"}, 10, what=f"process {pid} is stopped")
+
+
+def _states(pid: int) -> list[str]:
+    threads = Path(f"/proc/{pid}/task")
+    if threads.exists():
+        return [(thread / "stat").read_text().rpartition(")")[2].split()[0] for thread in threads.iterdir()]
+    told = subprocess.run(["ps", "-o", "state=", "-p", str(pid)], capture_output=True, text=True, check=True)
+    return [told.stdout.strip()[:1]]
+
+
 def end(pid: int, which: signal.Signals, *, timeout: float = 60) -> None:
     """Send the signal and wait until the process is gone; one that was stopped is continued."""
     if not is_alive(pid):

@@ -18,6 +18,7 @@ from tests.services import (
     accepts,
     cache_directory,
     debian,
+    freeze,
     is_alive,
     say,
     send_signal,
@@ -116,7 +117,7 @@ class RabbitMQ(Server):
 
     def pause(self) -> None:
         """Freeze it: connections stay open and nobody answers."""
-        send_signal(self.pids["server"], signal.SIGSTOP)
+        freeze(self.pids["server"])
 
     def resume(self) -> None:
         send_signal(self.pids["server"], signal.SIGCONT)

@@ -1,0 +1,553 @@
+"""From a claimed row to an outcome: on the real outbox, against a real SMTP server that says what a test wants it to say."""
+
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, text
+
+from mailroom.mail import delivery as delivery_module
+from mailroom.mail.delivery import Delivery
+from mailroom.mail.errors import StoreUnavailable
+from mailroom.mail.message import Address, Claim, Message, Outcome
+from mailroom.mail.schedule import Schedule
+from mailroom.mail.transport import NextHop, Sessions
+from mailroom.store import database as database_module
+from mailroom.store.claims import Claims
+from mailroom.store.database import Database
+from mailroom.store.migrate import upgrade
+from mailroom.store.outbox import Acceptance, Outbox, Standing, new_id
+from mailroom.store.sweeps import Sweeps
+from mailroom.store.workers import Worker
+from tests.services import wait_until
+from tests.services.smtpd import ScriptedSMTP
+
+ALICE, BOB, CAROL = Address("alice@example.org"), Address("bob@example.org"), Address("carol@example.org")
+SCHEDULE = "10s, 100s, 1000s"
+
+
+class Office:
+    """A worker without a broker: an outbox, and what delivers from it."""
+
+    def __init__(self, database: Database, smtpd: ScriptedSMTP, *, on_uncertain: str = "resend", connections: int = 4, **hop: Any) -> None:
+        self.database, self.smtpd = database, smtpd
+        self.outbox = Outbox(database)
+        self.worker = Worker(database, new_id(), "worker@here", ["mail"])
+        self.worker.beat()
+        self.sweeps = Sweeps(database, 20, on_uncertain)
+        self.claims = Claims(database, self.worker.id, 20)
+        self.sessions = Sessions(NextHop(host=smtpd.host, port=smtpd.port, **{"security": "none", "timeout_seconds": 5, **hop}))
+        self.delivery = Delivery(self.claims, self.sessions, ALICE, Schedule.parse(SCHEDULE), on_uncertain, connections)
+
+    def accept(self, *to: Address, subject: str = "Hello") -> str:
+        id = new_id()
+        message = Message(to=to or (BOB,), subject=subject, text="the body")
+        self.outbox.accept(Acceptance(id=id, message=message, message_id=f"{id}@example.org"))
+        return id
+
+    def send(self, *to: Address) -> Standing:
+        """Accept a mail, try it once, and tell where it stands."""
+        id = self.accept(*to)
+        assert self.delivery.deliver([id])
+        return self.standing(id)
+
+    def again(self, id: str) -> Standing:
+        """Make a deferred mail due, and try it once more."""
+        self.sql("UPDATE messages SET next_attempt_at = 1 WHERE id = :id", id=id)
+        assert [nudge.id for nudge in self.sweeps.due()] == [id]
+        assert self.delivery.deliver([id])
+        return self.standing(id)
+
+    def standing(self, id: str) -> Standing:
+        found = self.outbox.standing(id)
+        assert found is not None
+        return found
+
+    def sql(self, statement: str, **values: Any) -> None:
+        def run(connection: Connection) -> None:
+            connection.execute(text(statement), values)
+        self.database.transaction(run)
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    made = Database(f"sqlite:///{tmp_path}/mailasync.sqlite3")
+    upgrade(made)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def smtpd() -> Iterator[ScriptedSMTP]:
+    with ScriptedSMTP() as server:
+        yield server
+        assert server.violations == []
+
+
+@pytest.fixture
+def office(database: Database, smtpd: ScriptedSMTP) -> Iterator[Office]:
+    made = Office(database, smtpd)
+    yield made
+    made.delivery.close()
+
+
+def told(standing: Standing) -> list[tuple[str, int | None]]:
+    return [(event.event, event.attempt) for event in standing.events]
+
+
+def people(standing: Standing) -> list[tuple[str, str]]:
+    return [(person["state"], person["reply"]) for person in standing.recipients]
+
+
+def waits_ms(standing: Standing) -> int:
+    return int(standing.row["next_attempt_at"] - standing.now)
+
+
+class TestOutcomes:
+    def test_a_mail_that_is_taken_is_sent(self, office: Office, smtpd: ScriptedSMTP) -> None:
+        found = office.send()
+        assert (found.row["state"], found.row["attempt"], found.row["owner"]) == ("sent", 1, None)
+        assert people(found) == [("sent", "250 2.0.0 ok")]
+        assert told(found) == [("sent", 1)]
+        assert smtpd.copies(found.row["message_id"]) == 1
+
+    def test_4xx_defers_it_by_the_schedule(self, office: Office, smtpd: ScriptedSMTP) -> None:
+        smtpd.reply("DOT", "451 4.3.0 later")
+        found = office.send()
+        assert (found.row["state"], found.row["reason"]) == ("deferred", "451 4.3.0 later")
+        assert people(found) == [("deferred", "451 4.3.0 later")]
+        assert 7000 < waits_ms(found) <= 12_000
+        smtpd.reply("MAIL", "452 4.3.1 full")
+        assert 79_000 < waits_ms(office.again(found.row["id"])) <= 120_000
+        assert office.again(found.row["id"]).row["state"] == "sent"
+        assert told(office.standing(found.row["id"])) == [("deferred", 1), ("deferred", 2), ("sent", 3)]
+
+    @pytest.mark.parametrize("phase", ["MAIL", "RCPT", "DATA", "DOT"])
+    def test_5xx_fails_it(self, office: Office, smtpd: ScriptedSMTP, phase: str) -> None:
+        smtpd.reply(phase, "550 5.7.1 no")
+        found = office.send()
+        assert (found.row["state"], found.row["reason"], found.row["next_attempt_at"]) == ("failed", "550 5.7.1 no", None)
+        assert people(found) == [("failed", "550 5.7.1 no")]
+        assert office.send().row["state"] == "sent"
+
+    def test_when_the_schedule_is_used_up_it_fails_and_says_why(self, office: Office, smtpd: ScriptedSMTP) -> None:
+        smtpd.reply("DOT", "451 4.3.0 later", times=None)
+        id = office.send().row["id"]
+        for _ in range(3):
+            found = office.again(id)
+        assert (found.row["state"], found.row["reason"]) == ("failed", "gave up after attempt 4: 451 4.3.0 later")
+        assert people(found) == [("failed", "451 4.3.0 later")]
+        assert told(found) == [("deferred", 1), ("deferred", 2), ("deferred", 3), ("failed", 4)]
+
+    @pytest.mark.parametrize("phase", ["GREETING", "EHLO", "MAIL", "RCPT", "DATA"])
+    def test_a_link_that_is_lost_before_the_payload_defers_it(self, office: Office, smtpd: ScriptedSMTP, phase: str) -> None:
+        smtpd.drop(phase)
+        found = office.send()
+        assert (found.row["state"], found.row["uncertain_attempts"], told(found)) == ("deferred", 0, [("deferred", 1)])
+        assert office.send().row["state"] == "sent"
+
+    def test_a_next_hop_that_is_down_defers_it(self, office: Office, smtpd: ScriptedSMTP) -> None:
+        smtpd.stop()
+        found = office.send()
+        assert found.row["state"] == "deferred"
+        assert "could not be reached" in found.row["reason"]
+
+    def test_a_mail_that_cannot_be_composed_fails_without_showing_itself(
+            self, office: Office, smtpd: ScriptedSMTP, caplog: pytest.LogCaptureFixture) -> None:
+        id = office.accept()
+        office.sql("UPDATE messages SET message_id = 'two words' WHERE id = :id", id=id)
+        office.delivery.deliver([id])
+        assert office.standing(id).row["reason"] == "could not be composed: ValueError"
+        assert "words" not in caplog.text
+
+    def test_a_fault_of_our_own_defers_it_and_leaves_no_row_behind(self, office: Office, caplog: pytest.LogCaptureFixture) -> None:
+        id = office.accept()
+        office.sql("UPDATE recipients SET address = 'böb@example.org', name = 'A  B' WHERE id = :id", id=id)
+        assert office.delivery.deliver([id])
+        found = office.standing(id)
+        assert (found.row["state"], found.row["owner"], found.row["reason"]) == ("deferred", None, "internal error: UnicodeEncodeError")
+        assert office.send().row["state"] == "sent"
+
+    def test_a_mail_with_nobody_left_to_get_it_ends(self, office: Office, smtpd: ScriptedSMTP) -> None:
+        id = office.accept()
+        office.sql("UPDATE recipients SET state = 'sent' WHERE id = :id", id=id)
+        office.delivery.deliver([id])
+        assert office.standing(id).row["state"] == "sent"
+        assert smtpd.commands == []
+
+
+class TestRecipients:
+    def test_one_that_was_accepted_gets_no_second_copy_because_another_was_deferred(self, office: Office, smtpd: ScriptedSMTP) -> None:
+        smtpd.reply("RCPT", "450 4.2.1 later", match="carol@")
+        found = office.send(BOB, CAROL)
+        assert (found.row["state"], people(found)) == ("deferred", [("sent", "250 2.0.0 ok"), ("deferred", "450 4.2.1 later")])
+        found = office.again(found.row["id"])
+        assert (found.row["state"], people(found)) == ("sent", [("sent", "250 2.0.0 ok"), ("sent", "250 2.0.0 ok")])
+        assert [delivery.rcpt_tos for delivery in smtpd.messages] == [(BOB.address,), (CAROL.address,)]
+        assert smtpd.messages[0].data == smtpd.messages[1].data
+
+    def test_one_that_is_refused_fails_and_the_others_are_sent(self, office: Office, smtpd: ScriptedSMTP) -> None:
+        smtpd.reply("RCPT", "550 5.1.1 no such user", match="bob@")
+        found = office.send(BOB, CAROL)
+        assert (found.row["state"], found.row["reason"]) == ("sent", "550 5.1.1 no such user")
+        assert people(found) == [("failed", "550 5.1.1 no such user"), ("sent", "250 2.0.0 ok")]
+
+    def test_when_the_last_one_is_given_up_the_mail_was_sent_to_the_others(self, office: Office, smtpd: ScriptedSMTP) -> None:
+        smtpd.reply("RCPT", "450 4.2.1 later", match="carol@", times=None)
+        id = office.send(BOB, CAROL).row["id"]
+        for _ in range(3):
+            found = office.again(id)
+        assert found.row["state"] == "sent"
+        assert people(found) == [("sent", "250 2.0.0 ok"), ("failed", "450 4.2.1 later")]
+        assert len(smtpd.messages) == 1
+
+    def test_all_that_are_refused_fail_the_mail(self, office: Office, smtpd: ScriptedSMTP) -> None:
+        smtpd.reply("RCPT", "550 5.1.1 no such user", times=None)
+        found = office.send(BOB, CAROL)
+        assert found.row["state"] == "failed"
+        assert people(found) == [("failed", "550 5.1.1 no such user")] * 2
+
+    def test_those_that_were_too_many_for_one_transaction_are_tried_at_once(self, office: Office, smtpd: ScriptedSMTP) -> None:
+        smtpd.reply("RCPT", "452 4.5.3 too many recipients", match="carol@")
+        found = office.send(BOB, CAROL)
+        assert (found.row["state"], waits_ms(found) <= 0) == ("deferred", True)
+        assert office.again(found.row["id"]).row["state"] == "sent"
+
+
+class TestUncertain:
+    def test_no_answer_after_the_dot_is_told_and_the_mail_is_sent_again_under_the_same_id(
+            self, office: Office, smtpd: ScriptedSMTP) -> None:
+        smtpd.drop("DOT")
+        found = office.send()
+        assert (found.row["state"], found.row["uncertain_attempts"], told(found)) == ("deferred", 1, [("uncertain", 1)])
+        assert "no reply after the final dot" in found.row["reason"]
+        found = office.again(found.row["id"])
+        assert (found.row["state"], found.row["uncertain_attempts"]) == ("sent", 1)
+        assert smtpd.copies(found.row["message_id"]) == 2
+        assert smtpd.payloads[0].data == smtpd.payloads[1].data
+
+    def test_or_is_held_where_that_is_asked_for(self, database: Database, smtpd: ScriptedSMTP) -> None:
+        office = Office(database, smtpd, on_uncertain="hold")
+        smtpd.drop("DOT")
+        found = office.send()
+        assert (found.row["state"], found.row["uncertain_attempts"], found.row["next_attempt_at"]) == ("uncertain", 1, None)
+        assert office.sweeps.due() == []
+        assert smtpd.copies(found.row["message_id"]) == 1
+        office.delivery.close()
+
+    def test_without_end_is_given_up_too(self, office: Office, smtpd: ScriptedSMTP) -> None:
+        smtpd.drop("DOT", times=None)
+        id = office.send().row["id"]
+        for _ in range(3):
+            found = office.again(id)
+        assert (found.row["state"], found.row["uncertain_attempts"]) == ("uncertain", 4)
+        assert people(found)[0][0] == "uncertain"
+        assert found.row["reason"].startswith("gave up after attempt 4: no reply after the final dot")
+
+
+class TestAccount:
+    @pytest.mark.parametrize("reply", [
+        "535 5.7.8 no", "534 5.7.9 app password", "530 5.7.0 log in", "454 4.7.0 too many logins", "421 4.7.0 no"])
+    def test_trouble_at_login_never_fails_a_mail(self, database: Database, reply: str) -> None:
+        with ScriptedSMTP(auth={"alice": "secret"}) as smtpd:
+            smtpd.reply("AUTH", reply, times=None)
+            office = Office(database, smtpd, user="alice", password="secret")
+            id = office.send().row["id"]
+            for _ in range(5):
+                found = office.again(id)
+            assert (found.row["state"], found.row["reason"]) == ("deferred", reply)
+            assert 720_000 <= waits_ms(found) <= 1_080_000
+            office.delivery.close()
+
+    @pytest.mark.parametrize("phase", ["MAIL", "RCPT", "DATA", "DOT"])
+    @pytest.mark.parametrize("reply", ["550 5.4.5 Daily user sending limit exceeded", "550-5.4.5 Daily user\n550 5.4.5 sending limit",
+                                       "550 5.7.1 Daily SMTP relay limit exceeded for user", "530 5.7.0 Authentication required"])
+    def test_a_limit_that_looks_permanent_is_waited_for(self, office: Office, smtpd: ScriptedSMTP, phase: str, reply: str) -> None:
+        smtpd.reply(phase, reply)
+        found = office.send()
+        assert (found.row["state"], people(found)[0][0]) == ("deferred", "deferred")
+        assert waits_ms(found) > 700_000
+
+    @pytest.mark.parametrize("reply", ["550 5.1.1 no such user at 10.5.4.50", "550 15.4.5 no", "554 5.4.14 loop"])
+    def test_a_refusal_that_only_holds_those_digits_is_final(self, office: Office, smtpd: ScriptedSMTP, reply: str) -> None:
+        smtpd.reply("RCPT", reply)
+        assert office.send().row["state"] == "failed"
+
+    def test_a_server_that_is_busy_for_a_moment_is_asked_again_soon(self, office: Office, smtpd: ScriptedSMTP) -> None:
+        smtpd.reply("MAIL", "421 4.3.2 restarting")
+        assert 7000 < waits_ms(office.send()) <= 12_000
+
+    def test_a_temporary_refusal_of_a_recipient_ends_with_the_schedule(self, office: Office, smtpd: ScriptedSMTP) -> None:
+        smtpd.reply("RCPT", "454 4.7.1 relay access denied", times=None)
+        id = office.send().row["id"]
+        for _ in range(3):
+            found = office.again(id)
+        assert found.row["state"] == "failed"
+
+    def test_an_access_token_that_cannot_be_had_never_fails_a_mail(self, database: Database, smtpd: ScriptedSMTP) -> None:
+        office = Office(database, smtpd, user="alice", oauth2_file="/nowhere", security="ssl")
+        id = office.send().row["id"]
+        for _ in range(5):
+            found = office.again(id)
+        assert found.row["state"] == "deferred"
+        assert "no access token" in found.row["reason"]
+        office.delivery.close()
+
+
+class TestFence:
+    def test_a_row_that_was_taken_from_us_is_not_sent(self, office: Office, smtpd: ScriptedSMTP) -> None:
+        hold = smtpd.hold("DATA")
+        id = office.accept()
+        thread = threading.Thread(target=office.delivery.deliver, args=([id],))
+        thread.start()
+        wait_until(hold.reached.is_set, 5)
+        office.sql("UPDATE messages SET owner = 'another', attempt = 2 WHERE id = :id", id=id)
+        hold.release()
+        thread.join()
+        assert smtpd.payloads == []
+        assert (office.standing(id).row["state"], office.standing(id).row["owner"]) == ("sending", "another")
+
+    @pytest.mark.parametrize("loss", [
+        "DELETE FROM workers", "UPDATE workers SET seen_at = seen_at - 21000", "UPDATE workers SET stopped_at = 1"])
+    def test_without_a_lease_nothing_is_sent_and_the_row_goes_back(self, office: Office, smtpd: ScriptedSMTP, loss: str) -> None:
+        id = office.accept()
+        office.sql(loss)
+        assert not office.delivery.deliver([id])
+        found = office.standing(id)
+        assert (found.row["state"], found.row["attempt"], found.row["owner"]) == ("queued", 0, None)
+        assert smtpd.payloads == []
+        office.worker.beat()
+        office.sql("UPDATE workers SET stopped_at = NULL")
+        assert office.delivery.deliver([id])
+        assert office.standing(id).row["state"] == "sent"
+
+    def test_what_a_sweeper_gave_back_meanwhile_is_not_released_again(self, office: Office, smtpd: ScriptedSMTP) -> None:
+        hold = smtpd.hold("DATA")
+        id = office.accept()
+        thread = threading.Thread(target=office.delivery.deliver, args=([id],))
+        thread.start()
+        wait_until(hold.reached.is_set, 5)
+        office.sql("UPDATE workers SET seen_at = seen_at - 21000")
+        assert office.sweeps.orphans() == 1
+        hold.release()
+        thread.join()
+        found = office.standing(id)
+        assert (found.row["state"], found.row["attempt"], found.row["crashes"]) == ("queued", 1, 1)
+        assert smtpd.payloads == []
+
+    def test_a_reply_that_comes_after_the_lease_was_lost_still_counts(self, office: Office, smtpd: ScriptedSMTP) -> None:
+        hold = smtpd.hold("DOT")
+        id = office.accept()
+        thread = threading.Thread(target=office.delivery.deliver, args=([id],))
+        thread.start()
+        wait_until(hold.reached.is_set, 5)
+        office.sql("UPDATE workers SET seen_at = seen_at - 21000")
+        assert office.sweeps.orphans() == 1
+        hold.release()
+        thread.join()
+        assert office.standing(id).row["state"] == "sent"
+        assert not office.claims.claim([id])
+        assert smtpd.copies(id + "@example.org") == 1
+
+    def test_a_nudge_that_comes_twice_sends_once(self, office: Office, smtpd: ScriptedSMTP) -> None:
+        id = office.accept()
+        assert office.delivery.deliver([id, id]) and office.delivery.deliver([id])
+        assert len(smtpd.messages) == 1
+
+    def test_two_workers_that_get_the_same_nudges_send_each_mail_once(self, office: Office, smtpd: ScriptedSMTP) -> None:
+        other = Office(office.database, smtpd)
+        ids = [office.accept() for _ in range(30)]
+        threads = [threading.Thread(target=worker.delivery.deliver, args=(ids,)) for worker in (office, other) * 2]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        other.delivery.close()
+        assert sorted(delivery.message_id for delivery in smtpd.messages) == sorted(f"<{id}@example.org>" for id in ids)
+
+
+class TestStop:
+    def test_before_the_fence_gives_the_mail_back(self, office: Office, smtpd: ScriptedSMTP) -> None:
+        hold = smtpd.hold("DATA")
+        id = office.accept()
+        settled: list[bool] = []
+        thread = threading.Thread(target=lambda: settled.append(office.delivery.deliver([id])))
+        thread.start()
+        wait_until(hold.reached.is_set, 5)
+        office.delivery.stop()
+        hold.release()
+        thread.join()
+        found = office.standing(id)
+        assert (settled, found.row["state"], found.row["attempt"], told(found)) == ([False], "queued", 0, [])
+        assert smtpd.payloads == []
+
+    def test_after_the_fence_lets_the_mail_be_finished(self, office: Office, smtpd: ScriptedSMTP) -> None:
+        hold = smtpd.hold("DOT")
+        id = office.accept()
+        settled: list[bool] = []
+        thread = threading.Thread(target=lambda: settled.append(office.delivery.deliver([id])))
+        thread.start()
+        wait_until(hold.reached.is_set, 5)
+        office.delivery.stop()
+        hold.release()
+        thread.join()
+        assert (settled, office.standing(id).row["state"]) == ([True], "sent")
+
+    def test_gives_back_what_has_not_begun(self, office: Office, smtpd: ScriptedSMTP) -> None:
+        hold = smtpd.hang("DOT")
+        ids = [office.accept() for _ in range(12)]
+        settled: list[bool] = []
+        thread = threading.Thread(target=lambda: settled.append(office.delivery.deliver(ids)))
+        thread.start()
+        wait_until(lambda: len(smtpd.payloads) == 4, 5)
+        office.delivery.stop()
+        hold.release()
+        thread.join()
+        states = [office.standing(id).row["state"] for id in ids]
+        assert (settled, states.count("sent"), states.count("queued")) == ([False], 4, 8)
+
+    def test_begins_nothing_any_more(self, office: Office, smtpd: ScriptedSMTP) -> None:
+        office.delivery.stop()
+        id = office.accept()
+        assert not office.delivery.deliver([id])
+        assert (office.standing(id).row["state"], smtpd.connections) == ("queued", 0)
+
+
+class TestDatabaseAway:
+    @pytest.fixture
+    def impatient(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(database_module, "BUSY_TIMEOUT_SECONDS", 0.05)
+
+    @pytest.mark.usefixtures("impatient")
+    def test_a_reply_that_was_read_is_recorded_when_it_is_back(
+            self, tmp_path: Path, smtpd: ScriptedSMTP, caplog: pytest.LogCaptureFixture) -> None:
+        office = self.office(tmp_path, smtpd)
+        hold = smtpd.hold("DOT")
+        id = office.accept()
+        thread = threading.Thread(target=office.delivery.deliver, args=([id],))
+        thread.start()
+        wait_until(hold.reached.is_set, 5)
+        with sqlite3.connect(f"{tmp_path}/mailasync.sqlite3", isolation_level=None) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            hold.release()
+            wait_until(lambda: caplog.text.count("waits for the database") >= 3, 5)
+            assert thread.is_alive()
+            other.execute("ROLLBACK")
+        other.close()
+        thread.join()
+        assert (office.standing(id).row["state"], smtpd.copies(f"{id}@example.org")) == ("sent", 1)
+        self.close(office)
+
+    @pytest.mark.usefixtures("impatient")
+    def test_at_the_fence_nothing_is_sent_and_the_mail_goes_back(self, tmp_path: Path, smtpd: ScriptedSMTP) -> None:
+        office = self.office(tmp_path, smtpd)
+        hold = smtpd.hold("DATA")
+        id = office.accept()
+        settled: list[bool] = []
+        thread = threading.Thread(target=lambda: settled.append(office.delivery.deliver([id])))
+        thread.start()
+        wait_until(hold.reached.is_set, 5)
+        with sqlite3.connect(f"{tmp_path}/mailasync.sqlite3", isolation_level=None) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            hold.release()
+            wait_until(lambda: smtpd.open_connections == 0, 5)
+            other.execute("ROLLBACK")
+        other.close()
+        thread.join()
+        assert (settled, office.standing(id).row["state"], smtpd.payloads) == ([False], "queued", [])
+        self.close(office)
+
+    @pytest.mark.usefixtures("impatient")
+    def test_at_the_claim_nothing_has_happened(self, tmp_path: Path, smtpd: ScriptedSMTP) -> None:
+        office = self.office(tmp_path, smtpd)
+        id = office.accept()
+        with sqlite3.connect(f"{tmp_path}/mailasync.sqlite3", isolation_level=None) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            with pytest.raises(StoreUnavailable):
+                office.delivery.deliver([id])
+            other.execute("ROLLBACK")
+        other.close()
+        assert office.delivery.deliver([id])
+        assert office.standing(id).row["state"] == "sent"
+        self.close(office)
+
+    @staticmethod
+    def office(directory: Path, smtpd: ScriptedSMTP) -> Office:
+        database = Database(f"sqlite:///{directory}/mailasync.sqlite3")
+        upgrade(database)
+        return Office(database, smtpd)
+
+    @staticmethod
+    def close(office: Office) -> None:
+        office.delivery.close()
+        office.database.close()
+
+
+class TestMany:
+    def test_at_once_never_open_more_sessions_than_allowed(self, office: Office, smtpd: ScriptedSMTP) -> None:
+        smtpd.delay_seconds = 0.002
+        chunks = [[office.accept() for _ in range(20)], [office.accept() for _ in range(20)], *([office.accept()] for _ in range(20))]
+        threads = [threading.Thread(target=office.delivery.deliver, args=(ids,)) for ids in chunks]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(smtpd.messages) == 60
+        assert smtpd.max_open_connections <= 4
+        assert smtpd.connections <= 4
+
+    def test_of_one_worker_a_bad_one_keeps_nobody_from_being_sent(self, office: Office, smtpd: ScriptedSMTP) -> None:
+        smtpd.reply("RCPT", "550 5.1.1 no", match="carol@", times=None)
+        good, bad = [office.accept(BOB) for _ in range(10)], [office.accept(CAROL) for _ in range(10)]
+        assert office.delivery.deliver([id for pair in zip(good, bad, strict=True) for id in pair])
+        assert {office.standing(id).row["state"] for id in good} == {"sent"}
+        assert {office.standing(id).row["state"] for id in bad} == {"failed"}
+
+
+class TestLog:
+    def test_holds_no_address_subject_body_or_secret(self, database: Database, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.DEBUG)
+        with ScriptedSMTP(auth={"alice": "secret"}) as smtpd:
+            office = Office(database, smtpd, user="alice", password="secret")
+            smtpd.reply("RCPT", "550 5.1.1 <bob@example.org> is not here")
+            smtpd.reply("DOT", "451 4.3.0 <bob@example.org> not now")
+            smtpd.drop("DOT")
+            found = [office.send() for _ in range(4)]
+            office.delivery.close()
+        assert [each.row["state"] for each in found] == ["failed", "deferred", "deferred", "sent"]
+        assert f"message {found[0].row['id']} attempt 1: failed (550) in " in caplog.text
+        for secret in ("bob", "Hello", "the body", "secret", "c2VjcmV0", "YWxpY2U"):
+            assert secret not in caplog.text
+
+    def test_says_what_is_no_longer_ours(self, office: Office, smtpd: ScriptedSMTP, caplog: pytest.LogCaptureFixture) -> None:
+        hold = smtpd.hold("DOT")
+        id = office.accept()
+        thread = threading.Thread(target=office.delivery.deliver, args=([id],))
+        thread.start()
+        wait_until(hold.reached.is_set, 5)
+        office.sql("UPDATE messages SET attempt = 2, owner = 'another' WHERE id = :id", id=id)
+        hold.release()
+        thread.join()
+        assert "sent, but it is no longer ours" in caplog.text
+
+
+def test_the_outcome_is_tried_again_less_and_less_often(
+        office: Office, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(delivery_module, "RECORD_WAIT_MIN_SECONDS", 0.01)
+    monkeypatch.setattr(delivery_module, "RECORD_WAIT_MAX_SECONDS", 0.04)
+    tries: list[float] = []
+
+    class Away(Claims):
+        def finish(self, claim: Claim, outcome: Outcome) -> bool:
+            tries.append(time.monotonic())
+            if len(tries) < 6:
+                raise StoreUnavailable("database: away")
+            return super().finish(claim, outcome)
+    office.delivery.outbox = Away(office.database, office.worker.id, 20)
+    assert office.send().row["state"] == "sent"
+    assert tries[-1] - tries[0] >= 0.01 + 0.02 + 3 * 0.04
