@@ -132,12 +132,13 @@ class Bench:
         self.released: list[str] = []
         self.runner = Runner(self.jobs, ["jobs"], slots=slots, children=Children(MODULES), queued=self.released.append)
 
-    def add(self, name: str, timeout_seconds: float = 10, **args: object) -> str:
+    def add(self, name: str, timeout_seconds: float = 10, *, wake: bool = True, **args: object) -> str:
         """Accept a mail behind a job, wake the runner, and return the mail's id."""
         id = new_id()
         job = NewJob(id=new_id(), name=name, args=args, queue="jobs", timeout_seconds=timeout_seconds)
         self.outbox.accept(Acceptance(id=id, message=Message(to=(Address("bob@example.org"),)), message_id=f"{id}@example.org", job=job))
-        self.runner.wake()
+        if wake:
+            self.runner.wake()
         return id
 
     def ended(self, id: str, timeout: float = 15) -> tuple[str, str | None, str]:
@@ -189,6 +190,16 @@ def test_no_more_jobs_run_than_there_are_slots_and_none_is_forgotten(bench: Benc
     ids = [bench.add("patient", seconds=0.3) for _ in range(12)]
     assert {bench.ended(id)[0] for id in ids} == {"succeeded"}
     assert time.monotonic() - started >= 3 * 0.3
+
+
+def test_one_nudge_starts_all_jobs_that_wait(sqlite_url: str) -> None:
+    bench = Bench(sqlite_url, slots=20)
+    ids = [bench.add("patient", wake=False, seconds=1.0) for _ in range(15)]
+    started = time.monotonic()
+    bench.runner.wake()
+    assert {bench.ended(id)[0] for id in ids} == {"succeeded"}
+    assert time.monotonic() - started < 5  # and not fifteen, one after the other
+    bench.close()
 
 
 def test_a_runner_that_stops_gives_back_what_only_waits(sqlite_url: str) -> None:

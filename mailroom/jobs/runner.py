@@ -57,6 +57,7 @@ class Runner:
     def _work(self) -> None:
         try:
             while not self._stopping.is_set() and (claim := self._jobs.claim(self._queues)):
+                self.wake()  # One nudge may stand for many jobs; who finds one sends the next slot to look for another.
                 self._run(claim)
         except StoreUnavailable as e:
             log.error("%s", e)
