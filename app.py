@@ -34,11 +34,13 @@ from mailroom.api import guard, health, messages, problems
 from mailroom.api.services import Services
 from mailroom.inbox import Inbox, Letters, PortTaken, create_blueprint
 from mailroom.mail.errors import MailroomError
+from mailroom.route import next_hop
 from mailroom.settings import PREFIX, Settings, database_url, hint_unprefixed, kubernetes_variables, load
 from mailroom.store.database import Database
 from mailroom.store.migrate import upgrade
 from mailroom.store.outbox import Outbox
 from mailroom.store.sweeps import Sweeps
+from mailroom.store.workers import Worker
 from mailroom.web import pages
 
 log = logging.getLogger("mailasync.web")
@@ -125,7 +127,7 @@ def serving_app(settings: Settings) -> Flask:
     app = create_app(settings, database=database)
     mailasync.start_relay(database)
     at_exit(mailasync.stop_relay)
-    hop = mailasync.next_hop(settings)
+    hop = next_hop(settings)
     say(f"mailasync listens on {url(settings)}",
         f"mail goes to {hop}" + (" (flask inbox)" if hop.host == "127.0.0.1" and not settings.SMTP_HOST else ""),
         "a worker, in a second terminal: celery -A mailasync worker --loglevel=INFO")
@@ -145,14 +147,17 @@ def all_in_one(settings: Settings, deliver: bool) -> Flask:
         database = mailasync.open_database(settings, file_name=UP_FILE)
     except (MailroomError, PortTaken) as e:
         end_child(e)
-    if settings.embedded:
-        Sweeps(database, settings.LEASE_SECONDS, settings.ON_UNCERTAIN).forget_nudges()
+    if settings.embedded:  # The broker is new and empty, and whoever worked here before has ended.
+        sweeps = Sweeps(database, settings.LEASE_SECONDS, settings.ON_UNCERTAIN)
+        Worker(database, "", "", []).stop_others()
+        sweeps.orphans()
+        sweeps.forget_nudges()
     app = create_app(settings, database=database)
     app.register_blueprint(create_blueprint(letters, hint=curl(settings)))
     at_exit(smtp.stop)
     at_exit(work_here(database))
     say(f"mailasync runs at  {url(settings)}", f"read the mail at   {url(settings)}/inbox/",
-        f"mail goes to       {mailasync.next_hop(settings)}" + ("" if deliver else ", the inbox; --deliver sends it for real"),
+        f"mail goes to       {next_hop(settings)}" + ("" if deliver else ", the inbox; --deliver sends it for real"),
         f"broker             {'in this process; set MAILASYNC_BROKER_URL for RabbitMQ' if settings.embedded else 'RabbitMQ'}", "",
         "send one:", curl(settings), "")
     return app
@@ -190,7 +195,7 @@ def work_here(database: Database) -> Callable[[], None]:
         hub = getattr(worker, "hub", None)
         if hub is not None:
             hub.call_soon(bool)  # It sleeps for seconds; a signal would wake it, but signals go to the main thread.
-        thread.join(STOP_SECONDS)
+        thread.join(STOP_SECONDS - 5)
 
     return end
 

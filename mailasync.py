@@ -12,7 +12,7 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -21,6 +21,7 @@ import amqp
 from celery import Celery, Task, signals
 from celery.exceptions import Reject
 from celery.result import AsyncResult
+from celery.worker.request import Request
 from kombu import Connection, Exchange, Producer, Queue
 from kombu.exceptions import OperationalError
 
@@ -31,16 +32,16 @@ from mailroom.jobs.runner import Runner
 from mailroom.mail.delivery import Delivery
 from mailroom.mail.errors import InvalidMessage, MailroomError, MalformedJSON, StoreUnavailable
 from mailroom.mail.intake import message_from
-from mailroom.mail.message import Address, Message
-from mailroom.mail.schedule import Schedule
-from mailroom.mail.transport import NextHop, Sessions
+from mailroom.mail.message import Message
+from mailroom.mail.transport import Sessions
 from mailroom.relay import Relay
+from mailroom.route import next_hop, schedule, sender
 from mailroom.settings import PAIR_BROKER_URL, Settings, SettingsError, database_url, load
 from mailroom.store.claims import Claims
 from mailroom.store.database import Database
 from mailroom.store.jobs import Jobs
 from mailroom.store.migrate import check, upgrade
-from mailroom.store.outbox import Acceptance, NewJob, Outbox, new_id
+from mailroom.store.outbox import Acceptance, NewJob, Outbox, is_id, new_id
 from mailroom.store.sweeps import Sweeps
 from mailroom.store.workers import Worker
 from mailroom.sweeper import Sweeper
@@ -97,9 +98,18 @@ def queues(settings: Settings) -> list[Queue]:
     return [*ours, Queue("celery", Exchange("celery", "direct"), "celery")]  # the last one plain, as a stock client declares it
 
 
+class QuietRequest(Request):
+    """What a worker received, without what its events would tell: a stock client's message shows its whole mail in `argsrepr`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._argsrepr, self._kwargsrepr = "()", "{}"
+
+
 class Nudge(Task):  # type: ignore[type-arg]  # celery-types makes Task generic, Celery does not
     """Publishes without ever hanging or multiplying: through the relay where one runs, else on a connection of its own."""
 
+    Request = "mailasync:QuietRequest"
     typing = False  # Whatever a client sends is answered in the outbox, not by a TypeError in the log.
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> AsyncResult[Any]:  # type: ignore[override]  # narrower
@@ -124,19 +134,28 @@ def sendMail(task: Task, *args: Any, **kwargs: Any) -> None:  # type: ignore[typ
     """Deliver the mails of these ids; or accept a mail that a Celery client sent as the JSON object of `POST /`."""
     station = _process.station
     if station is None:
+        time.sleep(REQUEUE_WAIT_SECONDS)
         raise Reject("this worker has not started", requeue=True)
-    mail = args[0] if args else kwargs
     try:
-        if len(args) == 2 and isinstance(args[1], str):
-            settled = station.deliver([str(id) for id in mail], outbox_id=args[1])
+        if nudge := read_nudge(args, kwargs):
+            settled = station.deliver(nudge[0], outbox_id=nudge[1])
         else:
-            settled = station.accept(str(task.request.id), mail)
+            settled = station.accept(str(task.request.id), (args[0] if len(args) == 1 else list(args)) if args else kwargs)
     except StoreUnavailable as e:
         log.error("%s; the message goes back to the queue", e)
         time.sleep(REQUEUE_WAIT_SECONDS)
         settled = False
     if not settled:
         raise Reject("not settled", requeue=True)
+
+
+def read_nudge(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[str], str] | None:
+    """The ids and the outbox that a nudge of ours names; None for what any other client sent."""
+    if kwargs or len(args) != 2 or not isinstance(args[0], list) or not isinstance(args[1], str):
+        return None
+    ids, outbox_id = args
+    known = re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", outbox_id)
+    return (ids, outbox_id) if known and all(isinstance(id, str) and is_id(id) for id in ids) else None
 
 
 @celery_app.task(name="mailasync.runJob", bind=True, base=Nudge)
@@ -152,25 +171,6 @@ def bounded_connection() -> Connection:
     return connection.ensure_connection(max_retries=0, interval_start=0)  # connect() itself would sleep 2 s and try again
 
 
-def sender(settings: Settings) -> Address:
-    """Who our mails are from."""
-    account = settings.MAIL_USERNAME
-    address = settings.MAIL_FROM or (f"{account}@gmail.com" if account and "@" not in account and not settings.SMTP_HOST else account)
-    if not address:
-        return Address("mailasync@localhost")
-    try:
-        return message_from({"to": address}).to[0]
-    except InvalidMessage as e:
-        raise SettingsError(f"MAILASYNC_MAIL_FROM: {e.errors[0].detail}; set it where MAILASYNC_MAIL_USERNAME is no address") from None
-
-
-def schedule(settings: Settings) -> Schedule:
-    try:
-        return Schedule.parse(settings.RETRY_SCHEDULE)
-    except ValueError as e:
-        raise SettingsError(f"MAILASYNC_RETRY_SCHEDULE: {e}") from None
-
-
 def load_jobs(settings: Settings) -> None:
     """Import the modules of JOBS, which registers the job types in them."""
     for name in registry.modules(settings.JOBS):
@@ -178,20 +178,6 @@ def load_jobs(settings: Settings) -> None:
             import_module(name)
         except ImportError as e:
             raise SettingsError(f"MAILASYNC_JOBS: expected modules that can be imported, got {name!r}: {e}") from None
-
-
-def next_hop(settings: Settings) -> NextHop:
-    """Who takes our mail: the server that was set, Gmail if there is an account, else the disposable inbox."""
-    account = bool(settings.MAIL_USERNAME and (settings.MAIL_PASSWORD or settings.MAIL_OAUTH2_FILE))
-    if not account and not settings.SMTP_HOST:
-        return NextHop(host="127.0.0.1", port=settings.INBOX_SMTP_PORT, security="none", timeout_seconds=settings.SMTP_TIMEOUT_SECONDS)
-    known = account and settings.SMTP_AUTH == "on"
-    return NextHop(
-        host=settings.SMTP_HOST or "smtp.gmail.com",
-        port=settings.SMTP_PORT or {"ssl": 465, "starttls": 587, "none": 25}[settings.SMTP_SECURITY],
-        security=settings.SMTP_SECURITY, ca_file=settings.SMTP_CA_FILE, timeout_seconds=settings.SMTP_TIMEOUT_SECONDS,
-        user=settings.MAIL_USERNAME if known else "", password=settings.MAIL_PASSWORD if known else "",
-        oauth2_file=settings.MAIL_OAUTH2_FILE if known else "")
 
 
 def acceptance(message: Message, work_seconds: float, *, id: str = "") -> Acceptance:
@@ -213,6 +199,7 @@ def open_database(settings: Settings, *, file_name: str = "mailasync.sqlite3") -
     if not settings.DATABASE_URL:
         upgrade(database)
     check(database)
+    log.debug("outbox %s", database.outbox_id)  # read here, so that a nudge needs no database
     return database
 
 
@@ -231,7 +218,7 @@ def start_relay(database: Database) -> Relay:
             if queue in MAIL_QUEUES:
                 Outbox(database).mark_published(ids, seconds_ago=seconds_ago)
 
-        _process.relay = Relay(bounded_connection, publish, published=published, unpublished=sweeps.unpublish)
+        _process.relay = Relay(bounded_connection, publish, published=published, unpublished=sweeps.unpublish, watched="mail")
         _process.relay.start()
     return _process.relay
 
@@ -249,7 +236,6 @@ class Station:
         self.database = database
         self.outbox = Outbox(database)
         self.settings = settings
-        self.mismatched = False
         owner = str(uuid.uuid4())
         self.hop = next_hop(settings)
         self.relay = start_relay(database)
@@ -258,12 +244,15 @@ class Station:
         claims = Claims(database, owner, settings.LEASE_SECONDS)
         self.delivery = Delivery(claims, Sessions(self.hop), sender(settings), schedule(settings), settings.ON_UNCERTAIN, connections)
         self.runner = Runner(jobs, [queue for queue in queues if queue in registry.queues()], slots=settings.JOB_SLOTS,
-                             children=Children(registry.modules(settings.JOBS)), queued=lambda id: self.relay.offer(id, queue="mail"))
+                             children=Children(registry.modules(settings.JOBS)), queued=self._queue)
         sweeps = Sweeps(database, settings.LEASE_SECONDS, settings.ON_UNCERTAIN)
         sweeps.log_in_again()
         self.sweeper = Sweeper(sweeps, claims, self.worker, jobs, self.relay, self.runner.wake, settings.LEASE_SECONDS)
         self.sweeper.start()
         log.info("worker %s: mail goes to %s; outbox %r", name, self.hop, database)
+
+    def _queue(self, id: str) -> None:
+        self.relay.offer(id, queue="mail")
 
     def deliver(self, ids: list[str], *, outbox_id: str) -> bool:
         """Deliver what a nudge names. False: it is to go back to the queue."""
@@ -275,8 +264,11 @@ class Station:
 
     def accept(self, id: str, mail: object) -> bool:
         """Accept what a Celery client sent; what is no mail is recorded as failed under the task's id, with the reason."""
-        if isinstance(mail, str) and self.outbox.standing(mail):
-            return self.delivery.deliver([mail])
+        if isinstance(mail, str) and is_id(mail) and self.outbox.standing(mail):
+            return self.delivery.deliver([mail])  # sendMail.delay(id), from a process that runs no relay
+        if not is_id(id):
+            asked, id = id, new_id()
+            log.error("a task's id of %d characters is none that a message can have; it is recorded as %s", len(asked), id)
         try:
             accepted = acceptance(message_from(mail), self.settings.SIMULATED_WORK_SECONDS, id=id)
         except (MalformedJSON, InvalidMessage) as e:
@@ -345,22 +337,25 @@ def _start_station(sender: Any, **kwargs: object) -> None:
     if "thread" not in pool and "solo" not in pool:
         raise SystemExit("mail runs in threads, because no process may fork after it opened a database: leave -P away")
     celery_app.set_default()  # Else the pool's threads see another application, and tasks vanish.
-    refuse_other_queues()
     settings = _process.settings
     try:
+        refuse_other_queues()
         database = _process.database or open_database(settings)
         _process.station = Station(settings, database, name=sender.hostname, queues=list(celery_app.amqp.queues.consume_from),
                                    connections=min(settings.SMTP_CONNECTIONS, int(sender.concurrency)))
     except MailroomError as e:
         raise SystemExit(f"mailasync: {e}") from None
+    except Exception as e:  # Celery swallows it, and the worker would go on without a station.
+        log.exception("the worker cannot start")
+        raise SystemExit(f"mailasync: {type(e).__name__}") from None
 
 
 def refuse_other_queues() -> None:
     """Stop where the broker has one of our queues with other arguments: no worker could ever declare it."""
     try:
         connection = bounded_connection()
-    except OperationalError:
-        return  # The broker is away: Celery itself keeps trying, and says so.
+    except (OperationalError, amqp.exceptions.AMQPError, OSError):
+        return  # The broker is away, or does not know us yet: Celery itself keeps trying, and says so.
     try:
         for queue in celery_app.amqp.queues.values():
             queue(connection.default_channel).declare()

@@ -12,6 +12,7 @@ The road, each step with its file:
     mail/transport.py   MAIL, RCPT, DATA over a yagmail session that stays open; mail/link.py reads what the server says
     store/claims.py     fence: before the payload, whether it is still ours
     store/claims.py     finish: per recipient, with the server's words
+    route.py            where mail goes and who it is from, as the settings say
     sweeper.py          in every worker: what is due, what was never published, what a dead worker left behind
 
 The words:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+from amqp.exceptions import NotFound
 from kombu import Connection, Producer
 
 log = logging.getLogger("mailasync.relay")
@@ -29,15 +30,15 @@ class Relay:
     """The publisher of one process. Losing what it holds costs time, never a mail: the rows say what was not published."""
 
     def __init__(self, connect: Callable[[], Connection], publish: Publish, *, published: Callable[[str, Sequence[str], float], None],
-                 unpublished: Callable[[Sequence[str]], None] = lambda ids: None, watched: str = "mail") -> None:
+                 unpublished: Callable[[Sequence[str]], None], watched: str) -> None:
         """`published` is told the queue and the ids that the broker confirmed, and how many seconds ago they were sent; `unpublished`
         the ids that it did not take. `watched` is the name of the queue to look at."""
         self._connect = connect
         self._publish = publish
         self._published = published
         self._unpublished = unpublished
-        self._watched = watched
-        self._waiting: deque[tuple[str, str, bool]] = deque(maxlen=WAITING_MAX)
+        self.watched = watched
+        self._waiting: deque[tuple[str, str, bool]] = deque()
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="relay", daemon=True)
@@ -58,10 +59,13 @@ class Relay:
         if self._thread.is_alive():
             self._thread.join(10)
 
-    def offer(self, id: str, *, queue: str, alone: bool = False) -> None:
-        """Take an id to publish soon; returns at once, whatever the broker does. `alone`: it shares no nudge."""
+    def offer(self, id: str, *, queue: str, alone: bool = False) -> bool:
+        """Take an id to publish soon; returns at once, whatever the broker does. `alone`: it shares no nudge. False: too many wait."""
+        if len(self._waiting) >= WAITING_MAX:
+            return False
         self._waiting.append((id, queue, alone))
         self._wake.set()
+        return True
 
     def _run(self) -> None:
         while True:
@@ -89,15 +93,22 @@ class Relay:
                 self._published(queue, ids, time.monotonic() - started)
             return True
         # The rows tell that these were not published; a sweeper takes them up when the broker is back.
-        ids += [id for id, _, _ in self._waiting]
-        self._waiting.clear()
+        while self._waiting:
+            ids.append(self._waiting.popleft()[0])
         with suppress(Exception):
             self._unpublished(ids)
         return False
 
     def _watch(self, producer: Producer) -> None:
         channel: Any = producer.channel
-        declared = channel.queue_declare(self._watched, passive=True)
+        try:
+            self._look(channel)
+        except NotFound:  # No worker has ever declared it. The channel is closed with that answer.
+            self.queue = (0, 0)
+            self._drop()
+
+    def _look(self, channel: Any) -> None:
+        declared = channel.queue_declare(self.watched, passive=True)
         self.queue = (declared.message_count, declared.consumer_count)
 
     def _try(self, act: Callable[[Producer], None]) -> bool:

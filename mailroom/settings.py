@@ -72,7 +72,7 @@ class Settings:
 
     @property
     def embedded(self) -> bool:
-        """Whether no broker was named, so that only one process, `flask up`, can carry the mail."""
+        """Whether `flask up` carries the mail by itself, as no broker was named."""
         return not self.BROKER_URL or self.BROKER_URL.startswith("memory:")
 
     @property
@@ -154,7 +154,7 @@ def refuse_unknown(given: Mapping[str, str], *, known: Mapping[str, Any]) -> Non
     for variable in sorted(given):
         if variable.startswith(PREFIX) and variable not in names and not is_kubernetes(variable, given):
             nearest = difflib.get_close_matches(variable, names, n=1, cutoff=0.5)
-            raise SettingsError(f"{variable} is no setting" + (f"; did you mean {nearest[0]}?" if nearest else "")
+            raise SettingsError(f"{variable} is no setting" + (f"; did you mean {nearest[0]}?" if nearest else ";")
                                 + " default_settings.py lists them all")
 
 

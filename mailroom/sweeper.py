@@ -16,6 +16,7 @@ from mailroom.store.workers import Worker
 log = logging.getLogger("mailasync.sweeper")
 
 INTERVAL_SECONDS = 1.0
+BEATS_PER_LEASE = 5
 #: How often what may have been lost in the broker is looked for.
 LOST_INTERVAL_SECONDS = 5.0
 
@@ -35,7 +36,8 @@ class Sweeper:
 
     def start(self) -> None:
         self.worker.beat()
-        rounds = (("heartbeat", self.lease_seconds / 5, self.worker.beat), ("sweeper", INTERVAL_SECONDS, self.sweep))
+        self._distrust()
+        rounds = (("heartbeat", self.lease_seconds / BEATS_PER_LEASE, self.worker.beat), ("sweeper", INTERVAL_SECONDS, self.sweep))
         self._threads = [threading.Thread(target=self._every, args=(seconds, act), name=name, daemon=True) for name, seconds, act in rounds]
         self._lost_at = time.monotonic()
         for thread in self._threads:
@@ -47,25 +49,49 @@ class Sweeper:
             thread.join(10)
 
     def sweep(self) -> None:
-        """One round; each step stands for itself, and what a broken database leaves undone comes with the next."""
-        if given_back := self.sweeps.orphans():
-            log.warning("%d messages of a lost worker were given back", given_back)
-        if abandoned := self.claims.abandoned():
-            log.warning("%d messages that no thread works on were given back", abandoned)
+        """One round. A step that fails is tried again with the next round, and keeps no other from its turn."""
+        for step in (self._give_back_abandoned, self._give_back_orphans, self._publish_due, self._publish_lost, self.wake_jobs):
+            try:
+                step()
+            except StoreUnavailable:
+                raise
+            except Exception:
+                log.exception("%s failed", step.__name__)
+
+    def _give_back_abandoned(self) -> None:
+        if count := self.sweeps.abandoned(self.claims) + self.jobs.give_back_abandoned():
+            log.warning("%d messages or jobs that no thread works on were given back", count)
+
+    def _give_back_orphans(self) -> None:
+        if time.monotonic() < self._trusts_from:
+            return
+        if count := self.sweeps.orphans():
+            log.warning("%d messages of a lost worker were given back", count)
         for id in self.jobs.orphans():
             self.relay.offer(id, queue="mail")
-        # While the broker is away one row at a time is enough to notice that it is back.
-        limit = BATCH_MAX if self.relay.down is None else 1
-        self._publish(self.sweeps.due(limit))
-        self._publish(self.sweeps.unpublished(limit))
+
+    def _publish_due(self) -> None:
+        self._publish(self.sweeps.due(self._limit))
+        self._publish(self.sweeps.unpublished(self._limit))
+
+    def _publish_lost(self) -> None:
         if self.relay.queue is not None and time.monotonic() - self._lost_at > LOST_INTERVAL_SECONDS:
             self._lost_at = time.monotonic()
-            self._publish(self.sweeps.lost(limit, queue_is_empty=self.relay.queue[0] == 0))
-        self.wake_jobs()
+            self._publish(self.sweeps.lost(self._limit, empty_queue="" if self.relay.queue[0] else self.relay.watched))
+
+    @property
+    def _limit(self) -> int:
+        """While the broker is away one row at a time is enough to notice that it is back."""
+        return BATCH_MAX if self.relay.down is None else 1
 
     def _publish(self, nudges: list[Nudge]) -> None:
-        for nudge in nudges:
-            self.relay.offer(nudge.id, queue=nudge.queue, alone=nudge.alone)
+        refused = [nudge.id for nudge in nudges if not self.relay.offer(nudge.id, queue=nudge.queue, alone=nudge.alone)]
+        if refused:
+            self.sweeps.unpublish(refused)
+
+    def _distrust(self) -> None:
+        """Judge no worker for half a lease: after an outage of the database all look dead until they have had time to say otherwise."""
+        self._trusts_from = time.monotonic() + self.lease_seconds / 2
 
     def _every(self, seconds: float, act: Callable[[], None]) -> None:
         down = False
@@ -74,6 +100,7 @@ class Sweeper:
                 act()
                 down = False
             except StoreUnavailable as e:
+                self._distrust()
                 if not down:
                     log.error("%s", e)
                 down = True

@@ -67,3 +67,13 @@ def forks() -> None:
 @job("patient", isolated=False)
 def patient(seconds: float, progress: Progress) -> None:
     progress.wait(seconds)
+
+
+@job("odd words", isolated=False)
+def odd_words(kind: str) -> None:
+    raise ValueError("bad\0byte" if kind == "nul" else "bad \ud800")
+
+
+@job("odd result", isolated=False)
+def odd_result() -> object:
+    return object()

@@ -1,5 +1,6 @@
 """HTTP in: what is accepted, what each refusal says, who may ask, and what is told about a message."""
 
+import io
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +16,9 @@ from mailroom.settings import load
 from mailroom.store.claims import Claims
 from mailroom.store.database import Database
 from mailroom.store.outbox import Outbox
+from mailroom.store.schema import contents as contents_table
 from mailroom.store.workers import Worker
+from tests.services import wait_until
 
 MAIL = {"to": "bob@example.org", "subject": "Hello", "contents": "Hi"}
 HOSTILE = {
@@ -102,9 +105,9 @@ def test_two_identical_posts_make_two_mails_with_different_message_ids(client: F
     ("Hi", "Hi", None), ("<p>Hi</p>", None, "<p>Hi</p>"), ("1 < 2 > 0", "1 < 2 > 0", None), ("/etc/passwd", "/etc/passwd", None)])
 def test_contents_are_text_unless_they_look_like_html(client: FlaskClient, app: Flask, contents: str, text: str, html: str) -> None:
     answer = client.post("/", json=MAIL | {"contents": contents})
-    message = outbox(app).content(answer.json["id"])  # type: ignore[index]
-    assert message
-    assert (message.text, message.html) == (text, html)
+    query = contents_table.select().where(contents_table.c.id == answer.json["id"])  # type: ignore[index]
+    kept = json.loads(outbox(app).database.read(lambda connection: connection.execute(query).one().content))
+    assert (kept["text"], kept["html"]) == (text, html)
 
 
 # --- refusing ------------------------------------------------------------------------------------------------------
@@ -139,6 +142,12 @@ def test_a_body_that_is_too_large_is_413_and_says_the_limit(client: FlaskClient)
     assert "1000000 bytes" in json.loads(answer.data)["detail"]
 
 
+def test_a_body_without_a_length_has_the_same_limit(client: FlaskClient) -> None:
+    body = io.BytesIO(json.dumps(MAIL | {"contents": "x" * 3_000_000}).encode())
+    answer = client.post("/", input_stream=body, content_type="application/json", environ_overrides={"wsgi.input_terminated": True})
+    assert answer.status_code == 413
+
+
 def test_a_wrong_method_is_405_with_allow(client: FlaskClient) -> None:
     answer = client.delete("/v1/messages")
     assert answer.status_code == 405
@@ -149,6 +158,11 @@ def test_an_unknown_message_and_an_unknown_path_are_404(client: FlaskClient) -> 
     assert client.get("/v1/messages/nothing").status_code == 404
     assert "got 'nothing'" in json.loads(client.get("/v1/messages/nothing").data)["detail"]
     assert client.get("/nothing").content_type == "application/problem+json"
+
+
+@pytest.mark.parametrize("id", ["a%00b", "x" * 10_000, "%ff", "a%0ab"])
+def test_what_can_be_no_id_is_404(client: FlaskClient, id: str) -> None:
+    assert client.get(f"/v1/messages/{id}").status_code == 404
 
 
 def test_a_database_that_is_away_is_503_and_nothing_was_accepted(app: Flask, client: FlaskClient, sqlite_url: str) -> None:
@@ -170,6 +184,7 @@ def test_a_database_that_is_away_is_503_and_nothing_was_accepted(app: Flask, cli
     ({"Forwarded": "for=10.0.0.1"}, "Forwarded"),
     ({"Origin": "https://evil.example.org"}, "evil.example.org"),
     ({"Origin": "null"}, "null"),
+    ({"Origin": "http://["}, "http://["),
 ])
 def test_without_a_key_only_this_machine_is_served(client: FlaskClient, headers: dict[str, str], named: str) -> None:
     answer = client.post("/", json=MAIL, headers=headers)
@@ -230,6 +245,14 @@ def test_health_is_told(client: FlaskClient) -> None:
     ready = client.get("/readyz").json
     assert ready is not None
     assert (ready["status"], ready["checks"]["database"], ready["checks"]["worker"]) == ("ok", "ok", "none is running")
+
+
+def test_strangers_are_told_no_server_and_no_address(sqlite_url: str) -> None:
+    for app in made(sqlite_url, API_KEY="s3cret"):
+        client = app.test_client()
+        wait_until(lambda client=client: client.get("/readyz", headers={"Authorization": "Bearer s3cret"}).json["checks"]["broker"]  # type: ignore[index]
+                   .startswith("unreachable: "), 10, what="the broker was looked at")
+        assert client.get("/readyz").json == {"status": "ok", "checks": {"database": "ok", "broker": "not ok", "worker": "not ok"}}
 
 
 def test_the_first_page_shows_the_next_command(client: FlaskClient) -> None:

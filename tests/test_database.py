@@ -85,8 +85,46 @@ def test_a_write_that_breaks_a_constraint_harms_no_other(database: Database) -> 
     assert {"good", "better", "taken"} <= stored(database)
 
 
+@pytest.mark.parametrize("wrong", ["half \ud800", object()])
+def test_a_write_that_cannot_be_written_at_all_harms_no_other(database: Database, wrong: Any) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(connection: Connection, items: list[None]) -> list[None]:
+        begun.set()
+        assert go_on.wait(10)
+        return items
+    with ThreadPoolExecutor(4) as threads:
+        threads.submit(database.write, slow, None)
+        assert begun.wait(10)
+        good, bad, better = (threads.submit(database.write, insert, id) for id in ("good", wrong, "better"))
+        wait_until(lambda: len(database._waiting) == 3, 10, what="all wait")
+        go_on.set()
+        assert (good.result(10), better.result(10)) == ("GOOD", "BETTER")
+        with pytest.raises(Exception, match=r"surrogates|can't adapt|cannot adapt|not supported|attribute|type 'object'") as e:
+            bad.result(10)
+        assert not isinstance(e.value, AssertionError)
+
+
+def test_a_writer_whose_commit_is_done_waits_for_nobody_elses(database: Database) -> None:
+    gate = threading.Event()
+
+    def slow(connection: Connection, items: list[int]) -> list[int]:
+        gate.wait(0.05)
+        return items
+    took: list[float] = []
+
+    def write_often(number: int) -> None:
+        for _ in range(5):
+            started = time.monotonic()
+            database.write(slow, number)
+            took.append(time.monotonic() - started)
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(write_often, range(16)))
+    assert max(took) < 1.0  # its own commit, the one before it, and a busy machine; not everybody's, one after the other
+
+
 def test_a_large_write_does_not_wait_for_its_turn(database: Database, commits: list[float]) -> None:
-    assert database.write(insert, "large", size=1_000_000) == "LARGE"
+    assert database.write(insert, "large", alone=True) == "LARGE"
     assert "large" in stored(database)
 
 

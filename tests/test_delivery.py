@@ -533,7 +533,7 @@ class TestLog:
         office.sql("UPDATE messages SET attempt = 2, owner = 'another' WHERE id = :id", id=id)
         hold.release()
         thread.join()
-        assert "sent, but it is no longer ours" in caplog.text
+        assert "sent, but the row is no longer this attempt's" in caplog.text
 
 
 def test_the_outcome_is_tried_again_less_and_less_often(

@@ -5,10 +5,11 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from mailroom.jobs import registry, shipped
+from mailroom.jobs import registry, runner, shipped
 from mailroom.jobs.children import ChildError, Children, ChildTimeout
 from mailroom.jobs.runner import Runner
 from mailroom.mail.errors import InvalidMessage
@@ -132,7 +133,7 @@ class Bench:
         self.released: list[str] = []
         self.runner = Runner(self.jobs, ["jobs"], slots=slots, children=Children(MODULES), queued=self.released.append)
 
-    def add(self, name: str, timeout_seconds: float = 10, *, wake: bool = True, **args: object) -> str:
+    def add(self, name: str, timeout_seconds: float = 10, *, wake: bool = True, **args: Any) -> str:
         """Accept a mail behind a job, wake the runner, and return the mail's id."""
         id = new_id()
         job = NewJob(id=new_id(), name=name, args=args, queue="jobs", timeout_seconds=timeout_seconds)
@@ -179,7 +180,7 @@ def test_a_job_runs_and_lets_its_mail_go(bench: Bench) -> None:
     ("add", {"a": "two"}, "failed", "#/args/a"),
     ("patient", {"seconds": "soon"}, "failed", "#/args/seconds"),
 ])
-def test_a_job_that_fails_tells_why_and_fails_its_mail(bench: Bench, name: str, args: dict[str, object], state: str, words: str) -> None:
+def test_a_job_that_fails_tells_why_and_fails_its_mail(bench: Bench, name: str, args: dict[str, Any], state: str, words: str) -> None:
     job_state, error, mail_state = bench.ended(bench.add(name, 0.5 if name == "sleep" else 10, **args))
     assert (job_state, mail_state) == (state, "failed")
     assert words in (error or "")
@@ -218,6 +219,28 @@ def test_a_runner_that_stops_gives_back_what_only_waits(sqlite_url: str) -> None
     assert not stopping.is_alive()
     assert state() == "queued"
     bench.database.close()
+
+
+def test_stopping_waits_a_moment_for_a_job_in_a_child_and_then_kills_it(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "STOP_SECONDS", 0.3)  # a constant of ours, so that the test need not take ten seconds
+    bench = Bench(sqlite_url)
+    id = bench.add("sleep", 60)
+    wait_until(lambda: bench.runner._children._busy, 10, what="it runs")
+    started = time.monotonic()
+    bench.runner.close()
+    assert time.monotonic() - started < 5
+    assert bench.ended(id) == ("failed", "its process ended", "failed")  # max_attempts is 1: it may not run twice
+    bench.database.close()
+
+
+def test_a_job_whose_words_no_database_takes_ends_all_the_same(database: Database) -> None:
+    bench = Bench(database.url.render_as_string(hide_password=False))
+    for name in ("nul", "surrogate"):
+        job_state, error, mail_state = bench.ended(bench.add("odd words", kind=name))
+        assert (job_state, mail_state) == ("failed", "failed")
+        assert "ValueError: bad" in (error or "")
+    assert bench.ended(bench.add("odd result"))[0] == "failed"
+    bench.close()
 
 
 def test_simulated_work_takes_its_time_and_reports(bench: Bench) -> None:

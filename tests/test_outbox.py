@@ -8,12 +8,12 @@ import pytest
 from sqlalchemy import Connection, event, text
 
 from mailroom.mail.message import Address, Claim, Message, Outcome, State
-from mailroom.store.claims import CRASHES_MAX, Claims
+from mailroom.store.claims import Claims
 from mailroom.store.database import Database
 from mailroom.store.jobs import JobEnd, Jobs, JobState
 from mailroom.store.migrate import upgrade
 from mailroom.store.outbox import Acceptance, NewJob, Outbox, new_id
-from mailroom.store.sweeps import Sweeps
+from mailroom.store.sweeps import CRASHES_MAX, Sweeps
 from mailroom.store.workers import Worker
 
 LEASE_SECONDS = 20.0
@@ -91,7 +91,6 @@ def test_an_accepted_message_is_there_whole(outbox: Outbox) -> None:
     assert standing
     assert standing.row["state"] == State.QUEUED
     assert [person["address"] for person in standing.recipients] == ["bob@example.org", "carol@example.org"]
-    assert outbox.content(id) == Message(to=(), subject="Hello", text="Hi")
     assert abs(standing.now - standing.row["created_at"]) < 5000
     assert outbox.standing("other") is None
 
@@ -161,7 +160,8 @@ def test_the_fence_refuses_an_attempt_that_was_taken_back_and_begun_again_by_the
     lose(database, "worker-1")
     assert sweeps.orphans() == 1
     Worker(database, "worker-1", "worker-1@host", ["mail"]).beat()
-    fresh = claim_one(claims, stale.id)
+    fresh = claims.claim_alone(stale.id)
+    assert fresh
     assert (stale.attempt, fresh.attempt) == (1, 2)
     assert not claims.fence(stale)
     assert claims.fence(fresh)
@@ -199,14 +199,14 @@ def test_a_reply_that_was_read_counts_even_after_a_sweeper_gave_the_row_back(
     assert state(outbox, claim.id) == State.QUEUED
     assert claims.finish(claim, SENT)
     assert state(outbox, claim.id) == State.SENT
-    assert worker(database, "worker-2").claim([claim.id]) == []
+    assert worker(database, "worker-2").claim_alone(claim.id) is None
 
 
 def test_a_reply_does_not_count_when_somebody_else_has_begun(outbox: Outbox, claims: Claims, sweeps: Sweeps, database: Database) -> None:
     claim = claim_one(claims, accept(outbox))
     lose(database, "worker-1")
     sweeps.orphans()
-    claim_one(worker(database, "worker-2"), claim.id)
+    assert worker(database, "worker-2").claim_alone(claim.id)
     assert not claims.finish(claim, SENT)
     assert state(outbox, claim.id) == State.SENDING
 
@@ -233,27 +233,28 @@ def test_many_fences_and_outcomes_in_one_commit_each_get_their_own_answer(outbox
     assert [state(outbox, claim.id) for claim in mine] == [outcome.state for outcome in outcomes]
 
 
-def test_a_row_that_is_ours_and_in_nobodys_hand_is_given_back(outbox: Outbox, claims: Claims, database: Database) -> None:
+def test_a_row_that_is_ours_and_in_nobodys_hand_is_given_back(
+        outbox: Outbox, claims: Claims, sweeps: Sweeps, database: Database) -> None:
     kept = claim_one(claims, accept(outbox))
     lost = accept(outbox)
     # As after a commit whose answer did not come through: the row is ours, and no thread knows.
     run(database, "/* test */ UPDATE messages SET state = 'sending', owner = 'worker-1', attempt = 1 WHERE id = :id", id=lost)
-    assert claims.abandoned() == 1
-    assert (row(outbox, lost)["state"], row(outbox, lost)["attempt"], row(outbox, lost)["published_at"]) == (State.QUEUED, 0, None)
+    assert sweeps.abandoned(claims) == 1
+    assert (row(outbox, lost)["state"], row(outbox, lost)["attempt"], row(outbox, lost)["published_at"]) == (State.QUEUED, 1, None)
     assert state(outbox, kept.id) == State.SENDING
     assert claims.fence(kept)
     assert claims.finish(kept, SENT)
-    assert claims.abandoned() == 0
+    assert sweeps.abandoned(claims) == 0
 
 
-def test_nothing_is_abandoned_while_threads_claim_and_finish(outbox: Outbox, claims: Claims) -> None:
+def test_nothing_is_abandoned_while_threads_claim_and_finish(outbox: Outbox, claims: Claims, sweeps: Sweeps) -> None:
     ids = [accept(outbox) for _ in range(60)]
 
     def work(id: str) -> bool:
         claim = claim_one(claims, id)
         return claims.fence(claim) and claims.finish(claim, SENT)
     with ThreadPoolExecutor(9) as threads:
-        given_back = [threads.submit(claims.abandoned) for _ in range(40)]
+        given_back = [threads.submit(sweeps.abandoned, claims) for _ in range(40)]
         assert all(threads.map(work, ids))
         assert sum(count.result() for count in given_back) == 0
     assert not claims._in_hand
@@ -286,11 +287,11 @@ def test_a_published_row_is_published_again_when_its_nudge_is_lost(outbox: Outbo
     id = accept(outbox)
     outbox.mark_published([id])
     age(database, messages_published_at=11)
-    assert sweeps.lost(queue_is_empty=False) == []
-    assert [nudge.id for nudge in sweeps.lost(queue_is_empty=True)] == [id]
-    assert sweeps.lost(queue_is_empty=True) == []
+    assert sweeps.lost() == sweeps.lost(empty_queue="mail.bulk") == []
+    assert [nudge.id for nudge in sweeps.lost(empty_queue="mail")] == [id]
+    assert sweeps.lost(empty_queue="mail") == []
     age(database, messages_published_at=16 * 60)
-    assert [nudge.id for nudge in sweeps.lost(queue_is_empty=False)] == [id]
+    assert [nudge.id for nudge in sweeps.lost()] == [id]
 
 
 def test_nothing_is_taken_from_a_worker_that_is_seen(outbox: Outbox, claims: Claims, sweeps: Sweeps) -> None:
@@ -311,6 +312,7 @@ def test_past_the_fence_a_dead_workers_row_is_uncertain(
     assert standing
     assert (standing.row["state"], standing.row["uncertain_attempts"], standing.row["owner"]) == (then, 1, None)
     assert [e.event for e in standing.events] == ["uncertain"]
+    assert standing.recipients[0]["state"] == then
 
 
 def test_a_worker_that_stopped_loses_its_rows_at_once(outbox: Outbox, claims: Claims, sweeps: Sweeps, database: Database) -> None:
@@ -327,16 +329,37 @@ def test_a_mail_that_kills_its_workers_is_claimed_alone_and_fails_in_the_end(
     lose(database, "first")
     sweeps.orphans()
     for death in range(CRASHES_MAX):
+        assert state(outbox, id) == State.QUEUED
         victim = worker(database, f"victim-{death}")
-        assert victim.claim([id, neighbour]) == []  # no longer together with others
-        assert len(victim.claim([id])) == 1
+        assert victim.claim([id, neighbour]) == victim.claim([id]) == []
+        assert victim.suspect(id)
+        assert victim.claim_alone(id)
         lose(database, f"victim-{death}")
         sweeps.orphans()
     standing = outbox.standing(id)
     assert standing
-    assert (standing.row["state"], standing.row["reason"]) == (State.FAILED, "crashed: five workers died with it")
+    assert (standing.row["state"], standing.row["reason"]) == (State.FAILED, "crashed: 5 workers died with it alone")
     assert standing.recipients[0]["state"] == State.FAILED
-    assert state(outbox, neighbour) == State.QUEUED
+    survivor = worker(database, "survivor")
+    rescued = survivor.claim_alone(neighbour)
+    assert rescued
+    assert survivor.fence(rescued)
+    assert survivor.finish(rescued, SENT)
+    assert not survivor.suspect(accept(outbox))
+
+
+def test_a_row_of_our_own_whose_fate_nobody_knows_is_uncertain(outbox: Outbox, claims: Claims, sweeps: Sweeps, database: Database) -> None:
+    lost = accept(outbox)
+    run(database, "/* test */ UPDATE messages SET state = 'in_data', owner = 'worker-1', attempt = 1 WHERE id = :id", id=lost)
+    assert sweeps.abandoned(claims) == 1
+    assert (row(outbox, lost)["state"], row(outbox, lost)["uncertain_attempts"], row(outbox, lost)["crashes"]) == (State.QUEUED, 1, 0)
+
+
+def test_a_process_that_is_alone_takes_over_at_once(outbox: Outbox, claims: Claims, sweeps: Sweeps, database: Database) -> None:
+    claim = claim_one(claims, accept(outbox))
+    Worker(database, "worker-2", "", []).stop_others()
+    assert sweeps.orphans() == 1
+    assert state(outbox, claim.id) == State.QUEUED
 
 
 def test_what_waits_for_a_login_is_due_when_a_worker_starts(outbox: Outbox, claims: Claims, sweeps: Sweeps) -> None:
@@ -376,7 +399,7 @@ def test_a_mail_waits_for_its_job_and_is_queued_with_its_end(outbox: Outbox, cla
     assert standing
     assert standing.job
     assert (standing.row["state"], standing.job["progress"], standing.job["step"]) == (State.WAITING, 250, "step 1")
-    assert jobs.finish(claim, JobEnd(state=JobState.SUCCEEDED, result={"n": 1})) == [id]
+    assert jobs.finish(claim, JobEnd(state=JobState.SUCCEEDED, result='{"n": 1}')) == [id]
     assert state(outbox, id) == State.QUEUED
     assert jobs.finish(claim, JobEnd(state=JobState.SUCCEEDED)) is None
     assert not jobs.progress(claim, 0.5, "late")
@@ -417,6 +440,20 @@ def test_a_dead_workers_job_is_run_again_if_it_may_be(outbox: Outbox, claims: Cl
     assert (standing.job["state"], standing.row["state"]) == (job_state, mail_state)
 
 
+def test_a_job_of_ours_that_no_thread_runs_is_queued_again_at_the_second_look(outbox: Outbox, claims: Claims, database: Database) -> None:
+    waiting(outbox)
+    waiting(outbox, "job-2")
+    jobs = Jobs(database, "worker-1", LEASE_SECONDS)
+    run(database, "/* test */ UPDATE jobs SET state = 'running', owner = 'worker-1', attempt = 1 WHERE id = 'job-1'")
+    running = jobs.claim(["jobs"])
+    assert running
+    assert running.id == "job-2"
+    assert [jobs.give_back_abandoned() for _ in range(3)] == [0, 1, 0]
+    again = jobs.claim(["jobs"])
+    assert again
+    assert (again.id, again.attempt) == ("job-1", 1)
+
+
 def test_a_released_job_waits_for_another_worker(outbox: Outbox, claims: Claims, database: Database) -> None:
     waiting(outbox)
     jobs = Jobs(database, "worker-1", LEASE_SECONDS)
@@ -447,9 +484,10 @@ def test_every_statement_finds_its_rows_by_an_index(sqlite_url: str) -> None:
     assert claims.fence(first)
     claims.finish(first, DEFERRED)
     claims.release(second)
+    outbox.mark_published([two])
     age(database, messages_next_attempt_at=61, messages_created_at=60, messages_published_at=3600)
     assert len(sweeps.due()) == 1
-    assert len(sweeps.lost(queue_is_empty=True)) == 1
+    assert len(sweeps.lost(empty_queue="mail")) == 1
     sweeps.unpublish([one, two])
     assert len(sweeps.unpublished()) == 2
     outbox.standing(one)

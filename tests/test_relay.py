@@ -22,7 +22,7 @@ class Post:
         self.hold = threading.Event()
         self.hold.set()
         self.relay = Relay(self.connect, self.publish, published=lambda queue, ids, seconds_ago: self.published.extend(ids),
-                           unpublished=self.unpublished.extend)
+                           unpublished=self.unpublished.extend, watched="mail")
         self.relay.start()
 
     def connect(self) -> Connection:
@@ -131,6 +131,17 @@ def test_a_frozen_broker_does_not_hold_the_relay_when_it_stops(private_rabbitmq:
     stopping.join(8)
     assert not stopping.is_alive()
     private_rabbitmq.resume()
+
+
+def test_a_broker_that_has_no_queue_yet_is_not_down(broker_url: str) -> None:
+    post = Post(broker_url)
+    post.relay.offer("id", queue="mail")
+    until(lambda: post.relay.queue == (0, 0), "the broker is looked at")
+    until(lambda: post.relay.down is None, "it is not taken for down")
+    post.declare("mail")
+    post.relay.offer("next", queue="mail")
+    until(lambda: post.published == ["next"], "it goes on")
+    post.relay.stop()
 
 
 def test_what_waits_is_published_before_the_end(post: Post) -> None:

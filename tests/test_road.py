@@ -1,13 +1,16 @@
 """The road of a mail, as real processes: web, RabbitMQ, worker, SMTP server."""
 
+import secrets
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from celery import Celery
 
 from tests.services import wait_until
+from tests.services.postgres import Postgres
 from tests.services.processes import Service, service
 from tests.services.rabbitmq import RabbitMQ
 from tests.services.smtpd import ScriptedSMTP
@@ -25,7 +28,7 @@ def test_a_mail_goes_from_post_to_the_mail_server_once(pair: Service, smtpd: Scr
     assert told["attempts"] == 1
     assert told["recipients"][0]["status"] == "sent"
     assert told["recipients"][0]["reply"].startswith("250")
-    assert [step["event"] for step in told["timeline"] if step["event"] in ("accepted", "queued", "sent")] == ["accepted", "queued", "sent"]
+    wait_until(lambda: [step["event"] for step in pair.message(id)["timeline"]] == ["accepted", "queued", "sent"], 5, what="all is told")
     assert [mail.rcpt_tos for mail in smtpd.messages] == [("bob@example.org",)]
     assert smtpd.copies(told["message_id"]) == 1
     assert smtpd.violations == []
@@ -78,6 +81,105 @@ def test_a_stock_celery_client_sends_a_mail_by_task_name(pair: Service, smtpd: S
     assert "did you mean subject?" in pair.message(wrong)["why"]
     assert "expected a JSON object, got 17" in pair.message(nothing)["why"]
     assert len(smtpd.payloads) == 2
+
+
+def test_whatever_a_stock_client_sends_is_recorded_and_not_logged(pair: Service, smtpd: ScriptedSMTP) -> None:
+    pair.web()
+    worker = pair.worker()
+    stock = Celery(broker=pair.settings["BROKER_URL"])
+    mail = {"to": "bob@example.org", "contents": "geheim"}
+    odd: list[list[Any]] = [
+        ["bob@example.org", "geheim"], [mail, "geheim"], [17, "geheim"], [["a\0b"], "geheim"], [], [["x"], "y", "z"], ["a\0b"]]
+    ids = [stock.send_task("mailasync.sendMail", args).id for args in odd]
+    for unusable in ("x" * 201, "a\0b", "a\ud800b"):
+        stock.send_task("mailasync.sendMail", [mail], task_id=unusable)
+    last = stock.send_task("mailasync.sendMail", [mail]).id
+    stock.close()
+    wait_until(lambda: pair.request("GET", f"/v1/messages/{last}")[0] == 200, 15, what="the last task was read")
+    assert pair.final(last)["status"] == "sent"
+    for id in ids:
+        assert pair.final(id)["why"].startswith("failed: ")
+    wait_until(lambda: worker.text().count("it is recorded as") == 3 and len(smtpd.messages) == 4, 15, what="the others were sent")
+    assert "geheim" not in worker.text()
+    assert "raised unexpected" not in worker.text()
+
+
+def test_events_for_flower_tell_no_mail(pair: Service, smtpd: ScriptedSMTP) -> None:
+    pair.worker()
+    stock = Celery(broker=pair.settings["BROKER_URL"])
+    with stock.connection_for_read() as connection:
+        events = connection.SimpleQueue(stock.events.Receiver(connection).queue, no_ack=True)
+        stock.send_task("mailasync.sendMail", [{"to": "bob@example.org", "contents": "geheim"}])
+        seen = ""
+        while "task-succeeded" not in seen:
+            seen += str(events.get(timeout=20).payload)
+        events.close()
+    stock.close()
+    assert "task-received" in seen
+    assert "mailasync.sendMail" in seen
+    assert "geheim" not in seen
+    assert "bob" not in seen
+
+
+def test_a_worker_may_start_before_the_broker_knows_it(tmp_path: Path, rabbitmq: RabbitMQ, sqlite_url: str, to_smtpd: dict[str, str],
+                                                       smtpd: ScriptedSMTP) -> None:
+    vhost = f"late-{secrets.token_hex(4)}"
+    with service(tmp_path, BROKER_URL=rabbitmq.url(vhost), DATABASE_URL=sqlite_url, **to_smtpd) as pair:
+        pair.run("-m", "flask", "db", "upgrade", name="upgrade").process.wait(30)
+        pair.web()
+        worker = pair.worker(wait=False)
+        id = pair.post()
+        worker.says("annot connect")
+        rabbitmq.add_vhost(vhost)
+        assert smtpd.copies(pair.final(id, timeout=60)["message_id"]) == 1
+    rabbitmq.delete_vhost(vhost)
+
+
+def test_an_outage_of_the_database_longer_than_the_lease_loses_and_doubles_nothing(
+        tmp_path: Path, run_directory: Path, broker_url: str, to_smtpd: dict[str, str], smtpd: ScriptedSMTP) -> None:
+    cluster = Postgres(run_directory / f"postgres-{secrets.token_hex(4)}")
+    cluster.start()
+    cluster.create_database("mail")
+    with service(tmp_path, **{**to_smtpd, "BROKER_URL": broker_url, "DATABASE_URL": cluster.url("mail"), "LEASE_SECONDS": "4"}) as pair:
+        pair.run("-m", "flask", "db", "upgrade", name="upgrade").process.wait(30)
+        pair.web()
+        worker = pair.worker()
+        held = smtpd.hold("DOT", times=None)
+        ids = [pair.post(subject=f"mail {n}") for n in range(5)]
+        wait_until(held.reached.is_set, 15, what="mails are at the dot")
+        wait_until(lambda: [pair.message(id)["status"] for id in ids] == ["in_data"] * 5, 15, what="all are past the fence")
+        cluster.kill()
+        held.release()
+        worker.says("its outcome waits for the database")
+        gone = time.monotonic()
+        wait_until(lambda: time.monotonic() - gone > 6, 10, what="the lease has run out")
+        status, told = pair.request("POST", "/", {"to": "bob@example.org"})
+        assert (status, told["code"]) == (503, "store_unavailable")
+        cluster.start()
+        for id in ids:
+            told = pair.final(id, timeout=60)
+            assert (told["status"], told["uncertain_attempts"], smtpd.copies(told["message_id"])) == ("sent", 0, 1)
+        assert "lost worker" not in worker.text()
+        # And a worker that is told to stop while the database is away does so.
+        cluster.kill()
+        assert worker.stop() == 0
+    cluster.close()
+
+
+def test_mails_that_were_there_when_a_worker_died_are_not_taken_for_its_cause(pair: Service, smtpd: ScriptedSMTP) -> None:
+    pair.web()
+    ids = [pair.post(subject=f"mail {n}") for n in range(4)]
+    held = smtpd.hold("RCPT", times=None)
+    for _ in range(3):
+        held.reached.clear()
+        worker = pair.worker()
+        wait_until(held.reached.is_set, 20, what="a mail is at RCPT")
+        worker.kill()
+    held.release()
+    pair.worker()
+    for id in ids:
+        told = pair.final(id, timeout=60)
+        assert (told["status"], smtpd.copies(told["message_id"])) == ("sent", 1)
 
 
 def test_mail_is_accepted_while_rabbitmq_is_down_and_goes_when_it_is_back(

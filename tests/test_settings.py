@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 import mailasync
+from mailroom.route import next_hop, sender
 from mailroom.settings import Settings, SettingsError, database_url, hint_unprefixed, kubernetes_variables, load
 
 
@@ -107,7 +108,7 @@ def test_a_password_never_goes_out_in_clear() -> None:
     account = {"MAIL_USERNAME": "alice", "MAIL_PASSWORD": "x", "SMTP_HOST": "mail.example.org", "MAIL_FROM": "alice@example.org"}
     with pytest.raises(SettingsError, match="in clear"):
         read(**account, SMTP_SECURITY="none")
-    assert mailasync.next_hop(read(**account, SMTP_SECURITY="none", SMTP_AUTH="off")).password == ""
+    assert next_hop(read(**account, SMTP_SECURITY="none", SMTP_AUTH="off")).password == ""
 
 
 def test_sqlite_with_a_broker_elsewhere_stops_the_start() -> None:
@@ -121,7 +122,7 @@ def test_the_default_database_is_one_absolute_path() -> None:
     assert database_url(read()).endswith("/instance/mailasync.sqlite3")
 
 
-@pytest.mark.parametrize(("given", "hop", "user", "sender"), [
+@pytest.mark.parametrize(("given", "hop", "user", "address"), [
     ({}, "127.0.0.1:1025", "", "mailasync@localhost"),
     ({"MAIL_USERNAME": "alice@gmail.com", "MAIL_PASSWORD": "x"}, "smtp.gmail.com:465", "alice@gmail.com", "alice@gmail.com"),
     ({"MAIL_USERNAME": "alice", "MAIL_PASSWORD": "x"}, "smtp.gmail.com:465", "alice", "alice@gmail.com"),
@@ -129,9 +130,9 @@ def test_the_default_database_is_one_absolute_path() -> None:
     ({"SMTP_HOST": "mail.example.org", "MAIL_USERNAME": "bot", "MAIL_PASSWORD": "x", "MAIL_FROM": "bot@example.org"},
      "mail.example.org:465", "bot", "bot@example.org"),
 ])
-def test_where_mail_goes_and_who_it_is_from(given: dict[str, str], hop: str, user: str, sender: str) -> None:
+def test_where_mail_goes_and_who_it_is_from(given: dict[str, str], hop: str, user: str, address: str) -> None:
     settings = read(**given)
-    assert str(mailasync.next_hop(settings)) == hop
-    assert mailasync.next_hop(settings).user == user
-    assert mailasync.sender(settings).address == sender
-    assert mailasync.next_hop(settings).security == ("none" if not given else settings.SMTP_SECURITY)
+    assert str(next_hop(settings)) == hop
+    assert next_hop(settings).user == user
+    assert sender(settings).address == address
+    assert next_hop(settings).security == ("none" if not given else settings.SMTP_SECURITY)

@@ -15,8 +15,11 @@ _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 def check() -> Response | None:
     """The refusal of the present request, or None."""
-    if request.path in OPEN_PATHS:
-        return None
+    return None if request.path in OPEN_PATHS else refusal()
+
+
+def refusal() -> Response | None:
+    """Why whoever asks is not served, or None if it is the one who may."""
     key = services().settings.API_KEY
     return _check_key(key) if key else check_local()
 
@@ -34,7 +37,7 @@ def check_local() -> Response | None:
 
     That HOST is loopback where there is no key was looked at at the start (settings.py).
     """
-    host = urlsplit(f"//{request.host}").hostname
+    host = _host_of(f"//{request.host}")
     if host not in _LOCAL_NAMES:
         return _refused(f"without an API key only localhost is served, and the Host header names {host!r}; set MAILASYNC_API_KEY",
                         "missing_api_key")
@@ -43,9 +46,16 @@ def check_local() -> Response | None:
         return _refused(f"without an API key no proxy is served, and the header {forwarded[0]} is there; set MAILASYNC_API_KEY",
                         "missing_api_key")
     origin = request.headers.get("Origin")
-    if origin is not None and urlsplit(origin).hostname not in _LOCAL_NAMES:
+    if origin is not None and _host_of(origin) not in _LOCAL_NAMES:
         return _refused(f"without an API key no other site's page is served, and the Origin header names {origin!r}", "missing_api_key")
     return None
+
+
+def _host_of(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
 
 
 def _refused(detail: str, code: str) -> Response:

@@ -2,6 +2,7 @@
 
 from flask import Blueprint, Response, jsonify
 
+from mailroom.api.guard import refusal
 from mailroom.api.services import services
 from mailroom.mail.errors import StoreUnavailable
 
@@ -41,6 +42,8 @@ def readyz() -> Response:
     if ready and not fresh and relay and relay.queue and relay.queue[1] and not relay.down:
         checks["worker"] += f", but {relay.queue[1]} consume the queue: they read another database"
         ready = False
+    if refusal() is not None:  # To strangers no host, no port and no server's words.
+        checks = {name: "ok" if said == "ok" else "not ok" for name, said in checks.items()}
     answer = jsonify({"status": "ok" if ready else "unready", "checks": checks})
     answer.status_code = 200 if ready else 503
     return answer

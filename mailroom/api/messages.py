@@ -4,12 +4,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from flask import Blueprint, Response, jsonify, request
-from werkzeug.exceptions import NotFound, UnsupportedMediaType
+from werkzeug.exceptions import NotFound, RequestEntityTooLarge, UnsupportedMediaType
 
 from mailroom.api.services import services
 from mailroom.api.why import why
 from mailroom.mail.intake import read_message
-from mailroom.store.outbox import Standing
+from mailroom.store.outbox import Standing, is_id
 
 blueprint = Blueprint("messages", __name__)
 
@@ -29,7 +29,7 @@ def post_message() -> Response:
 @blueprint.get("/v1/messages/<id>")
 def get_message(id: str) -> Response:
     """Where a message is, why it is there, and how it came there."""
-    standing = services().outbox.standing(id)
+    standing = services().outbox.standing(id) if is_id(id) else None
     if standing is None:
         raise NotFound(f"expected the id of a message, got {id[:80]!r}")
     return jsonify(shown(standing))
@@ -38,7 +38,10 @@ def get_message(id: str) -> Response:
 def _accept(work_seconds: float, *, status: int) -> Response:
     if request.mimetype != "application/json":
         raise UnsupportedMediaType(f"expected Content-Type application/json, got {request.mimetype or 'none'!r}")
-    acceptance = services().acceptance(read_message(request.get_data()), work_seconds)
+    body = request.get_data()
+    if request.content_length is None and len(body) >= services().settings.REQUEST_MAX_BYTES:
+        raise RequestEntityTooLarge  # Without a length werkzeug cuts a longer body off, in silence.
+    acceptance = services().acceptance(read_message(body), work_seconds)
     services().outbox.accept(acceptance)
     if acceptance.job:
         services().run(acceptance.job.id)
@@ -76,7 +79,7 @@ def timeline(standing: Standing) -> list[dict[str, Any]]:
     if job:
         steps += [(job["started_at"], "job started", None, job["name"])]
     steps += [(e.at, e.event, e.attempt, e.detail) for e in standing.events]
-    steps += [(row["published_at"], "queued", None, "the broker confirmed its nudge")]
+    steps += [(row["published_at"], "queued", None, None)]
     steps += [(row["next_attempt_at"], "next attempt", None, None)]
     steps.sort(key=lambda step: step[0] or 0)
     return [{"at": timestamp(at), "event": event} | ({"attempt": attempt} if attempt else {}) | ({"detail": detail} if detail else {})

@@ -36,7 +36,7 @@ def invalid(error: InvalidMessage) -> Response:
 @blueprint.app_errorhandler(StoreUnavailable)
 def unavailable(error: StoreUnavailable) -> Response:
     log.error("%s", error)
-    return problem(503, "store_unavailable", "Nothing was accepted", "the database did not take it; try again",
+    return problem(503, "store_unavailable", "The database is not available", "nothing can be accepted or told; try again",
                    headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
 
 

@@ -18,14 +18,16 @@ def why(standing: Standing, relay: Relay | None, *, lease_seconds: float) -> str
         return f"to be sent at {_at(row['next_attempt_at'])}"
     if state is State.HELD:
         return "held until somebody releases it"
+    job = standing.job
+    if state in (State.SENDING, State.IN_DATA):
+        return f"a worker is handing it to the mail server, attempt {row['attempt']}"
+    if state is State.WAITING and job and job["state"] == "running":
+        return f"its job {job['name']} is running" + (f": {job['step']}" if job["step"] else "")
     if blocked := _blocked(standing, relay, lease_seconds):
         return blocked
-    if state is State.WAITING and standing.job:
-        job = standing.job
-        return f"its job {job['name']} is {job['state']}" + (f": {job['step']}" if job["step"] and job["state"] == "running" else "")
-    if state is State.QUEUED:
-        return "waits for a worker to take it" if row["published_at"] else "waits to be handed to the broker"
-    return f"a worker is handing it to the mail server, attempt {row['attempt']}"
+    if state is State.WAITING and job:
+        return f"its job {job['name']} is {job['state']}"
+    return "waits for a worker to take it" if row["published_at"] else "waits to be handed to the broker"
 
 
 def _blocked(standing: Standing, relay: Relay | None, lease_seconds: float) -> str:

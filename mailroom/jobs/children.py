@@ -52,7 +52,7 @@ class Children:
     def __init__(self, modules: list[str]) -> None:
         self._modules = modules
         self._idle: list[_Child] = []
-        self._busy: set[int] = set()
+        self._busy: list[_Child] = []
 
     def run(self, name: str, args: dict[str, Any], *, timeout_seconds: float, progress: Callable[[float, str], None]) -> Any:
         """Run a job in a child and return its result; `progress` may raise to end the job.
@@ -62,13 +62,9 @@ class Children:
           ChildTimeout: it was killed after `timeout_seconds`.
         """
         child = self._idle.pop() if self._idle else self._spawn()
+        self._busy.append(child)
         expired = threading.Event()
-
-        def expire() -> None:
-            expired.set()
-            child.kill()
-
-        timer = threading.Timer(timeout_seconds, expire)
+        timer = threading.Timer(timeout_seconds, _expire, (child, expired))
         timer.start()
         ended_well = False
         try:
@@ -81,6 +77,7 @@ class Children:
             raise
         finally:
             timer.cancel()
+            self._busy.remove(child)
             child.jobs += 1
             if ended_well and child.jobs < JOBS_PER_CHILD and not expired.is_set():
                 self._idle.append(child)
@@ -88,6 +85,9 @@ class Children:
                 child.kill()
 
     def close(self) -> None:
+        """Kill them all, those at work too."""
+        for child in list(self._busy):
+            child.kill()
         while self._idle:
             self._idle.pop().kill()
 
@@ -111,6 +111,11 @@ class Children:
                 progress(told["progress"], told["step"])
         except (OSError, ValueError) as e:
             raise ChildError(f"its process ended: {type(e).__name__}") from None
+
+
+def _expire(child: _Child, expired: threading.Event) -> None:
+    expired.set()
+    child.kill()
 
 
 def _result(told: dict[str, Any]) -> Any:

@@ -15,6 +15,7 @@ from mailroom.mail.link import Reply
 from mailroom.mail.message import Address, Claim, Outcome, State
 from mailroom.mail.schedule import Schedule
 from mailroom.mail.transport import FenceRefused, Receipt, Sessions
+from mailroom.mail.turns import Turns
 
 log = logging.getLogger("mailasync.delivery")
 
@@ -33,6 +34,8 @@ class Outbox(Protocol):
     """What delivery needs of the outbox; store/claims.py is it."""
 
     def claim(self, ids: Sequence[str]) -> list[Claim]: ...
+    def suspect(self, id: str) -> bool: ...
+    def claim_alone(self, id: str) -> Claim | None: ...
     def fence(self, claim: Claim) -> bool: ...
     def finish(self, claim: Claim, outcome: Outcome) -> bool: ...
     def release(self, claim: Claim) -> bool: ...
@@ -52,13 +55,15 @@ class Delivery:
 
     def __post_init__(self) -> None:
         self._threads = ThreadPoolExecutor(self.connections, thread_name_prefix="smtp")
-        self._turns = threading.BoundedSemaphore(self.connections)  # A single mail is delivered in its caller's thread, beside ours.
+        self._turns = Turns(self.connections)  # A single mail is delivered in its caller's thread, beside ours.
 
     def deliver(self, ids: Sequence[str]) -> bool:
         """Try each of `ids` that is queued, once, and record how it went. False: some were given back, as we are stopping."""
         if self._stopping.is_set():
             return False
         claims = self.outbox.claim(ids)
+        if not claims and len(ids) == 1 and self.outbox.suspect(ids[0]):
+            return self._deliver_alone(ids[0])
         if len(claims) == 1:
             return self._deliver_one(claims[0])
         return all(list(self._threads.map(self._deliver_one, claims)))
@@ -72,22 +77,31 @@ class Delivery:
         self.sessions.close()
 
     def _deliver_one(self, claim: Claim) -> bool:
+        with self._turns.shared():
+            return self._settle(claim)
+
+    def _deliver_alone(self, id: str) -> bool:
+        """Its last worker died with it; if this one does too, it shall take no other mail along."""
+        with self._turns.alone():
+            claim = None if self._stopping.is_set() else self.outbox.claim_alone(id)
+            return not self._stopping.is_set() if claim is None else self._settle(claim)
+
+    def _settle(self, claim: Claim) -> bool:
+        """One attempt, and its outcome on record; False if the row was given back."""
         started = time.monotonic()
         try:
-            with self._turns:
-                outcome = self._attempt(claim)
+            outcome = self._attempt(claim)
         except FenceRefused:
             outcome = None
         except StoreUnavailable as e:
             log.error("message %s attempt %d: not sent: %s", claim.id, claim.attempt, e)
             outcome = None
         if outcome is None:
-            return not self._record(claim, lambda: self.outbox.release(claim))
-        if self._record(claim, lambda: self.outbox.finish(claim, outcome)):
+            return not self._record(claim, lambda: self.outbox.release(claim), needed=False)
+        if self._record(claim, lambda: self.outbox.finish(claim, outcome), needed=True):
             log.info("message %s attempt %d: %s in %.2fs", claim.id, claim.attempt, _told(outcome), time.monotonic() - started)
         else:
-            log.error("message %s attempt %d: %s, but it is no longer ours; that attempt is not recorded", claim.id, claim.attempt,
-                      outcome.state)
+            log.error("message %s attempt %d: %s, but the row is no longer this attempt's", claim.id, claim.attempt, outcome.state)
         return True
 
     def _attempt(self, claim: Claim) -> Outcome | None:
@@ -153,14 +167,19 @@ class Delivery:
     def _for_all(self, claim: Claim, state: State, reason: str, *, uncertain: bool = False) -> Outcome:
         return Outcome(state=state, reason=reason, recipients=dict.fromkeys(claim.pending, (state, reason)), uncertain=uncertain)
 
-    def _record(self, claim: Claim, write: Callable[[], bool]) -> bool:
-        """Write until it is committed, however long the database is away: what was read from a server must not be forgotten."""
+    def _record(self, claim: Claim, write: Callable[[], bool], *, needed: bool) -> bool:
+        """Write until it is committed, however long the database is away: what was read from a server must not be forgotten.
+
+        What is not `needed` is given up when we stop, as the lease will settle it.
+        """
         wait_seconds = RECORD_WAIT_MIN_SECONDS
         while True:
             try:
                 return write()
             except StoreUnavailable as e:
                 log.error("message %s attempt %d: its outcome waits for the database: %s", claim.id, claim.attempt, e)
+                if not needed and self._stopping.is_set():
+                    return False
                 time.sleep(wait_seconds)
                 wait_seconds = min(2 * wait_seconds, RECORD_WAIT_MAX_SECONDS)
 

@@ -45,6 +45,11 @@ class Message:
     text: str | None = None
     html: str | None = None
 
+    @property
+    def size(self) -> int:
+        """Characters in text and HTML."""
+        return len(self.text or "") + len(self.html or "")
+
     def to_row(self) -> str:
         """The content as the outbox keeps it, in JSON; the recipients have rows of their own."""
         return json.dumps({"subject": self.subject, "text": self.text, "html": self.html}, ensure_ascii=False)

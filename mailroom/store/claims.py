@@ -12,12 +12,11 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, exists, func, select, tuple_
 
+from mailroom.mail.errors import StoreUnavailable
 from mailroom.mail.message import Address, Claim, Message, Outcome, State
-from mailroom.store.database import Database
+from mailroom.store.database import Database, Work
 from mailroom.store.schema import contents, events, messages, now_ms, recipients, workers
-
-#: A row whose owner died this often fails: it is more likely the cause than a victim.
-CRASHES_MAX = 5
+from mailroom.store.workers import is_alive
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,16 +32,32 @@ class Claims:
     def claim(self, ids: Sequence[str]) -> list[Claim]:
         """Become the owner of those of `ids` that are queued, in the order given; each begins a new attempt.
 
-        A row whose owner died before is claimed only when it is asked for alone, so that it takes no neighbour with it.
+        A row whose owner died before is left for `claim_alone`.
         """
         asked = list(dict.fromkeys(ids))
         self._take(asked, +1)
         claims: list[Claim] = []
         try:
-            claims = self.database.write(self._claim, asked)
+            claims = self.database.write(self._claim, (asked, False))
         finally:
             self._take({*asked} - {claim.id for claim in claims}, -1)
         return claims
+
+    def suspect(self, id: str) -> bool:
+        """Whether this row waits for a worker that does nothing else meanwhile: its last owner died with it."""
+        return self.database.read(lambda connection: connection.scalar(
+            select(messages.c.crashes).where(messages.c.id == id, messages.c.state == State.QUEUED))) not in (None, 0)
+
+    def claim_alone(self, id: str) -> Claim | None:
+        """Become the owner of a suspect row. The caller sees to it that this worker delivers nothing else until it is done."""
+        self._take([id], +1)
+        claims: list[Claim] = []
+        try:
+            claims = self.database.write(self._claim, ([id], True))
+        finally:
+            if not claims:
+                self._take([id], -1)
+        return claims[0] if claims else None
 
     def fence(self, claim: Claim) -> bool:
         """Whether the payload may be sent: the row is still ours and our lease still runs. Committed when it returns True."""
@@ -50,23 +65,29 @@ class Claims:
 
     def finish(self, claim: Claim, outcome: Outcome) -> bool:
         """Commit how the attempt ended; False if the row is no longer ours, and nothing was changed."""
-        finished = self.database.write(_finish, (claim, outcome))
-        self._take([claim.id], -1)
-        return finished
+        return self._let_go(claim, _finish, (claim, outcome))
 
     def release(self, claim: Claim) -> bool:
         """Give back a row of which nothing was sent, whether its fence was passed or not; the attempt does not count."""
-        released = self.database.write(self._release, claim)
-        self._take([claim.id], -1)
-        return released
+        return self._let_go(claim, self._release, claim)
 
-    def abandoned(self) -> int:
-        """Give back rows that are ours and in nobody's hand: a claim was committed, and the word of it got lost. Return how many."""
+    def not_in_hand(self) -> list[Any]:
+        """Rows (id, attempt) that are ours and that no thread of ours works on: a commit went through, and the word of it got lost."""
         owned = self.database.read(lambda connection: connection.execute(
-            select(messages.c.id, messages.c.attempt).where(messages.c.owner == self.owner, messages.c.state == State.SENDING)).all())
+            select(messages.c.id, messages.c.attempt).where(messages.c.owner == self.owner)).all())
         with self._turn:
-            lost: Sequence[Any] = [row for row in owned if not self._in_hand[row.id]]
-        return self.database.write(self._give_back, lost) if lost else 0
+            return [row for row in owned if not self._in_hand[row.id]]
+
+    def _let_go(self, claim: Claim, work: Work[Any, bool], item: Any) -> bool:
+        try:
+            done = self.database.write(work, item)
+        except StoreUnavailable:
+            raise  # The caller tries again, and keeps the row in hand.
+        except BaseException:
+            self._take([claim.id], -1)
+            raise
+        self._take([claim.id], -1)
+        return done
 
     def _take(self, ids: Iterable[str], hands: int) -> None:
         with self._turn:
@@ -75,43 +96,36 @@ class Claims:
                 if not self._in_hand[id]:
                     del self._in_hand[id]
 
-    def _claim(self, connection: Connection, asked: list[list[str]]) -> list[list[Claim]]:
+    def _claim(self, connection: Connection, asked: list[tuple[list[str], bool]]) -> list[list[Claim]]:
         """For each list of ids, the claims on those that were free, loaded in the same transaction."""
-        together = [id for ids in asked if len(ids) > 1 for id in ids]
-        alone = [ids[0] for ids in asked if len(ids) == 1]
         claimed: dict[str, int] = {}
-        for ids, condition in ((together, [messages.c.crashes == 0]), (alone, [])):
-            if ids:
+        for suspects in (False, True):
+            if ids := [id for listed, alone in asked if alone is suspects for id in listed]:
                 rows = connection.execute(
                     messages.update().values(state=State.SENDING, owner=self.owner, attempt=messages.c.attempt + 1)
-                    .where(messages.c.id.in_(ids), messages.c.state == State.QUEUED, *condition)
+                    .where(messages.c.id.in_(ids), messages.c.state == State.QUEUED,
+                           messages.c.crashes > 0 if suspects else messages.c.crashes == 0)
                     .returning(messages.c.id, messages.c.attempt))
                 claimed.update((row.id, row.attempt) for row in rows)
         loaded = _load(connection, claimed) if claimed else {}
         # An id that two asked for goes to the first.
-        return [[loaded.pop(id) for id in ids if id in loaded] for ids in asked]
+        return [[loaded.pop(id) for id in listed if id in loaded] for listed, _ in asked]
 
     def _fence(self, connection: Connection, asked: list[Claim]) -> list[bool]:
-        alive = exists().where(workers.c.id == self.owner, workers.c.stopped_at.is_(None),
-                               workers.c.seen_at > now_ms() - int(self.lease_seconds * 1000))
+        alive = exists().where(workers.c.id == self.owner, is_alive(self.lease_seconds))
         passed = set(connection.scalars(
             messages.update().values(state=State.IN_DATA)
-            .where(*_mine(self.owner, asked), messages.c.state == State.SENDING, alive).returning(messages.c.id)))
+            .where(*mine(self.owner, asked), messages.c.state == State.SENDING, alive).returning(messages.c.id)))
         return [claim.id in passed for claim in asked]
 
     def _release(self, connection: Connection, claims: list[Claim]) -> list[bool]:
         released = set(connection.scalars(
-            messages.update().values(state=State.QUEUED, owner=None, attempt=messages.c.attempt - 1)
-            .where(*_mine(self.owner, claims), messages.c.state.in_([State.SENDING, State.IN_DATA])).returning(messages.c.id)))
+            messages.update().values(state=State.QUEUED, owner=None, attempt=messages.c.attempt - 1, published_at=None)
+            .where(*mine(self.owner, claims), messages.c.state.in_([State.SENDING, State.IN_DATA])).returning(messages.c.id)))
         return [claim.id in released for claim in claims]
 
-    def _give_back(self, connection: Connection, lists: list[Sequence[Any]]) -> list[int]:
-        return [connection.execute(
-            messages.update().values(state=State.QUEUED, owner=None, attempt=messages.c.attempt - 1, published_at=None)
-            .where(*_mine(self.owner, rows), messages.c.state == State.SENDING)).rowcount for rows in lists]
 
-
-def _mine(owner: str, claims: Sequence[Any]) -> list[Any]:
+def mine(owner: str, claims: Sequence[Any]) -> list[Any]:
     """The rows of `claims` (or of anything with an id and an attempt) that are still this owner's and this attempt's."""
     return [
         messages.c.id.in_([claim.id for claim in claims]),

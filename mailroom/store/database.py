@@ -3,6 +3,7 @@
 import sqlite3
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, select
-from sqlalchemy.exc import DataError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from mailroom.mail.errors import StoreUnavailable
@@ -18,8 +19,6 @@ from mailroom.store.schema import identity
 
 #: Writes that share one commit at most: enough to fill a disk flush, too few for one to wait long for the others.
 BATCH_MAX = 500
-#: A larger write has a commit of its own, so that small ones do not wait for it.
-SMALL_WRITE_MAX_BYTES = 256_000
 BUSY_TIMEOUT_SECONDS = 5.0
 
 T = TypeVar("T")
@@ -36,7 +35,8 @@ class Database:
         #: For reading: each statement sees what is committed when it starts.
         self.reading = self.engine.execution_options(isolation_level="AUTOCOMMIT")
         self._waiting: deque[_Write] = deque()
-        self._turn = threading.Lock()
+        self._leading = False  #: whether some thread is committing what waited
+        self._changed = threading.Condition()
         self._outbox_id = ""
 
     def __repr__(self) -> str:
@@ -58,40 +58,53 @@ class Database:
         with _translated(), self.engine.begin() as connection:
             work(connection)
 
-    def write(self, work: Work[T, R], item: T, *, size: int = 0) -> R:
+    def write(self, work: Work[T, R], item: T, *, alone: bool = False) -> R:
         """Do `work` with `item` in a committed transaction, together with whatever else waits; return its result.
 
-        `work` gets every item that waits for the same work, and returns as many results. `size` is in bytes.
+        `work` gets every item that waits for the same work, and returns as many results. `alone`: in a transaction of its own,
+        for what is large, or what locks rows that others hold.
 
         Raises:
-          StoreUnavailable: the transaction was not committed.
-          IntegrityError: this item, and no other, breaks a constraint.
+          StoreUnavailable: the transaction was not committed, or its commit got no answer.
+          Exception: whatever `work` raises for this item, and for no other.
         """
         write = _Write(work, item)
-        if size > SMALL_WRITE_MAX_BYTES:
+        if alone:
             self._commit([write])
             return write.done.result()  # type: ignore[no-any-return]  # a queue of all works cannot know each one's type
-        self._waiting.append(write)
-        with self._turn:  # Who gets the turn commits for all that wait; most find their own already done.
-            while not write.done.done():
-                self._commit([self._waiting.popleft() for _ in range(min(BATCH_MAX, len(self._waiting)))])
+        with self._changed:
+            self._waiting.append(write)
+        while not write.done.done():
+            with self._changed:
+                self._changed.wait_for(lambda: write.done.done() or not self._leading)
+                if write.done.done():
+                    break
+                self._leading = True
+                together = [self._waiting.popleft() for _ in range(min(BATCH_MAX, len(self._waiting)))]
+            try:
+                self._commit(together)
+            finally:
+                with self._changed:
+                    self._leading = False
+                    self._changed.notify_all()
         return write.done.result()  # type: ignore[no-any-return]
 
     def close(self) -> None:
         self.engine.dispose()
 
     def _commit(self, writes: "list[_Write]") -> None:
+        """Commit all in one transaction; if one of them cannot be done, each in its own, so that the others do not suffer."""
         try:
             with _translated(), self.engine.begin() as connection:
                 results = [found for work, items in _grouped(writes) for found in work(connection, items)]
-        except (IntegrityError, DataError) as e:
-            if len(writes) == 1:
-                return writes[0].done.set_exception(e)
-            for write in writes:  # One of them is to blame; the others must not suffer.
-                self._commit([write])
-        except BaseException as e:
+        except StoreUnavailable as e:
             for write in writes:
                 write.done.set_exception(e)
+        except BaseException as e:
+            if len(writes) == 1:
+                return writes[0].done.set_exception(e)
+            for write in writes:
+                self._commit([write])
         else:
             for write, result in zip(writes, results, strict=True):
                 write.done.set_result(result)
@@ -120,14 +133,16 @@ class _translated:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, (OperationalError, InterfaceError, PoolTimeout, sqlite3.Error)):
+        if isinstance(error, (OperationalError, InterfaceError, PoolTimeout, sqlite3.OperationalError)):
             # SQLAlchemy's text ends in the statement and its values; the driver's own words hold neither.
-            raise StoreUnavailable(f"database: {str(getattr(error, 'orig', error)).strip()}") from None
+            raise StoreUnavailable(f"database: {' '.join(str(getattr(error, 'orig', error)).split())}") from None
 
 
 def _engine(url: Any) -> Engine:
     if url.get_backend_name() != "sqlite":
-        return create_engine(url, pool_size=10, max_overflow=30, pool_timeout=5, pool_pre_ping=True, hide_parameters=True)
+        # tcp_user_timeout is in milliseconds: a host that is gone is noticed, where TCP alone would wait for a quarter of an hour.
+        return create_engine(url, pool_size=10, max_overflow=30, pool_timeout=5, pool_pre_ping=True, hide_parameters=True, connect_args={
+            "connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 15_000})
     if url.database:
         Path(url.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     engine = create_engine(url, pool_size=10, max_overflow=50, hide_parameters=True,
@@ -139,12 +154,23 @@ def _engine(url: Any) -> Engine:
 
 def _prepare_sqlite(connection: sqlite3.Connection, record: object) -> None:
     connection.isolation_level = None  # We say BEGIN ourselves: pysqlite's own is deferred and deadlocks writers.
-    if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-        connection.execute("PRAGMA journal_mode=WAL")  # It stays in the file, so only the first process switches.
+    _switch_to_wal(connection)
     connection.execute("PRAGMA synchronous=FULL")  # NORMAL may lose the last commits in a power cut.
     connection.execute("PRAGMA foreign_keys=ON")
     if sys.platform == "darwin":
         connection.execute("PRAGMA fullfsync=ON")  # On a Mac, fsync alone does not reach the disk.
+
+
+def _switch_to_wal(connection: sqlite3.Connection) -> None:
+    """WAL stays in the file, so only the first process switches; the switch itself does not wait for a lock, so it is tried again."""
+    deadline = time.monotonic() + BUSY_TIMEOUT_SECONDS
+    while connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
 
 
 def _begin_sqlite(connection: Connection) -> None:

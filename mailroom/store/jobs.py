@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -11,6 +11,7 @@ from sqlalchemy import Connection, select, update
 from mailroom.mail.message import State
 from mailroom.store.database import Database
 from mailroom.store.schema import events, jobs, locked, messages, now_ms, recipients, workers
+from mailroom.store.workers import is_alive
 
 
 class JobState(StrEnum):
@@ -33,24 +34,27 @@ class JobClaim:
     args: dict[str, Any]
     attempt: int
     timeout_seconds: float
+    max_attempts: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobEnd:
-    """How a job ended. `error` is one line for the client: no stack trace."""
+    """How a job ended. `result` is JSON; `error` is one line for the client: no stack trace."""
 
     state: JobState
-    result: Any = None
+    result: str | None = None
     error: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Jobs:
     """The jobs of one worker."""
 
     database: Database
     owner: str
     lease_seconds: float
+    _in_hand: set[str] = field(default_factory=set, repr=False)  #: jobs that some thread runs
+    _suspects: set[str] = field(default_factory=set, repr=False)  #: jobs that were ours and in no hand at the last look
 
     def claim(self, queues: Sequence[str]) -> JobClaim | None:
         """Become the owner of the oldest queued job on one of `queues`, if there is one."""
@@ -64,8 +68,9 @@ class Jobs:
             .returning(jobs)))
         if row is None:
             return None
+        self._in_hand.add(row.id)
         return JobClaim(id=row.id, name=row.name, args=json.loads(row.args), attempt=row.attempt,
-                        timeout_seconds=row.timeout_ms / 1000)
+                        timeout_seconds=row.timeout_ms / 1000, max_attempts=row.max_attempts)
 
     def progress(self, claim: JobClaim, fraction: float, step: str) -> bool:
         """Note how far the job is, from 0 to 1; False if it is no longer ours and should end."""
@@ -75,22 +80,37 @@ class Jobs:
 
     def finish(self, claim: JobClaim, end: JobEnd) -> list[str] | None:
         """Commit how the job ended; return the ids of messages that are queued now, or None if it was no longer ours."""
-        return self.database.write(self._finish, (claim, end))
+        released = self.database.write(self._finish, (claim, end))
+        self._in_hand.discard(claim.id)
+        return released
 
     def release(self, claim: JobClaim) -> bool:
         """Give back a job that did nothing yet that counts, as we are stopping; the attempt does not count."""
-        return self.database.write(_run_one, (
+        released = self.database.write(_run_one, (
             update(jobs).values(state=JobState.QUEUED, owner=None, attempt=jobs.c.attempt - 1, progress=0)
             .where(*self._mine(claim)).returning(jobs.c.id))) is not None
+        self._in_hand.discard(claim.id)
+        return released
+
+    def give_back_abandoned(self) -> int:
+        """Queue jobs that are ours and that none of our threads runs, at two looks in a row: the word of their claim got lost."""
+        owned = self.database.read(lambda connection: set(connection.scalars(
+            select(jobs.c.id).where(jobs.c.owner == self.owner, jobs.c.state == JobState.RUNNING))))
+        in_no_hand = owned - self._in_hand
+        lost = in_no_hand & self._suspects
+        self._suspects.clear()
+        self._suspects.update(in_no_hand - lost)
+        for id in lost:
+            self.database.write(_run_one, (
+                update(jobs).values(state=JobState.QUEUED, owner=None, attempt=jobs.c.attempt - 1, progress=0)
+                .where(jobs.c.id == id, jobs.c.owner == self.owner, jobs.c.state == JobState.RUNNING).returning(jobs.c.id)))
+        return len(lost)
 
     def orphans(self) -> list[str]:
         """End or requeue what dead workers ran; return the ids of messages that are queued now."""
-        return self.database.write(self._orphans, None)
-
-    def queued(self, queues: Sequence[str]) -> bool:
-        """Whether a job waits on one of `queues`."""
-        return self.database.read(lambda connection: connection.scalars(
-            select(jobs.c.id).where(jobs.c.state == JobState.QUEUED, jobs.c.queue.in_(queues)).limit(1)).first()) is not None
+        running = self.database.read(lambda connection: connection.scalars(
+            select(jobs.c.owner).where(jobs.c.owner.is_not(None)).limit(1)).first())
+        return self.database.write(self._orphans, None) if running else []
 
     def _mine(self, claim: JobClaim) -> list[Any]:
         return [jobs.c.id == claim.id, jobs.c.owner == self.owner, jobs.c.attempt == claim.attempt, jobs.c.state == JobState.RUNNING]
@@ -100,14 +120,14 @@ class Jobs:
         for claim, end in ended:
             written = connection.scalar(
                 update(jobs).values(state=end.state, owner=None, finished_at=now_ms(), error=end.error,
-                                    result=None if end.result is None else json.dumps(end.result),
+                                    result=end.result,
                                     **({"progress": 1000} if end.state is JobState.SUCCEEDED else {}))
                 .where(*self._mine(claim)).returning(jobs.c.id))
             results.append(_let_go(connection, claim.id, end) if written else None)
         return results
 
     def _orphans(self, connection: Connection, asked: list[None]) -> list[list[str]]:
-        alive = select(workers.c.id).where(workers.c.stopped_at.is_(None), workers.c.seen_at > now_ms() - int(self.lease_seconds * 1000))
+        alive = select(workers.c.id).where(is_alive(self.lease_seconds))
         lost = [jobs.c.state == JobState.RUNNING, jobs.c.owner.is_not(None), jobs.c.owner.not_in(alive)]
         connection.execute(update(jobs).values(state=JobState.QUEUED, owner=None, progress=0)
                            .where(*lost, jobs.c.attempt < jobs.c.max_attempts))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from sqlalchemy.exc import IntegrityError
 from mailroom.mail.message import Message, State
 from mailroom.store.database import Database
 from mailroom.store.schema import contents, events, jobs, messages, now_ms, recipients, workers
+
+#: A larger message has a commit of its own, so that small ones do not wait for it.
+SMALL_MAX_CHARACTERS = 256_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +60,7 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """All that is known of one message, read at one moment. Times are in milliseconds since 1970."""
+    """All that is known of one message. Times are in milliseconds since 1970."""
 
     now: int
     row: dict[str, Any]
@@ -65,6 +69,11 @@ class Standing:
     job: dict[str, Any] | None
     worker_seen_at: int | None  #: when any worker was last seen
     worker_beat_at: int | None  #: the same, of those that have not said that they stop
+
+
+def is_id(text: str) -> bool:
+    """Whether `text` can be the id of a message: a client chose it where it is the id of a task."""
+    return re.fullmatch(r"[\x20-\x7e]{1,200}", text) is not None
 
 
 def new_id() -> str:
@@ -85,7 +94,7 @@ class Outbox:
           StoreUnavailable: it was not accepted.
         """
         try:
-            return self.database.write(_insert, acceptance, size=len(acceptance.message.text or acceptance.message.html or ""))
+            return self.database.write(_insert, acceptance, alone=acceptance.message.size > SMALL_MAX_CHARACTERS)
         except IntegrityError:
             if self.standing(acceptance.id) is None:
                 raise
@@ -93,7 +102,8 @@ class Outbox:
 
     def mark_published(self, ids: Sequence[str], *, seconds_ago: float = 0) -> None:
         """Note that a nudge for each of `ids`, sent so long ago, was confirmed by the broker."""
-        self.database.write(_mark_published, (ids, int(seconds_ago * 1000)))
+        # Alone: workers hold locks on these rows, and no POST should have to wait for those, or die of a deadlock with them.
+        self.database.write(_mark_published, (ids, int(seconds_ago * 1000)), alone=True)
 
     def standing(self, id: str) -> Standing | None:
         """Where the message is, and how it came there; None if there is no such message."""
@@ -103,9 +113,6 @@ class Outbox:
         """How long ago a worker of this outbox was seen that has not stopped since, in milliseconds; None if there is none."""
         now, _, beat = self.database.read(lambda connection: connection.execute(_WORKERS_SEEN).one())
         return None if beat is None else now - beat
-
-    def content(self, id: str) -> Message | None:
-        return self.database.read(lambda connection: _content(connection, id))
 
 
 _NEW_MESSAGE = messages.insert().values(
@@ -156,8 +163,3 @@ def _standing(connection: Connection, id: str) -> Standing | None:
         now=now, row=dict(row), recipients=[dict(person) for person in people],
         events=[Event(at=e["at"], event=e["event"], attempt=e["attempt"], detail=e["detail"]) for e in told],
         job=dict(job) if job else None, worker_seen_at=seen, worker_beat_at=beat)
-
-
-def _content(connection: Connection, id: str) -> Message | None:
-    content = connection.scalar(contents.select().with_only_columns(contents.c.content).where(contents.c.id == id))
-    return None if content is None else Message.from_row(content, ())

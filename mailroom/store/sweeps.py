@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, or_, select, update
 
 from mailroom.mail.message import State
-from mailroom.store.claims import CRASHES_MAX
+from mailroom.store.claims import Claims, mine
 from mailroom.store.database import Database
 from mailroom.store.schema import events, locked, messages, now_ms, recipients, workers
+from mailroom.store.workers import is_alive
 
 #: Rows that one sweep takes of each kind; what is left over comes with the next.
 BATCH_MAX = 1000
@@ -19,6 +20,8 @@ UNPUBLISHED_AFTER_MS = 5_000
 LOST_IF_EMPTY_AFTER_MS = 10_000
 #: … or if nothing came of it for this long.
 LOST_AFTER_MS = 15 * 60_000
+#: A row fails that was alone with this many workers when they died. The death before those made it suspect, and does not count.
+CRASHES_MAX = 5
 #: What a server says to a wrong or missing login (RFC 4954, 6).
 LOGIN_REFUSED_CODES = (530, 534, 535)
 
@@ -50,11 +53,12 @@ class Sweeps:
         return self._mark(limit, messages.c.state == State.QUEUED, messages.c.published_at.is_(None),
                           messages.c.created_at < now_ms() - UNPUBLISHED_AFTER_MS, order=messages.c.id)
 
-    def lost(self, limit: int = BATCH_MAX, *, queue_is_empty: bool) -> list[Nudge]:
-        """Queued rows whose nudge was confirmed long ago and has come to nothing."""
-        age_ms = LOST_IF_EMPTY_AFTER_MS if queue_is_empty else LOST_AFTER_MS
-        return self._mark(limit, messages.c.state == State.QUEUED, messages.c.published_at < now_ms() - age_ms,
-                          order=messages.c.published_at)
+    def lost(self, limit: int = BATCH_MAX, *, empty_queue: str = "") -> list[Nudge]:
+        """Queued rows whose nudge was confirmed long ago and has come to nothing; sooner where their queue is known to be empty."""
+        long_ago = messages.c.published_at < now_ms() - LOST_AFTER_MS
+        a_while_ago = and_(messages.c.published_at < now_ms() - LOST_IF_EMPTY_AFTER_MS, messages.c.queue == empty_queue)
+        return self._mark(limit, messages.c.state == State.QUEUED, messages.c.published_at.is_not(None),
+                          or_(long_ago, a_while_ago) if empty_queue else long_ago, order=messages.c.published_at)
 
     def unpublish(self, ids: Sequence[str]) -> None:
         """Take the mark back from rows that could not be published after all."""
@@ -69,11 +73,17 @@ class Sweeps:
         self.database.write(_log_in_again, None)
 
     def orphans(self) -> int:
-        """Give back what dead workers own; return how many rows that were.
+        """Give back what dead workers own; return how many rows that were. Each death counts against a row that was claimed alone.
 
         Before the fence nothing was sent: queued. Past it nobody knows: uncertain, and then as ON_UNCERTAIN says.
         """
-        return self.database.write(self._orphans, None)
+        owners = self.database.read(lambda connection: connection.scalars(_OWNERS).all())
+        return self.database.write(self._orphans, None) if owners else 0
+
+    def abandoned(self, claims: Claims) -> int:
+        """Give back rows of a living worker that none of its threads works on; return how many."""
+        rows = claims.not_in_hand()
+        return self.database.write(self._abandoned, (claims.owner, rows)) if rows else 0
 
     def _mark(self, limit: int, *conditions: ColumnElement[bool], order: Any, **values: Any) -> list[Nudge]:
         found = select(messages.c.id).where(*conditions).order_by(order).limit(limit)
@@ -85,37 +95,53 @@ class Sweeps:
         return sorted((Nudge(row.id, row.queue, row.crashes > 0) for row in rows), key=lambda nudge: nudge.id)
 
     def _orphans(self, connection: Connection, asked: list[None]) -> list[int]:
-        alive = select(workers.c.id).where(workers.c.stopped_at.is_(None), workers.c.seen_at > now_ms() - int(self.lease_seconds * 1000))
-        owners = set(connection.scalars(select(messages.c.owner).where(messages.c.owner.is_not(None)).distinct()))
-        dead = owners - set(connection.scalars(alive))
+        alive = connection.scalars(select(workers.c.id).where(is_alive(self.lease_seconds))).all()
+        dead = set(connection.scalars(_OWNERS)) - set(alive)
         if not dead:
             return [0] * len(asked)
-        unsent = connection.execute(
-            update(messages).values(state=State.QUEUED, owner=None, published_at=None, crashes=messages.c.crashes + 1)
-            .where(messages.c.owner.in_(dead), messages.c.state == State.SENDING).returning(messages.c.id, messages.c.attempt))
-        unsent_rows = list(unsent)
-        then = {"state": State.QUEUED} if self.on_uncertain == "resend" else {"state": State.UNCERTAIN}
-        unknown = list(connection.execute(
-            update(messages).values(**then, owner=None, published_at=None, crashes=messages.c.crashes + 1,
-                                    uncertain_attempts=messages.c.uncertain_attempts + 1, reason="the worker died after the payload")
-            .where(messages.c.owner.in_(dead), messages.c.state == State.IN_DATA).returning(messages.c.id, messages.c.attempt)))
-        told = [{"id": row.id, "attempt": row.attempt, "event": "worker lost", "detail": "the worker died before the payload"}
-                for row in unsent_rows]
-        told += [{"id": row.id, "attempt": row.attempt, "event": "uncertain", "detail": "the worker died after the payload"}
-                 for row in unknown]
+        given_back = self._give_back(connection, messages.c.owner.in_(dead), crashes=1, what="the worker died")
+        _fail_poison(connection, given_back)
+        return [len(given_back)] * len(asked)
+
+    def _abandoned(self, connection: Connection, asked: list[tuple[str, list[Any]]]) -> list[int]:
+        return [len(self._give_back(connection, *mine(owner, rows), crashes=0, what="the attempt was broken off")) for owner, rows in asked]
+
+    def _give_back(self, connection: Connection, *whose: ColumnElement[bool], crashes: int, what: str) -> list[str]:
+        """Queue rows of which nothing was sent; settle those of which nobody knows. Return the ids of all of them."""
+        free = {"owner": None, "published_at": None, "crashes": messages.c.crashes + crashes}
+        unsent = connection.execute(update(messages).values(state=State.QUEUED, **free).where(*whose, messages.c.state == State.SENDING)
+                                    .returning(messages.c.id, messages.c.attempt)).all()
+        then = State.QUEUED if self.on_uncertain == "resend" else State.UNCERTAIN
+        reason = f"{what} after the payload went out"
+        unknown = connection.execute(
+            update(messages).values(state=then, uncertain_attempts=messages.c.uncertain_attempts + 1, reason=reason, **free)
+            .where(*whose, messages.c.state == State.IN_DATA).returning(messages.c.id, messages.c.attempt)).all()
+        told = [{"id": row.id, "attempt": row.attempt, "event": "worker lost", "detail": f"{what} before the payload"} for row in unsent]
+        told += [{"id": row.id, "attempt": row.attempt, "event": "uncertain", "detail": reason} for row in unknown]
         if told:
             connection.execute(events.insert().values(at=now_ms()), told)
-        self._fail_poison(connection, [row.id for row in (*unsent_rows, *unknown)])
-        return [len(told)] * len(asked)
+        if then is State.UNCERTAIN:
+            _end_recipients(connection, [row.id for row in unknown], State.UNCERTAIN)
+        return [row.id for row in (*unsent, *unknown)]
 
-    def _fail_poison(self, connection: Connection, ids: list[str]) -> None:
-        failed = list(connection.scalars(
-            update(messages).values(state=State.FAILED, reason="crashed: five workers died with it")
-            .where(messages.c.id.in_(ids), messages.c.crashes > CRASHES_MAX, messages.c.state == State.QUEUED).returning(messages.c.id)))
-        if failed:
-            connection.execute(update(recipients).values(state=State.FAILED).where(
-                recipients.c.id.in_(failed), recipients.c.state.in_([State.QUEUED, State.DEFERRED])))
-            connection.execute(events.insert().values(at=now_ms()), [{"id": id, "event": "failed", "detail": "crashed"} for id in failed])
+
+#: Read from a small index that holds only owned rows.
+_OWNERS = select(messages.c.owner).where(messages.c.owner.is_not(None)).distinct()
+
+
+def _fail_poison(connection: Connection, ids: list[str]) -> None:
+    failed = list(connection.scalars(
+        update(messages).values(state=State.FAILED, reason=f"crashed: {CRASHES_MAX} workers died with it alone")
+        .where(messages.c.id.in_(ids), messages.c.crashes > CRASHES_MAX, messages.c.state == State.QUEUED).returning(messages.c.id)))
+    if failed:
+        _end_recipients(connection, failed, State.FAILED)
+        connection.execute(events.insert().values(at=now_ms()), [{"id": id, "event": "failed", "detail": "crashed"} for id in failed])
+
+
+def _end_recipients(connection: Connection, ids: list[str], state: State) -> None:
+    """Give the recipients without an outcome this one."""
+    connection.execute(update(recipients).values(state=state).where(
+        recipients.c.id.in_(ids), recipients.c.state.in_([State.QUEUED, State.DEFERRED])))
 
 
 def _run(connection: Connection, statements: list[Any]) -> list[Any]:

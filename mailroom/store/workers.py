@@ -3,13 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection
+from sqlalchemy import ColumnElement, Connection, and_
 
 from mailroom.store.database import Database
 from mailroom.store.schema import now_ms, workers
 
 #: Rows of workers gone longer than this are deleted; nothing refers to them any more.
 FORGET_AFTER_MS = 24 * 3600 * 1000
+
+
+def is_alive(lease_seconds: float) -> ColumnElement[bool]:
+    """The rows of workers whose lease runs."""
+    return and_(workers.c.stopped_at.is_(None), workers.c.seen_at > now_ms() - int(lease_seconds * 1000))
 
 
 @dataclass(frozen=True)
@@ -29,8 +34,16 @@ class Worker:
         """Say that we end by ourselves, so that nobody waits for the lease of what we may still own."""
         self.database.write(self._stop, None)
 
+    def stop_others(self) -> None:
+        """Say that every other worker has ended: for a process that knows it is the only one."""
+        self.database.write(self._stop_others, None)
+
     def _stop(self, connection: Connection, asked: list[None]) -> list[None]:
         connection.execute(workers.update().values(stopped_at=now_ms()).where(workers.c.id == self.id))
+        return asked
+
+    def _stop_others(self, connection: Connection, asked: list[None]) -> list[None]:
+        connection.execute(workers.update().values(stopped_at=now_ms()).where(workers.c.id != self.id, workers.c.stopped_at.is_(None)))
         return asked
 
     def _beat(self, connection: Connection, asked: list[None]) -> list[None]:
