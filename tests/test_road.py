@@ -208,6 +208,25 @@ def test_mail_is_accepted_while_rabbitmq_is_down_and_goes_when_it_is_back(
         assert len(smtpd.payloads) == 11
 
 
+def test_a_worker_that_was_busy_when_rabbitmq_died_goes_on_and_ends(
+        tmp_path: Path, private_rabbitmq: RabbitMQ, sqlite_url: str, to_smtpd: dict[str, str], smtpd: ScriptedSMTP) -> None:
+    with service(tmp_path, BROKER_URL=private_rabbitmq.url(), DATABASE_URL=sqlite_url, **to_smtpd) as pair:
+        pair.run("-m", "flask", "db", "upgrade", name="upgrade").process.wait(30)
+        pair.web()
+        worker = pair.worker()
+        held = smtpd.hold("DOT", times=None)
+        ids = [pair.post(subject=f"mail {n}") for n in range(8)]
+        wait_until(lambda: len(smtpd.payloads) >= 3, 15, what="mails are at the dot")
+        private_rabbitmq.kill()
+        worker.says("onnection to broker lost")
+        private_rabbitmq.start()
+        wait_until(lambda: worker.text().count("Connected to amqp") == 2, 60, what="the worker is back")
+        held.release()
+        for id in ids:
+            assert smtpd.copies(pair.final(id, timeout=60)["message_id"]) == 1
+        assert worker.stop() == 0
+
+
 def test_a_frozen_broker_slows_no_answer(tmp_path: Path, private_rabbitmq: RabbitMQ, sqlite_url: str, to_smtpd: dict[str, str],
                                          smtpd: ScriptedSMTP) -> None:
     with service(tmp_path, BROKER_URL=private_rabbitmq.url(), DATABASE_URL=sqlite_url, **to_smtpd) as pair:
