@@ -39,7 +39,6 @@ from mailroom.settings import PREFIX, Settings, database_url, hint_unprefixed, k
 from mailroom.store.database import Database
 from mailroom.store.migrate import upgrade
 from mailroom.store.outbox import Outbox
-from mailroom.store.sweeps import Sweeps
 from mailroom.store.workers import Worker
 from mailroom.web import pages
 
@@ -148,7 +147,7 @@ def all_in_one(settings: Settings, deliver: bool) -> Flask:
     except (MailroomError, PortTaken) as e:
         end_child(e)
     if settings.embedded:  # The broker is new and empty, and whoever worked here before has ended.
-        sweeps = Sweeps(database, settings.LEASE_SECONDS, settings.ON_UNCERTAIN)
+        sweeps = mailasync.sweeps_of(settings, database)
         Worker(database, "", "", []).stop_others()
         sweeps.orphans()
         sweeps.forget_nudges()

@@ -204,11 +204,13 @@ def open_database(settings: Settings, *, file_name: str = "mailasync.sqlite3") -
     return database
 
 
+def sweeps_of(settings: Settings, database: Database) -> Sweeps:
+    return Sweeps(database, settings.LEASE_SECONDS, settings.ON_UNCERTAIN)
+
+
 def start_relay(database: Database) -> Relay:
     """The publisher of this process, started when it is first asked for."""
     if _process.relay is None:
-        sweeps = Sweeps(database, _process.settings.LEASE_SECONDS, _process.settings.ON_UNCERTAIN)
-
         def publish(producer: Producer, queue: str, ids: Sequence[str]) -> None:
             if queue in MAIL_QUEUES:
                 sendMail.publish(producer, (list(ids), database.outbox_id), queue=queue)
@@ -219,7 +221,8 @@ def start_relay(database: Database) -> Relay:
             if queue in MAIL_QUEUES:
                 Outbox(database).mark_published(ids, seconds_ago=seconds_ago)
 
-        _process.relay = Relay(bounded_connection, publish, published=published, unpublished=sweeps.unpublish, watched="mail")
+        unpublished = sweeps_of(_process.settings, database).unpublish
+        _process.relay = Relay(bounded_connection, publish, published=published, unpublished=unpublished, watched="mail")
         _process.relay.start()
     return _process.relay
 
@@ -246,7 +249,7 @@ class Station:
         self.delivery = Delivery(claims, Sessions(self.hop), sender(settings), schedule(settings), settings.ON_UNCERTAIN, connections)
         self.runner = Runner(jobs, [queue for queue in queues if queue in registry.queues()], slots=settings.JOB_SLOTS,
                              children=Children(registry.modules(settings.JOBS)), queued=self._queue)
-        sweeps = Sweeps(database, settings.LEASE_SECONDS, settings.ON_UNCERTAIN)
+        sweeps = sweeps_of(settings, database)
         sweeps.log_in_again()
         self.sweeper = Sweeper(sweeps, claims, self.worker, jobs, self.relay, self.runner.wake, settings.LEASE_SECONDS)
         self.sweeper.start()

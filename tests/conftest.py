@@ -146,7 +146,7 @@ def to_smtpd(smtpd: ScriptedSMTP) -> dict[str, str]:
 def pair(tmp_path: Path, broker_url: str, database_url: str, to_smtpd: dict[str, str]) -> Iterator[Service]:
     """Web and worker, to be started, on RabbitMQ and on each of the databases."""
     with service(tmp_path, BROKER_URL=broker_url, DATABASE_URL=database_url, **to_smtpd) as made:
-        made.run("-m", "flask", "db", "upgrade", name="upgrade").process.wait(30)
+        made.upgrade()
         yield made
 
 

@@ -34,6 +34,18 @@ def commits(database: Database) -> Iterator[list[float]]:
     event.remove(database.engine, "commit", note)
 
 
+class Held:
+    """A write whose commit is on its way until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def __call__(self, connection: Connection, items: list[None]) -> list[None]:
+        self.begun.set()
+        assert self.go_on.wait(10)
+        return items
+
+
 def insert(connection: Connection, ids: list[str]) -> list[str]:
     connection.execute(text("INSERT INTO identity (outbox_id) VALUES (:id)"), [{"id": id} for id in ids])
     return [id.upper() for id in ids]
@@ -45,19 +57,14 @@ def stored(database: Database) -> set[str]:
 
 def test_writes_that_arrive_during_a_commit_share_the_next(database: Database, commits: list[float]) -> None:
     # Given a commit that is on its way
-    begun, go_on = threading.Event(), threading.Event()
-
-    def slow(connection: Connection, items: list[None]) -> list[None]:
-        begun.set()
-        assert go_on.wait(10)
-        return items
+    slow = Held()
     with ThreadPoolExecutor(51) as threads:
         first = threads.submit(database.write, slow, None)
-        assert begun.wait(10)
+        assert slow.begun.wait(10)
         # When fifty others arrive
         others = [threads.submit(database.write, insert, f"id-{n}") for n in range(50)]
         wait_until(lambda: len(database._waiting) == 50, 10, what="all wait")
-        go_on.set()
+        slow.go_on.set()
         # Then they share one commit, and each gets its own result
         assert [other.result(10) for other in others] == [f"ID-{n}" for n in range(50)]
         first.result(10)
@@ -67,18 +74,13 @@ def test_writes_that_arrive_during_a_commit_share_the_next(database: Database, c
 
 def test_a_write_that_breaks_a_constraint_harms_no_other(database: Database) -> None:
     database.write(insert, "taken")
-    begun, go_on = threading.Event(), threading.Event()
-
-    def slow(connection: Connection, items: list[None]) -> list[None]:
-        begun.set()
-        assert go_on.wait(10)
-        return items
+    slow = Held()
     with ThreadPoolExecutor(4) as threads:
         threads.submit(database.write, slow, None)
-        assert begun.wait(10)
+        assert slow.begun.wait(10)
         good, bad, better = (threads.submit(database.write, insert, id) for id in ("good", "taken", "better"))
         wait_until(lambda: len(database._waiting) == 3, 10, what="all wait")
-        go_on.set()
+        slow.go_on.set()
         assert (good.result(10), better.result(10)) == ("GOOD", "BETTER")
         with pytest.raises(IntegrityError):
             bad.result(10)
@@ -87,18 +89,13 @@ def test_a_write_that_breaks_a_constraint_harms_no_other(database: Database) -> 
 
 @pytest.mark.parametrize("wrong", ["half \ud800", object()])
 def test_a_write_that_cannot_be_written_at_all_harms_no_other(database: Database, wrong: Any) -> None:
-    begun, go_on = threading.Event(), threading.Event()
-
-    def slow(connection: Connection, items: list[None]) -> list[None]:
-        begun.set()
-        assert go_on.wait(10)
-        return items
+    slow = Held()
     with ThreadPoolExecutor(4) as threads:
         threads.submit(database.write, slow, None)
-        assert begun.wait(10)
+        assert slow.begun.wait(10)
         good, bad, better = (threads.submit(database.write, insert, id) for id in ("good", wrong, "better"))
         wait_until(lambda: len(database._waiting) == 3, 10, what="all wait")
-        go_on.set()
+        slow.go_on.set()
         assert (good.result(10), better.result(10)) == ("GOOD", "BETTER")
         with pytest.raises(Exception, match=r"surrogates|can't adapt|cannot adapt|not supported|attribute|type 'object'") as e:
             bad.result(10)

@@ -38,7 +38,7 @@ def test_the_answer_does_not_wait_for_the_work(tmp_path: Path, broker_url: str, 
                                                smtpd: ScriptedSMTP) -> None:
     with service(tmp_path, **{**to_smtpd, "BROKER_URL": broker_url, "DATABASE_URL": sqlite_url, "SIMULATED_WORK_SECONDS": "5"}) as pair:
         # Given the pair, warm, with five seconds of simulated work
-        pair.run("-m", "flask", "db", "upgrade", name="upgrade").process.wait(30)
+        pair.upgrade()
         pair.web()
         pair.worker()
         pair.post("/v1/messages", subject="warm")
@@ -125,7 +125,7 @@ def test_a_worker_may_start_before_the_broker_knows_it(tmp_path: Path, rabbitmq:
                                                        smtpd: ScriptedSMTP) -> None:
     vhost = f"late-{secrets.token_hex(4)}"
     with service(tmp_path, BROKER_URL=rabbitmq.url(vhost), DATABASE_URL=sqlite_url, **to_smtpd) as pair:
-        pair.run("-m", "flask", "db", "upgrade", name="upgrade").process.wait(30)
+        pair.upgrade()
         pair.web()
         worker = pair.worker(wait=False)
         id = pair.post()
@@ -141,7 +141,7 @@ def test_an_outage_of_the_database_longer_than_the_lease_loses_and_doubles_nothi
     cluster.start()
     cluster.create_database("mail")
     with service(tmp_path, **{**to_smtpd, "BROKER_URL": broker_url, "DATABASE_URL": cluster.url("mail"), "LEASE_SECONDS": "4"}) as pair:
-        pair.run("-m", "flask", "db", "upgrade", name="upgrade").process.wait(30)
+        pair.upgrade()
         pair.web()
         worker = pair.worker()
         held = smtpd.hold("DOT", times=None)
@@ -185,7 +185,7 @@ def test_mails_that_were_there_when_a_worker_died_are_not_taken_for_its_cause(pa
 def test_mail_is_accepted_while_rabbitmq_is_down_and_goes_when_it_is_back(
         tmp_path: Path, private_rabbitmq: RabbitMQ, sqlite_url: str, to_smtpd: dict[str, str], smtpd: ScriptedSMTP) -> None:
     with service(tmp_path, BROKER_URL=private_rabbitmq.url(), DATABASE_URL=sqlite_url, **to_smtpd) as pair:
-        pair.run("-m", "flask", "db", "upgrade", name="upgrade").process.wait(30)
+        pair.upgrade()
         pair.web()
         pair.worker()
         pair.final(pair.post(subject="before"))
@@ -211,7 +211,7 @@ def test_mail_is_accepted_while_rabbitmq_is_down_and_goes_when_it_is_back(
 def test_a_worker_that_was_busy_when_rabbitmq_died_goes_on_and_ends(
         tmp_path: Path, private_rabbitmq: RabbitMQ, sqlite_url: str, to_smtpd: dict[str, str], smtpd: ScriptedSMTP) -> None:
     with service(tmp_path, BROKER_URL=private_rabbitmq.url(), DATABASE_URL=sqlite_url, **to_smtpd) as pair:
-        pair.run("-m", "flask", "db", "upgrade", name="upgrade").process.wait(30)
+        pair.upgrade()
         pair.web()
         worker = pair.worker()
         held = smtpd.hold("DOT", times=None)
@@ -230,7 +230,7 @@ def test_a_worker_that_was_busy_when_rabbitmq_died_goes_on_and_ends(
 def test_a_frozen_broker_slows_no_answer(tmp_path: Path, private_rabbitmq: RabbitMQ, sqlite_url: str, to_smtpd: dict[str, str],
                                          smtpd: ScriptedSMTP) -> None:
     with service(tmp_path, BROKER_URL=private_rabbitmq.url(), DATABASE_URL=sqlite_url, **to_smtpd) as pair:
-        pair.run("-m", "flask", "db", "upgrade", name="upgrade").process.wait(30)
+        pair.upgrade()
         pair.web()
         pair.worker()
         pair.final(pair.post(subject="before"))
@@ -320,7 +320,7 @@ def test_a_worker_stopped_by_sigterm_gives_back_at_once_what_it_has_not_sent(pai
 def test_a_job_of_a_stopped_worker_is_taken_over(tmp_path: Path, broker_url: str, sqlite_url: str, to_smtpd: dict[str, str],
                                                  smtpd: ScriptedSMTP) -> None:
     with service(tmp_path, **{**to_smtpd, "BROKER_URL": broker_url, "DATABASE_URL": sqlite_url, "SIMULATED_WORK_SECONDS": "4"}) as pair:
-        pair.run("-m", "flask", "db", "upgrade", name="upgrade").process.wait(30)
+        pair.upgrade()
         pair.web()
         for end in ("stop", "kill"):
             worker = pair.worker()
@@ -360,7 +360,7 @@ def test_a_worker_on_another_database_is_noticed(tmp_path: Path, pair: Service) 
     pair.web()
     other = Service(tmp_path, {**pair.settings, "DATABASE_URL": f"sqlite:///{tmp_path}/other.sqlite3"})
     try:
-        other.run("-m", "flask", "db", "upgrade", name="other-upgrade").process.wait(30)
+        other.upgrade()
         worker = other.worker()
         pair.post()
         worker.says("web and worker need the same MAILASYNC_DATABASE_URL")

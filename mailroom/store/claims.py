@@ -34,14 +34,7 @@ class Claims:
 
         A row whose owner died before is left for `claim_alone`.
         """
-        asked = list(dict.fromkeys(ids))
-        self._take(asked, +1)
-        claims: list[Claim] = []
-        try:
-            claims = self.database.write(self._claim, (asked, False))
-        finally:
-            self._take({*asked} - {claim.id for claim in claims}, -1)
-        return claims
+        return self._become_owner(list(dict.fromkeys(ids)), suspects=False)
 
     def suspect(self, id: str) -> bool:
         """Whether this row waits for a worker that does nothing else meanwhile: its last owner died with it."""
@@ -50,14 +43,7 @@ class Claims:
 
     def claim_alone(self, id: str) -> Claim | None:
         """Become the owner of a suspect row. The caller sees to it that this worker delivers nothing else until it is done."""
-        self._take([id], +1)
-        claims: list[Claim] = []
-        try:
-            claims = self.database.write(self._claim, ([id], True))
-        finally:
-            if not claims:
-                self._take([id], -1)
-        return claims[0] if claims else None
+        return next(iter(self._become_owner([id], suspects=True)), None)
 
     def fence(self, claim: Claim) -> bool:
         """Whether the payload may be sent: the row is still ours and our lease still runs. Committed when it returns True."""
@@ -77,6 +63,15 @@ class Claims:
             select(messages.c.id, messages.c.attempt).where(messages.c.owner == self.owner)).all())
         with self._turn:
             return [row for row in owned if not self._in_hand[row.id]]
+
+    def _become_owner(self, ids: list[str], *, suspects: bool) -> list[Claim]:
+        self._take(ids, +1)
+        claims: list[Claim] = []
+        try:
+            claims = self.database.write(self._claim, (ids, suspects))
+        finally:
+            self._take({*ids} - {claim.id for claim in claims}, -1)
+        return claims
 
     def _let_go(self, claim: Claim, work: Work[Any, bool], item: Any) -> bool:
         try:

@@ -10,8 +10,8 @@ from sqlalchemy import Connection, select, update
 
 from mailroom.mail.message import State
 from mailroom.store.database import Database
-from mailroom.store.schema import events, jobs, locked, messages, now_ms, recipients, workers
-from mailroom.store.workers import is_alive
+from mailroom.store.schema import events, jobs, locked, messages, now_ms, recipients
+from mailroom.store.workers import dead_owners
 
 
 class JobState(StrEnum):
@@ -108,9 +108,10 @@ class Jobs:
 
     def orphans(self) -> list[str]:
         """End or requeue what dead workers ran; return the ids of messages that are queued now."""
-        running = self.database.read(lambda connection: connection.scalars(
-            select(jobs.c.owner).where(jobs.c.owner.is_not(None)).limit(1)).first())
-        return self.database.write(self._orphans, None) if running else []
+        return self.database.write(self._orphans, None) if self.database.read(self._dead) else []
+
+    def _dead(self, connection: Connection) -> set[str]:
+        return dead_owners(connection, jobs.c.owner, self.lease_seconds)
 
     def _mine(self, claim: JobClaim) -> list[Any]:
         return [jobs.c.id == claim.id, jobs.c.owner == self.owner, jobs.c.attempt == claim.attempt, jobs.c.state == JobState.RUNNING]
@@ -127,8 +128,7 @@ class Jobs:
         return results
 
     def _orphans(self, connection: Connection, asked: list[None]) -> list[list[str]]:
-        alive = select(workers.c.id).where(is_alive(self.lease_seconds))
-        lost = [jobs.c.state == JobState.RUNNING, jobs.c.owner.is_not(None), jobs.c.owner.not_in(alive)]
+        lost = [jobs.c.state == JobState.RUNNING, jobs.c.owner.in_(self._dead(connection))]
         connection.execute(update(jobs).values(state=JobState.QUEUED, owner=None, progress=0)
                            .where(*lost, jobs.c.attempt < jobs.c.max_attempts))
         end = JobEnd(state=JobState.FAILED, error="the worker that ran it died")

@@ -9,8 +9,8 @@ from sqlalchemy import ColumnElement, Connection, and_, or_, select, update
 from mailroom.mail.message import State
 from mailroom.store.claims import Claims, mine
 from mailroom.store.database import Database
-from mailroom.store.schema import events, locked, messages, now_ms, recipients, workers
-from mailroom.store.workers import is_alive
+from mailroom.store.schema import events, locked, messages, now_ms, recipients
+from mailroom.store.workers import dead_owners
 
 #: Rows that one sweep takes of each kind; what is left over comes with the next.
 BATCH_MAX = 1000
@@ -77,8 +77,7 @@ class Sweeps:
 
         Before the fence nothing was sent: queued. Past it nobody knows: uncertain, and then as ON_UNCERTAIN says.
         """
-        owners = self.database.read(lambda connection: connection.scalars(_OWNERS).all())
-        return self.database.write(self._orphans, None) if owners else 0
+        return self.database.write(self._orphans, None) if self.database.read(self._dead) else 0
 
     def abandoned(self, claims: Claims) -> int:
         """Give back rows of a living worker that none of its threads works on; return how many."""
@@ -94,9 +93,11 @@ class Sweeps:
         rows = self.database.write(_run, mark)
         return sorted((Nudge(row.id, row.queue, row.crashes > 0) for row in rows), key=lambda nudge: nudge.id)
 
+    def _dead(self, connection: Connection) -> set[str]:
+        return dead_owners(connection, messages.c.owner, self.lease_seconds)
+
     def _orphans(self, connection: Connection, asked: list[None]) -> list[int]:
-        alive = connection.scalars(select(workers.c.id).where(is_alive(self.lease_seconds))).all()
-        dead = set(connection.scalars(_OWNERS)) - set(alive)
+        dead = self._dead(connection)
         if not dead:
             return [0] * len(asked)
         given_back = self._give_back(connection, messages.c.owner.in_(dead), crashes=1, what="the worker died")
@@ -123,10 +124,6 @@ class Sweeps:
         if then is State.UNCERTAIN:
             _end_recipients(connection, [row.id for row in unknown], State.UNCERTAIN)
         return [row.id for row in (*unsent, *unknown)]
-
-
-#: Read from a small index that holds only owned rows.
-_OWNERS = select(messages.c.owner).where(messages.c.owner.is_not(None)).distinct()
 
 
 def _fail_poison(connection: Connection, ids: list[str]) -> None:

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_
+from sqlalchemy import Column, ColumnElement, Connection, and_, select
 
 from mailroom.store.database import Database
 from mailroom.store.schema import now_ms, workers
@@ -15,6 +16,12 @@ FORGET_AFTER_MS = 24 * 3600 * 1000
 def is_alive(lease_seconds: float) -> ColumnElement[bool]:
     """The rows of workers whose lease runs."""
     return and_(workers.c.stopped_at.is_(None), workers.c.seen_at > now_ms() - int(lease_seconds * 1000))
+
+
+def dead_owners(connection: Connection, owner: Column[Any], lease_seconds: float) -> set[str]:
+    """The values of this column, of which there is a small index, that are no living worker's."""
+    owners = set(connection.scalars(select(owner).where(owner.is_not(None)).distinct()))
+    return owners and owners - set(connection.scalars(select(workers.c.id).where(is_alive(lease_seconds))))
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,10 @@ class Service:
         self._programs.append(Program(process, log))
         return self._programs[-1]
 
+    def upgrade(self) -> None:
+        """`flask db upgrade`."""
+        assert self.run("-m", "flask", "db", "upgrade", name="upgrade").process.wait(30) == 0
+
     def web(self) -> Program:
         """`python3 app.py`, when it answers."""
         program = self.run("app.py", name="web")
