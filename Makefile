@@ -1,13 +1,14 @@
 # What you can do here: `make help`.
 
 .DEFAULT_GOAL := help
-.PHONY: help install run web worker inbox test check lock
+.PHONY: help install run web worker inbox flower example test check lock
 
 # The first of these that is there; the service needs 3.11 or newer.
 PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,$(shell \
 	command -v $(name) >/dev/null 2>&1 && $(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $(name))))
 # By -m and not by its script: a script's first line does not survive every path.
 RUN := .venv/bin/python -m
+PIN := $(RUN) uv pip compile --universal --generate-hashes --no-header --upgrade --quiet
 WORKERS ?= 4
 ARGS ?=
 
@@ -28,18 +29,31 @@ worker: .venv/.installed  ## the worker half of the pair
 inbox: .venv/.installed  ## the disposable inbox alone, for the pair without an account
 	@exec $(RUN) flask inbox
 
+flower: .venv/.installed-flower  ## Flower, which shows workers and tasks, on http://127.0.0.1:5555
+	@exec $(RUN) celery -A mailasync flower --conf=deploy/flowerconfig.py --address=127.0.0.1 --port=5555 $(ARGS)
+
+example: $(if $(wildcard examples/$(NAME)/Procfile),.venv/.installed-examples)  ## the examples there are; make example NAME=cafe runs one, on RabbitMQ
+	@if [ -z "$(NAME)" ]; then sed -n 's/^    \(make example NAME=\)/\1/p' examples/__init__.py; \
+	elif [ ! -f "examples/$(NAME)/Procfile" ]; then echo "there is no example $(NAME); make example lists them" >&2; exit 1; \
+	else PATH="$(CURDIR)/.venv/bin:$$PATH" exec $(RUN) honcho -e /dev/null -f "examples/$(NAME)/Procfile" start; fi
+
 test: .venv/.installed-dev  ## all tests; finds, installs or unpacks RabbitMQ and PostgreSQL first
 	@$(RUN) tests.services.provide
 	@$(RUN) pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
-check: .venv/.installed-dev  ## lint and types
+check: .venv/.installed-dev  ## lint and types, of Dockerfile and compose.yaml too
 	@$(RUN) ruff check .
 	@$(RUN) mypy
+	@.venv/bin/hadolint Dockerfile
+	@$(RUN) check_jsonschema --quiet --builtin-schema vendor.compose-spec compose.yaml
 
-lock: .venv/.installed-dev  ## pin requirements.txt and requirements-dev.txt anew from pyproject.toml
+lock: .venv/.installed-dev  ## pin the requirements anew from pyproject.toml
 	@.venv/bin/python -m pip install --quiet uv
-	@$(RUN) uv pip compile pyproject.toml --universal --generate-hashes --no-header --upgrade --quiet -o requirements.txt
-	@$(RUN) uv pip compile --group dev -c requirements.txt --universal --generate-hashes --no-header --upgrade --quiet -o requirements-dev.txt
+	@$(PIN) pyproject.toml -o requirements.txt
+	@$(PIN) --group flower -c requirements.txt -o requirements-flower.txt
+	@$(PIN) --group examples -o requirements-examples.txt
+	@$(PIN) --group thumbnail -o requirements-thumbnail.txt
+	@$(PIN) --group dev $(foreach one,.txt -flower.txt -examples.txt -thumbnail.txt,-c requirements$(one)) -o requirements-dev.txt
 
 .venv/.installed: requirements.txt
 	@if [ -z "$(PYTHON)" ]; then \
@@ -49,6 +63,14 @@ lock: .venv/.installed-dev  ## pin requirements.txt and requirements-dev.txt ane
 	@$(PYTHON) -m venv .venv
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch .venv/.installed
+
+.venv/.installed-flower: .venv/.installed requirements-flower.txt
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-flower.txt
+	@touch .venv/.installed-flower
+
+.venv/.installed-examples: .venv/.installed requirements-examples.txt
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-examples.txt
+	@touch .venv/.installed-examples
 
 .venv/.installed-dev: .venv/.installed requirements-dev.txt
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt

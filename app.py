@@ -10,6 +10,7 @@ The tutorial this service began with is three lines in a route; here is where ea
     return "sent", 200        the answer has the id, with which `GET /v1/messages/<id>` tells where the mail is
 """
 
+import hmac
 import logging
 import multiprocessing.util
 import os
@@ -18,25 +19,27 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NoReturn
 
 from celery.worker import WorkController, state
-from flask import Flask
+from flask import Blueprint, Flask, Response, request
 from granian import Granian
 from granian.constants import Interfaces
+from werkzeug.utils import import_string
 
 import mailasync
 from mailroom import commands, logs
-from mailroom.api import guard, health, messages, problems
+from mailroom.api import guard, health, jobs, messages, problems, waiting
 from mailroom.api.services import Services
 from mailroom.inbox import Inbox, Letters, PortTaken, create_blueprint
 from mailroom.mail.errors import MailroomError
 from mailroom.route import next_hop
 from mailroom.settings import PREFIX, Settings, database_url, hint_unprefixed, kubernetes_variables, load
 from mailroom.store.database import Database
+from mailroom.store.jobs import Jobs
 from mailroom.store.migrate import upgrade
 from mailroom.store.outbox import Outbox
 from mailroom.store.workers import Worker
@@ -49,8 +52,8 @@ STOP_SECONDS = 20
 PARENT_LOOK_SECONDS = 1.0
 
 
-def create_app(settings: Settings | None = None, *, database: Database | None = None) -> Flask:
-    """Make the application. It starts no thread and opens no connection before the first request."""
+def create_app(settings: Settings | None = None, *blueprints: Blueprint, database: Database | None = None) -> Flask:
+    """Make the application, with these blueprints of one's own. It starts no thread and opens no connection before the first request."""
     settings = settings or load()
     mailasync.configure(settings)
     database = database or Database(database_url(settings))
@@ -58,11 +61,12 @@ def create_app(settings: Settings | None = None, *, database: Database | None = 
     app.config["MAX_CONTENT_LENGTH"] = settings.REQUEST_MAX_BYTES  # Flask itself has no limit.
     app.json.sort_keys = False  # type: ignore[attr-defined]  # of the default provider
     app.extensions["mailasync"] = Services(
-        settings=settings, outbox=Outbox(database), relay=lambda: mailasync.start_relay(database), send=mailasync.sendMail.delay,
-        run=mailasync.runJob.delay, acceptance=mailasync.acceptance)
+        settings=settings, outbox=Outbox(database), jobs=Jobs(database, settings.LEASE_SECONDS), orders=mailasync.orders(settings),
+        relay=lambda: mailasync.start_relay(database), send=mailasync.sendMail.delay,
+        run=lambda job: mailasync.runJob.apply_async((job.id,), queue=job.queue))
     app.before_request(guard.check)
     app.before_request(partial(start_relay, database))  # In the process that serves, whichever server that is.
-    for blueprint in (problems.blueprint, messages.blueprint, health.blueprint, pages.blueprint):
+    for blueprint in (problems.blueprint, messages.blueprint, jobs.blueprint, health.blueprint, pages.blueprint, *blueprints):
         app.register_blueprint(blueprint)
     for command in commands.commands(up=partial(up, settings), inbox=partial(inbox, settings), upgrade=partial(db_upgrade, settings)):
         app.cli.add_command(command)
@@ -73,12 +77,15 @@ def start_relay(database: Database) -> None:
     mailasync.start_relay(database)
 
 
-def main() -> None:
-    """Serve on HOST and PORT; accepts mail whether a worker and RabbitMQ are there or not."""
+def main(*blueprints: str) -> None:
+    """Serve on HOST and PORT; accepts mail whether a worker and RabbitMQ are there or not.
+
+    `blueprints` of one's own are named, "package.module:blueprint", as the process that serves imports them anew.
+    """
     settings = load()
     if settings.BROKER_URL.startswith("memory:"):
         sys.exit("mailasync: memory:// is for `flask up`, where web and worker are one process; set another MAILASYNC_BROKER_URL")
-    serve(settings, loader=partial(serving_app, settings))
+    serve(settings, loader=partial(serving_app, settings, *blueprints))
 
 
 def up(settings: Settings, deliver: bool) -> None:
@@ -93,8 +100,8 @@ def up(settings: Settings, deliver: bool) -> None:
 
 def inbox(settings: Settings) -> None:
     """Serve the inbox alone."""
-    refuse_taken("127.0.0.1", settings.INBOX_SMTP_PORT, "INBOX_SMTP_PORT")
-    settings = replace(settings, HOST="127.0.0.1", PORT=settings.INBOX_PORT)
+    refuse_taken(settings.INBOX_HOST, settings.INBOX_SMTP_PORT, "INBOX_SMTP_PORT")
+    settings = replace(settings, HOST=settings.INBOX_HOST, PORT=settings.INBOX_PORT)
     serve(settings, loader=partial(inbox_app, settings), port_setting="INBOX_PORT")
 
 
@@ -116,14 +123,14 @@ def serve(settings: Settings, *, loader: "partial[Flask]", port_setting: str = "
     server.serve(target_loader=loader, wrap_loader=False)
 
 
-def serving_app(settings: Settings) -> Flask:
+def serving_app(settings: Settings, *blueprints: str) -> Flask:
     """In granian's child: the application on its opened database."""
-    start_child(settings)
+    start_child(settings, waiting.stop)
     try:
         database = mailasync.open_database(settings)
     except MailroomError as e:
         end_child(e)
-    app = create_app(settings, database=database)
+    app = create_app(settings, *map(import_string, blueprints), database=database)
     mailasync.start_relay(database)
     at_exit(mailasync.stop_relay)
     hop = next_hop(settings)
@@ -137,9 +144,9 @@ def serving_app(settings: Settings) -> Flask:
 
 def all_in_one(settings: Settings, deliver: bool) -> Flask:
     """In granian's child: the application, a worker thread and the inbox."""
-    start_child(settings)
-    mailasync.configure(settings)
     letters = Letters()
+    start_child(settings, waiting.stop, letters.stop)
+    mailasync.configure(settings)
     smtp = Inbox(port=settings.INBOX_SMTP_PORT, letters=letters)
     try:
         smtp.start()
@@ -163,21 +170,32 @@ def all_in_one(settings: Settings, deliver: bool) -> Flask:
 
 
 def inbox_app(settings: Settings) -> Flask:
-    """In granian's child: the inbox alone, behind the same guard."""
-    start_child(settings)
+    """In granian's child: the inbox alone, for this machine's user; for others with the API key."""
     letters = Letters()
-    smtp = Inbox(port=settings.INBOX_SMTP_PORT, letters=letters)
+    start_child(settings, letters.stop)
+    smtp = Inbox(settings.HOST, settings.INBOX_SMTP_PORT, letters=letters)
     try:
         smtp.start()
     except PortTaken as e:
         end_child(e)
     at_exit(smtp.stop)
-    say(f"the inbox takes mail on 127.0.0.1:{settings.INBOX_SMTP_PORT} and shows it at {url(settings)}/inbox/")
+    say(f"the inbox takes mail on {settings.HOST}:{settings.INBOX_SMTP_PORT} and shows it at {url(settings)}/inbox/")
     app = Flask("inbox")
     app.json.sort_keys = False  # type: ignore[attr-defined]  # of the default provider
-    app.before_request(guard.check_local)
+    app.before_request(guard.check_local if settings.listens_on_loopback else partial(check_key, settings.API_KEY))
+    app.add_url_rule("/livez", view_func=health.livez)
     app.register_blueprint(create_blueprint(letters, hint=curl(settings)))
     return app
+
+
+def check_key(key: str) -> Response | None:
+    """The refusal of whoever asks the inbox without the API key; a browser sends it as the password of any user."""
+    given = request.authorization
+    said = (given.token or given.password or "") if given else ""
+    if request.path == "/livez" or hmac.compare_digest(said.encode(), key.encode()):
+        return None
+    return problems.problem(401, "missing_api_key", "Not served without the API key", "expected the API key: as the password of any user, "
+                            "or in the header `Authorization: Bearer <API key>`", headers={"WWW-Authenticate": 'Basic realm="mailasync"'})
 
 
 def work_here(database: Database) -> Callable[[], None]:
@@ -199,9 +217,21 @@ def work_here(database: Database) -> Callable[[], None]:
     return end
 
 
-def start_child(settings: Settings) -> None:
+def start_child(settings: Settings, *at_signal: Callable[[], None]) -> None:
+    """The first thing in granian's child. `at_signal` ends what would let a request last on when the server is asked to stop."""
     logs.setup_web(settings)
+    asked, asks = os.pipe()
+    os.set_blocking(asks, False)
+    signal.set_wakeup_fd(asks, warn_on_full_buffer=False)  # The handlers are granian's; this tells of the signal beside them.
+    threading.Thread(target=end_at_signal, args=(asked, at_signal), name="signals", daemon=True).start()
     threading.Thread(target=end_with_parent, args=(os.getppid(),), name="parent", daemon=True).start()
+
+
+def end_at_signal(asked: int, acts: Sequence[Callable[[], None]]) -> None:
+    while os.read(asked, 1) not in (bytes([signal.SIGTERM]), bytes([signal.SIGINT])):
+        pass
+    for act in acts:
+        act()
 
 
 def end_with_parent(parent: int) -> None:

@@ -60,14 +60,14 @@ HOST: str = "127.0.0.1"
 #: TCP port. On a Mac, AirPlay may hold 5000: take another one, or turn AirPlay's receiver off.
 PORT: int = 5000
 
-#: Requests served at the same time; each waits in a thread for its commit.
-WEB_THREADS: int = 32
+#: Requests served at the same time, each in a thread; up to 64 of them may be clients that wait for a job.
+WEB_THREADS: int = 96
 
 #: What clients send as `Authorization: Bearer …`. "": only requests from this machine are served. Secret.
 API_KEY: str = ""
 
-#: Largest request body, in bytes; a larger one gets 413.
-REQUEST_MAX_BYTES: int = 1_000_000
+#: Largest request body, in bytes; a larger one gets 413. Enough for a photo.
+REQUEST_MAX_BYTES: int = 10_000_000
 
 # --- Queue and database -------------------------------------------------------------------------------------------
 
@@ -91,20 +91,26 @@ SIMULATED_WORK_SECONDS: float = 5.0
 #: Modules that register job types, separated by commas, like examples.cafe.jobs.
 JOBS: str = ""
 
-#: Jobs that one worker runs at the same time.
+#: Jobs that one worker runs at the same time. One is kept for each queue that has nothing running.
 JOB_SLOTS: int = 50
+
+#: How many of these may be in child processes; each takes some 30 MB. Jobs that only wait take threads instead.
+JOB_PROCESSES: int = 8
 
 # --- The disposable inbox -----------------------------------------------------------------------------------------
 
-#: TCP port of its SMTP server, on 127.0.0.1.
+#: Address to listen on when it runs alone (`flask inbox`), for mail and pages. Anything but loopback needs API_KEY.
+INBOX_HOST: str = "127.0.0.1"
+
+#: TCP port of its SMTP server.
 INBOX_SMTP_PORT: int = 1025
 
-#: TCP port of its pages when it runs alone (`flask inbox`), on 127.0.0.1.
+#: TCP port of its pages when it runs alone.
 INBOX_PORT: int = 8025
 
 # --- Logs ---------------------------------------------------------------------------------------------------------
 
-#: Path of a file that gets the log as well. "": only the terminal. Celery's --logfile wins for a worker.
+#: Path of a file that gets the log as well; logrotate may move it away. "": only the terminal. Celery's --logfile wins for a worker.
 LOG_FILE: str = ""
 
 #: text, or json: one object a line.

@@ -12,7 +12,8 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -27,24 +28,16 @@ from kombu.exceptions import OperationalError
 
 from mailroom import logs
 from mailroom.jobs import registry
-from mailroom.jobs.children import Children
-from mailroom.jobs.runner import Runner
-from mailroom.mail.delivery import Delivery
-from mailroom.mail.errors import InvalidMessage, MailroomError, MalformedJSON, StoreUnavailable
-from mailroom.mail.intake import message_from
-from mailroom.mail.message import Message
-from mailroom.mail.transport import Sessions
+from mailroom.mail.errors import MailroomError, StoreUnavailable
+from mailroom.order import Orders
 from mailroom.relay import Relay
 from mailroom.route import next_hop, schedule, sender
 from mailroom.settings import PAIR_BROKER_URL, Settings, SettingsError, database_url, load
-from mailroom.store.claims import Claims
+from mailroom.station import Station
 from mailroom.store.database import Database
-from mailroom.store.jobs import Jobs
 from mailroom.store.migrate import check, upgrade
-from mailroom.store.outbox import Acceptance, NewJob, Outbox, is_id, new_id
+from mailroom.store.outbox import Outbox, is_id
 from mailroom.store.sweeps import Sweeps
-from mailroom.store.workers import Worker
-from mailroom.sweeper import Sweeper
 
 log = logging.getLogger("mailasync")
 
@@ -115,9 +108,10 @@ class Nudge(Task):  # type: ignore[type-arg]  # celery-types makes Task generic,
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> AsyncResult[Any]:  # type: ignore[override]  # narrower
         relay = _process.relay
-        if relay is not None and not kwargs and args and len(args) == 1 and isinstance(args[0], str):
+        if relay is not None and not kwargs and args and len(args) == 1 and is_uuid(args[0]):
             relay.offer(args[0], queue=options.get("queue") or celery_app.conf.task_routes[self.name]["queue"])
             return AsyncResult(args[0], app=celery_app)
+        options.pop("producer", None)  # Celery beat brings its own, which may wait for ever.
         connection = bounded_connection()
         try:
             return self.publish(Producer(connection), args, kwargs, **options)
@@ -133,19 +127,11 @@ class Nudge(Task):  # type: ignore[type-arg]  # celery-types makes Task generic,
 @celery_app.task(name="mailasync.sendMail", bind=True, base=Nudge)
 def sendMail(task: Task, *args: Any, **kwargs: Any) -> None:  # type: ignore[type-arg]
     """Deliver the mails of these ids; or accept a mail that a Celery client sent as the JSON object of `POST /`."""
-    station = _process.station
-    if station is None:
-        time.sleep(REQUEUE_WAIT_SECONDS)
-        raise Reject("this worker has not started", requeue=True)
-    try:
+    with settling() as station:
         if nudge := read_nudge(args, kwargs):
             settled = station.deliver(nudge[0], outbox_id=nudge[1])
         else:
             settled = station.accept(str(task.request.id), (args[0] if len(args) == 1 else list(args)) if args else kwargs)
-    except StoreUnavailable as e:
-        log.error("%s; the message goes back to the queue", e)
-        time.sleep(REQUEUE_WAIT_SECONDS)
-        settled = False
     if not settled:
         raise Reject("not settled", requeue=True)
 
@@ -155,15 +141,46 @@ def read_nudge(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[str
     if kwargs or len(args) != 2 or not isinstance(args[0], list) or not isinstance(args[1], str):
         return None
     ids, outbox_id = args
-    known = re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", outbox_id)
-    return (ids, outbox_id) if known and all(isinstance(id, str) and is_id(id) for id in ids) else None
+    return (ids, outbox_id) if is_uuid(outbox_id) and all(isinstance(id, str) and is_id(id) for id in ids) else None
 
 
 @celery_app.task(name="mailasync.runJob", bind=True, base=Nudge)
 def runJob(task: Task, *args: Any, **kwargs: Any) -> None:  # type: ignore[type-arg]
-    """Look for a job to run. Which one is the outbox's matter; the task is done, and acknowledged, when a slot was woken."""
-    if _process.station is not None:
-        _process.station.runner.wake()
+    """Look for jobs to run; or accept one that a Celery client sent: the JSON object of `POST /v1/jobs`, or its name and arguments.
+
+    The task is done, and acknowledged, before the job begins: how long that takes is no matter of the broker's.
+    """
+    with settling() as station:
+        if kwargs or len(args) != 1 or not is_uuid(args[0]):
+            station.accept_job(str(task.request.id), read_job(args, kwargs))
+        station.runner.wake()
+
+
+def read_job(args: Sequence[Any], kwargs: Mapping[str, Any]) -> object:
+    """The object of `POST /v1/jobs` in what a Celery client sent: `{...}`, or `"coffee"`, or `"coffee", {"cups": 2}`."""
+    if args and isinstance(args[0], str) and len(args) <= 2 and not kwargs:
+        return {"name": args[0], "args": args[1] if len(args) == 2 else {}}
+    return (args[0] if len(args) == 1 else list(args)) if args else dict(kwargs)
+
+
+def is_uuid(value: object) -> bool:
+    """Whether it is the id of an outbox, or of a row and nothing else that a client may send."""
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", value) is not None
+
+
+@contextmanager
+def settling() -> Iterator[Station]:
+    """What this process works with; while it cannot, the task goes back to its queue."""
+    station = _process.station
+    if station is None:
+        time.sleep(REQUEUE_WAIT_SECONDS)
+        raise Reject("this worker has not started", requeue=True)
+    try:
+        yield station
+    except StoreUnavailable as e:
+        log.error("%s; the message goes back to the queue", e)
+        time.sleep(REQUEUE_WAIT_SECONDS)
+        raise Reject("not settled", requeue=True) from None
 
 
 def bounded_connection() -> Connection:
@@ -181,17 +198,9 @@ def load_jobs(settings: Settings) -> None:
             raise SettingsError(f"MAILASYNC_JOBS: expected modules that can be imported, got {name!r}: {e}") from None
 
 
-def acceptance(message: Message, work_seconds: float, *, id: str = "") -> Acceptance:
-    """What accepting this message writes: its Message-ID is fixed here, and a job before it if there is work to simulate."""
-    id, job = id or new_id(), None
-    if work_seconds:
-        kind = registry.job_type("simulate")
-        job = NewJob(id=new_id(), name=kind.name, args={"seconds": work_seconds}, queue=kind.queue,
-                     timeout_seconds=kind.timeout_seconds, max_attempts=kind.max_attempts)
-    # A client chose the id of a task, so it may hold anything; what goes into a header may not.
-    local = id if re.fullmatch(r"[A-Za-z0-9-]{1,64}", id) else new_id()
-    domain = sender(_process.settings).address.rpartition("@")[2]
-    return Acceptance(id=id, message=message, message_id=f"{local}@{domain}", job=job)
+def orders(settings: Settings) -> Orders:
+    """Reads what clients order, over HTTP or over the queue."""
+    return Orders(sender(settings).address.rpartition("@")[2])
 
 
 def open_database(settings: Settings, *, file_name: str = "mailasync.sqlite3") -> Database:
@@ -231,72 +240,6 @@ def stop_relay() -> None:
     relay, _process.relay = _process.relay, None
     if relay is not None:
         relay.stop()
-
-
-class Station:
-    """What makes a process a worker: heartbeat, sweeper, deliveries and jobs, on one database."""
-
-    def __init__(self, settings: Settings, database: Database, *, name: str, queues: Sequence[str], connections: int) -> None:
-        self.database = database
-        self.outbox = Outbox(database)
-        self.settings = settings
-        owner = str(uuid.uuid4())
-        self.hop = next_hop(settings)
-        self.relay = start_relay(database)
-        self.worker = Worker(database, owner, name, queues)
-        jobs = Jobs(database, owner, settings.LEASE_SECONDS)
-        claims = Claims(database, owner, settings.LEASE_SECONDS)
-        self.delivery = Delivery(claims, Sessions(self.hop), sender(settings), schedule(settings), settings.ON_UNCERTAIN, connections)
-        self.runner = Runner(jobs, [queue for queue in queues if queue in registry.queues()], slots=settings.JOB_SLOTS,
-                             children=Children(registry.modules(settings.JOBS)), queued=self._queue)
-        sweeps = sweeps_of(settings, database)
-        sweeps.log_in_again()
-        self.sweeper = Sweeper(sweeps, claims, self.worker, jobs, self.relay, self.runner.wake, settings.LEASE_SECONDS)
-        self.sweeper.start()
-        log.info("worker %s: mail goes to %s; outbox %r", name, self.hop, database)
-
-    def _queue(self, id: str) -> None:
-        self.relay.offer(id, queue="mail")
-
-    def deliver(self, ids: list[str], *, outbox_id: str) -> bool:
-        """Deliver what a nudge names. False: it is to go back to the queue."""
-        if outbox_id != self.database.outbox_id:
-            log.error("this worker reads outbox %s (%r), but the nudge is from outbox %s: web and worker need the same "
-                      "MAILASYNC_DATABASE_URL", self.database.outbox_id, self.database, outbox_id)
-            return True
-        return self.delivery.deliver(ids)
-
-    def accept(self, id: str, mail: object) -> bool:
-        """Accept what a Celery client sent; what is no mail is recorded as failed under the task's id, with the reason."""
-        if isinstance(mail, str) and is_id(mail) and self.outbox.standing(mail):
-            return self.delivery.deliver([mail])  # sendMail.delay(id), from a process that runs no relay
-        if not is_id(id):
-            asked, id = id, new_id()
-            log.error("a task's id of %d characters is none that a message can have; it is recorded as %s", len(asked), id)
-        try:
-            accepted = acceptance(message_from(mail), self.settings.SIMULATED_WORK_SECONDS, id=id)
-        except (MalformedJSON, InvalidMessage) as e:
-            log.error("task %s is no mail that can be accepted; see GET /v1/messages/%s", id, id)
-            accepted = Acceptance(id=id, message=Message(to=()), message_id=f"{new_id()}@localhost", failed=str(e))
-        if self.outbox.accept(accepted) and not accepted.failed:
-            if accepted.job:
-                self.runner.wake()
-            else:
-                self.relay.offer(id, queue="mail")
-        return True
-
-    def close(self) -> None:
-        """End in order: nothing is left that anybody would have to wait for."""
-        self.delivery.stop()
-        self.delivery.close()
-        self.runner.close()
-        self.sweeper.stop()
-        stop_relay()
-        try:
-            self.worker.stop()
-        except StoreUnavailable as e:
-            log.error("%s", e)
-        self.database.close()
 
 
 @dataclass
@@ -346,12 +289,18 @@ def _start_station(sender: Any, **kwargs: object) -> None:
         refuse_other_queues()
         database = _process.database or open_database(settings)
         _process.station = Station(settings, database, name=sender.hostname, queues=list(celery_app.amqp.queues.consume_from),
-                                   connections=min(settings.SMTP_CONNECTIONS, int(sender.concurrency)))
+                                   connections=min(settings.SMTP_CONNECTIONS, int(sender.concurrency)), relay=start_relay(database),
+                                   orders=orders(settings))
     except MailroomError as e:
         raise SystemExit(f"mailasync: {e}") from None
     except Exception as e:  # Celery swallows it, and the worker would go on without a station.
         log.exception("the worker cannot start")
         raise SystemExit(f"mailasync: {type(e).__name__}") from None
+
+
+@signals.worker_ready.connect
+def _say_where_mail_goes(**kwargs: object) -> None:
+    log.info("%s", _process.station)  # Not at the start: Celery sets the log up after that.
 
 
 def refuse_other_queues() -> None:
@@ -382,6 +331,7 @@ def _close_station(**kwargs: object) -> None:
     station, _process.station = _process.station, None
     if station is not None:
         station.close()
+        _process.relay = None
 
 
 @signals.after_setup_logger.connect

@@ -2,13 +2,13 @@
 
 The road, each step with its file:
 
-    api/messages.py     bytes of a POST -> mail/message.py Message; problems.py says what is wrong with them
+    api/messages.py     bytes of a POST -> order.py -> mail/message.py Message, store/jobs.py NewJob; problems.py says what is wrong
     store/outbox.py     accept: rows on disk, by store/database.py many requests in one commit; only then 200
-    jobs/runner.py      where work comes first: a job in a thread or a child process; its end lets the mail go
+    jobs/runner.py      where work comes first: a job in a thread or a child process; store/runs.py: its end lets the mail go
     relay.py            the id goes to RabbitMQ, from an own thread; what it cannot publish, the sweeper publishes later
-    mailasync.py        a worker's sendMail gets ids and calls mail/delivery.py deliver
+    mailasync.py        a worker's sendMail gets ids, and station.py, what a worker is made of, calls mail/delivery.py deliver
     store/claims.py     claim: the rows are this worker's
-    mail/compose.py     RFC 5322 bytes
+    mail/compose.py     RFC 5322 bytes; mail/template.py fills in how the job ended
     mail/transport.py   MAIL, RCPT, DATA over a yagmail session that stays open; mail/link.py reads what the server says
     store/claims.py     fence: before the payload, whether it is still ours
     store/claims.py     finish: per recipient, with the server's words

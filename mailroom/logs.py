@@ -6,6 +6,8 @@ import re
 import socket
 import sys
 from datetime import UTC, datetime
+from logging.handlers import WatchedFileHandler
+from pathlib import Path
 
 from mailroom.settings import Settings
 
@@ -36,8 +38,8 @@ class NoPersonalData(logging.Filter):
 
 
 def _masked(found: re.Match[str]) -> str:
-    """The names of workers look like addresses, and stay."""
-    return found[0] if found[0].rstrip(".:").endswith(f"@{_HOST_NAME}") else "<address>"
+    """The names of workers look like addresses, and so does a broker whose password Celery has masked; both stay."""
+    return found[0] if found[0].startswith("**@") or found[0].rstrip(".:").endswith(f"@{_HOST_NAME}") else "<address>"
 
 
 class JSONFormatter(logging.Formatter):
@@ -63,7 +65,8 @@ def finish_setup(settings: Settings, logger: logging.Logger) -> None:
     """Add LOG_FILE, the format, and the filter to the handlers that `logger` has."""
     logging.getLogger("alembic").setLevel(logging.WARNING)
     if settings.LOG_FILE and not any(isinstance(handler, logging.FileHandler) for handler in logger.handlers):
-        to_file = logging.FileHandler(settings.LOG_FILE)
+        # Watched, as Celery's own for --logfile: when logrotate has moved the file away, the next line begins a new one.
+        to_file = WatchedFileHandler(Path(settings.LOG_FILE).expanduser(), encoding="utf-8")
         to_file.setFormatter(formatter(settings))
         logger.addHandler(to_file)
     for handler in logger.handlers:

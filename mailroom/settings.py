@@ -61,6 +61,8 @@ class Settings:
     SIMULATED_WORK_SECONDS: float
     JOBS: str
     JOB_SLOTS: int
+    JOB_PROCESSES: int
+    INBOX_HOST: str
     INBOX_SMTP_PORT: int
     INBOX_PORT: int
     LOG_FILE: str
@@ -160,7 +162,8 @@ def refuse_unknown(given: Mapping[str, str], *, known: Mapping[str, Any]) -> Non
 
 def refuse_wrong_forms(settings: Settings) -> None:
     """Stop at what has the right type and still cannot be used."""
-    for name in ("SMTP_CONNECTIONS", "WEB_THREADS", "JOB_SLOTS", "REQUEST_MAX_BYTES", "LEASE_SECONDS", "SMTP_TIMEOUT_SECONDS"):
+    for name in ("SMTP_CONNECTIONS", "WEB_THREADS", "JOB_SLOTS", "JOB_PROCESSES", "REQUEST_MAX_BYTES", "LEASE_SECONDS",
+                 "SMTP_TIMEOUT_SECONDS"):
         if getattr(settings, name) < 1:
             raise SettingsError(f"{PREFIX}{name}: expected at least 1, got {getattr(settings, name)!r}")
     for name in ("PORT", "SMTP_PORT", "INBOX_PORT", "INBOX_SMTP_PORT"):
@@ -170,6 +173,11 @@ def refuse_wrong_forms(settings: Settings) -> None:
         path = getattr(settings, name)
         if path and not Path(path).expanduser().is_file():
             raise SettingsError(f"{PREFIX}{name}: expected a readable file, got {path!r}")
+    try:
+        if settings.LOG_FILE:
+            Path(settings.LOG_FILE).expanduser().open("ab").close()
+    except OSError as e:
+        raise SettingsError(f"{PREFIX}LOG_FILE: expected a file that can be written, got {settings.LOG_FILE!r}: {e.strerror}") from None
     for name, schemes in (("BROKER_URL", ("amqp", "pyamqp", "amqps", "memory")), ("DATABASE_URL", ("sqlite", "postgresql"))):
         value = getattr(settings, name)
         scheme = value.partition(":")[0].partition("+")[0]
@@ -184,8 +192,9 @@ def refuse_contradictions(settings: Settings, given: Mapping[str, str]) -> None:
     for variable in ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL"):
         if given.get(variable, broker) != broker:  # Celery itself would let it win over ours, in silence.
             raise SettingsError(f"{variable} differs from {PREFIX}BROKER_URL; unset it, or set both to the same broker")
-    if not settings.listens_on_loopback and not settings.API_KEY:
-        raise SettingsError(f"{PREFIX}HOST={settings.HOST!r} can be reached from other machines; set {PREFIX}API_KEY as well")
+    for name in ("HOST", "INBOX_HOST"):
+        if not is_loopback(host := getattr(settings, name)) and not settings.API_KEY:
+            raise SettingsError(f"{PREFIX}{name}={host!r} can be reached from other machines; set {PREFIX}API_KEY as well")
     logs_in = settings.MAIL_PASSWORD or settings.MAIL_OAUTH2_FILE
     if settings.SMTP_SECURITY == "none" and logs_in and settings.SMTP_AUTH == "on" and not is_loopback(settings.SMTP_HOST):
         raise SettingsError(f"{PREFIX}SMTP_SECURITY=none would send the password in clear to {settings.SMTP_HOST or 'Gmail'}; "

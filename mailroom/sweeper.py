@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from mailroom.mail.errors import StoreUnavailable
 from mailroom.relay import Relay
 from mailroom.store.claims import Claims
-from mailroom.store.jobs import Jobs
+from mailroom.store.runs import Runs
 from mailroom.store.sweeps import BATCH_MAX, Nudge, Sweeps
 from mailroom.store.workers import Worker
 
@@ -28,9 +28,9 @@ class Sweeper:
     sweeps: Sweeps
     claims: Claims
     worker: Worker
-    jobs: Jobs
+    runs: Runs
     relay: Relay
-    wake_jobs: Callable[[], None]
+    watch_jobs: Callable[[], None]
     lease_seconds: float
     _stopping: threading.Event = field(default_factory=threading.Event)
 
@@ -50,7 +50,7 @@ class Sweeper:
 
     def sweep(self) -> None:
         """One round. A step that fails is tried again with the next round, and keeps no other from its turn."""
-        for step in (self._give_back_abandoned, self._give_back_orphans, self._publish_due, self._publish_lost, self.wake_jobs):
+        for step in (self._give_back_abandoned, self._give_back_orphans, self._publish_due, self._publish_lost, self.watch_jobs):
             try:
                 step()
             except StoreUnavailable:
@@ -59,7 +59,7 @@ class Sweeper:
                 log.exception("%s failed", step.__name__)
 
     def _give_back_abandoned(self) -> None:
-        if count := self.sweeps.abandoned(self.claims) + self.jobs.give_back_abandoned():
+        if count := self.sweeps.abandoned(self.claims) + self.runs.give_back_abandoned():
             log.warning("%d messages or jobs that no thread works on were given back", count)
 
     def _give_back_orphans(self) -> None:
@@ -67,7 +67,7 @@ class Sweeper:
             return
         if count := self.sweeps.orphans():
             log.warning("%d messages of a lost worker were given back", count)
-        for id in self.jobs.orphans():
+        for id in self.runs.orphans():
             self.relay.offer(id, queue="mail")
 
     def _publish_due(self) -> None:

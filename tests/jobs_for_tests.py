@@ -1,10 +1,16 @@
 """Job types that the tests of running jobs need; loaded by JOBS=tests.jobs_for_tests."""
 
+import ctypes
 import os
+import subprocess
 import sys
+import threading
 import time
+from importlib import import_module
+from pathlib import Path
+from typing import Any
 
-from mailroom.jobs.registry import Progress, job
+from mailroom.jobs.registry import File, Interrupted, Progress, job
 
 
 @job("add")
@@ -77,3 +83,195 @@ def odd_words(kind: str) -> None:
 @job("odd result", isolated=False)
 def odd_result() -> object:
     return object()
+
+
+@job("nap")
+def nap(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+# --- for tests/test_children.py; a `mark` is a file that says that the job came to this point -------------------------
+
+@job("end")
+def end(how: str) -> object:
+    """Do the worst."""
+    match how:
+        case "segfault":
+            ctypes.string_at(0)
+        case "recursion":
+            return end(how)
+        case "nested":
+            nested: list[Any] = []
+            for _ in range(100_000):
+                nested = [nested]
+            return nested
+        case "100 MB":
+            return "x" * 100_000_000
+        case "NaN":
+            return float("nan")
+        case "no type":
+            return File("a", b"b", None)  # type: ignore[arg-type]  # as an untyped job might
+        case "long name":
+            return File("x" * 20_000_000, b"")
+        case "close all":
+            os.closerange(0, 1000)
+        case "mute":
+            os.closerange(100, 110)
+            time.sleep(60)
+        case "leave a copy and die":
+            if os.fork() == 0:
+                time.sleep(60)
+            os._exit(9)
+        case "broken words":
+            raise type("Odd", (Exception,), {"__str__": lambda self: 1})
+        case _:
+            raise {"keyboard": KeyboardInterrupt, "generator": GeneratorExit}[how]
+    return None
+
+
+@job("close streams")
+def close_streams() -> None:
+    sys.stdout.close()
+    for fd in range(3):
+        os.close(fd)
+    os.chdir("/")
+
+
+@job("streams")
+def streams() -> list[str]:
+    print("here again")
+    return [sys.stdin.read(), os.getcwd()]
+
+
+@job("print")
+def prints(lines: list[str], megabytes: int = 0) -> str:
+    for line in lines:
+        print(line)
+    print("to stderr", file=sys.stderr)
+    subprocess.run(["sh", "-c", "printf 'by a child of its own: \\377'"], check=True)
+    if megabytes:
+        subprocess.run(["dd", "if=/dev/zero", "bs=1000000", f"count={megabytes}", "status=none"], check=True)
+    return "printed"
+
+
+@job("print later")
+def print_later(go: str) -> None:
+    """Leave a process behind, which prints when there is a file `go`, and makes another one when it has."""
+    subprocess.Popen(["sh", "-c", f"while [ ! -e {go} ]; do sleep 0.02; done; echo later; touch {go}.done"])
+
+
+@job("made")
+def made(size: int) -> File:
+    return File("bytes.bin", bytes(range(256)) * (size // 256), "application/x-bytes")
+
+
+@job("cleans up")
+def cleans_up(mark: str, progress: Progress, waits: bool = True) -> str:
+    Path(mark).touch()
+    try:
+        while True:
+            progress.wait(60) if waits else progress(0.5, "on and on")
+    except Interrupted:
+        Path(mark).write_text("cleaned up")
+        return "as if nothing had been"
+
+
+@job("deaf")
+def deaf(mark: str, progress: Progress) -> None:
+    progress(0.1, "begun")
+    Path(mark).touch()
+    time.sleep(60)
+
+
+@job("meet")
+def meet(directory: str, n: int, progress: Progress) -> int:
+    """Return when `n` of these are here at the same time."""
+    Path(directory, str(os.getpid())).touch()
+    while len(os.listdir(directory)) < n:
+        progress.wait(0.02)
+    return os.getpid()
+
+
+@job("count and die")
+def count_and_die(mark: str) -> None:
+    with open(mark, "a") as file:
+        file.write("x")
+    os._exit(9)
+
+
+@job("copy")
+def copies(progress: Progress) -> list[Any]:
+    """Fork twice: one copy returns, the other exits as a program does."""
+    statuses = []
+    for code in (0, 3):
+        pid = os.fork()
+        if pid == 0:
+            progress(0.9, "I am a copy")
+            progress.wait(0)
+            if code:
+                sys.exit(code)
+            return ["I am a copy"]
+        statuses.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    return statuses
+
+
+@job("forge")
+def forge() -> str:
+    """Answer in the name of another job, as a line that is still on its way would."""
+    for fd in range(100, 104):
+        try:
+            os.write(fd, b'{"id": "another", "result": "stale"}\n')
+        except OSError:
+            continue
+    return "own"
+
+
+@job("leave a thread")
+def leave_a_thread(mark: str, progress: Progress) -> None:
+    def report() -> None:
+        try:
+            while True:
+                progress(0.5, "from the past")
+        except Interrupted:
+            Path(mark).touch()
+    threading.Thread(target=report).start()
+
+
+@job("fractions")
+def fractions(progress: Progress) -> None:
+    for fraction in (0.25, float("nan"), float("inf"), -float("inf")):
+        progress(fraction, "x" * 1000)
+    progress(None)  # type: ignore[arg-type]  # as an untyped job might
+
+
+@job("place")
+def place() -> dict[str, Any]:
+    """Say what the process has and is."""
+    group = Path("/proc/self/autogroup")
+    return {"nice": os.nice(0), "autogroup": group.read_text() if group.exists() else "nice 5", "flask": "flask" in sys.modules}
+
+
+@job("application", app_context=True)
+def application(progress: Progress) -> list[Any]:
+    progress(0.5, "within")
+    app = import_module("flask").current_app
+    return [app.name, id(app._get_current_object())]
+
+
+@job("size")
+def size(image: bytes) -> int:
+    return len(image)
+
+
+@job("burn")
+def burn(seconds: float) -> None:
+    """Keep a CPU busy."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        sum(range(1000))
+
+
+@job("in flask", app_context=True)
+def in_flask() -> str:
+    name: str = sys.modules["flask"].current_app.name  # Not imported here: most children need no Flask.
+    return name

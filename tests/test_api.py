@@ -78,7 +78,9 @@ def test_the_tutorials_post_answers_200_with_the_id_and_waits_for_the_work(clien
     standing = outbox(app).standing(answer.json["id"])
     assert standing
     assert standing.job
-    assert (standing.job["name"], json.loads(standing.job["args"])) == ("simulate", {"seconds": 5.0})
+    assert standing.job["name"] == "simulate"
+    job = client.get(f"/v1/jobs/{standing.job['id']}").json
+    assert job and job["args"] == {"seconds": 5.0}
 
 
 def test_a_message_of_v1_is_queued_at_once(client: FlaskClient) -> None:
@@ -137,13 +139,13 @@ def test_another_media_type_is_415(client: FlaskClient, content_type: str) -> No
 
 
 def test_a_body_that_is_too_large_is_413_and_says_the_limit(client: FlaskClient) -> None:
-    answer = client.post("/", json=MAIL | {"contents": "x" * 1_000_001})
+    answer = client.post("/", json=MAIL | {"contents": "x" * 10_000_001})
     assert answer.status_code == 413
-    assert "1000000 bytes" in json.loads(answer.data)["detail"]
+    assert "10000000 bytes" in json.loads(answer.data)["detail"]
 
 
 def test_a_body_without_a_length_has_the_same_limit(client: FlaskClient) -> None:
-    body = io.BytesIO(json.dumps(MAIL | {"contents": "x" * 3_000_000}).encode())
+    body = io.BytesIO(json.dumps(MAIL | {"contents": "x" * 11_000_000}).encode())
     answer = client.post("/", input_stream=body, content_type="application/json", environ_overrides={"wsgi.input_terminated": True})
     assert answer.status_code == 413
 

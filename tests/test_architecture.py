@@ -15,13 +15,15 @@ TREES = {".".join(file.relative_to(PROJECT).with_suffix("").parts).removesuffix(
 SERVICES, TRADE = "mail jobs relay sweeper webhook store settings", "mail.message mail.errors settings"
 #: What each part may import of ours besides itself; the longest name that fits a module is its part.
 MAY_IMPORT = {
-    "app": f"mailasync web api inbox commands logs route {SERVICES}", "mailasync": f"logs route {SERVICES}", "route": "mail settings",
-    "commands": f"api {SERVICES}",
-    "web": f"api {SERVICES}", "api": SERVICES, "jobs": f"store {TRADE}", "relay": f"store {TRADE}", "sweeper": f"relay jobs store {TRADE}",
+    "app": f"mailasync web api inbox commands logs route {SERVICES}", "mailasync": f"logs route order station {SERVICES}",
+    "station": f"route order {SERVICES}", "order": "mail jobs store", "route": "mail settings", "commands": f"api {SERVICES}",
+    "web": f"api {SERVICES}", "api": f"order {SERVICES}",
+    "jobs": f"store mail.schedule {TRADE}", "relay": f"store {TRADE}", "sweeper": f"relay jobs store {TRADE}",
     "webhook": f"store {TRADE}", "store": TRADE, "mail": "settings", "mail.message": TRADE, "mail.errors": TRADE, "inbox": "",
     "logs": "settings", "settings": "default_settings", "migrations": "store", "default_settings": "", "mailroom": ""}
-MAY_KNOW = {"sqlalchemy": "store migrations", "alembic": "store migrations", "flask": "app web api inbox", "werkzeug": "api inbox",
-            "yagmail": "mail.transport mail.oauth2", "celery": "app mailasync", "amqp": "mailasync relay", "kombu": "mailasync relay"}
+MAY_KNOW = {"sqlalchemy": "store migrations", "alembic": "store migrations", "flask": "app web api inbox", "werkzeug": "app api inbox",
+            "yagmail": "mail.transport mail.oauth2", "celery": "app mailasync", "amqp": "mailasync relay", "kombu": "mailasync relay",
+            "jinja2": "mail.template", "PIL": "jobs.thumbnail"}
 DOES_NOTHING = """import sys, threading; told = []
 def hook(event, args):  # urllib3 looks whether there is IPv6 by binding port 0 for a moment.
     if event in ("socket.connect", "socket.bind", "sqlite3.connect", "os.fork") and args[1:] != (("::1", 0),): told.append(event)

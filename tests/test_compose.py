@@ -4,6 +4,7 @@ import email
 import random
 import re
 import time
+from dataclasses import replace
 from email import policy
 from email.header import decode_header, make_header
 from email.message import EmailMessage
@@ -12,7 +13,7 @@ from email.utils import getaddresses
 import pytest
 
 from mailroom.mail.compose import both_forms, compose, plain_text
-from mailroom.mail.message import Address, Claim, Message
+from mailroom.mail.message import Address, Attachment, Claim, JobFacts, Message
 
 ALICE = Address("alice@example.org")
 CREATED_AT_MS = 1_790_000_000_123
@@ -33,6 +34,18 @@ NAMES = ("", "Bob", "Doe, Bob", 'Bob "the" Builder', "Bob \\ Bob", "Grüße, Mü
 def claim(message: Message, *, id: str = "0198f6a0-0000-7000-8000-000000000001", attempt: int = 1) -> Claim:
     return Claim(id=id, attempt=attempt, message_id=f"{id}@example.org", created_at_ms=CREATED_AT_MS, message=message,
                  pending=tuple(range(len(message.to))))
+
+
+def with_file(file: Attachment, *, message: Message = Message(to=(ALICE,), subject="Done", text="Here it is."),
+              status: str = "succeeded", message_id: str = "1@example.org") -> Claim:
+    job = JobFacts(id="1", name="thumbnail", status=status, error="" if status == "succeeded" else "no such image", file=file)
+    return Claim(id="1", attempt=1, message_id=message_id, created_at_ms=CREATED_AT_MS, message=message, pending=(0,), job=job)
+
+
+def attached(data: bytes) -> EmailMessage:
+    part, = read(data).iter_attachments()
+    assert isinstance(part, EmailMessage)
+    return part
 
 
 def read(data: bytes) -> EmailMessage:
@@ -198,3 +211,99 @@ def _seconds(mail: Claim) -> float:
     for _ in range(20):
         compose(mail, sender=ALICE)
     return (time.perf_counter() - started) / 20
+
+
+PDF = Attachment("report.pdf", "application/pdf", b"%PDF-1.7\r\n\0\xff")
+
+
+@pytest.mark.parametrize("content", [b"", b"a", b"a" * 57, b"a" * 58, bytes(range(256)) * 300, b"\r\n.\r\n", b"\n--=_file_x--\n",
+                                     b"From x\n"])
+def test_a_file_arrives_as_it_was_made(content: bytes) -> None:
+    data = compose(with_file(Attachment("a.bin", "image/png", content)), sender=ALICE)
+    assert attached(data).get_payload(decode=True) == content
+    assert attached(data).get_content_type() == "image/png"
+    assert [part.get_content_type() for part in read(data).walk()] \
+        == ["multipart/mixed", "multipart/alternative", "text/plain", "text/html", "image/png"]
+    assert [part.defects for part in read(data).walk() if part.defects] == []
+    assert body(read(data), "plain") == "Here it is."
+    assert body(read(data), "html") == both_forms(Message(to=(ALICE,), text="Here it is."))[1]
+
+
+def test_a_file_goes_over_the_wire_in_short_lines_of_ascii() -> None:
+    data = compose(with_file(Attachment("ü" * 300, "image/png", bytes(range(256)) * 300)), sender=ALICE)
+    assert data.isascii() and b"\0" not in data
+    assert data.count(b"\r") == data.count(b"\n") == data.count(b"\r\n")
+    assert max(map(len, data.split(b"\r\n"))) <= 998
+    assert {len(line) for line in data.partition(b"base64")[2].partition(b"\r\n\r\n")[2].split(b"\r\n")[:-3]} == {76}
+
+
+@pytest.mark.parametrize(("name", "shown"), [
+    ("report.pdf", "report.pdf"), ("my  report (1).pdf", "my  report (1).pdf"), ("Grüße.pdf", "Grüße.pdf"), ("日本語.pdf", "日本語.pdf"),
+    ("👩‍👩‍👧.png", "👩‍👩‍👧.png"), ('the "best".pdf', 'the "best".pdf'), ("a;b=c, d'e%20f.txt", "a;b=c, d'e%20f.txt"),
+    ("=?utf-8?q?x?=.txt", "=?utf-8?q?x?=.txt"), ("utf-8''x.txt", "utf-8''x.txt"), ("../../etc/passwd", "passwd"), ("/tmp/x/a.png", "a.png"),
+    ("C:\\Users\\bob\\a.png", "a.png"), ("..\\..\\a.png", "a.png"), ("..", "file"), (".", "file"), ("", "file"), (" ", "file"),
+    ("a/", "file"), ("\r\n", "file"), (".bashrc", ".bashrc"),
+    ("a.txt\r\nBcc: eve@example.org", "a.txtBcc: eve@example.org"), ("a\0b.txt", "ab.txt"), ("a\ud800b.txt", "ab.txt"),
+    ("\u202egpj.exe", "gpj.exe"), ("a\u2028b\x85.txt", "ab.txt"), ("x" * 300, "x" * 255), ("x" * 300 + ".pdf", "x" * 251 + ".pdf"),
+    ("ü" * 300 + ".pdf", "ü" * 125 + ".pdf"), ("a." + "x" * 300, "a." + "x" * 253), ('"' * 300, '"' * 255)])
+def test_a_file_has_its_name_and_no_path(name: str, shown: str) -> None:
+    data = compose(with_file(Attachment(name, "image/png", b"x")), sender=ALICE)
+    assert attached(data)["Content-Disposition"].params["filename"] == shown  # get_filename() takes quotes away.
+    assert attached(data).get_content_disposition() == "attachment"
+    assert attached(data).keys() == ["Content-Type", "MIME-Version", "Content-Transfer-Encoding", "Content-Disposition"]
+    assert attached(data).get_payload(decode=True) == b"x"
+    assert "Bcc" not in read(data)
+
+
+@pytest.mark.parametrize(("given", "written"), [
+    ("image/png", "image/png"), ("image/svg+xml", "image/svg+xml"), ("application/vnd.ms-excel", "application/vnd.ms-excel"),
+    ("", "application/octet-stream"), ("png", "application/octet-stream"), ("image/", "application/octet-stream"),
+    ("image/png\r\nBcc: eve@example.org", "application/octet-stream"), ("image/png\n", "application/octet-stream"),
+    ('text/html; name="x"', "application/octet-stream"), ("image/ü", "application/octet-stream"), ("a/b/c", "application/octet-stream"),
+    ("message/rfc822", "application/octet-stream"), ("Message/RFC822", "application/octet-stream"),
+    ("multipart/mixed", "application/octet-stream"), ("x" * 200 + "/y", "application/octet-stream")])
+def test_a_file_is_of_a_plain_type_or_of_none(given: str, written: str) -> None:
+    data = compose(with_file(Attachment("a", given, b"x")), sender=ALICE)
+    assert attached(data)["Content-Type"] == written
+    assert attached(data).keys() == ["Content-Type", "MIME-Version", "Content-Transfer-Encoding", "Content-Disposition"]
+
+
+def test_a_mail_with_a_file_has_the_headers_of_any_other_and_the_same_bytes_in_each_attempt() -> None:
+    data = compose(with_file(PDF), sender=ALICE)
+    assert sorted(read(data).keys()) == ["Content-Type", "Date", "From", "MIME-Version", "Message-ID", "Subject", "To"]
+    assert compose(with_file(PDF), sender=ALICE) == data
+
+
+def test_no_text_ends_a_part_of_a_mail_with_a_file() -> None:
+    mail = read(compose(with_file(PDF), sender=ALICE))
+    alternative = mail.get_payload(0)
+    assert isinstance(alternative, EmailMessage)
+    outer, inner = str(mail.get_boundary()), str(alternative.get_boundary())
+    assert not outer.startswith(inner) and not inner.startswith(outer)
+    text = f"--{outer}--\n--{inner}--\n--{outer}\n--{inner}\n"
+    nasty = with_file(Attachment("a", "text/plain", text.encode()), message=Message(to=(ALICE,), text=text))
+    data = compose(nasty, sender=ALICE)
+    assert body(read(data), "plain") == text
+    assert attached(data).get_payload(decode=True) == text.encode()
+
+
+@pytest.mark.parametrize("status", ["failed", "timed_out"])
+def test_the_file_of_a_job_that_did_not_succeed_stays_here(status: str) -> None:
+    data = compose(with_file(PDF, status=status), sender=ALICE)
+    assert read(data).get_content_type() == "multipart/alternative"
+    assert list(read(data).iter_attachments()) == []
+
+
+def test_a_template_is_filled_in_and_a_message_that_is_none_is_not() -> None:
+    braces = Message(to=(ALICE,), subject="{{ job.name }}", text="{{ job.id }}")
+    told = read(compose(with_file(PDF, message=replace(braces, template=True)), sender=ALICE))
+    assert (told["Subject"], body(told, "plain")) == ("thumbnail", "1")
+    plain = read(compose(with_file(PDF, message=braces), sender=ALICE))
+    assert (plain["Subject"], body(plain, "plain")) == ("{{ job.name }}", "{{ job.id }}")
+
+
+def test_a_large_file_is_composed_in_a_fraction_of_a_second() -> None:
+    large = with_file(Attachment("a.bin", "image/png", bytes(10_000_000)))
+    started = time.perf_counter()
+    compose(large, sender=ALICE)
+    assert time.perf_counter() - started < 1  # It takes 60 ms; the rest is for a slow and busy machine.

@@ -16,14 +16,16 @@ import app
 import default_settings
 import mailasync
 import mailroom
-from mailroom.api import messages, problems
+from mailroom.api import jobs, messages, problems
 from mailroom.api.services import Services
 from mailroom.inbox import Letters, create_blueprint
 from mailroom.mail.errors import InvalidMessage
 from mailroom.mail.intake import read_message
 from mailroom.mail.message import State
+from mailroom.order import Orders
 from mailroom.settings import SECRETS, Settings
 from mailroom.store.database import Database
+from mailroom.store.jobs import Jobs, JobState
 from mailroom.store.migrate import upgrade
 from mailroom.store.outbox import Outbox
 
@@ -33,8 +35,9 @@ COLLECTION = json.loads((PROJECT / "mailasync.postman_collection.json").read_tex
 #: Code in README: blocks by language, and what stands between backticks.
 BLOCKS = re.findall(r"^ *```(\w*)\n(.*?)^ *```$", README, re.DOTALL | re.MULTILINE)
 CODE = "\n".join([block for _, block in BLOCKS] + re.findall(r"`([^`\n]+)`", README))
-#: Bodies in README's curl lines.
-BODIES = re.findall(r"-d '([^']*)'", README)
+#: Bodies in README's curl lines, of mails and of jobs.
+BODIES = re.findall(r"^ *curl [^\n]*:5000/(?:v1/messages)? [^\n]*-d '([^']*)'", README, re.MULTILINE)
+JOB_BODIES = re.findall(r"^ *curl [^\n]*/v1/jobs [^\n]*-d '([^']*)'", README, re.MULTILINE)
 
 
 @pytest.fixture
@@ -140,8 +143,39 @@ def test_curl_bodies_in_readme_are_accepted_or_refused_as_it_shows() -> None:
     *accepted, refused = BODIES
     assert len(accepted) >= 2 and all(read_message(body.encode()).to for body in accepted)
     with pytest.raises(InvalidMessage) as caught:
-        read_message(refused.encode())
+        Orders("localhost").mail(json.loads(refused))
     assert json.loads(problems.invalid(caught.value).get_data()) == json.loads(block_with("json", "validation_error"))
+
+
+def test_jobs_in_readme_are_accepted() -> None:
+    assert JOB_BODIES
+    for body in JOB_BODIES:
+        order = Orders("localhost").job(json.loads(body))
+        assert order.acceptance and order.acceptance.message.template
+
+
+def test_job_states_in_readme_are_the_states() -> None:
+    readme = README[README.index("## Run a job"):]
+    rows = readme[readme.index("| status | means"):].split("\n\n")[0].splitlines()[2:]
+    assert [row.split("`")[1] for row in rows] == [*JobState]
+
+
+def test_readme_shows_a_job_as_the_api_does(served: Flask, tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/docs.sqlite3")
+    upgrade(database)
+    order = Orders("localhost").job(json.loads(JOB_BODIES[0]))
+    assert order.acceptance
+    Outbox(database).accept(order.acceptance)
+    standing = Jobs(database, 20).standing(order.job.id)
+    assert standing is not None
+    services: Services = served.extensions["mailasync"]
+    served.extensions["mailasync"] = replace(services, relay=lambda: None)
+    with served.app_context():
+        real = jobs.shown(standing)
+    database.close()
+    told = json.loads(block_with("json", "retry_of"))
+    assert list(told) == list(real)
+    assert told["args"] == real["args"] and told["message"].keys() == real["message"].keys()
 
 
 def test_json_in_readme_is_json() -> None:
@@ -159,7 +193,7 @@ def test_readme_shows_a_message_as_the_api_does(served: Flask, tmp_path: Path) -
     database = Database(f"sqlite:///{tmp_path}/docs.sqlite3")
     upgrade(database)
     outbox = Outbox(database)
-    accepted = mailasync.acceptance(read_message(BODIES[0].encode()), 5)
+    accepted = Orders("localhost").mail(json.loads(BODIES[0]), work_seconds=5)
     outbox.accept(accepted)
     services: Services = served.extensions["mailasync"]
     served.extensions["mailasync"] = replace(services, outbox=outbox, relay=lambda: None)

@@ -2,7 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from uuid import UUID
+from uuid import RFC_4122, UUID
 
 import pytest
 from sqlalchemy import Connection, event, text
@@ -10,9 +10,10 @@ from sqlalchemy import Connection, event, text
 from mailroom.mail.message import Address, Claim, Message, Outcome, State
 from mailroom.store.claims import Claims
 from mailroom.store.database import Database
-from mailroom.store.jobs import JobEnd, Jobs, JobState
+from mailroom.store.jobs import JobEnd, Jobs, JobState, NewJob
 from mailroom.store.migrate import upgrade
-from mailroom.store.outbox import Acceptance, NewJob, Outbox, new_id
+from mailroom.store.outbox import Acceptance, Outbox, new_id
+from mailroom.store.runs import Runs
 from mailroom.store.sweeps import CRASHES_MAX, Sweeps
 from mailroom.store.workers import Worker
 
@@ -104,8 +105,8 @@ def test_an_id_is_accepted_once_also_when_two_come_at_the_same_time(outbox: Outb
 def test_ids_are_uuids_that_sort_by_time() -> None:
     ids = [new_id() for _ in range(1000)]
     assert len(set(ids)) == 1000
-    assert all(UUID(id).version == 7 for id in ids)
-    assert [id[:13] for id in ids] == sorted(id[:13] for id in ids)
+    assert {(UUID(id).version, UUID(id).variant) for id in ids} == {(7, RFC_4122)}
+    assert ids == sorted(ids)
 
 
 # --- claim ---------------------------------------------------------------------------------------------------------
@@ -379,92 +380,6 @@ def test_a_broker_in_memory_forgets_its_nudges(outbox: Outbox, sweeps: Sweeps, d
     assert [nudge.id for nudge in sweeps.unpublished()] == [id]
 
 
-# --- jobs ----------------------------------------------------------------------------------------------------------
-
-def waiting(outbox: Outbox, job_id: str = "job-1", *, max_attempts: int = 1) -> str:
-    return accept(outbox, job=NewJob(id=job_id, name="simulate", args={"seconds": 1}, queue="jobs", timeout_seconds=10,
-                                     max_attempts=max_attempts))
-
-
-def test_a_mail_waits_for_its_job_and_is_queued_with_its_end(outbox: Outbox, claims: Claims, database: Database) -> None:
-    id = waiting(outbox)
-    jobs = Jobs(database, "worker-1", LEASE_SECONDS)
-    assert jobs.claim(["coffee"]) is None
-    claim = jobs.claim(["jobs", "coffee"])
-    assert claim
-    assert (claim.name, claim.args, claim.attempt, claim.timeout_seconds) == ("simulate", {"seconds": 1}, 1, 10.0)
-    assert jobs.claim(["jobs"]) is None
-    assert jobs.progress(claim, 0.25, "step 1")
-    standing = outbox.standing(id)
-    assert standing
-    assert standing.job
-    assert (standing.row["state"], standing.job["progress"], standing.job["step"]) == (State.WAITING, 250, "step 1")
-    assert jobs.finish(claim, JobEnd(state=JobState.SUCCEEDED, result='{"n": 1}')) == [id]
-    assert state(outbox, id) == State.QUEUED
-    assert jobs.finish(claim, JobEnd(state=JobState.SUCCEEDED)) is None
-    assert not jobs.progress(claim, 0.5, "late")
-
-
-def test_a_failed_job_fails_its_mail_with_the_reason(outbox: Outbox, claims: Claims, database: Database) -> None:
-    id = waiting(outbox)
-    jobs = Jobs(database, "worker-1", LEASE_SECONDS)
-    claim = jobs.claim(["jobs"])
-    assert claim
-    assert jobs.finish(claim, JobEnd(state=JobState.TIMED_OUT, error="killed after 10 s")) == []
-    assert (row(outbox, id)["state"], row(outbox, id)["reason"]) == (State.FAILED, "its job timed_out: killed after 10 s")
-
-
-def test_a_job_is_run_by_one_of_many_workers(outbox: Outbox, database: Database) -> None:
-    for number in range(10):
-        waiting(outbox, f"job-{number}")
-    everybody = [Jobs(database, f"worker-{n}", LEASE_SECONDS) for n in range(8)]
-    with ThreadPoolExecutor(8) as threads:
-        claimed = [claim.id for claims in threads.map(lambda jobs: [jobs.claim(["jobs"]) for _ in range(10)], everybody)
-                   for claim in claims if claim]
-    assert sorted(claimed) == [f"job-{number}" for number in range(10)]
-
-
-@pytest.mark.parametrize(("max_attempts", "job_state", "mail_state"), [
-    (2, JobState.QUEUED, State.WAITING), (1, JobState.FAILED, State.FAILED)])
-def test_a_dead_workers_job_is_run_again_if_it_may_be(outbox: Outbox, claims: Claims, database: Database, max_attempts: int,
-                                                      job_state: JobState, mail_state: State) -> None:
-    id = waiting(outbox, max_attempts=max_attempts)
-    jobs = Jobs(database, "worker-1", LEASE_SECONDS)
-    assert jobs.claim(["jobs"])
-    assert jobs.orphans() == []
-    lose(database, "worker-1")
-    assert jobs.orphans() == []
-    standing = outbox.standing(id)
-    assert standing
-    assert standing.job
-    assert (standing.job["state"], standing.row["state"]) == (job_state, mail_state)
-
-
-def test_a_job_of_ours_that_no_thread_runs_is_queued_again_at_the_second_look(outbox: Outbox, claims: Claims, database: Database) -> None:
-    waiting(outbox)
-    waiting(outbox, "job-2")
-    jobs = Jobs(database, "worker-1", LEASE_SECONDS)
-    run(database, "/* test */ UPDATE jobs SET state = 'running', owner = 'worker-1', attempt = 1 WHERE id = 'job-1'")
-    running = jobs.claim(["jobs"])
-    assert running
-    assert running.id == "job-2"
-    assert [jobs.give_back_abandoned() for _ in range(3)] == [0, 1, 0]
-    again = jobs.claim(["jobs"])
-    assert again
-    assert (again.id, again.attempt) == ("job-1", 1)
-
-
-def test_a_released_job_waits_for_another_worker(outbox: Outbox, claims: Claims, database: Database) -> None:
-    waiting(outbox)
-    jobs = Jobs(database, "worker-1", LEASE_SECONDS)
-    claim = jobs.claim(["jobs"])
-    assert claim
-    assert jobs.release(claim)
-    again = jobs.claim(["jobs"])
-    assert again
-    assert again.attempt == 1
-
-
 # --- plans ---------------------------------------------------------------------------------------------------------
 
 def test_every_statement_finds_its_rows_by_an_index(sqlite_url: str) -> None:
@@ -478,7 +393,8 @@ def test_every_statement_finds_its_rows_by_an_index(sqlite_url: str) -> None:
     event.listen(database.engine, "before_cursor_execute", note)
     outbox, claims, sweeps = Outbox(database), worker(database, "worker-1"), Sweeps(database, LEASE_SECONDS, "resend")
     one, two = accept(outbox), accept(outbox)
-    waiting(outbox)
+    job = NewJob(id="job-1", name="simulate", args={}, queue="jobs", timeout_seconds=1)
+    accept(outbox, job=job)
     outbox.mark_published([one, two])
     first, second = claims.claim([one, two])
     assert claims.fence(first)
@@ -491,10 +407,13 @@ def test_every_statement_finds_its_rows_by_an_index(sqlite_url: str) -> None:
     sweeps.unpublish([one, two])
     assert len(sweeps.unpublished()) == 2
     outbox.standing(one)
-    jobs = Jobs(database, "worker-1", LEASE_SECONDS)
-    job = jobs.claim(["jobs"])
-    assert job
-    jobs.finish(job, JobEnd(state=JobState.SUCCEEDED))
+    jobs, runs = Jobs(database, LEASE_SECONDS), Runs(database, "worker-1", LEASE_SECONDS)
+    [claim] = runs.claim("jobs", ["simulate"], limit=5)
+    runs.progress(claim, 0.5, "half")
+    assert runs.taken_away() == set()
+    runs.finish(claim, JobEnd(state=JobState.SUCCEEDED))
+    assert jobs.standing("job-1") and jobs.page(limit=5, before=(9**15, "x")) and jobs.cancel("job-1") and not jobs.file("job-1")
+    assert outbox.message_of("job-1")
     claim_one(claims, one)
     lose(database, "worker-1")
     assert sweeps.orphans() == 1

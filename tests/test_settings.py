@@ -104,6 +104,13 @@ def test_a_service_that_others_can_reach_needs_a_key() -> None:
     assert read(HOST="0.0.0.0", API_KEY="k").HOST == "0.0.0.0"
 
 
+def test_an_inbox_that_others_can_reach_needs_a_key() -> None:
+    with pytest.raises(SettingsError, match=r"MAILASYNC_INBOX_HOST='0\.0\.0\.0' can be reached .* set MAILASYNC_API_KEY"):
+        read(INBOX_HOST="0.0.0.0")
+    assert read(INBOX_HOST="0.0.0.0", API_KEY="k").INBOX_HOST == "0.0.0.0"
+    assert read(INBOX_HOST="::1").INBOX_HOST == "::1"
+
+
 def test_a_password_never_goes_out_in_clear() -> None:
     account = {"MAIL_USERNAME": "alice", "MAIL_PASSWORD": "x", "SMTP_HOST": "mail.example.org", "MAIL_FROM": "alice@example.org"}
     with pytest.raises(SettingsError, match="in clear"):

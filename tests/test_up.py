@@ -1,6 +1,8 @@
 """The commands as a newcomer types them: flask up, flask inbox, python3 app.py; and what they say when they cannot start."""
 
+import base64
 import shutil
+import smtplib
 import socket
 import statistics
 import subprocess
@@ -111,6 +113,30 @@ def test_the_pair_without_an_account_sends_to_the_inbox_that_runs_alone(alone: S
     inbox = Service(alone.directory, alone.settings, port=int(alone.settings["INBOX_PORT"]))
     assert arrived(inbox)[0]["subject"] == "Hello"
     assert inbox.request("GET", "/inbox/", headers={"Host": "evil.example.org"})[0] == 401
+
+
+def test_the_inbox_serves_others_with_the_api_key_only(alone: Service) -> None:
+    alone.settings |= {"INBOX_HOST": "0.0.0.0", "API_KEY": "s3cret"}
+    program = alone.run("-m", "flask", "inbox", name="inbox")
+    program.says(f"the inbox takes mail on 0.0.0.0:{alone.settings['INBOX_SMTP_PORT']}")
+    inbox = Service(alone.directory, alone.settings, port=int(alone.settings["INBOX_PORT"]))
+    others = {"Host": "inbox.example.org"}
+    inbox._answers(program)
+    assert inbox.request("GET", "/livez", headers=others)[0] == 200
+    for wrong in ("", "Bearer other", "Bearer", "Basic", "Basic !", basic("s3cret", ""), basic("any", "other")):
+        for path in ("/inbox/", "/inbox/api/messages", "/livez/../inbox/"):
+            assert inbox.request("GET", path, headers={**others, "Authorization": wrong})[0] == 401, wrong
+    for right in ("Bearer s3cret", basic("any", "s3cret"), basic("", "s3cret")):
+        assert inbox.request("GET", "/inbox/", headers={**others, "Authorization": right})[0] == 200
+    with smtplib.SMTP("127.0.0.1", int(alone.settings["INBOX_SMTP_PORT"])) as client:
+        client.sendmail("alice@example.org", "bob@example.org", b"Subject: Hello\r\n\r\nhello\r\n")
+    [mail] = inbox.request("GET", "/inbox/api/messages?wait=10", headers={"Authorization": "Bearer s3cret"})[1]["data"]
+    assert mail["subject"] == "Hello"
+    assert "s3cret" not in program.text()
+
+
+def basic(user: str, password: str) -> str:
+    return f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"
 
 
 def test_a_warm_post_takes_milliseconds(alone: Service) -> None:

@@ -3,12 +3,12 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from flask import Blueprint, Response, jsonify, request
-from werkzeug.exceptions import NotFound, RequestEntityTooLarge, UnsupportedMediaType
+from flask import Blueprint, Response, jsonify
+from werkzeug.exceptions import NotFound
 
+from mailroom.api.bodies import json_body
 from mailroom.api.services import services
 from mailroom.api.why import why
-from mailroom.mail.intake import read_message
 from mailroom.store.outbox import Standing, is_id
 
 blueprint = Blueprint("messages", __name__)
@@ -36,15 +36,10 @@ def get_message(id: str) -> Response:
 
 
 def _accept(work_seconds: float, *, status: int) -> Response:
-    if request.mimetype != "application/json":
-        raise UnsupportedMediaType(f"expected Content-Type application/json, got {request.mimetype or 'none'!r}")
-    body = request.get_data()
-    if request.content_length is None and len(body) >= services().settings.REQUEST_MAX_BYTES:
-        raise RequestEntityTooLarge  # Without a length werkzeug cuts a longer body off, in silence.
-    acceptance = services().acceptance(read_message(body), work_seconds)
+    acceptance = services().orders.mail(json_body(), work_seconds=work_seconds)
     services().outbox.accept(acceptance)
     if acceptance.job:
-        services().run(acceptance.job.id)
+        services().run(acceptance.job)
     else:
         services().send(acceptance.id)
     answer = jsonify({"id": acceptance.id, "status": acceptance.state})

@@ -30,7 +30,7 @@ def malformed(error: MalformedJSON) -> Response:
 def invalid(error: InvalidMessage) -> Response:
     errors = [{"pointer": e.pointer, "detail": e.detail} for e in error.errors]
     count = "1 field is" if len(errors) == 1 else f"{len(errors)} fields are"
-    return problem(422, "validation_error", "The message cannot be sent", f"{count} wrong: {error}", errors=errors)
+    return problem(422, "validation_error", "The request is not valid", f"{count} wrong: {error}", errors=errors)
 
 
 @blueprint.app_errorhandler(StoreUnavailable)

@@ -5,20 +5,22 @@ from dataclasses import dataclass
 
 from flask import current_app
 
-from mailroom.mail.message import Message
+from mailroom.order import Orders
 from mailroom.relay import Relay
 from mailroom.settings import Settings
-from mailroom.store.outbox import Acceptance, Outbox
+from mailroom.store.jobs import Jobs, NewJob
+from mailroom.store.outbox import Outbox
 
 
 @dataclass(frozen=True, kw_only=True)
 class Services:
     settings: Settings
     outbox: Outbox
+    jobs: Jobs
+    orders: Orders
     relay: Callable[[], Relay | None]  #: the publisher of this process, once it serves
     send: Callable[[str], object]  #: sendMail.delay
-    run: Callable[[str], object]  #: runJob.delay
-    acceptance: Callable[[Message, float], Acceptance]  #: from a message, and the seconds of simulated work before it
+    run: Callable[[NewJob], object]  #: runJob, on the queue of the job
 
 
 def services() -> Services:

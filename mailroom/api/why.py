@@ -1,9 +1,10 @@
-"""Says in words what a message waits for."""
+"""Says in words what a message or a job waits for."""
 
 from datetime import UTC, datetime
 
 from mailroom.mail.message import FINAL, State
 from mailroom.relay import Relay
+from mailroom.store.jobs import JobStanding, JobState
 from mailroom.store.outbox import Standing
 
 
@@ -28,6 +29,21 @@ def why(standing: Standing, relay: Relay | None, *, lease_seconds: float) -> str
     if state is State.WAITING and job:
         return f"its job {job['name']} is {job['state']}"
     return "waits for a worker to take it" if row["published_at"] else "waits to be handed to the broker"
+
+
+def why_job(standing: JobStanding, relay: Relay | None) -> str:
+    """One sentence: what a job waits for, or how it ended."""
+    row, state = standing.row, JobState(standing.row["state"])
+    if state is JobState.RUNNING:
+        return f"a worker runs it, attempt {row['attempt']}" + (f": {row['step']}" if row["step"] else "")
+    if state is not JobState.QUEUED:
+        return f"{state}: {row['error']}" if row["error"] else str(state)
+    if row["next_attempt_at"]:
+        return f"tried again at {_at(row['next_attempt_at'])}: {row['error']}"
+    if standing.served:
+        return "waits for a free slot of a worker"
+    broker = f"; broker unreachable since {_at(int(relay.down[0] * 1000))} ({relay.down[1]})" if relay and relay.down else ""
+    return f"no worker serves the queue {row['queue']}; start one with `celery -A mailasync worker -Q {row['queue']}`{broker}"
 
 
 def _blocked(standing: Standing, relay: Relay | None, lease_seconds: float) -> str:

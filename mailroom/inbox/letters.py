@@ -67,6 +67,7 @@ class Letters:
         self._letters: dict[str, Letter] = {}
         self._bytes = 0
         self._waiters = 0
+        self._stopping = False
         self._changed = threading.Condition()
 
     def __len__(self) -> int:
@@ -117,11 +118,17 @@ class Letters:
             try:
                 while not (found := self.newest(to)):
                     left = until - time.monotonic()
-                    if left <= 0 or not self._changed.wait(left):
+                    if self._stopping or left <= 0 or not self._changed.wait(left):
                         return self.newest(to)
                 return found
             finally:
                 self._waiters -= 1
+
+    def stop(self) -> None:
+        """Answer all who wait: the server is asked to end, and would be killed if it kept them."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
 
     def clear(self) -> None:
         """Forget all letters."""

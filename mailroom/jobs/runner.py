@@ -6,104 +6,220 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
+from mailroom.jobs import registry
 from mailroom.jobs.children import Children, ChildTimeout
-from mailroom.jobs.registry import Interrupted, JobType, job_type
+from mailroom.jobs.registry import Interrupted, JobType, Result, job_type, result_of
+from mailroom.jobs.slots import Slots
 from mailroom.mail.errors import MailroomError, StoreUnavailable
-from mailroom.store.jobs import JobClaim, JobEnd, Jobs, JobState
+from mailroom.mail.message import Attachment, file_name
+from mailroom.mail.schedule import Schedule
+from mailroom.store.jobs import JobEnd, JobState
+from mailroom.store.runs import JobClaim, Runs
 
 log = logging.getLogger("mailasync.jobs")
 
-#: How long stopping waits for jobs that run in child processes, before it kills them.
+#: How long stopping waits for jobs that may not run twice, before it ends them.
 STOP_SECONDS = 10.0
+#: How long after its timeout a job in a thread may take to notice; then it ends without it.
+NOTICE_SECONDS = 5.0
 RECORD_WAIT_SECONDS = 0.5
+#: When to try again after attempt 1, 2, … where nobody said; the last is repeated.
+RETRY = "10s, 1m, 10m"
+#: Progress that comes sooner after the last is written by `watch`, so that a tight loop does not wear out the database.
+PROGRESS_SECONDS = 0.2
 #: What is kept of an error or a step.
 WORDS_MAX_CHARACTERS = 1000
+
+
+@dataclass(eq=False)
+class _Run:
+    """One attempt, while it lasts."""
+
+    claim: JobClaim
+    isolated: bool
+    started: float = field(default_factory=time.monotonic)
+    interrupted: threading.Event = field(default_factory=threading.Event)  #: it is to end: canceled, timed out, or we are stopping
+    settled: bool = False  #: its end is on record, or somebody else's matter
+    told_at: float = 0.0  #: when its progress was written last
+    untold: tuple[float, str] | None = None  #: progress that came too soon after that
+
+    @property
+    def overdue_seconds(self) -> float:
+        return time.monotonic() - self.started - self.claim.timeout_seconds
 
 
 class Runner:
     """At most `slots` jobs at a time, in threads of its own: mail's threads never wait for a job."""
 
-    def __init__(self, jobs: Jobs, queues: Sequence[str], *, slots: int, children: Children, queued: Callable[[str], None]) -> None:
-        """`queued` is told the id of each message that a job let go."""
-        self._jobs = jobs
+    def __init__(self, runs: Runs, queues: Sequence[str], *, slots: int, processes: int, children: Children,
+                 queued: Callable[[str], None]) -> None:
+        """`processes`: how many of the jobs may be in child processes; `queued` is told the id of each message that a job let go."""
+        self._runs = runs
         self._queues = list(queues)
-        self._slots = slots
+        self._slots = Slots(slots, self._queues)
+        self._processes = Slots(processes, [queue for queue in self._queues if _names(queue, isolated=True)])
         self._children = children
         self._queued = queued
         self._threads = ThreadPoolExecutor(slots, thread_name_prefix="job")
-        self._running = 0
+        self._running: dict[str, _Run] = {}
         self._turn = threading.Lock()
+        self._wanted = threading.Event()
         self._stopping = threading.Event()
+        self._dispatcher = threading.Thread(target=self._dispatch, name="jobs", daemon=True)
+
+    def start(self) -> None:
+        self._dispatcher.start()
 
     def wake(self) -> None:
-        """Look for a job, in a free slot if there is one; returns at once. A busy slot looks by itself when it is free."""
+        """Look for jobs soon; returns at once."""
+        self._wanted.set()
+
+    def watch(self) -> None:
+        """End what is no longer wanted here: called about once a second. Looks for due jobs as well."""
         with self._turn:
-            if not self._queues or self._stopping.is_set() or self._running >= self._slots:
-                return
-            self._running += 1
-        self._threads.submit(self._work)
+            running = list(self._running.values())
+        taken_away = self._runs.taken_away()
+        for run in running:
+            if untold := run.untold:
+                _Reported(self._runs, run).write(*untold)
+            if run.claim.id in taken_away or (not run.isolated and run.overdue_seconds > 0):
+                self._interrupt(run)
+            if not run.isolated and run.overdue_seconds > NOTICE_SECONDS:
+                self._settle(run, _timed_out(run.claim))  # Its thread is lost until it returns by itself.
+        self.wake()
 
     def stop(self) -> None:
-        """Begin no job any more; those that wait give themselves back, the others get a moment to end."""
+        """Begin no job any more; those that may run again give themselves back, the others get a moment to end."""
         self._stopping.set()
+        self._wanted.set()
+        with self._turn:
+            for run in self._running.values():
+                if not run.claim.is_last and not run.isolated:
+                    run.interrupted.set()
 
     def close(self) -> None:
         self.stop()
+        if self._dispatcher.is_alive():
+            self._dispatcher.join()
         deadline = time.monotonic() + STOP_SECONDS
         while self._running and time.monotonic() < deadline:
             time.sleep(0.02)
+        for run in list(self._running.values()):
+            self._interrupt(run)
         self._children.close()
-        self._threads.shutdown(cancel_futures=True)
+        deadline = time.monotonic() + NOTICE_SECONDS
+        while self._running and time.monotonic() < deadline:
+            time.sleep(0.02)
+        self._threads.shutdown(wait=not self._running, cancel_futures=True)
 
-    def _work(self) -> None:
+    def _dispatch(self) -> None:
+        while not self._stopping.is_set():
+            self._wanted.wait()
+            self._wanted.clear()
+            try:
+                while not self._stopping.is_set() and self._begin_some():
+                    pass
+            except StoreUnavailable as e:
+                log.error("%s", e)
+            except Exception:
+                log.exception("looking for jobs failed")
+
+    def _begin_some(self) -> int:
+        """Claim what there is room for, and run it; return how many those were."""
+        begun = 0
+        for queue in self._queues:
+            for isolated in (False, True):
+                with self._turn:
+                    limit = min(self._slots.free(queue), self._processes.free(queue)) if isolated else self._slots.free(queue)
+                names = _names(queue, isolated=isolated)
+                claims = self._runs.claim(queue, names, limit=limit) if limit and names else []
+                for claim in claims:
+                    self._begin(_Run(claim, isolated))
+                begun += len(claims)
+        return begun
+
+    def _begin(self, run: _Run) -> None:
+        with self._turn:
+            self._running[run.claim.id] = run
+            self._slots.take(run.claim.queue)
+            if run.isolated:
+                self._processes.take(run.claim.queue)
+            if self._stopping.is_set() and not run.claim.is_last:
+                run.interrupted.set()
+        self._threads.submit(self._work, run)
+
+    def _work(self, run: _Run) -> None:
         try:
-            while not self._stopping.is_set() and (claim := self._jobs.claim(self._queues)):
-                self.wake()  # One nudge may stand for many jobs; who finds one sends the next slot to look for another.
-                self._run(claim)
-        except StoreUnavailable as e:
-            log.error("%s", e)
+            end = self._end(run)
+            if end is None:
+                self._give_back(run)
+            else:
+                self._settle(run, end)
         except Exception:
-            log.exception("a job slot failed")
+            log.exception("job %s could not be settled", run.claim.id)
         finally:
             with self._turn:
-                self._running -= 1
+                self._running.pop(run.claim.id, None)
+                self._slots.give_back(run.claim.queue)
+                if run.isolated:
+                    self._processes.give_back(run.claim.queue)
+            self.wake()
 
-    def _run(self, claim: JobClaim) -> None:
-        started = time.monotonic()
-        end = self._end(claim)
-        broken_off = end is not None and end.state is not JobState.SUCCEEDED and self._stopping.is_set()
-        if end is None or (broken_off and claim.attempt < claim.max_attempts):
-            return self._give_back(claim)
-        released = self._until_committed(lambda: self._jobs.finish(claim, end))
-        log.info("job %s (%s): %s in %.2fs", claim.id, claim.name, end.state, time.monotonic() - started)
+    def _end(self, run: _Run) -> JobEnd | None:
+        """Run it; None if it was broken off and may run again."""
+        claim = run.claim
+        try:
+            result = self._call(job_type(claim.name), run)
+            made = result.file
+            return JobEnd(state=JobState.SUCCEEDED, result=json.dumps(result.value),
+                          file=Attachment(file_name(made.name), _one_line(made.content_type), made.content) if made else None)
+        except Interrupted:
+            end = None
+            if not run.interrupted.is_set():
+                end = JobEnd(state=JobState.FAILED, error="it raised Interrupted, and nobody had interrupted it")
+            elif not run.isolated and run.overdue_seconds > 0:
+                end = _timed_out(claim)
+        except ChildTimeout as e:
+            end = JobEnd(state=JobState.TIMED_OUT, error=_one_line(str(e)))
+        except MailroomError as e:
+            end = JobEnd(state=JobState.FAILED, error=_one_line(str(e)))
+        except Exception as e:
+            end = JobEnd(state=JobState.FAILED, error=_one_line(f"{type(e).__name__}: {e}"))
+        if self._stopping.is_set() and (end is None or run.interrupted.is_set()):
+            end = JobEnd(state=JobState.FAILED, error="ended, as its worker was stopped") if claim.is_last else None
+        return end
+
+    def _call(self, kind: JobType, run: _Run) -> Result:
+        progress = _Reported(self._runs, run)
+        if run.isolated:
+            return self._children.run(run.claim.id, run.claim.name, run.claim.args, timeout_seconds=run.claim.timeout_seconds,
+                                      progress=progress)
+        return result_of(kind.call(kind.check(run.claim.args), progress))
+
+    def _interrupt(self, run: _Run) -> None:
+        run.interrupted.set()
+        if run.isolated:
+            self._children.interrupt(run.claim.id)
+
+    def _settle(self, run: _Run, end: JobEnd) -> None:
+        with self._turn:
+            if run.settled:
+                return
+            run.settled = True
+        claim = run.claim
+        if end.state is not JobState.SUCCEEDED and not claim.is_last:
+            end = JobEnd(state=end.state, error=end.error, wait_seconds=_wait_seconds(claim))
+        released = self._until_committed(lambda: self._runs.finish(claim, end))
+        log.info("job %s (%s) attempt %d: %s in %.2fs", claim.id, claim.name, claim.attempt, end.state, time.monotonic() - run.started)
         for id in released or ():
             self._queued(id)
 
-    def _end(self, claim: JobClaim) -> JobEnd | None:
-        """Run it; None if it was interrupted and did nothing that counts."""
-        try:
-            result = self._call(job_type(claim.name), claim)
-            return JobEnd(state=JobState.SUCCEEDED, result=json.dumps(result))
-        except Interrupted:
-            return None
-        except ChildTimeout as e:
-            return JobEnd(state=JobState.TIMED_OUT, error=_one_line(str(e)))
-        except MailroomError as e:
-            return JobEnd(state=JobState.FAILED, error=_one_line(str(e)))
-        except Exception as e:
-            return JobEnd(state=JobState.FAILED, error=_one_line(f"{type(e).__name__}: {e}"))
-
-    def _call(self, kind: JobType, claim: JobClaim) -> Any:
-        progress = _Reported(self._jobs, claim, None if kind.isolated else self._stopping)
-        if kind.isolated:
-            return self._children.run(claim.name, claim.args, timeout_seconds=claim.timeout_seconds, progress=progress)
-        return kind.call(kind.check(claim.args), progress)
-
-    def _give_back(self, claim: JobClaim) -> None:
-        if self._until_committed(lambda: self._jobs.release(claim)):
-            log.info("job %s (%s): given back, as this worker stops", claim.id, claim.name)
+    def _give_back(self, run: _Run) -> None:
+        if self._until_committed(lambda: self._runs.release(run.claim)):
+            log.info("job %s (%s): given back, as this worker stops", run.claim.id, run.claim.name)
 
     def _until_committed(self, write: Callable[[], Any]) -> Any:
         """Write until it is committed; when we stop, the lease will settle what cannot be written."""
@@ -116,27 +232,45 @@ class Runner:
                     return None
 
 
+@dataclass(frozen=True)
 class _Reported:
-    """Progress as rows; raises Interrupted where the job is no longer ours, or where it can be given back as we stop."""
+    """Progress as rows, a few a second at most; raises Interrupted where the job is no longer wanted here."""
 
-    def __init__(self, jobs: Jobs, claim: JobClaim, stopping: threading.Event | None) -> None:
-        self._jobs = jobs
-        self._claim = claim
-        self._stopping = stopping or threading.Event()
+    runs: Runs
+    run: _Run
 
     def __call__(self, fraction: float, step: str = "") -> None:
-        if self._stopping.is_set():
-            raise Interrupted
-        try:
-            ours = self._jobs.progress(self._claim, fraction, _one_line(step))
-        except StoreUnavailable:
-            return  # Progress is a courtesy; the next report may get through.
-        if not ours:
+        if time.monotonic() - self.run.told_at < PROGRESS_SECONDS:
+            self.run.untold = (fraction, step)
+        else:
+            self.write(fraction, step)
+        if self.run.interrupted.is_set():
             raise Interrupted
 
+    def write(self, fraction: float, step: str) -> None:
+        self.run.told_at, self.run.untold = time.monotonic(), None
+        try:
+            if not self.runs.progress(self.run.claim, fraction, _one_line(step)):
+                self.run.interrupted.set()
+        except StoreUnavailable:
+            pass  # Progress is a courtesy; the next report may get through.
+
     def wait(self, seconds: float) -> None:
-        if self._stopping.wait(seconds):
+        if self.run.interrupted.wait(seconds):
             raise Interrupted
+
+
+def _names(queue: str, *, isolated: bool) -> list[str]:
+    return [kind.name for kind in registry.job_types() if kind.queue == queue and kind.isolated is isolated]
+
+
+def _timed_out(claim: JobClaim) -> JobEnd:
+    return JobEnd(state=JobState.TIMED_OUT, error=f"ended after {claim.timeout_seconds:g} s")
+
+
+def _wait_seconds(claim: JobClaim) -> float:
+    schedule = Schedule.parse(claim.retry or RETRY)
+    return schedule.wait_seconds(min(claim.attempt, len(schedule.waits))) or 0.0
 
 
 def _one_line(text: str) -> str:

@@ -1,6 +1,7 @@
 """Writes a mail down as RFC 5322 bytes. Nothing in a message is read as a path, a URL or a header."""
 
 import re
+from binascii import b2a_base64
 from datetime import UTC, datetime
 from email import policy
 from email.charset import BASE64, QP, Charset
@@ -11,27 +12,38 @@ from email.utils import format_datetime, formataddr
 from hashlib import sha256
 from html import escape, unescape
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
-from mailroom.mail.message import Address, Claim, Message
+from mailroom.mail.message import Address, Attachment, Claim, Message, file_name
+from mailroom.mail.template import fill
 
 #: The longest line that has an encoded word in it (RFC 2047, 2).
 _LINE_MAX = 76
 #: The classic generator with CRLF: `EmailMessage` takes 3.5 times as long for the same bytes.
 _WIRE = policy.compat32.clone(linesep="\r\n", max_line_length=_LINE_MAX)
 
+#: Type and subtype in the characters of RFC 6838, 4.2, no parameters. A message or a multipart may not be in base64 (RFC 2045, 6.4).
+_MEDIA_TYPE = re.compile(r"(?!message/|multipart/)[a-z0-9][a-z0-9!#$&^_.+-]{0,126}/[a-z0-9][a-z0-9!#$&^_.+-]{0,126}", re.IGNORECASE)
+
 
 def compose(claim: Claim, *, sender: Address) -> bytes:
     """Return the mail with CRLF line ends, every line at most 998 bytes; an attempt that is repeated gives the same bytes."""
-    text, html = both_forms(claim.message)
-    mail = MIMEMultipart("alternative", boundary=_boundary(claim.message_id))
+    job = claim.job
+    message = fill(claim.message, job) if job and claim.message.template else claim.message
+    text, html = both_forms(message)
+    body = mail = MIMEMultipart("alternative", boundary=_boundary(claim.message_id))
+    file = job.file if job and job.status == "succeeded" else None
+    if file:
+        mail = MIMEMultipart("mixed", boundary=_outer(body), _subparts=[body])
     mail["From"] = _written(sender)
-    mail["To"] = ", ".join(_written(to) for to in claim.message.to)
-    mail["Subject"] = _subject(claim.message.subject)
+    mail["To"] = ", ".join(_written(to) for to in message.to)
+    mail["Subject"] = _subject(message.subject)
     mail["Date"] = format_datetime(datetime.fromtimestamp(claim.created_at_ms / 1000, UTC))
     mail["Message-ID"] = _on_one_line(f"<{claim.message_id}>")
-    mail.attach(_part("plain", text))
-    mail.attach(_part("html", html))
-    return mail.as_bytes(policy=_WIRE)
+    body.attach(_part("plain", text))
+    body.attach(_part("html", html))
+    data = mail.as_bytes(policy=_WIRE)
+    return _with_file(data, file, _outer(body)) if file else data
 
 
 def both_forms(message: Message) -> tuple[str, str]:
@@ -87,6 +99,31 @@ def _written(address: Address) -> str:
 def _boundary(message_id: str) -> str:
     """The same in each attempt. No part can hold it: both encodings write "=_" in another way (RFC 2045, 6.7)."""
     return f"=_{sha256(message_id.encode()).hexdigest()[:32]}"
+
+
+def _outer(body: MIMEMultipart) -> str:
+    """The boundary around the one of the body, and no beginning of it."""
+    return f"=_file_{str(body.get_boundary())[2:]}"
+
+
+def _with_file(data: bytes, file: Attachment, boundary: str) -> bytes:
+    """Put the file before the end of `data`; the generator takes four times as long."""
+    kind = file.content_type if _MEDIA_TYPE.fullmatch(file.content_type) else "application/octet-stream"
+    encoded = b2a_base64(file.content, newline=False)
+    lines = [encoded[at:at + _LINE_MAX] for at in range(0, max(1, len(encoded)), _LINE_MAX)]
+    end = f"--{boundary}--\r\n".encode()
+    head = f"--{boundary}\r\nContent-Type: {kind}\r\nMIME-Version: 1.0\r\nContent-Transfer-Encoding: base64\r\n" \
+           f"Content-Disposition: attachment;\r\n {_filename(file.name)}\r\n"
+    return b"\r\n".join([data.removesuffix(end) + head.encode("ascii"), *lines, end])
+
+
+def _filename(name: str) -> str:
+    """The parameter, on one line; not folded, as some readers then lose spaces."""
+    name = file_name(name)
+    # Many readers decode an encoded word here, too, which RFC 2047, 5 forbids, and stumble over \".
+    if name.isascii() and "=?" not in name and '"' not in name:
+        return f'filename="{name}"'
+    return f"filename*=utf-8''{quote(name, safe='')}"
 
 
 _TAG = re.compile(r"<(?:[!?][^<>]*|(/?)([a-zA-Z][^\s/<>]*)([^<>]*))>")

@@ -4,7 +4,7 @@ import difflib
 import json
 import re
 from collections import Counter
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 from urllib.parse import quote
 
 import email_validator
@@ -31,6 +31,8 @@ for _name in ("local", "localhost", "test", "invalid"):
     if _name in email_validator.SPECIAL_USE_DOMAIN_NAMES:
         email_validator.SPECIAL_USE_DOMAIN_NAMES.remove(_name)
 
+M = TypeVar("M", bound=BaseModel)
+
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 #: A name as people write it, J. Müller <mueller@example.org>; RFC 5322 wants quotes for the dot and the ü.
 _UNQUOTED = re.compile(r"\A([^\"<>@,;:\\()\[\]]+)(?=<[^<>]*>\Z)")
@@ -46,18 +48,33 @@ def read_message(data: bytes) -> Message:
     return message_from(parse_json(data))
 
 
-def message_from(value: object) -> Message:
-    """Read an object that came over the queue, or from `parse_json`; raises what `read_message` raises."""
-    if not isinstance(value, dict):
-        raise MalformedJSON(f"expected a JSON object, got {_shown(value)}")
-    if strange := [name for name in value if not isinstance(name, str) or not _is_unicode(name)]:
-        raise InvalidMessage([FieldError(_pointer([name]), _unknown(name)) for name in strange[:ERRORS_MAX]])
-    try:
-        asked = _Asked.model_validate(value)
-    except ValidationError as e:
-        raise InvalidMessage([_field_error(error) for error in e.errors(include_url=False)[:ERRORS_MAX]]) from None
+def message_from(value: object, *, at: str = "#", with_job: bool = False) -> Message:
+    """Read an object that came over the queue, or from `parse_json`; raises what `read_message` raises.
+
+    `at` is where in a request it stands, a JSON pointer. `with_job`: its field `job` is somebody else's to read.
+    """
+    asked = read_fields(_AskedWithJob if with_job else _Asked, value, at=at)
     text, html = asked.parts()
     return Message(to=tuple(asked.to), subject=asked.subject, text=text, html=html)
+
+
+def read_fields(model: type[M], value: object, *, at: str = "#") -> M:
+    """Read an object into a model; `at` is where in a request it stands, a JSON pointer.
+
+    Raises:
+      MalformedJSON: the request is not an object.
+      InvalidMessage: fields are wrong, unknown or missing.
+    """
+    if not isinstance(value, dict):
+        if at == "#":
+            raise MalformedJSON(f"expected a JSON object, got {_shown(value)}")
+        raise InvalidMessage([FieldError(at, f"expected an object, got {_shown(value)}")])
+    if strange := [name for name in value if not isinstance(name, str) or not _is_unicode(name)]:
+        raise InvalidMessage([FieldError(at + _pointer([name]), _unknown(name, model)) for name in strange[:ERRORS_MAX]])
+    try:
+        return model.model_validate(value)
+    except ValidationError as e:
+        raise InvalidMessage([_field_error(error, at, model) for error in e.errors(include_url=False)[:ERRORS_MAX]]) from None
 
 
 class _Asked(BaseModel):
@@ -104,6 +121,10 @@ class _Asked(BaseModel):
         if "\0" in value:
             _refuse(f"expected text without NUL, got one at {value.index(chr(0))}")
         return _encodable(value)
+
+
+class _AskedWithJob(_Asked):
+    job: Any = Field(None, description="Work to do first.")
 
 
 def parse_address(value: object) -> Address:
@@ -191,29 +212,31 @@ def _is_unicode(value: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
-def _field_error(error: Any) -> FieldError:
+def _field_error(error: Any, at: str, model: type[BaseModel]) -> FieldError:
     index = error.get("ctx", {}).get("at")
     match error["type"]:
         case "missing":
             detail = "expected this field, got none"
         case "extra_forbidden":
-            detail = _unknown(error["loc"][-1])
+            detail = _unknown(error["loc"][-1], model)
         case "string_type":
             detail = f"expected a string, got {_shown(error['input'])}"
-        case _:
+        case "refused":
             detail = error["msg"]
-    return FieldError(_pointer([*error["loc"], *([] if index is None else [index])]), _printable(detail))
+        case _:
+            detail = f"{error['msg'].replace('Input should be', 'expected')}, got {_shown(error['input'])}"
+    return FieldError(at + _pointer([*error["loc"], *([] if index is None else [index])]), _printable(detail))
 
 
-def _unknown(name: object) -> str:
-    nearest = difflib.get_close_matches(str(name), _Asked.model_fields, n=1)
-    return f"expected one of {', '.join(_Asked.model_fields)}, got a field that is none of them" \
+def _unknown(name: object, model: type[BaseModel]) -> str:
+    nearest = difflib.get_close_matches(str(name), model.model_fields, n=1)
+    return f"expected one of {', '.join(model.model_fields)}, got a field that is none of them" \
         + (f"; did you mean {nearest[0]}?" if nearest else "")
 
 
 def _pointer(parts: list[Any]) -> str:
     path = "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
-    return "#" + quote(path, safe="/~!$&'()*+,;=:@?", errors="backslashreplace")
+    return quote(path, safe="/~!$&'()*+,;=:@?", errors="backslashreplace")
 
 
 def _shown(value: object) -> str:

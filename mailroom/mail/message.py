@@ -1,10 +1,11 @@
 """What a mail is: the message a client gave us, the state it is in, a worker's claim on it and how an attempt ended."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Self
+from typing import Any, Self
 
 
 class State(StrEnum):
@@ -28,12 +29,27 @@ class State(StrEnum):
 FINAL = frozenset({State.SENT, State.FAILED, State.UNCERTAIN, State.CANCELED, State.EXPIRED, State.SUPPRESSED})
 
 
+#: What a file system takes (NAME_MAX).
+_FILE_NAME_MAX_BYTES = 255
+#: Control characters, half surrogates, and what turns the direction of writing: "gpj.exe" shall not read as "exe.jpg".
+_NOT_IN_NAMES = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
 @dataclass(frozen=True)
 class Address:
     """Somebody to write to. `address` is what goes into the envelope, its domain in ASCII (IDNA)."""
 
     address: str
     name: str = ""
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """A file that goes with a mail."""
+
+    name: str  #: what a reader sees; never a path
+    content_type: str  #: RFC 2045, like image/png
+    content: bytes
 
 
 @dataclass(frozen=True)
@@ -44,6 +60,7 @@ class Message:
     subject: str = ""
     text: str | None = None
     html: str | None = None
+    template: bool = False  #: whether `{{ job.… }}` in it stands for how its job ended; see template.py
 
     @property
     def size(self) -> int:
@@ -52,11 +69,25 @@ class Message:
 
     def to_row(self) -> str:
         """The content as the outbox keeps it, in JSON; the recipients have rows of their own."""
-        return json.dumps({"subject": self.subject, "text": self.text, "html": self.html}, ensure_ascii=False)
+        content = {"subject": self.subject, "text": self.text, "html": self.html}
+        return json.dumps(content | ({"template": True} if self.template else {}), ensure_ascii=False)
 
     @classmethod
     def from_row(cls, content: str, to: tuple[Address, ...]) -> Self:
         return cls(to=to, **json.loads(content))
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobFacts:
+    """How the job before a mail ended, for the mail to tell; the names are those of `{{ job.… }}`."""
+
+    id: str
+    name: str
+    status: str  #: succeeded, failed or timed_out
+    result: Any = None  #: what it returned, as JSON has it
+    error: str = ""  #: one line, where it did not succeed
+    seconds: float = 0.0  #: how long its last attempt ran
+    file: Attachment | None = None  #: what it made, for the mail to carry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +101,7 @@ class Claim:
     message: Message
     pending: tuple[int, ...]  #: positions in `message.to` of those who have no final outcome yet
     sent_before: bool = False  #: whether an earlier attempt reached one of the others
+    job: JobFacts | None = None  #: set where the message is a template
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,3 +113,13 @@ class Outcome:
     recipients: Mapping[int, tuple[State, str]] = field(default_factory=dict)  #: position: state, reply
     wait_seconds: float | None = None  #: until the next attempt, where there is to be one
     uncertain: bool = False  #: whether the payload went out and no reply came
+
+
+def file_name(name: str) -> str:
+    """Return a name for a file that a reader may save: no path, nothing that hides or turns its letters, at most 255 bytes."""
+    base = _NOT_IN_NAMES.sub("", re.split(r"[/\\]", name)[-1]).strip()
+    stem, dot, suffix = base.rpartition(".")
+    if not stem or len(suffix.encode()) > 20:
+        stem, dot, suffix = base, "", ""
+    most = _FILE_NAME_MAX_BYTES - len((dot + suffix).encode())
+    return stem.encode()[:most].decode(errors="ignore") + dot + suffix if base.strip(". ") else "file"

@@ -4,6 +4,7 @@ A worker may lose a row at any moment, because it was paused and a sweeper took 
 one: each names the owner and the attempt that it believes in, and goes on only with the rows where both are still true.
 """
 
+import json
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -13,9 +14,10 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, exists, func, select, tuple_
 
 from mailroom.mail.errors import StoreUnavailable
-from mailroom.mail.message import Address, Claim, Message, Outcome, State
+from mailroom.mail.message import Address, Claim, JobFacts, Message, Outcome, State
 from mailroom.store.database import Database, Work
-from mailroom.store.schema import contents, events, messages, now_ms, recipients, workers
+from mailroom.store.jobs import SUMMARY, load_files
+from mailroom.store.schema import contents, events, jobs, messages, now_ms, recipients, workers
 from mailroom.store.workers import is_alive
 
 
@@ -135,17 +137,30 @@ def _load(connection: Connection, claimed: dict[str, int]) -> dict[str, Claim]:
     ids = list(claimed)
     rows = {row.id: row for row in connection.execute(
         messages.join(contents).select().with_only_columns(
-            messages.c.id, messages.c.message_id, messages.c.created_at, contents.c.content)
+            messages.c.id, messages.c.message_id, messages.c.created_at, messages.c.job_id, contents.c.content)
         .where(messages.c.id.in_(ids)))}
     people: dict[str, list[Any]] = defaultdict(list)
     for person in connection.execute(recipients.select().where(recipients.c.id.in_(ids)).order_by(recipients.c.position)):
         people[person.id].append(person)
+    loaded = {id: Message.from_row(rows[id].content, tuple(Address(p.address, p.name) for p in people[id])) for id in ids}
+    facts = _facts(connection, [rows[id].job_id for id in ids if loaded[id].template])
     return {
-        id: Claim(id=id, attempt=claimed[id], message_id=rows[id].message_id, created_at_ms=rows[id].created_at,
-              message=Message.from_row(rows[id].content, tuple(Address(p.address, p.name) for p in people[id])),
+        id: Claim(id=id, attempt=claimed[id], message_id=rows[id].message_id, created_at_ms=rows[id].created_at, message=loaded[id],
+              job=facts.get(rows[id].job_id) if loaded[id].template else None,
               pending=tuple(p.position for p in people[id] if p.state in (State.QUEUED, State.DEFERRED)),
               sent_before=any(p.state == State.SENT for p in people[id]))
         for id in ids}
+
+
+def _facts(connection: Connection, job_ids: list[str]) -> dict[str, JobFacts]:
+    """How these jobs ended, and what they made."""
+    if not job_ids:
+        return {}
+    files = load_files(connection, job_ids)
+    return {row.id: JobFacts(
+        id=row.id, name=row.name, status=row.state, result=None if row.result is None else json.loads(row.result), error=row.error or "",
+        seconds=(row.finished_at - row.started_at) / 1000 if row.finished_at and row.started_at else 0.0, file=files.get(row.id))
+        for row in connection.execute(select(*SUMMARY, jobs.c.result).where(jobs.c.id.in_(job_ids)))}
 
 
 def _finish(connection: Connection, ended: list[tuple[Claim, Outcome]]) -> list[bool]:

@@ -1,158 +1,213 @@
-"""Jobs in the outbox: claim, progress, finish, release; what a job's end means for the mail that waits for it is in the same commit."""
+"""Jobs as a client sees them: accept, list, cancel, and where each one is. What a worker does with them is in runs.py."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, bindparam, func, literal, select, tuple_, update
+from sqlalchemy.exc import IntegrityError
 
-from mailroom.mail.message import State
+from mailroom.mail.message import Attachment, State
 from mailroom.store.database import Database
-from mailroom.store.schema import events, jobs, locked, messages, now_ms, recipients
-from mailroom.store.workers import dead_owners
+from mailroom.store.schema import events, files, jobs, messages, now_ms, recipients, workers
+from mailroom.store.workers import is_alive
+
+#: What is larger than this has a commit of its own, so that small rows do not wait for it.
+SMALL_MAX_CHARACTERS = 256_000
+#: The longest id a job can have: a UUID.
+ID_MAX_CHARACTERS = 36
+
+
+#: What is told of a job without loading what may be large.
+SUMMARY = [column for column in jobs.c if column.name not in ("args", "result")]
 
 
 class JobState(StrEnum):
     """Where a job is. From SUCCEEDED on it is final."""
 
-    QUEUED = "queued"  #: for a free slot of a worker that serves its queue
+    QUEUED = "queued"  #: for a free slot of a worker that serves its queue, or for `next_attempt_at`
     RUNNING = "running"  #: a worker runs it
     SUCCEEDED = "succeeded"  #: it returned
-    FAILED = "failed"  #: it raised, or its worker died in its last attempt
-    TIMED_OUT = "timed_out"  #: it was killed at its timeout
+    FAILED = "failed"  #: it raised, or its worker died, in its last attempt
+    TIMED_OUT = "timed_out"  #: it was killed at its timeout, in its last attempt
     CANCELED = "canceled"  #: the client took it back
 
 
+FINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.TIMED_OUT, JobState.CANCELED})
+
+
+class NotifyOn(StrEnum):
+    """At which end of a job its message goes."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"  #: when it failed or timed out for good
+    BOTH = "both"
+
+
 @dataclass(frozen=True, kw_only=True)
-class JobClaim:
-    """One attempt at one job, by the worker that claimed it."""
+class NewJob:
+    """A job to be accepted, with the message that waits for it or without one."""
 
     id: str
     name: str
     args: dict[str, Any]
-    attempt: int
+    queue: str
     timeout_seconds: float
-    max_attempts: int
+    max_attempts: int = 1
+    retry: str = ""
+    notify_on: NotifyOn = NotifyOn.SUCCESS
+    retry_of: str | None = None
+    failed: str = ""  #: set where it is recorded only to tell why it could not be accepted
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobEnd:
-    """How a job ended. `result` is JSON; `error` is one line for the client: no stack trace."""
+    """How an attempt at a job ended. `result` is JSON; `error` is one line for the client: no stack trace."""
 
     state: JobState
     result: str | None = None
     error: str | None = None
+    file: Attachment | None = None
+    wait_seconds: float | None = None  #: until the next attempt, where there is to be one
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, kw_only=True)
+class JobStanding:
+    """All that is known of one job. Times are in milliseconds since 1970."""
+
+    now: int
+    row: dict[str, Any]
+    message: dict[str, Any] | None  #: id and state of the one that waits or waited for it
+    file: dict[str, Any] | None  #: name, content_type and size of what it made
+    events: list[dict[str, Any]]
+    served: bool  #: whether a living worker serves its queue
+
+
+@dataclass(frozen=True)
 class Jobs:
-    """The jobs of one worker."""
+    """The jobs of an outbox, for those who ask for them."""
 
     database: Database
-    owner: str
     lease_seconds: float
-    _in_hand: set[str] = field(default_factory=set, repr=False)  #: jobs that some thread runs
-    _suspects: set[str] = field(default_factory=set, repr=False)  #: jobs that were ours and in no hand at the last look
 
-    def claim(self, queues: Sequence[str]) -> JobClaim | None:
-        """Become the owner of the oldest queued job on one of `queues`, if there is one."""
-        waiting = select(jobs.c.id).where(jobs.c.state == JobState.QUEUED, jobs.c.queue.in_(queues)) \
-            .order_by(jobs.c.created_at, jobs.c.id).limit(1)
-        if not self.database.read(lambda connection: connection.scalars(waiting).first()):
-            return None
-        row = self.database.write(_run_one, (
-            update(jobs).values(state=JobState.RUNNING, owner=self.owner, attempt=jobs.c.attempt + 1, started_at=now_ms(), progress=0)
-            .where(jobs.c.id.in_(locked(waiting)), jobs.c.state == JobState.QUEUED)
-            .returning(jobs)))
-        if row is None:
-            return None
-        self._in_hand.add(row.id)
-        return JobClaim(id=row.id, name=row.name, args=json.loads(row.args), attempt=row.attempt,
-                        timeout_seconds=row.timeout_ms / 1000, max_attempts=row.max_attempts)
+    def accept(self, job: NewJob) -> bool:
+        """Commit a job without a message; on return it is kept. False: one with this id was accepted before.
 
-    def progress(self, claim: JobClaim, fraction: float, step: str) -> bool:
-        """Note how far the job is, from 0 to 1; False if it is no longer ours and should end."""
-        return self.database.write(_run_one, (
-            update(jobs).values(progress=int(1000 * min(1.0, max(0.0, fraction))), step=step or None)
-            .where(*self._mine(claim)).returning(jobs.c.id))) is not None
+        Raises:
+          StoreUnavailable: it was not accepted.
+        """
+        try:
+            return self.database.write(insert, job, alone=is_large(job))
+        except IntegrityError:
+            if self.state(job.id) is None:
+                raise
+            return False
 
-    def finish(self, claim: JobClaim, end: JobEnd) -> list[str] | None:
-        """Commit how the job ended; return the ids of messages that are queued now, or None if it was no longer ours."""
-        released = self.database.write(self._finish, (claim, end))
-        self._in_hand.discard(claim.id)
-        return released
+    def state(self, id: str) -> JobState | None:
+        found = self.database.read(lambda connection: connection.scalar(select(jobs.c.state).where(jobs.c.id == id)))
+        return None if found is None else JobState(found)
 
-    def release(self, claim: JobClaim) -> bool:
-        """Give back a job that did nothing yet that counts, as we are stopping; the attempt does not count."""
-        released = self.database.write(_run_one, (
-            update(jobs).values(state=JobState.QUEUED, owner=None, attempt=jobs.c.attempt - 1, progress=0)
-            .where(*self._mine(claim)).returning(jobs.c.id))) is not None
-        self._in_hand.discard(claim.id)
-        return released
+    def standing(self, id: str) -> JobStanding | None:
+        """Where the job is, and how it came there; None if there is no such job."""
+        return self.database.read(lambda connection: _standing(connection, id, self.lease_seconds))
 
-    def give_back_abandoned(self) -> int:
-        """Queue jobs that are ours and that none of our threads runs, at two looks in a row: the word of their claim got lost."""
-        owned = self.database.read(lambda connection: set(connection.scalars(
-            select(jobs.c.id).where(jobs.c.owner == self.owner, jobs.c.state == JobState.RUNNING))))
-        in_no_hand = owned - self._in_hand
-        lost = in_no_hand & self._suspects
-        self._suspects.clear()
-        self._suspects.update(in_no_hand - lost)
-        for id in lost:
-            self.database.write(_run_one, (
-                update(jobs).values(state=JobState.QUEUED, owner=None, attempt=jobs.c.attempt - 1, progress=0)
-                .where(jobs.c.id == id, jobs.c.owner == self.owner, jobs.c.state == JobState.RUNNING).returning(jobs.c.id)))
-        return len(lost)
+    def page(self, *, limit: int, before: tuple[int, str] | None = None, state: str = "", name: str = "", queue: str = "") -> list[Any]:
+        """The newest jobs with these properties, created before that moment and id."""
+        wanted = [column == value for column, value in ((jobs.c.state, state), (jobs.c.name, name), (jobs.c.queue, queue)) if value]
+        if before is not None:
+            wanted.append(tuple_(jobs.c.created_at, jobs.c.id) < tuple_(*map(literal, before)))
+        found = select(*SUMMARY).where(*wanted).order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit)
+        return self.database.read(lambda connection: list(connection.execute(found).mappings()))
 
-    def orphans(self) -> list[str]:
-        """End or requeue what dead workers ran; return the ids of messages that are queued now."""
-        return self.database.write(self._orphans, None) if self.database.read(self._dead) else []
+    def file(self, id: str) -> Attachment | None:
+        """What the job made."""
+        return self.database.read(lambda connection: load_files(connection, [id]).get(id))
 
-    def _dead(self, connection: Connection) -> set[str]:
-        return dead_owners(connection, jobs.c.owner, self.lease_seconds)
+    def again(self, id: str, new_id: str) -> NewJob:
+        """The same job once more, to be accepted."""
+        row = self.database.read(lambda connection: connection.execute(select(jobs).where(jobs.c.id == id)).one())
+        return NewJob(id=new_id, name=row.name, args=json.loads(row.args), queue=row.queue, timeout_seconds=row.timeout_ms / 1000,
+                      max_attempts=row.max_attempts, retry=row.retry or "", retry_of=id,
+                      notify_on=NotifyOn(row.notify_on or NotifyOn.SUCCESS))
 
-    def _mine(self, claim: JobClaim) -> list[Any]:
-        return [jobs.c.id == claim.id, jobs.c.owner == self.owner, jobs.c.attempt == claim.attempt, jobs.c.state == JobState.RUNNING]
-
-    def _finish(self, connection: Connection, ended: list[tuple[JobClaim, JobEnd]]) -> list[list[str] | None]:
-        results: list[list[str] | None] = []
-        for claim, end in ended:
-            written = connection.scalar(
-                update(jobs).values(state=end.state, owner=None, finished_at=now_ms(), error=end.error,
-                                    result=end.result,
-                                    **({"progress": 1000} if end.state is JobState.SUCCEEDED else {}))
-                .where(*self._mine(claim)).returning(jobs.c.id))
-            results.append(_let_go(connection, claim.id, end) if written else None)
-        return results
-
-    def _orphans(self, connection: Connection, asked: list[None]) -> list[list[str]]:
-        lost = [jobs.c.state == JobState.RUNNING, jobs.c.owner.in_(self._dead(connection))]
-        connection.execute(update(jobs).values(state=JobState.QUEUED, owner=None, progress=0)
-                           .where(*lost, jobs.c.attempt < jobs.c.max_attempts))
-        end = JobEnd(state=JobState.FAILED, error="the worker that ran it died")
-        ended = connection.scalars(update(jobs).values(state=end.state, owner=None, finished_at=now_ms(), error=end.error)
-                                   .where(*lost).returning(jobs.c.id)).all()
-        released = [id for job_id in ended for id in _let_go(connection, job_id, end)]
-        return [released] * len(asked)
+    def cancel(self, id: str) -> JobState | None:
+        """Take back a job that has not ended, with the message that waits for it; return the state it was in, None if it is unknown."""
+        return self.database.write(_cancel, id)
 
 
-def _let_go(connection: Connection, job_id: str, end: JobEnd) -> list[str]:
-    """Queue the messages that waited for this job, or fail them with it; return the ids of the queued ones."""
-    succeeded = end.state is JobState.SUCCEEDED
+_NEW_JOB = jobs.insert().values(
+    created_at=now_ms(), progress=0, attempt=0,
+    **{name: bindparam(name) for name in (
+        "id", "name", "args", "queue", "state", "error", "timeout_ms", "max_attempts", "retry", "notify_on", "retry_of")},
+)
+
+
+def is_large(job: NewJob) -> bool:
+    return sum(len(value) for value in job.args.values() if isinstance(value, str)) > SMALL_MAX_CHARACTERS
+
+
+def insert(connection: Connection, accepted: Sequence[NewJob]) -> list[bool]:
+    connection.execute(_NEW_JOB, [
+        {"id": job.id, "name": job.name, "args": json.dumps(job.args), "queue": job.queue,
+         "state": JobState.FAILED if job.failed else JobState.QUEUED, "error": job.failed or None,
+         "timeout_ms": int(job.timeout_seconds * 1000), "max_attempts": job.max_attempts, "retry": job.retry or None,
+         "notify_on": job.notify_on, "retry_of": job.retry_of} for job in accepted])
+    return [True] * len(accepted)
+
+
+def let_go(connection: Connection, job_id: str, end: JobEnd, *, attempt: int | None = None) -> list[str]:
+    """Write what a job's end means for the messages that wait for it; return the ids of those that are queued now."""
+    connection.execute(events.insert().values(at=now_ms()), [
+        {"id": job_id, "event": f"job {end.state}", "attempt": attempt, "detail": end.error}])
+    wanted_on = connection.scalar(select(jobs.c.notify_on).where(jobs.c.id == job_id))
+    state, reason = _fate(end, wanted_on)
     ids = list(connection.scalars(
-        update(messages).values(state=State.QUEUED if succeeded else State.FAILED,
-                                reason=None if succeeded else f"its job {end.state}: {end.error}")
+        update(messages).values(state=state, reason=reason)
         .where(messages.c.job_id == job_id, messages.c.state == State.WAITING).returning(messages.c.id)))
-    if ids:
-        connection.execute(events.insert().values(at=now_ms()), [
-            {"id": id, "event": f"job {end.state}", "detail": end.error} for id in ids])
-    if ids and not succeeded:
-        connection.execute(update(recipients).values(state=State.FAILED).where(recipients.c.id.in_(ids)))
-    return ids if succeeded else []
+    if ids and state is not State.QUEUED:
+        connection.execute(update(recipients).values(state=state).where(recipients.c.id.in_(ids)))
+    return ids if state is State.QUEUED else []
 
 
-def _run_one(connection: Connection, statements: list[Any]) -> list[Any]:
-    """The first row that each statement gives, or None."""
-    return [connection.execute(statement).first() for statement in statements]
+def _fate(end: JobEnd, wanted_on: str | None) -> tuple[State, str | None]:
+    """What becomes of a message when the job it waits for has ended, and why."""
+    if end.state is JobState.CANCELED:
+        return State.CANCELED, "its job was canceled"
+    if end.state is JobState.SUCCEEDED:
+        return (State.CANCELED, "its job succeeded, and it is for a failure") if wanted_on == NotifyOn.FAILURE else (State.QUEUED, None)
+    if wanted_on in (NotifyOn.FAILURE, NotifyOn.BOTH):
+        return State.QUEUED, None
+    return State.FAILED, f"its job {end.state}: {end.error}"
+
+
+def load_files(connection: Connection, ids: Sequence[str]) -> dict[str, Attachment]:
+    return {row.id: Attachment(row.name, row.content_type, row.content)
+            for row in connection.execute(select(files).where(files.c.id.in_(ids)))}
+
+
+def _cancel(connection: Connection, ids: list[str]) -> list[JobState | None]:
+    found: list[JobState | None] = []
+    for id in ids:
+        row = connection.execute(select(jobs.c.state, jobs.c.attempt).where(jobs.c.id == id).with_for_update()).one_or_none()
+        found.append(row and JobState(row.state))
+        if row and row.state not in FINAL:
+            connection.execute(update(jobs).values(state=JobState.CANCELED, owner=None, finished_at=now_ms(), next_attempt_at=None)
+                               .where(jobs.c.id == id))
+            let_go(connection, id, JobEnd(state=JobState.CANCELED), attempt=row.attempt or None)
+    return found
+
+
+def _standing(connection: Connection, id: str, lease_seconds: float) -> JobStanding | None:
+    row = connection.execute(select(jobs, now_ms().label("now")).where(jobs.c.id == id)).mappings().one_or_none()
+    if row is None:
+        return None
+    message = connection.execute(select(messages.c.id, messages.c.state).where(messages.c.job_id == id)).mappings().one_or_none()
+    file = connection.execute(select(files.c.name, files.c.content_type, func.length(files.c.content).label("size"))
+                              .where(files.c.id == id)).mappings().one_or_none()
+    told = connection.execute(select(events).where(events.c.id == id).order_by(events.c.number)).mappings()
+    serving = connection.scalars(select(workers.c.queues).where(is_alive(lease_seconds)))
+    served = any(row["queue"] in queues.split(",") for queues in serving)
+    return JobStanding(now=row["now"], row=dict(row), message=dict(message) if message else None, file=dict(file) if file else None,
+                       events=[dict(event) for event in told], served=served)

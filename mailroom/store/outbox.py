@@ -1,6 +1,5 @@
 """Accepts messages, and tells where each one is. What a worker does with them is in claims.py."""
 
-import json
 import os
 import re
 import time
@@ -12,24 +11,10 @@ from uuid import UUID
 from sqlalchemy import Connection, bindparam, case, func, select
 from sqlalchemy.exc import IntegrityError
 
-from mailroom.mail.message import Message, State
+from mailroom.mail.message import Address, Message, State
 from mailroom.store.database import Database
+from mailroom.store.jobs import SMALL_MAX_CHARACTERS, SUMMARY, NewJob, insert, is_large
 from mailroom.store.schema import contents, events, jobs, messages, now_ms, recipients, workers
-
-#: A larger message has a commit of its own, so that small ones do not wait for it.
-SMALL_MAX_CHARACTERS = 256_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class NewJob:
-    """A job to be accepted together with the message that waits for it."""
-
-    id: str
-    name: str
-    args: dict[str, Any]
-    queue: str
-    timeout_seconds: float
-    max_attempts: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +62,14 @@ def is_id(text: str) -> bool:
 
 
 def new_id() -> str:
-    """A UUID of version 7 (RFC 9562, 5.7): ids sort by time, so that new rows are neighbours in the index."""
-    stamp = time.time_ns() // 1_000_000
-    value = (stamp & (1 << 48) - 1) << 80 | int.from_bytes(os.urandom(10))
-    return str(UUID(int=value & ~(0xF << 76) & ~(0x3 << 62) | 7 << 76 | 2 << 62))
+    """A UUID of version 7 (RFC 9562, 5.7): ids sort by time, so that new rows are neighbours in the index.
+
+    The 12 bits after the millisecond are its fraction (6.2, method 3), so that ids of one process are in the order they were made.
+    """
+    milliseconds, rest_ns = divmod(time.time_ns(), 1_000_000)
+    fraction = rest_ns * 4096 // 1_000_000
+    value = (milliseconds & (1 << 48) - 1) << 80 | 0x7 << 76 | fraction << 64 | 0b10 << 62 | int.from_bytes(os.urandom(8)) >> 2
+    return str(UUID(int=value))
 
 
 class Outbox:
@@ -88,15 +77,16 @@ class Outbox:
         self.database = database
 
     def accept(self, acceptance: Acceptance) -> bool:
-        """Commit the message to disk; on return it is kept. False: one with this id was accepted before.
+        """Commit the message to disk, and the job before it; on return they are kept. False: one with this id was accepted before.
 
         Raises:
           StoreUnavailable: it was not accepted.
         """
         try:
-            return self.database.write(_insert, acceptance, alone=acceptance.message.size > SMALL_MAX_CHARACTERS)
+            large = acceptance.message.size > SMALL_MAX_CHARACTERS or (acceptance.job is not None and is_large(acceptance.job))
+            return self.database.write(_insert, acceptance, alone=large)
         except IntegrityError:
-            if self.standing(acceptance.id) is None:
+            if not self.database.read(lambda connection: _known(connection, acceptance)):
                 raise
             return False
 
@@ -109,6 +99,10 @@ class Outbox:
         """Where the message is, and how it came there; None if there is no such message."""
         return self.database.read(lambda connection: _standing(connection, id))
 
+    def message_of(self, job_id: str) -> Message | None:
+        """What was to be sent when that job ended."""
+        return self.database.read(lambda connection: _message_of(connection, job_id))
+
     def worker_seen_ms_ago(self) -> int | None:
         """How long ago a worker of this outbox was seen that has not stopped since, in milliseconds; None if there is none."""
         now, _, beat = self.database.read(lambda connection: connection.execute(_WORKERS_SEEN).one())
@@ -118,10 +112,6 @@ class Outbox:
 _NEW_MESSAGE = messages.insert().values(
     created_at=now_ms(), attempt=0, uncertain_attempts=0, crashes=0,
     **{name: bindparam(name) for name in ("id", "state", "queue", "message_id", "job_id", "reason")},
-)
-_NEW_JOB = jobs.insert().values(
-    created_at=now_ms(), state="queued", progress=0, attempt=0,
-    **{name: bindparam(name) for name in ("id", "name", "args", "queue", "timeout_ms", "max_attempts")},
 )
 
 
@@ -135,10 +125,15 @@ def _insert(connection: Connection, accepted: list[Acceptance]) -> list[bool]:
     if people:
         connection.execute(recipients.insert(), people)
     if new_jobs := [a.job for a in accepted if a.job]:
-        connection.execute(_NEW_JOB, [
-            {"id": job.id, "name": job.name, "args": json.dumps(job.args), "queue": job.queue,
-             "timeout_ms": int(job.timeout_seconds * 1000), "max_attempts": job.max_attempts} for job in new_jobs])
+        insert(connection, new_jobs)
     return [True] * len(accepted)
+
+
+def _known(connection: Connection, acceptance: Acceptance) -> bool:
+    """Whether there is such a message, or such a job, already."""
+    message = connection.scalar(select(messages.c.id).where(messages.c.id == acceptance.id))
+    return message is not None or (acceptance.job is not None and connection.scalar(
+        select(jobs.c.id).where(jobs.c.id == acceptance.job.id)) is not None)
 
 
 def _mark_published(connection: Connection, chunks: list[tuple[Sequence[str], int]]) -> list[None]:
@@ -146,6 +141,14 @@ def _mark_published(connection: Connection, chunks: list[tuple[Sequence[str], in
         connection.execute(messages.update().values(published_at=now_ms() - ms_ago)
                            .where(messages.c.id.in_(ids), messages.c.published_at.is_(None)))
     return [None] * len(chunks)
+
+
+def _message_of(connection: Connection, job_id: str) -> Message | None:
+    row = connection.execute(select(contents).join(messages, messages.c.id == contents.c.id).where(messages.c.job_id == job_id)).first()
+    if row is None:
+        return None
+    people = connection.execute(select(recipients).where(recipients.c.id == row.id).order_by(recipients.c.position))
+    return Message.from_row(row.content, tuple(Address(person.address, person.name) for person in people))
 
 
 _WORKERS_SEEN = select(now_ms(), func.max(workers.c.seen_at), func.max(case((workers.c.stopped_at.is_(None), workers.c.seen_at))))
@@ -157,7 +160,7 @@ def _standing(connection: Connection, id: str) -> Standing | None:
         return None
     people = connection.execute(recipients.select().where(recipients.c.id == id).order_by(recipients.c.position)).mappings()
     told = connection.execute(events.select().where(events.c.id.in_([id, row["job_id"] or id])).order_by(events.c.number)).mappings()
-    job = connection.execute(jobs.select().where(jobs.c.id == row["job_id"])).mappings().one_or_none() if row["job_id"] else None
+    job = connection.execute(select(*SUMMARY).where(jobs.c.id == row["job_id"])).mappings().one_or_none() if row["job_id"] else None
     now, seen, beat = connection.execute(_WORKERS_SEEN).one()
     return Standing(
         now=now, row=dict(row), recipients=[dict(person) for person in people],

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, MetaData, Select, String, Table, Text, select
+from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, LargeBinary, MetaData, Select, String, Table, Text, select
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import GenericFunction
 
@@ -84,12 +84,27 @@ jobs = Table(
     Column("timeout_ms", BigInteger, nullable=False),
     Column("attempt", Integer, nullable=False),
     Column("max_attempts", Integer, nullable=False),
+    Column("retry", Text),  # how long to wait after attempt 1, 2, …, as in RETRY_SCHEDULE
+    Column("notify_on", String(8)),  # success, failure or both: when the message that waits for it goes
+    Column("retry_of", String(36)),  # the job that a client had run once more
+    Column("next_attempt_at", BigInteger),  # set while queued for another attempt
     Column("owner", String(36)),
     Column("created_at", BigInteger, nullable=False),
     Column("started_at", BigInteger),
     Column("finished_at", BigInteger),
     Index("jobs_queued", "queue", "created_at", sqlite_where=Column("state") == "queued", postgresql_where=Column("state") == "queued"),
+    Index("jobs_created", "created_at", "id"),
     Index("jobs_owned", "owner", sqlite_where=Column("owner").is_not(None), postgresql_where=Column("owner").is_not(None)),
+)
+
+#: What jobs made, by the job's id.
+files = Table(
+    "files", metadata,
+    Column("id", String(200), primary_key=True),
+    Column("position", Integer, primary_key=True, autoincrement=False),
+    Column("name", Text, nullable=False),
+    Column("content_type", Text, nullable=False),
+    Column("content", LargeBinary, nullable=False),
 )
 
 #: One row a worker; it is the lease of everything that worker owns.

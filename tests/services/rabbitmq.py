@@ -156,6 +156,11 @@ class RabbitMQ(Server):
         self._ctl("set_vm_memory_high_watermark", "0.00001" if on else "0.6")
         wait_until(lambda: self._has_alarm() is on, 10, what=f"the memory alarm was {on}")
 
+    def set_consumer_timeout(self, seconds: float) -> None:
+        """Have RabbitMQ close channels that owe it an acknowledgement for so long; half an hour is usual. It looks every second then."""
+        self._ctl("eval", f"application:set_env(rabbit, consumer_timeout, {int(seconds * 1000)}), "
+                          "application:set_env(rabbit, channel_tick_interval, 1000).")
+
     def _has_alarm(self) -> bool:
         return self._request("GET", "/health/checks/local-alarms")[0] == 503
 

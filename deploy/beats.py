@@ -1,0 +1,37 @@
+"""Tells by its exit code whether a worker of this host lives: `python -m deploy.beats`.
+
+A worker answers nobody, as remote control is off; but it tells the outbox every few seconds that it is there.
+"""
+
+import socket
+import sys
+
+from sqlalchemy import Connection, func, select
+
+from mailroom.mail.errors import StoreUnavailable
+from mailroom.settings import database_url, load
+from mailroom.store.database import Database
+from mailroom.store.schema import workers
+from mailroom.store.workers import is_alive
+
+
+def living(host: str) -> int:
+    """Return how many workers of this host the outbox has seen within their lease."""
+    settings = load()
+    database = Database(database_url(settings))
+
+    def look(connection: Connection) -> int:
+        ours = workers.c.name.endswith(f"@{host}", autoescape=True)
+        return connection.scalar(select(func.count()).where(is_alive(settings.LEASE_SECONDS), ours)) or 0
+
+    try:
+        return database.read(look)
+    finally:
+        database.close()
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(None if living(socket.gethostname()) else "no worker of this host was seen lately")
+    except StoreUnavailable as e:
+        sys.exit(str(e))

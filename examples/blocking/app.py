@@ -1,0 +1,56 @@
+"""The same work twice: inside the request, and in the background.
+
+    make example NAME=blocking
+    python -m examples.blocking.compare                         in a second terminal: both, with the times side by side
+
+    curl 'http://127.0.0.1:5000/blocking?seconds=2'             answers when the work is done
+    curl -X POST 'http://127.0.0.1:5000/background?seconds=2'   answers at once, with the id of the job
+    curl -H 'Prefer: wait=10' http://127.0.0.1:5000/v1/jobs/<task_id>
+
+Next: `POST /v1/jobs` starts any job without a line of one's own, and with `notify` it sends a mail when the work is done.
+"""
+
+import math
+import time
+from typing import Any
+
+from flask import Blueprint, request
+
+from app import main
+from examples.blocking.jobs import SECONDS_MAX, work
+from mailroom.api.jobs import start_job
+from mailroom.mail.errors import FieldError, InvalidMessage
+
+blueprint = Blueprint("blocking", __name__)
+
+
+@blueprint.get("/blocking")
+def blocking() -> dict[str, Any]:
+    """Work inside the request: the client waits, and so does everybody else once all WEB_THREADS do this."""
+    started = time.monotonic()
+    result = work(seconds())
+    return {"result": result, "seconds": round(time.monotonic() - started, 3)}
+
+
+@blueprint.post("/background")
+def background() -> tuple[dict[str, Any], int]:
+    """Have a worker do it: the client gets the id as soon as the job is on disk."""
+    started = time.monotonic()
+    id = start_job({"name": "work", "args": {"seconds": seconds()}})
+    return {"task_id": id, "seconds": round(time.monotonic() - started, 3)}, 202
+
+
+def seconds() -> float:
+    """Read `?seconds=2`, which is 2 where nothing is given."""
+    given = request.args.get("seconds", "2")
+    try:
+        asked = float(given)
+    except ValueError:
+        asked = math.nan
+    if not 0 <= asked <= SECONDS_MAX:
+        raise InvalidMessage([FieldError("?seconds", f"expected a number from 0 to {SECONDS_MAX:g}, got {given[:80]!r}")])
+    return asked
+
+
+if __name__ == "__main__":
+    main("examples.blocking.app:blueprint")

@@ -1,0 +1,1 @@
+"""Celery beat mails a report each day at seven. To see one now: `REPORT_EVERY_SECONDS=10 make example NAME=periodic`."""

@@ -1,0 +1,207 @@
+"""Jobs over HTTP: start one, see how far it is, take it back, run it once more; and what types there are.
+
+`start_job` and `find_job` are for Flask views of one's own that run in this application.
+"""
+
+import json
+from io import BytesIO
+from typing import Any
+
+from flask import Blueprint, Response, jsonify, request, send_file
+from werkzeug.exceptions import Conflict, NotFound
+
+from mailroom.api.bodies import job_body
+from mailroom.api.messages import timestamp
+from mailroom.api.services import services
+from mailroom.api.waiting import preferred_seconds, wait_for
+from mailroom.api.why import why_job
+from mailroom.jobs import registry
+from mailroom.mail.errors import FieldError, InvalidMessage
+from mailroom.mail.message import file_name
+from mailroom.order import Order
+from mailroom.store.jobs import FINAL, JobStanding, JobState
+from mailroom.store.outbox import is_id, new_id
+
+blueprint = Blueprint("jobs", __name__)
+
+PAGE_DEFAULT = 20
+PAGE_MAX = 100
+#: A longer string in the arguments, such as an image, is told by its length.
+SHOWN_MAX_CHARACTERS = 200
+
+
+def start_job(asked: object) -> str:
+    """Accept a job, as `POST /v1/jobs` does, and return its id; it is on disk then.
+
+    Raises:
+      InvalidMessage: it is no job. The application answers 422.
+      StoreUnavailable: it was not accepted. The application answers 503.
+    """
+    return _accept(services().orders.job(asked))
+
+
+def find_job(id: str) -> dict[str, Any] | None:
+    """Where a job is, as `GET /v1/jobs/<id>` shows it; None if there is no such job."""
+    standing = services().jobs.standing(id) if is_id(id) else None
+    return None if standing is None else shown(standing)
+
+
+@blueprint.post("/v1/jobs")
+def post_job() -> Response:
+    """Accept a job; answers 202 at once, or when it has ended if the client prefers to wait."""
+    id = start_job(job_body())
+    answer = _told_after_waiting(id)
+    answer.status_code = 200 if _state(id) in FINAL else 202
+    answer.headers["Location"] = f"/v1/jobs/{id}"
+    return answer
+
+
+@blueprint.get("/v1/jobs")
+def list_jobs() -> Response:
+    """The newest jobs, a page at a time."""
+    limit, before = _page()
+    status = request.args.get("status", "")
+    if status and status not in set(JobState):
+        raise InvalidMessage([FieldError("?status", f"expected one of {', '.join(JobState)}, got {status[:80]!r}")])
+    rows = services().jobs.page(limit=limit + 1, before=before, state=status, name=request.args.get("name", ""),
+                                queue=request.args.get("queue", ""))
+    more = len(rows) > limit
+    next = f"{rows[limit - 1]['created_at']}.{rows[limit - 1]['id']}" if more else None
+    return jsonify({"data": [_summary(row) for row in rows[:limit]], "has_more": more, "next": next})
+
+
+@blueprint.get("/v1/jobs/<id>")
+def get_job(id: str) -> Response:
+    """Where a job is; `Prefer: wait=N` answers when it has ended, after N seconds at most."""
+    return _told_after_waiting(id)
+
+
+@blueprint.get("/v1/jobs/<id>/file")
+def get_file(id: str) -> Response:
+    """What the job made."""
+    file = services().jobs.file(id)
+    if file is None:
+        raise NotFound(f"expected the id of a job that made a file, got {id[:80]!r}")
+    # As a download and never as a page: what a job made may be anything.
+    answer = send_file(BytesIO(file.content), "application/octet-stream", as_attachment=True, download_name=file_name(file.name))
+    answer.headers["X-Content-Type-Options"] = "nosniff"
+    return answer
+
+
+@blueprint.post("/v1/jobs/<id>/cancel")
+def cancel_job(id: str) -> Response:
+    """Take a job back, with the mail that waits for it; 409 if it has ended."""
+    found = services().jobs.cancel(id)
+    if found is None:
+        raise _unknown(id)
+    if found in FINAL:
+        raise Conflict(f"expected a job that has not ended, got one that is {found}")
+    return jsonify(find_job(id))
+
+
+@blueprint.post("/v1/jobs/<id>/retry")
+def retry_job(id: str) -> Response:
+    """Run a job that has ended once more, as a new one with a mail of its own; 409 if it has not."""
+    standing = services().jobs.standing(id)
+    if standing is None:
+        raise _unknown(id)
+    if standing.row["state"] not in FINAL:
+        raise Conflict(f"expected a job that has ended, got one that is {standing.row['state']}")
+    again = services().jobs.again(id, new_id())
+    mail = services().outbox.message_of(id)
+    acceptance = services().orders.acceptance(mail, again) if mail else None
+    answer = jsonify(find_job(_accept(Order(again, acceptance))))
+    answer.status_code = 202
+    answer.headers["Location"] = f"/v1/jobs/{again.id}"
+    return answer
+
+
+@blueprint.get("/v1/job-types")
+def list_job_types() -> Response:
+    """What can be run here, with the arguments as JSON Schema."""
+    return jsonify({"data": [
+        {"name": kind.name, "description": kind.description, "queue": kind.queue, "isolated": kind.isolated,
+         "timeout_seconds": kind.timeout_seconds, "max_attempts": kind.max_attempts, "arguments": kind.schema()}
+        for kind in registry.job_types()]})
+
+
+def shown(standing: JobStanding) -> dict[str, Any]:
+    """A job as the API shows it."""
+    row = standing.row
+    return _summary(row) | {
+        "why": why_job(standing, services().relay()),
+        "args": _shortened(json.loads(row["args"])),
+        "result": None if row["result"] is None else json.loads(row["result"]),
+        "file": standing.file and {**standing.file, "url": f"/v1/jobs/{row['id']}/file"},
+        "message": standing.message and {"id": standing.message["id"], "status": standing.message["state"]},
+        "timeline": _timeline(standing),
+    }
+
+
+def _summary(row: Any) -> dict[str, Any]:
+    return {
+        "id": row["id"], "name": row["name"], "status": row["state"], "progress": row["progress"] / 1000, "step": row["step"],
+        "error": row["error"], "queue": row["queue"], "attempts": row["attempt"], "max_attempts": row["max_attempts"],
+        "timeout_seconds": row["timeout_ms"] / 1000, "notify_on": row["notify_on"], "retry_of": row["retry_of"],
+        "created_at": timestamp(row["created_at"]), "started_at": timestamp(row["started_at"]),
+        "finished_at": timestamp(row["finished_at"]), "next_attempt_at": timestamp(row["next_attempt_at"])}
+
+
+def _timeline(standing: JobStanding) -> list[dict[str, Any]]:
+    row = standing.row
+    steps = [(row["created_at"], "accepted", None, None), (row["started_at"], "job started", row["attempt"], None),
+             *((event["at"], event["event"], event["attempt"], event["detail"]) for event in standing.events)]
+    steps.sort(key=lambda step: step[0] or 0)
+    return [{"at": timestamp(at), "event": event} | ({"attempt": attempt} if attempt else {}) | ({"detail": detail} if detail else {})
+            for at, event, attempt, detail in steps if at is not None]
+
+
+def _shortened(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _shortened(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_shortened(inner) for inner in value]
+    return f"{value[:60]}… ({len(value)} characters)" if isinstance(value, str) and len(value) > SHOWN_MAX_CHARACTERS else value
+
+
+def _accept(order: Order) -> str:
+    if order.acceptance:
+        services().outbox.accept(order.acceptance)
+    else:
+        services().jobs.accept(order.job)
+    services().run(order.job)
+    return order.job.id
+
+
+def _told_after_waiting(id: str) -> Response:
+    seconds = preferred_seconds()
+    waited = bool(seconds) and _state(id) is not None and wait_for(lambda: _state(id) in FINAL, seconds)
+    found = find_job(id)
+    if found is None:
+        raise _unknown(id)
+    answer = jsonify(found)
+    if waited:
+        answer.headers["Preference-Applied"] = f"wait={seconds}"
+    return answer
+
+
+def _state(id: str) -> JobState | None:
+    return services().jobs.state(id) if is_id(id) else None
+
+
+def _unknown(id: str) -> NotFound:
+    return NotFound(f"expected the id of a job, got {id[:80]!r}")
+
+
+def _page() -> tuple[int, tuple[int, str] | None]:
+    """How many rows, and before which one."""
+    limit, cursor = request.args.get("limit", str(PAGE_DEFAULT)), request.args.get("before", "")
+    at, _, id = cursor.partition(".")
+    wrong = []
+    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= PAGE_MAX):
+        wrong.append(FieldError("?limit", f"expected a number from 1 to {PAGE_MAX}, got {limit[:80]!r}"))
+    if cursor and not (at.isascii() and at.isdigit() and len(at) <= 18 and is_id(id)):
+        wrong.append(FieldError("?before", f"expected `next` of an earlier page, got {cursor[:80]!r}"))
+    if wrong:
+        raise InvalidMessage(wrong)
+    return int(limit), (int(at), id) if cursor else None

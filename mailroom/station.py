@@ -1,0 +1,124 @@
+"""What makes a process a worker: heartbeat, sweeper, deliveries and jobs, on one database."""
+
+import logging
+import uuid
+from collections.abc import Sequence
+
+from mailroom.jobs import registry
+from mailroom.jobs.children import Children
+from mailroom.jobs.runner import Runner
+from mailroom.mail.delivery import Delivery
+from mailroom.mail.errors import InvalidMessage, MalformedJSON, StoreUnavailable
+from mailroom.mail.message import Message
+from mailroom.mail.transport import Sessions
+from mailroom.order import Order, Orders
+from mailroom.relay import Relay
+from mailroom.route import next_hop, schedule, sender
+from mailroom.settings import Settings
+from mailroom.store.claims import Claims
+from mailroom.store.database import Database
+from mailroom.store.jobs import ID_MAX_CHARACTERS, Jobs, NewJob
+from mailroom.store.outbox import Acceptance, Outbox, is_id, new_id
+from mailroom.store.runs import Runs
+from mailroom.store.sweeps import Sweeps
+from mailroom.store.workers import Worker
+from mailroom.sweeper import Sweeper
+
+log = logging.getLogger("mailasync")
+
+
+class Station:
+    """What makes a process a worker: heartbeat, sweeper, deliveries and jobs, on one database."""
+
+    def __init__(self, settings: Settings, database: Database, *, name: str, queues: Sequence[str], connections: int, relay: Relay,
+                 orders: Orders) -> None:
+        self.database = database
+        self.outbox = Outbox(database)
+        self.jobs = Jobs(database, settings.LEASE_SECONDS)
+        self.settings = settings
+        owner = str(uuid.uuid4())
+        self.hop = next_hop(settings)
+        self.relay = relay
+        self.orders = orders
+        self.worker = Worker(database, owner, name, queues)
+        runs = Runs(database, owner, settings.LEASE_SECONDS)
+        claims = Claims(database, owner, settings.LEASE_SECONDS)
+        self.delivery = Delivery(claims, Sessions(self.hop), sender(settings), schedule(settings), settings.ON_UNCERTAIN, connections)
+        self.runner = Runner(runs, [queue for queue in queues if queue in registry.queues()], slots=settings.JOB_SLOTS,
+                             processes=settings.JOB_PROCESSES, children=Children(registry.modules(settings.JOBS)), queued=self._queue)
+        sweeps = Sweeps(database, settings.LEASE_SECONDS, settings.ON_UNCERTAIN)
+        sweeps.log_in_again()
+        self.runner.start()
+        self.sweeper = Sweeper(sweeps, claims, self.worker, runs, self.relay, self.runner.watch, settings.LEASE_SECONDS)
+        self.sweeper.start()
+
+    def __str__(self) -> str:
+        return f"worker {self.worker.name}: mail goes to {self.hop}; outbox {self.database!r}"
+
+    def _queue(self, id: str) -> None:
+        self.relay.offer(id, queue="mail")
+
+    def deliver(self, ids: list[str], *, outbox_id: str) -> bool:
+        """Deliver what a nudge names. False: it is to go back to the queue."""
+        if outbox_id != self.database.outbox_id:
+            log.error("this worker reads outbox %s (%r), but the nudge is from outbox %s: web and worker need the same "
+                      "MAILASYNC_DATABASE_URL", self.database.outbox_id, self.database, outbox_id)
+            return True
+        return self.delivery.deliver(ids)
+
+    def accept(self, id: str, mail: object) -> bool:
+        """Accept what a Celery client sent; what is no mail is recorded as failed under the task's id, with the reason."""
+        if isinstance(mail, str) and is_id(mail) and self.outbox.standing(mail):
+            return self.delivery.deliver([mail])  # sendMail.delay(id), from a process that runs no relay
+        id = self._usable(id, is_id(id))
+        try:
+            accepted = self.orders.mail(mail, work_seconds=self.settings.SIMULATED_WORK_SECONDS, id=id)
+        except (MalformedJSON, InvalidMessage) as e:
+            log.error("task %s is no mail that can be accepted; see GET /v1/messages/%s", id, id)
+            accepted = Acceptance(id=id, message=Message(to=()), message_id=f"{new_id()}@localhost", failed=str(e))
+        if self.outbox.accept(accepted) and not accepted.failed:
+            if accepted.job:
+                self._wake(accepted.job)
+            else:
+                self.relay.offer(id, queue="mail")
+        return True
+
+    def accept_job(self, id: str, asked: object) -> None:
+        """Accept a job that a Celery client sent; what is none is recorded as failed under the task's id, with the reason."""
+        id = self._usable(id, is_id(id) and len(id) <= ID_MAX_CHARACTERS)
+        try:
+            order = self.orders.job(asked, id=id)
+        except (MalformedJSON, InvalidMessage) as e:
+            log.error("task %s is no job that can be accepted; see GET /v1/jobs/%s", id, id)
+            order = Order(NewJob(id=id, name="", args={}, queue=registry.DEFAULT_QUEUE, timeout_seconds=0, failed=str(e)), None)
+        if order.acceptance:
+            self.outbox.accept(order.acceptance)
+        else:
+            self.jobs.accept(order.job)
+        self._wake(order.job)
+
+    def _wake(self, job: NewJob) -> None:
+        """Have this worker, and one that serves the job's queue, look for it."""
+        self.runner.wake()
+        if job.queue not in self.worker.queues:
+            self.relay.offer(job.id, queue=job.queue)
+
+    def _usable(self, id: str, is_usable: bool) -> str:
+        if is_usable:
+            return id
+        usable = new_id()
+        log.error("a task's id of %d characters is none that can be kept; it is recorded as %s", len(id), usable)
+        return usable
+
+    def close(self) -> None:
+        """End in order: nothing is left that anybody would have to wait for."""
+        self.delivery.stop()
+        self.delivery.close()
+        self.runner.close()
+        self.sweeper.stop()
+        self.relay.stop()
+        try:
+            self.worker.stop()
+        except StoreUnavailable as e:
+            log.error("%s", e)
+        self.database.close()

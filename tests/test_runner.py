@@ -1,0 +1,300 @@
+"""The jobs of one worker: slots and their sharing, timeouts, tries, cancel, stop; each job ends in a state that a client can read."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from mailroom.jobs import registry, runner, shipped
+from mailroom.jobs.children import Children
+from mailroom.jobs.registry import File, Interrupted, Progress, job
+from mailroom.jobs.runner import Runner
+from mailroom.jobs.slots import Slots
+from mailroom.store.database import Database
+from mailroom.store.jobs import FINAL, Jobs, JobState, NewJob
+from mailroom.store.migrate import upgrade
+from mailroom.store.outbox import new_id
+from mailroom.store.runs import Runs
+from mailroom.store.workers import Worker
+from tests import jobs_for_tests
+from tests.services import is_alive, wait_until
+
+MODULES = registry.modules(jobs_for_tests.__name__)
+assert shipped.__name__ in MODULES
+QUEUES = ["jobs", "coffee"]
+
+
+@job("pour", queue="coffee", isolated=False)
+def pour(seconds: float, progress: Progress) -> str:
+    progress.wait(seconds)
+    return "poured"
+
+
+@job("looks at nothing", isolated=False)
+def deaf(progress: Progress) -> None:
+    """Look at nothing until the test lets it go."""
+    deaf_goes.wait(30)
+
+
+deaf_goes = threading.Event()
+
+
+class Bench:
+    """A runner on a database of its own."""
+
+    def __init__(self, url: str, *, slots: int = 4, processes: int = 4, watch: bool = True) -> None:
+        self.database = Database(url)
+        upgrade(self.database)
+        self.jobs = Jobs(self.database, 20)
+        self.worker = Worker(self.database, "worker-1", "worker-1@host", QUEUES)
+        self.worker.beat()
+        self.runs = Runs(self.database, "worker-1", 20)
+        self.children = Children(MODULES)
+        self.runner = Runner(self.runs, QUEUES, slots=slots, processes=processes, children=self.children, queued=lambda id: None)
+        self.runner.start()
+        self._ended = threading.Event()
+        self._watch = threading.Thread(target=self._watching, daemon=True)
+        if watch:
+            self._watch.start()
+
+    def _watching(self) -> None:
+        while not self._ended.wait(0.1):  # As the sweeper does, more often.
+            self.runner.watch()
+
+    def add(self, name: str, *, wake: bool = True, args: dict[str, Any] | None = None, **more: Any) -> str:
+        kind = registry.job_type(name)
+        one = NewJob(**{"id": new_id(), "name": name, "args": args or {}, "queue": kind.queue, "timeout_seconds": 10, **more})
+        self.jobs.accept(one)
+        if wake:
+            self.runner.wake()
+        return one.id
+
+    def row(self, id: str) -> dict[str, Any]:
+        found = self.jobs.standing(id)
+        assert found
+        return found.row
+
+    def running(self) -> list[str]:
+        return [row["name"] for row in self.jobs.page(limit=100, state="running")]
+
+    def ended(self, id: str, timeout: float = 15) -> tuple[str, Any]:
+        """State of the job when it is final, and its result or error."""
+        wait_until(lambda: self.row(id)["state"] in FINAL, timeout, what="the job has ended")
+        row = self.row(id)
+        return row["state"], row["error"] or json.loads(row["result"] or "null")
+
+    def close(self) -> None:
+        self._ended.set()
+        self.runner.close()
+        self.database.close()
+
+
+@pytest.fixture
+def bench(sqlite_url: str) -> Iterator[Bench]:
+    made = Bench(sqlite_url)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def a_bench(sqlite_url: str) -> Iterator[Callable[..., Bench]]:
+    made: list[Bench] = []
+
+    def make(**how: Any) -> Bench:
+        made.append(Bench(sqlite_url, **how))
+        return made[-1]
+    yield make
+    for one in made:
+        one.close()
+
+
+def test_a_job_runs_and_its_result_is_kept(bench: Bench) -> None:
+    id = bench.add("add", args={"a": 2, "b": 3})
+    assert bench.ended(id) == ("succeeded", 5)
+    assert bench.row(id)["progress"] == 1000
+
+
+@pytest.mark.parametrize(("name", "args", "state", "words"), [
+    ("raise", {}, "failed", "ValueError: no such file"),
+    ("sleep", {}, "timed_out", "killed after 0.5 s"),
+    ("die", {}, "failed", "its process ended"),
+    ("add", {"a": "two"}, "failed", "#/args/a"),
+    ("patient", {"seconds": "soon"}, "failed", "#/args/seconds"),
+    ("odd words", {"kind": "nul"}, "failed", "ValueError: bad"),
+    ("odd words", {"kind": "surrogate"}, "failed", "ValueError: bad"),
+    ("odd result", {}, "failed", "not JSON serializable"),
+    ("huge", {}, "failed", "the most"),
+])
+def test_a_job_that_fails_tells_why(bench: Bench, name: str, args: dict[str, Any], state: str, words: str) -> None:
+    ended, error = bench.ended(bench.add(name, args=args, timeout_seconds=0.5 if name == "sleep" else 10))
+    assert ended == state
+    assert words in error
+
+
+def test_simulated_work_takes_its_time_and_reports(bench: Bench) -> None:
+    started = time.monotonic()
+    id = bench.add("simulate", args={"seconds": 0.5})
+    wait_until(lambda: bench.row(id)["step"], 5, what="it reports")
+    assert bench.ended(id)[0] == "succeeded"
+    assert time.monotonic() - started >= 0.5
+
+
+def test_a_file_with_a_hostile_name_is_kept_under_a_harmless_one(bench: Bench) -> None:
+    id = bench.add("hostile file")
+    assert bench.ended(id)[0] == "succeeded"
+    made = bench.jobs.file(id)
+    assert made and (made.name, made.content_type, made.content) == ("evil.html", "text/html X: y", b"<script>")
+
+
+@job("hostile file", isolated=False)
+def hostile_file() -> File:
+    return File("../../e\0v\ud800il\r\n.html", b"<script>", "text/html\r\nX: y")
+
+
+def test_progress_in_a_tight_loop_costs_little_and_the_last_of_it_is_told(bench: Bench) -> None:
+    id = bench.add("eager", args={"times": 20_000})
+    wait_until(lambda: bench.row(id)["step"] == "20000 of 20000", 5, what="the last step is told")
+    assert bench.row(id)["progress"] == 500
+    bench.jobs.cancel(id)
+
+
+@job("eager", isolated=False)
+def eager(times: int, progress: Progress) -> None:
+    for n in range(times):
+        progress((n + 1) / times / 2, f"{n + 1} of {times}")
+    progress.wait(60)
+
+
+# --- slots ---------------------------------------------------------------------------------------------------------
+
+def test_a_slot_is_kept_for_each_queue_that_has_nothing_running() -> None:
+    slots = Slots(6, ["jobs", "beer", "coffee"])
+    assert slots.free("beer") == 4
+    for _ in range(4):
+        slots.take("beer")
+    assert (slots.free("beer"), slots.free("coffee"), slots.free("jobs")) == (0, 1, 1)
+    slots.take("coffee")
+    assert (slots.free("beer"), slots.free("coffee"), slots.free("jobs")) == (0, 0, 1)
+    slots.give_back("beer")
+    assert (slots.free("beer"), slots.free("coffee"), slots.free("jobs")) == (1, 1, 2)
+
+
+def test_where_slots_are_few_none_is_kept_and_all_can_be_used() -> None:
+    slots = Slots(2, ["jobs", "beer", "coffee"])
+    slots.take("beer")
+    slots.take("beer")
+    assert (slots.free("beer"), slots.free("coffee")) == (0, 0)
+
+
+def test_no_more_jobs_run_than_there_are_slots_and_none_is_forgotten(bench: Bench) -> None:
+    ids = [bench.add("patient", args={"seconds": 0.3}) for _ in range(12)]
+    most = 0
+    while any(bench.row(id)["state"] not in FINAL for id in ids):
+        most = max(most, len(bench.running()))
+    assert most == 3  # of four slots; one is kept for coffee
+    assert {bench.ended(id)[0] for id in ids} == {"succeeded"}
+
+
+def test_a_long_queue_leaves_room_for_the_others(bench: Bench) -> None:
+    for _ in range(20):
+        bench.add("patient", args={"seconds": 30})
+    wait_until(lambda: len(bench.running()) == 3, 5, what="the slots are taken")
+    assert bench.ended(bench.add("pour", args={"seconds": 0}), timeout=2) == ("succeeded", "poured")
+
+
+def test_one_wake_starts_all_jobs_that_wait(a_bench: Callable[..., Bench]) -> None:
+    bench = a_bench(slots=20, watch=False)
+    ids = [bench.add("patient", wake=False, args={"seconds": 1.0}) for _ in range(15)]
+    started = time.monotonic()
+    bench.runner.wake()
+    assert {bench.ended(id)[0] for id in ids} == {"succeeded"}
+    assert time.monotonic() - started < 5  # and not fifteen, one after the other
+
+
+def test_child_processes_are_bounded_and_do_not_keep_threads_from_jobs_that_wait(a_bench: Callable[..., Bench]) -> None:
+    bench = a_bench(slots=8, processes=1)
+    ids = [bench.add("nap", args={"seconds": 0.5}) for _ in range(3)]
+    wait_until(lambda: bench.running() == ["nap"], 10, what="one runs")
+    assert bench.ended(bench.add("patient", args={"seconds": 0}), timeout=3)[0] == "succeeded"
+    assert bench.running().count("nap") <= 1
+    assert {bench.ended(id)[0] for id in ids} == {"succeeded"}
+
+
+# --- tries and timeouts --------------------------------------------------------------------------------------------
+
+def test_a_job_is_tried_again_as_its_schedule_says_and_no_more_often(bench: Bench) -> None:
+    id = bench.add("raise", max_attempts=3, retry="1s*2")
+    wait_until(lambda: bench.row(id)["attempt"] == 1 and bench.row(id)["next_attempt_at"], 10, what="it waits")
+    assert bench.row(id)["state"] == JobState.QUEUED
+    assert bench.ended(id) == ("failed", "ValueError: no such file")
+    assert bench.row(id)["attempt"] == 3
+
+
+def test_a_job_in_a_thread_ends_at_its_timeout(bench: Bench) -> None:
+    assert bench.ended(bench.add("patient", args={"seconds": 30}, timeout_seconds=0.5), timeout=5) == ("timed_out", "ended after 0.5 s")
+
+
+def test_a_job_in_a_thread_that_does_not_look_ends_without_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "NOTICE_SECONDS", 0.2)  # a constant of ours, so that the test need not take five seconds
+    id = bench.add("looks at nothing", timeout_seconds=0.2)
+    assert bench.ended(id, timeout=5) == ("timed_out", "ended after 0.2 s")
+    deaf_goes.set()
+    wait_until(lambda: not bench.runner._running, 5, what="its slot is free again")
+    assert bench.ended(id) == ("timed_out", "ended after 0.2 s")
+
+
+# --- cancel --------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", ["patient", "nap"])
+def test_a_canceled_job_ends_soon_and_frees_its_slot(bench: Bench, name: str) -> None:
+    id = bench.add(name, args={"seconds": 60}, timeout_seconds=100)
+    wait_until(lambda: bench.row(id)["state"] == JobState.RUNNING, 10, what="it runs")
+    assert bench.jobs.cancel(id) is JobState.RUNNING
+    wait_until(lambda: not bench.runner._running, 5, what="its slot is free again")
+    assert bench.ended(id)[0] == "canceled"
+    assert bench.ended(bench.add("add", args={"a": 1}))[0] == "succeeded"
+
+
+def test_a_job_that_says_interrupted_by_itself_fails_and_does_not_run_for_ever(bench: Bench) -> None:
+    assert bench.ended(bench.add("quitter"))[0] == "failed"
+
+
+@job("quitter", isolated=False)
+def quitter() -> None:
+    raise Interrupted
+
+
+# --- stop ----------------------------------------------------------------------------------------------------------
+
+def test_a_runner_that_stops_gives_back_at_once_what_may_run_again(a_bench: Callable[..., Bench]) -> None:
+    bench = a_bench()
+    id = bench.add("patient", args={"seconds": 60}, max_attempts=2)
+    wait_until(lambda: bench.row(id)["state"] == "running", 5, what="it runs")
+    started = time.monotonic()
+    bench.runner.close()
+    assert time.monotonic() - started < 3
+    assert (bench.row(id)["state"], bench.row(id)["attempt"]) == ("queued", 0)
+
+
+@pytest.mark.parametrize("name", ["patient", "nap"])
+def test_stopping_waits_a_moment_for_a_job_that_may_not_run_twice_and_then_ends_it(
+        a_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(runner, "STOP_SECONDS", 4)  # a constant of ours, so that the test need not take ten seconds
+    bench = a_bench()
+    short, long = bench.add(name, args={"seconds": 0.1}), bench.add(name, args={"seconds": 60}, timeout_seconds=100)
+    wait_until(lambda: bench.row(long)["state"] == "running", 10, what="it runs")
+    wait_until(lambda: bench.row(short)["state"] != "queued", 10, what="the other runs too")
+    bench.runner.close()
+    assert bench.row(short)["state"] == "succeeded"
+    assert bench.ended(long) == ("failed", "ended, as its worker was stopped")
+
+
+def test_no_child_outlives_its_runner(bench: Bench) -> None:
+    pids = [bench.ended(bench.add("whoami"))[1]]
+    bench.add("nap", args={"seconds": 60}, timeout_seconds=100, max_attempts=2)
+    wait_until(lambda: "nap" in bench.running(), 10, what="it runs")
+    bench.runner.close()
+    assert not any(is_alive(pid) for pid in pids)
