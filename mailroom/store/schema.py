@@ -31,11 +31,21 @@ messages = Table(
     Column("crashes", Integer, nullable=False),  # how often its owner died; from 1 on it is claimed alone
     Column("job_id", String(36)),
     Column("reason", Text),  # the last thing worth saying: a server's words, a job's error
+    Column("account", String(100)),  # the sender account of its last attempt
+    Column("parked", Integer),  # 1 while it is deferred until an account can send, and NULL else
+    Column("excused", Integer, nullable=False, server_default="0"),  # attempts that ended with an account's trouble, and do not count
+    Column("max_attempts", Integer),  # NULL: as many as RETRY_SCHEDULE has
+    Column("expires_at", BigInteger),
+    Column("resent_of", String(200)),  # the message that a person had sent once more
     # What the sweeper asks for: small indexes over the few rows that wait, whatever the table holds.
     Index("messages_due", "next_attempt_at", sqlite_where=Column("next_attempt_at").is_not(None),
           postgresql_where=Column("next_attempt_at").is_not(None)),
     Index("messages_queued", "published_at", sqlite_where=Column("state") == "queued", postgresql_where=Column("state") == "queued"),
     Index("messages_owned", "owner", sqlite_where=Column("owner").is_not(None), postgresql_where=Column("owner").is_not(None)),
+    Index("messages_parked", "created_at", "id", sqlite_where=Column("parked").is_not(None), postgresql_where=Column("parked").is_not(None)),
+    Index("messages_expiring", "expires_at", sqlite_where=Column("expires_at").is_not(None),
+          postgresql_where=Column("expires_at").is_not(None)),
+    Index("messages_created", "created_at", "id"),
     Index("messages_job", "job_id", sqlite_where=Column("job_id").is_not(None), postgresql_where=Column("job_id").is_not(None)),
     sqlite_with_rowid=False,
 )
@@ -105,6 +115,40 @@ files = Table(
     Column("name", Text, nullable=False),
     Column("content_type", Text, nullable=False),
     Column("content", LargeBinary, nullable=False),
+)
+
+#: What a client's Idempotency-Key stands for. `owner` is the API key it came with, hashed; "" where there is none.
+idempotency = Table(
+    "idempotency", metadata,
+    Column("owner", String(64), primary_key=True),
+    Column("key", String(256), primary_key=True),
+    Column("request_hash", String(64), nullable=False),
+    Column("answer", Text, nullable=False),  # JSON: status, location, body
+    Column("created_at", BigInteger, nullable=False),
+    Index("idempotency_created", "created_at"),
+    sqlite_with_rowid=False,
+)
+
+#: One row a sender account.
+accounts = Table(
+    "accounts", metadata,
+    Column("name", String(100), primary_key=True),
+    Column("state", String(10), nullable=False),  # ok, paused, halted or parked
+    Column("reason", Text),  # the server's words
+    Column("since", BigInteger, nullable=False),
+    Column("until", BigInteger),  # when it is tried again, with one mail; NULL while it is ok
+    Column("failures", Integer, nullable=False),  # in a row, each a longer pause
+    Column("credentials", String(64), nullable=False),  # a keyed hash: whether they changed
+)
+
+#: What each account sent, in stretches of ten minutes.
+usage = Table(
+    "usage", metadata,
+    Column("account", String(100), primary_key=True),
+    Column("bucket", BigInteger, primary_key=True, autoincrement=False),  # ten minutes since 1970
+    Column("messages", Integer, nullable=False),
+    Column("recipients", Integer, nullable=False),
+    sqlite_with_rowid=False,
 )
 
 #: One row a worker; it is the lease of everything that worker owns.
