@@ -1,7 +1,7 @@
 # What you can do here: `make help`.
 
 .DEFAULT_GOAL := help
-.PHONY: help install run web worker inbox flower example test check lock
+.PHONY: help install run web worker inbox flower example test check lock soak mutations scale
 
 # The first of these that is there; the service needs 3.11 or newer.
 PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,$(shell \
@@ -40,6 +40,18 @@ example: $(if $(wildcard examples/$(NAME)/Procfile),.venv/.installed-examples)  
 test: .venv/.installed-dev  ## all tests; finds, installs or unpacks RabbitMQ and PostgreSQL first
 	@$(RUN) tests.services.provide
 	@$(RUN) pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+soak: .venv/.installed-dev  ## random faults over 10,000 mails; ARGS="--database postgresql --mails 1000 --faults 20", ARGS=--help
+	@$(RUN) tests.services.provide
+	@$(RUN) tests.faults.soak $(ARGS)
+
+mutations: .venv/.installed-dev  ## removes one protection at a time, and expects the fault suite to turn red
+	@$(RUN) tests.services.provide
+	@$(RUN) tests.faults.mutations $(ARGS)
+
+scale: .venv/.installed-dev  ## a backlog of 1,000,000 mails; ARGS="--rows 100000 --database postgresql"
+	@$(RUN) tests.services.provide
+	@$(RUN) tests.faults.scale $(ARGS)
 
 check: .venv/.installed-dev  ## lint and types, of Dockerfile and compose.yaml too
 	@$(RUN) ruff check .

@@ -19,7 +19,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import NoReturn
@@ -32,16 +33,22 @@ from werkzeug.utils import import_string
 
 import mailasync
 from mailroom import commands, logs
+from mailroom.api import accounts as api_accounts
 from mailroom.api import guard, health, jobs, messages, problems, waiting
 from mailroom.api.services import Services
+from mailroom.doctor import Doctor, Finding
 from mailroom.inbox import Inbox, Letters, PortTaken, create_blueprint
 from mailroom.mail.errors import MailroomError
-from mailroom.route import next_hop
+from mailroom.route import accounts, next_hop
 from mailroom.settings import PREFIX, Settings, database_url, hint_unprefixed, kubernetes_variables, load
+from mailroom.store.accounts import Accounts
+from mailroom.store.actions import Actions
 from mailroom.store.database import Database
+from mailroom.store.idempotency import Keys
 from mailroom.store.jobs import Jobs
-from mailroom.store.migrate import upgrade
+from mailroom.store.migrate import check, upgrade
 from mailroom.store.outbox import Outbox
+from mailroom.store.runs import Runs
 from mailroom.store.workers import Worker
 from mailroom.web import pages
 
@@ -57,18 +64,24 @@ def create_app(settings: Settings | None = None, *blueprints: Blueprint, databas
     settings = settings or load()
     mailasync.configure(settings)
     database = database or Database(database_url(settings))
+    known = accounts(settings)
     app = Flask(__name__)
     app.config["MAX_CONTENT_LENGTH"] = settings.REQUEST_MAX_BYTES  # Flask itself has no limit.
     app.json.sort_keys = False  # type: ignore[attr-defined]  # of the default provider
     app.extensions["mailasync"] = Services(
-        settings=settings, outbox=Outbox(database), jobs=Jobs(database, settings.LEASE_SECONDS), orders=mailasync.orders(settings),
+        settings=settings, outbox=Outbox(database), actions=Actions(database), jobs=Jobs(database, settings.LEASE_SECONDS),
+        keys=Keys(database), orders=mailasync.orders(settings),
+        accounts=Accounts(database, [account.budget for account in known]), known_accounts=known,
         relay=lambda: mailasync.start_relay(database), send=mailasync.sendMail.delay,
         run=lambda job: mailasync.runJob.apply_async((job.id,), queue=job.queue))
     app.before_request(guard.check)
     app.before_request(partial(start_relay, database))  # In the process that serves, whichever server that is.
-    for blueprint in (problems.blueprint, messages.blueprint, jobs.blueprint, health.blueprint, pages.blueprint, *blueprints):
+    ours = (problems, messages, jobs, api_accounts, health, pages)
+    for blueprint in (*(module.blueprint for module in ours), *blueprints):
         app.register_blueprint(blueprint)
-    for command in commands.commands(up=partial(up, settings), inbox=partial(inbox, settings), upgrade=partial(db_upgrade, settings)):
+    for command in commands.commands(up=partial(up, settings), inbox=partial(inbox, settings), upgrade=partial(db_upgrade, settings),
+                                      examine=partial(examine, settings), settings=settings, opened=partial(opened, settings),
+                                      message_id=mailasync.orders(settings).message_id):
         app.cli.add_command(command)
     return app
 
@@ -110,6 +123,26 @@ def db_upgrade(settings: Settings) -> str:
     upgrade(database)
     database.close()
     return f"{database} is up to date"
+
+
+@contextmanager
+def opened(settings: Settings) -> Iterator[Database]:
+    """The database, for a command."""
+    database = Database(database_url(settings))
+    try:
+        check(database)
+        yield database
+    finally:
+        database.close()
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """What `flask doctor` tells."""
+    database = Database(database_url(settings))
+    try:
+        yield from Doctor(settings, database, accounts(settings), mailasync.bounded_connection).examine()
+    finally:
+        database.close()
 
 
 def serve(settings: Settings, *, loader: "partial[Flask]", port_setting: str = "PORT") -> None:
@@ -157,6 +190,7 @@ def all_in_one(settings: Settings, deliver: bool) -> Flask:
         sweeps = mailasync.sweeps_of(settings, database)
         Worker(database, "", "", []).stop_others()
         sweeps.orphans()
+        Runs(database, "", settings.LEASE_SECONDS).orphans()
         sweeps.forget_nudges()
     app = create_app(settings, database=database)
     app.register_blueprint(create_blueprint(letters, hint=curl(settings)))

@@ -22,6 +22,9 @@ MAIL_FROM: str = ""
 #: Path of a yagmail OAuth2 file (JSON with a refresh token), instead of MAIL_PASSWORD. It must exist: nothing prompts.
 MAIL_OAUTH2_FILE: str = ""
 
+#: Path of a TOML file with several accounts, each [[account]] with name, username, password, from, messages_per_day … Secret inside.
+ACCOUNTS_FILE: str = ""
+
 # --- The next hop: the server that takes our mail -----------------------------------------------------------------
 
 #: Host name. "": smtp.gmail.com if there is an account, else the disposable inbox on 127.0.0.1.
@@ -82,6 +85,9 @@ DATABASE_URL: str = ""
 
 #: Seconds after which an unseen worker is taken for dead, and what it held is given to others.
 LEASE_SECONDS: float = 20.0
+
+#: Days after which what ended is forgotten: messages with texts and recipients, jobs with results and files. 0: never.
+RETENTION_DAYS: int = 30
 
 # --- Heavy work ---------------------------------------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ from mailroom.jobs import registry
 from mailroom.mail.errors import MailroomError, StoreUnavailable
 from mailroom.order import Orders
 from mailroom.relay import Relay
-from mailroom.route import next_hop, schedule, sender
+from mailroom.route import accounts, schedule
 from mailroom.settings import PAIR_BROKER_URL, Settings, SettingsError, database_url, load
 from mailroom.station import Station
 from mailroom.store.database import Database
@@ -51,8 +51,7 @@ celery_app = Celery("mailasync", set_as_current=False)
 
 def configure(settings: Settings) -> None:
     """Set this process up as `settings` say. Raises SettingsError for what only shows here."""
-    sender(settings)
-    next_hop(settings)
+    accounts(settings)
     schedule(settings)
     load_jobs(settings)
     celery_app.conf.update(celery_settings(settings))
@@ -186,7 +185,8 @@ def settling() -> Iterator[Station]:
 def bounded_connection() -> Connection:
     """An open connection whose every step ends in seconds, whatever the broker does."""
     connection = celery_app.connection_for_write(connect_timeout=2)
-    return connection.ensure_connection(max_retries=0, interval_start=0)  # connect() itself would sleep 2 s and try again
+    # connect() itself would sleep 2 s and try again. A retry is only for the next broker, where the URL names several.
+    return connection.ensure_connection(max_retries=max(0, len(connection.alt or ()) - 1), interval_start=0, interval_step=0)
 
 
 def load_jobs(settings: Settings) -> None:
@@ -200,7 +200,7 @@ def load_jobs(settings: Settings) -> None:
 
 def orders(settings: Settings) -> Orders:
     """Reads what clients order, over HTTP or over the queue."""
-    return Orders(sender(settings).address.rpartition("@")[2])
+    return Orders(accounts(settings)[0].sender.address.rpartition("@")[2])
 
 
 def open_database(settings: Settings, *, file_name: str = "mailasync.sqlite3") -> Database:

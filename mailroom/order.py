@@ -11,14 +11,14 @@ from mailroom.jobs import registry
 from mailroom.jobs.registry import JobType, UnknownJob
 from mailroom.mail import template
 from mailroom.mail.errors import FieldError, InvalidMessage
-from mailroom.mail.intake import message_from, read_fields
+from mailroom.mail.intake import ATTEMPTS_MAX, Terms, mail_from, read_fields
 from mailroom.mail.message import Message
 from mailroom.mail.schedule import Schedule
 from mailroom.store.jobs import NewJob, NotifyOn
 from mailroom.store.outbox import Acceptance, new_id
 
 TIMEOUT_MAX_SECONDS = 30 * 86400
-ATTEMPTS_MAX = 100
+RETRY_MAX_CHARACTERS = 1000
 
 
 class AskedJob(BaseModel):
@@ -29,9 +29,9 @@ class AskedJob(BaseModel):
     name: StrictStr = Field(max_length=100, description="A job type; GET /v1/job-types lists them.")
     args: dict[str, Any] = Field({}, description="Its arguments.")
     notify_on: NotifyOn = Field(NotifyOn.BOTH, description="When the mail goes.")
-    timeout_seconds: float | None = Field(None, gt=0, le=TIMEOUT_MAX_SECONDS, description="When an attempt is killed.")
+    timeout_seconds: float | None = Field(None, ge=0.001, le=TIMEOUT_MAX_SECONDS, description="When an attempt is killed.")
     max_attempts: StrictInt | None = Field(None, ge=1, le=ATTEMPTS_MAX, description="More than 1 only where running it twice does no harm.")
-    retry: StrictStr | None = Field(None, description="How long to wait after attempt 1, 2, …, like 30s, 2m.")
+    retry: StrictStr | None = Field(None, max_length=RETRY_MAX_CHARACTERS, description="The waits after attempt 1, 2, …, like 30s, 2m.")
 
 
 class AskedJobWithMail(AskedJob):
@@ -60,18 +60,21 @@ class Orders:
         Raises:
           MalformedJSON, InvalidMessage: it is none.
         """
-        message = message_from(value, with_job=True)
+        message, terms = mail_from(value, with_job=True)
         if isinstance(value, dict) and value.get("job") is not None:
             job = _job(read_fields(AskedJob, value["job"], at="#/job"), at="#/job")
-            return self.acceptance(_template(message, at="#"), job, id=id)
-        return self.acceptance(message, simulated(work_seconds) if work_seconds else None, id=id)
+            return self.acceptance(_template(message, at="#"), job, terms, id=id)
+        return self.acceptance(message, simulated(work_seconds) if work_seconds else None, terms, id=id)
 
     def job(self, value: object, *, id: str = "") -> Order:
         """Read the object of `POST /v1/jobs`; raises what `mail` raises."""
         asked = read_fields(AskedJobWithMail, value)
         wrong: list[FieldError] = []
+        message, terms = None, Terms()
         try:
-            message = None if asked.notify is None else _template(message_from(asked.notify, at="#/notify"), at="#/notify")
+            if asked.notify is not None:
+                message, terms = mail_from(asked.notify, at="#/notify")
+                message = _template(message, at="#/notify")
         except InvalidMessage as e:
             wrong += e.errors
         try:
@@ -80,14 +83,19 @@ class Orders:
             wrong = e.errors + wrong
         if wrong:
             raise InvalidMessage(wrong)
-        return Order(job, self.acceptance(message, job) if message else None)
+        return Order(job, self.acceptance(message, job, terms) if message else None)
 
-    def acceptance(self, message: Message, job: NewJob | None, *, id: str = "") -> Acceptance:
+    def acceptance(self, message: Message, job: NewJob | None, terms: Terms = Terms(), *, id: str = "") -> Acceptance:
         """What accepting this message writes: its Message-ID is fixed here."""
         id = id or new_id()
+        return Acceptance(id=id, message=message, message_id=self.message_id(id), job=job, expires_at=terms.expires_at,
+                          expires_in=terms.expires_in, max_attempts=terms.max_attempts)
+
+    def message_id(self, id: str) -> str:
+        """The header field of the message of this id, without angle brackets."""
         # A client chose the id of a task, so it may hold anything; what goes into a header may not.
         local = id if re.fullmatch(r"[A-Za-z0-9-]{1,64}", id) else new_id()
-        return Acceptance(id=id, message=message, message_id=f"{local}@{self.domain}", job=job)
+        return f"{local}@{self.domain}"
 
 
 def simulated(seconds: float) -> NewJob:

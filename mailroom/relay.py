@@ -67,6 +67,10 @@ class Relay:
         self._wake.set()
         return True
 
+    def look(self) -> None:
+        """Look at the queue soon, and not only when it is time for that."""
+        self._wake.set()
+
     def _run(self) -> None:
         while True:
             self._wake.wait(WATCH_SECONDS)

@@ -1,11 +1,17 @@
-"""Where mail goes, who it is from and when it is tried again, as the settings say."""
+"""Where mail goes, who it is from, how much of it, and when it is tried again, as the settings say."""
+
+import hashlib
+import tomllib
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 from mailroom.mail.errors import InvalidMessage
 from mailroom.mail.intake import message_from
-from mailroom.mail.message import Address
+from mailroom.mail.message import DEFAULT_ACCOUNT, Address, Budget
 from mailroom.mail.schedule import Schedule
 from mailroom.mail.transport import NextHop
-from mailroom.settings import Settings, SettingsError
+from mailroom.settings import Settings, SettingsError, refuse_contradictions
 
 
 def sender(settings: Settings) -> Address:
@@ -39,3 +45,103 @@ def next_hop(settings: Settings) -> NextHop:
         security=settings.SMTP_SECURITY, ca_file=settings.SMTP_CA_FILE, timeout_seconds=settings.SMTP_TIMEOUT_SECONDS,
         user=settings.MAIL_USERNAME if known else "", password=settings.MAIL_PASSWORD if known else "",
         oauth2_file=settings.MAIL_OAUTH2_FILE if known else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Account:
+    """Who sends: an address, the server that takes its mails, and how many of them."""
+
+    name: str
+    sender: Address
+    hop: NextHop
+    messages_per_day: int
+    recipients_per_day: int
+
+    @property
+    def budget(self) -> Budget:
+        known = "\0".join((self.hop.host, self.hop.user, self.hop.password, _contents(self.hop.oauth2_file)))
+        return Budget(account=self.name, messages=self.messages_per_day, recipients=self.recipients_per_day,
+                      credentials=hashlib.sha256(known.encode()).hexdigest())
+
+
+#: What one [[account]] of ACCOUNTS_FILE may say, and the setting that it stands for.
+_FILE_FIELDS = {"username": "MAIL_USERNAME", "password": "MAIL_PASSWORD", "from": "MAIL_FROM", "oauth2_file": "MAIL_OAUTH2_FILE",
+                "smtp_host": "SMTP_HOST", "smtp_port": "SMTP_PORT", "smtp_security": "SMTP_SECURITY", "smtp_auth": "SMTP_AUTH",
+                "smtp_ca_file": "SMTP_CA_FILE"}
+_LIMITS = ("messages_per_day", "recipients_per_day")
+
+
+def accounts(settings: Settings) -> list[Account]:
+    """The accounts of ACCOUNTS_FILE, each with the settings for what it does not say; without one, the account of the settings.
+
+    Raises:
+      SettingsError: the file cannot be read, or says what nobody understands; names the account and the field.
+    """
+    if not settings.ACCOUNTS_FILE:
+        return [_account(DEFAULT_ACCOUNT, settings, {})]
+    path = Path(settings.ACCOUNTS_FILE).expanduser()
+    try:
+        listed = tomllib.loads(path.read_text()).get("account")
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+        raise SettingsError(f"MAILASYNC_ACCOUNTS_FILE: expected a readable TOML file, got {settings.ACCOUNTS_FILE!r}: {e}") from None
+    if not isinstance(listed, list) or not listed:
+        raise SettingsError(f"MAILASYNC_ACCOUNTS_FILE: expected one [[account]] or more in {settings.ACCOUNTS_FILE!r}, got none")
+    found = [_from_file(number, given, settings, path.parent) for number, given in enumerate(listed, 1)]
+    if len({account.name for account in found}) < len(found):
+        raise SettingsError("MAILASYNC_ACCOUNTS_FILE: expected another name for each account, got one twice")
+    return found
+
+
+def _from_file(number: int, given: dict[str, Any], settings: Settings, directory: Path) -> Account:
+    where = f"MAILASYNC_ACCOUNTS_FILE: account {number}"
+    known = {"name", "password_file", *_FILE_FIELDS, *_LIMITS}
+    if unknown := sorted(given.keys() - known):
+        raise SettingsError(f"{where}: expected {', '.join(sorted(known))}, got {', '.join(unknown)}")
+    if "password_file" in given:
+        try:
+            given = given | {"password": (directory / str(given["password_file"])).read_text().strip()}
+        except (OSError, UnicodeDecodeError) as e:
+            raise SettingsError(f"{where}: password_file: {e}") from None
+    name = given.get("name", given.get("username"))
+    if not isinstance(name, str) or not name.isprintable() or not 1 <= len(name) <= 100:
+        raise SettingsError(f"{where}: expected a name of 1 to 100 characters, got {name!r}")
+    values: dict[str, Any] = {"MAIL_USERNAME": "", "MAIL_PASSWORD": "", "MAIL_FROM": "", "MAIL_OAUTH2_FILE": ""}
+    values |= {setting: given[field] for field, setting in _FILE_FIELDS.items() if field in given}
+    kinds = {field.name: int if field.name == "SMTP_PORT" else str for field in fields(settings)}
+    for setting, value in values.items():
+        if type(value) is not kinds[setting]:
+            raise SettingsError(f"{where}: expected {setting.lower()} to be {'a number' if kinds[setting] is int else 'a text'}")
+    for setting in ("SMTP_SECURITY", "SMTP_AUTH"):
+        allowed = get_args(get_type_hints(Settings)[setting])
+        if values.get(setting, allowed[0]) not in allowed:
+            raise SettingsError(f"{where}: expected one of {', '.join(allowed)}, got {values[setting]!r}")
+    try:
+        own = replace(settings, **values)
+        refuse_contradictions(own, {})
+        return _account(name, own, given)
+    except SettingsError as e:
+        raise SettingsError(f"{where}: {e.message}") from None
+
+
+def _account(name: str, settings: Settings, given: dict[str, Any]) -> Account:
+    hop, limits = next_hop(settings), dict(zip(_LIMITS, _gmail_limits(settings), strict=True))
+    for field in _LIMITS:
+        limit = given.get(field, limits[field])
+        if type(limit) is not int or limit < 0:
+            raise SettingsError(f"expected {field} to be a whole number from 0 up (0: no limit), got {limit!r}")
+        limits[field] = limit
+    return Account(name=name, sender=sender(settings), hop=hop, **limits)
+
+
+def _gmail_limits(settings: Settings) -> tuple[int, int]:
+    """Messages and recipients that Gmail takes in 24 hours (support.google.com/a/answer/166852 and mail/answer/22839); 0 elsewhere."""
+    if next_hop(settings).host != "smtp.gmail.com":
+        return 0, 0
+    return (500, 500) if sender(settings).address.endswith(("@gmail.com", "@googlemail.com")) else (2000, 10_000)
+
+
+def _contents(file: str) -> str:
+    try:
+        return Path(file).expanduser().read_text() if file else ""
+    except (OSError, UnicodeDecodeError):
+        return ""

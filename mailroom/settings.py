@@ -40,6 +40,7 @@ class Settings:
     MAIL_PASSWORD: str
     MAIL_FROM: str
     MAIL_OAUTH2_FILE: str
+    ACCOUNTS_FILE: str
     SMTP_HOST: str
     SMTP_PORT: int
     SMTP_SECURITY: Literal["ssl", "starttls", "none"]
@@ -58,6 +59,7 @@ class Settings:
     QUEUE_TYPE: Literal["classic", "quorum"]
     DATABASE_URL: str
     LEASE_SECONDS: float
+    RETENTION_DAYS: int
     SIMULATED_WORK_SECONDS: float
     JOBS: str
     JOB_SLOTS: int

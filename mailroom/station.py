@@ -7,18 +7,21 @@ from collections.abc import Sequence
 from mailroom.jobs import registry
 from mailroom.jobs.children import Children
 from mailroom.jobs.runner import Runner
-from mailroom.mail.delivery import Delivery
+from mailroom.mail.delivery import Delivery, Sender
 from mailroom.mail.errors import InvalidMessage, MalformedJSON, StoreUnavailable
 from mailroom.mail.message import Message
 from mailroom.mail.transport import Sessions
 from mailroom.order import Order, Orders
 from mailroom.relay import Relay
-from mailroom.route import next_hop, schedule, sender
+from mailroom.route import accounts, schedule
 from mailroom.settings import Settings
+from mailroom.store.accounts import Accounts
 from mailroom.store.claims import Claims
 from mailroom.store.database import Database
+from mailroom.store.expiry import Expiry
 from mailroom.store.jobs import ID_MAX_CHARACTERS, Jobs, NewJob
 from mailroom.store.outbox import Acceptance, Outbox, is_id, new_id
+from mailroom.store.retention import Retention
 from mailroom.store.runs import Runs
 from mailroom.store.sweeps import Sweeps
 from mailroom.store.workers import Worker
@@ -37,23 +40,29 @@ class Station:
         self.jobs = Jobs(database, settings.LEASE_SECONDS)
         self.settings = settings
         owner = str(uuid.uuid4())
-        self.hop = next_hop(settings)
+        known = accounts(settings)
+        budgets = tuple(account.budget for account in known)
+        self.hops = ", ".join(dict.fromkeys(str(account.hop) for account in known))
         self.relay = relay
         self.orders = orders
         self.worker = Worker(database, owner, name, queues)
         runs = Runs(database, owner, settings.LEASE_SECONDS)
-        claims = Claims(database, owner, settings.LEASE_SECONDS)
-        self.delivery = Delivery(claims, Sessions(self.hop), sender(settings), schedule(settings), settings.ON_UNCERTAIN, connections)
+        claims = Claims(database, owner, settings.LEASE_SECONDS, budgets)
+        self.delivery = Delivery(claims, {account.name: Sender(account.sender, Sessions(account.hop)) for account in known},
+                                 schedule(settings), settings.ON_UNCERTAIN, connections)
         self.runner = Runner(runs, [queue for queue in queues if queue in registry.queues()], slots=settings.JOB_SLOTS,
                              processes=settings.JOB_PROCESSES, children=Children(registry.modules(settings.JOBS)), queued=self._queue)
-        sweeps = Sweeps(database, settings.LEASE_SECONDS, settings.ON_UNCERTAIN)
-        sweeps.log_in_again()
+        sweeps = Sweeps(database, settings.LEASE_SECONDS, settings.ON_UNCERTAIN,
+                        frozenset(budget.account for budget in budgets if budget.is_limited))
+        shared = Accounts(database, budgets)
+        shared.register()
         self.runner.start()
-        self.sweeper = Sweeper(sweeps, claims, self.worker, runs, self.relay, self.runner.watch, settings.LEASE_SECONDS)
+        self.sweeper = Sweeper(sweeps, claims, self.worker, runs, shared, Expiry(database), Retention(database, settings.RETENTION_DAYS),
+                               self.relay, self.runner.watch, settings.LEASE_SECONDS)
         self.sweeper.start()
 
     def __str__(self) -> str:
-        return f"worker {self.worker.name}: mail goes to {self.hop}; outbox {self.database!r}"
+        return f"worker {self.worker.name}: mail goes to {self.hops}; outbox {self.database!r}"
 
     def _queue(self, id: str) -> None:
         self.relay.offer(id, queue="mail")
@@ -62,7 +71,8 @@ class Station:
         """Deliver what a nudge names. False: it is to go back to the queue."""
         if outbox_id != self.database.outbox_id:
             log.error("this worker reads outbox %s (%r), but the nudge is from outbox %s: web and worker need the same "
-                      "MAILASYNC_DATABASE_URL", self.database.outbox_id, self.database, outbox_id)
+                      "MAILASYNC_DATABASE_URL, unless the nudge is from before `flask db restored`",
+                      self.database.outbox_id, self.database, outbox_id)
             return True
         return self.delivery.deliver(ids)
 
@@ -101,7 +111,7 @@ class Station:
         """Have this worker, and one that serves the job's queue, look for it."""
         self.runner.wake()
         if job.queue not in self.worker.queues:
-            self.relay.offer(job.id, queue=job.queue)
+            self.relay.offer(new_id(), queue=job.queue)  # Any UUID is a nudge; what id a client chose, the worker might take for a job.
 
     def _usable(self, id: str, is_usable: bool) -> str:
         if is_usable:

@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 
 from mailroom.mail.errors import StoreUnavailable
 from mailroom.relay import Relay
+from mailroom.store.accounts import Accounts
 from mailroom.store.claims import Claims
+from mailroom.store.expiry import Expiry
+from mailroom.store.retention import Retention
 from mailroom.store.runs import Runs
 from mailroom.store.sweeps import BATCH_MAX, Nudge, Sweeps
 from mailroom.store.workers import Worker
@@ -19,6 +22,10 @@ INTERVAL_SECONDS = 1.0
 BEATS_PER_LEASE = 5
 #: How often what may have been lost in the broker is looked for.
 LOST_INTERVAL_SECONDS = 5.0
+#: Rows that a sweep may publish while workers have more than they can take at once.
+PACE_MIN = 100
+#: Between two rounds of forgetting what RETENTION_DAYS lets go.
+FORGET_INTERVAL_SECONDS = 300.0
 
 
 @dataclass
@@ -29,10 +36,14 @@ class Sweeper:
     claims: Claims
     worker: Worker
     runs: Runs
+    accounts: Accounts
+    expiry: Expiry
+    retention: Retention
     relay: Relay
     watch_jobs: Callable[[], None]
     lease_seconds: float
     _stopping: threading.Event = field(default_factory=threading.Event)
+    _pace: int = PACE_MIN  #: rows to publish in a sweep; doubled while the queue runs empty
 
     def start(self) -> None:
         self.worker.beat()
@@ -40,6 +51,8 @@ class Sweeper:
         rounds = (("heartbeat", self.lease_seconds / BEATS_PER_LEASE, self.worker.beat), ("sweeper", INTERVAL_SECONDS, self.sweep))
         self._threads = [threading.Thread(target=self._every, args=(seconds, act), name=name, daemon=True) for name, seconds, act in rounds]
         self._lost_at = time.monotonic()
+        self._forgot_at = float("-inf")  # The first look is at the start.
+        self._looked_at = time.time()  # This clock goes on while a machine sleeps.
         for thread in self._threads:
             thread.start()
 
@@ -50,7 +63,8 @@ class Sweeper:
 
     def sweep(self) -> None:
         """One round. A step that fails is tried again with the next round, and keeps no other from its turn."""
-        for step in (self._give_back_abandoned, self._give_back_orphans, self._publish_due, self._publish_lost, self.watch_jobs):
+        for step in (self._give_back_abandoned, self._give_back_orphans, self.expiry.expire, self._publish_due, self._publish_lost,
+                     self._forget, self.watch_jobs):
             try:
                 step()
             except StoreUnavailable:
@@ -63,6 +77,10 @@ class Sweeper:
             log.warning("%d messages or jobs that no thread works on were given back", count)
 
     def _give_back_orphans(self) -> None:
+        now = time.time()
+        if now - self._looked_at > self.lease_seconds / 2:  # We were paused ourselves, and so perhaps were all the others here.
+            self._distrust()
+        self._looked_at = now
         if time.monotonic() < self._trusts_from:
             return
         if count := self.sweeps.orphans():
@@ -71,13 +89,33 @@ class Sweeper:
             self.relay.offer(id, queue="mail")
 
     def _publish_due(self) -> None:
-        self._publish(self.sweeps.due(self._limit))
-        self._publish(self.sweeps.unpublished(self._limit))
+        room = self._room()
+        self._publish(self.sweeps.due(room))
+        self._publish(self.sweeps.unparked(min(room, self.accounts.capacity())))
+        self._publish(self.sweeps.unpublished(room))
+
+    def _room(self) -> int:
+        """How many rows of each kind to publish now: enough to keep all workers at it, too few for a new mail to wait behind them."""
+        if self.relay.down is not None:
+            return 1  # One row is enough to notice that the broker is back.
+        self.relay.look()
+        nudges, consumers = self.relay.queue or (0, 0)
+        if nudges > consumers + 1:
+            self._pace = max(self._pace // 2, PACE_MIN)
+            return PACE_MIN
+        self._pace = min(2 * self._pace, BATCH_MAX) if nudges == 0 else self._pace
+        return self._pace
 
     def _publish_lost(self) -> None:
         if self.relay.queue is not None and time.monotonic() - self._lost_at > LOST_INTERVAL_SECONDS:
             self._lost_at = time.monotonic()
             self._publish(self.sweeps.lost(self._limit, empty_queue="" if self.relay.queue[0] else self.relay.watched))
+
+    def _forget(self) -> None:
+        """A batch each second while there is something old; else a look every few minutes."""
+        if time.monotonic() - self._forgot_at > FORGET_INTERVAL_SECONDS or not self.retention.done:
+            self._forgot_at = time.monotonic()
+            self.retention.purge()
 
     @property
     def _limit(self) -> int:

@@ -102,7 +102,7 @@ def test_braces_in_a_mail_without_a_job_of_the_clients_are_text(client: FlaskCli
     ({"args": {"seconds": 1, "color": "red"}}, "#/args/color", "expected one of seconds, got an argument that is none of them"),
     ({"args": [1]}, "#/args", "expected a valid dictionary, got [1]"),
     ({"notify_on": "always"}, "#/notify_on", "expected 'success', 'failure' or 'both', got \"always\""),
-    ({"timeout_seconds": 0}, "#/timeout_seconds", "expected greater than 0"),
+    ({"timeout_seconds": 0}, "#/timeout_seconds", "expected greater than or equal to 0.001, got 0"),
     ({"timeout_seconds": 10**9}, "#/timeout_seconds", "expected less than or equal to 2592000"),
     ({"max_attempts": 0}, "#/max_attempts", "expected greater than or equal to 1, got 0"),
     ({"max_attempts": "3"}, "#/max_attempts", "expected a valid integer"),

@@ -15,9 +15,10 @@ TREES = {".".join(file.relative_to(PROJECT).with_suffix("").parts).removesuffix(
 SERVICES, TRADE = "mail jobs relay sweeper webhook store settings", "mail.message mail.errors settings"
 #: What each part may import of ours besides itself; the longest name that fits a module is its part.
 MAY_IMPORT = {
-    "app": f"mailasync web api inbox commands logs route {SERVICES}", "mailasync": f"logs route order station {SERVICES}",
-    "station": f"route order {SERVICES}", "order": "mail jobs store", "route": "mail settings", "commands": f"api {SERVICES}",
-    "web": f"api {SERVICES}", "api": f"order {SERVICES}",
+    "app": f"mailasync web api inbox commands doctor logs route {SERVICES}",
+    "mailasync": f"logs route order station {SERVICES}",
+    "station": f"route order {SERVICES}", "order": "mail jobs store", "route": "mail settings",
+    "commands": f"api doctor {SERVICES}", "doctor": f"route {SERVICES}", "web": f"api {SERVICES}", "api": f"order route {SERVICES}",
     "jobs": f"store mail.schedule {TRADE}", "relay": f"store {TRADE}", "sweeper": f"relay jobs store {TRADE}",
     "webhook": f"store {TRADE}", "store": TRADE, "mail": "settings", "mail.message": TRADE, "mail.errors": TRADE, "inbox": "",
     "logs": "settings", "settings": "default_settings", "migrations": "store", "default_settings": "", "mailroom": ""}

@@ -12,12 +12,13 @@ import pytest
 from sqlalchemy import Connection, text
 
 from mailroom.mail import delivery as delivery_module
-from mailroom.mail.delivery import Delivery
+from mailroom.mail.delivery import Delivery, Sender
 from mailroom.mail.errors import StoreUnavailable
-from mailroom.mail.message import Address, Claim, Message, Outcome
+from mailroom.mail.message import DEFAULT_ACCOUNT, Address, Claim, Message, Outcome
 from mailroom.mail.schedule import Schedule
 from mailroom.mail.transport import NextHop, Sessions
 from mailroom.store import database as database_module
+from mailroom.store.accounts import Accounts
 from mailroom.store.claims import Claims
 from mailroom.store.database import Database
 from mailroom.store.migrate import upgrade
@@ -42,7 +43,10 @@ class Office:
         self.sweeps = Sweeps(database, 20, on_uncertain)
         self.claims = Claims(database, self.worker.id, 20)
         self.sessions = Sessions(NextHop(host=smtpd.host, port=smtpd.port, **{"security": "none", "timeout_seconds": 5, **hop}))
-        self.delivery = Delivery(self.claims, self.sessions, ALICE, Schedule.parse(SCHEDULE), on_uncertain, connections)
+        self.accounts = Accounts(database, self.claims.budgets)
+        self.accounts.register()
+        self.delivery = Delivery(self.claims, {DEFAULT_ACCOUNT: Sender(ALICE, self.sessions)}, Schedule.parse(SCHEDULE), on_uncertain,
+                                 connections)
 
     def accept(self, *to: Address, subject: str = "Hello") -> str:
         id = new_id()
@@ -59,7 +63,8 @@ class Office:
     def again(self, id: str) -> Standing:
         """Make a deferred mail due, and try it once more."""
         self.sql("UPDATE messages SET next_attempt_at = 1 WHERE id = :id", id=id)
-        assert [nudge.id for nudge in self.sweeps.due()] == [id]
+        self.sql("UPDATE accounts SET until = 1 WHERE until IS NOT NULL")
+        assert [nudge.id for nudge in self.sweeps.due() + self.sweeps.unparked(self.accounts.capacity())] == [id]
         assert self.delivery.deliver([id])
         return self.standing(id)
 
@@ -261,7 +266,8 @@ class TestAccount:
             for _ in range(5):
                 found = office.again(id)
             assert (found.row["state"], found.row["reason"]) == ("deferred", reply)
-            assert 720_000 <= waits_ms(found) <= 1_080_000
+            assert 300_000 <= waits_ms(found) <= 9_600_000
+            assert (found.row["attempt"], found.row["excused"]) == (6, 6)
             office.delivery.close()
 
     @pytest.mark.parametrize("phase", ["MAIL", "RCPT", "DATA", "DOT"])

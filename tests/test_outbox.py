@@ -363,21 +363,31 @@ def test_a_process_that_is_alone_takes_over_at_once(outbox: Outbox, claims: Clai
     assert state(outbox, claim.id) == State.QUEUED
 
 
-def test_what_waits_for_a_login_is_due_when_a_worker_starts(outbox: Outbox, claims: Claims, sweeps: Sweeps) -> None:
-    refused, other = (claim_one(claims, accept(outbox)) for _ in range(2))
-    claims.finish(refused, Outcome(state=State.DEFERRED, reason="535 5.7.8 bad credentials", wait_seconds=900))
-    claims.finish(other, DEFERRED)
-    assert sweeps.due() == []
-    sweeps.log_in_again()
-    assert [nudge.id for nudge in sweeps.due()] == [refused.id]
-
-
 def test_a_broker_in_memory_forgets_its_nudges(outbox: Outbox, sweeps: Sweeps, database: Database) -> None:
     id = accept(outbox)
     outbox.mark_published([id])
     sweeps.forget_nudges()
     age(database, messages_created_at=6)
     assert [nudge.id for nudge in sweeps.unpublished()] == [id]
+
+
+@pytest.mark.parametrize("touched", [State.HELD, State.CANCELED, State.EXPIRED, State.SCHEDULED])
+def test_a_reply_that_takes_the_mail_counts_whatever_a_person_did_to_the_row_since(
+        outbox: Outbox, claims: Claims, sweeps: Sweeps, database: Database, touched: State) -> None:
+    claim = claim_one(claims, accept(outbox))
+    assert claims.fence(claim)
+    lose(database, "worker-1")
+    assert sweeps.orphans() == 1
+    run(database, f"/* test */ UPDATE messages SET state = '{touched}' WHERE id = '{claim.id}'")
+    assert not claims.finish(claim, DEFERRED)
+    assert claims.finish(claim, SENT)
+    assert state(outbox, claim.id) == State.SENT
+
+
+def test_a_message_that_has_expired_is_not_claimed(outbox: Outbox, claims: Claims, database: Database) -> None:
+    late, soon = accept(outbox), accept(outbox)
+    run(database, f"/* test */ UPDATE messages SET expires_at = 1 WHERE id = '{late}'")
+    assert [claim.id for claim in claims.claim([late, soon])] == [soon]
 
 
 # --- plans ---------------------------------------------------------------------------------------------------------
@@ -403,6 +413,7 @@ def test_every_statement_finds_its_rows_by_an_index(sqlite_url: str) -> None:
     outbox.mark_published([two])
     age(database, messages_next_attempt_at=61, messages_created_at=60, messages_published_at=3600)
     assert len(sweeps.due()) == 1
+    assert sweeps.unparked(10) == []
     assert len(sweeps.lost(empty_queue="mail")) == 1
     sweeps.unpublish([one, two])
     assert len(sweeps.unpublished()) == 2
@@ -423,8 +434,9 @@ def test_every_statement_finds_its_rows_by_an_index(sqlite_url: str) -> None:
             continue
         with database.engine.connect() as connection:
             plan = [step[3] for step in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)]
-        # The workers are few; the owners of rows are read from an index that holds only owned ones.
-        whole = [step for step in plan if step.startswith("SCAN") and not any(few in step for few in ("workers", "CONSTANT", "found"))]
+        # Workers and accounts are few; the owners of rows are read from an index that holds only owned ones.
+        few = ("workers", "accounts", "messages_parked", "CONSTANT", "found", "(subquery")
+        whole = [step for step in plan if step.startswith("SCAN") and not any(one in step for one in few)]
         assert whole == [], (statement, plan)
         if "messages.id IN (?" in statement:
             assert "SEARCH messages USING PRIMARY KEY (id=?)" in plan, (statement, plan)

@@ -1,7 +1,7 @@
 """The same work twice: inside the request, and in the background.
 
     make example NAME=blocking
-    python -m examples.blocking.compare                         in a second terminal: both, with the times side by side
+    .venv/bin/python -m examples.blocking.compare               in a second terminal: both, with the times side by side
 
     curl 'http://127.0.0.1:5000/blocking?seconds=2'             answers when the work is done
     curl -X POST 'http://127.0.0.1:5000/background?seconds=2'   answers at once, with the id of the job

@@ -1,7 +1,7 @@
 """Print how long a client waits, side by side, while the example runs.
 
-    python -m examples.blocking.compare
-    python -m examples.blocking.compare 5 http://127.0.0.1:5000         seconds of work, and where the example is
+    .venv/bin/python -m examples.blocking.compare
+    .venv/bin/python -m examples.blocking.compare 5 http://127.0.0.1:5000       seconds of work, and where the example is
 """
 
 import sys

@@ -25,9 +25,10 @@ def job_body() -> object:
     """A job as JSON; or as a form whose field `job` is that JSON, and whose files are arguments of their names."""
     if request.mimetype != "multipart/form-data":
         return json_body()
+    request.max_form_memory_size = services().settings.REQUEST_MAX_BYTES  # Else Flask bounds the field `job` by a number that nobody set.
     fields, uploads = request.form.to_dict(flat=False), request.files.to_dict(flat=False)
     if [*fields] != ["job"] or len(fields["job"]) != 1:
-        raise MalformedJSON(f"expected one form field `job` with JSON beside the files, got {', '.join(sorted(fields)) or 'none'}")
+        raise MalformedJSON(f"expected one form field `job` with JSON beside the files, got {', '.join(sorted(fields))[:200] or 'none'}")
     job = parse_json(fields["job"][0].encode())
     if not isinstance(job, dict) or not isinstance(job.get("args", {}), dict):
         return job  # Its reader says what is wrong with it.

@@ -4,6 +4,7 @@
 """
 
 import json
+from dataclasses import replace
 from io import BytesIO
 from typing import Any
 
@@ -11,6 +12,7 @@ from flask import Blueprint, Response, jsonify, request, send_file
 from werkzeug.exceptions import Conflict, NotFound
 
 from mailroom.api.bodies import job_body
+from mailroom.api.idempotency import REPLAYED, once
 from mailroom.api.messages import timestamp
 from mailroom.api.services import services
 from mailroom.api.waiting import preferred_seconds, wait_for
@@ -19,6 +21,7 @@ from mailroom.jobs import registry
 from mailroom.mail.errors import FieldError, InvalidMessage
 from mailroom.mail.message import file_name
 from mailroom.order import Order
+from mailroom.store.idempotency import Answer, Kept, Key
 from mailroom.store.jobs import FINAL, JobStanding, JobState
 from mailroom.store.outbox import is_id, new_id
 
@@ -42,17 +45,20 @@ def start_job(asked: object) -> str:
 
 def find_job(id: str) -> dict[str, Any] | None:
     """Where a job is, as `GET /v1/jobs/<id>` shows it; None if there is no such job."""
-    standing = services().jobs.standing(id) if is_id(id) else None
+    standing = _standing(id)
     return None if standing is None else shown(standing)
 
 
 @blueprint.post("/v1/jobs")
 def post_job() -> Response:
     """Accept a job; answers 202 at once, or when it has ended if the client prefers to wait."""
-    id = start_job(job_body())
-    answer = _told_after_waiting(id)
-    answer.status_code = 200 if _state(id) in FINAL else 202
-    answer.headers["Location"] = f"/v1/jobs/{id}"
+    accepted, replayed = once(lambda key: _kept_answer(_accept(services().orders.job(job_body()), key)))
+    id = accepted.location.removeprefix("/v1/jobs/")
+    answer = _told_after_waiting(id)  # Of a replayed one, too: it has gone on since, and the client may want to wait for its end.
+    # 200 for those only who waited for it: another client shall not see 200 or 202 by chance.
+    answer.status_code = 200 if "Preference-Applied" in answer.headers and answer.json["status"] in FINAL else 202  # type: ignore[index]
+    answer.headers["Location"] = accepted.location
+    answer.headers.update(REPLAYED if replayed else {})
     return answer
 
 
@@ -63,8 +69,7 @@ def list_jobs() -> Response:
     status = request.args.get("status", "")
     if status and status not in set(JobState):
         raise InvalidMessage([FieldError("?status", f"expected one of {', '.join(JobState)}, got {status[:80]!r}")])
-    rows = services().jobs.page(limit=limit + 1, before=before, state=status, name=request.args.get("name", ""),
-                                queue=request.args.get("queue", ""))
+    rows = services().jobs.page(limit=limit + 1, before=before, state=status, name=_word("name"), queue=_word("queue"))
     more = len(rows) > limit
     next = f"{rows[limit - 1]['created_at']}.{rows[limit - 1]['id']}" if more else None
     return jsonify({"data": [_summary(row) for row in rows[:limit]], "has_more": more, "next": next})
@@ -79,7 +84,7 @@ def get_job(id: str) -> Response:
 @blueprint.get("/v1/jobs/<id>/file")
 def get_file(id: str) -> Response:
     """What the job made."""
-    file = services().jobs.file(id)
+    file = services().jobs.file(id) if is_id(id) else None
     if file is None:
         raise NotFound(f"expected the id of a job that made a file, got {id[:80]!r}")
     # As a download and never as a page: what a job made may be anything.
@@ -91,7 +96,7 @@ def get_file(id: str) -> Response:
 @blueprint.post("/v1/jobs/<id>/cancel")
 def cancel_job(id: str) -> Response:
     """Take a job back, with the mail that waits for it; 409 if it has ended."""
-    found = services().jobs.cancel(id)
+    found = services().jobs.cancel(id) if is_id(id) else None
     if found is None:
         raise _unknown(id)
     if found in FINAL:
@@ -102,11 +107,13 @@ def cancel_job(id: str) -> Response:
 @blueprint.post("/v1/jobs/<id>/retry")
 def retry_job(id: str) -> Response:
     """Run a job that has ended once more, as a new one with a mail of its own; 409 if it has not."""
-    standing = services().jobs.standing(id)
+    standing = _standing(id)
     if standing is None:
         raise _unknown(id)
     if standing.row["state"] not in FINAL:
         raise Conflict(f"expected a job that has ended, got one that is {standing.row['state']}")
+    if not registry.is_known(name := standing.row["name"]):  # Nobody would ever run it; it may never have been a job.
+        raise Conflict(f"expected a job of a type that is known here, got one of {name!r}")
     again = services().jobs.again(id, new_id())
     mail = services().outbox.message_of(id)
     acceptance = services().orders.acceptance(mail, again) if mail else None
@@ -164,13 +171,20 @@ def _shortened(value: Any) -> Any:
     return f"{value[:60]}… ({len(value)} characters)" if isinstance(value, str) and len(value) > SHOWN_MAX_CHARACTERS else value
 
 
-def _accept(order: Order) -> str:
+def _accept(order: Order, key: Key | None = None) -> str:
+    kept = Kept(key=key, answer=_kept_answer(order.job.id)) if key else None
     if order.acceptance:
-        services().outbox.accept(order.acceptance)
+        services().outbox.accept(replace(order.acceptance, kept=kept))
+    elif kept:
+        services().keys.accept_job(order.job, kept)
     else:
         services().jobs.accept(order.job)
     services().run(order.job)
     return order.job.id
+
+
+def _kept_answer(id: str) -> Answer:
+    return Answer(status=202, location=f"/v1/jobs/{id}")
 
 
 def _told_after_waiting(id: str) -> Response:
@@ -185,12 +199,24 @@ def _told_after_waiting(id: str) -> Response:
     return answer
 
 
+def _standing(id: str) -> JobStanding | None:
+    return services().jobs.standing(id) if is_id(id) else None
+
+
 def _state(id: str) -> JobState | None:
     return services().jobs.state(id) if is_id(id) else None
 
 
 def _unknown(id: str) -> NotFound:
     return NotFound(f"expected the id of a job, got {id[:80]!r}")
+
+
+def _word(name: str) -> str:
+    """What the query says of a column; no column holds a NUL, and PostgreSQL would not even look for one."""
+    word = request.args.get(name, "")
+    if "\0" in word:
+        raise InvalidMessage([FieldError(f"?{name}", f"expected a {name}, got {word[:80]!r}")])
+    return word
 
 
 def _page() -> tuple[int, tuple[int, str] | None]:

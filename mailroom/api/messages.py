@@ -1,15 +1,22 @@
-"""Messages over HTTP: accept one, and tell where it is."""
+"""Messages over HTTP: accept one, tell where it is, and do with it what a person asks for."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from flask import Blueprint, Response, jsonify
-from werkzeug.exceptions import NotFound
+from werkzeug.exceptions import Conflict, NotFound
 
 from mailroom.api.bodies import json_body
+from mailroom.api.idempotency import REPLAYED, once
 from mailroom.api.services import services
 from mailroom.api.why import why
-from mailroom.store.outbox import Standing, is_id
+from mailroom.mail.intake import AskedMoment, read_fields
+from mailroom.mail.message import State
+from mailroom.store.actions import UnknownMessage, WrongState
+from mailroom.store.idempotency import Answer, Kept, Key
+from mailroom.store.outbox import Standing, is_id, new_id
 
 blueprint = Blueprint("messages", __name__)
 
@@ -29,23 +36,108 @@ def post_message() -> Response:
 @blueprint.get("/v1/messages/<id>")
 def get_message(id: str) -> Response:
     """Where a message is, why it is there, and how it came there."""
-    standing = services().outbox.standing(id) if is_id(id) else None
-    if standing is None:
-        raise NotFound(f"expected the id of a message, got {id[:80]!r}")
-    return jsonify(shown(standing))
+    return jsonify(shown(_standing(id)))
+
+
+@blueprint.post("/v1/messages/<id>/cancel")
+def cancel_message(id: str) -> Response:
+    """Take it back before it is sent; a job that it waits for goes on."""
+    return _act(id, services().actions.cancel)
+
+
+@blueprint.post("/v1/messages/<id>/hold")
+def hold_message(id: str) -> Response:
+    """Stop it until somebody releases it."""
+    return _act(id, services().actions.hold)
+
+
+@blueprint.post("/v1/messages/<id>/release")
+def release_message(id: str) -> Response:
+    """Let go what was held; send once more what is uncertain."""
+    return _act(id, services().actions.release)
+
+
+@blueprint.post("/v1/messages/<id>/retry")
+def retry_message(id: str) -> Response:
+    """Try it now; one that failed or expired gets a new round, for those who do not have it."""
+    return _act(id, services().actions.retry)
+
+
+@blueprint.post("/v1/messages/<id>/reschedule")
+def reschedule_message(id: str) -> Response:
+    """Send it at another time."""
+    asked = read_fields(AskedMoment, json_body())
+    return _act(id, lambda id: services().actions.reschedule(id, at=asked.at, delay_seconds=asked.delay or 0))
+
+
+@blueprint.post("/v1/messages/<id>/resend")
+def resend_message(id: str) -> Response:
+    """Send what has ended once more, as a new message; answers 202 with that."""
+    def resend(key: Key | None) -> Answer:
+        new = new_id()
+        answer = Answer(status=202, location=f"/v1/messages/{new}")
+        kept = Kept(key=key, answer=answer) if key else None
+        _done(id, lambda id: services().actions.resend(id, new, message_id=services().orders.message_id(new), kept=kept))
+        _hand_over(_standing(new))
+        return answer
+    return _answered(*once(resend))
 
 
 def _accept(work_seconds: float, *, status: int) -> Response:
-    acceptance = services().orders.mail(json_body(), work_seconds=work_seconds)
-    services().outbox.accept(acceptance)
-    if acceptance.job:
-        services().run(acceptance.job)
-    else:
-        services().send(acceptance.id)
-    answer = jsonify({"id": acceptance.id, "status": acceptance.state})
-    answer.status_code = status
-    answer.headers["Location"] = f"/v1/messages/{acceptance.id}"
+    def accept(key: Key | None) -> Answer:
+        acceptance = services().orders.mail(json_body(), work_seconds=work_seconds)
+        answer = Answer(status=status, location=f"/v1/messages/{acceptance.id}", body={"id": acceptance.id, "status": acceptance.state})
+        services().outbox.accept(replace(acceptance, kept=Kept(key=key, answer=answer)) if key else acceptance)
+        if acceptance.job:
+            services().run(acceptance.job)
+        else:
+            services().send(acceptance.id)
+        return answer
+    return _answered(*once(accept))
+
+
+def _answered(told: Answer, replayed: bool) -> Response:
+    answer = jsonify(told.body if told.body is not None else shown(_standing(told.location.removeprefix("/v1/messages/"))))
+    answer.status_code = told.status
+    answer.headers["Location"] = told.location
+    answer.headers.update(REPLAYED if replayed else {})
     return answer
+
+
+def _act(id: str, action: Callable[[str], None]) -> Response:
+    _done(id, action)
+    standing = _standing(id)
+    _hand_over(standing)
+    return jsonify(shown(standing))
+
+
+def _done(id: str, action: Callable[[str], None]) -> None:
+    try:
+        if not is_id(id):
+            raise UnknownMessage
+        action(id)
+    except UnknownMessage:
+        raise _unknown(id) from None
+    except WrongState as e:
+        raise Conflict(str(e)) from None
+
+
+def _hand_over(standing: Standing) -> None:
+    """Tell the workers now of what is queued now. A suspect must not share a nudge, and a sweeper sees to that."""
+    row = standing.row
+    if row["state"] == State.QUEUED and row["published_at"] is None and not row["crashes"] and row["queue"] == "mail":
+        services().send(row["id"])
+
+
+def _standing(id: str) -> Standing:
+    standing = services().outbox.standing(id) if is_id(id) else None
+    if standing is None:
+        raise _unknown(id)
+    return standing
+
+
+def _unknown(id: str) -> NotFound:
+    return NotFound(f"expected the id of a message, got {id[:80]!r}")
 
 
 def shown(standing: Standing) -> dict[str, Any]:
@@ -57,6 +149,9 @@ def shown(standing: Standing) -> dict[str, Any]:
         "why": why(standing, services().relay(), lease_seconds=services().settings.LEASE_SECONDS),
         "created_at": timestamp(row["created_at"]),
         "next_attempt_at": timestamp(row["next_attempt_at"]),
+        "expires_at": timestamp(row["expires_at"]),
+        "max_attempts": row["max_attempts"],
+        "resent_of": row["resent_of"],
         "message_id": f"<{row['message_id']}>",
         "attempts": row["attempt"],
         "uncertain_attempts": row["uncertain_attempts"],

@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 
+from mailroom.jobs import registry
 from mailroom.mail.message import FINAL, State
 from mailroom.relay import Relay
 from mailroom.store.jobs import JobStanding, JobState
@@ -13,12 +14,15 @@ def why(standing: Standing, relay: Relay | None, *, lease_seconds: float) -> str
     row, state = standing.row, State(standing.row["state"])
     if state in FINAL:
         return f"{state}: {row['reason']}" if row["reason"] else str(state)
+    if state is State.DEFERRED and row["parked"]:
+        not_before = f", not before {_at(row['next_attempt_at'])}" if row["next_attempt_at"] else ""
+        return f"waits until an account can send{not_before}: {row['reason']}"
     if state is State.DEFERRED:
         return f"tried again at {_at(row['next_attempt_at'])}: {row['reason']}"
     if state is State.SCHEDULED:
         return f"to be sent at {_at(row['next_attempt_at'])}"
     if state is State.HELD:
-        return "held until somebody releases it"
+        return f"held: {row['reason'] or 'until a person lets it go'}"
     job = standing.job
     if state in (State.SENDING, State.IN_DATA):
         return f"a worker is handing it to the mail server, attempt {row['attempt']}"
@@ -38,7 +42,9 @@ def why_job(standing: JobStanding, relay: Relay | None) -> str:
         return f"a worker runs it, attempt {row['attempt']}" + (f": {row['step']}" if row["step"] else "")
     if state is not JobState.QUEUED:
         return f"{state}: {row['error']}" if row["error"] else str(state)
-    if row["next_attempt_at"]:
+    if not registry.is_known(row["name"]):
+        return f"no job type is named {row['name']!r} here any more; put its module back into JOBS, or cancel the job"
+    if row["next_attempt_at"] and row["next_attempt_at"] > standing.now:
         return f"tried again at {_at(row['next_attempt_at'])}: {row['error']}"
     if standing.served:
         return "waits for a free slot of a worker"

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Protocol, TypeVar, get_type_hints
+from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
@@ -23,7 +24,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 #: What a job may return: as JSON, and the file of it.
 RESULT_MAX_BYTES = 1_000_000
+#: A result goes through four readers of JSON; each gives up at a depth of its own, and one of them reads it for the mail.
+RESULT_DEPTH_MAX = 100
 FILE_MAX_BYTES = 10_000_000
+#: Wrong arguments that are told, and how much of each one's name.
+ERRORS_MAX = 20
+NAME_MAX_CHARACTERS = 80
 
 
 class UnknownJob(MailroomError):
@@ -64,13 +70,25 @@ class Result:
 def result_of(returned: Any) -> Result:
     """Raises ValueError or TypeError: it is no JSON, or too much."""
     if isinstance(returned, File):
+        if not isinstance(returned.content, bytes):
+            raise TypeError(f"a file's content is bytes, got {type(returned.content).__name__}")
         if len(returned.content) > FILE_MAX_BYTES:
             raise ValueError(f"its file has {len(returned.content)} bytes; {FILE_MAX_BYTES} are the most")
         about = {"name": returned.name, "content_type": returned.content_type, "size": len(returned.content)}
         return Result(value=about, file=returned)
     if (size := len(json.dumps(returned, allow_nan=False))) > RESULT_MAX_BYTES:
         raise ValueError(f"its result has {size} bytes as JSON; {RESULT_MAX_BYTES} are the most")
+    if _is_too_deep(returned):
+        raise ValueError(f"its result is nested too deeply; {RESULT_DEPTH_MAX} levels are the most")
     return Result(value=returned)
+
+
+def _is_too_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(RESULT_DEPTH_MAX + 1):
+        level = [inner for outer in level if isinstance(outer, dict | list | tuple)
+                 for inner in (outer.values() if isinstance(outer, dict) else outer)]
+    return bool(level)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +112,11 @@ class JobType:
           InvalidMessage: with every wrong argument.
         """
         try:
-            return dict(self.arguments.model_validate_json(json.dumps(args)))
+            return dict(self.arguments.model_validate_json(json.dumps(args, allow_nan=False)))
         except ValidationError as e:
-            raise InvalidMessage([self._wrong(error) for error in e.errors(include_url=False)]) from None
+            raise InvalidMessage([self._wrong(error) for error in e.errors(include_url=False)[:ERRORS_MAX]]) from None
+        except (TypeError, ValueError, RecursionError) as e:  # Over the queue comes what JSON does not have: NaN, and any depth.
+            raise InvalidMessage([FieldError("#/args", f"expected JSON, got what is none: {e}")]) from None
 
     @property
     def description(self) -> str:
@@ -120,7 +140,7 @@ class JobType:
                   "extra_forbidden": f"expected one of {known}, got an argument that is none of them"}.get(error["type"])
         came = json.dumps(error["input"], default=repr)
         told = f"{error['msg'].replace('Input should be', 'expected')}, got {came if len(came) <= 80 else came[:77] + '...'}"
-        return FieldError("#/args/" + "/".join(map(str, error["loc"])), detail or told)
+        return FieldError("#/args" + "".join(f"/{quote(str(part)[:NAME_MAX_CHARACTERS])}" for part in error["loc"]), detail or told)
 
 
 _types: dict[str, JobType] = {}
@@ -155,6 +175,11 @@ def job_type(name: str) -> JobType:
         return _types[name]
     except KeyError:
         raise UnknownJob(f"expected one of {', '.join(sorted(_types))}, got {name!r}") from None
+
+
+def is_known(name: str) -> bool:
+    """Whether a type of this name is registered in this process."""
+    return name in _types
 
 
 def job_types() -> list[JobType]:

@@ -5,7 +5,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +31,7 @@ RETRY = "10s, 1m, 10m"
 PROGRESS_SECONDS = 0.2
 #: What is kept of an error or a step.
 WORDS_MAX_CHARACTERS = 1000
+STOPPED = "ended, as its worker was stopped"
 
 
 @dataclass(eq=False)
@@ -58,13 +58,13 @@ class Runner:
                  queued: Callable[[str], None]) -> None:
         """`processes`: how many of the jobs may be in child processes; `queued` is told the id of each message that a job let go."""
         self._runs = runs
-        self._queues = list(queues)
-        self._slots = Slots(slots, self._queues)
-        self._processes = Slots(processes, [queue for queue in self._queues if _names(queue, isolated=True)])
+        #: Jobs that are claimed together, by queue and whether they are isolated; who had a turn goes to the end.
+        self._turns = [(queue, isolated) for queue in queues for isolated in (False, True)]
+        self._slots = Slots(slots, queues)
+        self._processes = Slots(processes, [queue for queue in queues if _names(queue, isolated=True)])
         self._children = children
         self._queued = queued
-        self._threads = ThreadPoolExecutor(slots, thread_name_prefix="job")
-        self._running: dict[str, _Run] = {}
+        self._running: set[_Run] = set()
         self._turn = threading.Lock()
         self._wanted = threading.Event()
         self._stopping = threading.Event()
@@ -80,7 +80,7 @@ class Runner:
     def watch(self) -> None:
         """End what is no longer wanted here: called about once a second. Looks for due jobs as well."""
         with self._turn:
-            running = list(self._running.values())
+            running = list(self._running)
         taken_away = self._runs.taken_away()
         for run in running:
             if untold := run.untold:
@@ -96,7 +96,7 @@ class Runner:
         self._stopping.set()
         self._wanted.set()
         with self._turn:
-            for run in self._running.values():
+            for run in self._running:
                 if not run.claim.is_last and not run.isolated:
                     run.interrupted.set()
 
@@ -104,16 +104,22 @@ class Runner:
         self.stop()
         if self._dispatcher.is_alive():
             self._dispatcher.join()
-        deadline = time.monotonic() + STOP_SECONDS
-        while self._running and time.monotonic() < deadline:
-            time.sleep(0.02)
-        for run in list(self._running.values()):
+        self._wait_until_none_runs(STOP_SECONDS)
+        for run in list(self._running):
             self._interrupt(run)
+        self._wait_until_none_runs(NOTICE_SECONDS)
         self._children.close()
-        deadline = time.monotonic() + NOTICE_SECONDS
+        self._wait_until_none_runs(NOTICE_SECONDS)
+        for run in list(self._running):  # They look at nothing, and end with this process.
+            if run.claim.is_last:
+                self._settle(run, JobEnd(state=JobState.FAILED, error=STOPPED))
+            else:
+                self._give_back(run)
+
+    def _wait_until_none_runs(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
         while self._running and time.monotonic() < deadline:
             time.sleep(0.02)
-        self._threads.shutdown(wait=not self._running, cancel_futures=True)
 
     def _dispatch(self) -> None:
         while not self._stopping.is_set():
@@ -130,26 +136,28 @@ class Runner:
     def _begin_some(self) -> int:
         """Claim what there is room for, and run it; return how many those were."""
         begun = 0
-        for queue in self._queues:
-            for isolated in (False, True):
-                with self._turn:
-                    limit = min(self._slots.free(queue), self._processes.free(queue)) if isolated else self._slots.free(queue)
-                names = _names(queue, isolated=isolated)
-                claims = self._runs.claim(queue, names, limit=limit) if limit and names else []
-                for claim in claims:
-                    self._begin(_Run(claim, isolated))
-                begun += len(claims)
+        for turn in list(self._turns):
+            queue, isolated = turn
+            with self._turn:
+                limit = min(self._slots.free(queue), self._processes.free(queue)) if isolated else self._slots.free(queue)
+            names = _names(queue, isolated=isolated)
+            claims = self._runs.claim(queue, names, limit=limit) if limit and names else []
+            for claim in claims:
+                self._begin(_Run(claim, isolated))
+            if claims:
+                self._turns.remove(turn)
+                self._turns.append(turn)
+            begun += len(claims)
         return begun
 
     def _begin(self, run: _Run) -> None:
         with self._turn:
-            self._running[run.claim.id] = run
+            self._running.add(run)
             self._slots.take(run.claim.queue)
             if run.isolated:
                 self._processes.take(run.claim.queue)
-            if self._stopping.is_set() and not run.claim.is_last:
-                run.interrupted.set()
-        self._threads.submit(self._work, run)
+        # No pool: Python would wait for its threads at the end of the process, and some jobs look at nothing.
+        threading.Thread(target=self._work, args=(run,), name="job", daemon=True).start()
 
     def _work(self, run: _Run) -> None:
         try:
@@ -162,15 +170,17 @@ class Runner:
             log.exception("job %s could not be settled", run.claim.id)
         finally:
             with self._turn:
-                self._running.pop(run.claim.id, None)
+                self._running.discard(run)
                 self._slots.give_back(run.claim.queue)
                 if run.isolated:
                     self._processes.give_back(run.claim.queue)
             self.wake()
 
     def _end(self, run: _Run) -> JobEnd | None:
-        """Run it; None if it was broken off and may run again."""
+        """Run it; None if it was broken off and may run again, or has not begun before we stop."""
         claim = run.claim
+        if self._stopping.is_set():
+            return None
         try:
             result = self._call(job_type(claim.name), run)
             made = result.file
@@ -188,8 +198,8 @@ class Runner:
             end = JobEnd(state=JobState.FAILED, error=_one_line(str(e)))
         except Exception as e:
             end = JobEnd(state=JobState.FAILED, error=_one_line(f"{type(e).__name__}: {e}"))
-        if self._stopping.is_set() and (end is None or run.interrupted.is_set()):
-            end = JobEnd(state=JobState.FAILED, error="ended, as its worker was stopped") if claim.is_last else None
+        if self._stopping.is_set() and (end is None or (run.interrupted.is_set() and end.state is not JobState.SUCCEEDED)):
+            end = JobEnd(state=JobState.FAILED, error=STOPPED) if claim.is_last else None
         return end
 
     def _call(self, kind: JobType, run: _Run) -> Result:
@@ -210,12 +220,24 @@ class Runner:
                 return
             run.settled = True
         claim = run.claim
+        if untold := run.untold:
+            _Reported(self._runs, run).write(*untold)
         if end.state is not JobState.SUCCEEDED and not claim.is_last:
             end = JobEnd(state=end.state, error=end.error, wait_seconds=_wait_seconds(claim))
-        released = self._until_committed(lambda: self._runs.finish(claim, end))
-        log.info("job %s (%s) attempt %d: %s in %.2fs", claim.id, claim.name, claim.attempt, end.state, time.monotonic() - run.started)
+        released = self._until_committed(lambda: self._finish(claim, end))
+        how = end.state if released is not None else f"{end.state}, which does not count: it was canceled, or given to others,"
+        log.info("job %s (%s) attempt %d: %s in %.2fs", claim.id, claim.name, claim.attempt, how, time.monotonic() - run.started)
         for id in released or ():
             self._queued(id)
+
+    def _finish(self, claim: JobClaim, end: JobEnd) -> list[str] | None:
+        try:
+            return self._runs.finish(claim, end)
+        except StoreUnavailable:
+            raise
+        except Exception:  # The job is over all the same, and must not be left as running.
+            log.exception("the end of job %s cannot be kept as it is", claim.id)
+            return self._runs.finish(claim, JobEnd(state=JobState.FAILED, error="its end could not be kept; the worker's log tells why"))
 
     def _give_back(self, run: _Run) -> None:
         if self._until_committed(lambda: self._runs.release(run.claim)):
@@ -240,6 +262,7 @@ class _Reported:
     run: _Run
 
     def __call__(self, fraction: float, step: str = "") -> None:
+        fraction, step = float(fraction), str(step)  # Here, as what an untyped job says may be none, and this is its thread.
         if time.monotonic() - self.run.told_at < PROGRESS_SECONDS:
             self.run.untold = (fraction, step)
         else:

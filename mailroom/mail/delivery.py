@@ -4,7 +4,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -12,7 +12,8 @@ from typing import Protocol
 from mailroom.mail.compose import compose
 from mailroom.mail.errors import NotTaken, StoreUnavailable, Unanswered
 from mailroom.mail.link import Reply
-from mailroom.mail.message import Address, Claim, Outcome, State
+from mailroom.mail.message import Address, Claim, Outcome, State, Trouble
+from mailroom.mail.replies import state_of, trouble_of
 from mailroom.mail.schedule import Schedule
 from mailroom.mail.transport import FenceRefused, Receipt, Sessions
 from mailroom.mail.turns import Turns
@@ -22,12 +23,6 @@ log = logging.getLogger("mailasync.delivery")
 #: Waits between tries to write an outcome while the database is away, in seconds.
 RECORD_WAIT_MIN_SECONDS = 0.05
 RECORD_WAIT_MAX_SECONDS = 2.0
-
-#: Replies about our account or its pace, not about this mail; some look permanent and are not (Gmail's 550 5.4.5).
-_OF_ACCOUNT_CODES = frozenset({421, 454, 530, 534, 535})
-_OF_ACCOUNT = re.compile(r"5\.4\.5\s|.*(?:Daily SMTP relay limit|Daily user sending limit)", re.IGNORECASE)
-#: Any server may be busy for a moment; none of the others is over soon.
-_BUSY_CODE = 421
 
 
 class Outbox(Protocol):
@@ -41,13 +36,20 @@ class Outbox(Protocol):
     def release(self, claim: Claim) -> bool: ...
 
 
+@dataclass(frozen=True)
+class Sender:
+    """One account: who its mails are from, and its sessions with its server."""
+
+    address: Address
+    sessions: Sessions
+
+
 @dataclass
 class Delivery:
     """Hands the mails of one worker to the next hop, many at a time on sessions that stay open."""
 
     outbox: Outbox
-    sessions: Sessions
-    sender: Address
+    senders: Mapping[str, Sender]  #: by the name of the account
     schedule: Schedule
     on_uncertain: str  #: resend or hold
     connections: int
@@ -74,7 +76,8 @@ class Delivery:
 
     def close(self) -> None:
         self._threads.shutdown()
-        self.sessions.close()
+        for sender in self.senders.values():
+            sender.sessions.close()
 
     def _deliver_one(self, claim: Claim) -> bool:
         with self._turns.shared():
@@ -108,8 +111,9 @@ class Delivery:
         """One attempt; None if it was not begun."""
         if self._stopping.is_set():
             return None
+        sender = self.senders[claim.account]
         try:
-            payload = compose(claim, sender=self.sender)
+            payload = compose(claim, sender=sender.address)
         except Exception as e:  # Whatever it is, it would be so again; its text may hold the content.
             log.error("message %s could not be composed: %s", claim.id, type(e).__name__)
             return self._for_all(claim, State.FAILED, f"could not be composed: {type(e).__name__}")
@@ -117,12 +121,13 @@ class Delivery:
             return Outcome(state=State.SENT if claim.sent_before else State.FAILED, reason="nobody is left to send it to")
         people = {position: claim.message.to[position].address for position in claim.pending}
         try:
-            receipt = self.sessions.attempt(self.sender.address, people, payload,
-                                            fence=lambda: not self._stopping.is_set() and self.outbox.fence(claim))
+            receipt = sender.sessions.attempt(sender.address.address, people, payload,
+                                              fence=lambda: not self._stopping.is_set() and self.outbox.fence(claim))
         except Unanswered as e:
             return self._uncertain(claim, e.reply)
         except NotTaken as e:
-            return self._later(claim, e.reply, code=e.code)
+            said = Reply(e.code, e.reply.removeprefix(f"{e.code} "))
+            return self._later(claim, e.reply, trouble=trouble_of(said, self.schedule, of_message=e.of_message))
         except (FenceRefused, StoreUnavailable):
             raise
         except Exception as e:  # A fault of ours, before the dot: transport says Unanswered whatever happens after it.
@@ -133,31 +138,38 @@ class Delivery:
     def _judge(self, claim: Claim, receipt: Receipt) -> Outcome:
         """Turn replies into an outcome for each recipient, and for the message."""
         replies = {position: receipt.refused.get(position, receipt.final) or Reply(0, "no reply") for position in claim.pending}
-        found = {position: (_state(reply), str(reply)) for position, reply in replies.items()}
+        found = {position: (state_of(reply), str(reply)) for position, reply in replies.items()}
         states = {state for state, _ in found.values()}
         worst = max(replies.values(), key=lambda reply: reply.code)
         if State.DEFERRED in states:
-            temporary = next(reply for reply in replies.values() if _state(reply) is State.DEFERRED)
+            temporary = next(reply for reply in replies.values() if state_of(reply) is State.DEFERRED)
             if State.SENT in states and temporary.text.startswith("4.5.3 "):  # Too many at once: the rest now (RFC 5321, 4.5.3.1.10).
                 return Outcome(state=State.DEFERRED, reason=str(temporary), recipients=found, wait_seconds=0)
-            return self._later(claim, str(temporary), found, code=_account_code(temporary))
+            return self._later(claim, str(temporary), found, trouble=trouble_of(temporary, self.schedule))
         sent = State.SENT in states or claim.sent_before
         return Outcome(state=State.SENT if sent else State.FAILED, reason=str(worst), recipients=found)
 
-    def _later(self, claim: Claim, reason: str, found: dict[int, tuple[State, str]] | None = None, *, code: int = 0,
+    def _later(self, claim: Claim, reason: str, found: dict[int, tuple[State, str]] | None = None, *, trouble: Trouble | None = None,
                uncertain: bool = False) -> Outcome:
-        """Defer, or fail where the schedule is used up; a `code` of our account's trouble never fails the mail."""
+        """Defer, or fail where the attempts are used up; with trouble of the account, until an account can send."""
         found = found or dict.fromkeys(claim.pending, (State.DEFERRED, reason))
-        wait = self.schedule.wait_seconds(claim.attempt)
-        if code in _OF_ACCOUNT_CODES and (wait is None or code != _BUSY_CODE):
-            wait = self.schedule.account_wait_seconds()
+        wait = self._wait_seconds(claim)
+        if trouble and (trouble.excuses or wait is not None):
+            return Outcome(state=State.DEFERRED, reason=reason, recipients=found, trouble=trouble)
         if wait is not None:
             return Outcome(state=State.DEFERRED, reason=reason, recipients=found, wait_seconds=wait, uncertain=uncertain)
         end = State.UNCERTAIN if uncertain else State.FAILED  # Who may have the mail was not failed to.
         given_up = {position: (end if state is State.DEFERRED else state, reply) for position, (state, reply) in found.items()}
         sent = not uncertain and (claim.sent_before or any(state is State.SENT for state, _ in given_up.values()))
-        return Outcome(state=State.SENT if sent else end, recipients=given_up, uncertain=uncertain,
+        return Outcome(state=State.SENT if sent else end, recipients=given_up, uncertain=uncertain, trouble=trouble,
                        reason=f"gave up after attempt {claim.attempt}: {reason}")
+
+    def _wait_seconds(self, claim: Claim) -> float | None:
+        """How long until the next attempt; None if this was the last. A message's own number of attempts repeats the longest wait."""
+        most = claim.max_attempts
+        if most is None:
+            return self.schedule.wait_seconds(claim.counted)
+        return self.schedule.wait_seconds(min(claim.counted, len(self.schedule.waits))) if claim.counted < most else None
 
     def _uncertain(self, claim: Claim, reason: str) -> Outcome:
         if self.on_uncertain == "resend":
@@ -182,19 +194,6 @@ class Delivery:
                     return False
                 time.sleep(wait_seconds)
                 wait_seconds = min(2 * wait_seconds, RECORD_WAIT_MAX_SECONDS)
-
-
-def _state(reply: Reply) -> State:
-    if reply.accepts:
-        return State.SENT
-    return State.FAILED if 500 <= reply.code < 600 and not _account_code(reply) else State.DEFERRED
-
-
-def _account_code(reply: Reply) -> int:
-    """The code, if it is of our account; a daily limit counts as 454. 0 if it is of this mail or its recipient."""
-    if _OF_ACCOUNT.match(reply.text):
-        return 454
-    return reply.code if reply.code in _OF_ACCOUNT_CODES and reply.code != 454 else 0
 
 
 def _told(outcome: Outcome) -> str:

@@ -4,12 +4,14 @@ import difflib
 import json
 import re
 from collections import Counter
-from typing import Any, NoReturn, TypeVar
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any, NoReturn, Self, TypeVar
 from urllib.parse import quote
 
 import email_validator
 from email_validator import EmailNotValidError, validate_email
-from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, StrictStr, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from mailroom.mail.errors import FieldError, InvalidMessage, MalformedJSON
@@ -23,6 +25,9 @@ SUBJECT_MAX_CHARACTERS = 998
 ADDRESS_MAX_CHARACTERS = 998
 #: No message needs more than an object in a list in an object.
 JSON_DEPTH_MAX = 16
+#: A moment farther away than this is a slip of the pen.
+AHEAD_MAX_SECONDS = 366 * 86400
+ATTEMPTS_MAX = 100
 #: Wrong fields that are told; a body of a million unknown ones gets an answer that a person can read.
 ERRORS_MAX = 20
 
@@ -33,9 +38,20 @@ for _name in ("local", "localhost", "test", "invalid"):
 
 M = TypeVar("M", bound=BaseModel)
 
+#: RFC 3339, 5.6, which asks for an offset; the letters may be small, and a space is as good as the T.
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 #: A name as people write it, J. Müller <mueller@example.org>; RFC 5322 wants quotes for the dot and the ü.
 _UNQUOTED = re.compile(r"\A([^\"<>@,;:\\()\[\]]+)(?=<[^<>]*>\Z)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """Until when, and how often, a client wants a mail to be tried."""
+
+    expires_at: int | None = None  #: milliseconds since 1970 …
+    expires_in: int | None = None  #: … or from its acceptance
+    max_attempts: int | None = None
 
 
 def read_message(data: bytes) -> Message:
@@ -49,13 +65,18 @@ def read_message(data: bytes) -> Message:
 
 
 def message_from(value: object, *, at: str = "#", with_job: bool = False) -> Message:
-    """Read an object that came over the queue, or from `parse_json`; raises what `read_message` raises.
+    """Read an object that came over the queue, or from `parse_json`; raises what `read_message` raises."""
+    return mail_from(value, at=at, with_job=with_job)[0]
+
+
+def mail_from(value: object, *, at: str = "#", with_job: bool = False) -> tuple[Message, Terms]:
+    """Read such an object, and on what terms it is to be sent.
 
     `at` is where in a request it stands, a JSON pointer. `with_job`: its field `job` is somebody else's to read.
     """
     asked = read_fields(_AskedWithJob if with_job else _Asked, value, at=at)
     text, html = asked.parts()
-    return Message(to=tuple(asked.to), subject=asked.subject, text=text, html=html)
+    return Message(to=tuple(asked.to), subject=asked.subject, text=text, html=html), asked.terms()
 
 
 def read_fields(model: type[M], value: object, *, at: str = "#") -> M:
@@ -77,6 +98,41 @@ def read_fields(model: type[M], value: object, *, at: str = "#") -> M:
         raise InvalidMessage([_field_error(error, at, model) for error in e.errors(include_url=False)[:ERRORS_MAX]]) from None
 
 
+def parse_moment(value: object) -> int:
+    """Read "2026-01-31T12:00:00+01:00", a moment to come; return milliseconds since 1970.
+
+    Raises:
+      PydanticCustomError: it is none.
+    """
+    if not isinstance(value, str) or not _MOMENT.fullmatch(value):
+        _refuse(f"expected a time like 2026-01-31T12:00:00Z, with its offset, got {_shown(value)}")
+    try:
+        ahead = (datetime.fromisoformat(value.upper()) - datetime.now(UTC)).total_seconds()
+    except (ValueError, OverflowError):
+        _refuse(f"expected a time that there is, got {_shown(value)}")
+    if not 0 < ahead <= AHEAD_MAX_SECONDS:
+        _refuse(f"expected a time to come, at most {AHEAD_MAX_SECONDS // 86400} days ahead, got {_shown(value)}")
+    return int(datetime.fromisoformat(value.upper()).timestamp() * 1000)
+
+
+Moment = Annotated[int, BeforeValidator(parse_moment)]
+
+
+class AskedMoment(BaseModel):
+    """When a message is to be sent: the one or the other."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    at: Moment | None = Field(None, description="RFC 3339, with an offset.")
+    delay: float | None = Field(None, ge=0, le=AHEAD_MAX_SECONDS, strict=True, description="Seconds from now.")
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.at is None) == (self.delay is None):
+            _refuse("expected either `at` or `delay`, got " + ("none" if self.at is None else "both"))
+        return self
+
+
 class _Asked(BaseModel):
     """The endpoint's JSON object; only `to` is required."""
 
@@ -85,11 +141,24 @@ class _Asked(BaseModel):
     to: list[Address] = Field(description="One address, or a list of up to 100.")
     subject: StrictStr = Field("", description="One line.")
     contents: StrictStr = Field("", description="Text; HTML if it begins with < and ends with >.")
+    expires_at: Moment | None = Field(None, description="RFC 3339, with an offset: not sent from then on.")
+    expires_in: float | None = Field(None, gt=0, le=AHEAD_MAX_SECONDS, strict=True, description="The same, in seconds from now.")
+    max_attempts: StrictInt | None = Field(None, ge=1, le=ATTEMPTS_MAX, description="Instead of as many as RETRY_SCHEDULE has.")
 
     def parts(self) -> tuple[str | None, str | None]:
         """`contents` as (text, html): one of the two is None."""
         body = self.contents.strip()
         return (None, self.contents) if body.startswith("<") and body.endswith(">") else (self.contents, None)
+
+    def terms(self) -> Terms:
+        expires_in = None if self.expires_in is None else max(1, int(self.expires_in * 1000))
+        return Terms(expires_at=self.expires_at, expires_in=expires_in, max_attempts=self.max_attempts)
+
+    @model_validator(mode="after")
+    def _one_expiry(self) -> Self:
+        if self.expires_at is not None and self.expires_in is not None:
+            _refuse("expected expires_at or expires_in, got both")
+        return self
 
     @field_validator("to", mode="before")
     @classmethod

@@ -77,6 +77,43 @@ class Message:
         return cls(to=to, **json.loads(content))
 
 
+class AccountState(StrEnum):
+    """Whether an account can send. All but OK end with one mail that goes through."""
+
+    OK = "ok"
+    PAUSED = "paused"  #: the server asked us to come back later
+    HALTED = "halted"  #: the server refused our login
+    PARKED = "parked"  #: the server's daily limit is reached
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trouble:
+    """What a reply says about the account, and not about the mail."""
+
+    state: AccountState
+    reason: str  #: the server's words
+    waits: tuple[float, ...]  #: seconds until the account is tried again, after the first such reply in a row, the second, …
+    excuses: bool = True  #: whether the attempt does not count against the mail
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What one account may send in 24 hours, whenever they begin. 0: as much as it is given."""
+
+    account: str
+    messages: int = 0
+    recipients: int = 0
+    credentials: str = ""  #: a hash that changes with them
+
+    @property
+    def is_limited(self) -> bool:
+        return bool(self.messages or self.recipients)
+
+
+#: The account of the settings MAIL_…, where there is no ACCOUNTS_FILE.
+DEFAULT_ACCOUNT = "default"
+
+
 @dataclass(frozen=True, kw_only=True)
 class JobFacts:
     """How the job before a mail ended, for the mail to tell; the names are those of `{{ job.… }}`."""
@@ -102,6 +139,15 @@ class Claim:
     pending: tuple[int, ...]  #: positions in `message.to` of those who have no final outcome yet
     sent_before: bool = False  #: whether an earlier attempt reached one of the others
     job: JobFacts | None = None  #: set where the message is a template
+    account: str = DEFAULT_ACCOUNT  #: who sends it
+    is_probe: bool = False  #: whether it tries an account that had trouble
+    excused: int = 0  #: earlier attempts that ended with an account's trouble, and do not count
+    max_attempts: int | None = None  #: of those that count; None: as many as the schedule has
+
+    @property
+    def counted(self) -> int:
+        """Attempts that count, this one included."""
+        return self.attempt - self.excused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +159,7 @@ class Outcome:
     recipients: Mapping[int, tuple[State, str]] = field(default_factory=dict)  #: position: state, reply
     wait_seconds: float | None = None  #: until the next attempt, where there is to be one
     uncertain: bool = False  #: whether the payload went out and no reply came
+    trouble: Trouble | None = None  #: set where the account cannot send; the message waits until one can
 
 
 def file_name(name: str) -> str:

@@ -13,8 +13,6 @@ _WAIT_MAX_SECONDS = 30 * 86400
 
 #: Each wait is varied by this part of it, so that mails that failed together do not come back together.
 JITTER = 0.2
-#: Often enough for a person who has just mended the account, too rare for a server to take offence.
-ACCOUNT_WAIT_SECONDS = 15 * 60
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,3 @@ class Schedule:
         if attempt > len(self.waits):
             return None
         return self.waits[attempt - 1] * vary(1 - JITTER, 1 + JITTER)
-
-    def account_wait_seconds(self, *, vary: Callable[[float, float], float] = random.uniform) -> float:
-        """How long to wait where the trouble is our account's, such as a wrong password: no number of attempts should end that."""
-        return ACCOUNT_WAIT_SECONDS * vary(1 - JITTER, 1 + JITTER)

@@ -142,7 +142,8 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
         except (OSError, smtplib.SMTPException) as e:
             self.drop()
             code, lost = getattr(e, "smtp_code", 0), SessionLost if self.kept else NotTaken
-            raise lost(str(Reply(code, _words(e))), code=code, of_message=False) from e
+            # A 421 may be about this very mail: there are servers that hang up at what they do not like.
+            raise lost(str(Reply(code, _words(e))), code=code, of_message=bool(code)) from e
         if not mail.accepts or len(refused) == len(recipients):
             if data is not None and data.code == 354:
                 self._end_empty(mail, *refused.values())

@@ -9,16 +9,22 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, bindparam, exists, func, select, tuple_
+from sqlalchemy import Connection, bindparam, exists, func, or_, select, tuple_
 
 from mailroom.mail.errors import StoreUnavailable
-from mailroom.mail.message import Address, Claim, JobFacts, Message, Outcome, State
+from mailroom.mail.message import DEFAULT_ACCOUNT, Address, Budget, Claim, JobFacts, Message, Outcome, State
+from mailroom.store.accounts import Accounts, Room, begin_probe, note_ends, note_sent
 from mailroom.store.database import Database, Work
 from mailroom.store.jobs import SUMMARY, load_files
 from mailroom.store.schema import contents, events, jobs, messages, now_ms, recipients, workers
 from mailroom.store.workers import is_alive
+
+#: Where a row can be when its attempt ends: still ours, or given back by a sweeper that took us for dead.
+_OURS = [State.SENDING, State.IN_DATA, State.QUEUED, State.UNCERTAIN]
+#: Where a person may have brought it from there.
+_TOUCHED = [State.HELD, State.SCHEDULED, State.CANCELED, State.EXPIRED]
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +34,7 @@ class Claims:
     database: Database
     owner: str
     lease_seconds: float
+    budgets: tuple[Budget, ...] = (Budget(account=DEFAULT_ACCOUNT),)  #: the accounts that this worker can send by
     _in_hand: Counter[str] = field(default_factory=Counter, repr=False)  #: ids that some thread asks for or works on
     _turn: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -53,7 +60,7 @@ class Claims:
 
     def finish(self, claim: Claim, outcome: Outcome) -> bool:
         """Commit how the attempt ended; False if the row is no longer ours, and nothing was changed."""
-        return self._let_go(claim, _finish, (claim, outcome))
+        return self._let_go(claim, self._finish, (claim, outcome))
 
     def release(self, claim: Claim) -> bool:
         """Give back a row of which nothing was sent, whether its fence was passed or not; the attempt does not count."""
@@ -70,7 +77,8 @@ class Claims:
         self._take(ids, +1)
         claims: list[Claim] = []
         try:
-            claims = self.database.write(self._claim, (ids, suspects))
+            # Where budgets are divided, alone: beside a finish it would lock accounts and usage in the wrong order.
+            claims = self.database.write(self._claim, (ids, suspects), alone=any(budget.is_limited for budget in self.budgets))
         finally:
             self._take({*ids} - {claim.id for claim in claims}, -1)
         return claims
@@ -95,18 +103,48 @@ class Claims:
 
     def _claim(self, connection: Connection, asked: list[tuple[list[str], bool]]) -> list[list[Claim]]:
         """For each list of ids, the claims on those that were free, loaded in the same transaction."""
-        claimed: dict[str, int] = {}
+        rooms = Accounts(self.database, self.budgets).rooms(connection, locking=True)
+        claimed: dict[str, Claimed] = {}
         for suspects in (False, True):
             if ids := [id for listed, alone in asked if alone is suspects for id in listed]:
-                rows = connection.execute(
-                    messages.update().values(state=State.SENDING, owner=self.owner, attempt=messages.c.attempt + 1)
-                    .where(messages.c.id.in_(ids), messages.c.state == State.QUEUED,
-                           messages.c.crashes > 0 if suspects else messages.c.crashes == 0)
-                    .returning(messages.c.id, messages.c.attempt))
-                claimed.update((row.id, row.attempt) for row in rows)
+                free = [messages.c.id.in_(ids), messages.c.state == State.QUEUED,
+                        or_(messages.c.expires_at.is_(None), messages.c.expires_at > now_ms()),
+                        messages.c.crashes > 0 if suspects else messages.c.crashes == 0]
+                if len(rooms) == 1 and rooms[0].unlimited:  # Nothing to divide: one statement.
+                    claimed |= self._take_rows(connection, free, rooms[0])
+                else:
+                    claimed |= self._divide(connection, free, rooms)
         loaded = _load(connection, claimed) if claimed else {}
         # An id that two asked for goes to the first.
         return [[loaded.pop(id) for id in listed if id in loaded] for listed, _ in asked]
+
+    def _take_rows(self, connection: Connection, which: list[Any], room: Room) -> "dict[str, Claimed]":
+        rows = connection.execute(
+            messages.update()
+            .values(state=State.SENDING, owner=self.owner, attempt=messages.c.attempt + 1, account=room.account, parked=None)
+            .where(*which).returning(messages.c.id, messages.c.attempt, messages.c.excused, messages.c.max_attempts))
+        return {row.id: Claimed(row.attempt, row.excused, row.max_attempts, room) for row in rows}
+
+    def _divide(self, connection: Connection, free: list[Any], rooms: list[Room]) -> "dict[str, Claimed]":
+        """Give each row to an account that has room for it; those that find none wait for one."""
+        people = select(func.count()).where(recipients.c.id == messages.c.id, recipients.c.state.in_([State.QUEUED, State.DEFERRED]))
+        found = connection.execute(select(messages.c.id, messages.c.account, people.scalar_subquery().label("people"))
+                                   .where(*free).order_by(messages.c.created_at, messages.c.id).with_for_update(skip_locked=True)).all()
+        given: dict[int, list[str]] = defaultdict(list)
+        for row in found:
+            # The account that it had before, where that has room; else the one with the most.
+            order = sorted(range(len(rooms)), key=lambda n: (rooms[n].account != row.account, -rooms[n].messages))
+            number = next((n for n in order if rooms[n].holds(row.people)), -1)
+            given[number].append(row.id)
+            if number >= 0:
+                rooms[number].take(row.people)
+        _park(connection, given.pop(-1, []), rooms)
+        claimed: dict[str, Claimed] = {}
+        for number, ids in given.items():
+            claimed |= self._take_rows(connection, [messages.c.id.in_(ids), messages.c.state == State.QUEUED], rooms[number])
+            if rooms[number].is_probe:
+                begin_probe(connection, rooms[number].account)
+        return claimed
 
     def _fence(self, connection: Connection, asked: list[Claim]) -> list[bool]:
         alive = exists().where(workers.c.id == self.owner, is_alive(self.lease_seconds))
@@ -121,6 +159,25 @@ class Claims:
             .where(*mine(self.owner, claims), messages.c.state.in_([State.SENDING, State.IN_DATA])).returning(messages.c.id)))
         return [claim.id in released for claim in claims]
 
+    def _finish(self, connection: Connection, ended: list[tuple[Claim, Outcome]]) -> list[bool]:
+        """Write outcomes, and what they say of the accounts."""
+        until = note_ends(connection, ((claim.account, claim.is_probe, outcome.trouble) for claim, outcome in ended))
+        written = _write_outcomes(connection, ended, until)
+        limited = {budget.account for budget in self.budgets if budget.is_limited}
+        if limited:
+            note_sent(connection, ((claim.account, people) for claim, outcome in ended
+                                   if claim.account in limited and claim.id in written and (people := _reached(outcome))))
+        return [claim.id in written for claim, _ in ended]
+
+
+class Claimed(NamedTuple):
+    """What a claim's UPDATE gave back."""
+
+    attempt: int
+    excused: int
+    max_attempts: int | None
+    room: Room
+
 
 def mine(owner: str, claims: Sequence[Any]) -> list[Any]:
     """The rows of `claims` (or of anything with an id and an attempt) that are still this owner's and this attempt's."""
@@ -132,8 +189,8 @@ def mine(owner: str, claims: Sequence[Any]) -> list[Any]:
     ]
 
 
-def _load(connection: Connection, claimed: dict[str, int]) -> dict[str, Claim]:
-    """The claims on these ids, of which the numbers of the attempts are known."""
+def _load(connection: Connection, claimed: dict[str, Claimed]) -> dict[str, Claim]:
+    """The claims on these ids."""
     ids = list(claimed)
     rows = {row.id: row for row in connection.execute(
         messages.join(contents).select().with_only_columns(
@@ -145,7 +202,9 @@ def _load(connection: Connection, claimed: dict[str, int]) -> dict[str, Claim]:
     loaded = {id: Message.from_row(rows[id].content, tuple(Address(p.address, p.name) for p in people[id])) for id in ids}
     facts = _facts(connection, [rows[id].job_id for id in ids if loaded[id].template])
     return {
-        id: Claim(id=id, attempt=claimed[id], message_id=rows[id].message_id, created_at_ms=rows[id].created_at, message=loaded[id],
+        id: Claim(id=id, attempt=claimed[id].attempt, excused=claimed[id].excused, max_attempts=claimed[id].max_attempts,
+              account=claimed[id].room.account, is_probe=claimed[id].room.is_probe,
+              message_id=rows[id].message_id, created_at_ms=rows[id].created_at, message=loaded[id],
               job=facts.get(rows[id].job_id) if loaded[id].template else None,
               pending=tuple(p.position for p in people[id] if p.state in (State.QUEUED, State.DEFERRED)),
               sent_before=any(p.state == State.SENT for p in people[id]))
@@ -163,26 +222,46 @@ def _facts(connection: Connection, job_ids: list[str]) -> dict[str, JobFacts]:
         for row in connection.execute(select(*SUMMARY, jobs.c.result).where(jobs.c.id.in_(job_ids)))}
 
 
-def _finish(connection: Connection, ended: list[tuple[Claim, Outcome]]) -> list[bool]:
-    """Write outcomes; those that change a row in the same way share an UPDATE.
+def _park(connection: Connection, ids: list[str], rooms: list[Room]) -> None:
+    """Let rows wait until an account has room."""
+    if not ids:
+        return
+    until = min((room.until for room in rooms if room.until is not None), default=None)
+    connection.execute(
+        messages.update().values(state=State.DEFERRED, parked=1, published_at=None, next_attempt_at=until,
+                                 reason="waits for account " + "; ".join(f"{room.account}, {room.words}" for room in rooms if room.words))
+        .where(messages.c.id.in_(ids), messages.c.state == State.QUEUED))
+
+
+def _write_outcomes(connection: Connection, ended: list[tuple[Claim, Outcome]], until: dict[str, int]) -> set[str]:
+    """Write outcomes, those that change a row in the same way by one UPDATE; return the ids of the rows that were still theirs.
 
     The attempt alone says whether it is still the same claim, as each claim makes a new one: so a reply that was read counts
-    even where a sweeper has already given the row back, as long as nobody else has begun.
+    even where a sweeper has already given the row back, as long as nobody else has begun; and if the mail was taken, whatever
+    a person has done to the row since then.
     """
     alike: dict[tuple[Any, ...], list[Claim]] = defaultdict(list)
     for claim, outcome in ended:
-        alike[outcome.state, outcome.wait_seconds, outcome.reason, outcome.uncertain].append(claim)
+        parked = claim.account if outcome.trouble and outcome.state is State.DEFERRED else None
+        excused = int(bool(parked and outcome.trouble and outcome.trouble.excuses))
+        alike[outcome.state, outcome.wait_seconds, outcome.reason, outcome.uncertain, parked, excused].append(claim)
     written: set[str] = set()
-    for (state, wait_seconds, reason, uncertain), claims in alike.items():
+    for (state, wait_seconds, reason, uncertain, parked, excused), claims in alike.items():
+        next_at = until.get(parked) if parked else None if wait_seconds is None else now_ms() + int(wait_seconds * 1000)
         written.update(connection.scalars(
             messages.update()
             .values(state=state, owner=None, reason=reason, uncertain_attempts=messages.c.uncertain_attempts + int(uncertain),
-                    next_attempt_at=None if wait_seconds is None else now_ms() + int(wait_seconds * 1000))
+                    excused=messages.c.excused + excused, parked=1 if parked else None, next_attempt_at=next_at)
             .where(messages.c.id.in_([claim.id for claim in claims]),
                    tuple_(messages.c.id, messages.c.attempt).in_([(claim.id, claim.attempt) for claim in claims]),
-                   messages.c.state.in_([State.SENDING, State.IN_DATA, State.QUEUED, State.UNCERTAIN]))
+                   messages.c.state.in_(_OURS if state is not State.SENT else [*_OURS, *_TOUCHED]))
             .returning(messages.c.id)))
-    kept = [(claim, outcome) for claim, outcome in ended if claim.id in written]
+    _tell(connection, [(claim, outcome) for claim, outcome in ended if claim.id in written])
+    return written
+
+
+def _tell(connection: Connection, kept: list[tuple[Claim, Outcome]]) -> None:
+    """Write the outcome of each recipient, and the line of the timeline."""
     replies = [{"of": claim.id, "at": position, "state": state, "reply": reply}
                for claim, outcome in kept for position, (state, reply) in outcome.recipients.items()]
     if replies:
@@ -192,4 +271,8 @@ def _finish(connection: Connection, ended: list[tuple[Claim, Outcome]]) -> list[
         connection.execute(events.insert().values(at=now_ms()), [
             {"id": claim.id, "event": "uncertain" if outcome.uncertain else outcome.state, "attempt": claim.attempt,
              "detail": outcome.reason} for claim, outcome in kept])
-    return [claim.id in written for claim, _ in ended]
+
+
+def _reached(outcome: Outcome) -> int:
+    """How many recipients the server took it for, or may have."""
+    return len(outcome.recipients) if outcome.uncertain else sum(state is State.SENT for state, _ in outcome.recipients.values())

@@ -11,15 +11,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, select
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from mailroom.mail.errors import StoreUnavailable
+from mailroom.store.postgresql import postgresql_engine, unlimited
 from mailroom.store.schema import identity
 
 #: Writes that share one commit at most: enough to fill a disk flush, too few for one to wait long for the others.
 BATCH_MAX = 500
 BUSY_TIMEOUT_SECONDS = 5.0
+#: How often a transaction that got into another's way is done again.
+CONFLICT_TRIES = 4
+#: deadlock_detected, serialization_failure
+CONFLICTS = frozenset({"40P01", "40001"})
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -55,7 +60,7 @@ class Database:
 
     def transaction(self, work: Callable[[Connection], None]) -> None:
         """Do something rare, such as a migration, in a transaction of its own that keeps all other writers out."""
-        with _translated(), self.engine.begin() as connection:
+        with _translated(), self.engine.begin() as connection, unlimited(connection):
             work(connection)
 
     def write(self, work: Work[T, R], item: T, *, alone: bool = False) -> R:
@@ -92,11 +97,14 @@ class Database:
     def close(self) -> None:
         self.engine.dispose()
 
-    def _commit(self, writes: "list[_Write]") -> None:
+    def _commit(self, writes: "list[_Write]", *, tries: int = CONFLICT_TRIES) -> None:
         """Commit all in one transaction; if one of them cannot be done, each in its own, so that the others do not suffer."""
         try:
             with _translated(), self.engine.begin() as connection:
                 results = [found for work, items in _grouped(writes) for found in work(connection, items)]
+        except _Conflict as e:  # Alone each holds fewer locks, and holds them for a shorter time.
+            for write in writes:
+                self._commit([write], tries=tries - 1) if tries > 1 else write.done.set_exception(e)
         except StoreUnavailable as e:
             for write in writes:
                 write.done.set_exception(e)
@@ -127,22 +135,26 @@ def _grouped(writes: list[_Write]) -> list[tuple[Work[Any, Any], list[Any]]]:
     return groups
 
 
+class _Conflict(StoreUnavailable):
+    """Two transactions wanted the same rows, and this one was undone for the other's sake."""
+
+
 class _translated:
-    """Turns what drivers raise when a database is away, locked or full into StoreUnavailable."""
+    """Turns what drivers raise when a database is away, locked, full or only for reading into StoreUnavailable."""
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, (OperationalError, InterfaceError, PoolTimeout, sqlite3.OperationalError)):
+        if isinstance(error, (OperationalError, InterfaceError, InternalError, PoolTimeout, sqlite3.OperationalError)):
             # SQLAlchemy's text ends in the statement and its values; the driver's own words hold neither.
-            raise StoreUnavailable(f"database: {' '.join(str(getattr(error, 'orig', error)).split())}") from None
+            driver = getattr(error, "orig", error)
+            kind_of = _Conflict if getattr(driver, "sqlstate", None) in CONFLICTS else StoreUnavailable
+            raise kind_of(f"database: {' '.join(str(driver).split())}") from None
 
 
 def _engine(url: Any) -> Engine:
     if url.get_backend_name() != "sqlite":
-        # tcp_user_timeout is in milliseconds: a host that is gone is noticed, where TCP alone would wait for a quarter of an hour.
-        return create_engine(url, pool_size=10, max_overflow=30, pool_timeout=5, pool_pre_ping=True, hide_parameters=True, connect_args={
-            "connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 15_000})
+        return postgresql_engine(url)
     if url.database:
         Path(url.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     engine = create_engine(url, pool_size=10, max_overflow=50, hide_parameters=True,

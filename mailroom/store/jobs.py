@@ -203,7 +203,8 @@ def _standing(connection: Connection, id: str, lease_seconds: float) -> JobStand
     row = connection.execute(select(jobs, now_ms().label("now")).where(jobs.c.id == id)).mappings().one_or_none()
     if row is None:
         return None
-    message = connection.execute(select(messages.c.id, messages.c.state).where(messages.c.job_id == id)).mappings().one_or_none()
+    message = connection.execute(select(messages.c.id, messages.c.state).where(messages.c.job_id == id, messages.c.resent_of.is_(None))) \
+        .mappings().one_or_none()
     file = connection.execute(select(files.c.name, files.c.content_type, func.length(files.c.content).label("size"))
                               .where(files.c.id == id)).mappings().one_or_none()
     told = connection.execute(select(events).where(events.c.id == id).order_by(events.c.number)).mappings()

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, bindparam, case, func, select
+from sqlalchemy import BigInteger, Connection, bindparam, case, func, select
 from sqlalchemy.exc import IntegrityError
 
 from mailroom.mail.message import Address, Message, State
 from mailroom.store.database import Database
+from mailroom.store.idempotency import Kept, KeyTaken, take
 from mailroom.store.jobs import SMALL_MAX_CHARACTERS, SUMMARY, NewJob, insert, is_large
 from mailroom.store.schema import contents, events, jobs, messages, now_ms, recipients, workers
 
@@ -26,6 +27,10 @@ class Acceptance:
     message_id: str
     queue: str = "mail"
     job: NewJob | None = None
+    expires_at: int | None = None  #: milliseconds since 1970; sent before that, or not at all …
+    expires_in: int | None = None  #: … or in milliseconds from now, by the database's clock
+    max_attempts: int | None = None  #: None: as many as RETRY_SCHEDULE has
+    kept: Kept | None = None  #: the client's key, and the answer it gets whenever it comes again
     failed: str = ""  #: set where it is recorded only to tell why it could not be accepted
 
     @property
@@ -80,15 +85,18 @@ class Outbox:
         """Commit the message to disk, and the job before it; on return they are kept. False: one with this id was accepted before.
 
         Raises:
+          KeyTaken: it was not accepted, as another request with this Idempotency-Key was, or is about to be.
           StoreUnavailable: it was not accepted.
         """
         try:
             large = acceptance.message.size > SMALL_MAX_CHARACTERS or (acceptance.job is not None and is_large(acceptance.job))
-            return self.database.write(_insert, acceptance, alone=large)
+            if not self.database.write(_accept, acceptance, alone=large):
+                raise KeyTaken
         except IntegrityError:
             if not self.database.read(lambda connection: _known(connection, acceptance)):
                 raise
             return False
+        return True
 
     def mark_published(self, ids: Sequence[str], *, seconds_ago: float = 0) -> None:
         """Note that a nudge for each of `ids`, sent so long ago, was confirmed by the broker."""
@@ -111,14 +119,24 @@ class Outbox:
 
 _NEW_MESSAGE = messages.insert().values(
     created_at=now_ms(), attempt=0, uncertain_attempts=0, crashes=0,
-    **{name: bindparam(name) for name in ("id", "state", "queue", "message_id", "job_id", "reason")},
+    expires_at=func.coalesce(bindparam("expires_at", type_=BigInteger), now_ms() + bindparam("expires_in", type_=BigInteger)),
+    **{name: bindparam(name) for name in ("id", "state", "queue", "message_id", "job_id", "reason", "max_attempts")},
 )
 
 
-def _insert(connection: Connection, accepted: list[Acceptance]) -> list[bool]:
+def _accept(connection: Connection, asked: list[Acceptance]) -> list[bool]:
+    """Write those whose key is not taken; say of each whether it is one."""
+    ours = take(connection, [a.kept for a in asked])
+    if new := [a for a, is_ours in zip(asked, ours, strict=True) if is_ours]:
+        _insert(connection, new)
+    return ours
+
+
+def _insert(connection: Connection, accepted: list[Acceptance]) -> None:
     connection.execute(_NEW_MESSAGE, [
         {"id": a.id, "state": a.state, "queue": a.queue, "message_id": a.message_id, "job_id": a.job and a.job.id,
-         "reason": a.failed or None} for a in accepted])
+         "reason": a.failed or None, "max_attempts": a.max_attempts, "expires_at": a.expires_at, "expires_in": a.expires_in}
+        for a in accepted])
     connection.execute(contents.insert(), [{"id": a.id, "content": a.message.to_row()} for a in accepted])
     people = [{"id": a.id, "position": n, "address": to.address, "name": to.name, "state": "failed" if a.failed else "queued"}
               for a in accepted for n, to in enumerate(a.message.to)]
@@ -126,7 +144,6 @@ def _insert(connection: Connection, accepted: list[Acceptance]) -> list[bool]:
         connection.execute(recipients.insert(), people)
     if new_jobs := [a.job for a in accepted if a.job]:
         insert(connection, new_jobs)
-    return [True] * len(accepted)
 
 
 def _known(connection: Connection, acceptance: Acceptance) -> bool:
@@ -144,7 +161,8 @@ def _mark_published(connection: Connection, chunks: list[tuple[Sequence[str], in
 
 
 def _message_of(connection: Connection, job_id: str) -> Message | None:
-    row = connection.execute(select(contents).join(messages, messages.c.id == contents.c.id).where(messages.c.job_id == job_id)).first()
+    row = connection.execute(select(contents).join(messages, messages.c.id == contents.c.id)
+                             .where(messages.c.job_id == job_id, messages.c.resent_of.is_(None))).first()
     if row is None:
         return None
     people = connection.execute(select(recipients).where(recipients.c.id == row.id).order_by(recipients.c.position))

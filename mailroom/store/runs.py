@@ -44,14 +44,15 @@ class Runs:
     def claim(self, queue: str, names: Sequence[str], *, limit: int) -> list[JobClaim]:
         """Become the owner of the oldest jobs on `queue` that are due and of these types; each begins a new attempt."""
         due = [jobs.c.state == JobState.QUEUED, jobs.c.queue == queue, jobs.c.name.in_(names),
-               or_(jobs.c.next_attempt_at.is_(None), jobs.c.next_attempt_at <= now_ms())]
-        found = select(jobs.c.id).where(*due).order_by(jobs.c.created_at, jobs.c.id)
+               or_(jobs.c.next_attempt_at.is_(None), jobs.c.next_attempt_at <= now_ms()),
+               jobs.c.id.not_in(list(self._in_hand))]  # One that we lost while we were paused: first its thread has to notice.
+        found = select(jobs.c.id).where(*due).order_by(jobs.c.created_at)  # As the index has it: all that wait need not be sorted.
         if not self.database.read(lambda connection: connection.scalars(found.limit(1)).first()):
             return []  # Looking takes no write lock, and most of the time there is nothing.
         rows = self.database.write(_run, (
             update(jobs).values(state=JobState.RUNNING, owner=self.owner, attempt=jobs.c.attempt + 1, started_at=now_ms(), progress=0,
                                 step=None, next_attempt_at=None)
-            .where(jobs.c.id.in_(locked(found.limit(limit))), *due).returning(jobs)))
+            .where(jobs.c.id.in_(locked(found.limit(limit)))).returning(jobs)))  # More conditions, and all that wait are looked at.
         self._in_hand.update(row.id for row in rows)
         return [JobClaim(id=row.id, name=row.name, queue=row.queue, args=json.loads(row.args), attempt=row.attempt,
                          timeout_seconds=row.timeout_ms / 1000, max_attempts=row.max_attempts, retry=row.retry or "")
@@ -100,7 +101,8 @@ class Runs:
             select(jobs.c.id).where(jobs.c.owner == self.owner, jobs.c.state == JobState.RUNNING))))
 
     def _dead(self, connection: Connection) -> set[str]:
-        return dead_owners(connection, jobs.c.owner, self.lease_seconds)
+        """Without us: who was paused for longer than the lease looks before the heartbeat that says so, and is not dead."""
+        return dead_owners(connection, jobs.c.owner, self.lease_seconds) - {self.owner}
 
     def _mine(self, claim: JobClaim) -> list[ColumnElement[bool]]:
         return [jobs.c.id == claim.id, jobs.c.owner == self.owner, jobs.c.attempt == claim.attempt, jobs.c.state == JobState.RUNNING]
@@ -130,7 +132,7 @@ class Runs:
         if connection.scalar(update(jobs).values(state=JobState.QUEUED, owner=None, error=end.error, next_attempt_at=due)
                              .where(*self._mine(claim)).returning(jobs.c.id)) is None:
             return None
-        connection.execute(events.insert().values(id=claim.id, at=now_ms(), event=f"job attempt {end.state}", attempt=claim.attempt,
+        connection.execute(events.insert().values(id=claim.id, at=now_ms(), event="job attempt failed", attempt=claim.attempt,
                                                   detail=end.error))
         return []
 

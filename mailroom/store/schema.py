@@ -42,7 +42,8 @@ messages = Table(
           postgresql_where=Column("next_attempt_at").is_not(None)),
     Index("messages_queued", "published_at", sqlite_where=Column("state") == "queued", postgresql_where=Column("state") == "queued"),
     Index("messages_owned", "owner", sqlite_where=Column("owner").is_not(None), postgresql_where=Column("owner").is_not(None)),
-    Index("messages_parked", "created_at", "id", sqlite_where=Column("parked").is_not(None), postgresql_where=Column("parked").is_not(None)),
+    Index("messages_parked", "attempt", "created_at", "id", sqlite_where=Column("parked").is_not(None),
+          postgresql_where=Column("parked").is_not(None)),
     Index("messages_expiring", "expires_at", sqlite_where=Column("expires_at").is_not(None),
           postgresql_where=Column("expires_at").is_not(None)),
     Index("messages_created", "created_at", "id"),
@@ -186,4 +187,5 @@ def _now_sqlite(element: now_ms, compiler: Any, **kw: Any) -> str:
 
 @compiles(now_ms, "postgresql")
 def _now_postgresql(element: now_ms, compiler: Any, **kw: Any) -> str:
-    return "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT)"
+    # The same all through a statement, so that it can be looked up in an index; clock_timestamp() would be compared with each row.
+    return "CAST(extract(epoch FROM statement_timestamp()) * 1000 AS BIGINT)"

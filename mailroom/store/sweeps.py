@@ -1,5 +1,6 @@
 """What a sweeper asks of the outbox: rows that nobody would come back to by himself. Any number of sweepers may run."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, and_, or_, select, update
 
 from mailroom.mail.message import State
+from mailroom.store.accounts import note_sent
 from mailroom.store.claims import Claims, mine
 from mailroom.store.database import Database
 from mailroom.store.schema import events, locked, messages, now_ms, recipients
@@ -22,8 +24,6 @@ LOST_IF_EMPTY_AFTER_MS = 10_000
 LOST_AFTER_MS = 15 * 60_000
 #: A row fails that was alone with this many workers when they died. The death before those made it suspect, and does not count.
 CRASHES_MAX = 5
-#: What a server says to a wrong or missing login (RFC 4954, 6).
-LOGIN_REFUSED_CODES = (530, 534, 535)
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,20 @@ class Sweeps:
     database: Database
     lease_seconds: float
     on_uncertain: str
+    limited: frozenset[str] = frozenset()  #: accounts that may send only so much in 24 hours
 
     def due(self, limit: int = BATCH_MAX) -> list[Nudge]:
-        """Deferred and scheduled rows whose time has come; they are queued now."""
-        return self._mark(limit, messages.c.next_attempt_at <= now_ms(), state=State.QUEUED, next_attempt_at=None,
-                          order=messages.c.next_attempt_at)
+        """Deferred and scheduled rows whose time has come; they are queued now. Not those that wait for an account."""
+        return self._mark(limit, messages.c.next_attempt_at <= now_ms(), messages.c.parked.is_(None),
+                          state=State.QUEUED, next_attempt_at=None, order=messages.c.next_attempt_at)
+
+    def unparked(self, limit: int) -> list[Nudge]:
+        """Rows that waited for an account, as many as those have room for; they are queued now.
+
+        Those with the fewest attempts first, so that a mail at which the server always hangs up lets the others go before it.
+        """
+        return self._mark(limit, messages.c.parked.is_not(None), state=State.QUEUED, next_attempt_at=None, parked=None,
+                          order=(messages.c.attempt, messages.c.created_at, messages.c.id)) if limit else []
 
     def unpublished(self, limit: int = BATCH_MAX) -> list[Nudge]:
         """Queued rows whose nudge was never confirmed: the broker was away, or the process that accepted them died."""
@@ -68,10 +77,6 @@ class Sweeps:
         """All queued rows need a nudge again: the broker was in the memory of a process that has ended."""
         self.database.write(_forget_nudges, None)
 
-    def log_in_again(self) -> None:
-        """Make due what waits because the next hop refused our login: a worker that starts may have the right one."""
-        self.database.write(_log_in_again, None)
-
     def orphans(self) -> int:
         """Give back what dead workers own; return how many rows that were. Each death counts against a row that was claimed alone.
 
@@ -85,8 +90,8 @@ class Sweeps:
         return self.database.write(self._abandoned, (claims.owner, rows)) if rows else 0
 
     def _mark(self, limit: int, *conditions: ColumnElement[bool], order: Any, **values: Any) -> list[Nudge]:
-        found = select(messages.c.id).where(*conditions).order_by(order).limit(limit)
-        mark = update(messages).values(published_at=now_ms(), **values).where(messages.c.id.in_(locked(found)), *conditions) \
+        found = select(messages.c.id).where(*conditions).order_by(*(order if isinstance(order, tuple) else (order,))).limit(limit)
+        mark = update(messages).values(published_at=now_ms(), **values).where(messages.c.id.in_(locked(found))) \
             .returning(messages.c.id, messages.c.queue, messages.c.crashes)
         if not self.database.read(lambda connection: connection.scalars(found.limit(1)).first()):
             return []  # Looking takes no write lock, and most of the time there is nothing.
@@ -116,7 +121,9 @@ class Sweeps:
         reason = f"{what} after the payload went out"
         unknown = connection.execute(
             update(messages).values(state=then, uncertain_attempts=messages.c.uncertain_attempts + 1, reason=reason, **free)
-            .where(*whose, messages.c.state == State.IN_DATA).returning(messages.c.id, messages.c.attempt)).all()
+            .where(*whose, messages.c.state == State.IN_DATA)
+            .returning(messages.c.id, messages.c.attempt, messages.c.account)).all()
+        self._count(connection, unknown)
         told = [{"id": row.id, "attempt": row.attempt, "event": "worker lost", "detail": f"{what} before the payload"} for row in unsent]
         told += [{"id": row.id, "attempt": row.attempt, "event": "uncertain", "detail": reason} for row in unknown]
         if told:
@@ -124,6 +131,12 @@ class Sweeps:
         if then is State.UNCERTAIN:
             _end_recipients(connection, [row.id for row in unknown], State.UNCERTAIN)
         return [row.id for row in (*unsent, *unknown)]
+
+    def _count(self, connection: Connection, unknown: Sequence[Any]) -> None:
+        """What may have been sent counts as sent."""
+        sizes = Counter(connection.scalars(select(recipients.c.id).where(
+            recipients.c.id.in_([row.id for row in unknown]), recipients.c.state.in_([State.QUEUED, State.DEFERRED]))))
+        note_sent(connection, [(row.account, sizes[row.id]) for row in unknown if row.account in self.limited])
 
 
 def _fail_poison(connection: Connection, ids: list[str]) -> None:
@@ -149,13 +162,6 @@ def _unpublish(connection: Connection, chunks: list[list[str]]) -> list[None]:
     for ids in chunks:
         connection.execute(update(messages).values(published_at=None).where(messages.c.id.in_(ids), messages.c.state == State.QUEUED))
     return [None] * len(chunks)
-
-
-def _log_in_again(connection: Connection, asked: list[None]) -> list[None]:
-    refused = or_(*(messages.c.reason.like(f"{code} %") for code in LOGIN_REFUSED_CODES))
-    connection.execute(update(messages).values(next_attempt_at=now_ms()).where(
-        messages.c.next_attempt_at > now_ms(), messages.c.state == State.DEFERRED, refused))
-    return asked
 
 
 def _forget_nudges(connection: Connection, asked: list[None]) -> list[None]:

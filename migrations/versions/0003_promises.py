@@ -17,7 +17,7 @@ def upgrade() -> None:
         sa.Column("resent_of", sa.String(length=200), nullable=True),
     ):
         op.add_column("messages", column)
-    op.create_index("messages_parked", "messages", ["created_at", "id"], sqlite_where=sa.text("parked IS NOT NULL"), postgresql_where=sa.text("parked IS NOT NULL"))
+    op.create_index("messages_parked", "messages", ["attempt", "created_at", "id"], sqlite_where=sa.text("parked IS NOT NULL"), postgresql_where=sa.text("parked IS NOT NULL"))
     op.create_index("messages_expiring", "messages", ["expires_at"], sqlite_where=sa.text("expires_at IS NOT NULL"), postgresql_where=sa.text("expires_at IS NOT NULL"))
     op.create_index("messages_created", "messages", ["created_at", "id"])
     op.create_table(

@@ -14,7 +14,7 @@ from typing import LiteralString
 import psycopg
 from psycopg import sql
 
-from tests.services import Server, Unavailable, cache_directory, debian, say, spawn, wait_until
+from tests.services import Server, Unavailable, cache_directory, debian, freeze, say, send_signal, spawn, wait_until
 
 INSTALLED = (
     "usr/lib/postgresql/*/bin",
@@ -81,17 +81,59 @@ class Postgres(Server):
             self._end("server", signal.SIGKILL)
             raise
 
-    def stop(self) -> None:
-        """Stop as an operator would: clients are disconnected, all is written."""
-        self._end("server", signal.SIGINT)
+    def stop(self, *, immediate: bool = False) -> None:
+        """Stop as an operator would: clients are disconnected, all is written. `immediate`: nothing is, and the start recovers."""
+        self._end("server", signal.SIGQUIT if immediate else signal.SIGINT)
 
     def kill(self) -> None:
         """Kill the server without a warning; its children notice and end."""
         self._end("server", signal.SIGKILL)
 
-    def restart(self) -> None:
-        self.stop()
+    def restart(self, *, immediate: bool = False) -> None:
+        self.stop(immediate=immediate)
         self.start()
+
+    def stand_by(self, directory: Path) -> "Postgres":
+        """Start a server in `directory` that follows this one, and can take its place."""
+        follower = Postgres(directory, self._bin, fsync=self._fsync)
+        follower._choose_ports()
+        account = _account()
+        data = follower._home(account) / "data"
+        self.run("pg_basebackup", "--pgdata", str(data), "--dbname", self.url(), "--write-recovery-conf", "--checkpoint=fast", "--no-sync",
+                 account=account)
+        with (data / "postgresql.conf").open("a") as file:
+            file.write(f"port = {follower.ports['postgres']}\n")
+        follower._write_state({**follower._state(), "data": str(data)})
+        follower.start()
+        return follower
+
+    def promote(self) -> None:
+        """Let a stand-by take the place of the server it followed."""
+        with psycopg.connect(self.url(), autocommit=True) as connection:
+            connection.execute("SELECT pg_promote()")
+
+    def run(self, program: str, *arguments: str, account: pwd.struct_passwd | None = None) -> None:
+        """Run one of PostgreSQL's own programs."""
+        done = subprocess.run([str(self._bin / program), *arguments], env=self._environment(), cwd="/", capture_output=True, text=True,
+                              user=account and account.pw_uid, group=account and account.pw_gid, extra_groups=[] if account else None)
+        if done.returncode:
+            raise RuntimeError(f"{program} failed: {done.stderr.strip()}")
+
+    def pause(self) -> None:
+        """Freeze it with all its children: connections stay open and nobody answers."""
+        for pid in self._processes():
+            freeze(pid)
+
+    def resume(self) -> None:
+        for pid in self._processes():
+            send_signal(pid, signal.SIGCONT)
+
+    def _processes(self) -> list[int]:
+        """The server first, so that it starts no other child meanwhile."""
+        server = self.pids["server"]
+        told = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True)
+        children = [int(pid) for pid, parent in (line.split() for line in told.stdout.splitlines()) if int(parent) == server]
+        return [server, *children]
 
     def close(self) -> None:
         """End every process of it at once, and remove the databases."""

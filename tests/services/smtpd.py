@@ -85,8 +85,9 @@ class Answer(Step):
 
 @dataclass(eq=False)
 class Hold(Step):
-    """Keeps the clients that reach its phase there, until released."""
+    """Keeps the clients that reach its phase there, until released; `connections` are the numbers of those it has kept."""
 
+    connections: list[int] = field(default_factory=list)
     reached: threading.Event = field(default_factory=threading.Event)
     released: threading.Event = field(default_factory=threading.Event)
     wake: Callable[[], None] = lambda: None
@@ -397,6 +398,7 @@ class Session(asyncio.Protocol):
         await self.flush()
         if hold.phase == "PAYLOAD":
             self.transport.pause_reading()
+        hold.connections.append(self.number)
         hold.reached.set()
         while not hold.released.is_set():
             if self.gone:

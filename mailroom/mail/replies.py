@@ -1,0 +1,51 @@
+"""Judges replies: about the recipient, the message, or our account and its pace (RFC 5321, 4.2; RFC 3463; RFC 4954, 6)."""
+
+import re
+
+from mailroom.mail.link import Reply
+from mailroom.mail.message import AccountState, State, Trouble
+from mailroom.mail.schedule import Schedule
+
+#: A wrong or missing login. A person has to mend it, so no number of attempts should end that.
+_LOGIN_CODES = frozenset({530, 534, 535})
+#: Too many logins, or authentication is out of order (RFC 4954, 6); Gmail says it to who logs in too often.
+_LOGINS_CODE = 454
+#: The server closes the session: it restarts, or has enough of us.
+_BUSY_CODE = 421
+#: Gmail's daily limit looks permanent and is not.
+_DAILY_LIMIT = re.compile(r"5\.4\.5\s|.*(?:Daily SMTP relay limit|Daily user sending limit)", re.IGNORECASE | re.DOTALL)
+
+#: Often enough for a person who has just mended the account, too rare for a server to take offence.
+LOGIN_WAITS_SECONDS = (15 * 60.0,)
+LOGINS_WAITS_SECONDS = (15 * 60.0, 30 * 60.0, 3600.0)
+#: A rolling window frees at a moment that nobody tells.
+DAILY_WAITS_SECONDS = (3600.0,)
+#: 421 4.7.x is about our pace.
+PACE_WAITS_SECONDS = tuple(300.0 * 2**n for n in range(6))
+
+
+def state_of(reply: Reply) -> State:
+    """What a reply means for the recipient or the message that it answers."""
+    if reply.accepts:
+        return State.SENT
+    return State.FAILED if 500 <= reply.code < 600 and not _of_account(reply) else State.DEFERRED
+
+
+def trouble_of(reply: Reply, schedule: Schedule, *, of_message: bool = True) -> Trouble | None:
+    """What a reply means for the account. `of_message`: it came after a login, in the transaction of a mail."""
+    reason = str(reply)
+    if _DAILY_LIMIT.match(reply.text):
+        return Trouble(state=AccountState.PARKED, reason=reason, waits=DAILY_WAITS_SECONDS)
+    if reply.code in _LOGIN_CODES:
+        return Trouble(state=AccountState.HALTED, reason=reason, waits=LOGIN_WAITS_SECONDS)
+    if reply.code == _LOGINS_CODE and not of_message:
+        return Trouble(state=AccountState.PAUSED, reason=reason, waits=LOGINS_WAITS_SECONDS)
+    if reply.code == _BUSY_CODE:
+        waits = PACE_WAITS_SECONDS if reply.text.startswith("4.7.") else tuple(map(float, schedule.waits))
+        # It counts: a mail at which the server always hangs up must end some day, and not keep the others for ever.
+        return Trouble(state=AccountState.PAUSED, reason=reason, waits=waits, excuses=not of_message)
+    return None
+
+
+def _of_account(reply: Reply) -> bool:
+    return reply.code in _LOGIN_CODES or _DAILY_LIMIT.match(reply.text) is not None

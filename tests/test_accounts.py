@@ -1,0 +1,377 @@
+"""Sender accounts: budgets of 24 hours, and what happens when a server wants no more from one of them."""
+
+import textwrap
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, text
+
+from mailroom.mail.delivery import Delivery, Sender
+from mailroom.mail.message import AccountState, Address, Budget, Message, Outcome, State
+from mailroom.mail.schedule import Schedule
+from mailroom.mail.transport import NextHop, Sessions
+from mailroom.route import accounts
+from mailroom.settings import Settings, SettingsError, load
+from mailroom.store.accounts import Accounts
+from mailroom.store.claims import Claims
+from mailroom.store.database import Database
+from mailroom.store.outbox import Acceptance, Outbox, Standing, new_id
+from mailroom.store.sweeps import Sweeps
+from mailroom.store.workers import Worker
+from tests.services.smtpd import ScriptedSMTP
+
+SENT = Outcome(state=State.SENT, reason="250 ok", recipients={0: (State.SENT, "250 ok")})
+
+
+class Office:
+    """A worker without a broker, with accounts "one" and "two" at a server each."""
+
+    def __init__(self, database: Database, *servers: ScriptedSMTP, budgets: list[Budget] | None = None, schedule: str = "10s*5") -> None:
+        self.database, self.outbox = database, Outbox(database)
+        names = ("one", "two")[:len(servers)]
+        self.budgets = tuple(budgets or (Budget(account=name) for name in names))
+        self.accounts = Accounts(database, self.budgets)
+        self.accounts.register()
+        worker = Worker(database, new_id(), "worker@here", ["mail"])
+        worker.beat()
+        self.sweeps = Sweeps(database, 20, "resend", frozenset(budget.account for budget in self.budgets if budget.is_limited))
+        self.claims = Claims(database, worker.id, 20, self.budgets)
+        senders = {name: Sender(Address(f"{name}@example.org"), Sessions(
+            NextHop(host=server.host, port=server.port, security="none", timeout_seconds=5))) for name, server in
+            zip(names, servers, strict=True)}
+        self.delivery = Delivery(self.claims, senders, Schedule.parse(schedule), "resend", 4)
+
+    def accept(self, count: int = 1, *, people: int = 1) -> list[str]:
+        ids = [new_id() for _ in range(count)]
+        for id in ids:
+            to = tuple(Address(f"bob{n}@example.org") for n in range(people))
+            self.outbox.accept(Acceptance(id=id, message=Message(to=to, subject=id, text="x"), message_id=f"{id}@example.org"))
+        return ids
+
+    def deliver(self, ids: list[str]) -> None:
+        assert self.delivery.deliver(ids)
+
+    def sweep(self) -> list[str]:
+        """What comes due for an account now, delivered; return the ids."""
+        ids = [nudge.id for nudge in self.sweeps.due() + self.sweeps.unparked(self.accounts.capacity())]
+        for id in ids:
+            self.deliver([id])
+        return ids
+
+    def hours_pass(self, hours: float) -> None:
+        ms = int(hours * 3600_000)
+        for statement in (f"UPDATE accounts SET until = until - {ms}", f"UPDATE usage SET bucket = bucket - {ms // 600_000}"):
+            self.sql(statement)
+
+    def sql(self, statement: str) -> None:
+        def run(connection: Connection) -> None:
+            connection.execute(text(statement))
+        self.database.transaction(run)
+
+    def states(self, ids: list[str]) -> list[str]:
+        return [str(self.row(id).row["state"]) for id in ids]
+
+    def row(self, id: str) -> Standing:
+        found = self.outbox.standing(id)
+        assert found
+        return found
+
+    def account(self, name: str = "one") -> dict[str, Any]:
+        return next(one for one in self.accounts.standing() if one["name"] == name)
+
+    def close(self) -> None:
+        self.delivery.close()
+
+
+@pytest.fixture
+def other() -> Iterator[ScriptedSMTP]:
+    with ScriptedSMTP() as server:
+        yield server
+
+
+@pytest.fixture
+def offices() -> Iterator[list[Office]]:
+    made: list[Office] = []
+    yield made
+    for office in made:
+        office.close()
+
+
+# --- budgets -------------------------------------------------------------------------------------------------------
+
+def test_no_more_is_sent_in_24_hours_than_the_account_may(database: Database, smtpd: ScriptedSMTP, offices: list[Office]) -> None:
+    office = Office(database, smtpd, budgets=[Budget(account="one", messages=3)])
+    offices.append(office)
+    ids = office.accept(5)
+    office.deliver(ids)
+    assert office.states(ids) == ["sent"] * 3 + ["deferred"] * 2
+    waits = office.row(ids[4])
+    assert waits.row["reason"] == "waits for account one, what it may send in 24 hours is used up"
+    assert waits.row["attempt"] == 0
+    assert 23.5 * 3600_000 < waits.row["next_attempt_at"] - waits.now < 24.5 * 3600_000
+    assert office.sweep() == []
+    office.hours_pass(12)
+    assert office.sweep() == []
+    assert (office.account()["messages"], office.account()["recipients"]) == (3, 3)
+    office.hours_pass(12.5)
+    assert sorted(office.sweep()) == ids[3:]
+    assert office.states(ids) == ["sent"] * 5
+    assert len(smtpd.payloads) == 5
+
+
+def test_recipients_have_a_budget_too_and_small_mails_go_where_a_large_one_does_not_fit(
+        database: Database, smtpd: ScriptedSMTP, offices: list[Office]) -> None:
+    office = Office(database, smtpd, budgets=[Budget(account="one", recipients=5)])
+    offices.append(office)
+    ids = [*office.accept(people=3), *office.accept(people=3), *office.accept(people=2)]
+    office.deliver(ids)
+    assert office.states(ids) == ["sent", "deferred", "sent"]
+    assert (office.account()["messages"], office.account()["recipients"]) == (2, 5)
+
+
+def test_a_mail_that_was_refused_uses_no_budget(database: Database, smtpd: ScriptedSMTP, offices: list[Office]) -> None:
+    office = Office(database, smtpd, budgets=[Budget(account="one", messages=2)])
+    offices.append(office)
+    smtpd.reply("RCPT", "550 5.1.1 no such user")
+    for id in office.accept(3):
+        office.deliver([id])
+    assert office.account()["messages"] == 2
+    assert len(smtpd.payloads) == 2
+
+
+def test_what_may_have_been_sent_uses_budget(database: Database, smtpd: ScriptedSMTP, offices: list[Office]) -> None:
+    office = Office(database, smtpd, budgets=[Budget(account="one", messages=5)])
+    offices.append(office)
+    smtpd.drop("DOT")
+    office.deliver(office.accept())
+    assert office.account()["messages"] == 1
+    [claim] = office.claims.claim(office.accept())
+    assert office.claims.fence(claim)
+    office.sql("UPDATE workers SET seen_at = 1")
+    assert office.sweeps.orphans() == 1
+    assert office.account()["messages"] == 2
+
+
+def test_a_mail_goes_to_an_account_that_has_room(database: Database, smtpd: ScriptedSMTP, other: ScriptedSMTP,
+                                                 offices: list[Office]) -> None:
+    office = Office(database, smtpd, other, budgets=[Budget(account="one", messages=2), Budget(account="two", messages=3)])
+    offices.append(office)
+    ids = office.accept(6)
+    office.deliver(ids)
+    assert sorted(office.states(ids)) == ["deferred"] + ["sent"] * 5
+    assert {mail.mail_from for mail in smtpd.payloads} == {"one@example.org"}
+    assert {mail.mail_from for mail in other.payloads} == {"two@example.org"}
+    assert (len(smtpd.payloads), len(other.payloads)) == (2, 3)
+
+
+def test_many_workers_at_once_do_not_overdraw(database: Database) -> None:
+    budgets = (Budget(account="one", messages=20),)
+    Accounts(database, budgets).register()
+    outbox = Outbox(database)
+    ids = [new_id() for _ in range(60)]
+    for id in ids:
+        outbox.accept(Acceptance(id=id, message=Message(to=(Address("bob@example.org"),)), message_id=id))
+
+    def work(number: int) -> int:
+        Worker(database, f"worker-{number}", "w@h", ["mail"]).beat()
+        claims = Claims(database, f"worker-{number}", 20, budgets)
+        sent = 0
+        for at in range(number * 10, number * 10 + 10):
+            for claim in claims.claim([ids[at]]):
+                assert claims.fence(claim)
+                sent += claims.finish(claim, SENT)
+        return sent
+    with ThreadPoolExecutor(6) as threads:
+        assert sum(threads.map(work, range(6))) == 20
+
+
+def test_when_room_comes_back_only_so_many_come_due(database: Database, smtpd: ScriptedSMTP, offices: list[Office]) -> None:
+    office = Office(database, smtpd, budgets=[Budget(account="one", messages=2)])
+    offices.append(office)
+    ids = office.accept(7)
+    office.deliver(ids)
+    for n in range(2):
+        office.hours_pass(25)
+        assert len(office.sweep()) == 2
+        assert office.states(ids).count("sent") == 4 + 2 * n
+
+
+# --- trouble -------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("phase", "reply", "state", "hours"), [
+    ("MAIL", "530 5.7.0 Authentication required", AccountState.HALTED, 0.26),
+    ("MAIL", "550 5.4.5 Daily user sending limit exceeded", AccountState.PARKED, 1.01),
+    ("DOT", "550-5.4.5 Daily user\n550 5.4.5 sending limit", AccountState.PARKED, 1.01),
+    ("MAIL", "421 4.7.28 too fast", AccountState.PAUSED, 0.09),
+    ("MAIL", "421 4.3.2 restarting", AccountState.PAUSED, 0.004),
+])
+def test_an_account_in_trouble_is_tried_again_with_one_mail_and_then_all_go(
+        database: Database, smtpd: ScriptedSMTP, offices: list[Office], phase: str, reply: str, state: AccountState, hours: float) -> None:
+    office = Office(database, smtpd)
+    offices.append(office)
+    smtpd.reply(phase, reply)
+    first, *others = office.accept(5)
+    office.deliver([first])
+    office.deliver(others)
+    words = " ".join(line[4:] for line in reply.splitlines())
+    assert office.states([first, *others]) == ["deferred"] * 5
+    assert (office.account()["state"], office.account()["reason"]) == (state, f"{reply[:3]} {words}")
+    assert {office.row(id).row["attempt"] for id in others} == {0}
+    assert office.row(others[0]).row["reason"] == f"waits for account one, {state}: {reply[:3]} {words}"
+    assert office.sweep() == []
+    office.hours_pass(hours)
+    assert len(office.sweep()) == 1
+    assert office.account()["state"] == "ok"
+    assert len(office.sweep()) == 4
+    assert office.states([first, *others]) == ["sent"] * 5
+
+
+def test_while_one_mail_tries_an_account_the_others_wait(database: Database, smtpd: ScriptedSMTP, offices: list[Office]) -> None:
+    office = Office(database, smtpd)
+    offices.append(office)
+    smtpd.reply("MAIL", "530 5.7.0 Authentication required")
+    ids = office.accept(3)
+    for id in ids:
+        office.deliver([id])
+    office.hours_pass(0.3)
+    assert office.accounts.capacity() == 1
+    [probe] = office.claims.claim([nudge.id for nudge in office.sweeps.unparked(3)])
+    assert probe.is_probe
+    assert office.accounts.capacity() == 0
+    assert office.sweep() == []
+    assert office.claims.finish(probe, SENT)
+    assert len(office.sweep()) == 2
+
+
+def test_trouble_that_goes_on_makes_the_waits_longer_and_does_not_count(database: Database, smtpd: ScriptedSMTP,
+                                                                       offices: list[Office]) -> None:
+    office = Office(database, smtpd, schedule="1s, 2s")
+    offices.append(office)
+    smtpd.reply("MAIL", "530 5.7.0 Authentication required", times=None)
+    [id] = office.accept()
+    office.deliver([id])
+    for _ in range(6):
+        office.hours_pass(0.3)
+        assert office.sweep() == [id]
+    row = office.row(id).row
+    assert (row["state"], row["attempt"], row["excused"], office.account()["failures"]) == ("deferred", 7, 7, 7)
+
+
+def test_a_mail_at_which_the_server_always_hangs_up_fails_and_lets_the_others_go_first(
+        database: Database, smtpd: ScriptedSMTP, offices: list[Office]) -> None:
+    office = Office(database, smtpd, schedule="10s*3")
+    offices.append(office)
+    smtpd.reply("RCPT", "421 4.3.0 cannot", match="poison", times=None)
+    poison, *others = [new_id() for _ in range(4)]
+    for id in (poison, *others):
+        to = Address("poison@example.org" if id == poison else "bob@example.org")
+        office.outbox.accept(Acceptance(id=id, message=Message(to=(to,)), message_id=id))
+    office.deliver([poison])
+    office.deliver(others)
+    for _ in range(12):
+        office.hours_pass(0.02)
+        office.sweep()
+    assert office.states([poison, *others]) == ["failed", "sent", "sent", "sent"]
+
+
+def test_a_mail_whose_account_is_halted_goes_by_another(database: Database, smtpd: ScriptedSMTP, other: ScriptedSMTP,
+                                                       offices: list[Office]) -> None:
+    office = Office(database, smtpd, other)
+    offices.append(office)
+    for server in (smtpd, other):
+        server.reply("MAIL", "535 5.7.8 no", match="one@", times=None)
+    ids = office.accept(10)
+    office.deliver(ids)
+    while office.sweep():
+        pass
+    assert office.states(ids) == ["sent"] * 10
+    assert (office.account("one")["state"], office.account("two")["state"]) == ("halted", "ok")
+
+
+def test_a_halted_account_is_tried_again_when_a_worker_starts_or_its_credentials_change(
+        database: Database, smtpd: ScriptedSMTP, offices: list[Office]) -> None:
+    office = Office(database, smtpd)
+    offices.append(office)
+    for change, state, reply in ((False, "halted", "535 5.7.8 no"), (True, "parked", "550 5.4.5 Daily limit")):
+        smtpd.reply("MAIL", reply)
+        office.deliver(office.accept())
+        assert office.account()["state"] == state
+        assert office.accounts.capacity() == 0
+        Accounts(database, [replace(office.budgets[0], credentials=f"other{change}" if change else "")]).register()
+        assert office.accounts.capacity() == 1
+        assert len(office.sweep()) == 1
+        assert office.account()["state"] == "ok"
+
+
+# --- the file ------------------------------------------------------------------------------------------------------
+
+def settings(tmp_path: Path, toml: str = "", **more: str) -> Settings:
+    if toml:
+        (tmp_path / "accounts.toml").write_text(textwrap.dedent(toml))
+        more["ACCOUNTS_FILE"] = str(tmp_path / "accounts.toml")
+    return load({"MAILASYNC_ENV_FILE": "", **{f"MAILASYNC_{name}": value for name, value in more.items()}})
+
+
+def test_the_file_names_accounts_each_with_the_settings_for_what_it_does_not_say(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("geheim\n")
+    found = accounts(settings(tmp_path, """
+        [[account]]
+        name = "ops"
+        username = "ops@gmail.com"
+        password_file = "secret"
+
+        [[account]]
+        username = "news@example.org"
+        password = "x"
+        from = "News <news@example.org>"
+        messages_per_day = 100
+
+        [[account]]
+        name = "relay"
+        smtp_host = "relay.example.org"
+        smtp_security = "starttls"
+        smtp_auth = "off"
+        from = "relay@example.org"
+        """))
+    ops, news, relay = found
+    assert (ops.name, ops.hop.host, ops.hop.password, ops.messages_per_day, ops.recipients_per_day) == (
+        "ops", "smtp.gmail.com", "geheim", 500, 500)
+    assert (news.name, news.sender, news.messages_per_day, news.recipients_per_day) == (
+        "news@example.org", Address("news@example.org", "News"), 100, 10_000)
+    assert (relay.hop.host, relay.hop.port, relay.hop.user, relay.messages_per_day) == ("relay.example.org", 587, "", 0)
+    assert len({account.budget.credentials for account in found}) == 3
+    assert "geheim" not in repr(found)
+
+
+@pytest.mark.parametrize(("toml", "words"), [
+    ("x", "expected a readable TOML file"),
+    ("name = 1", r"expected one \[\[account\]\] or more"),
+    ("[account]\nname = 'x'", r"expected one \[\[account\]\] or more"),
+    ("[[account]]\nnmae = 'x'", "account 1: expected .*name.*, got nmae"),
+    ("[[account]]\nname = 5", "account 1: expected a name of 1 to 100 characters, got 5"),
+    ("[[account]]\nname = ''", "account 1: expected a name"),
+    ("[[account]]\nname = 'a'\nfrom = 'nobody'", "account 1: MAILASYNC_MAIL_FROM: expected an address"),
+    ("[[account]]\nname = 'a'\nsmtp_port = '25'", "account 1: expected smtp_port to be a number"),
+    ("[[account]]\nname = 'a'\nmessages_per_day = -1", "account 1: expected messages_per_day to be a whole number"),
+    ("[[account]]\nname = 'a'\nmessages_per_day = true", "account 1: expected messages_per_day to be a whole number"),
+    ("[[account]]\nname = 'a'\npassword_file = 'none'", "account 1: password_file: .*No such file"),
+    ("[[account]]\nname = 'a'\n[[account]]\nname = 'a'", "expected another name for each account"),
+    ("[[account]]\nname='a'\nusername='a@b.org'\npassword='geheim'\nsmtp_host='h.example.org'\nsmtp_security='none'", "in clear"),
+    ("[[account]]\nname='a'\nsmtp_security='tls'", "account 1: expected one of ssl, starttls, none, got 'tls'"),
+])
+def test_a_wrong_file_stops_the_start_with_account_and_field(tmp_path: Path, toml: str, words: str) -> None:
+    with pytest.raises(SettingsError, match=words) as caught:
+        accounts(settings(tmp_path, toml))
+    assert "geheim" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("username", "limits"), [("me@gmail.com", (500, 500)), ("me@company.example", (2000, 10_000))])
+def test_gmails_published_limits_are_the_default(tmp_path: Path, username: str, limits: tuple[int, int]) -> None:
+    [account] = accounts(settings(tmp_path, MAIL_USERNAME=username, MAIL_PASSWORD="x"))
+    assert (account.name, account.messages_per_day, account.recipients_per_day) == ("default", *limits)
+    [elsewhere] = accounts(settings(tmp_path, MAIL_USERNAME=username, MAIL_PASSWORD="x", SMTP_HOST="smtp.example.org"))
+    assert (elsewhere.messages_per_day, elsewhere.recipients_per_day) == (0, 0)
