@@ -4,6 +4,7 @@ import email
 import random
 import re
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from email import policy
 from email.header import decode_header, make_header
@@ -200,16 +201,25 @@ def test_no_html_takes_long_to_read(piece: str) -> None:
     assert time.monotonic() - started < 3
 
 
-def test_a_mail_is_composed_in_a_fraction_of_a_millisecond() -> None:
+def test_a_mail_is_composed_faster_than_the_standard_librarys_message_writes_the_same() -> None:
     mail = claim(Message(to=(Address("bob@example.org"),), subject="Your login code", text="It is 123456.\n"))
-    best = min(_seconds(mail) for _ in range(5))
-    assert best < 0.001  # 250 µs are owed (DESIGN.md); the rest is for a slow and busy machine
+    text, html = both_forms(mail.message)
+
+    def compose_stock() -> None:
+        stock = EmailMessage(policy=policy.SMTP)
+        stock["From"], stock["To"], stock["Subject"] = ALICE.address, "bob@example.org", mail.message.subject
+        stock.set_content(text)
+        stock.add_alternative(html, subtype="html")
+        stock.as_bytes()
+    # A ratio in one run, as the machine may be slow and busy; DESIGN.md has 250 µs against 821.
+    ours, stock = zip(*((_seconds(lambda: compose(mail, sender=ALICE)), _seconds(compose_stock)) for _ in range(9)), strict=True)
+    assert min(ours) < 0.7 * min(stock)
 
 
-def _seconds(mail: Claim) -> float:
+def _seconds(act: Callable[[], object]) -> float:
     started = time.perf_counter()
     for _ in range(20):
-        compose(mail, sender=ALICE)
+        act()
     return (time.perf_counter() - started) / 20
 
 
