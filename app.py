@@ -64,13 +64,13 @@ def create_app(settings: Settings | None = None, *blueprints: Blueprint, databas
     settings = settings or load()
     mailasync.configure(settings)
     database = database or Database(database_url(settings))
-    known = accounts(settings)
+    known, orders = accounts(settings), mailasync.orders(settings)
     app = Flask(__name__)
     app.config["MAX_CONTENT_LENGTH"] = settings.REQUEST_MAX_BYTES  # Flask itself has no limit.
     app.json.sort_keys = False  # type: ignore[attr-defined]  # of the default provider
     app.extensions["mailasync"] = Services(
         settings=settings, outbox=Outbox(database), actions=Actions(database), jobs=Jobs(database, settings.LEASE_SECONDS),
-        keys=Keys(database), orders=mailasync.orders(settings),
+        keys=Keys(database), orders=orders,
         accounts=Accounts(database, [account.budget for account in known]), known_accounts=known,
         relay=lambda: mailasync.start_relay(database), send=mailasync.sendMail.delay,
         run=lambda job: mailasync.runJob.apply_async((job.id,), queue=job.queue))
@@ -81,7 +81,7 @@ def create_app(settings: Settings | None = None, *blueprints: Blueprint, databas
         app.register_blueprint(blueprint)
     for command in commands.commands(up=partial(up, settings), inbox=partial(inbox, settings), upgrade=partial(db_upgrade, settings),
                                       examine=partial(examine, settings), settings=settings, opened=partial(opened, settings),
-                                      message_id=mailasync.orders(settings).message_id):
+                                      message_id=orders.message_id):
         app.cli.add_command(command)
     return app
 

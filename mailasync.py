@@ -214,7 +214,8 @@ def open_database(settings: Settings, *, file_name: str = "mailasync.sqlite3") -
 
 
 def sweeps_of(settings: Settings, database: Database) -> Sweeps:
-    return Sweeps(database, settings.LEASE_SECONDS, settings.ON_UNCERTAIN)
+    limited = frozenset(account.name for account in accounts(settings) if account.budget.is_limited)
+    return Sweeps(database, settings.LEASE_SECONDS, settings.ON_UNCERTAIN, limited)
 
 
 def start_relay(database: Database) -> Relay:
@@ -290,7 +291,7 @@ def _start_station(sender: Any, **kwargs: object) -> None:
         database = _process.database or open_database(settings)
         _process.station = Station(settings, database, name=sender.hostname, queues=list(celery_app.amqp.queues.consume_from),
                                    connections=min(settings.SMTP_CONNECTIONS, int(sender.concurrency)), relay=start_relay(database),
-                                   orders=orders(settings))
+                                   orders=orders(settings), sweeps=sweeps_of(settings, database))
     except MailroomError as e:
         raise SystemExit(f"mailasync: {e}") from None
     except Exception as e:  # Celery swallows it, and the worker would go on without a station.

@@ -34,7 +34,7 @@ class Station:
     """What makes a process a worker: heartbeat, sweeper, deliveries and jobs, on one database."""
 
     def __init__(self, settings: Settings, database: Database, *, name: str, queues: Sequence[str], connections: int, relay: Relay,
-                 orders: Orders) -> None:
+                 orders: Orders, sweeps: Sweeps) -> None:
         self.database = database
         self.outbox = Outbox(database)
         self.jobs = Jobs(database, settings.LEASE_SECONDS)
@@ -52,8 +52,6 @@ class Station:
                                  schedule(settings), settings.ON_UNCERTAIN, connections)
         self.runner = Runner(runs, [queue for queue in queues if queue in registry.queues()], slots=settings.JOB_SLOTS,
                              processes=settings.JOB_PROCESSES, children=Children(registry.modules(settings.JOBS)), queued=self._queue)
-        sweeps = Sweeps(database, settings.LEASE_SECONDS, settings.ON_UNCERTAIN,
-                        frozenset(budget.account for budget in budgets if budget.is_limited))
         shared = Accounts(database, budgets)
         shared.register()
         self.runner.start()
