@@ -12,7 +12,7 @@ from mailroom.mail.errors import InvalidMessage, MalformedJSON, StoreUnavailable
 from mailroom.mail.message import Message
 from mailroom.mail.transport import Sessions
 from mailroom.order import Order, Orders
-from mailroom.relay import Relay
+from mailroom.relay import CHUNK_MAX, Relay
 from mailroom.route import accounts, schedule
 from mailroom.settings import Settings
 from mailroom.store.accounts import Accounts
@@ -56,7 +56,8 @@ class Station:
         shared.register()
         self.runner.start()
         self.sweeper = Sweeper(sweeps, claims, self.worker, runs, shared, Expiry(database), Retention(database, settings.RETENTION_DAYS),
-                               self.relay, self.runner.watch, settings.LEASE_SECONDS)
+                               self.relay, self.runner.watch, settings.LEASE_SECONDS,
+                               appetite=max(1, connections // 2) * CHUNK_MAX)  # A nudge takes one of as many threads.
         self.sweeper.start()
 
     def __str__(self) -> str:

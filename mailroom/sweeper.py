@@ -22,8 +22,10 @@ INTERVAL_SECONDS = 1.0
 BEATS_PER_LEASE = 5
 #: How often what may have been lost in the broker is looked for.
 LOST_INTERVAL_SECONDS = 5.0
-#: Rows that a sweep may publish while workers have more than they can take at once.
-PACE_MIN = 100
+#: … and between two sweeps while rows are left over.
+BEHIND_INTERVAL_SECONDS = 0.2
+#: Rows that a sweep may publish while workers have all that they can take at once.
+ROOM_MIN = 10
 #: Between two rounds of forgetting what RETENTION_DAYS lets go.
 FORGET_INTERVAL_SECONDS = 300.0
 
@@ -42,14 +44,16 @@ class Sweeper:
     relay: Relay
     watch_jobs: Callable[[], None]
     lease_seconds: float
+    appetite: int  #: mails that one worker may have in hand, or waiting for it, while a new one shall find a thread that is free
     _stopping: threading.Event = field(default_factory=threading.Event)
-    _pace: int = PACE_MIN  #: rows to publish in a sweep; doubled while the queue runs empty
+    _behind: bool = False  #: whether the last sweep left rows over that workers could take
 
     def start(self) -> None:
         self.worker.beat()
         self._distrust()
-        rounds = (("heartbeat", self.lease_seconds / BEATS_PER_LEASE, self.worker.beat), ("sweeper", INTERVAL_SECONDS, self.sweep))
-        self._threads = [threading.Thread(target=self._every, args=(seconds, act), name=name, daemon=True) for name, seconds, act in rounds]
+        rounds = (("heartbeat", lambda: self.lease_seconds / BEATS_PER_LEASE, self.worker.beat),
+                  ("sweeper", lambda: BEHIND_INTERVAL_SECONDS if self._behind else INTERVAL_SECONDS, self.sweep))
+        self._threads = [threading.Thread(target=self._every, args=(pause, act), name=name, daemon=True) for name, pause, act in rounds]
         self._lost_at = time.monotonic()
         self._forgot_at = float("-inf")  # The first look is at the start.
         self._looked_at = time.time()  # This clock goes on while a machine sleeps.
@@ -90,21 +94,20 @@ class Sweeper:
 
     def _publish_due(self) -> None:
         room = self._room()
-        self._publish(self.sweeps.due(room))
-        self._publish(self.sweeps.unparked(min(room, self.accounts.capacity())))
-        self._publish(self.sweeps.unpublished(room))
+        share = -(-room // 3)  # So that a million of one kind do not keep the others waiting.
+        kinds = (self.sweeps.due(share), self.sweeps.unparked(min(share, self.accounts.capacity())), self.sweeps.unpublished(share))
+        self._behind = room > ROOM_MIN and any(len(found) == share for found in kinds)
+        for found in kinds:
+            self._publish(found)
 
     def _room(self) -> int:
-        """How many rows of each kind to publish now: enough to keep all workers at it, too few for a new mail to wait behind them."""
+        """How many rows to publish now: enough to keep all workers at it, too few for a new mail to wait behind them."""
         if self.relay.down is not None:
             return 1  # One row is enough to notice that the broker is back.
         self.relay.look()
-        nudges, consumers = self.relay.queue or (0, 0)
-        if nudges > consumers + 1:
-            self._pace = max(self._pace // 2, PACE_MIN)
-            return PACE_MIN
-        self._pace = min(2 * self._pace, BATCH_MAX) if nudges == 0 else self._pace
-        return self._pace
+        _, consumers = self.relay.queue or (0, 0)
+        most = max(1, consumers) * self.appetite
+        return max(ROOM_MIN, min(BATCH_MAX, most - self.sweeps.under_way(most)))
 
     def _publish_lost(self) -> None:
         if self.relay.queue is not None and time.monotonic() - self._lost_at > LOST_INTERVAL_SECONDS:
@@ -131,9 +134,9 @@ class Sweeper:
         """Judge no worker for half a lease: after an outage of the database all look dead until they have had time to say otherwise."""
         self._trusts_from = time.monotonic() + self.lease_seconds / 2
 
-    def _every(self, seconds: float, act: Callable[[], None]) -> None:
+    def _every(self, pause_seconds: Callable[[], float], act: Callable[[], None]) -> None:
         down = False
-        while not self._stopping.wait(seconds):
+        while not self._stopping.wait(pause_seconds()):
             try:
                 act()
                 down = False

@@ -284,6 +284,18 @@ def test_a_row_that_was_never_published_is_found_after_a_while(outbox: Outbox, s
     assert [nudge.id for nudge in sweeps.unpublished()] == [id]
 
 
+def test_what_is_under_way_is_published_or_owned_and_not_done(outbox: Outbox, claims: Claims, sweeps: Sweeps) -> None:
+    _, published, claimed, sent = (accept(outbox) for _ in range(4))
+    outbox.mark_published([published, claimed, sent])
+    assert sweeps.under_way(100) == 3
+    *_, last = claims.claim([claimed, sent])
+    assert sweeps.under_way(100) == 3
+    claims.fence(last)
+    claims.finish(last, Outcome(state=State.SENT))
+    assert sweeps.under_way(100) == 2
+    assert sweeps.under_way(1) == 1
+
+
 def test_a_published_row_is_published_again_when_its_nudge_is_lost(outbox: Outbox, sweeps: Sweeps, database: Database) -> None:
     id = accept(outbox)
     outbox.mark_published([id])

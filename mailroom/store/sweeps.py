@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, func, or_, select, update
 
 from mailroom.mail.message import State
 from mailroom.store.accounts import note_sent
@@ -61,6 +61,14 @@ class Sweeps:
         """Queued rows whose nudge was never confirmed: the broker was away, or the process that accepted them died."""
         return self._mark(limit, messages.c.state == State.QUEUED, messages.c.published_at.is_(None),
                           messages.c.created_at < now_ms() - UNPUBLISHED_AFTER_MS, order=messages.c.id)
+
+    def under_way(self, limit: int) -> int:
+        """How many rows are published and not done, `limit` at most: those that a worker has, and those on their way to one."""
+        def count(connection: Connection) -> int:
+            kinds = (messages.c.owner.is_not(None), and_(messages.c.state == State.QUEUED, messages.c.published_at.is_not(None)))
+            found = (select(messages.c.id).where(which).limit(limit).subquery() for which in kinds)
+            return min(limit, sum(connection.scalar(select(func.count()).select_from(rows)) or 0 for rows in found))
+        return self.database.read(count)
 
     def lost(self, limit: int = BATCH_MAX, *, empty_queue: str = "") -> list[Nudge]:
         """Queued rows whose nudge was confirmed long ago and has come to nothing; sooner where their queue is known to be empty."""

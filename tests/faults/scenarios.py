@@ -178,16 +178,18 @@ def web_killed_at_work(rig: Rig, mails: int = 40) -> None:
     rig.load.end()
 
 
-def poison(rig: Rig, mails: int = 100) -> str:
-    """One mail kills whoever gets as far as its RCPT, for ever; from its second victim on others are on their way. Returns its id."""
+def poison(rig: Rig, mails: int = 1000) -> str:
+    """One of so many mails, in the middle of them, kills whoever gets as far as its RCPT, for ever. Returns its id."""
+    rig.load.rate = 300.0  # So that it meets its first victim while they are on their way.
     held = rig.smtpd.hold("RCPT", match="poison@", times=None)
+    rig.load.begin(mails, "poison")
+    rig.load.wait_posted(mails // 3)
     id = rig.load.post("poison@example.org", label="poison").id
     stopped = threading.Event()
     killer = threading.Thread(target=_kill_whoever_reaches, args=(rig, held, stopped, id), daemon=True)
     killer.start()
     try:
-        wait_until(lambda: rig.scalar(f"SELECT crashes FROM messages WHERE id = '{id}'"), 60, what="it has killed one")
-        rig.post(mails, "poison")
+        rig.load.end()
         wait_until(lambda: rig.service.message(id)["status"] == "failed", 110, what="the poison failed")
     finally:
         stopped.set()
