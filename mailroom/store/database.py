@@ -21,6 +21,7 @@ from mailroom.store.schema import identity
 #: Writes that share one commit at most: enough to fill a disk flush, too few for one to wait long for the others.
 BATCH_MAX = 500
 BUSY_TIMEOUT_SECONDS = 5.0
+BUSY_LOOK_SECONDS = 0.001
 #: How often a transaction that got into another's way is done again.
 CONFLICT_TRIES = 4
 #: deadlock_detected, serialization_failure
@@ -186,5 +187,21 @@ def _switch_to_wal(connection: sqlite3.Connection) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    """Wait for SQLite's one write lock. Looked at every millisecond: SQLite's own waits grow to 100 ms, in which a busy process takes the
+    lock again and again, and another waited for seconds."""
+    if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+        return
+    driver: Any = connection.connection.dbapi_connection
+    deadline = time.monotonic() + BUSY_TIMEOUT_SECONDS
+    driver.execute("PRAGMA busy_timeout=0")
+    try:
+        while True:
+            try:
+                driver.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as e:
+                if e.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+            time.sleep(BUSY_LOOK_SECONDS)
+    finally:
+        driver.execute(f"PRAGMA busy_timeout={int(BUSY_TIMEOUT_SECONDS * 1000)}")
