@@ -1,7 +1,7 @@
 # What you can do here: `make help`.
 
 .DEFAULT_GOAL := help
-.PHONY: help install run web worker inbox flower example test check lock soak mutations scale
+.PHONY: help install run web worker inbox flower example test check check-clients lock soak mutations scale contract fuzz
 
 # The first of these that is there; the service needs 3.11 or newer.
 PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,$(shell \
@@ -13,7 +13,7 @@ WORKERS ?= 4
 ARGS ?=
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
 
 install: .venv/.installed  ## make .venv with what the service needs
 
@@ -53,11 +53,20 @@ scale: .venv/.installed-dev  ## a backlog of 1,000,000 mails; ARGS="--rows 10000
 	@$(RUN) tests.services.provide
 	@$(RUN) tests.faults.scale $(ARGS)
 
+contract: .venv/.installed-dev  ## thousands of requests made of /openapi.json, each answer held to it; ARGS="--examples 20 --seed 1"
+	@$(RUN) tests.contract $(ARGS)
+
+fuzz: .venv/.installed-dev  ## 10,000 hostile requests, and each mail that comes of them compared; ARGS="--bodies 50000 --seed 7"
+	@$(RUN) tests.fuzz $(ARGS)
+
 check: .venv/.installed-dev  ## lint and types, of Dockerfile and compose.yaml too
 	@$(RUN) ruff check .
 	@$(RUN) mypy
 	@.venv/bin/hadolint Dockerfile
 	@$(RUN) check_jsonschema --quiet --builtin-schema vendor.compose-spec compose.yaml
+
+check-clients: .venv/.installed-dev  ## the Postman collection and the programs of docs/clients against flask up; wants curl, Node.js and npm
+	@$(RUN) tests.check_clients
 
 lock: .venv/.installed-dev  ## pin the requirements anew from pyproject.toml
 	@.venv/bin/python -m pip install --quiet uv

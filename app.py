@@ -10,7 +10,6 @@ The tutorial this service began with is three lines in a route; here is where ea
     return "sent", 200        the answer has the id, with which `GET /v1/messages/<id>` tells where the mail is
 """
 
-import hmac
 import logging
 import multiprocessing.util
 import os
@@ -26,7 +25,7 @@ from functools import partial
 from typing import NoReturn
 
 from celery.worker import WorkController, state
-from flask import Blueprint, Flask, Response, request
+from flask import Blueprint, Flask
 from granian import Granian
 from granian.constants import Interfaces
 from werkzeug.utils import import_string
@@ -34,27 +33,46 @@ from werkzeug.utils import import_string
 import mailasync
 from mailroom import commands, logs
 from mailroom.api import accounts as api_accounts
-from mailroom.api import guard, health, jobs, messages, problems, waiting
+from mailroom.api import (
+    actions,
+    guard,
+    health,
+    jobs,
+    limits,
+    messages,
+    metrics,
+    openapi,
+    problems,
+    suppressions,
+    templates,
+    unsubscribe,
+    waiting,
+    webhooks,
+)
 from mailroom.api.services import Services
+from mailroom.commands.database import choose, opened, pair
 from mailroom.doctor import Doctor, Finding
 from mailroom.inbox import Inbox, Letters, PortTaken, create_blueprint
 from mailroom.mail.errors import MailroomError
 from mailroom.route import accounts, next_hop
-from mailroom.settings import PREFIX, Settings, database_url, hint_unprefixed, kubernetes_variables, load
+from mailroom.settings import PREFIX, UP_FILE, Settings, SettingsError, database_url, hint_unprefixed, kubernetes_variables, load
 from mailroom.store.accounts import Accounts
 from mailroom.store.actions import Actions
 from mailroom.store.database import Database
 from mailroom.store.idempotency import Keys
 from mailroom.store.jobs import Jobs
-from mailroom.store.migrate import check, upgrade
+from mailroom.store.keys import ApiKeys
+from mailroom.store.migrate import upgrade
 from mailroom.store.outbox import Outbox
 from mailroom.store.runs import Runs
+from mailroom.store.suppressions import Suppressions, Unsubscribes
+from mailroom.store.templates import Templates
+from mailroom.store.webhooks import Webhooks
 from mailroom.store.workers import Worker
-from mailroom.web import pages
+from mailroom.web import docs, pages
 
 log = logging.getLogger("mailasync.web")
 
-UP_FILE = "up.sqlite3"
 STOP_SECONDS = 20
 PARENT_LOOK_SECONDS = 1.0
 
@@ -64,24 +82,28 @@ def create_app(settings: Settings | None = None, *blueprints: Blueprint, databas
     settings = settings or load()
     mailasync.configure(settings)
     database = database or Database(database_url(settings))
-    known, orders = accounts(settings), mailasync.orders(settings)
+    known, orders = accounts(settings), mailasync.orders(settings, database)
     app = Flask(__name__)
     app.config["MAX_CONTENT_LENGTH"] = settings.REQUEST_MAX_BYTES  # Flask itself has no limit.
     app.json.sort_keys = False  # type: ignore[attr-defined]  # of the default provider
     app.extensions["mailasync"] = Services(
         settings=settings, outbox=Outbox(database), actions=Actions(database), jobs=Jobs(database, settings.LEASE_SECONDS),
-        keys=Keys(database), orders=orders,
+        keys=Keys(database), api_keys=ApiKeys(database), orders=orders, webhooks=Webhooks(database),
         accounts=Accounts(database, [account.budget for account in known]), known_accounts=known,
-        relay=lambda: mailasync.start_relay(database), send=mailasync.sendMail.delay,
+        suppressions=Suppressions(database), unsubscribes=Unsubscribes(database, settings.PUBLIC_URL), templates=Templates(database),
+        relay=lambda: mailasync.start_relay(database), send=lambda id, queue: mailasync.sendMail.apply_async((id,), queue=queue),
         run=lambda job: mailasync.runJob.apply_async((job.id,), queue=job.queue))
+    metrics.watch(app)  # First of all hooks, so that a refusal has an id too.
     app.before_request(guard.check)
     app.before_request(partial(start_relay, database))  # In the process that serves, whichever server that is.
-    ours = (problems, messages, jobs, api_accounts, health, pages)
+    ours = (problems, limits, messages, actions, jobs, api_accounts, health, metrics, suppressions, templates, unsubscribe, webhooks, pages,
+            openapi, docs)
     for blueprint in (*(module.blueprint for module in ours), *blueprints):
         app.register_blueprint(blueprint)
     for command in commands.commands(up=partial(up, settings), inbox=partial(inbox, settings), upgrade=partial(db_upgrade, settings),
                                       examine=partial(examine, settings), settings=settings, opened=partial(opened, settings),
-                                      message_id=orders.message_id):
+                                      opened_pair=partial(opened, settings, pair(settings)), message_id=orders.message_id,
+                                      working=partial(working, app, settings)):
         app.cli.add_command(command)
     return app
 
@@ -126,21 +148,34 @@ def db_upgrade(settings: Settings) -> str:
 
 
 @contextmanager
-def opened(settings: Settings) -> Iterator[Database]:
-    """The database, for a command."""
-    database = Database(database_url(settings))
-    try:
-        check(database)
-        yield database
-    finally:
-        database.close()
+def working(app: Flask, settings: Settings) -> Iterator[Services]:
+    """What the API works with, for a command: on the database that it is about, and without a thread."""
+    choice, served = choose(settings), app.extensions["mailasync"]
+    alone = choice.is_up and settings.embedded  # The broker is inside that process; its sweeper finds what is new.
+    with opened(settings, choice) as database, app.app_context():
+        app.extensions["mailasync"] = found = replace(
+            served, outbox=Outbox(database), orders=mailasync.orders(settings, database), relay=lambda: None,
+            send=(lambda id, queue: None) if alone else partial(nudge, database), run=(lambda job: None) if alone else served.run)
+        try:
+            yield found
+        finally:
+            app.extensions["mailasync"] = served
+
+
+def nudge(database: Database, id: str, queue: str) -> None:
+    """Tell a worker of one message from a process without a relay; ends in seconds, and raises what kombu raises."""
+    started = time.monotonic()
+    mailasync.sendMail.apply_async(([id], database.outbox_id), queue=queue)
+    Outbox(database).mark_published([id], seconds_ago=time.monotonic() - started)
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
     """What `flask doctor` tells."""
-    database = Database(database_url(settings))
+    choice = choose(settings)
+    database = Database(choice.url)
     try:
-        yield from Doctor(settings, database, accounts(settings), mailasync.bounded_connection).examine()
+        yield from Doctor(settings, database, accounts(settings), None if choice.is_up and settings.embedded else
+                          mailasync.bounded_connection).examine()
     finally:
         database.close()
 
@@ -161,7 +196,8 @@ def serving_app(settings: Settings, *blueprints: str) -> Flask:
     start_child(settings, waiting.stop)
     try:
         database = mailasync.open_database(settings)
-    except MailroomError as e:
+        refuse_keyless(settings, database)
+    except (MailroomError, SettingsError) as e:
         end_child(e)
     app = create_app(settings, *map(import_string, blueprints), database=database)
     mailasync.start_relay(database)
@@ -184,7 +220,8 @@ def all_in_one(settings: Settings, deliver: bool) -> Flask:
     try:
         smtp.start()
         database = mailasync.open_database(settings, file_name=UP_FILE)
-    except (MailroomError, PortTaken) as e:
+        refuse_keyless(settings, database)
+    except (MailroomError, PortTaken, SettingsError) as e:
         end_child(e)
     if settings.embedded:  # The broker is new and empty, and whoever worked here before has ended.
         sweeps = mailasync.sweeps_of(settings, database)
@@ -216,20 +253,18 @@ def inbox_app(settings: Settings) -> Flask:
     say(f"the inbox takes mail on {settings.HOST}:{settings.INBOX_SMTP_PORT} and shows it at {url(settings)}/inbox/")
     app = Flask("inbox")
     app.json.sort_keys = False  # type: ignore[attr-defined]  # of the default provider
-    app.before_request(guard.check_local if settings.listens_on_loopback else partial(check_key, settings.API_KEY))
+    metrics.watch(app)
+    app.before_request(partial(guard.check_alone, "" if settings.listens_on_loopback else settings.API_KEY))
     app.add_url_rule("/livez", view_func=health.livez)
     app.register_blueprint(create_blueprint(letters, hint=curl(settings)))
     return app
 
 
-def check_key(key: str) -> Response | None:
-    """The refusal of whoever asks the inbox without the API key; a browser sends it as the password of any user."""
-    given = request.authorization
-    said = (given.token or given.password or "") if given else ""
-    if request.path == "/livez" or hmac.compare_digest(said.encode(), key.encode()):
-        return None
-    return problems.problem(401, "missing_api_key", "Not served without the API key", "expected the API key: as the password of any user, "
-                            "or in the header `Authorization: Bearer <API key>`", headers={"WWW-Authenticate": 'Basic realm="mailasync"'})
+def refuse_keyless(settings: Settings, database: Database) -> None:
+    """Stop where other machines could ask, and nobody has a key."""
+    if not (settings.listens_on_loopback or settings.API_KEY or ApiKeys(database).are_there()):
+        raise SettingsError(f"{PREFIX}HOST={settings.HOST!r} can be reached from other machines, and there is no key in {database}; "
+                            f"make one with `flask keys create NAME`, or set {PREFIX}API_KEY")
 
 
 def work_here(database: Database) -> Callable[[], None]:

@@ -19,6 +19,9 @@ MAIL_PASSWORD: str = ""
 #: The address in From and in the envelope. "": MAIL_USERNAME; without an account, mailasync@localhost.
 MAIL_FROM: str = ""
 
+#: Further addresses that a mail may name as its From, separated by commas; @example.org stands for all of a domain.
+MAIL_ALIASES: str = ""
+
 #: Path of a yagmail OAuth2 file (JSON with a refresh token), instead of MAIL_PASSWORD. It must exist: nothing prompts.
 MAIL_OAUTH2_FILE: str = ""
 
@@ -57,7 +60,7 @@ ON_UNCERTAIN: Literal["resend", "hold"] = "resend"
 
 # --- Web ----------------------------------------------------------------------------------------------------------
 
-#: Address to listen on. Anything but loopback needs API_KEY.
+#: Address to listen on. Anything but loopback needs API_KEY, or a key made by `flask keys create`.
 HOST: str = "127.0.0.1"
 
 #: TCP port. On a Mac, AirPlay may hold 5000: take another one, or turn AirPlay's receiver off.
@@ -66,11 +69,14 @@ PORT: int = 5000
 #: Requests served at the same time, each in a thread; up to 64 of them may be clients that wait for a job.
 WEB_THREADS: int = 96
 
-#: What clients send as `Authorization: Bearer …`. "": only requests from this machine are served. Secret.
+#: A key that may do everything, beside those of `flask keys create`. Without any, only this machine is served. Secret.
 API_KEY: str = ""
 
-#: Largest request body, in bytes; a larger one gets 413. Enough for a photo.
-REQUEST_MAX_BYTES: int = 10_000_000
+#: Where recipients of mail reach this service, https://mail.example.org, for links to unsubscribe by. "": there are none.
+PUBLIC_URL: str = ""
+
+#: Largest request body, in bytes; a larger one gets 413. Enough for the largest mail that Gmail takes.
+REQUEST_MAX_BYTES: int = 36_000_000
 
 # --- Queue and database -------------------------------------------------------------------------------------------
 
@@ -88,6 +94,9 @@ LEASE_SECONDS: float = 20.0
 
 #: Days after which what ended is forgotten: messages with texts and recipients, jobs with results and files. 0: never.
 RETENTION_DAYS: int = 30
+
+#: on: webhooks may call this very machine, by http as well, to try them out; off: public addresses by https only.
+WEBHOOKS_TO_LOOPBACK: Literal["on", "off"] = "off"
 
 # --- Heavy work ---------------------------------------------------------------------------------------------------
 

@@ -26,7 +26,8 @@ from celery.worker.request import Request
 from kombu import Connection, Exchange, Producer, Queue
 from kombu.exceptions import OperationalError
 
-from mailroom import logs
+from mailroom import logs, webhook
+from mailroom.address_guard import AddressGuard
 from mailroom.jobs import registry
 from mailroom.mail.errors import MailroomError, StoreUnavailable
 from mailroom.order import Orders
@@ -37,11 +38,15 @@ from mailroom.station import Station
 from mailroom.store.database import Database
 from mailroom.store.migrate import check, upgrade
 from mailroom.store.outbox import Outbox, is_id
+from mailroom.store.suppressions import Unsubscribes
 from mailroom.store.sweeps import Sweeps
+from mailroom.store.templates import Templates
 
 log = logging.getLogger("mailasync")
 
 MAIL_QUEUES = ("mail", "mail.bulk")
+#: Bulk mail in one nudge: a worker's thread is soon free for a mail that somebody waits for.
+BULK_CHUNK_MAX = 10
 CONFIRM_TIMEOUT_SECONDS = 3
 #: How long a task waits before it gives its message back because the database is away.
 REQUEUE_WAIT_SECONDS = 1.0
@@ -72,7 +77,8 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
         "broker_connection_max_retries": None,  # 100 would end the worker after 45 minutes without a broker
         "broker_channel_error_retry": True, "broker_native_delayed_delivery_queue_type": "classic",
         "task_queues": queues(settings), "task_create_missing_queues": False,
-        "task_routes": {"mailasync.sendMail": {"queue": "mail"}, "mailasync.runJob": {"queue": registry.DEFAULT_QUEUE}},
+        "task_routes": {"mailasync.sendMail": {"queue": "mail"}, "mailasync.runJob": {"queue": registry.DEFAULT_QUEUE},
+                        "mailasync.tellClients": {"queue": webhook.QUEUE}},
         "task_serializer": "json", "accept_content": ["json"], "task_ignore_result": True, "result_backend": None,
         "task_acks_late": True, "task_reject_on_worker_lost": True,
         "task_publish_retry": False,  # the sweeper publishes again; retries here only multiply messages
@@ -87,7 +93,8 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
 
 def queues(settings: Settings) -> list[Queue]:
     arguments = {"x-queue-type": "quorum"} if settings.QUEUE_TYPE == "quorum" else None
-    ours = [Queue(name, Exchange(name, "direct"), name, queue_arguments=arguments) for name in (*MAIL_QUEUES, *registry.queues())]
+    ours = [Queue(name, Exchange(name, "direct"), name, queue_arguments=arguments)
+            for name in (*MAIL_QUEUES, *registry.queues(), webhook.QUEUE)]
     return [*ours, Queue("celery", Exchange("celery", "direct"), "celery")]  # the last one plain, as a stock client declares it
 
 
@@ -155,6 +162,13 @@ def runJob(task: Task, *args: Any, **kwargs: Any) -> None:  # type: ignore[type-
         station.runner.wake()
 
 
+@celery_app.task(name="mailasync.tellClients", bind=True, base=Nudge)
+def tellClients(task: Task, *args: Any, **kwargs: Any) -> None:  # type: ignore[type-arg]
+    """Look for webhooks that are to be told something; whatever came with it is not read."""
+    with settling() as station:
+        station.notifier.wake()
+
+
 def read_job(args: Sequence[Any], kwargs: Mapping[str, Any]) -> object:
     """The object of `POST /v1/jobs` in what a Celery client sent: `{...}`, or `"coffee"`, or `"coffee", {"cups": 2}`."""
     if args and isinstance(args[0], str) and len(args) <= 2 and not kwargs:
@@ -198,9 +212,14 @@ def load_jobs(settings: Settings) -> None:
             raise SettingsError(f"MAILASYNC_JOBS: expected modules that can be imported, got {name!r}: {e}") from None
 
 
-def orders(settings: Settings) -> Orders:
+def orders(settings: Settings, database: Database) -> Orders:
     """Reads what clients order, over HTTP or over the queue."""
-    return Orders(accounts(settings)[0].sender.address.rpartition("@")[2])
+    known, links = accounts(settings), Unsubscribes(database, settings.PUBLIC_URL)
+    return Orders(
+        domain=known[0].sender.address.rpartition("@")[2], template=Templates(database).find,
+        account_of=lambda address: next((account.name for account in known if account.may_send_from(address)), None),
+        unsubscribe_url=lambda id: links.url(id, 0) if settings.PUBLIC_URL else "",
+        webhook_problem=AddressGuard(settings.WEBHOOKS_TO_LOOPBACK == "on").problem)
 
 
 def open_database(settings: Settings, *, file_name: str = "mailasync.sqlite3") -> Database:
@@ -225,14 +244,15 @@ def start_relay(database: Database) -> Relay:
             if queue in MAIL_QUEUES:
                 sendMail.publish(producer, (list(ids), database.outbox_id), queue=queue)
             else:
-                runJob.publish(producer, (ids[0],), queue=queue)
+                (tellClients if queue == webhook.QUEUE else runJob).publish(producer, (ids[0],), queue=queue)
 
         def published(queue: str, ids: Sequence[str], seconds_ago: float) -> None:
             if queue in MAIL_QUEUES:
                 Outbox(database).mark_published(ids, seconds_ago=seconds_ago)
 
         unpublished = sweeps_of(_process.settings, database).unpublish
-        _process.relay = Relay(bounded_connection, publish, published=published, unpublished=unpublished, watched="mail")
+        _process.relay = Relay(bounded_connection, publish, published=published, unpublished=unpublished, watched="mail",
+                               chunks={"mail.bulk": BULK_CHUNK_MAX})
         _process.relay.start()
     return _process.relay
 
@@ -270,6 +290,7 @@ def stop_claiming() -> None:
     if _process.station is not None:
         _process.station.delivery.stop()
         _process.station.runner.stop()
+        _process.station.notifier.stop()
 
 
 @signals.celeryd_init.connect
@@ -291,7 +312,7 @@ def _start_station(sender: Any, **kwargs: object) -> None:
         database = _process.database or open_database(settings)
         _process.station = Station(settings, database, name=sender.hostname, queues=list(celery_app.amqp.queues.consume_from),
                                    connections=min(settings.SMTP_CONNECTIONS, int(sender.concurrency)), relay=start_relay(database),
-                                   orders=orders(settings), sweeps=sweeps_of(settings, database))
+                                   orders=orders(settings, database), sweeps=sweeps_of(settings, database))
     except MailroomError as e:
         raise SystemExit(f"mailasync: {e}") from None
     except Exception as e:  # Celery swallows it, and the worker would go on without a station.

@@ -2,7 +2,8 @@
 
 The road, each step with its file:
 
-    api/messages.py     bytes of a POST -> order.py -> mail/message.py Message, store/jobs.py NewJob; problems.py says what is wrong
+    api/messages.py     bytes of a POST -> order.py -> mail/message.py Message, store/jobs.py NewJob; problems.py says what is wrong;
+                        guard.py and permission.py, what the API key may. mail/letter.py fills in a stored template
     store/outbox.py     accept: rows on disk, by store/database.py many requests in one commit; only then 200
     jobs/runner.py      where work comes first: a job in a thread or a child process; store/runs.py: its end lets the mail go
     relay.py            the id goes to RabbitMQ, from an own thread; what it cannot publish, the sweeper publishes later
@@ -12,6 +13,8 @@ The road, each step with its file:
     mail/transport.py   MAIL, RCPT, DATA over a yagmail session that stays open; mail/link.py reads what the server says
     store/claims.py     fence: before the payload, whether it is still ours
     store/claims.py     finish: per recipient, with the server's words
+    store/events.py     record: the timeline's line, and with it store/deliveries.py for webhooks, and store/tallies.py for /metrics
+    webhook.py          tells clients, in threads of its own; address_guard.py keeps it away from our own network
     route.py            where mail goes and who it is from, as the settings say
     sweeper.py          in every worker: what is due, what was never published, what a dead worker left behind
 

@@ -2,9 +2,11 @@
 
 import platform
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,19 @@ from mailroom.route import Account
 from mailroom.settings import Settings
 from mailroom.store.accounts import Accounts
 from mailroom.store.database import Database
+from mailroom.store.keys import ApiKeys
 from mailroom.store.migrate import check
 from mailroom.store.outbox import Outbox
+from mailroom.store.tallies import Tallies
+from mailroom.store.vitals import vitals
 
 #: A certificate that ends sooner is worth a word.
 CERTIFICATE_MIN_DAYS = 14
+#: A mail that was queued for longer than this waits for something that somebody should look at.
+QUEUED_MAX_SECONDS = 300
+#: For one look, and for each step of it that can hang.
+LOOK_SECONDS = 12.0
+STEP_SECONDS = 5.0
 PACKAGES = ("celery", "kombu", "flask", "yagmail", "sqlalchemy", "granian")
 
 
@@ -47,85 +57,139 @@ class Doctor:
     settings: Settings
     database: Database
     accounts: list[Account]
-    connect: Callable[[], Any]  #: a kombu connection to the broker, open
+    connect: Callable[[], Any] | None  #: a kombu connection to the broker, open; None where `flask up` is its own
 
     def examine(self) -> Iterator[Finding]:
         yield self._versions()
-        database = self._database()
-        yield database
-        yield self._broker()
-        if database.ok:
-            yield self._worker()
+        database = bounded("database", self._database)
+        yield from database
+        yield from bounded("broker", self._broker)
+        is_there = all(finding.ok for finding in database)
+        if is_there:
+            yield from bounded("worker", self._worker)
+            yield from bounded("queue", self._queue)
+            yield from bounded("keys", self._keys)
+        yield self._public_url()
         for account in self.accounts:
-            yield self._login(account)
-            if database.ok:
-                yield self._account(account)
+            yield from bounded(f"login of account {account.name}", partial(self._login, account))
+            if is_there:
+                yield from bounded(f"budget of account {account.name}", partial(self._account, account))
 
     def _versions(self) -> Finding:
         found = [f"{name} {version(name)}" for name in PACKAGES]
         return Finding("versions", True, ", ".join([f"Python {platform.python_version()}", *found]))
 
-    def _database(self) -> Finding:
+    def _database(self) -> Iterator[Finding]:
         file = self.database.url.database if self.database.url.get_backend_name() == "sqlite" else None
         if not self.settings.DATABASE_URL and file and not Path(file).exists():
-            return Finding("database", False, f"{file} is not there yet; it is made when app.py or a worker first starts")
+            yield Finding("database", False, f"{file} is not there yet; it is made when app.py or a worker first starts")
+            return
         try:
             check(self.database)
+            found = vitals(self.database)
         except MailroomError as e:
-            return Finding("database", False, str(e))
-        return Finding("database", True, f"{self.database!r} answers, and has the schema of this version")
+            yield Finding("database", False, str(e))
+            return
+        yield Finding("database", True, f"{self.database!r} answers, and has the schema of this version; {found.version}, "
+                                        f"{found.size_bytes / 1e6:,.1f} MB")
 
-    def _broker(self) -> Finding:
+    def _broker(self) -> Iterator[Finding]:
+        if self.connect is None:
+            yield Finding("broker", True, "inside of `flask up`")
+            return
         try:
             connection = self.connect()
         except Exception as e:  # kombu's errors have no common base.
-            return Finding("broker", False, f"cannot be reached ({type(e).__name__}: {' '.join(str(e).split())[:200]}); start RabbitMQ, or "
-                                            "correct MAILASYNC_BROKER_URL. Mail is accepted and kept meanwhile; `flask up` needs no broker")
+            yield Finding("broker", False, f"cannot be reached ({type(e).__name__}: {' '.join(str(e).split())[:200]}); start RabbitMQ, or "
+                                           "correct MAILASYNC_BROKER_URL. Mail is accepted and kept meanwhile; `flask up` needs no broker")
+            return
         try:
-            shown: str = connection.as_uri()
-            return Finding("broker", True, f"{shown} answers")
+            said = getattr(connection.connection, "server_properties", {})
+            version = f"{said.get('product', 'broker')} {said.get('version', 'of an unknown version')}"
+            yield Finding("broker", True, f"{connection.as_uri()} answers; {version}")
         finally:
             connection.collect()
 
-    def _worker(self) -> Finding:
+    def _queue(self) -> Iterator[Finding]:
+        depths = Tallies(self.database).depths(self.settings.LEASE_SECONDS)
+        counts = ", ".join(f"{count:,} {state}" for state, count in depths.messages.items() if count) or "nothing waits"
+        waits = f"; the oldest of the queued waits for {depths.oldest_seconds:,.0f} s" if depths.messages["queued"] else ""
+        is_late = depths.oldest_seconds > QUEUED_MAX_SECONDS
+        yield Finding("queue", not is_late, counts + waits + (": see what `flask status ID` says of it, or start more workers"
+                                                              if is_late else ""))
+
+    def _keys(self) -> Iterator[Finding]:
+        made = sum(row.revoked_at is None for row in ApiKeys(self.database).every())
+        words = " and ".join([*([f"{made} in the database"] if made else []), *(["API_KEY"] if self.settings.API_KEY else [])])
+        host = self.settings.HOST
+        if not words and not self.settings.listens_on_loopback:
+            yield Finding("keys", False, f"none, and HOST {host} can be reached from other machines: run `flask keys create NAME`")
+            return
+        yield Finding("keys", True, f"{words}; every request needs one" if words else "none: only this machine is served, without a key")
+
+    def _public_url(self) -> Finding:
+        url = self.settings.PUBLIC_URL
+        return Finding("PUBLIC_URL", True, "not set: mails cannot have a link to unsubscribe by" if not url else
+                       f"{url}; a proxy there has to pass /unsubscribe/ on" if url.startswith("https:") else f"{url}, to try it out")
+
+    def _worker(self) -> Iterator[Finding]:
         ms = Outbox(self.database).worker_seen_ms_ago()
         start = "start one: celery -A mailasync worker --loglevel=INFO"
         if ms is None:
-            return Finding("worker", False, f"none is running on this database; {start}")
+            yield Finding("worker", False, f"none is running on this database; {start}")
+            return
         ok = ms <= self.settings.LEASE_SECONDS * 1000
-        return Finding("worker", ok, f"seen {ms / 1000:.0f} s ago" + ("" if ok else f"; {start}"))
+        yield Finding("worker", ok, f"seen {ms / 1000:.0f} s ago" + ("" if ok else f"; {start}"))
 
-    def _login(self, account: Account) -> Finding:
-        what, hop = f"login of account {account.name}", account.hop
+    def _login(self, account: Account) -> Iterator[Finding]:
+        what, hop = f"login of account {account.name}", replace(account.hop, timeout_seconds=min(STEP_SECONDS, account.hop.timeout_seconds))
         tokens = TokenSource(hop.oauth2_file, timeout_seconds=hop.timeout_seconds) if hop.oauth2_file else None
         session = Session(hop, tokens=tokens)
         try:
             session.open()
-            certificate = _certificate_words(session.smtp.sock)
+            sock = session.smtp.sock
+            user = f"lets us in as {hop.user}" if hop.user else "takes us without a login"
+            if isinstance(sock, ssl.SSLSocket):
+                yield Finding(what, True, f"{hop} {user}; {sock.version()}")
+                yield _certificate(f"certificate of account {account.name}", sock)
+            else:
+                yield Finding(what, True, f"{hop} {user}, without TLS")
         except NotTaken as e:
-            return Finding(what, False, f"{e.reply}; {_what_to_do(e.code)}")
+            yield Finding(what, False, f"{e.reply}; {_what_to_do(e.code)}")
         finally:
             session.close()
-        user = f"lets us in as {hop.user}" if hop.user else "takes us without a login"
-        return Finding(what, True, f"{hop} {user}{certificate}")
 
-    def _account(self, account: Account) -> Finding:
+    def _account(self, account: Account) -> Iterator[Finding]:
         [row] = Accounts(self.database, [account.budget]).standing()
         left = [f"{limit - row[name]} of {limit} {name}" for name, limit in
                 (("messages", account.messages_per_day), ("recipients", account.recipients_per_day)) if limit]
         budget = f"{' and '.join(left)} left for these 24 hours" if left else "no limit"
-        if row["state"] == AccountState.OK:
-            return Finding(f"budget of account {account.name}", True, budget)
-        return Finding(f"budget of account {account.name}", False,
-                       f"{row['state']}: {row['reason']}; its mails wait, and go on by themselves; {budget}")
+        well = row["state"] == AccountState.OK
+        yield Finding(f"budget of account {account.name}", well,
+                      budget if well else f"{row['state']}: {row['reason']}; its mails wait, and go on by themselves; {budget}")
 
 
-def _certificate_words(sock: Any) -> str:
-    if not isinstance(sock, ssl.SSLSocket):
-        return ", without TLS"
+def bounded(what: str, probe: Callable[[], Iterator[Finding]]) -> list[Finding]:
+    """What the probe finds, if it does so in time; one that hangs is left behind, in a thread that ends with the process."""
+    found: list[Finding] = []
+
+    def run() -> None:
+        try:
+            found.extend(probe())
+        except Exception as e:  # A look that fails is a finding, and the others go on.
+            found.append(Finding(what, False, f"{type(e).__name__}; this cannot be told now"))
+
+    thread = threading.Thread(target=run, name=f"look-{what}", daemon=True)
+    thread.start()
+    thread.join(LOOK_SECONDS)
+    return [*found] or [Finding(what, False, f"no answer within {LOOK_SECONDS:g} s: is its host right, and not frozen?")]
+
+
+def _certificate(what: str, sock: ssl.SSLSocket) -> Finding:
     certificate: Any = sock.getpeercert() or {}
     days = (ssl.cert_time_to_seconds(certificate["notAfter"]) - time.time()) / 86400
-    return f"; {sock.version()}, certificate valid for {days:.0f} days" + (": renew it" if days < CERTIFICATE_MIN_DAYS else "")
+    ok = days >= CERTIFICATE_MIN_DAYS
+    return Finding(what, ok, f"valid for {days:.0f} days" + ("" if ok else ": whoever runs that server has to renew it"))
 
 
 def _what_to_do(code: int) -> str:

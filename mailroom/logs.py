@@ -1,10 +1,11 @@
-"""Where the log goes and how it looks; and what must never be in it: addresses and bodies."""
+"""Where the log goes, how it looks, and which request a line is about; and what must never be in it: addresses and bodies."""
 
 import json
 import logging
 import re
 import socket
 import sys
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
@@ -20,6 +21,9 @@ _DUMPS = re.compile(r"(body:|headers:|The full contents of the message|Please se
 _HOST_NAME = socket.gethostname()
 
 TEXT_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+#: The request that this thread answers; "" while it answers none.
+request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 
 class NoPersonalData(logging.Filter):
@@ -42,12 +46,27 @@ def _masked(found: re.Match[str]) -> str:
     return found[0] if found[0].startswith("**@") or found[0].rstrip(".:").endswith(f"@{_HOST_NAME}") else "<address>"
 
 
+class TextFormatter(logging.Formatter):
+    """One line, at whose end is the request that it is about, where it is about one."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        line = super().formatMessage(record)
+        return f"{line} [{id}]" if (id := request_id.get()) else line
+
+
 class JSONFormatter(logging.Formatter):
-    """One object a line."""
+    """One object a line, with `request_id` and `message_id` where they are known.
+
+    Whoever logs about a message says `extra={"message_id": id}`. A client may have chosen that id, and an address for it.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         line = {"time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"), "level": record.levelname,
                 "logger": record.name, "message": record.getMessage()}
+        if id := request_id.get():
+            line["request_id"] = id
+        if message_id := getattr(record, "message_id", None):
+            line["message_id"] = _ADDRESS.sub(_masked, str(message_id))
         if record.exc_info:
             line["exception"] = record.exc_text or self.formatException(record.exc_info)
         return json.dumps(line)
@@ -76,4 +95,4 @@ def finish_setup(settings: Settings, logger: logging.Logger) -> None:
 
 
 def formatter(settings: Settings) -> logging.Formatter:
-    return JSONFormatter() if settings.LOG_FORMAT == "json" else logging.Formatter(TEXT_FORMAT)
+    return JSONFormatter() if settings.LOG_FORMAT == "json" else TextFormatter(TEXT_FORMAT)

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -30,14 +30,15 @@ class Relay:
     """The publisher of one process. Losing what it holds costs time, never a mail: the rows say what was not published."""
 
     def __init__(self, connect: Callable[[], Connection], publish: Publish, *, published: Callable[[str, Sequence[str], float], None],
-                 unpublished: Callable[[Sequence[str]], None], watched: str) -> None:
+                 unpublished: Callable[[Sequence[str]], None], watched: str, chunks: Mapping[str, int] | None = None) -> None:
         """`published` is told the queue and the ids that the broker confirmed, and how many seconds ago they were sent; `unpublished`
-        the ids that it did not take. `watched` is the name of the queue to look at."""
+        the ids that it did not take. `watched` is the name of the queue to look at; `chunks` says for which queues a nudge is shorter."""
         self._connect = connect
         self._publish = publish
         self._published = published
         self._unpublished = unpublished
         self.watched = watched
+        self._chunks = chunks or {}
         self._waiting: deque[tuple[str, str, bool]] = deque()
         self._wake = threading.Event()
         self._stopping = threading.Event()
@@ -86,7 +87,8 @@ class Relay:
         """Ids for one queue, in the order they came."""
         id, queue, alone = self._waiting.popleft()
         ids = [id]
-        while not alone and self._waiting and len(ids) < CHUNK_MAX and self._waiting[0][1:] == (queue, False):
+        most = self._chunks.get(queue, CHUNK_MAX)
+        while not alone and self._waiting and len(ids) < most and self._waiting[0][1:] == (queue, False):
             ids.append(self._waiting.popleft()[0])
         return queue, ids
 

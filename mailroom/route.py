@@ -21,9 +21,12 @@ def sender(settings: Settings) -> Address:
     if not address:
         return Address("mailasync@localhost")
     try:
-        return message_from({"to": address}).to[0]
+        found = message_from({"to": address}).to[0]
     except InvalidMessage as e:
         raise SettingsError(f"MAILASYNC_MAIL_FROM: {e.errors[0].detail}; set it where MAILASYNC_MAIL_USERNAME is no address") from None
+    if not found.is_ascii:  # Every mail would need a server with SMTPUTF8.
+        raise SettingsError("MAILASYNC_MAIL_FROM: expected an address with ASCII letters before the @-sign")
+    return found
 
 
 def schedule(settings: Settings) -> Schedule:
@@ -56,6 +59,14 @@ class Account:
     hop: NextHop
     messages_per_day: int
     recipients_per_day: int
+    aliases: tuple[str, ...] = ()  #: further addresses that it may send from, and "@example.org" for all of a domain
+
+    def may_send_from(self, address: str) -> bool:
+        """Whether a mail may name this address as its From. Without a login, on this very machine, it may name any."""
+        if not self.hop.user and self.hop.host in _LOOPBACK and not self.aliases:
+            return True
+        given = address.lower()
+        return given in (self.sender.address.lower(), *self.aliases) or f"@{given.rpartition('@')[2]}" in self.aliases
 
     @property
     def budget(self) -> Budget:
@@ -64,10 +75,12 @@ class Account:
                       credentials=hashlib.sha256(known.encode()).hexdigest())
 
 
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
 #: What one [[account]] of ACCOUNTS_FILE may say, and the setting that it stands for.
 _FILE_FIELDS = {"username": "MAIL_USERNAME", "password": "MAIL_PASSWORD", "from": "MAIL_FROM", "oauth2_file": "MAIL_OAUTH2_FILE",
                 "smtp_host": "SMTP_HOST", "smtp_port": "SMTP_PORT", "smtp_security": "SMTP_SECURITY", "smtp_auth": "SMTP_AUTH",
-                "smtp_ca_file": "SMTP_CA_FILE"}
+                "smtp_ca_file": "SMTP_CA_FILE", "aliases": "MAIL_ALIASES"}
 _LIMITS = ("messages_per_day", "recipients_per_day")
 
 
@@ -105,7 +118,7 @@ def _from_file(number: int, given: dict[str, Any], settings: Settings, directory
     name = given.get("name", given.get("username"))
     if not isinstance(name, str) or not name.isprintable() or not 1 <= len(name) <= 100:
         raise SettingsError(f"{where}: expected a name of 1 to 100 characters, got {name!r}")
-    values: dict[str, Any] = {"MAIL_USERNAME": "", "MAIL_PASSWORD": "", "MAIL_FROM": "", "MAIL_OAUTH2_FILE": ""}
+    values: dict[str, Any] = {"MAIL_USERNAME": "", "MAIL_PASSWORD": "", "MAIL_FROM": "", "MAIL_OAUTH2_FILE": "", "MAIL_ALIASES": ""}
     values |= {setting: given[field] for field, setting in _FILE_FIELDS.items() if field in given}
     kinds = {field.name: int if field.name == "SMTP_PORT" else str for field in fields(settings)}
     for setting, value in values.items():
@@ -130,7 +143,18 @@ def _account(name: str, settings: Settings, given: dict[str, Any]) -> Account:
         if type(limit) is not int or limit < 0:
             raise SettingsError(f"expected {field} to be a whole number from 0 up (0: no limit), got {limit!r}")
         limits[field] = limit
-    return Account(name=name, sender=sender(settings), hop=hop, **limits)
+    return Account(name=name, sender=sender(settings), hop=hop, aliases=_aliases(settings), **limits)
+
+
+def _aliases(settings: Settings) -> tuple[str, ...]:
+    """MAIL_ALIASES as a mail's From is compared with them."""
+    found = tuple(word.strip().lower() for word in settings.MAIL_ALIASES.split(",") if word.strip())
+    for word in found:
+        try:
+            message_from({"to": f"a{word}" if word.startswith("@") else word})
+        except InvalidMessage as e:
+            raise SettingsError(f"MAILASYNC_MAIL_ALIASES: {e.errors[0].detail}") from None
+    return found
 
 
 def _gmail_limits(settings: Settings) -> tuple[int, int]:

@@ -20,9 +20,14 @@ PREFIX = "MAILASYNC_"
 PROJECT = Path(default_settings.__file__).resolve().parent
 SECRETS = frozenset({"MAIL_PASSWORD", "API_KEY", "BROKER_URL", "DATABASE_URL"})
 PAIR_BROKER_URL = "pyamqp://guest@localhost//"
+#: The database of `flask up`, beside the pair's: what that accepted is not sent from here.
+UP_FILE = "up.sqlite3"
 
 #: What Kubernetes adds to every pod for a service called "mailasync" or "mailasync-…".
 _KUBERNETES = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)$")
+
+#: RFC 8058 asks for https; this very machine may try it without.
+_PUBLIC_URL = re.compile(r"(?P<scheme>https?)://(?P<host>[A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(:\d{1,5})?(/[A-Za-z0-9._~/-]*)?")
 
 
 class SettingsError(click.ClickException):
@@ -39,6 +44,7 @@ class Settings:
     MAIL_USERNAME: str
     MAIL_PASSWORD: str
     MAIL_FROM: str
+    MAIL_ALIASES: str
     MAIL_OAUTH2_FILE: str
     ACCOUNTS_FILE: str
     SMTP_HOST: str
@@ -54,12 +60,14 @@ class Settings:
     PORT: int
     WEB_THREADS: int
     API_KEY: str
+    PUBLIC_URL: str
     REQUEST_MAX_BYTES: int
     BROKER_URL: str
     QUEUE_TYPE: Literal["classic", "quorum"]
     DATABASE_URL: str
     LEASE_SECONDS: float
     RETENTION_DAYS: int
+    WEBHOOKS_TO_LOOPBACK: Literal["on", "off"]
     SIMULATED_WORK_SECONDS: float
     JOBS: str
     JOB_SLOTS: int
@@ -93,17 +101,40 @@ def load(environ: Mapping[str, str] | None = None, *, defaults: ModuleType = def
       SettingsError: a value has the wrong form, a name is unknown, or two settings contradict each other.
     """
     environ = os.environ if environ is None else environ
-    env_file = environ.get(f"{PREFIX}ENV_FILE", str(PROJECT / ".env"))
-    given = {name: value or "" for name, value in dotenv_values(env_file).items()} if env_file else {}
-    given.update(environ)
+    given = {**in_env_file(environ), **environ}
     types = dict(defaults.__annotations__)
     refuse_unknown(given, known=types)
     values = {name: parse(name, read(name, given), kind) if is_given(name, given) else getattr(defaults, name)
               for name, kind in types.items()}
     settings = Settings(**values)
     refuse_wrong_forms(settings)
+    refuse_wrong_public_url(settings)
     refuse_contradictions(settings, given)
     return settings
+
+
+def in_env_file(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables of `.env`, or of the file that MAILASYNC_ENV_FILE names."""
+    env_file = environ.get(f"{PREFIX}ENV_FILE", str(PROJECT / ".env"))
+    return {name: value or "" for name, value in dotenv_values(env_file).items()} if env_file else {}
+
+
+def origins(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Where the value of each setting comes from, in words; as `load` reads them."""
+    environ = os.environ if environ is None else environ
+    env_file = in_env_file(environ)
+    return {name: origin(name, environ, env_file) for name in default_settings.__annotations__}
+
+
+def origin(name: str, environ: Mapping[str, str], env_file: Mapping[str, str]) -> str:
+    given = {**env_file, **environ}
+    if not is_given(name, given):
+        return "default_settings.py"
+    variable = file_variable(name) if file_variable(name) in given else f"{PREFIX}{name}"
+    # flask copies `.env` into the environment before it runs a command: what is the same in both comes from the file.
+    if env_file.get(variable) == given[variable]:
+        return f"{variable} in {environ.get(f'{PREFIX}ENV_FILE', '.env')}"
+    return f"{variable} in the environment" + (", before .env" if variable in env_file else "")
 
 
 def is_given(name: str, given: Mapping[str, str]) -> bool:
@@ -188,15 +219,21 @@ def refuse_wrong_forms(settings: Settings) -> None:
                                 + (f"one with {scheme}://" if "://" in value else "none"))
 
 
+def refuse_wrong_public_url(settings: Settings) -> None:
+    """Stop at what no recipient could follow, or no header field could hold."""
+    found = _PUBLIC_URL.fullmatch(settings.PUBLIC_URL)
+    if settings.PUBLIC_URL and not (found and (found["scheme"] == "https" or is_loopback(found["host"]))):
+        raise SettingsError(f"{PREFIX}PUBLIC_URL: expected an address like https://mail.example.org, got {settings.PUBLIC_URL!r}")
+
+
 def refuse_contradictions(settings: Settings, given: Mapping[str, str]) -> None:
     """Stop where two settings, each fine by itself, would send mail, a password or a task to the wrong place."""
     broker = settings.BROKER_URL or PAIR_BROKER_URL
     for variable in ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL"):
         if given.get(variable, broker) != broker:  # Celery itself would let it win over ours, in silence.
             raise SettingsError(f"{variable} differs from {PREFIX}BROKER_URL; unset it, or set both to the same broker")
-    for name in ("HOST", "INBOX_HOST"):
-        if not is_loopback(host := getattr(settings, name)) and not settings.API_KEY:
-            raise SettingsError(f"{PREFIX}{name}={host!r} can be reached from other machines; set {PREFIX}API_KEY as well")
+    if not is_loopback(settings.INBOX_HOST) and not settings.API_KEY:  # For HOST a key in the database will do; app.py looks.
+        raise SettingsError(f"{PREFIX}INBOX_HOST={settings.INBOX_HOST!r} can be reached from other machines; set {PREFIX}API_KEY as well")
     logs_in = settings.MAIL_PASSWORD or settings.MAIL_OAUTH2_FILE
     if settings.SMTP_SECURITY == "none" and logs_in and settings.SMTP_AUTH == "on" and not is_loopback(settings.SMTP_HOST):
         raise SettingsError(f"{PREFIX}SMTP_SECURITY=none would send the password in clear to {settings.SMTP_HOST or 'Gmail'}; "

@@ -4,12 +4,13 @@ import logging
 import uuid
 from collections.abc import Sequence
 
+from mailroom.address_guard import AddressGuard
 from mailroom.jobs import registry
 from mailroom.jobs.children import Children
 from mailroom.jobs.runner import Runner
 from mailroom.mail.delivery import Delivery, Sender
-from mailroom.mail.errors import InvalidMessage, MalformedJSON, StoreUnavailable
-from mailroom.mail.message import Message
+from mailroom.mail.errors import FieldError, InvalidMessage, MalformedJSON, StoreUnavailable
+from mailroom.mail.message import Message, State
 from mailroom.mail.transport import Sessions
 from mailroom.order import Order, Orders
 from mailroom.relay import CHUNK_MAX, Relay
@@ -18,6 +19,7 @@ from mailroom.settings import Settings
 from mailroom.store.accounts import Accounts
 from mailroom.store.claims import Claims
 from mailroom.store.database import Database
+from mailroom.store.deliveries import Deliveries
 from mailroom.store.expiry import Expiry
 from mailroom.store.jobs import ID_MAX_CHARACTERS, Jobs, NewJob
 from mailroom.store.outbox import Acceptance, Outbox, is_id, new_id
@@ -26,6 +28,7 @@ from mailroom.store.runs import Runs
 from mailroom.store.sweeps import Sweeps
 from mailroom.store.workers import Worker
 from mailroom.sweeper import Sweeper
+from mailroom.webhook import QUEUE, THREADS, Notifier
 
 log = logging.getLogger("mailasync")
 
@@ -52,11 +55,14 @@ class Station:
                                  schedule(settings), settings.ON_UNCERTAIN, connections)
         self.runner = Runner(runs, [queue for queue in queues if queue in registry.queues()], slots=settings.JOB_SLOTS,
                              processes=settings.JOB_PROCESSES, children=Children(registry.modules(settings.JOBS)), queued=self._queue)
+        self.notifier = Notifier(Deliveries(database, owner, settings.LEASE_SECONDS), AddressGuard(settings.WEBHOOKS_TO_LOOPBACK == "on"),
+                                 threads=THREADS if QUEUE in queues else 0)
         shared = Accounts(database, budgets)
         shared.register()
         self.runner.start()
+        self.notifier.start()
         self.sweeper = Sweeper(sweeps, claims, self.worker, runs, shared, Expiry(database), Retention(database, settings.RETENTION_DAYS),
-                               self.relay, self.runner.watch, settings.LEASE_SECONDS,
+                               self.relay, self.runner.watch, self.notifier.watch, settings.LEASE_SECONDS,
                                appetite=max(1, connections // 2) * CHUNK_MAX)  # A nudge takes one of as many threads.
         self.sweeper.start()
 
@@ -82,14 +88,16 @@ class Station:
         id = self._usable(id, is_id(id))
         try:
             accepted = self.orders.mail(mail, work_seconds=self.settings.SIMULATED_WORK_SECONDS, id=id)
+            if accepted.dry_run:
+                raise InvalidMessage([FieldError("#/dry_run", "expected a mail to be sent, as nobody is told here what would be")])
         except (MalformedJSON, InvalidMessage) as e:
             log.error("task %s is no mail that can be accepted; see GET /v1/messages/%s", id, id)
             accepted = Acceptance(id=id, message=Message(to=()), message_id=f"{new_id()}@localhost", failed=str(e))
         if self.outbox.accept(accepted) and not accepted.failed:
             if accepted.job:
                 self._wake(accepted.job)
-            else:
-                self.relay.offer(id, queue="mail")
+            elif accepted.state is State.QUEUED:
+                self.relay.offer(id, queue=accepted.queue)
         return True
 
     def accept_job(self, id: str, asked: object) -> None:
@@ -122,8 +130,10 @@ class Station:
     def close(self) -> None:
         """End in order: nothing is left that anybody would have to wait for."""
         self.delivery.stop()
+        self.notifier.stop()
         self.delivery.close()
         self.runner.close()
+        self.notifier.close()
         self.sweeper.stop()
         self.relay.stop()
         try:

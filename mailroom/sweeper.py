@@ -43,6 +43,7 @@ class Sweeper:
     retention: Retention
     relay: Relay
     watch_jobs: Callable[[], None]
+    watch_webhooks: Callable[[], None]
     lease_seconds: float
     appetite: int  #: mails that one worker may have in hand, or waiting for it, while a new one shall find a thread that is free
     _stopping: threading.Event = field(default_factory=threading.Event)
@@ -68,7 +69,7 @@ class Sweeper:
     def sweep(self) -> None:
         """One round. A step that fails is tried again with the next round, and keeps no other from its turn."""
         for step in (self._give_back_abandoned, self._give_back_orphans, self.expiry.expire, self._publish_due, self._publish_lost,
-                     self._forget, self.watch_jobs):
+                     self._forget, self.watch_jobs, self.watch_webhooks):
             try:
                 step()
             except StoreUnavailable:
@@ -95,7 +96,7 @@ class Sweeper:
     def _publish_due(self) -> None:
         room = self._room()
         share = -(-room // 3)  # So that a million of one kind do not keep the others waiting.
-        kinds = (self.sweeps.due(share), self.sweeps.unparked(min(share, self.accounts.capacity())), self.sweeps.unpublished(share))
+        kinds = (self.sweeps.due(share), self.sweeps.unparked(share, self.accounts.capacity()), self.sweeps.unpublished(share))
         self._behind = room > ROOM_MIN and any(len(found) == share for found in kinds)
         for found in kinds:
             self._publish(found)

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flask import Flask
+from flask.testing import FlaskClient
 
 from mailroom.store.database import Database
 from mailroom.store.migrate import upgrade
 from tests.services import Server, locked
+from tests.services.application import made
 from tests.services.postgres import Postgres
 from tests.services.processes import Service, service
 from tests.services.rabbitmq import RabbitMQ, rabbitmq_node
@@ -157,3 +160,14 @@ def database(database_url: str) -> Iterator[Database]:
     upgrade(made)
     yield made
     made.close()
+
+
+@pytest.fixture
+def app(sqlite_url: str) -> Iterator[Flask]:
+    """The application on a database of its own, with a broker that nobody listens on."""
+    yield from made(sqlite_url)
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    return app.test_client()

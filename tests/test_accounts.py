@@ -45,11 +45,12 @@ class Office:
             zip(names, servers, strict=True)}
         self.delivery = Delivery(self.claims, senders, Schedule.parse(schedule), "resend", 4)
 
-    def accept(self, count: int = 1, *, people: int = 1) -> list[str]:
+    def accept(self, count: int = 1, *, people: int = 1, sender: str | None = None) -> list[str]:
         ids = [new_id() for _ in range(count)]
         for id in ids:
             to = tuple(Address(f"bob{n}@example.org") for n in range(people))
-            self.outbox.accept(Acceptance(id=id, message=Message(to=to, subject=id, text="x"), message_id=f"{id}@example.org"))
+            self.outbox.accept(Acceptance(id=id, message=Message(to=to, subject=id, text="x"), message_id=f"{id}@example.org",
+                                          sender=sender))
         return ids
 
     def deliver(self, ids: list[str]) -> None:
@@ -57,7 +58,7 @@ class Office:
 
     def sweep(self) -> list[str]:
         """What comes due for an account now, delivered; return the ids."""
-        ids = [nudge.id for nudge in self.sweeps.due() + self.sweeps.unparked(self.accounts.capacity())]
+        ids = [nudge.id for nudge in self.sweeps.due() + self.sweeps.unparked(1000, self.accounts.capacity())]
         for id in ids:
             self.deliver([id])
         return ids
@@ -136,7 +137,7 @@ def test_recipients_have_a_budget_too_and_small_mails_go_where_a_large_one_does_
 def test_a_mail_that_was_refused_uses_no_budget(database: Database, smtpd: ScriptedSMTP, offices: list[Office]) -> None:
     office = Office(database, smtpd, budgets=[Budget(account="one", messages=2)])
     offices.append(office)
-    smtpd.reply("RCPT", "550 5.1.1 no such user")
+    smtpd.reply("RCPT", "550 5.7.1 not wanted")
     for id in office.accept(3):
         office.deliver([id])
     assert office.account()["messages"] == 2
@@ -166,6 +167,22 @@ def test_a_mail_goes_to_an_account_that_has_room(database: Database, smtpd: Scri
     assert {mail.mail_from for mail in smtpd.payloads} == {"one@example.org"}
     assert {mail.mail_from for mail in other.payloads} == {"two@example.org"}
     assert (len(smtpd.payloads), len(other.payloads)) == (2, 3)
+
+
+def test_a_mail_that_names_its_sender_goes_by_that_account_or_waits_for_it(
+        database: Database, smtpd: ScriptedSMTP, other: ScriptedSMTP, offices: list[Office]) -> None:
+    office = Office(database, smtpd, other, budgets=[Budget(account="one", messages=1), Budget(account="two", messages=5)])
+    offices.append(office)
+    bound, free = office.accept(3, sender="one"), office.accept(2)
+    office.deliver(bound)
+    assert sorted(office.states(bound)) == ["deferred", "deferred", "sent"]
+    assert office.sweep() == []  # The other account has room, but not for these.
+    office.deliver(free)
+    assert office.states(free) == ["sent"] * 2
+    assert (len(smtpd.payloads), len(other.payloads)) == (1, 2)
+    office.hours_pass(25)
+    assert len(office.sweep()) == 1
+    assert len(smtpd.payloads) == 2
 
 
 def test_many_workers_at_once_do_not_overdraw(database: Database) -> None:
@@ -238,10 +255,10 @@ def test_while_one_mail_tries_an_account_the_others_wait(database: Database, smt
     for id in ids:
         office.deliver([id])
     office.hours_pass(0.3)
-    assert office.accounts.capacity() == 1
-    [probe] = office.claims.claim([nudge.id for nudge in office.sweeps.unparked(3)])
+    assert sum(office.accounts.capacity().values()) == 1
+    [probe] = office.claims.claim([nudge.id for nudge in office.sweeps.unparked(3, office.accounts.capacity() | {"one": 3})])
     assert probe.is_probe
-    assert office.accounts.capacity() == 0
+    assert office.accounts.capacity() == {}
     assert office.sweep() == []
     assert office.claims.finish(probe, SENT)
     assert len(office.sweep()) == 2
@@ -300,9 +317,9 @@ def test_a_halted_account_is_tried_again_when_a_worker_starts_or_its_credentials
         smtpd.reply("MAIL", reply)
         office.deliver(office.accept())
         assert office.account()["state"] == state
-        assert office.accounts.capacity() == 0
+        assert office.accounts.capacity() == {}
         Accounts(database, [replace(office.budgets[0], credentials=f"other{change}" if change else "")]).register()
-        assert office.accounts.capacity() == 1
+        assert sum(office.accounts.capacity().values()) == 1
         assert len(office.sweep()) == 1
         assert office.account()["state"] == "ok"
 

@@ -13,7 +13,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import event
 
-from mailroom.mail.message import FINAL, Address, Message, Outcome, State
+from mailroom.mail.message import FINAL, Address, Message, Outcome, State, Terms
 from mailroom.store.actions import Actions, UnknownMessage, WrongState
 from mailroom.store.claims import Claims
 from mailroom.store.database import Database
@@ -28,7 +28,7 @@ from tests.services import wait_until
 from tests.services.postgres import Postgres
 from tests.services.processes import Service
 from tests.services.smtpd import ScriptedSMTP
-from tests.test_api import MAIL, made
+from tests.test_api import MAIL
 from tests.test_outbox import run
 
 HOUR_MS = 3_600_000
@@ -79,7 +79,7 @@ def claims(database: Database) -> Claims:
 def accept(outbox: Outbox, *to: str, job: NewJob | None = None, **terms: Any) -> str:
     id = new_id()
     message = Message(to=tuple(Address(address) for address in to or ("bob@example.org",)), subject="Hello", text="Hi")
-    assert outbox.accept(Acceptance(id=id, message=message, message_id=f"{id}@example.org", job=job, **terms))
+    assert outbox.accept(Acceptance(id=id, message=message, message_id=f"{id}@example.org", job=job, terms=Terms(**terms)))
     return id
 
 
@@ -361,22 +361,14 @@ def test_every_statement_finds_its_rows_by_an_index(sqlite_url: str) -> None:
             with database.engine.connect() as connection:
                 plan = [step[3] for step in connection.exec_driver_sql(
                     f"EXPLAIN QUERY PLAN {statement}", parameters[0] if isinstance(parameters, list) else parameters)]
-            assert [step for step in plan if step.startswith("SCAN") and "CONSTANT" not in step] == [], (statement, plan)
+            few = ("CONSTANT", "webhooks", "json_each", "SCAN found VIRTUAL TABLE")
+            whole = [step for step in plan if step.startswith("SCAN") and not any(one in step for one in few)]
+            assert whole == [], (statement, plan)
     assert len(seen) > 200
     database.close()
 
 
 # --- over HTTP -----------------------------------------------------------------------------------------------------
-
-@pytest.fixture
-def app(sqlite_url: str) -> Iterator[Flask]:
-    yield from made(sqlite_url)
-
-
-@pytest.fixture
-def client(app: Flask) -> FlaskClient:
-    return app.test_client()
-
 
 def post(client: FlaskClient, **fields: Any) -> str:
     answer: Any = client.post("/v1/messages", json=MAIL | fields)
@@ -539,7 +531,7 @@ def test_commands_work_on_the_database_and_a_worker_follows(pair: Service, smtpd
 def test_a_failed_mail_that_is_retried_goes_with_the_same_message_id(pair: Service, smtpd: ScriptedSMTP) -> None:
     pair.web()
     pair.worker()
-    smtpd.reply("RCPT", "550 5.1.1 no such user", times=1)
+    smtpd.reply("RCPT", "550 5.7.1 not wanted", times=1)
     id = pair.post()
     failed = pair.final(id)
     assert failed["status"] == "failed"

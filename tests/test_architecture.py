@@ -12,19 +12,21 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parents[1]
 FILES = [*PROJECT.glob("*.py"), *PROJECT.glob("mailroom/**/*.py"), *PROJECT.glob("migrations/**/*.py")]
 TREES = {".".join(file.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__"): ast.parse(file.read_text()) for file in FILES}
-SERVICES, TRADE = "mail jobs relay sweeper webhook store settings", "mail.message mail.errors settings"
+SERVICES, TRADE = "address_guard mail jobs relay sweeper webhook store settings", "mail.message mail.errors settings"
 #: What each part may import of ours besides itself; the longest name that fits a module is its part.
 MAY_IMPORT = {
     "app": f"mailasync web api inbox commands doctor logs route {SERVICES}",
     "mailasync": f"logs route order station {SERVICES}",
     "station": f"route order {SERVICES}", "order": "mail jobs store", "route": "mail settings",
-    "commands": f"api doctor {SERVICES}", "doctor": f"route {SERVICES}", "web": f"api {SERVICES}", "api": f"order route {SERVICES}",
+    "commands": f"api doctor {SERVICES}", "doctor": f"route {SERVICES}", "web": f"api {SERVICES}", "api": f"order route logs {SERVICES}",
     "jobs": f"store mail.schedule {TRADE}", "relay": f"store {TRADE}", "sweeper": f"relay jobs store {TRADE}",
-    "webhook": f"store {TRADE}", "store": TRADE, "mail": "settings", "mail.message": TRADE, "mail.errors": TRADE, "inbox": "",
+    "webhook": f"address_guard mail.schedule store {TRADE}", "address_guard": "",
+    "store": TRADE, "mail": "settings", "mail.message": TRADE, "mail.errors": TRADE, "inbox": "",
     "logs": "settings", "settings": "default_settings", "migrations": "store", "default_settings": "", "mailroom": ""}
 MAY_KNOW = {"sqlalchemy": "store migrations", "alembic": "store migrations", "flask": "app web api inbox", "werkzeug": "app api inbox",
             "yagmail": "mail.transport mail.oauth2", "celery": "app mailasync", "amqp": "mailasync relay", "kombu": "mailasync relay",
-            "jinja2": "mail.template", "PIL": "jobs.thumbnail"}
+            "jinja2": "mail.template mail.sandbox mail.filters", "css_inline": "mail.letter",
+            "PIL": "jobs.thumbnail", "prometheus_client": "api.metrics"}
 DOES_NOTHING = """import sys, threading; told = []
 def hook(event, args):  # urllib3 looks whether there is IPv6 by binding port 0 for a moment.
     if event in ("socket.connect", "socket.bind", "sqlite3.connect", "os.fork") and args[1:] != (("::1", 0),): told.append(event)

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,10 @@ def insert(connection: Connection, ids: list[str]) -> list[str]:
     return [id.upper() for id in ids]
 
 
+def waiting(database: Database, count: int) -> bool:
+    return len(database._waiting) == count
+
+
 def stored(database: Database) -> set[str]:
     return set(database.read(lambda connection: connection.scalars(text("SELECT outbox_id FROM identity")).all()))
 
@@ -70,6 +75,30 @@ def test_writes_that_arrive_during_a_commit_share_the_next(database: Database, c
         first.result(10)
     assert len(commits) == 2
     assert {f"id-{n}" for n in range(50)} <= stored(database)
+
+
+def test_what_is_alike_is_done_at_once_whatever_came_between(database: Database) -> None:
+    # So that each kind of rows is locked once in a transaction, and in its order.
+    slow, seen = Held(), list[list[str]]()
+
+    def shout(connection: Connection, items: list[str]) -> list[str]:
+        seen.append(items)
+        return [item.upper() for item in items]
+
+    def whisper(connection: Connection, items: list[str]) -> list[str]:
+        seen.append(items)
+        return [item.lower() for item in items]
+
+    with ThreadPoolExecutor(5) as threads:
+        threads.submit(database.write, slow, None)
+        assert slow.begun.wait(10)
+        others = []
+        for number, (work, item) in enumerate([(shout, "a"), (whisper, "B"), (shout, "c"), (whisper, "D")]):
+            others.append(threads.submit(database.write, work, item))
+            wait_until(partial(waiting, database, number + 1), 10, what="it waits")
+        slow.go_on.set()
+        assert [other.result(10) for other in others] == ["A", "b", "C", "d"]
+    assert seen == [["a", "c"], ["B", "D"]]
 
 
 def test_a_write_that_breaks_a_constraint_harms_no_other(database: Database) -> None:
@@ -183,7 +212,7 @@ def test_processes_that_start_together_migrate_one_after_the_other(database_url:
 
 def test_a_database_without_the_schema_is_named_with_the_way_out(database_url: str) -> None:
     database = Database(database_url)
-    with pytest.raises(SchemaOutdated, match="expected schema 0003, found none; run `flask db upgrade`"):
+    with pytest.raises(SchemaOutdated, match="expected schema 0004, found none; run `flask db upgrade`"):
         check(database)
     database.close()
 

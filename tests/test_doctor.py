@@ -1,15 +1,29 @@
 """`flask doctor` and GET /v1/accounts, on real processes: what is well is ok, and what is not says what to do."""
 
 import json
+import re
+import socket
 import subprocess
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
+from mailroom.doctor import Doctor, Finding
+from mailroom.mail.intake import message_from
+from mailroom.route import accounts
+from mailroom.settings import load
+from mailroom.store.database import Database
+from mailroom.store.keys import ApiKeys, Scope
+from mailroom.store.outbox import Acceptance, Outbox
+from mailroom.store.schema import messages
 from tests.services import wait_until
 from tests.services.certificates import make_certificates
 from tests.services.processes import Service, service
+from tests.services.rabbitmq import RabbitMQ
 from tests.services.smtpd import ScriptedSMTP
 
 
@@ -24,10 +38,14 @@ def examined(made: Service) -> tuple[int, dict[str, Any]]:
 def test_where_all_is_well_each_line_is_ok(pair: Service, smtpd: ScriptedSMTP) -> None:
     pair.worker()
     code, found = examined(pair)
-    assert [*found] == ["versions", "database", "broker", "worker", "login of account default", "budget of account default"]
+    assert [*found] == ["versions", "database", "broker", "worker", "queue", "keys", "PUBLIC_URL", "login of account default",
+                         "budget of account default"]
     assert (code, {one["ok"] for one in found.values()}) == (0, {True})
     assert "guest:**@" in found["broker"]["words"]
-    assert found["budget of account default"]["words"] == "no limit"
+    assert re.search(r"answers; RabbitMQ \d+\.\d+", found["broker"]["words"])
+    assert re.search(r"; (SQLite|PostgreSQL) \d+\.\d+.*, \d+\.\d MB$", found["database"]["words"])
+    assert (found["queue"]["words"], found["budget of account default"]["words"]) == ("nothing waits", "no limit")
+    assert found["keys"]["words"].startswith("none: only this machine is served")
     assert smtpd.payloads == []
 
 
@@ -35,7 +53,7 @@ def test_what_is_not_well_says_what_to_do(tmp_path: Path) -> None:
     with service(tmp_path, BROKER_URL="pyamqp://guest:geheim@127.0.0.1:9//", DATABASE_URL=f"sqlite:///{tmp_path}/none.sqlite3",
                  SMTP_HOST="127.0.0.1", SMTP_PORT="9", SMTP_SECURITY="none") as made:
         code, found = examined(made)
-        assert (code, [what for what, one in found.items() if one["ok"]]) == (1, ["versions"])
+        assert (code, [what for what, one in found.items() if one["ok"]]) == (1, ["versions", "PUBLIC_URL"])
         assert "run `flask db upgrade`" in found["database"]["words"]
         assert "start RabbitMQ" in found["broker"]["words"]
         assert "check MAILASYNC_SMTP_HOST" in found["login of account default"]["words"]
@@ -59,6 +77,7 @@ def test_a_login_that_is_refused_is_told_and_halts_the_account(tmp_path: Path, b
         made.worker()
         _, found = examined(made)
         assert "lets us in as alice@example.org; TLSv1" in found["login of account default"]["words"]
+        assert re.fullmatch(r"valid for \d+ days", found["certificate of account default"]["words"])
         smtpd.reply("AUTH", reply, times=None)
         assert words in examined(made)[1]["login of account default"]["words"]
         id = made.post("/v1/messages")
@@ -89,3 +108,51 @@ def test_accounts_show_what_is_left(tmp_path: Path, broker_url: str, sqlite_url:
         [waits] = [one for one in map(made.message, ids) if one["status"] == "deferred"]
         assert "what it may send in 24 hours is used up" in waits["why"]
         assert {mail.mail_from for mail in smtpd.payloads} == {"ops@example.org"}
+
+
+def test_a_server_that_hangs_is_told_and_keeps_nobody_long(tmp_path: Path, private_rabbitmq: RabbitMQ, sqlite_url: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent, service(
+            tmp_path, BROKER_URL=private_rabbitmq.url(), DATABASE_URL=sqlite_url, SMTP_HOST="127.0.0.1", SMTP_SECURITY="none",
+            SMTP_PORT=str(silent.getsockname()[1]), PUBLIC_URL="https://mail.example.org") as made:
+        made.upgrade()
+        private_rabbitmq.pause()
+        started = time.monotonic()
+        try:
+            code, found = examined(made)
+        finally:
+            private_rabbitmq.resume()
+        assert time.monotonic() - started < 30
+        assert (code, found["broker"]["ok"], found["login of account default"]["ok"]) == (1, False, False)
+        assert "Connection" in found["login of account default"]["words"] or "timed out" in found["login of account default"]["words"]
+        assert found["PUBLIC_URL"]["words"].startswith("https://mail.example.org; a proxy there")
+
+
+def test_a_mail_that_waits_for_long_and_a_missing_key_are_told(database: Database) -> None:
+    Outbox(database).accept(Acceptance(id="late", message=message_from({"to": "bob@example.org"}), message_id="late@x"))
+    earlier = messages.update().values(created_at=messages.c.created_at - 400_000)
+    database.write(lambda connection, items: [connection.execute(earlier) and None], None)
+    url = database.url.render_as_string(hide_password=False)
+    settings = load({"MAILASYNC_ENV_FILE": "", "MAILASYNC_DATABASE_URL": url, "MAILASYNC_HOST": "0.0.0.0"})
+    doctor = Doctor(settings, database, [], None)
+    found = {one.what: one for one in doctor.examine()}
+    assert (found["queue"].ok, found["keys"].ok) == (False, False)
+    assert found["queue"].words.startswith("1 queued; the oldest of the queued waits for 4")
+    assert found["keys"].words.endswith("run `flask keys create NAME`")
+    ApiKeys(database).create("ci", scopes=[Scope.SEND])
+    assert Finding("keys", True, "1 in the database; every request needs one") in doctor.examine()
+
+
+def test_a_certificate_that_ends_soon_is_told(tmp_path: Path, sqlite_url: str) -> None:
+    soon = datetime.now(UTC) + timedelta(days=3)
+    ca = trustme.CA()
+    ca.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    ca.issue_cert("localhost", not_after=soon).private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "soon.pem"))
+    with ScriptedSMTP(tls="ssl", certificate=tmp_path / "soon.pem") as smtpd:
+        settings = load({"MAILASYNC_ENV_FILE": "", "MAILASYNC_SMTP_HOST": "localhost", "MAILASYNC_SMTP_PORT": str(smtpd.port),
+                         "MAILASYNC_SMTP_CA_FILE": str(tmp_path / "ca.pem")})
+        database = Database(sqlite_url)
+        found = {one.what: one for one in Doctor(settings, database, accounts(settings), None).examine()}
+        database.close()
+    assert found["login of account default"].ok
+    assert (found["certificate of account default"].ok, found["certificate of account default"].words) == (
+        False, "valid for 3 days: whoever runs that server has to renew it")

@@ -1,5 +1,6 @@
 """Idempotency-Key: the same request again makes nothing new, whatever became of the first one's answer."""
 
+import base64
 import json
 import socket
 import threading
@@ -20,12 +21,14 @@ from sqlalchemy import Connection, event, make_url, select, text
 from mailroom.api.idempotency import _request_hash
 from mailroom.store.database import Database
 from mailroom.store.idempotency import Answer, Kept, Key, Keys, take
+from mailroom.store.keys import ApiKeys, Scope
 from mailroom.store.outbox import Outbox
 from mailroom.store.schema import idempotency, jobs, messages
 from tests.services import free_port, wait_until
+from tests.services.application import made
 from tests.services.processes import Service, service
 from tests.services.smtpd import ScriptedSMTP
-from tests.test_api import MAIL, made
+from tests.test_api import MAIL
 
 JOB = {"name": "simulate", "args": {"seconds": 1}}
 PROBLEM = "application/problem+json"
@@ -34,11 +37,6 @@ PROBLEM = "application/problem+json"
 @pytest.fixture
 def app(database_url: str) -> Iterator[Flask]:
     yield from made(database_url)
-
-
-@pytest.fixture
-def client(app: Flask) -> FlaskClient:
-    return app.test_client()
 
 
 @pytest.fixture
@@ -148,10 +146,13 @@ def test_a_repeated_request_is_answered_also_when_it_could_not_be_accepted_now(c
 
 
 def test_each_api_key_has_keys_of_its_own(client: FlaskClient, database: Database) -> None:
-    answers = [post(client, Authorization=f"Bearer {who}") for who in ("one", "two", "one")] + [post(client)]
-    assert [answer.headers.get("Idempotency-Replayed") for answer in answers] == [None, None, "true", None]
+    (one, first), (two, second) = (ApiKeys(database).create(name, scopes=[Scope.SEND]) for name in ("one", "two"))
+    basic = base64.b64encode(f"any:{one}".encode()).decode()
+    answers = [post(client, **{name: value}) for name, value in (
+        ("Authorization", f"Bearer {one}"), ("X-API-Key", two), ("X-API-Key", one), ("Authorization", f"Basic {basic}"))]
+    assert [answer.headers.get("Idempotency-Replayed") for answer in answers] == [None, None, "true", "true"]
     owners = database.read(lambda connection: connection.scalars(select(idempotency.c.owner)).all())
-    assert sorted(len(owner) for owner in owners) == [0, 64, 64]
+    assert sorted(owners) == sorted([first.id, second.id])
 
 
 # --- at the same time ----------------------------------------------------------------------------------------------
@@ -177,7 +178,7 @@ def test_keyed_and_keyless_messages_share_one_commit(app: Flask, database: Datab
     services = app.extensions["mailasync"]
 
     def one(number: int) -> bool:  # Not over HTTP, whose relay commits, too.
-        return bool(services.outbox.accept(replace(services.orders.mail(MAIL), kept=kept(f"key-{number}") if number % 2 else None)))
+        return bool(services.outbox.accept(services.orders.mail(MAIL), kept(f"key-{number}") if number % 2 else None))
     with ThreadPoolExecutor(21) as threads:
         threads.submit(database.write, slow, None)
         assert begun.wait(10)
@@ -329,9 +330,9 @@ def test_a_request_waits_for_another_processs_commit_or_is_told_to_come_again(li
             # Given a request whose COMMIT is on its way in another process
             line.on_commit = "held"
             raw = json.dumps(MAIL).encode()
-            other = threads.submit(slow.accept, replace(acceptance, kept=Kept(
+            other = threads.submit(slow.accept, acceptance, Kept(
                 key=replace(key("key-1"), request_hash=request_hash(app, raw)),
-                answer=Answer(status=202, location=f"/v1/messages/{acceptance.id}", body={"id": acceptance.id, "status": "queued"}))))
+                answer=Answer(status=202, location=f"/v1/messages/{acceptance.id}", body={"id": acceptance.id, "status": "queued"})))
             assert line.reached.wait(10)
             # When the same one comes here
             started = time.monotonic()

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from mailroom.mail.errors import InvalidMessage, MalformedJSON
-from mailroom.mail.intake import ERRORS_MAX, message_from, read_message
+from mailroom.mail.intake import message_from, read_message
 from mailroom.mail.message import Address, Message
+from mailroom.mail.reading import ERRORS_MAX
 
 BOB = "bob@example.org"
 
@@ -137,7 +138,6 @@ class TestRefused:
         ({"to": "bob@example.org."}, "#/to", "period"),
         ({"to": "bob@exa_mple.org"}, "#/to", "invalid characters"),
         ({"to": "bob@xn--a.org"}, "#/to", "IDNA"),
-        ({"to": "bøb@example.org"}, "#/to", "ASCII letters before the @-sign"),
         ({"to": "Bob\u202e <bob@example.org>"}, "#/to", "RIGHT-TO-LEFT"),
         ({"to": "b" * 250 + "@example.org"}, "#/to", "too long"),
         ({"to": "bob@" + "e" * 64 + ".org"}, "#/to", "characters"),
@@ -155,7 +155,7 @@ class TestRefused:
         ({"to": BOB, "contents": "a\x00b"}, "#/contents", "expected text without NUL, got one at 1"),
         ({"to": BOB, "Subject": "x"}, "#/Subject", "did you mean subject?"),
         ({"to": BOB, "content": "x"}, "#/content", "did you mean contents?"),
-        ({"to": BOB, "bcc": BOB}, "#/bcc", "expected one of to, subject, contents"),
+        ({"to": BOB, "bccs": BOB}, "#/bccs", "did you mean bcc?"),
         ({"to": BOB, "a/b~c": 1}, "#/a~1b~0c", "expected one of"),
         ({"to": BOB, "a b%ü": 1}, "#/a%20b%25%C3%BC", "expected one of"),
         ({"to": BOB, "": 1}, "#/", "expected one of"),
@@ -176,7 +176,7 @@ class TestRefused:
         assert list(refusals(data)) == [pointer]
 
     def test_every_wrong_field_is_told_at_once(self) -> None:
-        assert list(refusals({"to": "bob", "subject": 1, "contents": 2, "cc": 3})) == ["#/to", "#/subject", "#/contents", "#/cc"]
+        assert list(refusals({"to": "bob", "subject": 1, "contents": 2, "cc": 3})) == ["#/to", "#/cc", "#/subject", "#/contents"]
 
     def test_a_large_value_is_not_sent_back_whole(self) -> None:
         assert all(len(detail) < 300 for detail in refusals({"to": ["x" * 100_000], "subject": ["x" * 100_000]}).values())
@@ -235,7 +235,7 @@ def test_three_thousand_mangled_bodies_give_a_message_or_a_reason() -> None:
             found[type(e)] += 1
         else:
             assert 1 <= len(message.to) <= 100
-            assert all(to.address.isascii() and not set(to.address + to.name) & set("\r\n\0") for to in message.to)
+            assert all(to.address.partition("@")[2].isascii() and not set(to.address + to.name) & set("\r\n\0") for to in message.to)
             assert not set(message.subject) & set("\r\n\0")
             assert message.to_row().encode()
             found[Message] += 1

@@ -20,8 +20,8 @@ from mailroom.store.database import Database
 from mailroom.store.jobs import JobEnd, Jobs, JobState, NewJob
 from mailroom.store.runs import Runs
 from tests.services import wait_until
+from tests.services.application import made
 from tests.services.processes import Service
-from tests.test_api import made
 from tests.test_runner import Bench
 from tests.test_runs import LEASE_SECONDS, claim, lose, new, standing, worker
 

@@ -88,6 +88,31 @@ def test_json_is_one_object_a_line(logger: logging.Logger) -> None:
     assert "ValueError: no" in second["exception"]
 
 
+def test_json_names_the_request_and_the_message_where_they_are_known(logger: logging.Logger) -> None:
+    logs.finish_setup(read(LOG_FORMAT="json"), logger)
+    token = logs.request_id.set("request-1")
+    logger.info("first", extra={"message_id": "message-1"})
+    logs.request_id.reset(token)
+    logger.info("second", extra={"message_id": "bob@example.org"})  # A Celery client may have chosen that.
+    logger.info("third", extra={"message_id": None})
+    first, second, third = (json.loads(line) for line in written(logger).splitlines())
+    assert list(first) == ["time", "level", "logger", "message", "request_id", "message_id"]
+    assert (first["request_id"], first["message_id"]) == ("request-1", "message-1")
+    assert list(second)[4:] == ["message_id"] and second["message_id"] == "<address>"
+    assert list(third) == ["time", "level", "logger", "message"]
+
+
+def test_text_names_the_request(logger: logging.Logger) -> None:
+    logger.handlers[0].setFormatter(logs.formatter(read()))
+    token = logs.request_id.set("request-1")
+    logger.info("first")
+    logs.request_id.reset(token)
+    logger.info("second")
+    first, second = written(logger).splitlines()
+    assert first.endswith("INFO tests.logs: first [request-1]")
+    assert second.endswith("INFO tests.logs: second")
+
+
 def test_a_log_file_gets_the_same(logger: logging.Logger, tmp_path: Path) -> None:
     logs.finish_setup(read(LOG_FILE=str(tmp_path / "mail.log")), logger)
     logger.info("heard bob@example.org")
@@ -193,6 +218,7 @@ def test_json_files_at_debug_hold_objects_and_nobodys_mail(stack: Service, smtpd
     worker.stop()
     text = (tmp_path / "mail.log").read_text()
     said = [json.loads(line) for line in text.splitlines()]
+    assert {one["message_id"] for one in said if one["logger"] == "mailasync.delivery"} == set(ids)
     assert {"DEBUG", "INFO", "ERROR"} <= {one["level"] for one in said}
     assert all(list(one)[:4] == ["time", "level", "logger", "message"] for one in said)
     assert "geheim" not in text and "@example.org" not in text

@@ -3,7 +3,7 @@
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -15,10 +15,13 @@ from mailroom.mail.errors import StoreUnavailable
 from mailroom.mail.message import Address, Message, Outcome, State
 from mailroom.store.claims import Claims
 from mailroom.store.database import Database
+from mailroom.store.jobs import Jobs
 from mailroom.store.migrate import upgrade
 from mailroom.store.outbox import Acceptance, Outbox, new_id
 from mailroom.store.postgresql import BoundedConnection
+from mailroom.store.suppressions import Suppressions, Unsubscribes
 from mailroom.store.sweeps import Sweeps
+from mailroom.store.webhooks import Webhooks
 from mailroom.store.workers import Worker
 from tests.services import wait_until
 from tests.services.postgres import Postgres
@@ -55,6 +58,66 @@ def on_cluster(tmp_path: Path, cluster: Postgres, broker_url: str, to_smtpd: dic
     with service(tmp_path, BROKER_URL=broker_url, DATABASE_URL=cluster.url("mail"), **to_smtpd) as made:
         made.upgrade()
         yield made
+
+
+@pytest.fixture
+def shared(postgres_url: str) -> Iterator[Database]:
+    """An empty database on the cluster that all tests share."""
+    made = Database(postgres_url)
+    upgrade(made)
+    yield made
+    made.close()
+
+
+def suppress_one(database: Database) -> None:
+    Suppressions(database).add("bob@example.org")
+
+
+def unsuppress_one(database: Database) -> None:
+    Suppressions(database).remove("bob@example.org")
+
+
+def unsubscribe_one(database: Database) -> None:
+    links = Unsubscribes(database, "https://mail.example.org")
+    links.unsubscribe(links.url("any", 0).rpartition("/")[2])
+
+
+def cancel_job(database: Database) -> None:
+    Jobs(database, 20).cancel("any")
+
+
+@pytest.mark.parametrize("write", [suppress_one, unsuppress_one, unsubscribe_one, cancel_job])
+def test_what_locks_rows_that_workers_hold_shares_no_commit_with_acceptances(
+        shared: Database, write: Callable[[Database], None]) -> None:
+    # An acceptance holds the rate of its key until then: together they were undone by deadlocks, a second each.
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(connection: Connection, items: list[None]) -> list[None]:
+        begun.set()
+        assert go_on.wait(20)
+        return items
+
+    with ThreadPoolExecutor(2) as threads:
+        accepting = threads.submit(shared.write, slow, None)
+        assert begun.wait(10)
+        try:
+            threads.submit(write, shared).result(5)
+        finally:
+            go_on.set()
+        accepting.result(10)
+
+
+def test_a_webhook_is_disabled_and_deleted_beside_whoever_delivers_to_it(shared: Database) -> None:
+    webhooks = Webhooks(shared)
+    id = webhooks.create("https://hook.example.org/")
+    for _ in range(2):
+        webhooks.test(id)
+    with shared.engine.begin() as other:  # As a worker that claims one; it may want another of these rows next.
+        other.execute(text("UPDATE deliveries SET owner = 'other', next_attempt_at = NULL WHERE number = 1"))
+        assert webhooks.change(id, enabled=False)
+        assert [row["state"] for row in webhooks.page(id, limit=9)] == ["failed", "pending"]
+        assert webhooks.delete(id)
+    assert [row["number"] for row in webhooks.page(id, limit=9)] == [1]
 
 
 def one(connection: Connection) -> int:

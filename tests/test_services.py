@@ -195,7 +195,19 @@ def test_close_leaves_no_process(run_directory: Path) -> None:
     assert not any(is_alive(pid) for pid in pids.values())
 
 
+def test_another_rabbitmq_can_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("erl", "rabbitmq-defaults"):
+        (tmp_path / name).touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("TEST_RABBITMQ", str(tmp_path))
+    assert find_rabbitmq() == tmp_path.resolve()
+    monkeypatch.setenv("TEST_RABBITMQ", str(tmp_path / "nowhere"))
+    with pytest.raises(Unavailable, match=r"expected RabbitMQ's directory sbin, and erl on PATH, got .*nowhere"):
+        find_rabbitmq()
+
+
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("TEST_RABBITMQ", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("TEST_SERVERS_CACHE", str(tmp_path))
     monkeypatch.setattr(rabbitmq, "INSTALLED", ("nowhere",))

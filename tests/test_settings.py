@@ -98,12 +98,6 @@ def test_a_celery_variable_that_names_another_broker_stops_the_start(variable: s
     assert url == load({"MAILASYNC_ENV_FILE": "", variable: url, "MAILASYNC_BROKER_URL": url}).BROKER_URL
 
 
-def test_a_service_that_others_can_reach_needs_a_key() -> None:
-    with pytest.raises(SettingsError, match="set MAILASYNC_API_KEY"):
-        read(HOST="0.0.0.0")
-    assert read(HOST="0.0.0.0", API_KEY="k").HOST == "0.0.0.0"
-
-
 def test_an_inbox_that_others_can_reach_needs_a_key() -> None:
     with pytest.raises(SettingsError, match=r"MAILASYNC_INBOX_HOST='0\.0\.0\.0' can be reached .* set MAILASYNC_API_KEY"):
         read(INBOX_HOST="0.0.0.0")

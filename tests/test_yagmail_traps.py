@@ -424,7 +424,8 @@ class Test15And16Headers:
             assert len(last(smtpd).get_all("From", [])) == 2
 
     @pytest.mark.parametrize("asked", [
-        {"headers": {"Bcc": "eve@example.org"}}, {"from": "eve@example.org"}, {"message_id": "x"}, {"bcc": BOB},
+        {"headers": {"Bcc": "eve@example.org"}}, {"headers": {"From": "eve@example.org"}}, {"message_id": "x"},
+        {"headers": {"X-A: 1\r\nBcc": "eve@example.org"}}, {"headers": {"X-A": "1\r\nBcc: eve@example.org"}}, {"from": "a\r\nBcc: b@c.org"},
         {"subject": "a\nBcc: eve@example.org"}, {"to": "Bob\r\nBcc: eve@example.org <bob@example.org>"}])
     def test_ours_takes_no_header_from_anybody(self, asked: dict[str, Any]) -> None:
         with pytest.raises(InvalidMessage):

@@ -4,8 +4,8 @@ from typing import Any
 
 from flask import Blueprint, Response, jsonify
 
-from mailroom.api.messages import timestamp
 from mailroom.api.services import services
+from mailroom.api.shown import timestamp
 from mailroom.mail.message import AccountState
 
 blueprint = Blueprint("accounts", __name__)

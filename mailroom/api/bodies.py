@@ -4,11 +4,12 @@ import base64
 from typing import Any
 
 from flask import request
+from werkzeug.datastructures import FileStorage
 from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
 
 from mailroom.api.services import services
 from mailroom.mail.errors import FieldError, InvalidMessage, MalformedJSON
-from mailroom.mail.intake import parse_json
+from mailroom.mail.reading import parse_json
 
 
 def json_body() -> object:
@@ -18,18 +19,43 @@ def json_body() -> object:
     body = request.get_data()
     if request.content_length is None and len(body) >= services().settings.REQUEST_MAX_BYTES:
         raise RequestEntityTooLarge  # Without a length werkzeug cuts a longer body off, in silence.
+    if len(body) < (request.content_length or 0):  # Nor does the server say that a client hung up before it had sent all.
+        raise MalformedJSON(f"expected {request.content_length} bytes, as Content-Length says, got {len(body)}")
     return parse_json(body)
+
+
+def mail_body() -> object:
+    """A mail as JSON; or as a form whose field `message` is that JSON, and whose files go with it.
+
+    A file of the field `attachments` is attached; the name of any other field is the content id by which the HTML shows it.
+    """
+    if request.mimetype != "multipart/form-data":
+        return json_body()
+    mail, uploads = _form("message")
+    if not isinstance(mail, dict) or not isinstance(mail.get("attachments", []), list):
+        return mail  # Its reader says what is wrong with it.
+    files = [{"filename": file.filename or "file", "content": file.read(), "content_type": file.mimetype or "application/octet-stream",
+              "content_id": "" if name == "attachments" else name} for name, listed in uploads.items() for file in listed]
+    return {**mail, "attachments": [*mail.get("attachments", []), *files]}
+
+
+def _form(field: str) -> tuple[object, dict[str, list[FileStorage]]]:
+    """The JSON of the form's one field, and its files."""
+    request.max_form_memory_size = services().settings.REQUEST_MAX_BYTES  # Else Flask bounds the field by a number that nobody set.
+    # A part may come without a name, which is None here.
+    fields = {name or "": values for name, values in request.form.to_dict(flat=False).items()}
+    uploads = {name or "": files for name, files in request.files.to_dict(flat=False).items()}
+    if [*fields] != [field] or len(fields[field]) != 1:
+        found = ", ".join(sorted(fields))[:200] or "none"
+        raise MalformedJSON(f"expected one form field `{field}` with JSON beside the files, got {found}")
+    return parse_json(fields[field][0].encode()), uploads
 
 
 def job_body() -> object:
     """A job as JSON; or as a form whose field `job` is that JSON, and whose files are arguments of their names."""
     if request.mimetype != "multipart/form-data":
         return json_body()
-    request.max_form_memory_size = services().settings.REQUEST_MAX_BYTES  # Else Flask bounds the field `job` by a number that nobody set.
-    fields, uploads = request.form.to_dict(flat=False), request.files.to_dict(flat=False)
-    if [*fields] != ["job"] or len(fields["job"]) != 1:
-        raise MalformedJSON(f"expected one form field `job` with JSON beside the files, got {', '.join(sorted(fields))[:200] or 'none'}")
-    job = parse_json(fields["job"][0].encode())
+    job, uploads = _form("job")
     if not isinstance(job, dict) or not isinstance(job.get("args", {}), dict):
         return job  # Its reader says what is wrong with it.
     args: dict[str, Any] = {**job.get("args", {})}

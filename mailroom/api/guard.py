@@ -1,53 +1,151 @@
-"""Who may ask: a client with the key, or, as long as there is none, whoever is on this very machine."""
+"""Who may ask: a client with a key, for what the key's scopes allow; or, as long as there is none, whoever is on this very machine."""
 
 import hmac
 from urllib.parse import urlsplit
 
-from flask import Response, request
+from flask import Response, abort, g, request
 
-from mailroom.api.problems import problem
+from mailroom.api.problems import problem, unavailable
+from mailroom.api.scopes import lacking
 from mailroom.api.services import services
+from mailroom.mail.errors import FieldError, InvalidMessage, StoreUnavailable
+from mailroom.store.keys import ApiKey, ApiKeys, Scope, hashed
+from mailroom.store.rates import Charge
 
 #: Paths that tell nothing and change nothing, for load balancers and the tutorial's first check.
 OPEN_PATHS = frozenset({"/ping", "/livez", "/readyz"})
+#: Paths whose last part is a secret by itself.
+OPEN_PREFIXES = ("/unsubscribe/",)
+KEY_HEADER = "X-API-Key"
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+_CHALLENGES = ('Bearer realm="mailasync"', 'Basic realm="mailasync", charset="UTF-8"')
+
+#: The one of the setting API_KEY.
+DEFAULT = ApiKey(id="default", name="default", scopes=frozenset({Scope.ADMIN}))
+#: This machine's user, where no key is needed.
+LOCAL = ApiKey(id="", name="this machine", scopes=frozenset({Scope.ADMIN}))
+_NOBODY = ApiKey(id="", name="nobody", scopes=frozenset())
 
 
 def check() -> Response | None:
     """The refusal of the present request, or None."""
-    return None if request.path in OPEN_PATHS else refusal()
+    if _is_open():
+        return None
+    return refusal() or _beyond_scope(current_key())
+
+
+def check_alone(api_key: str) -> Response | None:
+    """The same where there is no database, and so no other key: for the inbox that runs alone."""
+    return None if _is_open() else _refusal(api_key, None)
 
 
 def refusal() -> Response | None:
-    """Why whoever asks is not served, or None if it is the one who may."""
-    key = services().settings.API_KEY
-    return _check_key(key) if key else check_local()
+    """Why whoever asks is not served, or None if it is one who may ask for something."""
+    settings = services().settings
+    try:
+        return _refusal(settings.API_KEY, services().api_keys, always=not settings.listens_on_loopback)
+    except StoreUnavailable as e:
+        return unavailable(e)
 
 
-def _check_key(key: str) -> Response | None:
-    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), key.encode()):
+def current_key() -> ApiKey:
+    """Whose request this is. Its `id` is "" where no key was needed; on an open path it has no scope."""
+    key: ApiKey = g.get("api_key", _NOBODY)
+    return key
+
+
+def check_sender(address: str, *, pointer: str = "#/from") -> None:
+    """Answer 403 unless the key of this request may send from this address."""
+    key = current_key()
+    if not key.may_send_from(address):
+        detail = f"expected a sender that the key {key.id} ({key.name}) may use, {' or '.join(key.senders)}, got {address[:320]!r}"
+        abort(problem(403, "invalid_from_address", "The key may not send from this address", detail,
+                      errors=[{"pointer": pointer, "detail": detail}]))
+
+
+def charge(count: int = 1) -> Charge | None:
+    """What so many messages cost the key of this request, to be debited with them; None where it has no limit.
+
+    Raises:
+      InvalidMessage: it may never send so many at once.
+    """
+    key = current_key()
+    if key.per_minute is None:
         return None
-    return _refused("expected the header `Authorization: Bearer <API key>`, got "
-                    + ("another key" if given else "none"), "invalid_api_key" if given else "missing_api_key")
+    if count > key.per_minute:
+        raise InvalidMessage([FieldError("#", f"expected at most {key.per_minute} messages, which is what the key {key.id} ({key.name}) "
+                                              f"may send in a minute, got {count}")])
+    g.charge = Charge(key_id=key.id, per_minute=key.per_minute, count=count)
+    return g.charge  # type: ignore[no-any-return]  # Flask's g holds anything
 
 
-def check_local() -> Response | None:
+def _is_open() -> bool:
+    return request.path in OPEN_PATHS or request.path.startswith(OPEN_PREFIXES)
+
+
+def _refusal(api_key: str, keys: ApiKeys | None, *, always: bool = False) -> Response | None:
+    if not (api_key or always or (keys and keys.are_there())):
+        g.api_key = LOCAL
+        return _check_local()
+    given = _given()
+    # Both are compared whatever the first says, and hashed, so that the time tells neither which one it was nor how long it is.
+    is_default = hmac.compare_digest(hashed(given), hashed(api_key)) and bool(api_key)
+    key = DEFAULT if is_default else keys.find(given) if keys else None
+    if key is None:
+        return _refused("expected an API key as `Authorization: Bearer <API key>`, as `X-API-Key`, or as the password of any user, got "
+                        + ("another key" if given else "none"), "invalid_api_key" if given else "missing_api_key", _CHALLENGES)
+    g.api_key = key
+    return _from_another_site()
+
+
+def _given() -> str:
+    """The key that came, in whichever way; "" if none."""
+    if KEY_HEADER in request.headers:
+        return request.headers[KEY_HEADER].strip()
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "basic":
+        basic = request.authorization
+        return (basic.password or "") if basic else ""
+    return given.strip() if scheme.lower() == "bearer" else ""
+
+
+def _beyond_scope(key: ApiKey) -> Response | None:
+    wanted = lacking(key)
+    if not wanted:
+        return None
+    expected = " or ".join(dict.fromkeys([*wanted, Scope.ADMIN]))
+    return problem(403, "restricted_api_key", "The API key may not do this",
+                   f"expected a key with the scope {expected}, got {key.id} ({key.name}) with {', '.join(sorted(key.scopes))}",
+                   scopes=list(wanted))
+
+
+def _from_another_site() -> Response | None:
+    """A browser adds the password that it knows to whatever another site's page sends here, with no preflight for a form."""
+    basic = request.headers.get("Authorization", "").lower().startswith("basic ")
+    if not basic or KEY_HEADER in request.headers or request.method in ("GET", "HEAD", "OPTIONS"):
+        return None
+    site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
+    if (site in ("same-origin", "none")) if site else (origin is None or origin.partition("://")[2] == request.host):
+        return None
+    return problem(403, "cross_site_request", "Another site's page may not use the browser's password",
+                   f"expected a request of this site, got one of {origin or site!r}; send the key as `Authorization: Bearer <API key>`")
+
+
+def _check_local() -> Response | None:
     """Without a key: a page of another site that a browser here has open, and a proxy, are not this machine's user.
 
-    That HOST is loopback where there is no key was looked at at the start (settings.py).
+    On any other HOST than loopback a key is always needed.
     """
     host = _host_of(f"//{request.host}")
+    way_out = "set MAILASYNC_API_KEY, or make a key with `flask keys create`"
     if host not in _LOCAL_NAMES:
-        return _refused(f"without an API key only localhost is served, and the Host header names {host!r}; set MAILASYNC_API_KEY",
-                        "missing_api_key")
+        return _refused(f"without an API key only localhost is served, and the Host header names {host!r}; {way_out}")
     forwarded = [name for name, _ in request.headers if name.lower() == "forwarded" or name.lower().startswith("x-forwarded-")]
     if forwarded:
-        return _refused(f"without an API key no proxy is served, and the header {forwarded[0]} is there; set MAILASYNC_API_KEY",
-                        "missing_api_key")
+        return _refused(f"without an API key no proxy is served, and the header {forwarded[0]} is there; {way_out}")
     origin = request.headers.get("Origin")
     if origin is not None and _host_of(origin) not in _LOCAL_NAMES:
-        return _refused(f"without an API key no other site's page is served, and the Origin header names {origin!r}", "missing_api_key")
+        return _refused(f"without an API key no other site's page is served, and the Origin header names {origin!r}")
     return None
 
 
@@ -58,5 +156,8 @@ def _host_of(url: str) -> str | None:
         return None
 
 
-def _refused(detail: str, code: str) -> Response:
-    return problem(401, code, "Not served without the API key", detail, headers={"WWW-Authenticate": "Bearer"})
+def _refused(detail: str, code: str = "missing_api_key", challenges: tuple[str, ...] = ("Bearer",)) -> Response:
+    answer = problem(401, code, "Not served without an API key", detail)
+    for challenge in challenges:  # One header each: some browsers look at the first challenge of a header only.
+        answer.headers.add("WWW-Authenticate", challenge)
+    return answer

@@ -11,6 +11,7 @@ blueprint = Blueprint("health", __name__)
 
 @blueprint.get("/ping")
 def ping() -> Response:
+    """Something answers."""
     return jsonify({"status": "success", "message": "pong"})
 
 

@@ -11,15 +11,18 @@ from typing import Any
 from flask import Blueprint, Response, jsonify, request, send_file
 from werkzeug.exceptions import Conflict, NotFound
 
+from mailroom.api import guard
 from mailroom.api.bodies import job_body
 from mailroom.api.idempotency import REPLAYED, once
-from mailroom.api.messages import timestamp
+from mailroom.api.paging import asked_page, page, word
+from mailroom.api.permission import permitted
 from mailroom.api.services import services
+from mailroom.api.shown import timestamp
 from mailroom.api.waiting import preferred_seconds, wait_for
 from mailroom.api.why import why_job
 from mailroom.jobs import registry
 from mailroom.mail.errors import FieldError, InvalidMessage
-from mailroom.mail.message import file_name
+from mailroom.mail.message import Terms, file_name
 from mailroom.order import Order
 from mailroom.store.idempotency import Answer, Kept, Key
 from mailroom.store.jobs import FINAL, JobStanding, JobState
@@ -27,8 +30,6 @@ from mailroom.store.outbox import is_id, new_id
 
 blueprint = Blueprint("jobs", __name__)
 
-PAGE_DEFAULT = 20
-PAGE_MAX = 100
 #: A longer string in the arguments, such as an image, is told by its length.
 SHOWN_MAX_CHARACTERS = 200
 
@@ -65,14 +66,11 @@ def post_job() -> Response:
 @blueprint.get("/v1/jobs")
 def list_jobs() -> Response:
     """The newest jobs, a page at a time."""
-    limit, before = _page()
+    limit, after = asked_page()
     status = request.args.get("status", "")
-    if status and status not in set(JobState):
+    if "status" in request.args and status not in set(JobState):
         raise InvalidMessage([FieldError("?status", f"expected one of {', '.join(JobState)}, got {status[:80]!r}")])
-    rows = services().jobs.page(limit=limit + 1, before=before, state=status, name=_word("name"), queue=_word("queue"))
-    more = len(rows) > limit
-    next = f"{rows[limit - 1]['created_at']}.{rows[limit - 1]['id']}" if more else None
-    return jsonify({"data": [_summary(row) for row in rows[:limit]], "has_more": more, "next": next})
+    return page(services().jobs.page(limit=limit + 1, before=after, state=status, name=word("name"), queue=word("queue")), limit, _summary)
 
 
 @blueprint.get("/v1/jobs/<id>")
@@ -107,6 +105,16 @@ def cancel_job(id: str) -> Response:
 @blueprint.post("/v1/jobs/<id>/retry")
 def retry_job(id: str) -> Response:
     """Run a job that has ended once more, as a new one with a mail of its own; 409 if it has not."""
+    accepted, replayed = once(lambda key: _kept_answer(_accept(_again(id), key)))
+    answer = jsonify(find_job(accepted.location.removeprefix("/v1/jobs/")))
+    answer.status_code = accepted.status
+    answer.headers["Location"] = accepted.location
+    answer.headers.update(REPLAYED if replayed else {})
+    return answer
+
+
+def _again(id: str) -> Order:
+    """The same job once more, and its mail on the terms that it had; but no moment, as that may be past."""
     standing = _standing(id)
     if standing is None:
         raise _unknown(id)
@@ -115,12 +123,16 @@ def retry_job(id: str) -> Response:
     if not registry.is_known(name := standing.row["name"]):  # Nobody would ever run it; it may never have been a job.
         raise Conflict(f"expected a job of a type that is known here, got one of {name!r}")
     again = services().jobs.again(id, new_id())
-    mail = services().outbox.message_of(id)
-    acceptance = services().orders.acceptance(mail, again) if mail else None
-    answer = jsonify(find_job(_accept(Order(again, acceptance))))
-    answer.status_code = 202
-    answer.headers["Location"] = f"/v1/jobs/{again.id}"
-    return answer
+    mail, row = services().outbox.message_of(id), _mail_row(standing)
+    if mail is None or row is None:
+        return Order(again, None)
+    terms = Terms(max_attempts=row["max_attempts"])
+    return Order(again, replace(services().orders.again(mail, again), terms=terms, webhook=row["webhook"], queue=row["queue"]))
+
+
+def _mail_row(standing: JobStanding) -> dict[str, Any] | None:
+    message = services().outbox.standing(standing.message["id"]) if standing.message else None
+    return message.row if message else None
 
 
 @blueprint.get("/v1/job-types")
@@ -174,7 +186,7 @@ def _shortened(value: Any) -> Any:
 def _accept(order: Order, key: Key | None = None) -> str:
     kept = Kept(key=key, answer=_kept_answer(order.job.id)) if key else None
     if order.acceptance:
-        services().outbox.accept(replace(order.acceptance, kept=kept))
+        services().outbox.accept(permitted(order.acceptance), kept, guard.charge())
     elif kept:
         services().keys.accept_job(order.job, kept)
     else:
@@ -209,25 +221,3 @@ def _state(id: str) -> JobState | None:
 
 def _unknown(id: str) -> NotFound:
     return NotFound(f"expected the id of a job, got {id[:80]!r}")
-
-
-def _word(name: str) -> str:
-    """What the query says of a column; no column holds a NUL, and PostgreSQL would not even look for one."""
-    word = request.args.get(name, "")
-    if "\0" in word:
-        raise InvalidMessage([FieldError(f"?{name}", f"expected a {name}, got {word[:80]!r}")])
-    return word
-
-
-def _page() -> tuple[int, tuple[int, str] | None]:
-    """How many rows, and before which one."""
-    limit, cursor = request.args.get("limit", str(PAGE_DEFAULT)), request.args.get("before", "")
-    at, _, id = cursor.partition(".")
-    wrong = []
-    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= PAGE_MAX):
-        wrong.append(FieldError("?limit", f"expected a number from 1 to {PAGE_MAX}, got {limit[:80]!r}"))
-    if cursor and not (at.isascii() and at.isdigit() and len(at) <= 18 and is_id(id)):
-        wrong.append(FieldError("?before", f"expected `next` of an earlier page, got {cursor[:80]!r}"))
-    if wrong:
-        raise InvalidMessage(wrong)
-    return int(limit), (int(at), id) if cursor else None

@@ -1,22 +1,26 @@
-"""Messages over HTTP: accept one, tell where it is, and do with it what a person asks for."""
+"""Messages over HTTP: accept one or many, list them, tell where each is and what it looks like."""
 
-from collections.abc import Callable
-from dataclasses import replace
-from datetime import UTC, datetime
-from typing import Any
 
-from flask import Blueprint, Response, jsonify
-from werkzeug.exceptions import Conflict, NotFound
+from flask import Blueprint, Response, jsonify, request
+from pydantic_core import PydanticCustomError
+from werkzeug.exceptions import Conflict
 
-from mailroom.api.bodies import json_body
-from mailroom.api.idempotency import REPLAYED, once
+from mailroom.api import guard
+from mailroom.api.bodies import json_body, mail_body
+from mailroom.api.idempotency import once
+from mailroom.api.paging import asked_page, page, word
+from mailroom.api.permission import account_sender, permitted
 from mailroom.api.services import services
-from mailroom.api.why import why
-from mailroom.mail.intake import AskedMoment, read_fields
-from mailroom.mail.message import State
-from mailroom.store.actions import UnknownMessage, WrongState
+from mailroom.api.shown import answered, find, shown, summary, timeline
+from mailroom.api.waiting import preferred_seconds, wait_for
+from mailroom.mail.addresses import parse_address
+from mailroom.mail.compose import both_forms, compose
+from mailroom.mail.errors import FieldError, InvalidMessage
+from mailroom.mail.message import FINAL, Claim, State
+from mailroom.mail.terms import parse_time
 from mailroom.store.idempotency import Answer, Kept, Key
-from mailroom.store.outbox import Standing, is_id, new_id
+from mailroom.store.listing import Search, listed
+from mailroom.store.outbox import Acceptance, Batch
 
 blueprint = Blueprint("messages", __name__)
 
@@ -33,149 +37,133 @@ def post_message() -> Response:
     return _accept(0, status=202)
 
 
+@blueprint.post("/v1/messages/batch")
+def post_batch() -> Response:
+    """Accept up to 1,000 mails in one commit, or none of them; answers 202."""
+    def accept(key: Key | None) -> Answer:
+        body = json_body()
+        at = "#" if isinstance(body, list) else "#/messages"
+        accepted = [permitted(acceptance, at=f"{at}/{index}") for index, acceptance in enumerate(services().orders.batch(body))]
+        told = {"data": [{"id": acceptance.id, "status": acceptance.state} for acceptance in accepted]}
+        answer = Answer(status=202, location="", body=told)
+        services().outbox.accept_all(Batch(accepted, Kept(key=key, answer=answer) if key else None, guard.charge(len(accepted))))
+        _hand_over(accepted)
+        return answer
+    return answered(*once(accept))
+
+
+@blueprint.get("/v1/messages")
+def list_messages() -> Response:
+    """The newest messages, a page at a time."""
+    limit, after = asked_page()
+    status = word("status")
+    if "status" in request.args and status not in set(State):
+        raise InvalidMessage([FieldError("?status", f"expected one of {', '.join(State)}, got {status[:80]!r}")])
+    search = Search(status=status, to=_address(word("to")), tag=word("tag"), since=_time("since"), until=_time("until"), after=after,
+                    limit=limit + 1)
+    return page(listed(services().outbox.database, search), limit, summary)
+
+
 @blueprint.get("/v1/messages/<id>")
 def get_message(id: str) -> Response:
-    """Where a message is, why it is there, and how it came there."""
-    return jsonify(shown(_standing(id)))
+    """Where a message is, why it is there, and how it came there; `Prefer: wait=N` answers when it has ended, after N seconds at most."""
+    return _told_after_waiting(id)
 
 
-@blueprint.post("/v1/messages/<id>/cancel")
-def cancel_message(id: str) -> Response:
-    """Take it back before it is sent; a job that it waits for goes on."""
-    return _act(id, services().actions.cancel)
+@blueprint.get("/v1/messages/<id>/events")
+def get_events(id: str) -> Response:
+    """What happened to it, in order."""
+    return jsonify({"data": timeline(find(id))})
 
 
-@blueprint.post("/v1/messages/<id>/hold")
-def hold_message(id: str) -> Response:
-    """Stop it until somebody releases it."""
-    return _act(id, services().actions.hold)
-
-
-@blueprint.post("/v1/messages/<id>/release")
-def release_message(id: str) -> Response:
-    """Let go what was held; send once more what is uncertain."""
-    return _act(id, services().actions.release)
-
-
-@blueprint.post("/v1/messages/<id>/retry")
-def retry_message(id: str) -> Response:
-    """Try it now; one that failed or expired gets a new round, for those who do not have it."""
-    return _act(id, services().actions.retry)
-
-
-@blueprint.post("/v1/messages/<id>/reschedule")
-def reschedule_message(id: str) -> Response:
-    """Send it at another time."""
-    asked = read_fields(AskedMoment, json_body())
-    return _act(id, lambda id: services().actions.reschedule(id, at=asked.at, delay_seconds=asked.delay or 0))
-
-
-@blueprint.post("/v1/messages/<id>/resend")
-def resend_message(id: str) -> Response:
-    """Send what has ended once more, as a new message; answers 202 with that."""
-    def resend(key: Key | None) -> Answer:
-        new = new_id()
-        answer = Answer(status=202, location=f"/v1/messages/{new}")
-        kept = Kept(key=key, answer=answer) if key else None
-        _done(id, lambda id: services().actions.resend(id, new, message_id=services().orders.message_id(new), kept=kept))
-        _hand_over(_standing(new))
-        return answer
-    return _answered(*once(resend))
+@blueprint.get("/v1/messages/<id>/raw")
+def get_raw(id: str) -> Response:
+    """The mail as it goes over the wire."""
+    row = find(id).row
+    message = services().outbox.content(id)
+    if message is None or not message.everyone:
+        raise Conflict("expected a message with content, got one that could not be accepted, or whose content is no longer kept")
+    if message.template:
+        raise Conflict("expected a message that tells of no job, got one that is written when its job has ended")
+    claim = Claim(id=id, attempt=1, message_id=row["message_id"], created_at_ms=row["created_at"], message=message, pending=())
+    # As a download and never as a page: what a client sent may be anything.
+    return Response(compose(claim, sender=account_sender(row["account"] or row["sender"])), content_type="message/rfc822", headers={
+        "Content-Disposition": f'attachment; filename="{row["message_id"].partition("@")[0]}.eml"', "X-Content-Type-Options": "nosniff"})
 
 
 def _accept(work_seconds: float, *, status: int) -> Response:
+    dry: list[Response] = []
+
     def accept(key: Key | None) -> Answer:
-        acceptance = services().orders.mail(json_body(), work_seconds=work_seconds)
+        acceptance = permitted(services().orders.mail(mail_body(), work_seconds=work_seconds))
         answer = Answer(status=status, location=f"/v1/messages/{acceptance.id}", body={"id": acceptance.id, "status": acceptance.state})
-        services().outbox.accept(replace(acceptance, kept=Kept(key=key, answer=answer)) if key else acceptance)
+        if acceptance.dry_run:
+            dry.append(_dry_run(acceptance))
+            return answer
+        services().outbox.accept(acceptance, Kept(key=key, answer=answer) if key else None, guard.charge())
         if acceptance.job:
             services().run(acceptance.job)
         else:
-            services().send(acceptance.id)
+            _hand_over([acceptance])
         return answer
-    return _answered(*once(accept))
+    told = answered(*once(accept))
+    return dry[0] if dry else _waited_for(told)
 
 
-def _answered(told: Answer, replayed: bool) -> Response:
-    answer = jsonify(told.body if told.body is not None else shown(_standing(told.location.removeprefix("/v1/messages/"))))
-    answer.status_code = told.status
-    answer.headers["Location"] = told.location
-    answer.headers.update(REPLAYED if replayed else {})
+def _hand_over(accepted: list[Acceptance]) -> None:
+    """Tell the workers now; what is to be sent later is found when its time has come."""
+    for acceptance in accepted:
+        if acceptance.state is State.QUEUED:
+            services().send(acceptance.id, acceptance.queue)
+
+
+def _dry_run(acceptance: Acceptance) -> Response:
+    """What would be sent; nothing is kept."""
+    message = acceptance.message
+    sender = message.sender or account_sender(acceptance.sender)
+    text, html = both_forms(message)
+    claim = Claim(id=acceptance.id, attempt=1, message_id=acceptance.message_id, created_at_ms=0, message=message, pending=())
+    return jsonify({
+        "dry_run": True, "status": acceptance.state, "from": {"email": sender.address, "name": sender.name}, "subject": message.subject,
+        "recipients": [{"email": to.address, "name": to.name, "kind": kind}
+                       for to, kind in zip(message.everyone, message.kinds(), strict=True)],
+        "text": text, "html": html, "attachments": [
+            {"filename": file.name, "content_type": file.content_type, "size": len(file.content)} for file in message.attachments],
+        "size": len(compose(claim, sender=sender))})
+
+
+def _waited_for(told: Response) -> Response:
+    """A client that prefers to wait is told how the message stands when it has ended."""
+    if not preferred_seconds() or told.status_code >= 300:
+        return told
+    waited = _told_after_waiting(told.headers["Location"].removeprefix("/v1/messages/"))
+    waited.headers["Location"] = told.headers["Location"]
+    # 200 for those only who waited for it: another client shall not see 200 or 202 by chance.
+    ended = "Preference-Applied" in waited.headers and waited.json["status"] in FINAL  # type: ignore[index]  # it is an object
+    waited.status_code = 200 if ended else told.status_code
+    return waited
+
+
+def _told_after_waiting(id: str) -> Response:
+    seconds = preferred_seconds()
+    waited = bool(seconds) and find(id) and wait_for(lambda: services().outbox.state(id) in FINAL, seconds)
+    answer = jsonify(shown(find(id)))
+    if waited:
+        answer.headers["Preference-Applied"] = f"wait={seconds}"
     return answer
 
 
-def _act(id: str, action: Callable[[str], None]) -> Response:
-    _done(id, action)
-    standing = _standing(id)
-    _hand_over(standing)
-    return jsonify(shown(standing))
-
-
-def _done(id: str, action: Callable[[str], None]) -> None:
+def _address(text: str) -> str:
+    """As it is in the envelope, its domain in ASCII."""
     try:
-        if not is_id(id):
-            raise UnknownMessage
-        action(id)
-    except UnknownMessage:
-        raise _unknown(id) from None
-    except WrongState as e:
-        raise Conflict(str(e)) from None
+        return parse_address(text).address if text else ""
+    except PydanticCustomError as e:
+        raise InvalidMessage([FieldError("?to", e.message())]) from None
 
 
-def _hand_over(standing: Standing) -> None:
-    """Tell the workers now of what is queued now. A suspect must not share a nudge, and a sweeper sees to that."""
-    row = standing.row
-    if row["state"] == State.QUEUED and row["published_at"] is None and not row["crashes"] and row["queue"] == "mail":
-        services().send(row["id"])
-
-
-def _standing(id: str) -> Standing:
-    standing = services().outbox.standing(id) if is_id(id) else None
-    if standing is None:
-        raise _unknown(id)
-    return standing
-
-
-def _unknown(id: str) -> NotFound:
-    return NotFound(f"expected the id of a message, got {id[:80]!r}")
-
-
-def shown(standing: Standing) -> dict[str, Any]:
-    """A message as the API shows it."""
-    row = standing.row
-    return {
-        "id": row["id"],
-        "status": row["state"],
-        "why": why(standing, services().relay(), lease_seconds=services().settings.LEASE_SECONDS),
-        "created_at": timestamp(row["created_at"]),
-        "next_attempt_at": timestamp(row["next_attempt_at"]),
-        "expires_at": timestamp(row["expires_at"]),
-        "max_attempts": row["max_attempts"],
-        "resent_of": row["resent_of"],
-        "message_id": f"<{row['message_id']}>",
-        "attempts": row["attempt"],
-        "uncertain_attempts": row["uncertain_attempts"],
-        "recipients": [{"email": p["address"], "name": p["name"], "status": p["state"], "reply": p["reply"]} for p in standing.recipients],
-        "job": standing.job and {"id": standing.job["id"], "name": standing.job["name"], "status": standing.job["state"],
-                                 "progress": standing.job["progress"] / 1000, "step": standing.job["step"]},
-        "timeline": timeline(standing),
-    }
-
-
-def timeline(standing: Standing) -> list[dict[str, Any]]:
-    """What happened, in order; the first steps are told by the rows themselves."""
-    row, job = standing.row, standing.job
-    steps: list[tuple[int | None, str, int | None, str | None]] = [(row["created_at"], "accepted", None, None)]
-    if job:
-        steps += [(job["started_at"], "job started", None, job["name"])]
-    steps += [(e.at, e.event, e.attempt, e.detail) for e in standing.events]
-    steps += [(row["published_at"], "queued", None, None)]
-    steps += [(row["next_attempt_at"], "next attempt", None, None)]
-    steps.sort(key=lambda step: step[0] or 0)
-    return [{"at": timestamp(at), "event": event} | ({"attempt": attempt} if attempt else {}) | ({"detail": detail} if detail else {})
-            for at, event, attempt, detail in steps if at is not None]
-
-
-def timestamp(ms: int | None) -> str | None:
-    """RFC 3339, UTC."""
-    return None if ms is None else datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def _time(name: str) -> int | None:
+    given = request.args.get(name)
+    try:
+        return None if given is None else parse_time(given)
+    except PydanticCustomError as e:
+        raise InvalidMessage([FieldError(f"?{name}", e.message())]) from None

@@ -7,6 +7,7 @@ from typing import Any
 from flask import Blueprint, Response, current_app, request
 from werkzeug.exceptions import HTTPException, InternalServerError, RequestEntityTooLarge
 
+from mailroom.logs import request_id
 from mailroom.mail.errors import InvalidMessage, MalformedJSON, StoreUnavailable
 
 log = logging.getLogger("mailasync.api")
@@ -18,6 +19,8 @@ RETRY_AFTER_SECONDS = 2
 
 def problem(status: int, code: str, title: str, detail: str, *, headers: dict[str, str] | None = None, **more: Any) -> Response:
     body = {"type": "about:blank", "title": title, "status": status, "code": code, "detail": detail, **more}
+    if id := request_id.get():
+        body["request_id"] = id
     return Response(json.dumps(body), status=status, content_type="application/problem+json", headers=headers)
 
 
@@ -30,7 +33,7 @@ def malformed(error: MalformedJSON) -> Response:
 def invalid(error: InvalidMessage) -> Response:
     errors = [{"pointer": e.pointer, "detail": e.detail} for e in error.errors]
     count = "1 field is" if len(errors) == 1 else f"{len(errors)} fields are"
-    return problem(422, "validation_error", "The request is not valid", f"{count} wrong: {error}", errors=errors)
+    return problem(422, error.code, "The request is not valid", f"{count} wrong: {error}", errors=errors)
 
 
 @blueprint.app_errorhandler(StoreUnavailable)

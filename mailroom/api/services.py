@@ -13,7 +13,11 @@ from mailroom.store.accounts import Accounts
 from mailroom.store.actions import Actions
 from mailroom.store.idempotency import Keys
 from mailroom.store.jobs import Jobs, NewJob
+from mailroom.store.keys import ApiKeys
 from mailroom.store.outbox import Outbox
+from mailroom.store.suppressions import Suppressions, Unsubscribes
+from mailroom.store.templates import Templates
+from mailroom.store.webhooks import Webhooks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +27,16 @@ class Services:
     actions: Actions
     jobs: Jobs
     keys: Keys
+    api_keys: ApiKeys
     orders: Orders
+    webhooks: Webhooks
     accounts: Accounts
     known_accounts: list[Account]  #: as the settings have them
+    suppressions: Suppressions
+    unsubscribes: Unsubscribes
+    templates: Templates
     relay: Callable[[], Relay | None]  #: the publisher of this process, once it serves
-    send: Callable[[str], object]  #: sendMail.delay
+    send: Callable[[str, str], object]  #: sendMail, of an id on a queue
     run: Callable[[NewJob], object]  #: runJob, on the queue of the job
 
 

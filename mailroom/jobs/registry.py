@@ -6,6 +6,7 @@
 
 import inspect
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -30,6 +31,8 @@ FILE_MAX_BYTES = 10_000_000
 #: Wrong arguments that are told, and how much of each one's name.
 ERRORS_MAX = 20
 NAME_MAX_CHARACTERS = 80
+#: How pydantic begins: "Input should be a valid number", "String should have at most 3 characters", "Invalid JSON: lone surrogate".
+_EXPECTED = re.compile(r"\A(?:\w+ should (?:be|have) |Invalid )")
 
 
 class UnknownJob(MailroomError):
@@ -139,7 +142,7 @@ class JobType:
         detail = {"missing": "expected this argument, got none",
                   "extra_forbidden": f"expected one of {known}, got an argument that is none of them"}.get(error["type"])
         came = json.dumps(error["input"], default=repr)
-        told = f"{error['msg'].replace('Input should be', 'expected')}, got {came if len(came) <= 80 else came[:77] + '...'}"
+        told = f"{_EXPECTED.sub('expected ', error['msg'])}, got {came if len(came) <= 80 else came[:77] + '...'}"
         return FieldError("#/args" + "".join(f"/{quote(str(part)[:NAME_MAX_CHARACTERS])}" for part in error["loc"]), detail or told)
 
 

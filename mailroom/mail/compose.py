@@ -2,6 +2,7 @@
 
 import re
 from binascii import b2a_base64
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from email import policy
 from email.charset import BASE64, QP, Charset
@@ -14,7 +15,7 @@ from html import escape, unescape
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from mailroom.mail.message import Address, Attachment, Claim, Message, file_name
+from mailroom.mail.message import MEDIA_TYPE, STRUCTURED, Address, Attachment, Claim, Message, file_name
 from mailroom.mail.template import fill
 
 #: The longest line that has an encoded word in it (RFC 2047, 2).
@@ -22,28 +23,41 @@ _LINE_MAX = 76
 #: The classic generator with CRLF: `EmailMessage` takes 3.5 times as long for the same bytes.
 _WIRE = policy.compat32.clone(linesep="\r\n", max_line_length=_LINE_MAX)
 
-#: Type and subtype in the characters of RFC 6838, 4.2, no parameters. A message or a multipart may not be in base64 (RFC 2045, 6.4).
-_MEDIA_TYPE = re.compile(r"(?!message/|multipart/)[a-z0-9][a-z0-9!#$&^_.+-]{0,126}/[a-z0-9][a-z0-9!#$&^_.+-]{0,126}", re.IGNORECASE)
-
 
 def compose(claim: Claim, *, sender: Address) -> bytes:
     """Return the mail with CRLF line ends, every line at most 998 bytes; an attempt that is repeated gives the same bytes."""
     job = claim.job
     message = fill(claim.message, job) if job and claim.message.template else claim.message
     text, html = both_forms(message)
-    body = mail = MIMEMultipart("alternative", boundary=_boundary(claim.message_id))
-    file = job.file if job and job.status == "succeeded" else None
-    if file:
-        mail = MIMEMultipart("mixed", boundary=_outer(body), _subparts=[body])
-    mail["From"] = _written(sender)
-    mail["To"] = ", ".join(_written(to) for to in message.to)
-    mail["Subject"] = _subject(message.subject)
-    mail["Date"] = format_datetime(datetime.fromtimestamp(claim.created_at_ms / 1000, UTC))
-    mail["Message-ID"] = _on_one_line(f"<{claim.message_id}>")
-    body.attach(_part("plain", text))
-    body.attach(_part("html", html))
+    files = [*message.attachments, *([job.file] if job and job.file and job.status == "succeeded" else [])]
+    shown = [file for file in files if file.content_id]
+    attached = [file for file in files if not file.content_id]
+    mail = MIMEMultipart("alternative", boundary=_boundary(claim.message_id), _subparts=[_part("plain", text), _part("html", html)])
+    boundaries: list[tuple[str, list[Attachment]]] = []
+    for kind, inside in (("related", shown), ("mixed", attached)):
+        if inside:
+            boundaries.append((_boundary(claim.message_id, kind), inside))
+            mail = MIMEMultipart(kind, boundary=boundaries[-1][0], _subparts=[mail])
+    _write_headers(mail, claim, message, sender)
     data = mail.as_bytes(policy=_WIRE)
-    return _with_file(data, file, _outer(body)) if file else data
+    for boundary, inside in boundaries:
+        data = _with_files(data, inside, boundary)
+    return data
+
+
+def _write_headers(mail: MIMEMultipart, claim: Claim, message: Message, sender: Address) -> None:
+    mail["From"] = _written(message.sender or sender)
+    for name, people in (("To", message.to), ("Cc", message.cc), ("Reply-To", message.reply_to)):
+        if people:
+            mail[name] = _list(people)
+    mail["Subject"] = _text(message.subject, "Subject")
+    mail["Date"] = format_datetime(datetime.fromtimestamp(claim.created_at_ms / 1000, UTC))
+    mail["Message-ID"] = _on_one_line(f"<{claim.message_id}>", spaces=False)
+    if message.unsubscribe:
+        mail["List-Unsubscribe"] = _on_one_line(f"<{message.unsubscribe}>")
+        mail["List-Unsubscribe-Post"] = _on_one_line("List-Unsubscribe=One-Click")
+    for name, value in message.headers:
+        mail[name] = _on_one_line(value) if STRUCTURED.fullmatch(name) else _text(value, name)
 
 
 def both_forms(message: Message) -> tuple[str, str]:
@@ -64,7 +78,9 @@ def _part(subtype: str, content: str) -> MIMENonMultipart:
     return part
 
 
-def _on_one_line(value: str) -> Any:  # as _subject
+def _on_one_line(value: str, *, spaces: bool = True) -> Any:  # as _text
+    if not re.fullmatch(r"[!-~]+( +[!-~]+)*" if spaces else r"[!-~]+", value):
+        raise ValueError("expected a header of printable ASCII" + ("" if spaces else " without spaces"))
     return _Unfolded(value)
 
 
@@ -74,13 +90,20 @@ class _Unfolded(NamedTuple):
     value: str
 
     def encode(self, **how: object) -> str:
-        if not re.fullmatch(r"[!-~]+", self.value):
-            raise ValueError("expected a header of printable ASCII without spaces")
         return self.value
 
 
-def _subject(subject: str) -> Any:  # a Header, which the stubs forget may be assigned
-    return Header(subject, "us-ascii" if _survives(subject) else "utf-8", header_name="Subject")
+def _text(value: str, name: str) -> Any:  # a Header, which the stubs forget may be assigned
+    # A first word that does not fit beside the name would go to the next line, and readers would see a space before it.
+    fits = len(name) + 2 + len(value.partition(" ")[0]) <= _LINE_MAX
+    return Header(value, "us-ascii" if fits and _survives(value) else "utf-8", header_name=name)
+
+
+def _list(people: Sequence[Address]) -> str:
+    if all(person.is_ascii for person in people):
+        return ", ".join(_written(person) for person in people)
+    # Bytes that are no ASCII go out as they are (RFC 6532), and nobody folds them for us.
+    return ",\r\n ".join(_written(person) for person in people)
 
 
 def _survives(text: str) -> bool:
@@ -89,32 +112,37 @@ def _survives(text: str) -> bool:
         and all(len(word) < 70 for word in text.split(" "))
 
 
-def _written(address: Address) -> str:
-    if _survives(address.name):
-        return formataddr((address.name, address.address))
+def _written(person: Address) -> str:
+    address = person.address.encode().decode("ascii", "surrogateescape")
+    if _survives(person.name) and person.is_ascii:
+        return formataddr((person.name, address))
     # In words of at most 75 characters (RFC 2047, 2), which formataddr does not do.
-    return f"{Header(address.name, 'utf-8').encode(linesep='', maxlinelen=_LINE_MAX - 1)} <{address.address}>"
+    return f"{Header(person.name, 'utf-8').encode(linesep='', maxlinelen=_LINE_MAX - 1)} <{address}>" if person.name else address
 
 
-def _boundary(message_id: str) -> str:
-    """The same in each attempt. No part can hold it: both encodings write "=_" in another way (RFC 2045, 6.7)."""
-    return f"=_{sha256(message_id.encode()).hexdigest()[:32]}"
+def _boundary(message_id: str, kind: str = "") -> str:
+    """The same in each attempt. No part can hold it: both encodings write "=_" in another way (RFC 2045, 6.7). None begins another."""
+    return f"=_{f'{kind}_' if kind else ''}{sha256(message_id.encode()).hexdigest()[:32]}"
 
 
-def _outer(body: MIMEMultipart) -> str:
-    """The boundary around the one of the body, and no beginning of it."""
-    return f"=_file_{str(body.get_boundary())[2:]}"
-
-
-def _with_file(data: bytes, file: Attachment, boundary: str) -> bytes:
-    """Put the file before the end of `data`; the generator takes four times as long."""
-    kind = file.content_type if _MEDIA_TYPE.fullmatch(file.content_type) else "application/octet-stream"
-    encoded = b2a_base64(file.content, newline=False)
-    lines = [encoded[at:at + _LINE_MAX] for at in range(0, max(1, len(encoded)), _LINE_MAX)]
+def _with_files(data: bytes, files: Sequence[Attachment], boundary: str) -> bytes:
+    """Put the files before the end of this multipart in `data`; the generator takes four times as long."""
     end = f"--{boundary}--\r\n".encode()
-    head = f"--{boundary}\r\nContent-Type: {kind}\r\nMIME-Version: 1.0\r\nContent-Transfer-Encoding: base64\r\n" \
-           f"Content-Disposition: attachment;\r\n {_filename(file.name)}\r\n"
-    return b"\r\n".join([data.removesuffix(end) + head.encode("ascii"), *lines, end])
+    before, found, after = data.rpartition(end)
+    parts = [before]
+    for file in files:
+        parts += [f"--{boundary}\r\n".encode(), *_lines_of(file)]
+    return b"".join([*parts, found, after])
+
+
+def _lines_of(file: Attachment) -> Iterator[bytes]:
+    kind = file.content_type if MEDIA_TYPE.fullmatch(file.content_type) else "application/octet-stream"
+    identity = f"Content-ID: <{file.content_id}>\r\n" if file.content_id else ""
+    yield (f"Content-Type: {kind}\r\nMIME-Version: 1.0\r\nContent-Transfer-Encoding: base64\r\n{identity}"
+           f"Content-Disposition: {'inline' if identity else 'attachment'};\r\n {_filename(file.name)}\r\n\r\n").encode("ascii")
+    encoded = b2a_base64(file.content, newline=False)
+    for at in range(0, max(1, len(encoded)), _LINE_MAX):
+        yield encoded[at:at + _LINE_MAX] + b"\r\n"
 
 
 def _filename(name: str) -> str:
@@ -126,7 +154,8 @@ def _filename(name: str) -> str:
     return f"filename*=utf-8''{quote(name, safe='')}"
 
 
-_TAG = re.compile(r"<(?:[!?][^<>]*|(/?)([a-zA-Z][^\s/<>]*)([^<>]*))>")
+#: Possessive: a name that is never closed would else be tried at each of its lengths, which took minutes for 100 kB.
+_TAG = re.compile(r"<(?:[!?][^<>]*+|(/?)([a-zA-Z][^\s/<>]*+)([^<>]*+))>")
 _HREF = re.compile(r"""\bhref\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))""", re.IGNORECASE)
 #: More digits than any character has, and than int() may take.
 _NO_CHARACTER = re.compile(r"&#[0-9]{8,};?")

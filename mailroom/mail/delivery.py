@@ -6,14 +6,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from mailroom.mail.compose import compose
 from mailroom.mail.errors import NotTaken, StoreUnavailable, Unanswered
 from mailroom.mail.link import Reply
 from mailroom.mail.message import Address, Claim, Outcome, State, Trouble
-from mailroom.mail.replies import state_of, trouble_of
+from mailroom.mail.replies import is_of_bad_address, state_of, trouble_of
 from mailroom.mail.schedule import Schedule
 from mailroom.mail.transport import FenceRefused, Receipt, Sessions
 from mailroom.mail.turns import Turns
@@ -97,14 +97,16 @@ class Delivery:
         except FenceRefused:
             outcome = None
         except StoreUnavailable as e:
-            log.error("message %s attempt %d: not sent: %s", claim.id, claim.attempt, e)
+            log.error("message %s attempt %d: not sent: %s", claim.id, claim.attempt, e, extra={"message_id": claim.id})
             outcome = None
         if outcome is None:
             return not self._record(claim, lambda: self.outbox.release(claim), needed=False)
         if self._record(claim, lambda: self.outbox.finish(claim, outcome), needed=True):
-            log.info("message %s attempt %d: %s in %.2fs", claim.id, claim.attempt, _told(outcome), time.monotonic() - started)
+            log.info("message %s attempt %d: %s in %.2fs", claim.id, claim.attempt, _told(outcome), time.monotonic() - started,
+                     extra={"message_id": claim.id})
         else:
-            log.error("message %s attempt %d: %s, but the row is no longer this attempt's", claim.id, claim.attempt, outcome.state)
+            log.error("message %s attempt %d: %s, but the row is no longer this attempt's", claim.id, claim.attempt, outcome.state,
+                      extra={"message_id": claim.id})
         return True
 
     def _attempt(self, claim: Claim) -> Outcome | None:
@@ -115,13 +117,14 @@ class Delivery:
         try:
             payload = compose(claim, sender=sender.address)
         except Exception as e:  # Whatever it is, it would be so again; its text may hold the content.
-            log.error("message %s could not be composed: %s", claim.id, type(e).__name__)
+            log.error("message %s could not be composed: %s", claim.id, type(e).__name__, extra={"message_id": claim.id})
             return self._for_all(claim, State.FAILED, f"could not be composed: {type(e).__name__}")
         if not claim.pending:
             return Outcome(state=State.SENT if claim.sent_before else State.FAILED, reason="nobody is left to send it to")
-        people = {position: claim.message.to[position].address for position in claim.pending}
+        message, everyone = claim.message, claim.message.everyone
+        people = {position: everyone[position].address for position in claim.pending}
         try:
-            receipt = sender.sessions.attempt(sender.address.address, people, payload,
+            receipt = sender.sessions.attempt((message.sender or sender.address).address, people, payload, smtputf8=message.needs_smtputf8,
                                               fence=lambda: not self._stopping.is_set() and self.outbox.fence(claim))
         except Unanswered as e:
             return self._uncertain(claim, e.reply)
@@ -131,9 +134,11 @@ class Delivery:
         except (FenceRefused, StoreUnavailable):
             raise
         except Exception as e:  # A fault of ours, before the dot: transport says Unanswered whatever happens after it.
-            log.error("message %s attempt %d: %s", claim.id, claim.attempt, type(e).__name__)
+            log.error("message %s attempt %d: %s", claim.id, claim.attempt, type(e).__name__, extra={"message_id": claim.id})
             return self._later(claim, f"internal error: {type(e).__name__}")
-        return self._judge(claim, receipt)
+        # A reply to MAIL, DATA or the dot may have the same code, and does not say of whom.
+        return replace(self._judge(claim, receipt),
+                       bounced=frozenset(at for at, reply in receipt.refused.items() if is_of_bad_address(reply)))
 
     def _judge(self, claim: Claim, receipt: Receipt) -> Outcome:
         """Turn replies into an outcome for each recipient, and for the message."""
@@ -189,7 +194,8 @@ class Delivery:
             try:
                 return write()
             except StoreUnavailable as e:
-                log.error("message %s attempt %d: its outcome waits for the database: %s", claim.id, claim.attempt, e)
+                log.error("message %s attempt %d: its outcome waits for the database: %s", claim.id, claim.attempt, e,
+                          extra={"message_id": claim.id})
                 if not needed and self._stopping.is_set():
                     return False
                 time.sleep(wait_seconds)

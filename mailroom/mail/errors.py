@@ -29,10 +29,11 @@ class FieldError:
 
 
 class InvalidMessage(MailroomError):
-    """A well-formed object that is no message that can be sent; `errors` has every wrong field at once."""
+    """A well-formed object that is no message that can be sent; `errors` has every wrong field at once, `code` the kind of mistake."""
 
-    def __init__(self, errors: list[FieldError]) -> None:
+    def __init__(self, errors: list[FieldError], *, code: str = "validation_error") -> None:
         self.errors = errors
+        self.code = code
         super().__init__("; ".join(f"{e.pointer}: {e.detail}" for e in errors))
 
 

@@ -1,57 +1,260 @@
-"""Reads what a client asks for: what is accepted, and what is refused with a reason."""
+"""Reads what a client asks for in one mail: what is accepted, and what is refused with a reason."""
 
-import difflib
-import json
 import re
+import time
+from base64 import b64decode
 from collections import Counter
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Annotated, Any, NoReturn, Self, TypeVar
-from urllib.parse import quote
+from functools import partial
+from typing import Annotated, Any, Literal, Self
 
-import email_validator
-from email_validator import EmailNotValidError, validate_email
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, StrictStr, ValidationError, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
-from mailroom.mail.errors import FieldError, InvalidMessage, MalformedJSON
-from mailroom.mail.message import Address, Message
+from mailroom.mail.addresses import CONTROL, RECIPIENTS_MAX, parse_address, parse_addresses
+from mailroom.mail.message import MEDIA_TYPE, STRUCTURED, Address, Attachment, Message, Terms, file_name
+from mailroom.mail.reading import encodable, is_unicode, parse_json, read_fields, refuse, refuse_items, shown
+from mailroom.mail.terms import AHEAD_MAX_SECONDS, ATTEMPTS_MAX, Moment
 
-#: Gmail takes no more over SMTP (support.google.com/a/answer/166852).
-RECIPIENTS_MAX = 100
 #: A header line is at most 998 characters (RFC 5322, 2.1.1).
 SUBJECT_MAX_CHARACTERS = 998
-#: Name and address together, as they come; a header line again.
-ADDRESS_MAX_CHARACTERS = 998
-#: No message needs more than an object in a list in an object.
-JSON_DEPTH_MAX = 16
-#: A moment farther away than this is a slip of the pen.
-AHEAD_MAX_SECONDS = 366 * 86400
-ATTEMPTS_MAX = 100
-#: Wrong fields that are told; a body of a million unknown ones gets an answer that a person can read.
-ERRORS_MAX = 20
+ATTACHMENTS_MAX = 20
+#: Gmail takes 25 MB, encoded (support.google.com/mail/answer/6584).
+ENCODED_MAX_BYTES = 25_000_000
+HEADERS_MAX = 30
+HEADER_MAX_CHARACTERS = 900
+TAGS_MAX = 10
+METADATA_MAX = 50
+METADATA_MAX_CHARACTERS = 500
+URL_MAX_CHARACTERS = 2000
 
-#: Names that reach no mail server in the world, but may reach one's own: an intranet's, a test's, the inbox's.
-for _name in ("local", "localhost", "test", "invalid"):
-    if _name in email_validator.SPECIAL_USE_DOMAIN_NAMES:
-        email_validator.SPECIAL_USE_DOMAIN_NAMES.remove(_name)
+#: Fields that a client may set beside those with a name of their own; what says who sends what to whom, or how it is to be read, is ours.
+#: A name of at most 50 characters leaves room for a word beside it; without one, readers take the fold for a part of the value.
+HEADERS_ALLOWED = re.compile(
+    r"x-[a-z0-9-]{1,48}|list-[a-z0-9-]{1,40}|in-reply-to|references|auto-submitted|precedence|priority|importance|sensitivity|"
+    r"feedback-id|organization|comments|keywords", re.IGNORECASE)
+#: A word as RFC 2047 encodes it. Where none may be (5), readers decode it all the same, and it can hold the end of a line.
+_ENCODED = re.compile(r"=\?[^?\s]*\?[bq]\?", re.IGNORECASE)
+#: What `unsubscribe` writes.
+_OF_UNSUBSCRIBE = frozenset({"list-unsubscribe", "list-unsubscribe-post"})
+Wrong = list[tuple[list[str | int], str]]
+_CONTENT_ID = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.@-]{1,200}")
 
-M = TypeVar("M", bound=BaseModel)
 
-#: RFC 3339, 5.6, which asks for an offset; the letters may be small, and a space is as good as the T.
-_MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-#: A name as people write it, J. Müller <mueller@example.org>; RFC 5322 wants quotes for the dot and the ü.
-_UNQUOTED = re.compile(r"\A([^\"<>@,;:\\()\[\]]+)(?=<[^<>]*>\Z)")
+def _base64(value: object) -> bytes:
+    if isinstance(value, bytes):  # A form's file.
+        return value
+    if not isinstance(value, str):
+        refuse(f"expected base64, got {shown(value)}")
+    try:
+        return b64decode("".join(value.split()), validate=True)
+    except ValueError as e:
+        refuse(f"expected base64, got what is none: {e}")
+
+
+class AskedAttachment(BaseModel):
+    """A file that goes with the mail."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    filename: StrictStr = Field(min_length=1, max_length=1000, description="A name; what is before a slash is left away.")
+    content: Annotated[bytes, BeforeValidator(_base64), WithJsonSchema({"type": "string", "contentEncoding": "base64"})]
+    content_type: StrictStr = Field("application/octet-stream", max_length=255, description="Like image/png.")
+    content_id: StrictStr = Field("", description="Set where the HTML shows it, as cid:….")
+
+    @field_validator("filename")
+    @classmethod
+    def _named(cls, value: str) -> str:
+        return encodable(value)
+
+    @field_validator("content_type")
+    @classmethod
+    def _typed(cls, value: str) -> str:
+        if not MEDIA_TYPE.fullmatch(value):
+            refuse(f"expected a type like image/png, and not message/… or multipart/…, got {shown(value)}")
+        return value.lower()
+
+    @field_validator("content_id")
+    @classmethod
+    def _identified(cls, value: str) -> str:
+        if value and not _CONTENT_ID.fullmatch(value):
+            refuse(f"expected letters, digits and signs without spaces, at most 200, got {shown(value)}")
+        return value
+
+
+class AskedTemplate(BaseModel):
+    """A stored text, and what to fill in."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: StrictStr = Field(max_length=100)
+    variables: dict[str, Any] = Field({}, description="What {{ name }} in it stands for.")
+
+
+_ADDRESS_SCHEMA: dict[str, Any] = {"anyOf": [
+    {"type": "string", "examples": ["bob@example.org", "Bob <bob@example.org>"]},
+    {"type": "object", "properties": {"email": {"type": "string"}, "name": {"type": "string"}}, "required": ["email"],
+     "additionalProperties": False}]}
+_ADDRESS_OR_NONE = {"anyOf": [*_ADDRESS_SCHEMA["anyOf"], {"type": "null"}]}
+
+
+def _list_schema(least: int) -> WithJsonSchema:
+    listed = {"type": "array", "items": _ADDRESS_SCHEMA, "minItems": least, "maxItems": RECIPIENTS_MAX}
+    return WithJsonSchema({"anyOf": [*_ADDRESS_SCHEMA["anyOf"], listed]})
+
+
+Addresses = Annotated[list[Address], BeforeValidator(parse_addresses), _list_schema(0)]
+
+
+def _one_address(value: object) -> Address | None:
+    return None if value is None else parse_address(value)
+
+
+class AskedMail(BaseModel):
+    """A mail; only `to` is required."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    to: Annotated[list[Address], BeforeValidator(partial(parse_addresses, least=1)), _list_schema(1)] = Field(
+        description='An address, {"email", "name"}, or a list of up to 100.')
+    cc: Addresses = Field([], description="Further recipients whom all others see.")
+    bcc: Addresses = Field([], description="Further recipients whom nobody sees.")
+    reply_to: Addresses = Field([], description="Where answers go.")
+    sender: Annotated[Address | None, BeforeValidator(_one_address), WithJsonSchema(_ADDRESS_OR_NONE)] = Field(
+        None, alias="from", description="One of the addresses that the account, and the key, may send from.")
+    subject: StrictStr = Field("", description="One line.")
+    contents: StrictStr | None = Field(None, description="Text; HTML if it begins with < and ends with >.")
+    text: StrictStr | None = Field(None, description="The text form, instead of contents.")
+    html: StrictStr | None = Field(None, description="The HTML form, instead of contents.")
+    template: AskedTemplate | None = Field(None, description="A stored template, instead of a text.")
+    attachments: list[AskedAttachment] = Field([], max_length=ATTACHMENTS_MAX, description="The whole mail at most 25 MB.")
+    headers: dict[StrictStr, StrictStr] = Field({}, max_length=HEADERS_MAX, description="X-…, List-…, References and the like.")
+    tags: list[StrictStr] = Field([], max_length=TAGS_MAX, description="Words to find it by.")
+    metadata: dict[StrictStr, StrictStr] = Field({}, max_length=METADATA_MAX, description="Your own words; webhooks tell them.")
+    priority: Literal["normal", "low"] = Field("normal", description="low: on the queue for bulk mail, which lets others pass.")
+    scheduled_at: Moment | None = Field(None, description="RFC 3339, with an offset: not sent before.")
+    delay: float | None = Field(None, ge=0, le=AHEAD_MAX_SECONDS, strict=True, description="The same, in seconds from now.")
+    expires_at: Moment | None = Field(None, description="RFC 3339, with an offset: not sent from then on.")
+    expires_in: float | None = Field(None, gt=0, le=AHEAD_MAX_SECONDS, strict=True, description="The same, in seconds from now.")
+    max_attempts: StrictInt | None = Field(None, ge=1, le=ATTEMPTS_MAX, description="Instead of as many as RETRY_SCHEDULE has.")
+    unsubscribe: StrictBool = Field(False, description="Add a link for one click (RFC 8058); needs PUBLIC_URL, and one recipient.")
+    webhook_url: StrictStr | None = Field(None, max_length=URL_MAX_CHARACTERS, description="Told of every change of its state.")
+    dry_run: StrictBool = Field(False, description="Say what would be sent, and accept nothing.")
+
+    def parts(self) -> tuple[str | None, str | None]:
+        """The body as (text, html), one of the two at least."""
+        if self.text is not None or self.html is not None:
+            return self.text, self.html
+        contents = self.contents or ""
+        body = contents.strip()
+        return (None, contents) if body.startswith("<") and body.endswith(">") else (contents, None)
+
+    def terms(self) -> Terms:
+        return Terms(scheduled_at=self.scheduled_at, delay=_ms(self.delay), expires_at=self.expires_at, expires_in=_ms(self.expires_in),
+                     max_attempts=self.max_attempts)
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> Self:
+        for names in (("expires_at", "expires_in"), ("scheduled_at", "delay"), ("contents", "text"), ("contents", "html"),
+                      ("contents", "template"), ("text", "template"), ("html", "template")):
+            if all(getattr(self, name) is not None for name in names):
+                refuse(f"expected {names[0]} or {names[1]}, got both")
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_out(self) -> Self:
+        if self.unsubscribe and (given := [name for name in self.headers if name.lower() in _OF_UNSUBSCRIBE]):
+            refuse(f"expected unsubscribe or the header {given[0]}, got both")
+        return self
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        now = time.time() * 1000
+        first = self.scheduled_at or now + (_ms(self.delay) or 0)
+        last = self.expires_at or now + (_ms(self.expires_in) or 0)
+        if last <= first and (self.expires_at or self.expires_in) and (self.scheduled_at or self.delay):
+            refuse("expected a mail that is sent before it expires, got one that expires first")
+        return self
+
+    @model_validator(mode="after")
+    def _within_limits(self) -> Self:
+        if (people := len(self.to) + len(self.cc) + len(self.bcc)) > RECIPIENTS_MAX:
+            refuse(f"expected at most {RECIPIENTS_MAX} recipients in to, cc and bcc, got {people}")
+        texts = sum(len(part.encode()) for part in (self.contents, self.text, self.html) if part)
+        if (size := (texts + sum(len(file.content) for file in self.attachments)) * 4 // 3) > ENCODED_MAX_BYTES:
+            refuse(f"expected a mail of at most {ENCODED_MAX_BYTES} bytes in base64, got {size}")
+        return self
+
+    @field_validator("subject")
+    @classmethod
+    def _one_line(cls, value: str) -> str:
+        return one_line(value)
+
+    @field_validator("contents", "text", "html")
+    @classmethod
+    def _storable(cls, value: str | None) -> str | None:
+        if value is not None and "\0" in value:
+            refuse(f"expected text without NUL, got one at {value.index(chr(0))}")
+        return value if value is None else encodable(value)
+
+    @field_validator("headers")
+    @classmethod
+    def _headers(cls, value: dict[str, str]) -> dict[str, str]:
+        wrong: Wrong = [([name], problem) for name, text in value.items() if (problem := _header_problem(name, text))]
+        times = Counter(map(str.lower, value))
+        twice: Wrong = [([name], "expected each field once, whatever its case, got it more often") for name in value
+                        if times[name.lower()] > 1]
+        if wrong or twice:
+            refuse_items([*wrong, *twice])
+        return value
+
+    @field_validator("tags")
+    @classmethod
+    def _tags(cls, value: list[str]) -> list[str]:
+        wrong: Wrong = [([index], f"expected 1 to 100 printable characters, got {shown(tag)}") for index, tag in enumerate(value)
+                 if not 1 <= len(tag) <= 100 or not tag.isprintable()]
+        if wrong:
+            refuse_items(wrong)
+        return list(dict.fromkeys(value))
+
+    @field_validator("metadata")
+    @classmethod
+    def _metadata(cls, value: dict[str, str]) -> dict[str, str]:
+        wrong: Wrong = [([name], f"expected at most {METADATA_MAX_CHARACTERS} characters without NUL, got {shown(text)}")
+                 for name, text in value.items()
+                 if len(name) + len(text) > METADATA_MAX_CHARACTERS or "\0" in name + text or not is_unicode(name + text)]
+        if wrong:
+            refuse_items(wrong)
+        return value
+
+
+class AskedMailAfterJob(AskedMail):
+    """A mail that may name work to be done first."""
+
+    job: Any = Field(None, description="Work to do first; it has `name` and `args`.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Terms:
-    """Until when, and how often, a client wants a mail to be tried."""
+class MailOrder:
+    """A mail as it was asked for, and on what terms."""
 
-    expires_at: int | None = None  #: milliseconds since 1970 …
-    expires_in: int | None = None  #: … or from its acceptance
-    max_attempts: int | None = None
+    message: Message
+    terms: Terms
+    template: AskedTemplate | None = None  #: to be filled in first
+    priority: str = "normal"
+    unsubscribe: bool = False
+    webhook_url: str | None = None
+    dry_run: bool = False
 
 
 def read_message(data: bytes) -> Message:
@@ -64,257 +267,56 @@ def read_message(data: bytes) -> Message:
     return message_from(parse_json(data))
 
 
-def message_from(value: object, *, at: str = "#", with_job: bool = False) -> Message:
+def message_from(value: object, *, at: str = "#") -> Message:
     """Read an object that came over the queue, or from `parse_json`; raises what `read_message` raises."""
-    return mail_from(value, at=at, with_job=with_job)[0]
+    return mail_from(value, at=at).message
 
 
-def mail_from(value: object, *, at: str = "#", with_job: bool = False) -> tuple[Message, Terms]:
-    """Read such an object, and on what terms it is to be sent.
+def mail_from(value: object, *, at: str = "#", with_job: bool = False) -> MailOrder:
+    """Read such an object with all that it asks for.
 
     `at` is where in a request it stands, a JSON pointer. `with_job`: its field `job` is somebody else's to read.
     """
-    asked = read_fields(_AskedWithJob if with_job else _Asked, value, at=at)
+    asked = read_fields(AskedMailAfterJob if with_job else AskedMail, value, at=at)
     text, html = asked.parts()
-    return Message(to=tuple(asked.to), subject=asked.subject, text=text, html=html), asked.terms()
+    to, cc, bcc = _once_each(asked.to, asked.cc, asked.bcc)
+    files = tuple(Attachment(file_name(file.filename), file.content_type, file.content, file.content_id) for file in asked.attachments)
+    message = Message(
+        to=to, cc=cc, bcc=bcc, sender=asked.sender, reply_to=tuple(asked.reply_to), subject=asked.subject, text=text, html=html,
+        headers=tuple(asked.headers.items()), tags=tuple(asked.tags), metadata=asked.metadata, attachments=files)
+    return MailOrder(message=message, terms=asked.terms(), template=asked.template, priority=asked.priority,
+                     unsubscribe=asked.unsubscribe, webhook_url=asked.webhook_url, dry_run=asked.dry_run)
 
 
-def read_fields(model: type[M], value: object, *, at: str = "#") -> M:
-    """Read an object into a model; `at` is where in a request it stands, a JSON pointer.
-
-    Raises:
-      MalformedJSON: the request is not an object.
-      InvalidMessage: fields are wrong, unknown or missing.
-    """
-    if not isinstance(value, dict):
-        if at == "#":
-            raise MalformedJSON(f"expected a JSON object, got {_shown(value)}")
-        raise InvalidMessage([FieldError(at, f"expected an object, got {_shown(value)}")])
-    if strange := [name for name in value if not isinstance(name, str) or not _is_unicode(name)]:
-        raise InvalidMessage([FieldError(at + _pointer([name]), _unknown(name, model)) for name in strange[:ERRORS_MAX]])
-    try:
-        return model.model_validate(value)
-    except ValidationError as e:
-        raise InvalidMessage([_field_error(error, at, model) for error in e.errors(include_url=False)[:ERRORS_MAX]]) from None
+def _once_each(*lists: list[Address]) -> list[tuple[Address, ...]]:
+    """One copy for one address: it stays where it stands first."""
+    seen: set[str] = set()
+    kept: list[tuple[Address, ...]] = []
+    for people in lists:
+        kept.append(tuple(person for person in people if person.address not in seen))
+        seen |= {person.address for person in people}
+    return kept
 
 
-def parse_moment(value: object) -> int:
-    """Read "2026-01-31T12:00:00+01:00", a moment to come; return milliseconds since 1970.
-
-    Raises:
-      PydanticCustomError: it is none.
-    """
-    if not isinstance(value, str) or not _MOMENT.fullmatch(value):
-        _refuse(f"expected a time like 2026-01-31T12:00:00Z, with its offset, got {_shown(value)}")
-    try:
-        ahead = (datetime.fromisoformat(value.upper()) - datetime.now(UTC)).total_seconds()
-    except (ValueError, OverflowError):
-        _refuse(f"expected a time that there is, got {_shown(value)}")
-    if not 0 < ahead <= AHEAD_MAX_SECONDS:
-        _refuse(f"expected a time to come, at most {AHEAD_MAX_SECONDS // 86400} days ahead, got {_shown(value)}")
-    return int(datetime.fromisoformat(value.upper()).timestamp() * 1000)
+def one_line(value: str) -> str:
+    """Refuse what is no subject."""
+    if found := CONTROL.search(value):
+        refuse(f"expected one line without control characters, got {found[0]!r} at {found.start()}")
+    if len(value) > SUBJECT_MAX_CHARACTERS:
+        refuse(f"expected at most {SUBJECT_MAX_CHARACTERS} characters, got {len(value)}")
+    return encodable(value)
 
 
-Moment = Annotated[int, BeforeValidator(parse_moment)]
+def _header_problem(name: str, value: str) -> str:
+    if not HEADERS_ALLOWED.fullmatch(name):
+        return "expected X-…, List-…, In-Reply-To, References, Auto-Submitted, Precedence, Priority, Importance, Sensitivity, " \
+               "Feedback-ID, Organization, Comments or Keywords, got another name"
+    if CONTROL.search(value) or not is_unicode(value) or len(value) > HEADER_MAX_CHARACTERS or value != value.strip():
+        return f"expected one line of at most {HEADER_MAX_CHARACTERS} characters, without spaces at its ends, got {shown(value)}"
+    if STRUCTURED.fullmatch(name) and (not value or not value.isascii() or _ENCODED.search(value)):
+        return f"expected ASCII text without encoded words, got {shown(value)}"
+    return ""
 
 
-class AskedMoment(BaseModel):
-    """When a message is to be sent: the one or the other."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    at: Moment | None = Field(None, description="RFC 3339, with an offset.")
-    delay: float | None = Field(None, ge=0, le=AHEAD_MAX_SECONDS, strict=True, description="Seconds from now.")
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        if (self.at is None) == (self.delay is None):
-            _refuse("expected either `at` or `delay`, got " + ("none" if self.at is None else "both"))
-        return self
-
-
-class _Asked(BaseModel):
-    """The endpoint's JSON object; only `to` is required."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    to: list[Address] = Field(description="One address, or a list of up to 100.")
-    subject: StrictStr = Field("", description="One line.")
-    contents: StrictStr = Field("", description="Text; HTML if it begins with < and ends with >.")
-    expires_at: Moment | None = Field(None, description="RFC 3339, with an offset: not sent from then on.")
-    expires_in: float | None = Field(None, gt=0, le=AHEAD_MAX_SECONDS, strict=True, description="The same, in seconds from now.")
-    max_attempts: StrictInt | None = Field(None, ge=1, le=ATTEMPTS_MAX, description="Instead of as many as RETRY_SCHEDULE has.")
-
-    def parts(self) -> tuple[str | None, str | None]:
-        """`contents` as (text, html): one of the two is None."""
-        body = self.contents.strip()
-        return (None, self.contents) if body.startswith("<") and body.endswith(">") else (self.contents, None)
-
-    def terms(self) -> Terms:
-        expires_in = None if self.expires_in is None else max(1, int(self.expires_in * 1000))
-        return Terms(expires_at=self.expires_at, expires_in=expires_in, max_attempts=self.max_attempts)
-
-    @model_validator(mode="after")
-    def _one_expiry(self) -> Self:
-        if self.expires_at is not None and self.expires_in is not None:
-            _refuse("expected expires_at or expires_in, got both")
-        return self
-
-    @field_validator("to", mode="before")
-    @classmethod
-    def _addresses(cls, value: object) -> list[Address]:
-        given = value if isinstance(value, list) else [value]
-        if not 1 <= len(given) <= RECIPIENTS_MAX:
-            _refuse(f"expected 1 to {RECIPIENTS_MAX} addresses, got {len(given)}")
-        found: dict[str, Address] = {}  # One copy for one address, whatever name it came with.
-        for index, item in enumerate(given):
-            try:
-                address = parse_address(item)
-            except PydanticCustomError as e:
-                raise PydanticCustomError("refused", "{detail}", {"detail": e.message(), "at": index if given is value else None}) from None
-            found.setdefault(address.address, address)
-        return list(found.values())
-
-    @field_validator("subject")
-    @classmethod
-    def _one_line(cls, value: str) -> str:
-        if found := _CONTROL.search(value):
-            _refuse(f"expected one line without control characters, got {found[0]!r} at {found.start()}")
-        if len(value) > SUBJECT_MAX_CHARACTERS:
-            _refuse(f"expected at most {SUBJECT_MAX_CHARACTERS} characters, got {len(value)}")
-        return _encodable(value)
-
-    @field_validator("contents")
-    @classmethod
-    def _storable(cls, value: str) -> str:
-        if "\0" in value:
-            _refuse(f"expected text without NUL, got one at {value.index(chr(0))}")
-        return _encodable(value)
-
-
-class _AskedWithJob(_Asked):
-    job: Any = Field(None, description="Work to do first.")
-
-
-def parse_address(value: object) -> Address:
-    """Read "bob@example.org" or "Bob <bob@example.org>".
-
-    Raises:
-      PydanticCustomError: it is no address; the text says why and shows what came.
-    """
-    if not isinstance(value, str):
-        _refuse(f"expected an address, got {_shown(value)}")
-    if found := _CONTROL.search(value):
-        _refuse(f"expected an address without control characters, got {found[0]!r} at {found.start()}")
-    if len(value) > ADDRESS_MAX_CHARACTERS:
-        _refuse(f"expected an address of at most {ADDRESS_MAX_CHARACTERS} characters, got {len(value)}")
-    try:
-        _encodable(value)
-        seen = validate_email(_UNQUOTED.sub(r'"\1" ', value), check_deliverability=False, allow_display_name=True,
-                              globally_deliverable=False)
-    except (EmailNotValidError, RecursionError) as e:
-        _refuse(f"expected an address, got {_shown(value)}: {e}")
-    if "." not in seen.ascii_domain and seen.ascii_domain != "localhost":
-        _refuse(f"expected an address, got {_shown(value)}: the part after the @-sign should have a period")
-    if seen.ascii_domain.rpartition(".")[2].isdigit():
-        _refuse(f"expected an address, got {_shown(value)}: the part after the @-sign should be a name, not an IP address")
-    if seen.ascii_email is None:  # It would need SMTPUTF8 (RFC 6531) on every hop.
-        _refuse(f"expected an address with ASCII letters before the @-sign, got {_shown(value)}")
-    return Address(seen.ascii_email, (seen.display_name or "").strip())
-
-
-def parse_json(data: bytes) -> object:
-    """Read one JSON value, strictly: UTF-8, no duplicate keys, no NaN, no depth that exhausts a stack (RFC 8259).
-
-    Raises:
-      MalformedJSON: with the reason, and the place where there is one.
-    """
-    try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
-    except UnicodeDecodeError as e:
-        raise MalformedJSON(f"expected UTF-8, got byte 0x{data[e.start]:02x} at {e.start}") from None
-    except json.JSONDecodeError as e:
-        raise MalformedJSON(f"expected JSON: {e.msg} at line {e.lineno}, column {e.colno}") from None
-    except RecursionError:
-        raise MalformedJSON(f"expected at most {JSON_DEPTH_MAX} levels, got far more") from None
-    except ValueError as e:  # A number of more digits than int() takes.
-        raise MalformedJSON(f"expected JSON: {e}") from None
-    if _depth(value) > JSON_DEPTH_MAX:
-        raise MalformedJSON(f"expected at most {JSON_DEPTH_MAX} levels, got more")
-    return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        (doubled, times), = Counter(name for name, _ in pairs).most_common(1)
-        raise MalformedJSON(f"expected each name once, got {_shown(doubled)} {times} times")
-    return found
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise MalformedJSON(f"expected JSON, got {name}, which JSON does not have")
-
-
-def _depth(value: object) -> int:
-    level, depth = [value], 0
-    while level and depth <= JSON_DEPTH_MAX:
-        depth += 1
-        level = [inner for outer in level if isinstance(outer, (dict, list))
-                 for inner in (outer.values() if isinstance(outer, dict) else outer)]
-    return depth
-
-
-def _encodable(value: str) -> str:
-    try:
-        value.encode()
-    except UnicodeEncodeError as e:
-        _refuse(f"expected Unicode text, got half of a surrogate pair (U+{ord(value[e.start]):04X}) at {e.start}")
-    return value
-
-
-def _refuse(detail: str) -> NoReturn:
-    raise PydanticCustomError("refused", "{detail}", {"detail": detail})
-
-
-def _is_unicode(value: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in value)
-
-
-def _field_error(error: Any, at: str, model: type[BaseModel]) -> FieldError:
-    index = error.get("ctx", {}).get("at")
-    match error["type"]:
-        case "missing":
-            detail = "expected this field, got none"
-        case "extra_forbidden":
-            detail = _unknown(error["loc"][-1], model)
-        case "string_type":
-            detail = f"expected a string, got {_shown(error['input'])}"
-        case "refused":
-            detail = error["msg"]
-        case _:
-            detail = f"{error['msg'].replace('Input should be', 'expected')}, got {_shown(error['input'])}"
-    return FieldError(at + _pointer([*error["loc"], *([] if index is None else [index])]), _printable(detail))
-
-
-def _unknown(name: object, model: type[BaseModel]) -> str:
-    nearest = difflib.get_close_matches(str(name), model.model_fields, n=1)
-    return f"expected one of {', '.join(model.model_fields)}, got a field that is none of them" \
-        + (f"; did you mean {nearest[0]}?" if nearest else "")
-
-
-def _pointer(parts: list[Any]) -> str:
-    path = "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
-    return quote(path, safe="/~!$&'()*+,;=:@?", errors="backslashreplace")
-
-
-def _shown(value: object) -> str:
-    try:
-        text = json.dumps(value, ensure_ascii=True, default=repr)
-    except (RecursionError, TypeError, ValueError):  # A queue's client may send what JSON cannot hold, or int() not print.
-        text = f"a {type(value).__name__} that cannot be shown"
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _printable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
+def _ms(seconds: float | None) -> int | None:
+    return None if seconds is None else max(1, int(seconds * 1000))

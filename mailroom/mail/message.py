@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Self
@@ -35,12 +35,25 @@ _FILE_NAME_MAX_BYTES = 255
 _NOT_IN_NAMES = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
+#: Type and subtype in the characters of RFC 6838, 4.2, no parameters. A message or a multipart may not be in base64 (RFC 2045, 6.4).
+MEDIA_TYPE = re.compile(r"(?!message/|multipart/)[a-z0-9][a-z0-9!#$&^_.+-]{0,126}/[a-z0-9][a-z0-9!#$&^_.+-]{0,126}", re.IGNORECASE)
+
+
+#: Header fields whose value has a grammar, in which no word may be encoded (RFC 2047, 5).
+STRUCTURED = re.compile(r"list-.*|in-reply-to|references|auto-submitted|precedence|priority|importance|sensitivity", re.IGNORECASE)
+
+
 @dataclass(frozen=True)
 class Address:
     """Somebody to write to. `address` is what goes into the envelope, its domain in ASCII (IDNA)."""
 
     address: str
     name: str = ""
+
+    @property
+    def is_ascii(self) -> bool:
+        """Whether any server can be given it; else it takes one with SMTPUTF8 (RFC 6531)."""
+        return self.address.isascii()
 
 
 @dataclass(frozen=True)
@@ -50,6 +63,7 @@ class Attachment:
     name: str  #: what a reader sees; never a path
     content_type: str  #: RFC 2045, like image/png
     content: bytes
+    content_id: str = ""  #: set where the HTML shows it as `cid:…`, without angle brackets
 
 
 @dataclass(frozen=True)
@@ -61,20 +75,74 @@ class Message:
     text: str | None = None
     html: str | None = None
     template: bool = False  #: whether `{{ job.… }}` in it stands for how its job ended; see template.py
+    cc: tuple[Address, ...] = ()
+    bcc: tuple[Address, ...] = ()
+    sender: Address | None = None  #: the From; None: the account's
+    reply_to: tuple[Address, ...] = ()
+    headers: tuple[tuple[str, str], ...] = ()  #: further header fields, checked at intake
+    attachments: tuple[Attachment, ...] = ()
+    tags: tuple[str, ...] = ()  #: the client's words, to find it by
+    metadata: Mapping[str, str] = field(default_factory=dict)  #: the client's own, told in webhooks
+    unsubscribe: str = ""  #: the URL for one click (RFC 8058)
+
+    @property
+    def everyone(self) -> tuple[Address, ...]:
+        """All recipients; a recipient's position is its place here."""
+        return self.to + self.cc + self.bcc
+
+    @property
+    def needs_smtputf8(self) -> bool:
+        """Whether an address in it is not ASCII (RFC 6531)."""
+        return not all(person.is_ascii for person in (*self.everyone, *self.reply_to, *([self.sender] if self.sender else [])))
 
     @property
     def size(self) -> int:
-        """Characters in text and HTML."""
-        return len(self.text or "") + len(self.html or "")
+        """Characters in text and HTML, and bytes in attachments."""
+        return len(self.text or "") + len(self.html or "") + sum(len(file.content) for file in self.attachments)
+
+    def kinds(self) -> tuple[str, ...]:
+        """"to", "cc" or "bcc" of each of everyone."""
+        return ("to",) * len(self.to) + ("cc",) * len(self.cc) + ("bcc",) * len(self.bcc)
 
     def to_row(self) -> str:
-        """The content as the outbox keeps it, in JSON; the recipients have rows of their own."""
-        content = {"subject": self.subject, "text": self.text, "html": self.html}
-        return json.dumps(content | ({"template": True} if self.template else {}), ensure_ascii=False)
+        """The content as the outbox keeps it, in JSON; recipients and attachments have rows of their own."""
+        content: dict[str, Any] = {"subject": self.subject, "text": self.text, "html": self.html}
+        content |= {name: value for name in ("template", "headers", "tags", "metadata", "unsubscribe") if (value := getattr(self, name))}
+        content |= {"sender": [self.sender.address, self.sender.name]} if self.sender else {}
+        content |= {"reply_to": [[to.address, to.name] for to in self.reply_to]} if self.reply_to else {}
+        content |= {"attachments": len(self.attachments)} if self.attachments else {}
+        return json.dumps(content, ensure_ascii=False)
 
     @classmethod
-    def from_row(cls, content: str, to: tuple[Address, ...]) -> Self:
-        return cls(to=to, **json.loads(content))
+    def from_row(cls, content: Mapping[str, Any], people: Iterable[tuple[str, Address]], attachments: tuple[Attachment, ...] = ()) -> Self:
+        """The reverse, of what JSON makes of it, with the kind and address of each recipient."""
+        values = {name: value for name, value in content.items() if name != "attachments"}
+        if "sender" in values:
+            values["sender"] = Address(*values["sender"])
+        values["reply_to"] = tuple(Address(*to) for to in values.get("reply_to", ()))
+        values["headers"] = tuple((name, value) for name, value in values.get("headers", ()))
+        values["tags"] = tuple(values.get("tags", ()))
+        listed = list(people)
+        to, cc, bcc = (tuple(person for of, person in listed if of == kind) for kind in ("to", "cc", "bcc"))
+        return cls(to=to, cc=cc, bcc=bcc, attachments=attachments, **values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """From when on, until when, and how often, a client wants a mail to be tried."""
+
+    scheduled_at: int | None = None  #: milliseconds since 1970 …
+    delay: int | None = None  #: … or from its acceptance
+    expires_at: int | None = None
+    expires_in: int | None = None
+    max_attempts: int | None = None
+
+    @property
+    def is_scheduled(self) -> bool:
+        return self.scheduled_at is not None or bool(self.delay)
+
+
+ANYTIME = Terms()
 
 
 class AccountState(StrEnum):
@@ -136,7 +204,7 @@ class Claim:
     message_id: str  #: for the header field, without angle brackets; the same in every attempt
     created_at_ms: int  #: milliseconds since 1970; the Date of the mail, the same in every attempt
     message: Message
-    pending: tuple[int, ...]  #: positions in `message.to` of those who have no final outcome yet
+    pending: tuple[int, ...]  #: positions in `message.everyone` of those who have no final outcome yet
     sent_before: bool = False  #: whether an earlier attempt reached one of the others
     job: JobFacts | None = None  #: set where the message is a template
     account: str = DEFAULT_ACCOUNT  #: who sends it
@@ -160,6 +228,7 @@ class Outcome:
     wait_seconds: float | None = None  #: until the next attempt, where there is to be one
     uncertain: bool = False  #: whether the payload went out and no reply came
     trouble: Trouble | None = None  #: set where the account cannot send; the message waits until one can
+    bounced: frozenset[int] = frozenset()  #: positions of those whose server says that there is no such address
 
 
 def file_name(name: str) -> str:

@@ -15,6 +15,10 @@ _BUSY_CODE = 421
 #: Gmail's daily limit looks permanent and is not.
 _DAILY_LIMIT = re.compile(r"5\.4\.5\s|.*(?:Daily SMTP relay limit|Daily user sending limit)", re.IGNORECASE | re.DOTALL)
 
+#: There is no such mailbox or domain, or none that takes mail (RFC 3463, 3.2; RFC 7505); 5.1.7 and 5.1.8 are about the sender, and
+#: 5.1.0 can be about anything.
+_BAD_ADDRESS = re.compile(r"5\.1\.(?:[1236]|10)(?![\d.])")
+
 #: Often enough for a person who has just mended the account, too rare for a server to take offence.
 LOGIN_WAITS_SECONDS = (15 * 60.0,)
 LOGINS_WAITS_SECONDS = (15 * 60.0, 30 * 60.0, 3600.0)
@@ -45,6 +49,11 @@ def trouble_of(reply: Reply, schedule: Schedule, *, of_message: bool = True) -> 
         # It counts: a mail at which the server always hangs up must end some day, and not keep the others for ever.
         return Trouble(state=AccountState.PAUSED, reason=reason, waits=waits, excuses=not of_message)
     return None
+
+
+def is_of_bad_address(reply: Reply) -> bool:
+    """Whether a reply to RCPT says that nobody can be reached there, whatever is sent."""
+    return state_of(reply) is State.FAILED and _BAD_ADDRESS.match(reply.text) is not None
 
 
 def _of_account(reply: Reply) -> bool:

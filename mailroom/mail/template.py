@@ -356,7 +356,7 @@ def _subject(source: str, job: JobFacts) -> str | None:
 
 
 def _ours(message: Message, subject: str, text: str) -> Message:
-    return Message(to=message.to, subject=_line(subject, SUBJECT_MAX_CHARACTERS), text=text)
+    return replace(message, subject=_line(subject, SUBJECT_MAX_CHARACTERS), text=text, html=None, template=False, attachments=())
 
 
 def _report(job: JobFacts, *remarks: str) -> str:

@@ -27,6 +27,8 @@ AFTER_DOT_TIMEOUT_SECONDS = 600
 MAILS_PER_SESSION = 80
 SESSION_AGE_MAX_SECONDS = 300
 QUIT_TIMEOUT_SECONDS = 1
+#: Said in the server's place, in its terms (RFC 6531, 3.1 and 5).
+NO_SMTPUTF8 = Reply(550, "5.6.7 the mail server takes no address with letters beyond ASCII before the @ (it does not offer SMTPUTF8)")
 
 _quiet = logging.getLogger("mailroom.yagmail")
 _quiet.setLevel(logging.CRITICAL + 1)
@@ -129,16 +131,21 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
     def send(self, *args: object, **kwargs: object) -> NoReturn:
         raise NotImplementedError("yagmail's send() may send three times and reads bodies as paths; use attempt()")
 
-    def attempt(self, sender: str, recipients: dict[int, str], payload: bytes, *, fence: Callable[[], bool]) -> Receipt:
+    def attempt(self, sender: str, recipients: dict[int, str], payload: bytes, *, fence: Callable[[], bool],
+                smtputf8: bool = False) -> Receipt:
         """Hand one mail over, once. `fence` is asked after 354 and before the payload; False ends it there.
+
+        `smtputf8`: an address in it is not ASCII; a server that does not take such is not asked (RFC 6531, 3.1).
 
         Raises:
           NotTaken: the link was lost before the final dot; nobody has the mail.
           Unanswered: the link was lost after it.
           FenceRefused: `fence` said no.
         """
+        if smtputf8 and not self.smtp.has_extn("smtputf8"):
+            return Receipt(refused={}, final=NO_SMTPUTF8)
         try:
-            mail, refused, data = self._envelope(sender, recipients, len(payload))
+            mail, refused, data = self._envelope(sender, recipients, len(payload), smtputf8)
         except (OSError, smtplib.SMTPException) as e:
             self.drop()
             code, lost = getattr(e, "smtp_code", 0), SessionLost if self.kept else NotTaken
@@ -153,10 +160,12 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
             return Receipt(refused=refused, final=self._clean_after(self._refusal(data)))
         return Receipt(refused=refused, final=self._payload(payload, fence))
 
-    def _envelope(self, sender: str, recipients: dict[int, str], size: int) -> tuple[Reply, dict[int, Reply], Reply | None]:
+    def _envelope(self, sender: str, recipients: dict[int, str], size: int,
+                  smtputf8: bool) -> tuple[Reply, dict[int, Reply], Reply | None]:
         """MAIL, RCPT for each, DATA; in one write where the server takes that (PIPELINING, RFC 2920)."""
-        limit = f" SIZE={size}" if self.smtp.has_extn("size") else ""
-        commands = [f"MAIL FROM:<{sender}>{limit}", *(f"RCPT TO:<{address}>" for address in recipients.values()), "DATA"]
+        options = (f" SIZE={size}" if self.smtp.has_extn("size") else "") + (" BODY=8BITMIME SMTPUTF8" if smtputf8 else "")
+        self.smtp.command_encoding = "utf-8" if smtputf8 else "ascii"
+        commands = [f"MAIL FROM:<{sender}>{options}", *(f"RCPT TO:<{address}>" for address in recipients.values()), "DATA"]
         pipelined = self.smtp.has_extn("pipelining")
         if pipelined:
             self.smtp.send("".join(f"{command}\r\n" for command in commands))
@@ -276,14 +285,15 @@ class Sessions:
         self._tokens = TokenSource(hop.oauth2_file, hop.timeout_seconds) if hop.oauth2_file else None
         self._idle: list[Session] = []
 
-    def attempt(self, sender: str, recipients: dict[int, str], payload: bytes, *, fence: Callable[[], bool]) -> Receipt:
+    def attempt(self, sender: str, recipients: dict[int, str], payload: bytes, *, fence: Callable[[], bool],
+                smtputf8: bool = False) -> Receipt:
         """As `Session.attempt`, on a kept session; where the server has closed that meanwhile, at once on a new one."""
         try:
             with self.borrow() as session:
-                return session.attempt(sender, recipients, payload, fence=fence)
+                return session.attempt(sender, recipients, payload, fence=fence, smtputf8=smtputf8)
         except SessionLost:
             with self.borrow(fresh=True) as session:
-                return session.attempt(sender, recipients, payload, fence=fence)
+                return session.attempt(sender, recipients, payload, fence=fence, smtputf8=smtputf8)
 
     @contextmanager
     def borrow(self, *, fresh: bool = False) -> Iterator[Session]:

@@ -64,9 +64,10 @@ class Accounts:
         now = connection.scalar(select(now_ms())) or 0
         return [self._room(connection, budget, rows.get(budget.account), now) for budget in self.budgets]
 
-    def capacity(self) -> int:
-        """How many of the messages that wait for an account can come due now."""
-        return self.database.read(lambda connection: sum(min(room.messages, room.recipients) for room in self.rooms(connection)))
+    def capacity(self) -> dict[str, int]:
+        """How many of the messages that wait for an account can come due now, for each account that has room."""
+        rooms = self.database.read(self.rooms)
+        return {room.account: most for room in rooms if (most := min(room.messages, room.recipients)) > 0}
 
     def standing(self) -> list[dict[str, Any]]:
         """What is known of each: its row, its limits, and what it sent in the last 24 hours."""

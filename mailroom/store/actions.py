@@ -11,10 +11,13 @@ from sqlalchemy import Connection, and_, case, exists, insert, literal, null, or
 
 from mailroom.mail.errors import MailroomError
 from mailroom.mail.message import FINAL, State
+from mailroom.store.contents import copy
 from mailroom.store.database import Database
+from mailroom.store.deliveries import tell
+from mailroom.store.events import record
 from mailroom.store.idempotency import Kept, KeyTaken, take
 from mailroom.store.jobs import JobState
-from mailroom.store.schema import contents, events, jobs, messages, now_ms, recipients
+from mailroom.store.schema import contents, jobs, messages, now_ms, recipients
 
 #: In one commit.
 RELEASE_MAX = 200
@@ -143,7 +146,7 @@ def _act_one(connection: Connection, asked: _Asked) -> MailroomError | None:
         if connection.execute(done).rowcount:
             connection.execute(update(recipients).values(state=action.recipients_then).where(
                 recipients.c.id == asked.id, recipients.c.state.in_(action.recipients)))
-            connection.execute(events.insert().values(id=asked.id, at=now_ms(), event=action.event))
+            record(connection, [{"id": asked.id, "event": action.event}])
             return None
     return _refusal(connection, asked)
 
@@ -247,12 +250,9 @@ def _resend_one(connection: Connection, asked: _Resend) -> MailroomError | None:
 def _copy(connection: Connection, asked: _Resend) -> None:
     new = {"id": literal(asked.new_id), "state": _queued_or_waiting(), "queue": messages.c.queue,
            "message_id": literal(asked.message_id), "created_at": now_ms(), "attempt": literal(0), "uncertain_attempts": literal(0),
-           "crashes": literal(0), "job_id": messages.c.job_id, "max_attempts": messages.c.max_attempts, "resent_of": messages.c.id}
+           "crashes": literal(0), "job_id": messages.c.job_id, "max_attempts": messages.c.max_attempts, "resent_of": messages.c.id,
+           "sender": messages.c.sender, "webhook": messages.c.webhook, "key_id": messages.c.key_id}
     connection.execute(insert(messages).from_select([*new], select(*new.values()).where(messages.c.id == asked.id)))
-    connection.execute(insert(contents).from_select(
-        ["id", "content"], select(literal(asked.new_id), contents.c.content).where(contents.c.id == asked.id)))
-    connection.execute(insert(recipients).from_select(
-        ["id", "position", "address", "name", "state"],
-        select(literal(asked.new_id), recipients.c.position, recipients.c.address, recipients.c.name, literal(State.QUEUED.value))
-        .where(recipients.c.id == asked.id)))
-    connection.execute(events.insert().values(id=asked.id, at=now_ms(), event="resent", detail=f"as {asked.new_id}"))
+    copy(connection, asked.id, to=asked.new_id)
+    tell(connection, [{"id": asked.new_id, "event": "accepted"}])
+    record(connection, [{"id": asked.id, "event": "resent", "detail": f"as {asked.new_id}"}])

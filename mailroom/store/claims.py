@@ -5,21 +5,29 @@ one: each names the owner and the attempt that it believes in, and goes on only 
 """
 
 import json
+import logging
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, bindparam, exists, func, or_, select, tuple_
 
 from mailroom.mail.errors import StoreUnavailable
-from mailroom.mail.message import DEFAULT_ACCOUNT, Address, Budget, Claim, JobFacts, Message, Outcome, State
+from mailroom.mail.message import DEFAULT_ACCOUNT, Budget, Claim, JobFacts, Outcome, State
 from mailroom.store.accounts import Accounts, Room, begin_probe, note_ends, note_sent
+from mailroom.store.contents import load, load_attachments
 from mailroom.store.database import Database, Work
-from mailroom.store.jobs import SUMMARY, load_files
-from mailroom.store.schema import contents, events, jobs, messages, now_ms, recipients, workers
+from mailroom.store.deliveries import tell
+from mailroom.store.events import record
+from mailroom.store.jobs import SUMMARY
+from mailroom.store.schema import events, jobs, messages, now_ms, recipients, workers
+from mailroom.store.suppressions import drop_suppressed, note_bounces
+from mailroom.store.tallies import count_latencies
 from mailroom.store.workers import is_alive
+
+log = logging.getLogger("mailasync.outbox")
 
 #: Where a row can be when its attempt ends: still ours, or given back by a sweeper that took us for dead.
 _OURS = [State.SENDING, State.IN_DATA, State.QUEUED, State.UNCERTAIN]
@@ -60,7 +68,7 @@ class Claims:
 
     def finish(self, claim: Claim, outcome: Outcome) -> bool:
         """Commit how the attempt ended; False if the row is no longer ours, and nothing was changed."""
-        return self._let_go(claim, self._finish, (claim, outcome))
+        return self._let_go(claim, self._finish, (claim, outcome), otherwise=self._finish_bare)
 
     def release(self, claim: Claim) -> bool:
         """Give back a row of which nothing was sent, whether its fence was passed or not; the attempt does not count."""
@@ -83,11 +91,19 @@ class Claims:
             self._take({*ids} - {claim.id for claim in claims}, -1)
         return claims
 
-    def _let_go(self, claim: Claim, work: Work[Any, bool], item: Any) -> bool:
+    def _let_go(self, claim: Claim, work: Work[Any, bool], item: Any, *, otherwise: Work[Any, bool] | None = None) -> bool:
+        """`otherwise` is done where `work` raises what would be raised again."""
         try:
             done = self.database.write(work, item)
         except StoreUnavailable:
             raise  # The caller tries again, and keeps the row in hand.
+        except Exception as e:
+            if otherwise:
+                log.error("message %s attempt %d: its outcome cannot be written with all that goes with it: %s", claim.id, claim.attempt,
+                          type(e).__name__, extra={"message_id": claim.id})
+                return self._let_go(claim, otherwise, item)
+            self._take([claim.id], -1)
+            raise
         except BaseException:
             self._take([claim.id], -1)
             raise
@@ -104,6 +120,7 @@ class Claims:
     def _claim(self, connection: Connection, asked: list[tuple[list[str], bool]]) -> list[list[Claim]]:
         """For each list of ids, the claims on those that were free, loaded in the same transaction."""
         rooms = Accounts(self.database, self.budgets).rooms(connection, locking=True)
+        drop_suppressed(connection, {id for listed, _ in asked for id in listed})
         claimed: dict[str, Claimed] = {}
         for suspects in (False, True):
             if ids := [id for listed, alone in asked if alone is suspects for id in listed]:
@@ -128,12 +145,13 @@ class Claims:
     def _divide(self, connection: Connection, free: list[Any], rooms: list[Room]) -> "dict[str, Claimed]":
         """Give each row to an account that has room for it; those that find none wait for one."""
         people = select(func.count()).where(recipients.c.id == messages.c.id, recipients.c.state.in_([State.QUEUED, State.DEFERRED]))
-        found = connection.execute(select(messages.c.id, messages.c.account, people.scalar_subquery().label("people"))
+        found = connection.execute(select(messages.c.id, messages.c.account, messages.c.sender, people.scalar_subquery().label("people"))
                                    .where(*free).order_by(messages.c.created_at, messages.c.id).with_for_update(skip_locked=True)).all()
         given: dict[int, list[str]] = defaultdict(list)
         for row in found:
             # The account that it had before, where that has room; else the one with the most.
-            order = sorted(range(len(rooms)), key=lambda n: (rooms[n].account != row.account, -rooms[n].messages))
+            order = sorted((n for n, room in enumerate(rooms) if row.sender in (None, room.account)),
+                           key=lambda n: (rooms[n].account != row.account, -rooms[n].messages))
             number = next((n for n in order if rooms[n].holds(row.people)), -1)
             given[number].append(row.id)
             if number >= 0:
@@ -162,11 +180,25 @@ class Claims:
     def _finish(self, connection: Connection, ended: list[tuple[Claim, Outcome]]) -> list[bool]:
         """Write outcomes, and what they say of the accounts."""
         until = note_ends(connection, ((claim.account, claim.is_probe, outcome.trouble) for claim, outcome in ended))
-        written = _write_outcomes(connection, ended, until)
+        changed = _write_outcomes(connection, ended, until)
+        written = {row.id for _, rows in changed for row in rows}
+        count_latencies(connection, [row.now - row.created_at for state, rows in changed if state is State.SENT for row in rows])
+        _tell(connection, [(claim, outcome) for claim, outcome in ended if claim.id in written])
         limited = {budget.account for budget in self.budgets if budget.is_limited}
         if limited:
             note_sent(connection, ((claim.account, people) for claim, outcome in ended
                                    if claim.account in limited and claim.id in written and (people := _reached(outcome))))
+        return [claim.id in written for claim, _ in ended]
+
+    def _finish_bare(self, connection: Connection, ended: list[tuple[Claim, Outcome]]) -> list[bool]:
+        """Write outcomes alone, in words that any database takes: a mail that is not recorded as sent would be sent again."""
+        plain = [(claim, replace(outcome, reason=_storable(outcome.reason), recipients={
+            at: (state, _storable(reply)) for at, (state, reply) in outcome.recipients.items()})) for claim, outcome in ended]
+        written = {row.id for _, rows in _write_outcomes(connection, plain, {}) for row in rows}
+        kept = [(claim, outcome) for claim, outcome in plain if claim.id in written]
+        _write_replies(connection, kept)
+        if kept:
+            connection.execute(events.insert().values(at=now_ms()), [_line(claim, outcome) for claim, outcome in kept])
         return [claim.id in written for claim, _ in ended]
 
 
@@ -191,31 +223,25 @@ def mine(owner: str, claims: Sequence[Any]) -> list[Any]:
 
 def _load(connection: Connection, claimed: dict[str, Claimed]) -> dict[str, Claim]:
     """The claims on these ids."""
-    ids = list(claimed)
-    rows = {row.id: row for row in connection.execute(
-        messages.join(contents).select().with_only_columns(
-            messages.c.id, messages.c.message_id, messages.c.created_at, messages.c.job_id, contents.c.content)
-        .where(messages.c.id.in_(ids)))}
-    people: dict[str, list[Any]] = defaultdict(list)
-    for person in connection.execute(recipients.select().where(recipients.c.id.in_(ids)).order_by(recipients.c.position)):
-        people[person.id].append(person)
-    loaded = {id: Message.from_row(rows[id].content, tuple(Address(p.address, p.name) for p in people[id])) for id in ids}
-    facts = _facts(connection, [rows[id].job_id for id in ids if loaded[id].template])
+    rows = connection.execute(select(messages.c.id, messages.c.message_id, messages.c.created_at, messages.c.job_id)
+                              .where(messages.c.id.in_(list(claimed)))).all()
+    held = load(connection, claimed)
+    facts = _facts(connection, [row.job_id for row in rows if held[row.id].message.template])
     return {
-        id: Claim(id=id, attempt=claimed[id].attempt, excused=claimed[id].excused, max_attempts=claimed[id].max_attempts,
-              account=claimed[id].room.account, is_probe=claimed[id].room.is_probe,
-              message_id=rows[id].message_id, created_at_ms=rows[id].created_at, message=loaded[id],
-              job=facts.get(rows[id].job_id) if loaded[id].template else None,
-              pending=tuple(p.position for p in people[id] if p.state in (State.QUEUED, State.DEFERRED)),
-              sent_before=any(p.state == State.SENT for p in people[id]))
-        for id in ids}
+        row.id: Claim(
+            id=row.id, attempt=mark.attempt, excused=mark.excused, max_attempts=mark.max_attempts, account=mark.room.account,
+            is_probe=mark.room.is_probe, message_id=row.message_id, created_at_ms=row.created_at, message=content.message,
+            job=facts.get(row.job_id) if content.message.template else None,
+            pending=tuple(n for n, state in enumerate(content.states) if state in (State.QUEUED, State.DEFERRED)),
+            sent_before=State.SENT in content.states)
+        for row in rows for mark, content in [(claimed[row.id], held[row.id])]}
 
 
 def _facts(connection: Connection, job_ids: list[str]) -> dict[str, JobFacts]:
     """How these jobs ended, and what they made."""
     if not job_ids:
         return {}
-    files = load_files(connection, job_ids)
+    files = {id: file for id, (file, *_) in load_attachments(connection, job_ids).items()}
     return {row.id: JobFacts(
         id=row.id, name=row.name, status=row.state, result=None if row.result is None else json.loads(row.result), error=row.error or "",
         seconds=(row.finished_at - row.started_at) / 1000 if row.finished_at and row.started_at else 0.0, file=files.get(row.id))
@@ -227,14 +253,15 @@ def _park(connection: Connection, ids: list[str], rooms: list[Room]) -> None:
     if not ids:
         return
     until = min((room.until for room in rooms if room.until is not None), default=None)
-    connection.execute(
-        messages.update().values(state=State.DEFERRED, parked=1, published_at=None, next_attempt_at=until,
-                                 reason="waits for account " + "; ".join(f"{room.account}, {room.words}" for room in rooms if room.words))
-        .where(messages.c.id.in_(ids), messages.c.state == State.QUEUED))
+    reason = "waits for account " + "; ".join(f"{room.account}, {room.words}" for room in rooms if room.words)
+    parked = connection.scalars(
+        messages.update().values(state=State.DEFERRED, parked=1, published_at=None, next_attempt_at=until, reason=reason)
+        .where(messages.c.id.in_(ids), messages.c.state == State.QUEUED).returning(messages.c.id)).all()
+    tell(connection, [{"id": id, "event": "deferred", "detail": reason} for id in parked])
 
 
-def _write_outcomes(connection: Connection, ended: list[tuple[Claim, Outcome]], until: dict[str, int]) -> set[str]:
-    """Write outcomes, those that change a row in the same way by one UPDATE; return the ids of the rows that were still theirs.
+def _write_outcomes(connection: Connection, ended: list[tuple[Claim, Outcome]], until: dict[str, int]) -> list[tuple[State, list[Any]]]:
+    """Write outcomes, those that change a row in the same way by one UPDATE; return the rows that were still theirs, by their new state.
 
     The attempt alone says whether it is still the same claim, as each claim makes a new one: so a reply that was read counts
     even where a sweeper has already given the row back, as long as nobody else has begun; and if the mail was taken, whatever
@@ -245,32 +272,44 @@ def _write_outcomes(connection: Connection, ended: list[tuple[Claim, Outcome]], 
         parked = claim.account if outcome.trouble and outcome.state is State.DEFERRED else None
         excused = int(bool(parked and outcome.trouble and outcome.trouble.excuses))
         alike[outcome.state, outcome.wait_seconds, outcome.reason, outcome.uncertain, parked, excused].append(claim)
-    written: set[str] = set()
+    changed: list[tuple[State, list[Any]]] = []
     for (state, wait_seconds, reason, uncertain, parked, excused), claims in alike.items():
         next_at = until.get(parked) if parked else None if wait_seconds is None else now_ms() + int(wait_seconds * 1000)
-        written.update(connection.scalars(
+        changed.append((state, list(connection.execute(
             messages.update()
             .values(state=state, owner=None, reason=reason, uncertain_attempts=messages.c.uncertain_attempts + int(uncertain),
                     excused=messages.c.excused + excused, parked=1 if parked else None, next_attempt_at=next_at)
             .where(messages.c.id.in_([claim.id for claim in claims]),
                    tuple_(messages.c.id, messages.c.attempt).in_([(claim.id, claim.attempt) for claim in claims]),
                    messages.c.state.in_(_OURS if state is not State.SENT else [*_OURS, *_TOUCHED]))
-            .returning(messages.c.id)))
-    _tell(connection, [(claim, outcome) for claim, outcome in ended if claim.id in written])
-    return written
+            .returning(messages.c.id, messages.c.created_at, now_ms().label("now"))).all())))
+    return changed
 
 
 def _tell(connection: Connection, kept: list[tuple[Claim, Outcome]]) -> None:
-    """Write the outcome of each recipient, and the line of the timeline."""
+    """Write the outcome of each recipient, what it says of the address, and the line of the timeline."""
+    _write_replies(connection, kept)
+    note_bounces(connection, [(claim.id, at, outcome.recipients[at][1]) for claim, outcome in kept for at in outcome.bounced])
+    record(connection, [_line(claim, outcome) for claim, outcome in kept])
+
+
+def _write_replies(connection: Connection, kept: list[tuple[Claim, Outcome]]) -> None:
     replies = [{"of": claim.id, "at": position, "state": state, "reply": reply}
                for claim, outcome in kept for position, (state, reply) in outcome.recipients.items()]
     if replies:
         connection.execute(recipients.update().values(state=bindparam("state"), reply=bindparam("reply")).where(
             recipients.c.id == bindparam("of"), recipients.c.position == bindparam("at")), replies)
-    if kept:
-        connection.execute(events.insert().values(at=now_ms()), [
-            {"id": claim.id, "event": "uncertain" if outcome.uncertain else outcome.state, "attempt": claim.attempt,
-             "detail": outcome.reason} for claim, outcome in kept])
+
+
+def _line(claim: Claim, outcome: Outcome) -> dict[str, Any]:
+    """Of the timeline."""
+    return {"id": claim.id, "event": "uncertain" if outcome.uncertain else outcome.state, "attempt": claim.attempt,
+            "detail": outcome.reason}
+
+
+def _storable(words: str) -> str:
+    """Without NUL and half surrogates."""
+    return words.replace("\0", " ").encode(errors="replace").decode()
 
 
 def _reached(outcome: Outcome) -> int:

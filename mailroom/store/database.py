@@ -100,9 +100,11 @@ class Database:
 
     def _commit(self, writes: "list[_Write]", *, tries: int = CONFLICT_TRIES) -> None:
         """Commit all in one transaction; if one of them cannot be done, each in its own, so that the others do not suffer."""
+        results: dict[_Write, Any] = {}
         try:
             with _translated(), self.engine.begin() as connection:
-                results = [found for work, items in _grouped(writes) for found in work(connection, items)]
+                for work, alike in _grouped(writes).items():
+                    results |= zip(alike, work(connection, [write.item for write in alike]), strict=True)
         except _Conflict as e:  # Alone each holds fewer locks, and holds them for a shorter time.
             for write in writes:
                 self._commit([write], tries=tries - 1) if tries > 1 else write.done.set_exception(e)
@@ -115,8 +117,8 @@ class Database:
             for write in writes:
                 self._commit([write])
         else:
-            for write, result in zip(writes, results, strict=True):
-                write.done.set_result(result)
+            for write in writes:
+                write.done.set_result(results[write])
 
 
 class _Write:
@@ -126,13 +128,11 @@ class _Write:
         self.done: Future[Any] = Future()
 
 
-def _grouped(writes: list[_Write]) -> list[tuple[Work[Any, Any], list[Any]]]:
-    """Runs of the same work, in the order they came in, so that results can be given back by position."""
-    groups: list[tuple[Work[Any, Any], list[Any]]] = []
+def _grouped(writes: list[_Write]) -> dict[Work[Any, Any], list[_Write]]:
+    """By their work, each once, in the order they came in: a work that came again would lock its rows out of their order."""
+    groups: dict[Work[Any, Any], list[_Write]] = {}
     for write in writes:
-        if not groups or groups[-1][0] != write.work:
-            groups.append((write.work, []))
-        groups[-1][1].append(write.item)
+        groups.setdefault(write.work, []).append(write)
     return groups
 
 

@@ -8,7 +8,8 @@ from sqlalchemy import Connection, select, update
 from mailroom.mail.message import State
 from mailroom.store.actions import OPEN
 from mailroom.store.database import Database
-from mailroom.store.schema import events, messages, now_ms, recipients
+from mailroom.store.events import record
+from mailroom.store.schema import messages, now_ms, recipients
 
 #: Where a message can expire. What a worker has goes on, and expires if it comes back.
 EXPIRING = (State.WAITING, State.SCHEDULED, State.QUEUED, State.DEFERRED, State.HELD)
@@ -47,8 +48,7 @@ def _expire_some(connection: Connection, limit: int) -> int:
         connection.execute(update(messages).values(state=State.EXPIRED, reason=REASON, next_attempt_at=None, parked=None)
                            .where(messages.c.id.in_(ids), messages.c.state.in_(EXPIRING)))
         connection.execute(update(recipients).values(state=State.EXPIRED).where(recipients.c.id.in_(ids), recipients.c.state.in_(OPEN)))
-        connection.execute(events.insert().values(at=now_ms()), [
-            {"id": row.id, "event": "expired", "detail": f"expires_at was {_said(row.expires_at)}"} for row in expired])
+        record(connection, [{"id": row.id, "event": "expired", "detail": f"expires_at was {_said(row.expires_at)}"} for row in expired])
     return len(expired)
 
 

@@ -25,7 +25,7 @@ class KeyTaken(MailroomError):
 class Key:
     """A client's key, and what came with it."""
 
-    owner: str  #: of whom: the API key, hashed
+    owner: str  #: of whom: the API key's id
     key: str
     request_hash: str
 
@@ -104,6 +104,12 @@ def take(connection: Connection, wanted: Sequence[Kept | None]) -> list[bool]:
         connection.execute(idempotency.insert().values(created_at=now_ms()), [
             {**asdict(first[name].key), "answer": json.dumps(asdict(first[name].answer), ensure_ascii=False)} for name in sorted(free)])
     return [kept is None or ((kept.key.owner, kept.key.key) in free and first[kept.key.owner, kept.key.key] is kept) for kept in wanted]
+
+
+def give_back(connection: Connection, refused: Sequence[Kept | None]) -> None:
+    """Free the keys that `take` wrote in this transaction for what is refused after all."""
+    if names := [(kept.key.owner, kept.key.key) for kept in refused if kept is not None]:
+        connection.execute(idempotency.delete().where(tuple_(idempotency.c.owner, idempotency.c.key).in_(names)))
 
 
 def _lock(connection: Connection, names: list[tuple[str, str]]) -> set[tuple[str, str]]:

@@ -10,8 +10,12 @@ from sqlalchemy import Connection, bindparam, func, literal, select, tuple_, upd
 from sqlalchemy.exc import IntegrityError
 
 from mailroom.mail.message import Attachment, State
+from mailroom.store.contents import load_attachments
 from mailroom.store.database import Database
+from mailroom.store.deliveries import tell
+from mailroom.store.events import record
 from mailroom.store.schema import events, files, jobs, messages, now_ms, recipients, workers
+from mailroom.store.tallies import count, count_events
 from mailroom.store.workers import is_alive
 
 #: What is larger than this has a commit of its own, so that small rows do not wait for it.
@@ -123,7 +127,7 @@ class Jobs:
 
     def file(self, id: str) -> Attachment | None:
         """What the job made."""
-        return self.database.read(lambda connection: load_files(connection, [id]).get(id))
+        return self.database.read(lambda connection: next(iter(load_attachments(connection, [id]).get(id, ())), None))
 
     def again(self, id: str, new_id: str) -> NewJob:
         """The same job once more, to be accepted."""
@@ -134,7 +138,8 @@ class Jobs:
 
     def cancel(self, id: str) -> JobState | None:
         """Take back a job that has not ended, with the message that waits for it; return the state it was in, None if it is unknown."""
-        return self.database.write(_cancel, id)
+        # Alone: a worker may hold a lock on the job, and the acceptances of a group hold those of rates.
+        return self.database.write(_cancel, id, alone=True)
 
 
 _NEW_JOB = jobs.insert().values(
@@ -154,13 +159,13 @@ def insert(connection: Connection, accepted: Sequence[NewJob]) -> list[bool]:
          "state": JobState.FAILED if job.failed else JobState.QUEUED, "error": job.failed or None,
          "timeout_ms": int(job.timeout_seconds * 1000), "max_attempts": job.max_attempts, "retry": job.retry or None,
          "notify_on": job.notify_on, "retry_of": job.retry_of} for job in accepted])
+    count(connection, {"jobs_accepted": len(accepted), "jobs_failed": sum(bool(job.failed) for job in accepted)})
     return [True] * len(accepted)
 
 
 def let_go(connection: Connection, job_id: str, end: JobEnd, *, attempt: int | None = None) -> list[str]:
     """Write what a job's end means for the messages that wait for it; return the ids of those that are queued now."""
-    connection.execute(events.insert().values(at=now_ms()), [
-        {"id": job_id, "event": f"job {end.state}", "attempt": attempt, "detail": end.error}])
+    record(connection, [{"id": job_id, "event": f"job {end.state}", "attempt": attempt, "detail": end.error}])
     wanted_on = connection.scalar(select(jobs.c.notify_on).where(jobs.c.id == job_id))
     state, reason = _fate(end, wanted_on)
     ids = list(connection.scalars(
@@ -168,6 +173,8 @@ def let_go(connection: Connection, job_id: str, end: JobEnd, *, attempt: int | N
         .where(messages.c.job_id == job_id, messages.c.state == State.WAITING).returning(messages.c.id)))
     if ids and state is not State.QUEUED:
         connection.execute(update(recipients).values(state=state).where(recipients.c.id.in_(ids)))
+    tell(connection, [{"id": id, "event": state, "detail": reason} for id in ids])
+    count_events(connection, [state] * len(ids))
     return ids if state is State.QUEUED else []
 
 
@@ -180,11 +187,6 @@ def _fate(end: JobEnd, wanted_on: str | None) -> tuple[State, str | None]:
     if wanted_on in (NotifyOn.FAILURE, NotifyOn.BOTH):
         return State.QUEUED, None
     return State.FAILED, f"its job {end.state}: {end.error}"
-
-
-def load_files(connection: Connection, ids: Sequence[str]) -> dict[str, Attachment]:
-    return {row.id: Attachment(row.name, row.content_type, row.content)
-            for row in connection.execute(select(files).where(files.c.id.in_(ids)))}
 
 
 def _cancel(connection: Connection, ids: list[str]) -> list[JobState | None]:

@@ -1,5 +1,6 @@
 """Accepts messages, and tells where each one is. What a worker does with them is in claims.py."""
 
+import json
 import os
 import re
 import time
@@ -11,11 +12,19 @@ from uuid import UUID
 from sqlalchemy import BigInteger, Connection, bindparam, case, func, select
 from sqlalchemy.exc import IntegrityError
 
-from mailroom.mail.message import Address, Message, State
+from mailroom.mail.errors import MailroomError
+from mailroom.mail.message import ANYTIME, FINAL, Message, State, Terms
+from mailroom.store.contents import load, write
 from mailroom.store.database import Database
-from mailroom.store.idempotency import Kept, KeyTaken, take
+from mailroom.store.deliveries import tell
+from mailroom.store.events import record
+from mailroom.store.idempotency import Kept, KeyTaken, give_back, take
 from mailroom.store.jobs import SMALL_MAX_CHARACTERS, SUMMARY, NewJob, insert, is_large
+from mailroom.store.rates import Charge, RateLimited, debit
 from mailroom.store.schema import contents, events, jobs, messages, now_ms, recipients, workers
+from mailroom.store.suppressions import REASON as SUPPRESSED
+from mailroom.store.suppressions import state_at_acceptance, suppressed_among
+from mailroom.store.tallies import count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,15 +36,32 @@ class Acceptance:
     message_id: str
     queue: str = "mail"
     job: NewJob | None = None
-    expires_at: int | None = None  #: milliseconds since 1970; sent before that, or not at all …
-    expires_in: int | None = None  #: … or in milliseconds from now, by the database's clock
-    max_attempts: int | None = None  #: None: as many as RETRY_SCHEDULE has
-    kept: Kept | None = None  #: the client's key, and the answer it gets whenever it comes again
+    terms: Terms = ANYTIME  #: its moments are by the database's clock
+    sender: str | None = None  #: the account that has to send it; None: whichever has room
+    webhook: str | None = None  #: the URL that is told of this message
+    key_id: str | None = None  #: the API key it came with
     failed: str = ""  #: set where it is recorded only to tell why it could not be accepted
+    dry_run: bool = False  #: set where the client asked only what would be sent, and it is not to be accepted
 
     @property
     def state(self) -> State:
-        return State.FAILED if self.failed else State.WAITING if self.job else State.QUEUED
+        if self.failed:
+            return State.FAILED
+        return State.WAITING if self.job else State.SCHEDULED if self.terms.is_scheduled else State.QUEUED
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Messages that are accepted together or not at all, and the client's key with the answer it gets whenever it comes again."""
+
+    acceptances: Sequence[Acceptance]
+    kept: Kept | None = None
+    charge: Charge | None = None  #: what it costs a key with a limit
+
+    @property
+    def is_large(self) -> bool:
+        size = sum(acceptance.message.size for acceptance in self.acceptances)
+        return size > SMALL_MAX_CHARACTERS or any(is_large(acceptance.job) for acceptance in self.acceptances if acceptance.job)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +82,7 @@ class Standing:
     row: dict[str, Any]
     recipients: list[dict[str, Any]]
     events: list[Event]
+    content: dict[str, Any]  #: subject, tags and so on; empty where that is no longer kept
     job: dict[str, Any] | None
     worker_seen_at: int | None  #: when any worker was last seen
     worker_beat_at: int | None  #: the same, of those that have not said that they stop
@@ -81,22 +108,27 @@ class Outbox:
     def __init__(self, database: Database) -> None:
         self.database = database
 
-    def accept(self, acceptance: Acceptance) -> bool:
+    def accept(self, acceptance: Acceptance, kept: Kept | None = None, charge: Charge | None = None) -> bool:
         """Commit the message to disk, and the job before it; on return they are kept. False: one with this id was accepted before.
 
         Raises:
           KeyTaken: it was not accepted, as another request with this Idempotency-Key was, or is about to be.
+          RateLimited: it was not accepted, as the API key has no room for it.
           StoreUnavailable: it was not accepted.
         """
         try:
-            large = acceptance.message.size > SMALL_MAX_CHARACTERS or (acceptance.job is not None and is_large(acceptance.job))
-            if not self.database.write(_accept, acceptance, alone=large):
-                raise KeyTaken
+            self.accept_all(Batch([acceptance], kept, charge))
         except IntegrityError:
             if not self.database.read(lambda connection: _known(connection, acceptance)):
                 raise
             return False
         return True
+
+    def accept_all(self, batch: Batch) -> None:
+        """Commit these messages to disk, all or none; raises what `accept` raises."""
+        refusal = self.database.write(_accept, batch, alone=batch.is_large)
+        if refusal:
+            raise refusal
 
     def mark_published(self, ids: Sequence[str], *, seconds_ago: float = 0) -> None:
         """Note that a nudge for each of `ids`, sent so long ago, was confirmed by the broker."""
@@ -106,6 +138,14 @@ class Outbox:
     def standing(self, id: str) -> Standing | None:
         """Where the message is, and how it came there; None if there is no such message."""
         return self.database.read(lambda connection: _standing(connection, id))
+
+    def state(self, id: str) -> State | None:
+        """The state alone, for whoever looks often."""
+        return self.database.read(lambda connection: _state(connection, id))
+
+    def content(self, id: str) -> Message | None:
+        """What is to be sent, or was; None if that is not known, or no longer."""
+        return self.database.read(lambda connection: _content(connection, id))
 
     def message_of(self, job_id: str) -> Message | None:
         """What was to be sent when that job ended."""
@@ -117,33 +157,58 @@ class Outbox:
         return None if beat is None else now - beat
 
 
+def _later(moment: str, seconds: str) -> Any:
+    """A moment that was named, or so many milliseconds from now; NULL where neither was."""
+    return func.coalesce(bindparam(moment, type_=BigInteger), now_ms() + bindparam(seconds, type_=BigInteger))
+
+
 _NEW_MESSAGE = messages.insert().values(
-    created_at=now_ms(), attempt=0, uncertain_attempts=0, crashes=0,
-    expires_at=func.coalesce(bindparam("expires_at", type_=BigInteger), now_ms() + bindparam("expires_in", type_=BigInteger)),
-    **{name: bindparam(name) for name in ("id", "state", "queue", "message_id", "job_id", "reason", "max_attempts")},
+    created_at=now_ms(), attempt=0, uncertain_attempts=0, crashes=0, next_attempt_at=_later("scheduled_at", "delay"),
+    expires_at=_later("expires_at", "expires_in"),
+    **{name: bindparam(name) for name in ("id", "state", "queue", "message_id", "job_id", "reason", "max_attempts", "sender", "webhook",
+                                          "key_id")},
 )
 
 
-def _accept(connection: Connection, asked: list[Acceptance]) -> list[bool]:
-    """Write those whose key is not taken; say of each whether it is one."""
-    ours = take(connection, [a.kept for a in asked])
-    if new := [a for a, is_ours in zip(asked, ours, strict=True) if is_ours]:
+#: What has ended already never comes due.
+_NOT_DUE = {"scheduled_at": None, "delay": None}
+
+
+def _accept(connection: Connection, asked: list[Batch]) -> list[MailroomError | None]:
+    """Write those whose Idempotency-Key is not taken, and whose API key has room for them; say of each why not."""
+    ours = take(connection, [batch.kept for batch in asked])
+    passed = debit(connection, [batch.charge if is_ours else None for batch, is_ours in zip(asked, ours, strict=True)])
+    refusals = [_refusal(batch, is_ours, is_passed) for batch, is_ours, is_passed in zip(asked, ours, passed, strict=True)]
+    give_back(connection, [batch.kept for batch, is_ours, is_passed in zip(asked, ours, passed, strict=True) if is_ours and not is_passed])
+    if new := [a for batch, refusal in zip(asked, refusals, strict=True) if refusal is None for a in batch.acceptances]:
         _insert(connection, new)
-    return ours
+    return refusals
+
+
+def _refusal(batch: Batch, is_ours: bool, is_passed: bool) -> MailroomError | None:
+    if not is_ours:
+        return KeyTaken()
+    return None if is_passed or batch.charge is None or batch.charge.rate is None else RateLimited(batch.charge.rate)
 
 
 def _insert(connection: Connection, accepted: list[Acceptance]) -> None:
+    everyone = [[to.address for to in a.message.everyone] for a in accepted]
+    suppressed = suppressed_among(connection, [address for people in everyone for address in people])
+    standing = [state_at_acceptance(a.state, people, suppressed) for a, people in zip(accepted, everyone, strict=True)]
     connection.execute(_NEW_MESSAGE, [
-        {"id": a.id, "state": a.state, "queue": a.queue, "message_id": a.message_id, "job_id": a.job and a.job.id,
-         "reason": a.failed or None, "max_attempts": a.max_attempts, "expires_at": a.expires_at, "expires_in": a.expires_in}
-        for a in accepted])
-    connection.execute(contents.insert(), [{"id": a.id, "content": a.message.to_row()} for a in accepted])
-    people = [{"id": a.id, "position": n, "address": to.address, "name": to.name, "state": "failed" if a.failed else "queued"}
-              for a in accepted for n, to in enumerate(a.message.to)]
-    if people:
-        connection.execute(recipients.insert(), people)
+        {"id": a.id, "state": state, "queue": a.queue, "message_id": a.message_id, "job_id": a.job and a.job.id,
+         "reason": a.failed or (SUPPRESSED if state is State.SUPPRESSED else None), "sender": a.sender, "webhook": a.webhook,
+         "key_id": a.key_id, **vars(a.terms), "delay": a.terms.delay or None, **(_NOT_DUE if state in FINAL else {})}
+        for a, (state, _) in zip(accepted, standing, strict=True)])
+    write(connection, [(a.id, a.message, states) for a, (_, states) in zip(accepted, standing, strict=True)])
     if new_jobs := [a.job for a in accepted if a.job]:
         insert(connection, new_jobs)
+    count(connection, {"accepted": len(accepted)})
+    tell(connection, [{"id": a.id, "event": "accepted", "webhook": a.webhook} for a in accepted])
+    # Those that go at once are told by that; those that end here have nothing else to tell it by.
+    ended = [{"id": a.id, "event": state, "detail": a.failed or SUPPRESSED} for a, (state, _) in zip(accepted, standing, strict=True)
+             if state in FINAL]
+    record(connection, ended)
 
 
 def _known(connection: Connection, acceptance: Acceptance) -> bool:
@@ -161,12 +226,18 @@ def _mark_published(connection: Connection, chunks: list[tuple[Sequence[str], in
 
 
 def _message_of(connection: Connection, job_id: str) -> Message | None:
-    row = connection.execute(select(contents).join(messages, messages.c.id == contents.c.id)
-                             .where(messages.c.job_id == job_id, messages.c.resent_of.is_(None))).first()
-    if row is None:
-        return None
-    people = connection.execute(select(recipients).where(recipients.c.id == row.id).order_by(recipients.c.position))
-    return Message.from_row(row.content, tuple(Address(person.address, person.name) for person in people))
+    id = connection.scalar(select(messages.c.id).where(messages.c.job_id == job_id, messages.c.resent_of.is_(None)))
+    return _content(connection, id) if id else None
+
+
+def _content(connection: Connection, id: str) -> Message | None:
+    found = load(connection, [id]).get(id)
+    return found.message if found else None
+
+
+def _state(connection: Connection, id: str) -> State | None:
+    found = connection.scalar(select(messages.c.state).where(messages.c.id == id))
+    return State(found) if found else None
 
 
 _WORKERS_SEEN = select(now_ms(), func.max(workers.c.seen_at), func.max(case((workers.c.stopped_at.is_(None), workers.c.seen_at))))
@@ -179,8 +250,9 @@ def _standing(connection: Connection, id: str) -> Standing | None:
     people = connection.execute(recipients.select().where(recipients.c.id == id).order_by(recipients.c.position)).mappings()
     told = connection.execute(events.select().where(events.c.id.in_([id, row["job_id"] or id])).order_by(events.c.number)).mappings()
     job = connection.execute(select(*SUMMARY).where(jobs.c.id == row["job_id"])).mappings().one_or_none() if row["job_id"] else None
+    content = connection.scalar(select(contents.c.content).where(contents.c.id == id))
     now, seen, beat = connection.execute(_WORKERS_SEEN).one()
     return Standing(
-        now=now, row=dict(row), recipients=[dict(person) for person in people],
+        now=now, row=dict(row), content=json.loads(content or "{}"), recipients=[dict(person) for person in people],
         events=[Event(at=e["at"], event=e["event"], attempt=e["attempt"], detail=e["detail"]) for e in told],
         job=dict(job) if job else None, worker_seen_at=seen, worker_beat_at=beat)

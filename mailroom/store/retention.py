@@ -15,7 +15,8 @@ from sqlalchemy import Column, ColumnElement, Connection, Table, and_, delete, e
 from mailroom.mail.message import FINAL
 from mailroom.store.database import Database
 from mailroom.store.jobs import FINAL as JOB_FINAL
-from mailroom.store.schema import events, files, idempotency, jobs, messages, now_ms, usage, workers
+from mailroom.store.schema import deliveries, events, files, idempotency, jobs, messages, now_ms, tallies, usage, workers
+from mailroom.store.tallies import fold, is_old
 from mailroom.store.workers import FORGET_AFTER_MS
 
 DAY_MS = 24 * 3600_000
@@ -25,6 +26,8 @@ BATCH = 200
 KEYS_MS = DAY_MS
 #: Budgets are about 24 hours; what is older than this can be in none.
 USAGE_MS = 2 * DAY_MS
+#: Tests of webhooks, which no message takes with it.
+TESTS_MS = 7 * DAY_MS
 #: Stretches of ten minutes, in which usage is counted.
 USAGE_BUCKET_MS = 600_000
 #: Rows that `old` counts in one look.
@@ -145,12 +148,13 @@ class Retention:
         return len(gone)
 
     def _delete_belongings(self, connection: Connection, ids: list[str]) -> None:
-        """What has no foreign key: the timeline and the files. Contents and recipients went with the row."""
+        """What has no foreign key: the timeline, the files, and what clients were told. Contents and recipients went with the row."""
         for table in (events, files):
             connection.execute(delete(table).where(table.c.id.in_(ids)))
+        connection.execute(delete(deliveries).where(deliveries.c.message_id.in_(ids)))
 
     def _small(self, limit: int | None) -> None:
-        """Delete keys, usage and workers that are too old to mean anything."""
+        """Delete keys, usage and workers that are too old to mean anything; add up tallies that are too old to stay apart."""
         if self.database.read(_has_small):
             self.database.write(_delete_small, limit, alone=True)
 
@@ -179,7 +183,9 @@ def _small_tables(connection: Connection) -> list[tuple[Table, tuple[Column[Any]
     now = _now(connection)
     return [(idempotency, (idempotency.c.owner, idempotency.c.key), idempotency.c.created_at < now - KEYS_MS),
             (usage, (usage.c.account, usage.c.bucket), usage.c.bucket < (now - USAGE_MS) // USAGE_BUCKET_MS),
-            (workers, (workers.c.id,), workers.c.seen_at < now - FORGET_AFTER_MS)]
+            (workers, (workers.c.id,), workers.c.seen_at < now - FORGET_AFTER_MS),
+            (deliveries, (deliveries.c.number,), and_(deliveries.c.message_id.is_(None), deliveries.c.at < now - TESTS_MS)),
+            (tallies, (tallies.c.minute, tallies.c.event, tallies.c.source), is_old(now))]
 
 
 def _has_small(connection: Connection) -> bool:
@@ -190,8 +196,13 @@ def _has_small(connection: Connection) -> bool:
 def _delete_small(connection: Connection, limits: list[int | None]) -> list[None]:
     if _alone(connection):
         for table, key, old in _small_tables(connection):
-            found = select(*key).where(old).limit(limits[0])
-            connection.execute(delete(table).where((tuple_(*key) if len(key) > 1 else key[0]).in_(found), old))
+            # Every process adds some tallies a minute, and they are small: more of them at once.
+            found = select(*key).where(old).limit(limits[0] and (LOOK if table is tallies else limits[0]))
+            gone = delete(table).where((tuple_(*key) if len(key) > 1 else key[0]).in_(found), old)
+            if table is tallies:
+                fold(connection, connection.execute(gone.returning(tallies.c.event, tallies.c.count)))
+            else:
+                connection.execute(gone)
     return [None] * len(limits)
 
 

@@ -8,8 +8,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, or_, select, update
 
 from mailroom.store.database import Database
+from mailroom.store.events import record
 from mailroom.store.jobs import SMALL_MAX_CHARACTERS, JobEnd, JobState, let_go
-from mailroom.store.schema import events, files, jobs, locked, now_ms
+from mailroom.store.schema import files, jobs, locked, now_ms
 from mailroom.store.workers import dead_owners
 
 
@@ -132,8 +133,7 @@ class Runs:
         if connection.scalar(update(jobs).values(state=JobState.QUEUED, owner=None, error=end.error, next_attempt_at=due)
                              .where(*self._mine(claim)).returning(jobs.c.id)) is None:
             return None
-        connection.execute(events.insert().values(id=claim.id, at=now_ms(), event="job attempt failed", attempt=claim.attempt,
-                                                  detail=end.error))
+        record(connection, [{"id": claim.id, "event": "job attempt failed", "attempt": claim.attempt, "detail": end.error}])
         return []
 
     def _orphans(self, connection: Connection, asked: list[None]) -> list[list[str]]:
@@ -141,9 +141,7 @@ class Runs:
         end = JobEnd(state=JobState.FAILED, error="the worker that ran it died")
         again = connection.execute(update(jobs).values(state=JobState.QUEUED, owner=None, progress=0, error=end.error)
                                    .where(*lost, jobs.c.attempt < jobs.c.max_attempts).returning(jobs.c.id, jobs.c.attempt)).all()
-        if again:
-            connection.execute(events.insert().values(at=now_ms(), event="worker lost", detail=end.error),
-                               [{"id": row.id, "attempt": row.attempt} for row in again])
+        record(connection, [{"id": row.id, "event": "worker lost", "attempt": row.attempt, "detail": end.error} for row in again])
         ended = connection.execute(update(jobs).values(state=end.state, owner=None, finished_at=now_ms(), error=end.error)
                                    .where(*lost).returning(jobs.c.id, jobs.c.attempt)).all()
         released = [id for row in ended for id in let_go(connection, row.id, end, attempt=row.attempt)]

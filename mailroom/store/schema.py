@@ -16,6 +16,9 @@ identity = Table(
     Column("outbox_id", String(36), primary_key=True),
 )
 
+#: The states of a mail that goes as it should.
+PASSING = ("queued", "sending", "in_data", "sent")
+
 messages = Table(
     "messages", metadata,
     Column("id", String(200), primary_key=True),
@@ -37,6 +40,9 @@ messages = Table(
     Column("max_attempts", Integer),  # NULL: as many as RETRY_SCHEDULE has
     Column("expires_at", BigInteger),
     Column("resent_of", String(200)),  # the message that a person had sent once more
+    Column("key_id", String(12)),  # the API key that it came with
+    Column("webhook", Text),  # the URL that is told of this message, beside those of `webhooks`
+    Column("sender", String(100)),  # the account that has to send it, where its From names one
     # What the sweeper asks for: small indexes over the few rows that wait, whatever the table holds.
     Index("messages_due", "next_attempt_at", sqlite_where=Column("next_attempt_at").is_not(None),
           postgresql_where=Column("next_attempt_at").is_not(None)),
@@ -48,6 +54,9 @@ messages = Table(
           postgresql_where=Column("expires_at").is_not(None)),
     Index("messages_created", "created_at", "id"),
     Index("messages_job", "job_id", sqlite_where=Column("job_id").is_not(None), postgresql_where=Column("job_id").is_not(None)),
+    # Lists by state. The states that each mail passes through are left out: they are found by age, and cost no write here.
+    Index("messages_listed", "state", "created_at", "id", sqlite_where=Column("state").not_in(PASSING),
+          postgresql_where=Column("state").not_in(PASSING)),
     sqlite_with_rowid=False,
 )
 
@@ -64,8 +73,19 @@ recipients = Table(
     Column("position", Integer, primary_key=True),
     Column("address", String(320), nullable=False),
     Column("name", Text, nullable=False),
-    Column("state", String(12), nullable=False),  # queued, sent, deferred or failed
+    Column("state", String(12), nullable=False),  # queued, sent, deferred, failed, uncertain or suppressed
     Column("reply", Text),
+    Column("kind", String(3), nullable=False, server_default="to"),  # to, cc or bcc
+    Index("recipients_of", "address", "id"),
+    sqlite_with_rowid=False,
+)
+
+#: A client's words for its messages, to find them by.
+tags = Table(
+    "tags", metadata,
+    Column("tag", String(100), primary_key=True),
+    Column("id", String(200), ForeignKey("messages.id", ondelete="CASCADE"), primary_key=True),
+    Index("tags_of", "id"),
     sqlite_with_rowid=False,
 )
 
@@ -108,7 +128,7 @@ jobs = Table(
     Index("jobs_owned", "owner", sqlite_where=Column("owner").is_not(None), postgresql_where=Column("owner").is_not(None)),
 )
 
-#: What jobs made, by the job's id.
+#: What jobs made, by the job's id; and what goes with a message, by the message's.
 files = Table(
     "files", metadata,
     Column("id", String(200), primary_key=True),
@@ -116,9 +136,10 @@ files = Table(
     Column("name", Text, nullable=False),
     Column("content_type", Text, nullable=False),
     Column("content", LargeBinary, nullable=False),
+    Column("content_id", String(200)),  # set where the HTML shows it, as cid:…
 )
 
-#: What a client's Idempotency-Key stands for. `owner` is the API key it came with, hashed; "" where there is none.
+#: What a client's Idempotency-Key stands for. `owner` is the id of the API key it came with; "" where there is none.
 idempotency = Table(
     "idempotency", metadata,
     Column("owner", String(64), primary_key=True),
@@ -149,6 +170,105 @@ usage = Table(
     Column("bucket", BigInteger, primary_key=True, autoincrement=False),  # ten minutes since 1970
     Column("messages", Integer, nullable=False),
     Column("recipients", Integer, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+#: Texts that a message names, and fills in.
+templates = Table(
+    "templates", metadata,
+    Column("name", String(100), primary_key=True),
+    Column("subject", Text, nullable=False),
+    Column("text", Text),
+    Column("html", Text),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+)
+
+#: Who gets no mail any more.
+suppressions = Table(
+    "suppressions", metadata,
+    Column("address", String(320), primary_key=True),  # in lower case
+    Column("reason", String(20), nullable=False),  # bounced, unsubscribed or manual
+    Column("detail", Text),  # the server's words, or a person's
+    Column("message_id", String(200)),  # the message that it came of
+    Column("created_at", BigInteger, nullable=False),
+    Index("suppressions_created", "created_at", "address"),
+    sqlite_with_rowid=False,
+)
+
+#: What this service signs with, by purpose; each made once, by whoever needs it first.
+secrets = Table(
+    "secrets", metadata,
+    Column("name", String(40), primary_key=True),
+    Column("value", String(100), nullable=False),  # in hexadecimal
+    sqlite_with_rowid=False,
+)
+
+#: Who is told of what happens to messages. The row `own` stands for the URLs that messages name themselves.
+webhooks = Table(
+    "webhooks", metadata,
+    Column("id", String(36), primary_key=True),
+    Column("url", Text, nullable=False),
+    Column("secret", String(100), nullable=False),
+    Column("events", Text, nullable=False),  # separated by commas; "": all
+    Column("state", String(10), nullable=False),  # enabled or disabled
+    Column("reason", Text),  # why it was disabled
+    Column("created_at", BigInteger, nullable=False),
+)
+
+#: One row for each event that somebody is to be told of.
+deliveries = Table(
+    "deliveries", metadata,
+    Column("number", _Auto, primary_key=True, autoincrement=True),
+    Column("webhook_id", String(36), nullable=False),
+    Column("message_id", String(200)),  # NULL: a test
+    Column("event", String(40), nullable=False),  # message.sent
+    Column("at", BigInteger, nullable=False),
+    Column("status", String(12)),  # the message's state then …
+    Column("message_attempt", Integer),  # … and which attempt at it that was
+    Column("detail", Text),
+    Column("attempt", Integer, nullable=False, server_default="0"),  # at telling it
+    Column("state", String(10), nullable=False, server_default="pending"),  # pending, delivered or failed
+    Column("next_attempt_at", BigInteger),  # set while pending, and nobody is at it
+    Column("owner", String(36)),  # the worker that is at it
+    Column("code", Integer),  # of the last answer
+    Column("reply", Text),  # the last answer's first words, or what went wrong
+    Index("deliveries_due", "next_attempt_at", "webhook_id", sqlite_where=Column("next_attempt_at").is_not(None),
+          postgresql_where=Column("next_attempt_at").is_not(None)),
+    Index("deliveries_owned", "owner", sqlite_where=Column("owner").is_not(None), postgresql_where=Column("owner").is_not(None)),
+    Index("deliveries_of", "message_id"),
+    Index("deliveries_to", "webhook_id", "number"),
+    sqlite_autoincrement=True,  # What a client knows a delivery by is never another's.
+)
+
+#: API keys; the key itself is shown once and kept nowhere.
+keys = Table(
+    "keys", metadata,
+    Column("id", String(12), primary_key=True),  # the part of the key that may be seen
+    Column("hash", String(64), nullable=False),
+    Column("name", String(100), nullable=False),
+    Column("scopes", Text, nullable=False),  # separated by commas: send, read, admin
+    Column("senders", Text, nullable=False),  # addresses and @domains it may send from, separated by commas; "": all
+    Column("per_minute", Integer),  # messages; NULL: no limit
+    Column("created_at", BigInteger, nullable=False),
+    Column("used_at", BigInteger),
+    Column("revoked_at", BigInteger),
+)
+
+#: What each limited key has used of its rate: one row, written once for each group of messages.
+rates = Table(
+    "rates", metadata,
+    Column("key_id", String(12), primary_key=True),
+    Column("full_at", BigInteger, nullable=False),  # when all is there again (GCRA's arrival time), in nanoseconds since 1970
+)
+
+#: How much happened in each minute, as each process counted it.
+tallies = Table(
+    "tallies", metadata,
+    Column("minute", BigInteger, primary_key=True, autoincrement=False),  # since 1970; 0 holds what is older than what is kept
+    Column("event", String(40), primary_key=True),
+    Column("source", String(36), primary_key=True),  # the process that counts, so that no two wait for each other's row
+    Column("count", BigInteger, nullable=False),
     sqlite_with_rowid=False,
 )
 

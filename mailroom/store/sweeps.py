@@ -1,7 +1,7 @@
 """What a sweeper asks of the outbox: rows that nobody would come back to by himself. Any number of sweepers may run."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,10 @@ from sqlalchemy import ColumnElement, Connection, and_, func, or_, select, updat
 from mailroom.mail.message import State
 from mailroom.store.accounts import note_sent
 from mailroom.store.claims import Claims, mine
-from mailroom.store.database import Database
-from mailroom.store.schema import events, locked, messages, now_ms, recipients
+from mailroom.store.database import Database, Work
+from mailroom.store.events import record
+from mailroom.store.schema import locked, messages, now_ms, recipients
+from mailroom.store.tallies import count
 from mailroom.store.workers import dead_owners
 
 #: Rows that one sweep takes of each kind; what is left over comes with the next.
@@ -49,18 +51,23 @@ class Sweeps:
         return self._mark(limit, messages.c.next_attempt_at <= now_ms(), messages.c.parked.is_(None),
                           state=State.QUEUED, next_attempt_at=None, order=messages.c.next_attempt_at)
 
-    def unparked(self, limit: int) -> list[Nudge]:
-        """Rows that waited for an account, as many as those have room for; they are queued now.
+    def unparked(self, limit: int, capacity: Mapping[str, int]) -> list[Nudge]:
+        """Rows that waited for an account, as many as each of those has room for; they are queued now.
 
         Those with the fewest attempts first, so that a mail at which the server always hangs up lets the others go before it.
         """
-        return self._mark(limit, messages.c.parked.is_not(None), state=State.QUEUED, next_attempt_at=None, parked=None,
-                          order=(messages.c.attempt, messages.c.created_at, messages.c.id)) if limit else []
+        found: list[Nudge] = []
+        for account, most in capacity.items():
+            if (left := min(limit - len(found), most)) > 0:
+                found += self._mark(left, messages.c.parked.is_not(None), or_(messages.c.sender.is_(None), messages.c.sender == account),
+                                    state=State.QUEUED, next_attempt_at=None, parked=None,
+                                    order=(messages.c.attempt, messages.c.created_at, messages.c.id))
+        return found
 
     def unpublished(self, limit: int = BATCH_MAX) -> list[Nudge]:
         """Queued rows whose nudge was never confirmed: the broker was away, or the process that accepted them died."""
         return self._mark(limit, messages.c.state == State.QUEUED, messages.c.published_at.is_(None),
-                          messages.c.created_at < now_ms() - UNPUBLISHED_AFTER_MS, order=messages.c.id)
+                          messages.c.created_at < now_ms() - UNPUBLISHED_AFTER_MS, order=messages.c.id, work=_recover)
 
     def under_way(self, limit: int) -> int:
         """How many rows are published and not done, `limit` at most: those that a worker has, and those on their way to one."""
@@ -75,7 +82,7 @@ class Sweeps:
         long_ago = messages.c.published_at < now_ms() - LOST_AFTER_MS
         a_while_ago = and_(messages.c.published_at < now_ms() - LOST_IF_EMPTY_AFTER_MS, messages.c.queue == empty_queue)
         return self._mark(limit, messages.c.state == State.QUEUED, messages.c.published_at.is_not(None),
-                          or_(long_ago, a_while_ago) if empty_queue else long_ago, order=messages.c.published_at)
+                          or_(long_ago, a_while_ago) if empty_queue else long_ago, order=messages.c.published_at, work=_recover)
 
     def unpublish(self, ids: Sequence[str]) -> None:
         """Take the mark back from rows that could not be published after all."""
@@ -97,13 +104,14 @@ class Sweeps:
         rows = claims.not_in_hand()
         return self.database.write(self._abandoned, (claims.owner, rows)) if rows else 0
 
-    def _mark(self, limit: int, *conditions: ColumnElement[bool], order: Any, **values: Any) -> list[Nudge]:
+    def _mark(self, limit: int, *conditions: ColumnElement[bool], order: Any, work: Work[Any, Any] | None = None,
+              **values: Any) -> list[Nudge]:
         found = select(messages.c.id).where(*conditions).order_by(*(order if isinstance(order, tuple) else (order,))).limit(limit)
         mark = update(messages).values(published_at=now_ms(), **values).where(messages.c.id.in_(locked(found))) \
             .returning(messages.c.id, messages.c.queue, messages.c.crashes)
         if not self.database.read(lambda connection: connection.scalars(found.limit(1)).first()):
             return []  # Looking takes no write lock, and most of the time there is nothing.
-        rows = self.database.write(_run, mark)
+        rows = self.database.write(work or _run, mark)
         return sorted((Nudge(row.id, row.queue, row.crashes > 0) for row in rows), key=lambda nudge: nudge.id)
 
     def _dead(self, connection: Connection) -> set[str]:
@@ -134,8 +142,7 @@ class Sweeps:
         self._count(connection, unknown)
         told = [{"id": row.id, "attempt": row.attempt, "event": "worker lost", "detail": f"{what} before the payload"} for row in unsent]
         told += [{"id": row.id, "attempt": row.attempt, "event": "uncertain", "detail": reason} for row in unknown]
-        if told:
-            connection.execute(events.insert().values(at=now_ms()), told)
+        record(connection, told)
         if then is State.UNCERTAIN:
             _end_recipients(connection, [row.id for row in unknown], State.UNCERTAIN)
         return [row.id for row in (*unsent, *unknown)]
@@ -153,7 +160,7 @@ def _fail_poison(connection: Connection, ids: list[str]) -> None:
         .where(messages.c.id.in_(ids), messages.c.crashes > CRASHES_MAX, messages.c.state == State.QUEUED).returning(messages.c.id)))
     if failed:
         _end_recipients(connection, failed, State.FAILED)
-        connection.execute(events.insert().values(at=now_ms()), [{"id": id, "event": "failed", "detail": "crashed"} for id in failed])
+        record(connection, [{"id": id, "event": "failed", "detail": "crashed"} for id in failed])
 
 
 def _end_recipients(connection: Connection, ids: list[str], state: State) -> None:
@@ -164,6 +171,13 @@ def _end_recipients(connection: Connection, ids: list[str], state: State) -> Non
 
 def _run(connection: Connection, statements: list[Any]) -> list[Any]:
     return [connection.execute(statement).all() for statement in statements]
+
+
+def _recover(connection: Connection, statements: list[Any]) -> list[Any]:
+    """Mark rows whose nudge came to nothing, and count them."""
+    found = _run(connection, statements)
+    count(connection, {"recovered": sum(map(len, found))})
+    return found
 
 
 def _unpublish(connection: Connection, chunks: list[list[str]]) -> list[None]:

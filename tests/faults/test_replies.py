@@ -8,7 +8,7 @@ __all__ = ["rig"]
 
 PHASES = ("GREETING", "EHLO", "MAIL", "RCPT", "DATA", "DOT")
 TEMPORARY = ("450 4.2.1 try later", "451 4.3.0 try later", "452 4.2.2 full")
-PERMANENT = ("550 5.1.1 no such user", "552 5.2.2 full", "554 5.7.1 no")
+PERMANENT = ("550 5.2.1 disabled", "552 5.2.2 full", "554 5.7.1 no")
 
 
 @on_sqlite

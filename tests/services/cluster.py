@@ -35,9 +35,7 @@ class ClusterNode(RabbitMQ):
             with (self.directory / "rabbitmq.conf").open("a") as file:
                 file.write("cluster_formation.peer_discovery_backend = classic_config\n"
                            f"cluster_formation.classic_config.nodes.1 = {self._seed}\n"
-                           f"cluster_formation.classic_config.nodes.2 = {self.name}\n"
-                           "cluster_formation.randomized_startup_delay_range.min = 0\n"
-                           "cluster_formation.randomized_startup_delay_range.max = 1\n")
+                           f"cluster_formation.classic_config.nodes.2 = {self.name}\n")
 
 
 class Cluster:

@@ -51,9 +51,15 @@ disk_free_limit.absolute = 1MB
 def find_rabbitmq() -> Path:
     """Return the directory of RabbitMQ's programs, fetched if need be, or else Docker's program.
 
+    TEST_RABBITMQ names that directory, for another version than is found; its Erlang is the first `erl` on PATH.
+
     Raises:
-      Unavailable: there is neither.
+      Unavailable: there is neither, or TEST_RABBITMQ names something else.
     """
+    if named := os.environ.get("TEST_RABBITMQ"):
+        if not _works(Path(named).resolve()):
+            raise Unavailable(f"TEST_RABBITMQ: expected RabbitMQ's directory sbin, and erl on PATH, got {named}")
+        return Path(named).resolve()
     if sbin := _installed() or _unpacked():
         return sbin
     reasons = []
@@ -129,7 +135,8 @@ class RabbitMQ(Server):
         path = f"/vhosts/{quote(name, safe='')}"
         self._api("PUT", path)
         wait_until(
-            lambda: set(self._api("GET", path)["cluster_state"].values()) == {"running"},
+            # RabbitMQ 4 says [] of a vhost that has not begun to start.
+            lambda: set(dict(self._api("GET", path)["cluster_state"]).values()) == {"running"},
             10,
             what=f"vhost {name} runs",
         )

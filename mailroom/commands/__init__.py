@@ -2,18 +2,26 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Any
 
 import click
 
+from mailroom.commands.config import config_command
+from mailroom.commands.keys import keys_group
+from mailroom.commands.output import AS_JSON, Opened, moment, told
+from mailroom.commands.postman import postman_command
+from mailroom.commands.send import send_command
+from mailroom.commands.suppressions import suppression_commands
+from mailroom.commands.templates import template_commands
+from mailroom.commands.watch import Working, watch_commands
 from mailroom.doctor import Finding
-from mailroom.mail.errors import InvalidMessage, MailroomError
-from mailroom.mail.intake import AskedMoment, read_fields
-from mailroom.settings import Settings
+from mailroom.mail.errors import InvalidMessage
+from mailroom.mail.reading import read_fields
+from mailroom.mail.terms import AskedMoment
+from mailroom.settings import Settings, origins
 from mailroom.store.actions import Actions, UnknownMessage, WrongState
 from mailroom.store.database import Database
 from mailroom.store.outbox import Outbox, is_id, new_id
@@ -23,8 +31,11 @@ from mailroom.store.retention import Retention
 
 def commands(*, up: Callable[[bool], None], inbox: Callable[[], None], upgrade: Callable[[], str],
              examine: Callable[[], Iterable[Finding]], settings: Settings, message_id: Callable[[str], str],
-             opened: Callable[[], AbstractContextManager[Database]]) -> list[click.Command]:
-    """Return the commands; what they do is app.py's, which puts everything together."""
+             opened: Callable[[], AbstractContextManager[Database]], opened_pair: Opened, working: Working) -> list[click.Command]:
+    """Return the commands; what they do is app.py's, which puts everything together.
+
+    `opened` opens the database of whichever service runs here; `opened_pair` that of app.py and its workers, for what runs without them.
+    """
 
     @click.command("up")
     @click.option("--deliver", is_flag=True, help="Hand mails to the configured account or SMTP host, not to the inbox.")
@@ -50,7 +61,7 @@ def commands(*, up: Callable[[bool], None], inbox: Callable[[], None], upgrade: 
     @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
     def restored_command(as_json: bool) -> None:
         """Hold what was on its way, after a backup was restored and before anything starts on it: it may have been sent since."""
-        with told(), opened() as database:
+        with told(), opened_pair() as database:
             done = hold(database, lease_seconds=settings.LEASE_SECONDS)
         if as_json:
             click.echo(json.dumps(asdict(done)))
@@ -69,7 +80,7 @@ def commands(*, up: Callable[[bool], None], inbox: Callable[[], None], upgrade: 
         """Delete messages and jobs that ended long ago, with all that belongs to them. Workers do so by themselves, little by little."""
         if days is None and not settings.RETENTION_DAYS:
             raise click.UsageError("RETENTION_DAYS is 0, which keeps everything; say --days")
-        with told(), opened() as database:
+        with told(), opened_pair() as database:
             purge(Retention(database, settings.RETENTION_DAYS if days is None else days), ask=not yes, as_json=as_json)
 
     @click.command("doctor")
@@ -82,11 +93,10 @@ def commands(*, up: Callable[[bool], None], inbox: Callable[[], None], upgrade: 
             well = well and finding.ok
         sys.exit(0 if well else 1)
 
-    return [doctor_command, up_command, inbox_command, db_group, purge_command, *message_commands(opened, message_id)]
-
-
-Opened = Callable[[], AbstractContextManager[Database]]
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+    return [doctor_command, up_command, inbox_command, db_group, keys_group(opened), purge_command, postman_command,
+            *message_commands(opened, message_id),
+            suppression_commands(opened), template_commands(opened), send_command(working), *watch_commands(opened, working),
+            config_command(settings, origins)]
 
 
 def message_commands(opened: Opened, message_id: Callable[[str], str]) -> list[click.Command]:
@@ -176,10 +186,6 @@ def as_line(row: Mapping[str, Any], error: str, *, once_more: bool) -> str:
     return f"{row['id']}: {'; '.join(filter(None, [*words, error]))}"
 
 
-def moment(ms: int | None) -> str | None:
-    return None if ms is None else datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 def purge(retention: Retention, *, ask: bool, as_json: bool) -> None:
     """Count, ask, delete, tell."""
     old = retention.old()
@@ -195,12 +201,3 @@ def purge(retention: Retention, *, ask: bool, as_json: bool) -> None:
             bar.update(messages + jobs)
     click.echo(json.dumps({"days": retention.days, "messages": gone[0], "jobs": gone[1]}) if as_json else
                f"deleted {gone[0]:,} messages and {gone[1]:,} jobs")
-
-
-@contextmanager
-def told() -> Iterator[None]:
-    """An error of ours as one sentence."""
-    try:
-        yield
-    except MailroomError as e:
-        raise click.ClickException(str(e)) from None

@@ -1,0 +1,88 @@
+"""What a person does with a message: take it back, stop it, let it go, try it, send it at another time or once more."""
+
+from collections.abc import Callable
+
+from flask import Blueprint, Response, jsonify
+from werkzeug.exceptions import Conflict
+
+from mailroom.api.bodies import json_body
+from mailroom.api.idempotency import once
+from mailroom.api.services import services
+from mailroom.api.shown import answered, find, shown, unknown
+from mailroom.mail.message import State
+from mailroom.mail.reading import read_fields
+from mailroom.mail.terms import AskedMoment
+from mailroom.store.actions import UnknownMessage, WrongState
+from mailroom.store.idempotency import Answer, Kept, Key
+from mailroom.store.outbox import Standing, is_id, new_id
+
+blueprint = Blueprint("actions", __name__)
+
+
+@blueprint.post("/v1/messages/<id>/cancel")
+def cancel_message(id: str) -> Response:
+    """Take it back before it is sent; a job that it waits for goes on."""
+    return _act(id, services().actions.cancel)
+
+
+@blueprint.post("/v1/messages/<id>/hold")
+def hold_message(id: str) -> Response:
+    """Stop it until somebody releases it."""
+    return _act(id, services().actions.hold)
+
+
+@blueprint.post("/v1/messages/<id>/release")
+def release_message(id: str) -> Response:
+    """Let go what was held; send once more what is uncertain."""
+    return _act(id, services().actions.release)
+
+
+@blueprint.post("/v1/messages/<id>/retry")
+def retry_message(id: str) -> Response:
+    """Try it now; one that failed or expired gets a new round, for those who do not have it."""
+    return _act(id, services().actions.retry)
+
+
+@blueprint.post("/v1/messages/<id>/reschedule")
+def reschedule_message(id: str) -> Response:
+    """Send it at another time."""
+    asked = read_fields(AskedMoment, json_body())
+    return _act(id, lambda id: services().actions.reschedule(id, at=asked.at, delay_seconds=asked.delay or 0))
+
+
+@blueprint.post("/v1/messages/<id>/resend")
+def resend_message(id: str) -> Response:
+    """Send what has ended once more, as a new message; answers 202 with that."""
+    def resend(key: Key | None) -> Answer:
+        new = new_id()
+        answer = Answer(status=202, location=f"/v1/messages/{new}")
+        kept = Kept(key=key, answer=answer) if key else None
+        _done(id, lambda id: services().actions.resend(id, new, message_id=services().orders.message_id(new), kept=kept))
+        _hand_over(find(new))
+        return answer
+    return answered(*once(resend))
+
+
+def _act(id: str, action: Callable[[str], None]) -> Response:
+    _done(id, action)
+    standing = find(id)
+    _hand_over(standing)
+    return jsonify(shown(standing))
+
+
+def _done(id: str, action: Callable[[str], None]) -> None:
+    try:
+        if not is_id(id):
+            raise UnknownMessage
+        action(id)
+    except UnknownMessage:
+        raise unknown(id) from None
+    except WrongState as e:
+        raise Conflict(str(e)) from None
+
+
+def _hand_over(standing: Standing) -> None:
+    """Tell the workers now of what is queued now. A suspect must not share a nudge, and a sweeper sees to that."""
+    row = standing.row
+    if row["state"] == State.QUEUED and row["published_at"] is None and not row["crashes"]:
+        services().send(row["id"], row["queue"])

@@ -1,0 +1,166 @@
+"""Suppressions over HTTP: the addresses that get no mail."""
+
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from typing import Any, Self
+from urllib.parse import quote
+
+from flask import Blueprint, Response, jsonify, request
+from pydantic import BaseModel, ConfigDict, Field, StrictStr, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+from werkzeug.exceptions import NotFound
+
+from mailroom.api.bodies import json_body
+from mailroom.api.services import services
+from mailroom.api.shown import timestamp
+from mailroom.mail.addresses import CONTROL, parse_address
+from mailroom.mail.errors import FieldError, InvalidMessage
+from mailroom.mail.reading import encodable, read_fields, refuse, refuse_items
+from mailroom.store.suppressions import Reason, Suppression
+
+PAGE_DEFAULT = 20
+PAGE_MAX = 100
+ADDRESSES_MAX = 1000
+DETAIL_MAX_CHARACTERS = 500
+
+blueprint = Blueprint("suppressions", __name__)
+
+
+class AskedSuppressions(BaseModel):
+    """Whom to send nothing any more: one, or many."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    address: StrictStr | None = Field(None, description="An address.")
+    addresses: list[StrictStr] | None = Field(None, description=f"A list of up to {ADDRESSES_MAX:,} addresses.")
+    detail: StrictStr | None = Field(None, description="Why, in a line.")
+
+    @field_validator("address")
+    @classmethod
+    def _one(cls, value: str | None) -> str | None:
+        return None if value is None else parse_address(value).address
+
+    @field_validator("addresses")
+    @classmethod
+    def _many(cls, value: list[str] | None) -> list[str] | None:
+        if value is None:
+            return None
+        if not 1 <= len(value) <= ADDRESSES_MAX:
+            refuse(f"expected 1 to {ADDRESSES_MAX} addresses, got {len(value)}")
+        found: list[str] = []
+        wrong: list[tuple[list[str | int], str]] = []
+        for index, item in enumerate(value):
+            try:
+                found.append(parse_address(item).address)
+            except PydanticCustomError as e:
+                wrong.append(([index], e.message()))
+        if wrong:
+            refuse_items(wrong)
+        return found
+
+    @field_validator("detail")
+    @classmethod
+    def _line(cls, value: str | None) -> str | None:
+        if value and (found := CONTROL.search(value)):
+            refuse(f"expected one line without control characters, got {found[0]!r} at {found.start()}")
+        if value and len(value) > DETAIL_MAX_CHARACTERS:
+            refuse(f"expected at most {DETAIL_MAX_CHARACTERS} characters, got {len(value)}")
+        return value and encodable(value)
+
+    @model_validator(mode="after")
+    def _either(self) -> Self:
+        if (self.address is None) == (self.addresses is None):
+            refuse("expected either `address` or `addresses`, got " + ("none" if self.address is None else "both"))
+        return self
+
+
+@blueprint.get("/v1/suppressions")
+def list_suppressions() -> Response:
+    """Those who get no mail, the newest first, a page at a time."""
+    limit, after, reason = _page()
+    found = services().suppressions.page(limit=limit + 1, after=after, reason=reason)
+    more = len(found) > limit
+    return jsonify({"data": [shown(one) for one in found[:limit]], "has_more": more, "next": _cursor(found[limit - 1]) if more else None})
+
+
+@blueprint.post("/v1/suppressions")
+def add_suppressions() -> Response:
+    """Send one or many no mail any more. Who is there already stays as it is."""
+    asked = read_fields(AskedSuppressions, json_body())
+    if asked.addresses is not None:
+        added = services().suppressions.add_all(asked.addresses, Reason.MANUAL, asked.detail)
+        answer = jsonify({"added": added, "known": len({address.lower() for address in asked.addresses}) - added})
+        answer.status_code = 201
+        return answer
+    address = asked.address or ""
+    services().suppressions.add(address, Reason.MANUAL, asked.detail)
+    answer = jsonify(shown(_found(address)))
+    answer.status_code = 201
+    answer.headers["Location"] = f"/v1/suppressions/{quote(address.lower(), safe='@')}"
+    return answer
+
+
+@blueprint.get("/v1/suppressions/<path:address>")
+def get_suppression(address: str) -> Response:
+    """Since when and why an address gets no mail; 404 if it does."""
+    return jsonify(shown(_found(_parsed(address))))
+
+
+@blueprint.delete("/v1/suppressions/<path:address>")
+def remove_suppression(address: str) -> Response:
+    """Let an address get mail again. What was suppressed meanwhile is not sent by that."""
+    if not services().suppressions.remove(_parsed(address)):
+        raise _unknown()
+    return Response(status=204)
+
+
+def shown(suppression: Suppression) -> dict[str, Any]:
+    """A suppression as the API shows it; `message` is the id of the one that it came of."""
+    return {"address": suppression.address, "reason": suppression.reason, "detail": suppression.detail,
+            "message": suppression.message_id, "created_at": timestamp(suppression.created_at)}
+
+
+def _found(address: str) -> Suppression:
+    suppression = services().suppressions.find(address)
+    if suppression is None:
+        raise _unknown()
+    return suppression
+
+
+def _parsed(address: str) -> str:
+    """The address as it is stored: its domain in ASCII."""
+    try:
+        return parse_address(address).address
+    except PydanticCustomError:
+        raise _unknown() from None
+
+
+def _unknown() -> NotFound:
+    return NotFound("expected an address that is suppressed, got another one")
+
+
+def _page() -> tuple[int, tuple[int, str] | None, str]:
+    """How many, after which one, and for which reason."""
+    limit, cursor, reason = request.args.get("limit", str(PAGE_DEFAULT)), request.args.get("after", ""), request.args.get("reason", "")
+    after, wrong = _place(cursor), []
+    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= PAGE_MAX):
+        wrong.append(FieldError("?limit", f"expected a number from 1 to {PAGE_MAX}, got {limit[:80]!r}"))
+    if cursor and after is None:
+        wrong.append(FieldError("?after", f"expected `next` of an earlier page, got {cursor[:80]!r}"))
+    if "reason" in request.args and reason not in set(Reason):
+        wrong.append(FieldError("?reason", f"expected one of {', '.join(Reason)}, got {reason[:80]!r}"))
+    if wrong:
+        raise InvalidMessage(wrong)
+    return int(limit), after, reason
+
+
+def _cursor(last: Suppression) -> str:
+    return urlsafe_b64encode(f"{last.created_at} {last.address}".encode()).decode().rstrip("=")
+
+
+def _place(cursor: str) -> tuple[int, str] | None:
+    """What `_cursor` wrote; None if it is no such thing."""
+    try:
+        at, _, address = urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode().partition(" ")
+    except ValueError:
+        return None
+    return (int(at), address) if at.isascii() and at.isdigit() and len(at) <= 18 and "\0" not in address else None

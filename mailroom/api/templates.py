@@ -1,0 +1,106 @@
+"""Stored templates over HTTP: list, save, show, delete, and look at what a mail would say."""
+
+from typing import Any
+
+from flask import Blueprint, Response, jsonify, request
+from werkzeug.exceptions import NotFound
+
+from mailroom.api.bodies import json_body
+from mailroom.api.services import services
+from mailroom.api.shown import timestamp
+from mailroom.mail.compose import plain_text
+from mailroom.mail.errors import FieldError, InvalidMessage
+from mailroom.mail.letter import AskedPreview, AskedTexts, check, merge
+from mailroom.mail.reading import read_fields
+from mailroom.store.templates import Template, is_name
+
+blueprint = Blueprint("templates", __name__)
+
+PAGE_DEFAULT = 20
+PAGE_MAX = 100
+
+
+@blueprint.get("/v1/templates")
+def list_templates() -> Response:
+    """The templates by name, a page at a time; `?after=` the last name of the page before."""
+    limit, after = _page()
+    rows = services().templates.page(limit=limit + 1, after=after)
+    return jsonify({"data": [_times(row) for row in rows[:limit]], "has_more": len(rows) > limit})
+
+
+@blueprint.put("/v1/templates/<name>")
+def put_template(name: str) -> tuple[Response, int]:
+    """Create or replace a template; its syntax is checked. Messages that were accepted before stay as they are."""
+    asked = read_texts(name, json_body())
+    saved = services().templates.save(name, subject=asked.subject, text=asked.text, html=asked.html)
+    return jsonify(shown(saved.template)), 201 if saved.is_new else 200
+
+
+@blueprint.get("/v1/templates/<name>")
+def get_template(name: str) -> Response:
+    """A template with its texts."""
+    return jsonify(shown(_found(name)))
+
+
+@blueprint.delete("/v1/templates/<name>")
+def delete_template(name: str) -> Response:
+    """Delete a template. Messages that were accepted before stay as they are."""
+    if not services().templates.delete(name):
+        raise _unknown(name)
+    return Response(status=204)
+
+
+@blueprint.post("/v1/templates/<name>/preview")
+def preview_template(name: str) -> Response:
+    """What a mail of this template would say with these variables; nothing is sent."""
+    asked = read_fields(AskedPreview, json_body())
+    return jsonify(previewed(_found(name), asked.variables))
+
+
+def read_texts(name: str, value: object) -> AskedTexts:
+    """Raises InvalidMessage: the name is none, fields are wrong, or a text is no template."""
+    if not is_name(name):
+        raise InvalidMessage([FieldError("name", f"expected 1 to 100 of a-z, 0-9, ., _ and -, not . _ or - first, got {name[:80]!r}")])
+    asked = read_fields(AskedTexts, value)
+    check(asked)
+    return asked
+
+
+def shown(template: Template) -> dict[str, Any]:
+    """A template as the API shows it."""
+    return _times({"name": template.name, "subject": template.subject, "text": template.text, "html": template.html,
+                   "created_at": template.created_at, "updated_at": template.updated_at})
+
+
+def previewed(template: Template, variables: dict[str, Any]) -> dict[str, str | None]:
+    """The parts of a mail, the text made from the HTML where the template has none, as composing makes it."""
+    letter = merge(template, variables)
+    text = plain_text(letter.html or "") if letter.text is None else letter.text
+    return {"subject": letter.subject, "text": text, "html": letter.html}
+
+
+def _times(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {"created_at": timestamp(row["created_at"]), "updated_at": timestamp(row["updated_at"])}
+
+
+def _found(name: str) -> Template:
+    template = services().templates.find(name)
+    if template is None:
+        raise _unknown(name)
+    return template
+
+
+def _unknown(name: str) -> NotFound:
+    return NotFound(f"expected the name of a template, got {name[:80]!r}")
+
+
+def _page() -> tuple[int, str]:
+    limit, after = request.args.get("limit", str(PAGE_DEFAULT)), request.args.get("after", "")
+    wrong = []
+    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= PAGE_MAX):
+        wrong.append(FieldError("?limit", f"expected a number from 1 to {PAGE_MAX}, got {limit[:80]!r}"))
+    if after and not is_name(after):
+        wrong.append(FieldError("?after", f"expected the name of a template, got {after[:80]!r}"))
+    if wrong:
+        raise InvalidMessage(wrong)
+    return int(limit), after

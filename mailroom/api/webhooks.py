@@ -1,0 +1,194 @@
+"""Webhooks over HTTP: who is told what happens to messages, and what became of each telling."""
+
+from typing import Any
+
+from flask import Blueprint, Response, jsonify, request
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr, field_validator
+from werkzeug.exceptions import Conflict, NotFound
+
+from mailroom.address_guard import AddressGuard, Forbidden
+from mailroom.api.bodies import json_body
+from mailroom.api.guard import current_key
+from mailroom.api.services import services
+from mailroom.api.shown import timestamp
+from mailroom.mail.errors import FieldError, InvalidMessage
+from mailroom.mail.reading import read_fields, refuse_items
+from mailroom.store.deliveries import ENABLED, OWN, TYPES
+from mailroom.store.keys import Scope
+from mailroom.store.outbox import is_id, new_id
+from mailroom.store.webhooks import TooMany
+from mailroom.webhook import QUEUE
+
+blueprint = Blueprint("webhooks", __name__)
+
+PAGE_DEFAULT = 20
+PAGE_MAX = 100
+
+
+def _known_types(value: list[str] | None) -> list[str] | None:
+    if wrong := [index for index, name in enumerate(value or []) if name not in TYPES]:
+        refuse_items([([index], f"expected one of {', '.join(TYPES)}, got {(value or [])[index][:80]!r}") for index in wrong])
+    return None if value is None else list(dict.fromkeys(value))
+
+
+class AskedWebhook(BaseModel):
+    """Whom to tell, and of what."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: StrictStr = Field(description="An https URL with a public address; each event is a POST to it.")
+    events: list[StrictStr] = Field([], description="Types like message.sent. None: all.")
+
+    _types = field_validator("events")(_known_types)
+
+
+class AskedChange(BaseModel):
+    """What to change of a webhook; what is not there stays."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: StrictStr | None = Field(None, description="An https URL with a public address.")
+    events: list[StrictStr] | None = Field(None, description="Types like message.sent. An empty list: all.")
+    enabled: StrictBool | None = Field(None, description="Whether it is told anything.")
+
+    _types = field_validator("events")(_known_types)
+
+
+@blueprint.post("/v1/webhooks")
+def post_webhook() -> Response:
+    """Have a URL told of what happens to messages; answers 201 with the secret that signs each POST to it."""
+    asked = read_fields(AskedWebhook, json_body())
+    _refuse_forbidden(asked.url)
+    try:
+        id = services().webhooks.create(asked.url, asked.events)
+    except TooMany as e:
+        raise Conflict(str(e)) from None
+    answer = jsonify(_shown(_found(id), with_secret=True))
+    answer.status_code = 201
+    answer.headers["Location"] = f"/v1/webhooks/{id}"
+    return answer
+
+
+@blueprint.get("/v1/webhooks")
+def list_webhooks() -> Response:
+    """All of them, without their secrets."""
+    return jsonify({"data": [_shown(row) for row in services().webhooks.all()]})
+
+
+@blueprint.get("/v1/webhooks/<id>")
+def get_webhook(id: str) -> Response:
+    """One of them, to an admin with its secret; `own` is that of the URLs that messages name themselves."""
+    return jsonify(_shown(_found(id), with_secret=Scope.ADMIN in current_key().scopes))
+
+
+@blueprint.patch("/v1/webhooks/<id>")
+def patch_webhook(id: str) -> Response:
+    """Change its URL or its events, or stop and start it."""
+    asked = read_fields(AskedChange, json_body())
+    _found(id)
+    if asked.url is not None:
+        _refuse_own(id)
+        _refuse_forbidden(asked.url)
+    services().webhooks.change(id, url=asked.url, events=asked.events, enabled=asked.enabled)
+    return jsonify(_shown(_found(id)))
+
+
+@blueprint.delete("/v1/webhooks/<id>")
+def delete_webhook(id: str) -> Response:
+    """Forget it and its log; answers 204."""
+    if not (is_id(id) and services().webhooks.delete(id)):
+        raise _unknown(id)
+    return Response(status=204)
+
+
+@blueprint.post("/v1/webhooks/<id>/test")
+def post_test(id: str) -> Response:
+    """Have a `webhook.test` delivered; answers 202 with that delivery."""
+    row = _found(id)
+    _refuse_own(id)
+    if row["state"] != ENABLED:
+        raise Conflict("expected a webhook that is enabled, got one that is not")
+    return _accepted(services().webhooks.test(id))
+
+
+@blueprint.get("/v1/webhooks/<id>/deliveries")
+def list_deliveries(id: str) -> Response:
+    """What it was to be told, the newest first, a page at a time."""
+    limit, after = _page()
+    _found(id)
+    rows = services().webhooks.page(id, limit=limit + 1, before=after)
+    more = len(rows) > limit
+    next = str(rows[limit - 1]["number"]) if more else None
+    return jsonify({"data": [_delivery(row) for row in rows[:limit]], "has_more": more, "next": next})
+
+
+@blueprint.post("/v1/webhooks/<id>/deliveries/<number>/replay")
+def replay_delivery(id: str, number: str) -> Response:
+    """Tell it once more, under the same id; answers 202."""
+    _found(id)
+    wanted = int(number) if number.isascii() and number.isdigit() and len(number) <= 18 else 0
+    if services().webhooks.delivery(id, wanted) is None:
+        raise NotFound(f"expected the number of a delivery of this webhook, got {number[:80]!r}")
+    if not services().webhooks.replay(id, wanted):
+        raise Conflict("expected an enabled webhook and a delivery that no worker is at, got another")
+    return _accepted(services().webhooks.delivery(id, wanted))
+
+
+def guard() -> AddressGuard:
+    """What URLs may be named."""
+    return AddressGuard(services().settings.WEBHOOKS_TO_LOOPBACK == "on")
+
+
+def _accepted(row: dict[str, Any] | None) -> Response:
+    if relay := services().relay():
+        relay.offer(new_id(), queue=QUEUE)  # Any id will do; a worker that does not hear of it looks each second.
+    answer = jsonify(row and _delivery(row))
+    answer.status_code = 202
+    return answer
+
+
+def _shown(row: dict[str, Any], *, with_secret: bool = False) -> dict[str, Any]:
+    return {"id": row["id"], "url": row["url"] or None, "events": row["events"].split(",") if row["events"] else [],
+            "enabled": row["state"] == ENABLED, "reason": row["reason"], "created_at": timestamp(row["created_at"])} \
+        | ({"secret": row["secret"]} if with_secret else {})
+
+
+def _delivery(row: dict[str, Any]) -> dict[str, Any]:
+    return {"number": row["number"], "type": row["event"], "message_id": row["message_id"], "created_at": timestamp(row["at"]),
+            "status": row["state"], "attempts": row["attempt"], "code": row["code"], "reply": row["reply"],
+            "next_attempt_at": timestamp(row["next_attempt_at"])}
+
+
+def _found(id: str) -> dict[str, Any]:
+    row = services().webhooks.get(id) if is_id(id) else None
+    if row is None:
+        raise _unknown(id)
+    return row
+
+
+def _unknown(id: str) -> NotFound:
+    return NotFound(f"expected the id of a webhook, got {id[:80]!r}")
+
+
+def _refuse_own(id: str) -> None:
+    if id == OWN:
+        raise Conflict("expected a webhook with a URL, got the one for the URLs that messages name")
+
+
+def _refuse_forbidden(url: str) -> None:
+    try:
+        guard().read(url)
+    except Forbidden as e:
+        raise InvalidMessage([FieldError("#/url", str(e))]) from None
+
+
+def _page() -> tuple[int, int | None]:
+    limit, after = request.args.get("limit", str(PAGE_DEFAULT)), request.args.get("after", "")
+    wrong = []
+    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= PAGE_MAX):
+        wrong.append(FieldError("?limit", f"expected a number from 1 to {PAGE_MAX}, got {limit[:80]!r}"))
+    if after and not (after.isascii() and after.isdigit() and len(after) <= 18):
+        wrong.append(FieldError("?after", f"expected `next` of an earlier page, got {after[:80]!r}"))
+    if wrong:
+        raise InvalidMessage(wrong)
+    return int(limit), int(after) if after else None

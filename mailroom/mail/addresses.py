@@ -1,0 +1,109 @@
+"""Reads the addresses that clients send."""
+
+import re
+from functools import lru_cache
+from typing import Any
+
+import email_validator
+from email_validator import EmailNotValidError, validate_email
+from pydantic_core import PydanticCustomError
+
+from mailroom.mail.message import Address
+from mailroom.mail.reading import encodable, refuse, refuse_items, shown
+
+#: Gmail takes no more over SMTP (support.google.com/a/answer/166852).
+RECIPIENTS_MAX = 100
+#: Name and address together, as they come; a header line is at most 998 characters (RFC 5322, 2.1.1).
+ADDRESS_MAX_CHARACTERS = 998
+
+#: Names that reach no mail server in the world, but may reach one's own: an intranet's, a test's, the inbox's.
+for _name in ("local", "localhost", "test", "invalid"):
+    if _name in email_validator.SPECIAL_USE_DOMAIN_NAMES:
+        email_validator.SPECIAL_USE_DOMAIN_NAMES.remove(_name)
+
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+#: A name as people write it, J. Müller <mueller@example.org>; RFC 5322 wants quotes for the dot and the ü.
+_UNQUOTED = re.compile(r"\A([^\"<>@,;:\\()\[\]]+)(?=<[^<>]*>\Z)")
+
+
+#: What needs no parser: no quotes, no comments, no Unicode, no name. Its domain is looked at like any other, once.
+_PLAIN = re.compile(r"([A-Za-z0-9_+-]+(?:\.[A-Za-z0-9_+-]+)*)@([a-z0-9.-]{1,253})", re.ASCII)
+_LOCAL_MAX_CHARACTERS = 64
+
+
+def parse_addresses(value: object, *, least: int = 0) -> list[Address]:
+    """Read one address or a list of at most RECIPIENTS_MAX; each is kept once, under its first name.
+
+    Raises:
+      PydanticCustomError: some are none; says of each where it stands.
+    """
+    given = value if isinstance(value, list) else [value]
+    if not least <= len(given) <= RECIPIENTS_MAX:
+        refuse(f"expected {f'{least} to' if least else 'at most'} {RECIPIENTS_MAX} addresses, got {len(given)}")
+    found: dict[str, Address] = {}
+    wrong: list[tuple[list[str | int], str]] = []
+    for index, item in enumerate(given):
+        try:
+            address = parse_address(item)
+            found.setdefault(address.address, address)
+        except PydanticCustomError as e:
+            wrong.append(([index] if given is value else [], e.message()))
+    if wrong:
+        refuse_items(wrong)
+    return list(found.values())
+
+
+def parse_address(value: object) -> Address:
+    """Read "bob@example.org", "Bob <bob@example.org>" or {"email": "bob@example.org", "name": "Bob"}.
+
+    Raises:
+      PydanticCustomError: it is no address; the text says why and shows what came.
+    """
+    if isinstance(value, dict):
+        return _from_object(value)
+    if not isinstance(value, str):
+        refuse(f"expected an address, got {shown(value)}")
+    if (plain := _PLAIN.fullmatch(value)) and len(plain[1]) <= _LOCAL_MAX_CHARACTERS and (domain := _plain_domain(plain[2])):
+        return Address(f"{plain[1]}@{domain}")
+    _refuse_line(value)
+    try:
+        seen = validate_email(_UNQUOTED.sub(r'"\1" ', value), check_deliverability=False, allow_display_name=True,
+                              globally_deliverable=False, allow_smtputf8=True)
+    except (EmailNotValidError, RecursionError) as e:
+        refuse(f"expected an address, got {shown(value)}: {e}")
+    if problem := _no_mail_domain(seen.ascii_domain):
+        refuse(f"expected an address, got {shown(value)}: {problem}")
+    return Address(f"{seen.local_part}@{seen.ascii_domain}", (seen.display_name or "").strip())
+
+
+def _from_object(value: dict[Any, Any]) -> Address:
+    if value.keys() - {"email", "name"} or "email" not in value or not all(isinstance(part, str) for part in value.values()):
+        refuse(f'expected {{"email": "bob@example.org", "name": "Bob"}}, got {shown(value)}')
+    address = parse_address(value["email"])
+    name = value.get("name", address.name)
+    _refuse_line(name)
+    return Address(address.address, name.strip())
+
+
+def _refuse_line(value: str) -> None:
+    if found := CONTROL.search(value):
+        refuse(f"expected an address without control characters, got {found[0]!r} at {found.start()}")
+    if len(value) > ADDRESS_MAX_CHARACTERS:
+        refuse(f"expected an address of at most {ADDRESS_MAX_CHARACTERS} characters, got {len(value)}")
+    encodable(value)
+
+
+@lru_cache(1024)
+def _plain_domain(domain: str) -> str:
+    """The domain as it goes into an envelope; "" where the parser has to say what is wrong with it."""
+    try:
+        seen = validate_email(f"a@{domain}", check_deliverability=False, globally_deliverable=False)
+    except EmailNotValidError:
+        return ""
+    return "" if _no_mail_domain(seen.ascii_domain) else str(seen.ascii_domain)
+
+
+def _no_mail_domain(domain: str) -> str:
+    if "." not in domain and domain != "localhost":
+        return "the part after the @-sign should have a period"
+    return "the part after the @-sign should be a name, not an IP address" if domain.rpartition(".")[2].isdigit() else ""

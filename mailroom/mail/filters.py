@@ -1,0 +1,245 @@
+"""The filters and tests of stored templates: Jinja's names and arguments, each bounded, and none that reaches an attribute or calls back.
+
+A wrong type is told, not guessed at.
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, Protocol
+from urllib.parse import quote
+
+from jinja2 import Undefined, pass_context
+from jinja2.utils import htmlsafe_json_dumps
+from markupsafe import Markup, escape
+
+#: The longest text that a filter or an operator makes; what is longer can be shown nowhere.
+TEXT_MAX_CHARACTERS = 1_000_000
+#: What the filter format takes: %s, %d, %05.2f; no width of more than two digits, and none that is an argument.
+_DIRECTIVE = re.compile(r"%(?:[-+ 0#]{0,3}[0-9]{0,2}(?:\.[0-9]{0,2})?[sdifxXeg]|%)")
+_KINDS = {str: "a text", bool: "true or false", int: "a number", float: "a number", list: "a list", tuple: "a list", dict: "an object",
+          type(None): "null"}
+
+
+class Misfit(Exception):
+    """A value cannot be what a template makes of it; where that was, is known farther up."""
+
+
+class Spending(Protocol):
+    """What one rendering may still cost."""
+
+    size: int
+
+    def spend(self, steps: int) -> None: ...
+
+
+def missing(value: Undefined) -> NoReturn:
+    value._fail_with_undefined_error()
+    raise AssertionError
+
+
+def scalar(value: Any) -> str:
+    """A value as a mail shows it."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Undefined):
+        missing(value)
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return str(value)
+    raise Misfit(f"expected a text or a number, got {_kind(value)}")
+
+
+def sized(value: Any, kind: Any, what: str) -> Any:
+    """The value, if it is of that kind."""
+    if isinstance(value, Undefined):
+        missing(value)
+    if not isinstance(value, kind):
+        raise Misfit(f"expected {what}, got {_kind(value)}")
+    return value
+
+
+def weight(value: Any) -> int:
+    return len(value) // 10 if isinstance(value, str) else 1
+
+
+def joined(context: Spending, parts: Sequence[str], separator: str = "") -> str:
+    length = sum(map(len, parts)) + len(separator) * len(parts)
+    _allow(context, length)
+    if any(isinstance(part, Markup) for part in parts):
+        return Markup(separator).join(parts)
+    return separator.join(parts)
+
+
+def _kind(value: Any) -> str:
+    return _KINDS.get(type(value), "something else")
+
+
+def _allow(context: Spending, length: int) -> None:
+    if length > TEXT_MAX_CHARACTERS:
+        raise Misfit(f"expected a text of at most {TEXT_MAX_CHARACTERS:,} characters, got {length:,}")
+    context.spend(1 + length // 10)
+
+
+def _text(context: Spending, value: Any) -> str:
+    text = scalar(value)
+    _allow(context, len(text))
+    return text
+
+
+def _plainly(change: Callable[[str], str]) -> Callable[..., str]:
+    """A filter without arguments that makes a text of a text."""
+    @pass_context
+    def apply(context: Any, value: Any) -> str:
+        return change(_text(context, value))
+    return apply
+
+
+@pass_context
+def _default(context: Any, value: Any, default_value: Any = "", boolean: bool = False) -> Any:
+    return default_value if isinstance(value, Undefined) or (boolean and not value) else value
+
+
+@pass_context
+def _length(context: Any, value: Any) -> int:
+    return len(sized(value, str | list | tuple | dict, "a text, a list or an object"))
+
+
+@pass_context
+def _join(context: Any, value: Any, d: Any = "") -> str:
+    items = sized(value, list | tuple, "a list")
+    context.spend(len(items))
+    return joined(context, [scalar(item) for item in items], scalar(d))
+
+
+@pass_context
+def _first(context: Any, value: Any) -> Any:
+    items = sized(value, str | list | tuple, "a list or a text")
+    return items[0] if items else ""
+
+
+@pass_context
+def _last(context: Any, value: Any) -> Any:
+    items = sized(value, str | list | tuple, "a list or a text")
+    return items[-1] if items else ""
+
+
+@pass_context
+def _reverse(context: Any, value: Any) -> Any:
+    items = sized(value, list | tuple, "a list")
+    context.spend(len(items))
+    return items[::-1]
+
+
+@pass_context
+def _items(context: Any, value: Any) -> list[tuple[str, Any]]:
+    found = sized(value, dict, "an object")
+    context.spend(len(found))
+    return list(found.items())
+
+
+@pass_context
+def _replace(context: Any, value: Any, old: Any, new: Any) -> str:
+    text, old, new = _text(context, value), scalar(old), scalar(new)
+    if isinstance(text, Markup):
+        old, new = escape(old), escape(new)
+    if not old:
+        raise Misfit("expected a text to replace, got an empty one")
+    _allow(context, len(text) + max(0, text.count(old) * (len(new) - len(old))))
+    return text.replace(old, new)
+
+
+@pass_context
+def _truncate(context: Any, value: Any, length: Any = 255, killwords: Any = False, end: Any = "...") -> str:
+    text, ending = _text(context, value), scalar(end)
+    if len(text) <= sized(length, int, "a number of characters"):
+        return text
+    cut = text[:max(0, length - len(ending))]
+    return (cut if killwords else cut.rsplit(" ", 1)[0]) + ending
+
+
+@pass_context
+def _round(context: Any, value: Any, precision: Any = 0) -> int | float:
+    number = sized(value, int | float, "a number")
+    digits = sized(precision, int, "a number of digits")
+    rounded = round(number, max(-400, min(digits, 400)))  # No float has more, and an integer would be divided by 10 ** -digits.
+    return int(rounded) if digits <= 0 else rounded
+
+
+@pass_context
+def _int(context: Any, value: Any, default: Any = 0) -> Any:
+    try:
+        return int(sized(value, str | int | float, "a text or a number"))
+    except (ValueError, OverflowError):
+        return default
+
+
+@pass_context
+def _float(context: Any, value: Any, default: Any = 0.0) -> Any:
+    try:
+        return float(sized(value, str | int | float, "a text or a number"))
+    except (ValueError, OverflowError):
+        return default
+
+
+@pass_context
+def _abs(context: Any, value: Any) -> Any:
+    return abs(sized(value, int | float, "a number"))
+
+
+@pass_context
+def _format(context: Any, value: Any, *arguments: Any) -> str:
+    pattern = sized(value, str, "a text")
+    given = tuple(argument if isinstance(argument, int | float) else scalar(argument) for argument in arguments)
+    if "%" in _DIRECTIVE.sub("", pattern):
+        raise Misfit("expected %s, %d, %.2f and the like in the text, with at most two digits, got another")
+    if any(isinstance(number, int) and number.bit_length() > 256 for number in given):
+        raise Misfit("expected numbers of at most 77 digits, got a larger one")
+    # The largest float has 309 digits, and as many behind the point as the directive says.
+    _allow(context, len(pattern) + 410 * pattern.count("%") + sum(len(text) for text in given if isinstance(text, str)))
+    return str(pattern % given)
+
+
+@pass_context
+def _tojson(context: Any, value: Any) -> str:
+    if isinstance(value, Undefined):
+        missing(value)
+    context.spend(1 + context.size)
+    return htmlsafe_json_dumps(value) if context.eval_ctx.autoescape else json.dumps(value, ensure_ascii=False)
+
+
+@pass_context
+def _safe(context: Any, value: Any) -> Markup:
+    return Markup(scalar(value))
+
+
+FILTERS: dict[str, Callable[..., Any]] = {
+    "abs": _abs, "capitalize": _plainly(str.capitalize), "count": _length, "d": _default, "default": _default, "e": _plainly(escape),
+    "escape": _plainly(escape), "first": _first, "float": _float, "format": _format, "int": _int, "items": _items, "join": _join,
+    "last": _last, "length": _length, "lower": _plainly(str.lower), "replace": _replace, "reverse": _reverse, "round": _round,
+    "safe": _safe, "title": _plainly(str.title), "tojson": _tojson, "trim": _plainly(str.strip), "truncate": _truncate,
+    "upper": _plainly(str.upper), "urlencode": _plainly(lambda text: quote(text, safe=""))}
+
+
+def _is(kind: Any) -> Callable[[Any], bool]:
+    def test(value: Any) -> bool:
+        if isinstance(value, Undefined):
+            missing(value)
+        return isinstance(value, kind)
+    return test
+
+
+def _divisibleby(value: Any, num: Any) -> bool:
+    # A text before % would be a format, of any width.
+    return bool(sized(value, int, "a whole number") % sized(num, int, "a whole number") == 0)
+
+
+TESTS: dict[str, Callable[..., bool]] = {
+    "boolean": _is(bool), "defined": lambda value: not isinstance(value, Undefined), "divisibleby": _divisibleby,
+    "even": lambda value: _divisibleby(value, 2), "false": lambda value: value is False, "mapping": _is(dict),
+    "none": lambda value: value is None, "number": _is(int | float), "odd": lambda value: not _divisibleby(value, 2),
+    "sequence": _is(list | tuple), "string": _is(str), "true": lambda value: value is True,
+    "undefined": lambda value: isinstance(value, Undefined)}
