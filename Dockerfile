@@ -15,6 +15,7 @@ WORKDIR /app
 COPY --from=build /venv /venv
 COPY app.py mailasync.py default_settings.py ./
 COPY deploy deploy
+COPY docs/clients docs/clients
 COPY migrations migrations
 COPY mailroom mailroom
 USER 10001:10001

@@ -1,7 +1,7 @@
 # What you can do here: `make help`.
 
 .DEFAULT_GOAL := help
-.PHONY: help install run web worker inbox flower example test check check-clients lock soak mutations scale contract fuzz
+.PHONY: help install run web worker inbox flower example test check check-clients lock soak mutations scale bench contract fuzz
 
 # The first of these that is there; the service needs 3.11 or newer.
 PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,$(shell \
@@ -9,7 +9,7 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 py
 # By -m and not by its script: a script's first line does not survive every path.
 RUN := .venv/bin/python -m
 PIN := $(RUN) uv pip compile --universal --generate-hashes --no-header --upgrade --quiet
-WORKERS ?= 4
+WORKERS ?= 5
 ARGS ?=
 
 help:  ## this list
@@ -52,6 +52,9 @@ mutations: .venv/.installed-dev  ## removes one protection at a time, and expect
 scale: .venv/.installed-dev  ## a backlog of 1,000,000 mails; ARGS="--rows 100000 --database postgresql"
 	@$(RUN) tests.services.provide
 	@$(RUN) tests.faults.scale $(ARGS)
+
+bench: .venv/.installed-dev  ## how many mails a second a batch is accepted at, workers stopped
+	@$(RUN) benchmarks.batch $(ARGS)
 
 contract: .venv/.installed-dev  ## thousands of requests made of /openapi.json, each answer held to it; ARGS="--examples 20 --seed 1"
 	@$(RUN) tests.contract $(ARGS)

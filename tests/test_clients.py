@@ -4,9 +4,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 
 import pytest
+from flask.testing import FlaskClient
 
 from tests import check_clients
 from tests.check_clients import ALL, CLIENTS, ORDER, RECIPIENT, URL, Client, Failed, run, start
@@ -32,6 +34,12 @@ def test_readme_shows_each_program_as_it_is(client: Client) -> None:
     language = client.file.partition(".")[2].replace("py", "python").replace("mjs", "js")
     assert f"```{language}\n{text}```\n" in README and f"docs/clients/{client.file}" in README
     assert all(word in text for word in (URL, RECIPIENT, ORDER, "MAILASYNC_API_KEY", "wait=30", "Idempotency-Key"))
+
+
+def test_the_docs_page_shows_each_program_with_its_own_address(client: FlaskClient) -> None:
+    page = unescape(client.get("/docs", base_url="http://127.0.0.1:8080").text)
+    for one in ALL:
+        assert (CLIENTS / one.file).read_text().replace("http://127.0.0.1:5000", "http://127.0.0.1:8080") in page
 
 
 def test_every_program_is_one_that_is_run() -> None:

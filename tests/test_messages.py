@@ -295,10 +295,10 @@ class TestBatch:
 def test_everything_arrives_as_it_was_asked_for(pair: Service, smtpd: ScriptedSMTP) -> None:
     pair.web()
     pair.worker()
-    asked = {number: generated(number) | {"subject": f"mail {number}"} for number in range(20)}
+    asked = {number: generated(number) | {"subject": f"mail {number}"} for number in range(200)}
     for request in asked.values():
         pair.post("/v1/messages", contents=None, **request)
-    wait_until(lambda: len(smtpd.payloads) == 20, 60, what="all have arrived")
+    wait_until(lambda: len(smtpd.payloads) == 200, 60, what="all have arrived")
     for payload in smtpd.payloads:
         request = asked[int(str(read(payload.data)["Subject"]).split()[1])]
         assert sorted(payload.rcpt_tos) == sorted(to.address for to in message_from(request).everyone)

@@ -16,6 +16,7 @@ from mailroom.settings import SettingsError, load
 from mailroom.store.actions import Actions
 from mailroom.store.claims import Claims
 from mailroom.store.database import Database
+from mailroom.store.jobs import Jobs, NewJob
 from mailroom.store.outbox import Acceptance, Outbox
 from mailroom.store.schema import suppressions
 from mailroom.store.suppressions import (
@@ -224,6 +225,14 @@ def test_what_was_suppressed_at_acceptance_does_not_come_due(office: Office, dat
     listed.add("bob@example.org")
     Outbox(database).accept(Acceptance(id="later", message=Message(to=(BOB,)), message_id="later@example.org", terms=Terms(delay=1)))
     assert (state(office, "later"), office.standing("later").row["next_attempt_at"]) == ("suppressed", None)
+
+
+def test_a_job_that_fails_says_nothing_of_who_was_suppressed_before(office: Office, database: Database, listed: Suppressions) -> None:
+    listed.add("bob@example.org")
+    job = NewJob(id="job-1", name="simulate", args={}, queue="jobs", timeout_seconds=1)
+    Outbox(database).accept(Acceptance(id="both", message=Message(to=(BOB, CAROL)), message_id="both@example.org", job=job))
+    Jobs(database, 20).cancel("job-1")
+    assert [person["state"] for person in office.standing("both").recipients] == ["suppressed", "canceled"]
 
 
 @pytest.mark.parametrize(("reply", "end"), [("250 ok", "sent"), ("550 5.7.1 no", "failed")])

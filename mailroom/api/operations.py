@@ -83,7 +83,9 @@ _LIMIT = Parameter(name="limit", told="How many.", schema={"type": "integer", "m
 _AFTER = Parameter(name="after", told="`next` of the page before.")
 _PREFER = Parameter(name="Prefer", place="header", told="`wait=N`: answer when it has ended, after N seconds at most, and 60 (RFC 7240).",
                     schema={"type": "string", "examples": ["wait=10"]})
-_KEY = Parameter(name="Idempotency-Key", place="header", schema={"type": "string", "pattern": "^[!#-~]{1,256}$"},
+#: Bare, or a string in quotes (RFC 9651, 3.3.3).
+_KEY_PATTERN = r'^([!#-~][ -~]{0,255}|"([ !#-\[\]-~]|\\["\\]){1,256}")$'
+_KEY = Parameter(name="Idempotency-Key", place="header", schema={"type": "string", "pattern": _KEY_PATTERN},
                  told="A request that comes again with the same key is answered as the first time, and does nothing else.")
 _MESSAGE = _json("Message", "The message.")
 _JOB_ACCEPTED = _json("Job", "It is accepted.", "Location!", "Idempotency-Replayed", "Preference-Applied", *_RATES)

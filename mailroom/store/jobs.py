@@ -172,7 +172,7 @@ def let_go(connection: Connection, job_id: str, end: JobEnd, *, attempt: int | N
         update(messages).values(state=state, reason=reason)
         .where(messages.c.job_id == job_id, messages.c.state == State.WAITING).returning(messages.c.id)))
     if ids and state is not State.QUEUED:
-        connection.execute(update(recipients).values(state=state).where(recipients.c.id.in_(ids)))
+        connection.execute(update(recipients).values(state=state).where(recipients.c.id.in_(ids), recipients.c.state == State.QUEUED))
     tell(connection, [{"id": id, "event": state, "detail": reason} for id in ids])
     count_events(connection, [state] * len(ids))
     return ids if state is State.QUEUED else []

@@ -1,8 +1,16 @@
-"""The API to look at and to try: Swagger UI, from this service alone."""
+"""The API to look at and to try: Swagger UI, from this service alone; and programs that call it."""
 
-from flask import Blueprint, Response, make_response, render_template
+from functools import cache
+from pathlib import Path
+
+from flask import Blueprint, Response, make_response, render_template, request
 
 blueprint = Blueprint("docs", __name__)
+
+#: Each is a whole program; the address in it is the one of `python3 app.py`.
+CLIENTS = Path(__file__).resolve().parents[2] / "docs" / "clients"
+LANGUAGES = {"send.sh": "curl", "send.py": "Python", "send.mjs": "Node", "send.go": "Go", "send.php": "PHP"}
+_ADDRESS = "http://127.0.0.1:5000"
 
 #: Its script sets styles one by one, which needs no permission, and shows small pictures that are in its style sheet.
 _POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -12,8 +20,16 @@ _POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'se
 @blueprint.get("/docs")
 def docs() -> Response:
     """A page that reads /openapi.json and asks nobody else for anything."""
-    page = make_response(render_template("web/docs.html"))
+    here = request.host_url.rstrip("/")
+    shown = {language: program.replace(_ADDRESS, here) for language, program in _programs().items()}
+    page = make_response(render_template("web/docs.html", programs=shown))
     page.headers["Content-Security-Policy"] = _POLICY
     page.headers["X-Content-Type-Options"] = "nosniff"
     page.headers["Referrer-Policy"] = "no-referrer"
     return page
+
+
+@cache
+def _programs() -> dict[str, str]:
+    """The programs by language; none where only the code was installed."""
+    return {language: (CLIENTS / name).read_text() for name, language in LANGUAGES.items() if (CLIENTS / name).is_file()}
