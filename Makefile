@@ -9,7 +9,7 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 py
 # By -m and not by its script: a script's first line does not survive every path.
 RUN := .venv/bin/python -m
 PIN := $(RUN) uv pip compile --universal --generate-hashes --no-header --upgrade --quiet
-WORKERS ?= 5
+WORKERS ?= 6
 ARGS ?=
 
 help:  ## this list

@@ -60,6 +60,13 @@ def received(smtpd: ScriptedSMTP) -> list[EmailMessage]:
 
 
 @pytest.fixture
+def database_url(request: pytest.FixtureRequest) -> str:
+    """SQLite, unless a test names another: a command is a process or more, and what differs is tested below it."""
+    url: str = request.getfixturevalue(getattr(request, "param", "sqlite_url"))
+    return url
+
+
+@pytest.fixture
 def here(sqlite_url: str) -> FlaskCliRunner:
     """The commands in this process, on an outbox without web, worker or broker."""
     made = Database(sqlite_url)
@@ -210,6 +217,7 @@ def test_status_tells_what_the_api_tells(pair: Service, smtpd: ScriptedSMTP) -> 
     assert (done.code, done.err.startswith("Error: there is no message with this id in ")) == (1, True)
 
 
+@pytest.mark.parametrize("database_url", ["postgres_url"], indirect=True)
 def test_tail_shows_the_newest_last_and_follows(pair: Service, smtpd: ScriptedSMTP) -> None:
     first, second = (flask(pair, "send", to, "-s", to).out.strip() for to in (BOB, "carol@example.org"))
     assert [line.split()[0] for line in flask(pair, "tail").lines] == [first, second]
@@ -237,6 +245,7 @@ def write(database: Database, id: str, event: str) -> None:
     database.write(work, None)
 
 
+@pytest.mark.parametrize("database_url", ["sqlite_url", "postgres_url"], indirect=True)
 def test_each_change_is_told_once_even_where_it_was_committed_late(database: Database) -> None:
     ids = [new_id() for _ in range(3)]
     for id, to in zip(ids, (BOB, BOB, "carol@example.org"), strict=True):

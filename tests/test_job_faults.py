@@ -197,7 +197,7 @@ def test_a_second_attempt_is_watched_when_the_deaf_thread_of_the_first_ends(
 
 @job("sleeps in a thread", isolated=False)
 def sleeps_in_a_thread() -> None:
-    time.sleep(20)
+    time.sleep(5)
 
 
 @pytest.mark.parametrize(("max_attempts", "state"), [(1, "failed"), (2, "queued")])
