@@ -14,10 +14,10 @@ from werkzeug.exceptions import Conflict, NotFound
 from mailroom.api import guard
 from mailroom.api.bodies import job_body
 from mailroom.api.idempotency import REPLAYED, once
-from mailroom.api.paging import asked_page, page, word
+from mailroom.api.paging import asked_page, page, place, word
 from mailroom.api.permission import permitted
 from mailroom.api.services import services
-from mailroom.api.shown import timestamp
+from mailroom.api.shown import answered, timestamp
 from mailroom.api.waiting import preferred_seconds, wait_for
 from mailroom.api.why import why_job
 from mailroom.jobs import registry
@@ -66,7 +66,7 @@ def post_job() -> Response:
 @blueprint.get("/v1/jobs")
 def list_jobs() -> Response:
     """The newest jobs, a page at a time."""
-    limit, after = asked_page()
+    limit, after = asked_page(place)
     status = request.args.get("status", "")
     if "status" in request.args and status not in set(JobState):
         raise InvalidMessage([FieldError("?status", f"expected one of {', '.join(JobState)}, got {status[:80]!r}")])
@@ -106,11 +106,7 @@ def cancel_job(id: str) -> Response:
 def retry_job(id: str) -> Response:
     """Run a job that has ended once more, as a new one with a mail of its own; 409 if it has not."""
     accepted, replayed = once(lambda key: _kept_answer(_accept(_again(id), key)))
-    answer = jsonify(find_job(accepted.location.removeprefix("/v1/jobs/")))
-    answer.status_code = accepted.status
-    answer.headers["Location"] = accepted.location
-    answer.headers.update(REPLAYED if replayed else {})
-    return answer
+    return answered(replace(accepted, body=find_job(accepted.location.removeprefix("/v1/jobs/"))), replayed)
 
 
 def _again(id: str) -> Order:

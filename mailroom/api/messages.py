@@ -1,6 +1,5 @@
 """Messages over HTTP: accept one or many, list them, tell where each is and what it looks like."""
 
-
 from flask import Blueprint, Response, jsonify, request
 from pydantic_core import PydanticCustomError
 from werkzeug.exceptions import Conflict
@@ -8,7 +7,7 @@ from werkzeug.exceptions import Conflict
 from mailroom.api import guard
 from mailroom.api.bodies import json_body, mail_body
 from mailroom.api.idempotency import once
-from mailroom.api.paging import asked_page, page, word
+from mailroom.api.paging import asked_page, page, place, word
 from mailroom.api.permission import account_sender, permitted
 from mailroom.api.services import services
 from mailroom.api.shown import answered, find, shown, summary, timeline
@@ -20,7 +19,7 @@ from mailroom.mail.message import FINAL, Claim, State
 from mailroom.mail.terms import parse_time
 from mailroom.store.idempotency import Answer, Kept, Key
 from mailroom.store.listing import Search, listed
-from mailroom.store.outbox import Acceptance, Batch
+from mailroom.store.outbox import Acceptance, Batch, is_id
 
 blueprint = Blueprint("messages", __name__)
 
@@ -55,7 +54,7 @@ def post_batch() -> Response:
 @blueprint.get("/v1/messages")
 def list_messages() -> Response:
     """The newest messages, a page at a time."""
-    limit, after = asked_page()
+    limit, after = asked_page(place)
     status = word("status")
     if "status" in request.args and status not in set(State):
         raise InvalidMessage([FieldError("?status", f"expected one of {', '.join(State)}, got {status[:80]!r}")])
@@ -146,11 +145,15 @@ def _waited_for(told: Response) -> Response:
 
 def _told_after_waiting(id: str) -> Response:
     seconds = preferred_seconds()
-    waited = bool(seconds) and find(id) and wait_for(lambda: services().outbox.state(id) in FINAL, seconds)
+    waited = bool(seconds) and _state(id) is not None and wait_for(lambda: _state(id) in FINAL, seconds)
     answer = jsonify(shown(find(id)))
     if waited:
         answer.headers["Preference-Applied"] = f"wait={seconds}"
     return answer
+
+
+def _state(id: str) -> State | None:
+    return services().outbox.state(id) if is_id(id) else None
 
 
 def _address(text: str) -> str:

@@ -1,7 +1,7 @@
 """Pages of a list: `?limit=` rows, those after the cursor that an earlier page gave as `next`."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from flask import Response, jsonify, request
 
@@ -11,29 +11,51 @@ from mailroom.store.outbox import is_id
 PAGE_DEFAULT = 20
 PAGE_MAX = 100
 
+T = TypeVar("T")
+
 #: A place in a list, newest first: when the row was made, in milliseconds since 1970, and its id.
 Place = tuple[int, str]
 
 
-def asked_page() -> tuple[int, Place | None]:
-    """How many rows, and after which one."""
+def asked_page(place: Callable[[str], T | None], *, expected: str = "`next` of an earlier page",
+               also: Sequence[FieldError] = ()) -> tuple[int, T | None]:
+    """How many rows, and after which one: `place` reads the cursor, and gives None for what is none.
+
+    Raises:
+      InvalidMessage: the one or the other cannot be read, or `also` has what else is wrong with the query.
+    """
     limit, cursor = request.args.get("limit", str(PAGE_DEFAULT)), request.args.get("after", "")
-    at, _, id = cursor.partition(".")
+    after = place(cursor) if cursor else None
     wrong = []
     if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= PAGE_MAX):
         wrong.append(FieldError("?limit", f"expected a number from 1 to {PAGE_MAX}, got {limit[:80]!r}"))
-    if cursor and not (at.isascii() and at.isdigit() and len(at) <= 18 and is_id(id)):
-        wrong.append(FieldError("?after", f"expected `next` of an earlier page, got {cursor[:80]!r}"))
-    if wrong:
-        raise InvalidMessage(wrong)
-    return int(limit), (int(at), id) if cursor else None
+    if cursor and after is None:
+        wrong.append(FieldError("?after", f"expected {expected}, got {cursor[:80]!r}"))
+    if wrong or also:
+        raise InvalidMessage([*wrong, *also])
+    return int(limit), after
 
 
-def page(rows: Sequence[Any], limit: int, shown: Callable[[Any], Any]) -> Response:
-    """Answer with `limit` of the rows; one more shows that there are others."""
+def number(cursor: str) -> int | None:
+    """What a database can count to."""
+    return int(cursor) if cursor.isascii() and cursor.isdigit() and len(cursor) <= 18 else None
+
+
+def place(cursor: str) -> Place | None:
+    """What `next_place` wrote."""
+    at, _, id = cursor.partition(".")
+    created_at = number(at)
+    return (created_at, id) if created_at is not None and is_id(id) else None
+
+
+def next_place(row: Any) -> str:
+    return f"{row['created_at']}.{row['id']}"
+
+
+def page(rows: Sequence[Any], limit: int, shown: Callable[[Any], Any], cursor: Callable[[Any], str] = next_place) -> Response:
+    """Answer with `limit` of the rows; one more shows that there are others, after the `cursor` of the last."""
     more = len(rows) > limit
-    next = f"{rows[limit - 1]['created_at']}.{rows[limit - 1]['id']}" if more else None
-    return jsonify({"data": [shown(row) for row in rows[:limit]], "has_more": more, "next": next})
+    return jsonify({"data": [shown(row) for row in rows[:limit]], "has_more": more, "next": cursor(rows[limit - 1]) if more else None})
 
 
 def word(name: str) -> str:

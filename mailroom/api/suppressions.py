@@ -10,15 +10,14 @@ from pydantic_core import PydanticCustomError
 from werkzeug.exceptions import NotFound
 
 from mailroom.api.bodies import json_body
+from mailroom.api.paging import asked_page, number, page
 from mailroom.api.services import services
 from mailroom.api.shown import timestamp
-from mailroom.mail.addresses import CONTROL, parse_address
-from mailroom.mail.errors import FieldError, InvalidMessage
-from mailroom.mail.reading import encodable, read_fields, refuse, refuse_items
+from mailroom.mail.addresses import CONTROL, parse_address, parse_each
+from mailroom.mail.errors import FieldError
+from mailroom.mail.reading import encodable, read_fields, refuse
 from mailroom.store.suppressions import Reason, Suppression
 
-PAGE_DEFAULT = 20
-PAGE_MAX = 100
 ADDRESSES_MAX = 1000
 DETAIL_MAX_CHARACTERS = 500
 
@@ -46,16 +45,7 @@ class AskedSuppressions(BaseModel):
             return None
         if not 1 <= len(value) <= ADDRESSES_MAX:
             refuse(f"expected 1 to {ADDRESSES_MAX} addresses, got {len(value)}")
-        found: list[str] = []
-        wrong: list[tuple[list[str | int], str]] = []
-        for index, item in enumerate(value):
-            try:
-                found.append(parse_address(item).address)
-            except PydanticCustomError as e:
-                wrong.append(([index], e.message()))
-        if wrong:
-            refuse_items(wrong)
-        return found
+        return [person.address for person in parse_each(value)]
 
     @field_validator("detail")
     @classmethod
@@ -76,10 +66,11 @@ class AskedSuppressions(BaseModel):
 @blueprint.get("/v1/suppressions")
 def list_suppressions() -> Response:
     """Those who get no mail, the newest first, a page at a time."""
-    limit, after, reason = _page()
-    found = services().suppressions.page(limit=limit + 1, after=after, reason=reason)
-    more = len(found) > limit
-    return jsonify({"data": [shown(one) for one in found[:limit]], "has_more": more, "next": _cursor(found[limit - 1]) if more else None})
+    reason = request.args.get("reason", "")
+    known = "reason" not in request.args or reason in set(Reason)
+    limit, after = asked_page(_place, also=[] if known else [
+        FieldError("?reason", f"expected one of {', '.join(Reason)}, got {reason[:80]!r}")])
+    return page(services().suppressions.page(limit=limit + 1, after=after, reason=reason), limit, shown, _cursor)
 
 
 @blueprint.post("/v1/suppressions")
@@ -138,21 +129,6 @@ def _unknown() -> NotFound:
     return NotFound("expected an address that is suppressed, got another one")
 
 
-def _page() -> tuple[int, tuple[int, str] | None, str]:
-    """How many, after which one, and for which reason."""
-    limit, cursor, reason = request.args.get("limit", str(PAGE_DEFAULT)), request.args.get("after", ""), request.args.get("reason", "")
-    after, wrong = _place(cursor), []
-    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= PAGE_MAX):
-        wrong.append(FieldError("?limit", f"expected a number from 1 to {PAGE_MAX}, got {limit[:80]!r}"))
-    if cursor and after is None:
-        wrong.append(FieldError("?after", f"expected `next` of an earlier page, got {cursor[:80]!r}"))
-    if "reason" in request.args and reason not in set(Reason):
-        wrong.append(FieldError("?reason", f"expected one of {', '.join(Reason)}, got {reason[:80]!r}"))
-    if wrong:
-        raise InvalidMessage(wrong)
-    return int(limit), after, reason
-
-
 def _cursor(last: Suppression) -> str:
     return urlsafe_b64encode(f"{last.created_at} {last.address}".encode()).decode().rstrip("=")
 
@@ -163,4 +139,5 @@ def _place(cursor: str) -> tuple[int, str] | None:
         at, _, address = urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode().partition(" ")
     except ValueError:
         return None
-    return (int(at), address) if at.isascii() and at.isdigit() and len(at) <= 18 and "\0" not in address else None
+    created_at = number(at)
+    return (created_at, address) if created_at is not None and "\0" not in address else None

@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from flask import Blueprint, Response, jsonify, request
+from flask import Blueprint, Response, jsonify
 from werkzeug.exceptions import NotFound
 
 from mailroom.api.bodies import json_body
+from mailroom.api.paging import asked_page
 from mailroom.api.services import services
 from mailroom.api.shown import timestamp
 from mailroom.mail.compose import plain_text
@@ -16,15 +17,12 @@ from mailroom.store.templates import Template, is_name
 
 blueprint = Blueprint("templates", __name__)
 
-PAGE_DEFAULT = 20
-PAGE_MAX = 100
-
 
 @blueprint.get("/v1/templates")
 def list_templates() -> Response:
     """The templates by name, a page at a time; `?after=` the last name of the page before."""
-    limit, after = _page()
-    rows = services().templates.page(limit=limit + 1, after=after)
+    limit, after = asked_page(lambda cursor: cursor if is_name(cursor) else None, expected="the name of a template")
+    rows = services().templates.page(limit=limit + 1, after=after or "")
     return jsonify({"data": [_times(row) for row in rows[:limit]], "has_more": len(rows) > limit})
 
 
@@ -92,15 +90,3 @@ def _found(name: str) -> Template:
 
 def _unknown(name: str) -> NotFound:
     return NotFound(f"expected the name of a template, got {name[:80]!r}")
-
-
-def _page() -> tuple[int, str]:
-    limit, after = request.args.get("limit", str(PAGE_DEFAULT)), request.args.get("after", "")
-    wrong = []
-    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= PAGE_MAX):
-        wrong.append(FieldError("?limit", f"expected a number from 1 to {PAGE_MAX}, got {limit[:80]!r}"))
-    if after and not is_name(after):
-        wrong.append(FieldError("?after", f"expected the name of a template, got {after[:80]!r}"))
-    if wrong:
-        raise InvalidMessage(wrong)
-    return int(limit), after

@@ -2,13 +2,15 @@
 
 from typing import Any
 
-from flask import Blueprint, Response, jsonify, request
+from flask import Blueprint, Response, jsonify
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr, field_validator
 from werkzeug.exceptions import Conflict, NotFound
 
 from mailroom.address_guard import AddressGuard, Forbidden
 from mailroom.api.bodies import json_body
 from mailroom.api.guard import current_key
+from mailroom.api.paging import asked_page, page
+from mailroom.api.paging import number as as_number
 from mailroom.api.services import services
 from mailroom.api.shown import timestamp
 from mailroom.mail.errors import FieldError, InvalidMessage
@@ -20,9 +22,6 @@ from mailroom.store.webhooks import TooMany
 from mailroom.webhook import QUEUE
 
 blueprint = Blueprint("webhooks", __name__)
-
-PAGE_DEFAULT = 20
-PAGE_MAX = 100
 
 
 def _known_types(value: list[str] | None) -> list[str] | None:
@@ -114,19 +113,17 @@ def post_test(id: str) -> Response:
 @blueprint.get("/v1/webhooks/<id>/deliveries")
 def list_deliveries(id: str) -> Response:
     """What it was to be told, the newest first, a page at a time."""
-    limit, after = _page()
+    limit, after = asked_page(as_number)
     _found(id)
     rows = services().webhooks.page(id, limit=limit + 1, before=after)
-    more = len(rows) > limit
-    next = str(rows[limit - 1]["number"]) if more else None
-    return jsonify({"data": [_delivery(row) for row in rows[:limit]], "has_more": more, "next": next})
+    return page(rows, limit, _delivery, lambda row: str(row["number"]))
 
 
 @blueprint.post("/v1/webhooks/<id>/deliveries/<number>/replay")
 def replay_delivery(id: str, number: str) -> Response:
     """Tell it once more, under the same id; answers 202."""
     _found(id)
-    wanted = int(number) if number.isascii() and number.isdigit() and len(number) <= 18 else 0
+    wanted = as_number(number) or 0
     if services().webhooks.delivery(id, wanted) is None:
         raise NotFound(f"expected the number of a delivery of this webhook, got {number[:80]!r}")
     if not services().webhooks.replay(id, wanted):
@@ -180,15 +177,3 @@ def _refuse_forbidden(url: str) -> None:
         guard().read(url)
     except Forbidden as e:
         raise InvalidMessage([FieldError("#/url", str(e))]) from None
-
-
-def _page() -> tuple[int, int | None]:
-    limit, after = request.args.get("limit", str(PAGE_DEFAULT)), request.args.get("after", "")
-    wrong = []
-    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= PAGE_MAX):
-        wrong.append(FieldError("?limit", f"expected a number from 1 to {PAGE_MAX}, got {limit[:80]!r}"))
-    if after and not (after.isascii() and after.isdigit() and len(after) <= 18):
-        wrong.append(FieldError("?after", f"expected `next` of an earlier page, got {after[:80]!r}"))
-    if wrong:
-        raise InvalidMessage(wrong)
-    return int(limit), int(after) if after else None

@@ -1,6 +1,7 @@
 """Reads the addresses that clients send."""
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -41,16 +42,23 @@ def parse_addresses(value: object, *, least: int = 0) -> list[Address]:
     if not least <= len(given) <= RECIPIENTS_MAX:
         refuse(f"expected {f'{least} to' if least else 'at most'} {RECIPIENTS_MAX} addresses, got {len(given)}")
     found: dict[str, Address] = {}
+    for address in parse_each(given) if given is value else [parse_address(value)]:
+        found.setdefault(address.address, address)
+    return list(found.values())
+
+
+def parse_each(items: Sequence[object]) -> list[Address]:
+    """Read every one of a list; raises PydanticCustomError, which says of each that is none where it stands."""
+    found: list[Address] = []
     wrong: list[tuple[list[str | int], str]] = []
-    for index, item in enumerate(given):
+    for index, item in enumerate(items):
         try:
-            address = parse_address(item)
-            found.setdefault(address.address, address)
+            found.append(parse_address(item))
         except PydanticCustomError as e:
-            wrong.append(([index] if given is value else [], e.message()))
+            wrong.append(([index], e.message()))
     if wrong:
         refuse_items(wrong)
-    return list(found.values())
+    return found
 
 
 def parse_address(value: object) -> Address:

@@ -23,7 +23,7 @@ from pydantic import (
 
 from mailroom.mail.addresses import CONTROL, RECIPIENTS_MAX, parse_address, parse_addresses
 from mailroom.mail.message import MEDIA_TYPE, STRUCTURED, Address, Attachment, Message, Terms, file_name
-from mailroom.mail.reading import encodable, is_unicode, parse_json, read_fields, refuse, refuse_items, shown
+from mailroom.mail.reading import encodable, is_unicode, parse_json, read_fields, refuse, refuse_items, shown, storable
 from mailroom.mail.terms import AHEAD_MAX_SECONDS, ATTEMPTS_MAX, Moment
 
 #: A header line is at most 998 characters (RFC 5322, 2.1.1).
@@ -203,9 +203,7 @@ class AskedMail(BaseModel):
     @field_validator("contents", "text", "html")
     @classmethod
     def _storable(cls, value: str | None) -> str | None:
-        if value is not None and "\0" in value:
-            refuse(f"expected text without NUL, got one at {value.index(chr(0))}")
-        return value if value is None else encodable(value)
+        return value if value is None else storable(value)
 
     @field_validator("headers")
     @classmethod

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictStr, field_validator, m
 
 from mailroom.mail.errors import FieldError, InvalidMessage
 from mailroom.mail.intake import SUBJECT_MAX_CHARACTERS
-from mailroom.mail.reading import encodable, is_unicode, pointer, refuse
+from mailroom.mail.reading import is_unicode, pointer, refuse, storable
 from mailroom.mail.sandbox import RENDERED_MAX_CHARACTERS, SOURCE_MAX_CHARACTERS, Unfit, Unknown, program
 
 #: Characters in all variables of one letter; an item and a name count as well.
@@ -65,9 +65,7 @@ class AskedTexts(BaseModel):
     @field_validator("subject", "text", "html")
     @classmethod
     def _storable(cls, value: str | None) -> str | None:
-        if value is not None and "\0" in value:
-            refuse(f"expected text without NUL, got one at {value.index(chr(0))}")
-        return value if value is None else encodable(value)
+        return value if value is None else storable(value)
 
     @model_validator(mode="after")
     def _one_at_least(self) -> Self:

@@ -99,6 +99,13 @@ def encodable(value: str) -> str:
     return value
 
 
+def storable(value: str) -> str:
+    """Refuse what UTF-8, or a database, cannot hold."""
+    if "\0" in value:
+        refuse(f"expected text without NUL, got one at {value.index(chr(0))}")
+    return encodable(value)
+
+
 def refuse(detail: str) -> NoReturn:
     """Say in a validator what was expected, and what came."""
     raise PydanticCustomError("refused", "{detail}", {"detail": detail})

@@ -110,21 +110,26 @@ class _Spending(Context):
             raise Misfit("it would take too long")
 
 
-class _Bounded(Extension):
+class Bounded(Extension):
     """Ends the reading where a template is too long to be read in time."""
+
+    tokens_max, depth_max = TOKENS_MAX, DEPTH_MAX
 
     def filter_stream(self, stream: TokenStream) -> Iterable[Token]:
         return self._filtered(stream)
 
     def _filtered(self, stream: TokenStream) -> Iterator[Token]:
         depth = 0
-        for token in islice(stream, TOKENS_MAX):
+        for token in islice(stream, self.tokens_max):
             depth += (token.type in ("lparen", "lbracket", "lbrace")) - (token.type in ("rparen", "rbracket", "rbrace"))
-            if depth > DEPTH_MAX:  # Not left to Python's stack, which is not as deep at each attempt.
-                raise Unfit(f"expected at most {DEPTH_MAX} brackets in brackets, got more", token.lineno)
+            if depth > self.depth_max:  # Not left to Python's stack, which is not as deep at each attempt.
+                self.refuse(f"expected at most {self.depth_max} brackets in brackets, got more", token.lineno)
             yield token
         if not stream.eos:
-            raise Unfit(f"expected at most {TOKENS_MAX} names, signs and texts, got more", stream.current.lineno)
+            self.refuse(f"expected at most {self.tokens_max} names, signs and texts, got more", stream.current.lineno)
+
+    def refuse(self, words: str, line: int) -> NoReturn:
+        raise Unfit(words, line)
 
 
 class _Miss(str):
@@ -213,7 +218,7 @@ def _concat(context: _Spending, values: Any) -> Any:
 
 def _environment(*, is_html: bool) -> _Environment:
     made = _Environment(autoescape=is_html, undefined=_Missing, optimized=False, keep_trailing_newline=True, cache_size=0,
-                        extensions=[_Bounded], finalize=_shown)
+                        extensions=[Bounded], finalize=_shown)
     made.globals.clear()
     made.filters = {**FILTERS, "_turns": _turns, "_weighed": _weighed, "_concat": _concat}
     made.tests = dict(TESTS)

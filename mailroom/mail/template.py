@@ -7,19 +7,18 @@ is ever compiled or run, and no name of Python's can be reached.
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import lru_cache
 from html import escape
-from itertools import islice
 from typing import Any, NamedTuple, NoReturn
 
 from jinja2 import Environment, TemplateSyntaxError, nodes
-from jinja2.ext import Extension
 from jinja2.lexer import Token, TokenStream
 
 from mailroom.mail.errors import FieldError, InvalidMessage, MailroomError
 from mailroom.mail.message import JobFacts, Message
+from mailroom.mail.sandbox import Bounded
 
 #: Text or HTML with everything told; a result may be named often.
 RENDERED_MAX_CHARACTERS = 2_000_000
@@ -232,23 +231,19 @@ def _read_once(source: str) -> tuple[str | _Told, ...]:
     return tuple(found)
 
 
-class _Bounded(Extension):
-    """Ends the reading early: at a statement, and where a template takes too long to read."""
+class _Bounded(Bounded):
+    """Ends the reading at a statement, too."""
+
+    tokens_max, depth_max = TOKENS_MAX, DEPTH_MAX
 
     def filter_stream(self, stream: TokenStream) -> Iterable[Token]:
-        return self._filtered(stream)
-
-    def _filtered(self, stream: TokenStream) -> Iterator[Token]:
-        depth = 0
-        for token in islice(stream, TOKENS_MAX):
+        for token in super().filter_stream(stream):
             if token.type == "block_begin":
                 raise _Unfit(f"expected {{{{ … }}}} only, got a statement, {{% … %}}, at line {token.lineno}")
-            depth += (token.type in ("lparen", "lbracket", "lbrace")) - (token.type in ("rparen", "rbracket", "rbrace"))
-            if depth > DEPTH_MAX:  # Not left to Python's stack, which is not as deep at each attempt.
-                raise _Unfit(f"expected at most {DEPTH_MAX} brackets in brackets, got more at line {token.lineno}")
             yield token
-        if not stream.eos:
-            raise _Unfit(f"expected at most {TOKENS_MAX} names, signs and texts, got more at line {stream.current.lineno}")
+
+    def refuse(self, words: str, line: int) -> NoReturn:
+        raise _Unfit(f"{words} at line {line}")
 
 
 _JINJA = Environment(keep_trailing_newline=True, extensions=[_Bounded])

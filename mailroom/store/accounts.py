@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, and_, func, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from mailroom.mail.message import AccountState, Budget, State, Trouble
 from mailroom.store.database import Database
-from mailroom.store.schema import accounts, messages, now_ms, recipients, usage
+from mailroom.store.schema import accounts, insertion, messages, now_ms, recipients, usage
 
 BUCKET_MS = 10 * 60_000
 DAY_MS = 24 * 3600_000
@@ -91,7 +90,7 @@ class Accounts:
         for budget in self.budgets:
             row = known.get(budget.account)
             if row is None:
-                connection.execute(_insert(connection, accounts).values(
+                connection.execute(insertion(connection, accounts).values(
                     name=budget.account, state=AccountState.OK, since=now_ms(), failures=0, credentials=budget.credentials,
                 ).on_conflict_do_nothing())
             elif row.credentials != budget.credentials or row.state == AccountState.HALTED:
@@ -145,7 +144,7 @@ def note_sent(connection: Connection, sent: Iterable[tuple[str, int]]) -> None:
         one[0] += 1
         one[1] += people
     for account, (count, people) in sorted(sums.items()):
-        new = _insert(connection, usage).values(account=account, bucket=now_ms() // BUCKET_MS, messages=count, recipients=people)
+        new = insertion(connection, usage).values(account=account, bucket=now_ms() // BUCKET_MS, messages=count, recipients=people)
         connection.execute(new.on_conflict_do_update(
             index_elements=["account", "bucket"],
             set_={"messages": usage.c.messages + count, "recipients": usage.c.recipients + people}))
@@ -175,7 +174,3 @@ def _oldest(connection: Connection, account: str) -> int | None:
 
 def _set(connection: Connection, account: str, **values: Any) -> None:
     connection.execute(update(accounts).values(**values).where(accounts.c.name == account))
-
-
-def _insert(connection: Connection, table: Any) -> Any:
-    return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)

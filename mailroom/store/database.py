@@ -121,6 +121,11 @@ class Database:
                 write.done.set_result(results[write])
 
 
+def run(connection: Connection, statements: list[Any]) -> list[Any]:
+    """A work for `write`: the rows that each statement gives."""
+    return [connection.execute(statement).all() for statement in statements]
+
+
 class _Write:
     def __init__(self, work: Work[Any, Any], item: object) -> None:
         self.work = work

@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Connection, and_, delete, insert, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
-from mailroom.store.database import Database
-from mailroom.store.schema import contents, deliveries, locked, messages, now_ms, tags, webhooks
+from mailroom.store.database import Database, run
+from mailroom.store.schema import contents, deliveries, insertion, locked, messages, now_ms, tags, webhooks
 from mailroom.store.workers import dead_owners
 
 #: The events of a message that are told, as "message.sent". `sending` and `in_data` are over before anybody could read of them.
@@ -60,8 +59,7 @@ def tell(connection: Connection, happened: Sequence[Mapping[str, Any]]) -> None:
 
 def have_own(connection: Connection) -> None:
     """Make the row for messages' own URLs, unless it is there, or another transaction makes it just now."""
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    connection.execute(dialect.insert(webhooks).values(
+    connection.execute(insertion(connection, webhooks).values(
         id=OWN, url="", secret=new_secret(), events="", state=ENABLED, created_at=now_ms()).on_conflict_do_nothing())
 
 
@@ -127,7 +125,7 @@ class Deliveries:
         found = _due(busy).limit(1)
         if self.database.read(lambda connection: connection.scalars(found).first()) is None:
             return None  # Looking takes no write lock.
-        rows = self.database.write(_run, update(deliveries).values(owner=self.owner, attempt=deliveries.c.attempt + 1, next_attempt_at=None)
+        rows = self.database.write(run, update(deliveries).values(owner=self.owner, attempt=deliveries.c.attempt + 1, next_attempt_at=None)
                                    .where(deliveries.c.number.in_(locked(found))).returning(deliveries))
         return self._loaded(rows[0]) if rows else None
 
@@ -140,7 +138,7 @@ class Deliveries:
 
     def release(self) -> int:
         """Give back all that we have, as we are stopping; these attempts do not count. Return how many those were."""
-        rows = self.database.write(_run, _given_back(deliveries.c.owner == self.owner, counts=False))
+        rows = self.database.write(run, _given_back(deliveries.c.owner == self.owner, counts=False))
         return len(rows)
 
     def give_back(self) -> int:
@@ -153,7 +151,7 @@ class Deliveries:
         self._suspects.update(in_no_hand - lost)
         dead = self.database.read(lambda connection: dead_owners(connection, deliveries.c.owner, self.lease_seconds)) - {self.owner}
         whose = or_(deliveries.c.owner.in_(dead), and_(deliveries.c.owner == self.owner, deliveries.c.number.in_(lost)))
-        return len(self.database.write(_run, _given_back(whose, counts=True))) if dead or lost else 0
+        return len(self.database.write(run, _given_back(whose, counts=True))) if dead or lost else 0
 
     def _loaded(self, row: Any) -> Due:
         self._in_hand.add(row.number)
@@ -229,8 +227,3 @@ def _data(connection: Connection, row: Any, content: dict[str, Any]) -> Iterator
     for name, value in (("attempt", row.message_attempt), ("detail", row.detail), ("tags", labels), ("metadata", content.get("metadata"))):
         if value:
             yield name, value
-
-
-def _run(connection: Connection, statements: list[Any]) -> list[Any]:
-    """The rows that each statement gives."""
-    return [connection.execute(statement).all() for statement in statements]

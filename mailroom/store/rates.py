@@ -5,10 +5,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, bindparam, select
-from sqlalchemy.dialects import postgresql, sqlite
 
 from mailroom.mail.errors import MailroomError
-from mailroom.store.schema import now_ms, rates
+from mailroom.store.schema import insertion, now_ms, rates
 
 WINDOW_SECONDS = 60
 _WINDOW_NS = WINDOW_SECONDS * 10**9
@@ -83,14 +82,13 @@ def _seconds(ns: int) -> int:
 
 def _lock(connection: Connection, ids: Iterable[str]) -> tuple[dict[str, int], int]:
     """When each is full again, and the time now. In the order of the ids, so that no two transactions wait for each other."""
-    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     found: dict[str, int] = {}
     now = 0
     for id in ids:
         one = select(rates.c.full_at, now_ms().label("now")).where(rates.c.key_id == id).with_for_update()
         row = connection.execute(one).one_or_none()
         if row is None:
-            connection.execute(insert(rates).values(key_id=id, full_at=0).on_conflict_do_nothing())
+            connection.execute(insertion(connection, rates).values(key_id=id, full_at=0).on_conflict_do_nothing())
             row = connection.execute(one).one()
         found[id], now = row.full_at, max(now, row.now * 10**6)
     return found, now

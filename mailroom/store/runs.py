@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, or_, select, update
 
-from mailroom.store.database import Database
+from mailroom.store.database import Database, run
 from mailroom.store.events import record
 from mailroom.store.jobs import SMALL_MAX_CHARACTERS, JobEnd, JobState, let_go
 from mailroom.store.schema import files, jobs, locked, now_ms
@@ -50,7 +50,7 @@ class Runs:
         found = select(jobs.c.id).where(*due).order_by(jobs.c.created_at)  # As the index has it: all that wait need not be sorted.
         if not self.database.read(lambda connection: connection.scalars(found.limit(1)).first()):
             return []  # Looking takes no write lock, and most of the time there is nothing.
-        rows = self.database.write(_run, (
+        rows = self.database.write(run, (
             update(jobs).values(state=JobState.RUNNING, owner=self.owner, attempt=jobs.c.attempt + 1, started_at=now_ms(), progress=0,
                                 step=None, next_attempt_at=None)
             .where(jobs.c.id.in_(locked(found.limit(limit)))).returning(jobs)))  # More conditions, and all that wait are looked at.
@@ -61,7 +61,7 @@ class Runs:
 
     def progress(self, claim: JobClaim, fraction: float, step: str) -> bool:
         """Note how far the job is, from 0 to 1; False if it is no longer ours and should end."""
-        return bool(self.database.write(_run, (
+        return bool(self.database.write(run, (
             update(jobs).values(progress=int(1000 * min(1.0, max(0.0, fraction))), step=step or None)
             .where(*self._mine(claim)).returning(jobs.c.id))))
 
@@ -74,7 +74,7 @@ class Runs:
 
     def release(self, claim: JobClaim) -> bool:
         """Give back a job that may run again, as we are stopping; the attempt does not count."""
-        released = bool(self.database.write(_run, self._given_back(*self._mine(claim))))
+        released = bool(self.database.write(run, self._given_back(*self._mine(claim))))
         self._in_hand.discard(claim.id)
         return released
 
@@ -90,7 +90,7 @@ class Runs:
         self._suspects.clear()
         self._suspects.update(in_no_hand - lost)
         for id in lost:
-            self.database.write(_run, self._given_back(jobs.c.id == id, jobs.c.owner == self.owner, jobs.c.state == JobState.RUNNING))
+            self.database.write(run, self._given_back(jobs.c.id == id, jobs.c.owner == self.owner, jobs.c.state == JobState.RUNNING))
         return len(lost)
 
     def orphans(self) -> list[str]:
@@ -146,8 +146,3 @@ class Runs:
                                    .where(*lost).returning(jobs.c.id, jobs.c.attempt)).all()
         released = [id for row in ended for id in let_go(connection, row.id, end, attempt=row.attempt)]
         return [released] * len(asked)
-
-
-def _run(connection: Connection, statements: list[Any]) -> list[Any]:
-    """The rows that each statement gives."""
-    return [connection.execute(statement).all() for statement in statements]

@@ -2,7 +2,22 @@
 
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, LargeBinary, MetaData, Select, String, Table, Text, select
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Select,
+    String,
+    Table,
+    Text,
+    select,
+)
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import GenericFunction
 
@@ -291,6 +306,11 @@ def locked(found: Select[Any]) -> Select[Any]:
     """
     rows = found.with_for_update(skip_locked=True).cte("found")
     return select(rows.c.id)
+
+
+def insertion(connection: Connection, table: Table) -> Any:
+    """An INSERT of this database's dialect, which alone can say ON CONFLICT."""
+    return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
 
 
 class now_ms(GenericFunction[int]):

@@ -12,13 +12,12 @@ from secrets import token_hex
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, or_, select, text, tuple_, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from mailroom.mail.message import State
 from mailroom.store.actions import OPEN
 from mailroom.store.database import Database
 from mailroom.store.events import record
-from mailroom.store.schema import messages, now_ms, recipients, secrets, suppressions
+from mailroom.store.schema import insertion, messages, now_ms, recipients, secrets, suppressions
 
 #: What the columns take.
 ADDRESS_MAX_CHARACTERS = 320
@@ -201,7 +200,7 @@ def _insert_new(connection: Connection, rows: Iterable[dict[str, Any]]) -> int:
     wanted = {row["address"]: row for row in rows}
     new = sorted(wanted.keys() - suppressed_among(connection, wanted.keys()))
     if new:
-        connection.execute(_insert(connection, suppressions).values(created_at=now_ms()).on_conflict_do_nothing(),
+        connection.execute(insertion(connection, suppressions).values(created_at=now_ms()).on_conflict_do_nothing(),
                            [wanted[address] for address in new])
     return len(new)
 
@@ -221,7 +220,7 @@ def _unsubscribe_one(connection: Connection, id: str, position: int) -> bool:
     if address is None:
         return False
     row = _row(address, Reason.UNSUBSCRIBED, None, id) | {"created_at": now_ms()}
-    statement = _insert(connection, suppressions).values(**row)
+    statement = insertion(connection, suppressions).values(**row)
     if connection.scalar(statement.on_conflict_do_update(index_elements=["address"], set_=row,
                                                          where=suppressions.c.reason != Reason.UNSUBSCRIBED)
                          .returning(suppressions.c.address)):
@@ -242,7 +241,7 @@ def _secret_of(database: Database, name: str) -> str:
 
 def _make_secret(connection: Connection, names: list[str]) -> list[str]:
     for name in names:  # Who comes second waits for the first's commit, and reads what that wrote.
-        connection.execute(_insert(connection, secrets).values(name=name, value=token_hex(32)).on_conflict_do_nothing())
+        connection.execute(insertion(connection, secrets).values(name=name, value=token_hex(32)).on_conflict_do_nothing())
     return [connection.scalars(select(secrets.c.value).where(secrets.c.name == name)).one() for name in names]
 
 
@@ -257,7 +256,3 @@ def _read(row: Any) -> Suppression:
 
 def _normal(address: str) -> str:
     return address.lower()[:ADDRESS_MAX_CHARACTERS]
-
-
-def _insert(connection: Connection, table: Any) -> Any:
-    return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)

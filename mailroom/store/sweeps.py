@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection, and_, func, or_, select, updat
 from mailroom.mail.message import State
 from mailroom.store.accounts import note_sent
 from mailroom.store.claims import Claims, mine
-from mailroom.store.database import Database, Work
+from mailroom.store.database import Database, Work, run
 from mailroom.store.events import record
 from mailroom.store.schema import locked, messages, now_ms, recipients
 from mailroom.store.tallies import count
@@ -111,7 +111,7 @@ class Sweeps:
             .returning(messages.c.id, messages.c.queue, messages.c.crashes)
         if not self.database.read(lambda connection: connection.scalars(found.limit(1)).first()):
             return []  # Looking takes no write lock, and most of the time there is nothing.
-        rows = self.database.write(work or _run, mark)
+        rows = self.database.write(work or run, mark)
         return sorted((Nudge(row.id, row.queue, row.crashes > 0) for row in rows), key=lambda nudge: nudge.id)
 
     def _dead(self, connection: Connection) -> set[str]:
@@ -169,13 +169,9 @@ def _end_recipients(connection: Connection, ids: list[str], state: State) -> Non
         recipients.c.id.in_(ids), recipients.c.state.in_([State.QUEUED, State.DEFERRED])))
 
 
-def _run(connection: Connection, statements: list[Any]) -> list[Any]:
-    return [connection.execute(statement).all() for statement in statements]
-
-
 def _recover(connection: Connection, statements: list[Any]) -> list[Any]:
     """Mark rows whose nudge came to nothing, and count them."""
-    found = _run(connection, statements)
+    found = run(connection, statements)
     count(connection, {"recovered": sum(map(len, found))})
     return found
 

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, delete, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from mailroom.store.database import Database
-from mailroom.store.schema import now_ms, templates
+from mailroom.store.schema import insertion, now_ms, templates
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}", re.ASCII)
 
@@ -67,7 +66,7 @@ def _save(connection: Connection, asked: list[dict[str, Any]]) -> list[Saved]:
 
 
 def _save_one(connection: Connection, texts: dict[str, Any]) -> Saved:
-    insert = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(templates).values(
+    insert = insertion(connection, templates).values(
         **texts, created_at=now_ms(), updated_at=now_ms()).on_conflict_do_nothing().returning(templates)
     replace = update(templates).where(templates.c.name == texts["name"]).values(**texts, updated_at=now_ms()).returning(templates)
     while True:  # Until nobody deletes it between the two.
