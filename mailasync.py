@@ -38,6 +38,7 @@ from mailroom.station import Station
 from mailroom.store.database import Database
 from mailroom.store.migrate import check, upgrade
 from mailroom.store.outbox import Outbox, is_id
+from mailroom.store.samples import Samples
 from mailroom.store.suppressions import Unsubscribes
 from mailroom.store.sweeps import Sweeps
 from mailroom.store.templates import Templates
@@ -252,7 +253,8 @@ def start_relay(database: Database) -> Relay:
 
         unpublished = sweeps_of(_process.settings, database).unpublish
         _process.relay = Relay(bounded_connection, publish, published=published, unpublished=unpublished, watched="mail",
-                               chunks={"mail.bulk": BULK_CHUNK_MAX})
+                               chunks={"mail.bulk": BULK_CHUNK_MAX},
+                               looked=Samples(database, _process.settings.LEASE_SECONDS).take)
         _process.relay.start()
     return _process.relay
 

@@ -30,15 +30,18 @@ class Relay:
     """The publisher of one process. Losing what it holds costs time, never a mail: the rows say what was not published."""
 
     def __init__(self, connect: Callable[[], Connection], publish: Publish, *, published: Callable[[str, Sequence[str], float], None],
-                 unpublished: Callable[[Sequence[str]], None], watched: str, chunks: Mapping[str, int] | None = None) -> None:
+                 unpublished: Callable[[Sequence[str]], None], watched: str, chunks: Mapping[str, int] | None = None,
+                 looked: Callable[[], None] = lambda: None) -> None:
         """`published` is told the queue and the ids that the broker confirmed, and how many seconds ago they were sent; `unpublished`
-        the ids that it did not take. `watched` is the name of the queue to look at; `chunks` says for which queues a nudge is shorter."""
+        the ids that it did not take. `watched` is the name of the queue to look at; `chunks` says for which queues a nudge is shorter;
+        `looked` is called after each look, whatever the broker said."""
         self._connect = connect
         self._publish = publish
         self._published = published
         self._unpublished = unpublished
         self.watched = watched
         self._chunks = chunks or {}
+        self._looked = looked
         self._waiting: deque[tuple[str, str, bool]] = deque()
         self._wake = threading.Event()
         self._stopping = threading.Event()
@@ -82,6 +85,8 @@ class Relay:
             if self._stopping.is_set():
                 return self._drop()
             self._try(self._watch)
+            with suppress(Exception):
+                self._looked()
 
     def _next_chunk(self) -> tuple[str, list[str]]:
         """Ids for one queue, in the order they came."""

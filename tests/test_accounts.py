@@ -247,6 +247,20 @@ def test_an_account_in_trouble_is_tried_again_with_one_mail_and_then_all_go(
     assert office.states([first, *others]) == ["sent"] * 5
 
 
+def test_an_account_is_tried_at_once_when_a_person_says_so(database: Database, smtpd: ScriptedSMTP, offices: list[Office]) -> None:
+    office = Office(database, smtpd)
+    offices.append(office)
+    assert not office.accounts.try_now("one") and not office.accounts.try_now("nobody")
+    smtpd.reply("MAIL", "530 5.7.0 Authentication required")
+    ids = office.accept(3)
+    office.deliver(ids)
+    assert office.account()["state"] == "halted" and office.sweep() == []
+    assert office.accounts.try_now("one")
+    assert len(office.sweep()) == 1 and office.account()["state"] == "ok"
+    office.sweep()
+    assert office.states(ids) == ["sent"] * 3
+
+
 def test_while_one_mail_tries_an_account_the_others_wait(database: Database, smtpd: ScriptedSMTP, offices: list[Office]) -> None:
     office = Office(database, smtpd)
     offices.append(office)

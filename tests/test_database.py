@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, event, text
 from sqlalchemy.exc import IntegrityError
 
 from mailroom.mail.errors import StoreUnavailable
+from mailroom.mail.message import Message
 from mailroom.store.database import Database
-from mailroom.store.migrate import SchemaOutdated, check, upgrade
+from mailroom.store.listing import Search, listed
+from mailroom.store.migrate import MIGRATIONS, SchemaOutdated, check, upgrade
 from mailroom.store.schema import metadata, now_ms
 from tests.services import wait_until
 from tests.services.postgres import Postgres
@@ -200,6 +204,24 @@ def test_a_migrated_database_is_what_the_schema_says(database: Database) -> None
     check(database)
 
 
+def test_what_was_there_before_can_be_searched_after_an_upgrade(database_url: str) -> None:
+    database = Database(database_url)
+
+    def as_it_was(connection: Connection) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0004")
+        connection.execute(text("INSERT INTO messages (id, state, queue, message_id, created_at, attempt, uncertain_attempts, crashes) "
+                                "VALUES ('a', 'sent', 'mail', 'a@example.org', 1, 1, 0, 0)"))
+        connection.execute(text("INSERT INTO contents (id, content) VALUES ('a', :content)"),
+                           {"content": Message(to=(), subject='An "OLD" one').to_row()})
+    database.transaction(as_it_was)
+    upgrade(database)
+    assert [row["id"] for row in listed(database, Search(words='"old')).rows] == ["a"]
+    database.close()
+
+
 def test_processes_that_start_together_migrate_one_after_the_other(database_url: str) -> None:
     databases = [Database(database_url) for _ in range(6)]
     with ThreadPoolExecutor(6) as threads:
@@ -212,7 +234,7 @@ def test_processes_that_start_together_migrate_one_after_the_other(database_url:
 
 def test_a_database_without_the_schema_is_named_with_the_way_out(database_url: str) -> None:
     database = Database(database_url)
-    with pytest.raises(SchemaOutdated, match="expected schema 0004, found none; run `flask db upgrade`"):
+    with pytest.raises(SchemaOutdated, match="expected schema 0005, found none; run `flask db upgrade`"):
         check(database)
     database.close()
 

@@ -217,6 +217,18 @@ def test_a_list_is_filtered_and_comes_in_pages(client: FlaskClient) -> None:
     assert listed(until="2020-01-01T00:00:00Z") == [] and len(listed(since="2020-01-01T00:00:00Z")) == 7
     client.post(f"/v1/messages/{ids[0]}/cancel")
     assert listed(status="canceled") == ["0"]
+    assert listed(q="bob1@EXAMPLE") == ["5", "3", "1"] and listed(q="6") == ["6"] and listed(q="tag") == []
+
+
+def test_words_are_found_whatever_their_case_and_signs(client: FlaskClient) -> None:
+    for subject in ("Straße_100%", "STRASSE 100", "10/0 \\ Ünïcode"):
+        client.post("/v1/messages", json={"to": BOB, "subject": subject})
+
+    def found(words: str) -> list[str]:
+        return [row["subject"] for row in client.get("/v1/messages", query_string={"q": words}).json["data"]]  # type: ignore[index]
+    assert found("strasse") == ["STRASSE 100", "Straße_100%"]
+    assert found("_100%") == ["Straße_100%"] and found("0/0 \\ ÜN") == ["10/0 \\ Ünïcode"] and found("%") == ["Straße_100%"]
+    assert found("") == found("@") == ["10/0 \\ Ünïcode", "STRASSE 100", "Straße_100%"]
 
 
 @pytest.mark.parametrize(("query", "pointer"), [("status=lost", "?status"), ("to=nobody", "?to"), ("since=yesterday", "?since"),

@@ -22,8 +22,9 @@ from mailroom.store.expiry import Expiry
 from mailroom.store.jobs import JobEnd, Jobs, JobState, NotifyOn
 from mailroom.store.outbox import Outbox
 from mailroom.store.retention import Retention
+from mailroom.store.samples import Samples
 from mailroom.store.sweeps import Sweeps
-from mailroom.store.tallies import LATENCY_SECONDS, MINUTE_MS, SENT_WITHIN, Tallies, count, count_events
+from mailroom.store.tallies import KEPT_MINUTES, LATENCY_SECONDS, MINUTE_MS, SENT_WITHIN, Tallies, count, count_events
 from tests.services.application import made
 from tests.test_outbox import DEFERRED, LEASE_SECONDS, SENT, accept, age, claim_one, run, worker
 from tests.test_runs import FAILED, SUCCEEDED, claim, new, waiting
@@ -214,6 +215,23 @@ def test_what_waits_is_told_by_state_with_its_age(database: Database, outbox: Ou
     assert 100 <= depths.oldest_seconds < 150
     run(database, f"/* test */ UPDATE messages SET created_at = created_at - 500000 WHERE id = '{fresh}'")
     assert 500 <= tallies.depths(LEASE_SECONDS).oldest_seconds < 550
+
+
+def test_what_waits_is_noted_once_a_minute_by_whoever_comes_first(database: Database, outbox: Outbox, tallies: Tallies) -> None:
+    samples = [Samples(database, LEASE_SECONDS) for _ in range(2)]
+    accept(outbox)
+    run(database, "/* test */ UPDATE messages SET created_at = created_at - 90000")
+    samples[0].take()
+    accept(outbox)
+    samples[1].take()
+    [sample] = samples[0].since(0)
+    minute = int(time.time() // 60)
+    assert minute - 1 <= sample.minute <= minute and sample.waiting == 1 and 90_000 <= sample.oldest_ms < 120_000
+    run(database, f"/* test */ UPDATE samples SET minute = minute - {KEPT_MINUTES + 1}")
+    samples[1].take()
+    assert [one.waiting for one in samples[0].since(0)] == [1, 2]
+    Retention(database, 30).purge()
+    assert [one.waiting for one in samples[0].since(0)] == [2]
 
 
 def test_a_look_at_many_rows_is_short(database: Database, tallies: Tallies) -> None:

@@ -170,6 +170,8 @@ def of_the_rest(ask: Asked) -> None:
     mail = ask("GET /inbox/api/messages", status=200)["data"][0]["id"]
     ask("GET /inbox/api/messages/<id>", status=200, id=mail)
     ask("DELETE /inbox/api/messages", status=204)
+    ask("POST /v1/accounts/<path:account>/retry", status=409, account="default")
+    ask("POST /v1/accounts/<path:account>/retry", status=404, account="no/such")
     for route in ("/", "/ping", "/livez", "/readyz", "/metrics", "/v1/accounts", "/openapi.json"):
         ask(f"GET {route}", status=200)
 

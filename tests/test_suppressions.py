@@ -352,7 +352,7 @@ def test_every_process_makes_the_same_links_also_when_all_begin_at_once(database
 
 def test_the_secret_is_shown_by_no_repr(unsubscribes: Unsubscribes) -> None:
     unsubscribes.url("id", 0)
-    assert unsubscribes._key[0].hex() not in repr(unsubscribes) and repr(unsubscribes._key[0]) not in repr(unsubscribes)
+    assert unsubscribes._key.hex() not in repr(unsubscribes) and repr(unsubscribes._key) not in repr(unsubscribes)
 
 
 # --- over HTTP -----------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from typing import Any
 
 from flask import Blueprint, Response, jsonify
+from werkzeug.exceptions import Conflict, NotFound
 
 from mailroom.api.services import services
 from mailroom.api.shown import timestamp
@@ -14,8 +15,23 @@ blueprint = Blueprint("accounts", __name__)
 @blueprint.get("/v1/accounts")
 def list_accounts() -> Response:
     """Each account: its state, what it sent in the last 24 hours, and what is left of its budget."""
+    return jsonify({"data": shown_accounts()})
+
+
+@blueprint.post("/v1/accounts/<path:account>/retry")
+def retry_account(account: str) -> Response:
+    """Have one mail try an account that cannot send, at once; 409 if it can."""
+    if account not in {known.name for known in services().known_accounts}:
+        raise NotFound(f"expected the name of an account, got {account[:100]!r}")
+    if not services().accounts.try_now(account):
+        raise Conflict("expected an account that cannot send, got one that can")
+    return jsonify(next(shown for shown in shown_accounts() if shown["name"] == account))
+
+
+def shown_accounts() -> list[dict[str, Any]]:
+    """The accounts as the API shows them."""
     known = {account.name: account for account in services().known_accounts}
-    return jsonify({"data": [_shown(row, known[row["name"]]) for row in services().accounts.standing()]})
+    return [_shown(row, known[row["name"]]) for row in services().accounts.standing()]
 
 
 def _shown(row: dict[str, Any], account: Any) -> dict[str, Any]:

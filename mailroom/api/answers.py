@@ -100,9 +100,10 @@ SCHEMAS: dict[str, Schema] = {
     "JobTypes": exactly({"data": array(exactly({
         "name": TEXT, "description": TEXT, "queue": TEXT, "isolated": FLAG, "timeout_seconds": {"type": "number"}, "max_attempts": COUNT,
         "arguments": {"type": "object", "description": "JSON Schema."}}))}),
-    "Accounts": exactly({"data": array(exactly({
+    "Account": exactly({
         "name": TEXT, "from": TEXT, "next_hop": TEXT, "status": one_of(AccountState), "why": TEXT, "since": or_null(TIME),
-        "tried_again_at": or_null(TIME), "messages": _BUDGET, "recipients": _BUDGET}))}),
+        "tried_again_at": or_null(TIME), "messages": _BUDGET, "recipients": _BUDGET}),
+    "Accounts": exactly({"data": array(ref("Account"))}),
     "Template": exactly({"name": TEXT, "subject": TEXT, "text": or_null(TEXT), "html": or_null(TEXT), **_DATED}),
     "TemplateSummary": exactly({"name": TEXT, "subject": TEXT, **_DATED}),
     "TemplatePage": page_of("TemplateSummary", has_next=False),

@@ -7,7 +7,7 @@ from werkzeug.exceptions import Conflict
 from mailroom.api import guard
 from mailroom.api.bodies import json_body, mail_body
 from mailroom.api.idempotency import once
-from mailroom.api.paging import asked_page, page, place, word
+from mailroom.api.paging import asked_page, page_of, place, word, written
 from mailroom.api.permission import account_sender, permitted
 from mailroom.api.services import services
 from mailroom.api.shown import answered, find, shown, summary, timeline
@@ -18,7 +18,7 @@ from mailroom.mail.errors import FieldError, InvalidMessage
 from mailroom.mail.message import FINAL, Claim, State
 from mailroom.mail.terms import parse_time
 from mailroom.store.idempotency import Answer, Kept, Key
-from mailroom.store.listing import Search, listed
+from mailroom.store.listing import Page, Search, listed
 from mailroom.store.outbox import Acceptance, Batch, is_id
 
 blueprint = Blueprint("messages", __name__)
@@ -53,14 +53,20 @@ def post_batch() -> Response:
 
 @blueprint.get("/v1/messages")
 def list_messages() -> Response:
-    """The newest messages, a page at a time."""
+    """The newest messages, a page at a time; one may be short, and even empty, though others come after it."""
+    found = find_messages()
+    return page_of(found.rows, written(*found.next) if found.next else None, summary)
+
+
+def find_messages() -> Page:
+    """What the query of this request asks for. Raises InvalidMessage."""
     limit, after = asked_page(place)
     status = word("status")
     if "status" in request.args and status not in set(State):
         raise InvalidMessage([FieldError("?status", f"expected one of {', '.join(State)}, got {status[:80]!r}")])
-    search = Search(status=status, to=_address(word("to")), tag=word("tag"), since=_time("since"), until=_time("until"), after=after,
-                    limit=limit + 1)
-    return page(listed(services().outbox.database, search), limit, summary)
+    return listed(services().outbox.database, Search(
+        status=status, to=_address(word("to")), tag=word("tag"), words=word("q"), since=_time("since"), until=_time("until"), after=after,
+        limit=limit))
 
 
 @blueprint.get("/v1/messages/<id>")

@@ -119,6 +119,7 @@ OPERATIONS: dict[str, Operation] = {
         Parameter(name="status", told="Only those in this state.", schema=one_of(State)),
         Parameter(name="to", told="Only those that this address gets."),
         Parameter(name="tag", told="Only those with this tag."),
+        Parameter(name="q", told="Only those with these words in their subject, or in the address of a recipient."),
         Parameter(name="since", told="Only those that were accepted then or later.", schema=TIME),
         Parameter(name="until", told="Only those that were accepted before.", schema=TIME))),
     "GET /v1/messages/<id>": Operation(group="Messages", parameters=(_PREFER,), refusals=(404,), answers={
@@ -180,11 +181,13 @@ OPERATIONS: dict[str, Operation] = {
     "POST /v1/webhooks/<id>/test": Operation(group="Webhooks", refusals=(404, 409), answers={202: _json("Delivery", "It is on its way.")}),
     "GET /v1/webhooks/<id>/deliveries": Operation(
         group="Webhooks", answers={200: _json("DeliveryPage", "A page.")}, refusals=(404, 422), parameters=(
-            _LIMIT, Parameter(name="before", told="`next` of the page before."))),
+            _LIMIT, _AFTER)),
     "POST /v1/webhooks/<id>/deliveries/<number>/replay": Operation(group="Webhooks", refusals=(404, 409), answers={
         202: _json("Delivery", "It is on its way.")}),
 
     "GET /v1/accounts": Operation(group="Service", answers={200: _json("Accounts", "All of them.")}),
+    "POST /v1/accounts/<path:account>/retry": Operation(group="Service", refusals=(404, 409), answers={
+        200: _json("Account", "As it is now.")}),
     "GET /metrics": Operation(group="Service", answers={200: Returned(
         told="The numbers.", content={"text/plain": TEXT, "application/openmetrics-text": TEXT})}),
     "GET /": Operation(group="Service", answers={200: Returned(told="A page.", content={"text/html": TEXT})}),
@@ -205,6 +208,7 @@ OPERATIONS: dict[str, Operation] = {
 #: Schemas of what stands in a path; without one it is ID.
 PLACES: dict[str, Schema] = {
     "name": {"type": "string", "pattern": "^[a-z0-9][a-z0-9._-]{0,99}$"}, "address": {"type": "string", "minLength": 3},
+    "account": {"type": "string", "minLength": 1},
     "number": {"type": "integer", "minimum": 1}, "id": ID}
 #: Bodies to begin with, by the name of their schema.
 EXAMPLES: dict[str, dict[str, object]] = {

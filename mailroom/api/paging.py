@@ -49,13 +49,22 @@ def place(cursor: str) -> Place | None:
 
 
 def next_place(row: Any) -> str:
-    return f"{row['created_at']}.{row['id']}"
+    return written(row["created_at"], row["id"])
+
+
+def written(created_at: int, id: str) -> str:
+    """A place as a cursor."""
+    return f"{created_at}.{id}"
 
 
 def page(rows: Sequence[Any], limit: int, shown: Callable[[Any], Any], cursor: Callable[[Any], str] = next_place) -> Response:
     """Answer with `limit` of the rows; one more shows that there are others, after the `cursor` of the last."""
-    more = len(rows) > limit
-    return jsonify({"data": [shown(row) for row in rows[:limit]], "has_more": more, "next": cursor(rows[limit - 1]) if more else None})
+    return page_of(rows[:limit], cursor(rows[limit - 1]) if len(rows) > limit else None, shown)
+
+
+def page_of(rows: Sequence[Any], next: str | None, shown: Callable[[Any], Any]) -> Response:
+    """Answer with these rows; `next` is the cursor of the page after them, None at the end."""
+    return jsonify({"data": [shown(row) for row in rows], "has_more": next is not None, "next": next})
 
 
 def word(name: str) -> str:

@@ -32,6 +32,7 @@ SCOPES: dict[str, tuple[Scope, ...]] = {
     "POST /v1/jobs/<id>/retry": _ADMIN,
     "GET /v1/job-types": _ANY,
     "GET /v1/accounts": _READ,
+    "POST /v1/accounts/<path:account>/retry": _ADMIN,
     "GET /v1/templates": _READ,
     "PUT /v1/templates/<name>": _ADMIN,
     "GET /v1/templates/<name>": _READ,

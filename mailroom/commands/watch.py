@@ -17,7 +17,7 @@ from mailroom.commands.suppressions import parsed
 from mailroom.mail.message import FINAL, State
 from mailroom.store.database import Database
 from mailroom.store.following import Changes
-from mailroom.store.listing import Search, listed
+from mailroom.store.listing import Search, listed, newest
 from mailroom.store.outbox import is_id
 
 #: What the API works with, on the database that a command is about.
@@ -105,10 +105,10 @@ def tail(database: Database, search: Search, *, follows: bool) -> Iterator[dict[
     """The newest, then new ones and what happens to any."""
     changes = Changes(database, status=search.status, to=search.to)
     changes.start()
-    newest = listed(database, Search(limit=1))
-    since: int = newest[0]["created_at"] if newest else 0
+    latest = newest(database, Search(limit=1))
+    since: int = latest[0]["created_at"] if latest else 0
     seen = {row["id"]: row["created_at"] for row in arrivals(database, Search(), since)} if follows else {}
-    for row in reversed(listed(database, search) if search.limit else []):
+    for row in reversed(newest(database, search) if search.limit else []):
         seen[row["id"]] = row["created_at"]
         yield summary(row)
     while follows:
@@ -124,11 +124,11 @@ def tail(database: Database, search: Search, *, follows: bool) -> Iterator[dict[
 
 def arrivals(database: Database, search: Search, since: int) -> list[dict[str, Any]]:
     """Those since then, the oldest first, with all that may have been committed late."""
-    found: list[dict[str, Any]] = []
-    place: tuple[int, str] | None = None
-    while rows := listed(database, replace(search, since=since - COMMIT_MAX_MS, after=place, limit=TAIL_MAX)):
-        found += rows
-        place = (rows[-1]["created_at"], rows[-1]["id"])
+    page = listed(database, replace(search, since=since - COMMIT_MAX_MS, limit=TAIL_MAX))
+    found = page.rows
+    while page.next:
+        page = listed(database, replace(search, since=since - COMMIT_MAX_MS, limit=TAIL_MAX, after=page.next))
+        found += page.rows
     return found[::-1]
 
 

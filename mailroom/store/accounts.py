@@ -72,6 +72,10 @@ class Accounts:
         """What is known of each: its row, its limits, and what it sent in the last 24 hours."""
         return self.database.read(self._standing)
 
+    def try_now(self, name: str) -> bool:
+        """Let one mail try this account at once, and not when it would be tried; False if it can send, or is none of ours."""
+        return name in {budget.account for budget in self.budgets} and self.database.write(_try_now, name, alone=True)
+
     def _room(self, connection: Connection, budget: Budget, row: Any, now: int) -> Room:
         if row is not None and row.state != AccountState.OK:
             if row.until is not None and row.until <= now:
@@ -103,6 +107,11 @@ class Accounts:
         return [rows.get(budget.account, {"name": budget.account, "state": AccountState.OK, "reason": None, "since": None, "until": None})
                 | dict(zip(("messages", "recipients"), used(connection, budget.account), strict=True)) | {"budget": budget}
                 for budget in self.budgets]
+
+
+def _try_now(connection: Connection, names: list[str]) -> list[bool]:
+    return [bool(connection.execute(update(accounts).values(until=now_ms()).where(
+        accounts.c.name == name, accounts.c.state != AccountState.OK)).rowcount) for name in names]
 
 
 def begin_probe(connection: Connection, account: str) -> None:

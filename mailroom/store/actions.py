@@ -251,7 +251,7 @@ def _copy(connection: Connection, asked: _Resend) -> None:
     new = {"id": literal(asked.new_id), "state": _queued_or_waiting(), "queue": messages.c.queue,
            "message_id": literal(asked.message_id), "created_at": now_ms(), "attempt": literal(0), "uncertain_attempts": literal(0),
            "crashes": literal(0), "job_id": messages.c.job_id, "max_attempts": messages.c.max_attempts, "resent_of": messages.c.id,
-           "sender": messages.c.sender, "webhook": messages.c.webhook, "key_id": messages.c.key_id}
+           "sender": messages.c.sender, "webhook": messages.c.webhook, "key_id": messages.c.key_id, "subject_key": messages.c.subject_key}
     connection.execute(insert(messages).from_select([*new], select(*new.values()).where(messages.c.id == asked.id)))
     copy(connection, asked.id, to=asked.new_id)
     tell(connection, [{"id": asked.new_id, "event": "accepted"}])

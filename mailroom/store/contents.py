@@ -30,6 +30,11 @@ def write(connection: Connection, accepted: Sequence[tuple[str, Message, Sequenc
                                                 "content": file.content, "content_id": file.content_id or None})
 
 
+def subject_key(subject: str) -> str:
+    """What is kept of a subject to find it by."""
+    return subject.casefold()[:200]
+
+
 @dataclass(frozen=True)
 class Content:
     """What a message holds, and the state of each recipient."""

@@ -4,15 +4,40 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import Select, func, literal_column, select
 
 from mailroom.store.database import Database
-from mailroom.store.schema import events, messages, recipients
+from mailroom.store.schema import accounts, deliveries, events, jobs, messages, recipients, workers
+from mailroom.store.workers import is_alive
 
 #: Lines of timelines are looked at again for so long: one with a lower number may be committed after one with a higher.
 OVERLAP = 500
 #: That are told at once; whoever has fallen behind gets the rest with the next look.
 LOOK_MAX = 1000
+
+
+def pulse(database: Database, lease_seconds: float) -> str:
+    """A word that is another one as soon as anything has happened: to a message, a job, a worker, an account or a webhook.
+
+    Each number is the end of an index, or of the few rows that workers have in hand.
+    """
+    return database.read(lambda connection: " ".join(
+        str(value or 0) for value in connection.execute(select(*map(Select.scalar_subquery, _signs(lease_seconds)))).one()))
+
+
+def _signs(lease_seconds: float) -> list[Select[Any]]:
+    queued = messages.c.state == literal_column("'queued'")  # The index's own condition, as it stands there.
+    return [
+        select(func.max(events.c.number)), select(func.max(messages.c.created_at)),
+        select(func.max(messages.c.published_at)).where(queued),
+        select(func.count() + func.coalesce(func.sum(messages.c.attempt), 0)).where(messages.c.owner.is_not(None)),
+        select(func.max(jobs.c.created_at)),
+        select(func.count() + func.coalesce(func.sum(jobs.c.progress + jobs.c.attempt), 0)).where(jobs.c.owner.is_not(None)),
+        select(func.sum(accounts.c.since + func.coalesce(accounts.c.until, 0))),
+        select(func.count()).select_from(workers).where(is_alive(lease_seconds)),
+        select(func.max(deliveries.c.number)),
+        select(func.count()).select_from(deliveries).where(deliveries.c.next_attempt_at.is_not(None)),
+    ]
 
 
 @dataclass

@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 
 from mailroom.mail.errors import MailroomError
 from mailroom.mail.message import ANYTIME, FINAL, Message, State, Terms
-from mailroom.store.contents import load, write
+from mailroom.store.contents import load, subject_key, write
 from mailroom.store.database import Database
 from mailroom.store.deliveries import tell
 from mailroom.store.events import record
@@ -166,7 +166,7 @@ _NEW_MESSAGE = messages.insert().values(
     created_at=now_ms(), attempt=0, uncertain_attempts=0, crashes=0, next_attempt_at=_later("scheduled_at", "delay"),
     expires_at=_later("expires_at", "expires_in"),
     **{name: bindparam(name) for name in ("id", "state", "queue", "message_id", "job_id", "reason", "max_attempts", "sender", "webhook",
-                                          "key_id")},
+                                          "key_id", "subject_key")},
 )
 
 
@@ -198,7 +198,8 @@ def _insert(connection: Connection, accepted: list[Acceptance]) -> None:
     connection.execute(_NEW_MESSAGE, [
         {"id": a.id, "state": state, "queue": a.queue, "message_id": a.message_id, "job_id": a.job and a.job.id,
          "reason": a.failed or (SUPPRESSED if state is State.SUPPRESSED else None), "sender": a.sender, "webhook": a.webhook,
-         "key_id": a.key_id, **vars(a.terms), "delay": a.terms.delay or None, **(_NOT_DUE if state in FINAL else {})}
+         "key_id": a.key_id, "subject_key": subject_key(a.message.subject), **vars(a.terms), "delay": a.terms.delay or None,
+         **(_NOT_DUE if state in FINAL else {})}
         for a, (state, _) in zip(accepted, standing, strict=True)])
     write(connection, [(a.id, a.message, states) for a, (_, states) in zip(accepted, standing, strict=True)])
     if new_jobs := [a.job for a in accepted if a.job]:

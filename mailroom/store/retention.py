@@ -15,8 +15,8 @@ from sqlalchemy import Column, ColumnElement, Connection, Table, and_, delete, e
 from mailroom.mail.message import FINAL
 from mailroom.store.database import Database
 from mailroom.store.jobs import FINAL as JOB_FINAL
-from mailroom.store.schema import deliveries, events, files, idempotency, jobs, messages, now_ms, tallies, usage, workers
-from mailroom.store.tallies import fold, is_old
+from mailroom.store.schema import deliveries, events, files, idempotency, jobs, messages, now_ms, samples, tallies, usage, workers
+from mailroom.store.tallies import KEPT_MINUTES, MINUTE_MS, fold, is_old
 from mailroom.store.workers import FORGET_AFTER_MS
 
 DAY_MS = 24 * 3600_000
@@ -185,6 +185,7 @@ def _small_tables(connection: Connection) -> list[tuple[Table, tuple[Column[Any]
             (usage, (usage.c.account, usage.c.bucket), usage.c.bucket < (now - USAGE_MS) // USAGE_BUCKET_MS),
             (workers, (workers.c.id,), workers.c.seen_at < now - FORGET_AFTER_MS),
             (deliveries, (deliveries.c.number,), and_(deliveries.c.message_id.is_(None), deliveries.c.at < now - TESTS_MS)),
+            (samples, (samples.c.minute,), samples.c.minute < now // MINUTE_MS - KEPT_MINUTES),
             (tallies, (tallies.c.minute, tallies.c.event, tallies.c.source), is_old(now))]
 
 

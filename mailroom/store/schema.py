@@ -58,6 +58,7 @@ messages = Table(
     Column("key_id", String(12)),  # the API key that it came with
     Column("webhook", Text),  # the URL that is told of this message, beside those of `webhooks`
     Column("sender", String(100)),  # the account that has to send it, where its From names one
+    Column("subject_key", Text),  # the beginning of its subject in lower case, to find it by
     # What the sweeper asks for: small indexes over the few rows that wait, whatever the table holds.
     Index("messages_due", "next_attempt_at", sqlite_where=Column("next_attempt_at").is_not(None),
           postgresql_where=Column("next_attempt_at").is_not(None)),
@@ -285,6 +286,14 @@ tallies = Table(
     Column("source", String(36), primary_key=True),  # the process that counts, so that no two wait for each other's row
     Column("count", BigInteger, nullable=False),
     sqlite_with_rowid=False,
+)
+
+#: How much waited in each minute, as whoever came first in it saw.
+samples = Table(
+    "samples", metadata,
+    Column("minute", BigInteger, primary_key=True, autoincrement=False),  # since 1970
+    Column("waiting", Integer, nullable=False),  # messages that are queued, with a worker, or deferred
+    Column("oldest_ms", BigInteger, nullable=False),  # how long the queued one that has waited longest for a worker had done so
 )
 
 #: One row a worker; it is the lease of everything that worker owns.

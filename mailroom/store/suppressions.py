@@ -6,9 +6,9 @@ import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
-from secrets import token_hex
+from functools import cached_property
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, or_, select, text, tuple_, update
@@ -17,7 +17,8 @@ from mailroom.mail.message import State
 from mailroom.store.actions import OPEN
 from mailroom.store.database import Database
 from mailroom.store.events import record
-from mailroom.store.schema import insertion, messages, now_ms, recipients, secrets, suppressions
+from mailroom.store.schema import insertion, messages, now_ms, recipients, suppressions
+from mailroom.store.secrets import secret
 
 #: What the columns take.
 ADDRESS_MAX_CHARACTERS = 320
@@ -27,7 +28,6 @@ REASON = "every recipient that was left is suppressed"
 
 #: The HMAC in a link, in bytes (RFC 2104, 5).
 _MAC_BYTES = 16
-_SECRET = "unsubscribe"
 
 
 class Reason(StrEnum):
@@ -95,7 +95,6 @@ class Unsubscribes:
 
     database: Database
     public_url: str  #: PUBLIC_URL
-    _key: list[bytes] = field(default_factory=list, repr=False)  #: once it was read
 
     def url(self, message_id: str, position: int) -> str:
         """The link for the recipient at `position` of the message with this id of ours. Raises StoreUnavailable."""
@@ -112,6 +111,10 @@ class Unsubscribes:
         whom = self._read(token)
         return whom is not None and self.database.write(_unsubscribe, whom, alone=True)
 
+    @cached_property
+    def _key(self) -> bytes:
+        return secret(self.database, "unsubscribe")
+
     def _read(self, token: str) -> tuple[str, int] | None:
         said, _, mac = token.rpartition(".")
         if not hmac.compare_digest(mac.encode(), self._mac(said).encode()):
@@ -120,9 +123,7 @@ class Unsubscribes:
         return urlsafe_b64decode(id + "=" * (-len(id) % 4)).decode(), int(position)
 
     def _mac(self, said: str) -> str:
-        if not self._key:
-            self._key.append(bytes.fromhex(_secret_of(self.database, _SECRET)))
-        digest = hmac.digest(self._key[0], said.encode(), hashlib.sha256)
+        digest = hmac.digest(self._key, said.encode(), hashlib.sha256)
         return urlsafe_b64encode(digest[:_MAC_BYTES]).decode().rstrip("=")
 
 
@@ -231,18 +232,6 @@ def _unsubscribe_one(connection: Connection, id: str, position: int) -> bool:
 def _address(connection: Connection, id: str, position: int) -> str | None:
     found: str | None = connection.scalar(select(recipients.c.address).where(recipients.c.id == id, recipients.c.position == position))
     return found
-
-
-def _secret_of(database: Database, name: str) -> str:
-    """The secret of this name, made by whoever asks first."""
-    read = select(secrets.c.value).where(secrets.c.name == name)
-    return database.read(lambda connection: connection.scalar(read)) or database.write(_make_secret, name, alone=True)
-
-
-def _make_secret(connection: Connection, names: list[str]) -> list[str]:
-    for name in names:  # Who comes second waits for the first's commit, and reads what that wrote.
-        connection.execute(insertion(connection, secrets).values(name=name, value=token_hex(32)).on_conflict_do_nothing())
-    return [connection.scalars(select(secrets.c.value).where(secrets.c.name == name)).one() for name in names]
 
 
 def _row(address: str, reason: Reason, detail: str | None, message_id: str | None = None) -> dict[str, Any]:

@@ -118,6 +118,9 @@ pm.expect(answer.checks).to.have.all.keys('database', 'broker', 'worker');
     Ask(name="Can my accounts send?", route="GET /v1/accounts", told="Each account's state and budget.", expects={"each says why": """
 answer.data.forEach(one => pm.expect(one.why).to.be.a('string').and.not.be.empty);
 """}),
+    Ask(name="Try an account now", route="POST /v1/accounts/<path:account>/retry", at={"account": "default"}, status=409,
+        told="One that a server has turned away is tried by one mail at once; one that can send needs no trying.",
+        expects={"it can send": "pm.expect(answer.detail).to.include('that can');"}),
     Ask(name="Numbers for Prometheus", route="GET /metrics", told="Counters, depths and latencies.", expects={"it is up": """
 pm.expect(pm.response.text()).to.match(/^mailasync_up 1/m);
 """}),
