@@ -1,7 +1,7 @@
 # What you can do here: `make help`.
 
 .DEFAULT_GOAL := help
-.PHONY: help install run web worker inbox flower example test check check-clients lock soak mutations scale bench contract fuzz
+.PHONY: help install run web worker inbox flower example test check check-clients lock soak mutations scale bench bench-pages pictures contract fuzz
 
 # The first of these that is there; the service needs 3.11 or newer.
 PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,$(shell \
@@ -55,6 +55,14 @@ scale: .venv/.installed-dev  ## a backlog of 1,000,000 mails; ARGS="--rows 10000
 
 bench: .venv/.installed-dev  ## how many mails a second a batch is accepted at, workers stopped
 	@$(RUN) benchmarks.batch $(ARGS)
+
+bench-pages: .venv/.installed-dev  ## how long the server takes for each page, with 100,000 messages stored
+	@$(RUN) tests.services.provide
+	@$(RUN) benchmarks.pages $(ARGS)
+
+pictures: .venv/.installed-dev  ## pictures of the pages for docs/img; ARGS="--to DIRECTORY" for all pages, narrow and wide, light and dark
+	@$(RUN) tests.services.provide
+	@$(RUN) tests.pictures $(ARGS)
 
 contract: .venv/.installed-dev  ## thousands of requests made of /openapi.json, each answer held to it; ARGS="--examples 20 --seed 1"
 	@$(RUN) tests.contract $(ARGS)

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from secrets import token_bytes
 from typing import NoReturn
 
 from celery.worker import WorkController, state
@@ -31,7 +32,7 @@ from granian.constants import Interfaces
 from werkzeug.utils import import_string
 
 import mailasync
-from mailroom import commands, logs
+from mailroom import commands, logs, web
 from mailroom.api import accounts as api_accounts
 from mailroom.api import (
     actions,
@@ -50,9 +51,10 @@ from mailroom.api import (
     webhooks,
 )
 from mailroom.api.services import Services
+from mailroom.api.session import Sessions, form_token, refuse_form
 from mailroom.commands.database import choose, opened, pair
 from mailroom.doctor import Doctor, Finding
-from mailroom.inbox import Inbox, Letters, PortTaken, create_blueprint
+from mailroom.inbox import Around, Dial, Inbox, Letters, PortTaken, create_blueprint
 from mailroom.mail.errors import MailroomError
 from mailroom.route import accounts, next_hop
 from mailroom.settings import PREFIX, UP_FILE, Settings, SettingsError, database_url, hint_unprefixed, kubernetes_variables, load
@@ -65,11 +67,11 @@ from mailroom.store.keys import ApiKeys
 from mailroom.store.migrate import upgrade
 from mailroom.store.outbox import Outbox
 from mailroom.store.runs import Runs
+from mailroom.store.secrets import secret
 from mailroom.store.suppressions import Suppressions, Unsubscribes
 from mailroom.store.templates import Templates
 from mailroom.store.webhooks import Webhooks
 from mailroom.store.workers import Worker
-from mailroom.web import docs, pages
 
 log = logging.getLogger("mailasync.web")
 
@@ -93,12 +95,13 @@ def create_app(settings: Settings | None = None, *blueprints: Blueprint, databas
         suppressions=Suppressions(database), unsubscribes=Unsubscribes(database, settings.PUBLIC_URL), templates=Templates(database),
         relay=lambda: mailasync.start_relay(database), send=lambda id, queue: mailasync.sendMail.apply_async((id,), queue=queue),
         run=lambda job: mailasync.runJob.apply_async((job.id,), queue=job.queue))
+    Sessions(partial(secret, database, "session")).attach(app)
     metrics.watch(app)  # First of all hooks, so that a refusal has an id too.
     app.before_request(guard.check)
     app.before_request(partial(start_relay, database))  # In the process that serves, whichever server that is.
-    ours = (problems, limits, messages, actions, jobs, api_accounts, health, metrics, suppressions, templates, unsubscribe, webhooks, pages,
-            openapi, docs)
-    for blueprint in (*(module.blueprint for module in ours), *blueprints):
+    ours = (problems, limits, messages, actions, jobs, api_accounts, health, metrics, suppressions, templates, unsubscribe, webhooks,
+            openapi)
+    for blueprint in (*(module.blueprint for module in ours), *web.BLUEPRINTS, *blueprints):
         app.register_blueprint(blueprint)
     for command in commands.commands(up=partial(up, settings), inbox=partial(inbox, settings), upgrade=partial(db_upgrade, settings),
                                       examine=partial(examine, settings), settings=settings, opened=partial(opened, settings),
@@ -136,8 +139,8 @@ def up(settings: Settings, deliver: bool) -> None:
 def inbox(settings: Settings) -> None:
     """Serve the inbox alone."""
     refuse_taken(settings.INBOX_HOST, settings.INBOX_SMTP_PORT, "INBOX_SMTP_PORT")
-    settings = replace(settings, HOST=settings.INBOX_HOST, PORT=settings.INBOX_PORT)
-    serve(settings, loader=partial(inbox_app, settings), port_setting="INBOX_PORT")
+    alone = replace(settings, HOST=settings.INBOX_HOST, PORT=settings.INBOX_PORT)
+    serve(alone, loader=partial(inbox_app, alone, settings), port_setting="INBOX_PORT")
 
 
 def db_upgrade(settings: Settings) -> str:
@@ -213,10 +216,10 @@ def serving_app(settings: Settings, *blueprints: str) -> Flask:
 
 def all_in_one(settings: Settings, deliver: bool) -> Flask:
     """In granian's child: the application, a worker thread and the inbox."""
-    letters = Letters()
+    letters, dial = Letters(), Dial()
     start_child(settings, waiting.stop, letters.stop)
     mailasync.configure(settings)
-    smtp = Inbox(port=settings.INBOX_SMTP_PORT, letters=letters)
+    smtp = Inbox(port=settings.INBOX_SMTP_PORT, letters=letters, dial=dial)
     try:
         smtp.start()
         database = mailasync.open_database(settings, file_name=UP_FILE)
@@ -230,21 +233,31 @@ def all_in_one(settings: Settings, deliver: bool) -> Flask:
         Runs(database, "", settings.LEASE_SECONDS).orphans()
         sweeps.forget_nudges()
     app = create_app(settings, database=database)
-    app.register_blueprint(create_blueprint(letters, hint=curl(settings)))
+    app.register_blueprint(beside(letters, dial, hint=curl(settings)))
     at_exit(smtp.stop)
     at_exit(work_here(database))
-    say(f"mailasync runs at  {url(settings)}", f"read the mail at   {url(settings)}/inbox/",
+    say(f"mailasync runs at  {url(settings)}", f"how it goes        {url(settings)}/dashboard",
+        f"read the mail at   {url(settings)}/inbox/",
         f"mail goes to       {next_hop(settings)}" + ("" if deliver else ", the inbox; --deliver sends it for real"),
         f"broker             {'in this process; set MAILASYNC_BROKER_URL for RabbitMQ' if settings.embedded else 'RabbitMQ'}", "",
         "send one:", curl(settings), "")
     return app
 
 
-def inbox_app(settings: Settings) -> Flask:
+def beside(letters: Letters, dial: Dial, *, hint: str = "") -> Blueprint:
+    """The inbox as a part of this service's pages."""
+    blueprint = create_blueprint(letters, dial, Around(
+        hint=hint, scripts=web.layout.SCRIPTS, places=web.layout.places, origin=web.messages.origin, form_token=form_token,
+        refuse_form=refuse_form, may_act=partial(web.layout.may, "POST", "/inbox/delete")))
+    blueprint.after_request(web.layout.for_people)
+    return blueprint
+
+
+def inbox_app(settings: Settings, served: Settings) -> Flask:
     """In granian's child: the inbox alone, for this machine's user; for others with the API key."""
-    letters = Letters()
+    letters, dial = Letters(), Dial()
     start_child(settings, letters.stop)
-    smtp = Inbox(settings.HOST, settings.INBOX_SMTP_PORT, letters=letters)
+    smtp = Inbox(settings.HOST, settings.INBOX_SMTP_PORT, letters=letters, dial=dial)
     try:
         smtp.start()
     except PortTaken as e:
@@ -253,10 +266,14 @@ def inbox_app(settings: Settings) -> Flask:
     say(f"the inbox takes mail on {settings.HOST}:{settings.INBOX_SMTP_PORT} and shows it at {url(settings)}/inbox/")
     app = Flask("inbox")
     app.json.sort_keys = False  # type: ignore[attr-defined]  # of the default provider
+    Sessions(partial(token_bytes, 32)).attach(app)
     metrics.watch(app)
     app.before_request(partial(guard.check_alone, "" if settings.listens_on_loopback else settings.API_KEY))
     app.add_url_rule("/livez", view_func=health.livez)
-    app.register_blueprint(create_blueprint(letters, hint=curl(settings)))
+    app.register_blueprint(web.layout.assets)
+    app.register_blueprint(create_blueprint(letters, dial, Around(
+        hint=curl(served), scripts=web.layout.SCRIPTS, form_token=form_token, refuse_form=refuse_form,
+        origin=lambda message_id: [(f"{url(served)}/messages/{id}", "its message") for id in web.messages.ids_in(message_id)])))
     return app
 
 

@@ -240,5 +240,5 @@ def test_the_first_page_shows_the_next_command(client: FlaskClient) -> None:
     assert page.status_code == 200
     assert "curl http://127.0.0.1:5000/" in page.text
     assert "default-src 'none'" in page.headers["Content-Security-Policy"]
-    with client.get("/static/web/home.css") as style:
+    with client.get("/static/web/pages.css") as style:
         assert style.status_code == 200

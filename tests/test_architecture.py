@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "webhook": f"address_guard mail.schedule store {TRADE}", "address_guard": "",
     "store": TRADE, "mail": "settings", "mail.message": TRADE, "mail.errors": TRADE, "inbox": "",
     "logs": "settings", "settings": "default_settings", "migrations": "store", "default_settings": "", "mailroom": ""}
-MAY_KNOW = {"sqlalchemy": "store migrations", "alembic": "store migrations", "flask": "app web api inbox", "werkzeug": "app api inbox",
+MAY_KNOW = {"sqlalchemy": "store migrations", "alembic": "store migrations", "flask": "app web api inbox", "werkzeug": "app web api inbox",
             "yagmail": "mail.transport mail.oauth2", "celery": "app mailasync", "amqp": "mailasync relay", "kombu": "mailasync relay",
             "jinja2": "mail.template mail.sandbox mail.filters", "css_inline": "mail.letter",
             "PIL": "jobs.thumbnail", "prometheus_client": "api.metrics"}

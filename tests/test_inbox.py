@@ -16,7 +16,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from mailroom.inbox import Inbox, Letters, PortTaken, create_blueprint
+from mailroom.inbox import Around, Inbox, Letters, PortTaken, create_blueprint
 from mailroom.inbox.contents import Image
 from mailroom.inbox.letters import WAITERS_MAX
 from mailroom.inbox.pages import IMAGES_MAX_CHARS, local_time, size_in_words, with_images
@@ -43,7 +43,7 @@ def inbox(letters: Letters) -> Iterator[Inbox]:
 @pytest.fixture
 def client(letters: Letters) -> FlaskClient:
     app = Flask(__name__)
-    app.register_blueprint(create_blueprint(letters, hint=HINT))
+    app.register_blueprint(create_blueprint(letters, around=Around(hint=HINT)))
     app.testing = True  # An exception in a view reaches the test and does not become a 500.
     return app.test_client()
 
@@ -412,7 +412,13 @@ def test_every_view_of_a_letter(client: FlaskClient, inbox: Inbox, letters: Lett
     at = f"/inbox/{letters.newest()[0].id}"
     page = client.get(at).text
     assert f'<iframe sandbox referrerpolicy="no-referrer" src="{at}/html"' in page
-    assert "&lt;b&gt;.csv" in page and "text/csv, 5 B" in page
+    attachments = client.get(at + "?view=attachments").text
+    assert "&lt;b&gt;.csv" in attachments and "text/csv, 5 B" in attachments
+    assert 'Attachments <span class="count">1</span>' in page and "Links" not in page
+    saved = client.get(at + "/attachments/1")
+    assert (saved.data, saved.content_type) == (b"12345", "application/octet-stream")
+    assert saved.headers["Content-Disposition"] == 'attachment; filename="_b_.csv"'
+    assert client.get(at + "/attachments/2").status_code == 404
     assert "the text" in client.get(at + "?view=text").text
     assert "&lt;1@example.org&gt;" in client.get(at + "?view=headers").text
     assert "MIME-Version: 1.0" in client.get(at + "?view=source").text

@@ -24,7 +24,7 @@ from mailroom.store.outbox import Outbox
 from mailroom.store.retention import Retention
 from mailroom.store.samples import Samples
 from mailroom.store.sweeps import Sweeps
-from mailroom.store.tallies import KEPT_MINUTES, LATENCY_SECONDS, MINUTE_MS, SENT_WITHIN, Tallies, count, count_events
+from mailroom.store.tallies import KEPT_MINUTES, LATENCY_SECONDS, SENT_WITHIN, Tallies, count, count_events
 from tests.services.application import made
 from tests.test_outbox import DEFERRED, LEASE_SECONDS, SENT, accept, age, claim_one, run, worker
 from tests.test_runs import FAILED, SUCCEEDED, claim, new, waiting
@@ -181,16 +181,17 @@ def test_minutes_are_told_apart_and_added_up_when_they_are_old(database: Databas
     other = Database(database.url.render_as_string(hide_password=False))
     tally(other, sent=3)
     other.close()
-    [(minute, number)] = tallies.per_minute(0)["sent"]
+    [(minute, number)] = tallies.over_time(0)["sent"].items()
     assert number == 5
-    assert tallies.per_minute((minute + 1) * MINUTE_MS) == {}
+    assert tallies.over_time(0, stretch=10)["sent"] == {minute // 10: 5}
+    assert tallies.over_time(minute + 1) == {}
     run(database, "/* test */ UPDATE tallies SET minute = minute - 2881 WHERE event = 'sent'")
     tally(database, sent=10)
     before = tallies.totals()
     for _ in range(2):
         Retention(database, 30).purge()
         assert tallies.totals() == before == {"sent": 15, "failed": 1}
-    assert [n for _, n in tallies.per_minute(0)["sent"]] == [10]
+    assert [*tallies.over_time(0)["sent"].values()] == [10]
     rows = database.read(lambda connection: connection.exec_driver_sql("SELECT event, source, count FROM tallies WHERE minute = 0").all())
     assert [tuple(row) for row in rows] == [("sent", "", 5)]
 

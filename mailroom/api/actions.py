@@ -46,7 +46,12 @@ def retry_message(id: str) -> Response:
 @blueprint.post("/v1/messages/<id>/reschedule")
 def reschedule_message(id: str) -> Response:
     """Send it at another time."""
-    asked = read_fields(AskedMoment, json_body())
+    return reschedule(id, json_body())
+
+
+def reschedule(id: str, value: object) -> Response:
+    """Raises what reading the moment does, and what acting does."""
+    asked = read_fields(AskedMoment, value)
     return _act(id, lambda id: services().actions.reschedule(id, at=asked.at, delay_seconds=asked.delay or 0))
 
 

@@ -128,6 +128,9 @@ SCHEMAS: dict[str, Schema] = {
         "text": or_null(TEXT), "html": or_null(TEXT), "size": COUNT, "headers": {"type": "object", "additionalProperties": array(TEXT)},
         "attachments": array(exactly({"filename": or_null(TEXT), "content_type": TEXT, "size": COUNT}))},
         told="A mail in the disposable inbox."),
+    "AskedFailure": exactly({}, sometimes={"failure": or_null(one_of(("defer", "refuse", "drop"))),
+                                           "count": {"type": "integer", "minimum": 1, "maximum": 1000}}, told="null: all is well."),
+    "NextFailure": exactly({"failure": or_null(one_of(("defer", "refuse", "drop"))), "count": COUNT}),
     "Mails": exactly({"data": array(ref("Mail"))}),
     "OpenAPI": {"type": "object", "required": ["openapi", "info", "paths"]},
 }

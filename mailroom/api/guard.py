@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 
 from flask import Response, abort, g, request
 
+from mailroom.api import session
 from mailroom.api.problems import problem, unavailable
 from mailroom.api.scopes import lacking
 from mailroom.api.services import services
@@ -13,9 +14,9 @@ from mailroom.store.keys import ApiKey, ApiKeys, Scope, hashed
 from mailroom.store.rates import Charge
 
 #: Paths that tell nothing and change nothing, for load balancers and the tutorial's first check.
-OPEN_PATHS = frozenset({"/ping", "/livez", "/readyz"})
-#: Paths whose last part is a secret by itself.
-OPEN_PREFIXES = ("/unsubscribe/",)
+OPEN_PATHS = frozenset({"/ping", "/livez", "/readyz", "/sign-in"})
+#: Paths whose last part is a secret by itself, and the style and script of pages, which are no secret.
+OPEN_PREFIXES = ("/unsubscribe/", "/static/web/")
 KEY_HEADER = "X-API-Key"
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _CHALLENGES = ('Bearer realm="mailasync"', 'Basic realm="mailasync", charset="UTF-8"')
@@ -88,14 +89,49 @@ def _refusal(api_key: str, keys: ApiKeys | None, *, always: bool = False) -> Res
         g.api_key = LOCAL
         return _check_local()
     given = _given()
-    # Both are compared whatever the first says, and hashed, so that the time tells neither which one it was nor how long it is.
-    is_default = hmac.compare_digest(hashed(given), hashed(api_key)) and bool(api_key)
-    key = DEFAULT if is_default else keys.find(given) if keys else None
+    key = _known(given, api_key, keys) if given else None
+    if key is None and not given and (key := _of_session(api_key, keys)):
+        g.api_key = key
+        return session.refuse_form()
     if key is None:
         return _refused("expected an API key as `Authorization: Bearer <API key>`, as `X-API-Key`, or as the password of any user, got "
                         + ("another key" if given else "none"), "invalid_api_key" if given else "missing_api_key", _CHALLENGES)
     g.api_key = key
     return _from_another_site()
+
+
+def known(given: str) -> ApiKey | None:
+    """Whose key this is. Raises StoreUnavailable."""
+    return _known(given, services().settings.API_KEY, services().api_keys)
+
+
+def needs_key() -> bool:
+    """Whether nobody is served without a key. Raises StoreUnavailable."""
+    settings = services().settings
+    return bool(settings.API_KEY) or not settings.listens_on_loopback or services().api_keys.are_there()
+
+
+def _known(given: str, api_key: str, keys: ApiKeys | None) -> ApiKey | None:
+    # Both are compared whatever the first says, and hashed, so that the time tells neither which one it was nor how long it is.
+    is_default = hmac.compare_digest(hashed(given), hashed(api_key)) and bool(api_key)
+    return DEFAULT if is_default else keys.find(given) if keys else None
+
+
+def _of_session(api_key: str, keys: ApiKeys | None) -> ApiKey | None:
+    """The key that this browser signed in with, as long as it is one."""
+    found = session.sessions().read(request.cookies.get(session.COOKIE, ""))
+    if found is None or not found.key_id:
+        return None
+    if found.key_id == DEFAULT.id:
+        key, hash = DEFAULT, hashed(api_key)
+    elif keys is None or (row := keys.usable(found.key_id)) is None:
+        return None
+    else:
+        key, hash = row.key, row.hash
+    if not hmac.compare_digest(found.mark, session.mark(hash)) or (key is DEFAULT and not api_key):
+        return None
+    g.session = found
+    return key
 
 
 def _given() -> str:

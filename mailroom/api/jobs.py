@@ -4,6 +4,7 @@
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from io import BytesIO
 from typing import Any
@@ -14,14 +15,13 @@ from werkzeug.exceptions import Conflict, NotFound
 from mailroom.api import guard
 from mailroom.api.bodies import job_body
 from mailroom.api.idempotency import REPLAYED, once
-from mailroom.api.paging import asked_page, page, place, word
+from mailroom.api.paging import asked_page, one_of, page, place, word
 from mailroom.api.permission import permitted
 from mailroom.api.services import services
 from mailroom.api.shown import answered, timestamp
 from mailroom.api.waiting import preferred_seconds, wait_for
 from mailroom.api.why import why_job
 from mailroom.jobs import registry
-from mailroom.mail.errors import FieldError, InvalidMessage
 from mailroom.mail.message import Terms, file_name
 from mailroom.order import Order
 from mailroom.store.idempotency import Answer, Kept, Key
@@ -66,11 +66,14 @@ def post_job() -> Response:
 @blueprint.get("/v1/jobs")
 def list_jobs() -> Response:
     """The newest jobs, a page at a time."""
-    limit, after = asked_page(place)
-    status = request.args.get("status", "")
-    if "status" in request.args and status not in set(JobState):
-        raise InvalidMessage([FieldError("?status", f"expected one of {', '.join(JobState)}, got {status[:80]!r}")])
-    return page(services().jobs.page(limit=limit + 1, before=after, state=status, name=word("name"), queue=word("queue")), limit, _summary)
+    return page(*find_jobs(request.args), summary)
+
+
+def find_jobs(asked: Mapping[str, str]) -> tuple[list[Any], int]:
+    """The rows that a query asks for, and one more where there are others; and how many it asked for. Raises InvalidMessage."""
+    limit, after = asked_page(place, asked, also=one_of("status", JobState, asked))
+    status, name, queue = (word(field, asked) for field in ("status", "name", "queue"))
+    return services().jobs.page(limit=limit + 1, before=after, state=status, name=name, queue=queue), limit
 
 
 @blueprint.get("/v1/jobs/<id>")
@@ -143,7 +146,7 @@ def list_job_types() -> Response:
 def shown(standing: JobStanding) -> dict[str, Any]:
     """A job as the API shows it."""
     row = standing.row
-    return _summary(row) | {
+    return summary(row) | {
         "why": why_job(standing, services().relay()),
         "args": _shortened(json.loads(row["args"])),
         "result": None if row["result"] is None else json.loads(row["result"]),
@@ -153,7 +156,8 @@ def shown(standing: JobStanding) -> dict[str, Any]:
     }
 
 
-def _summary(row: Any) -> dict[str, Any]:
+def summary(row: Any) -> dict[str, Any]:
+    """A job in a list."""
     return {
         "id": row["id"], "name": row["name"], "status": row["state"], "progress": row["progress"] / 1000, "step": row["step"],
         "error": row["error"], "queue": row["queue"], "attempts": row["attempt"], "max_attempts": row["max_attempts"],

@@ -1,5 +1,7 @@
 """Messages over HTTP: accept one or many, list them, tell where each is and what it looks like."""
 
+from collections.abc import Mapping
+
 from flask import Blueprint, Response, jsonify, request
 from pydantic_core import PydanticCustomError
 from werkzeug.exceptions import Conflict
@@ -7,7 +9,7 @@ from werkzeug.exceptions import Conflict
 from mailroom.api import guard
 from mailroom.api.bodies import json_body, mail_body
 from mailroom.api.idempotency import once
-from mailroom.api.paging import asked_page, page_of, place, word, written
+from mailroom.api.paging import asked_page, one_of, page_of, place, word, written
 from mailroom.api.permission import account_sender, permitted
 from mailroom.api.services import services
 from mailroom.api.shown import answered, find, shown, summary, timeline
@@ -54,18 +56,16 @@ def post_batch() -> Response:
 @blueprint.get("/v1/messages")
 def list_messages() -> Response:
     """The newest messages, a page at a time; one may be short, and even empty, though others come after it."""
-    found = find_messages()
+    found = find_messages(request.args)
     return page_of(found.rows, written(*found.next) if found.next else None, summary)
 
 
-def find_messages() -> Page:
-    """What the query of this request asks for. Raises InvalidMessage."""
-    limit, after = asked_page(place)
-    status = word("status")
-    if "status" in request.args and status not in set(State):
-        raise InvalidMessage([FieldError("?status", f"expected one of {', '.join(State)}, got {status[:80]!r}")])
+def find_messages(asked: Mapping[str, str]) -> Page:
+    """What a query asks for. Raises InvalidMessage."""
+    limit, after = asked_page(place, asked, also=one_of("status", State, asked))
+    status, to, tag, words = (word(name, asked) for name in ("status", "to", "tag", "q"))
     return listed(services().outbox.database, Search(
-        status=status, to=_address(word("to")), tag=word("tag"), words=word("q"), since=_time("since"), until=_time("until"), after=after,
+        status=status, to=_address(to), tag=tag, words=words, since=_time("since", asked), until=_time("until", asked), after=after,
         limit=limit))
 
 
@@ -96,20 +96,25 @@ def get_raw(id: str) -> Response:
         "Content-Disposition": f'attachment; filename="{row["message_id"].partition("@")[0]}.eml"', "X-Content-Type-Options": "nosniff"})
 
 
-def _accept(work_seconds: float, *, status: int) -> Response:
-    dry: list[Response] = []
-
-    def accept(key: Key | None) -> Answer:
-        acceptance = permitted(services().orders.mail(mail_body(), work_seconds=work_seconds))
-        answer = Answer(status=status, location=f"/v1/messages/{acceptance.id}", body={"id": acceptance.id, "status": acceptance.state})
-        if acceptance.dry_run:
-            dry.append(_dry_run(acceptance))
-            return answer
+def accept_mail(asked: object, *, work_seconds: float = 0, status: int = 202, key: Key | None = None) -> tuple[Acceptance, Answer]:
+    """Accept a mail, unless it asks only what would be sent; it is on disk then. Raises what reading and what accepting it raise."""
+    acceptance = permitted(services().orders.mail(asked, work_seconds=work_seconds))
+    answer = Answer(status=status, location=f"/v1/messages/{acceptance.id}", body={"id": acceptance.id, "status": acceptance.state})
+    if not acceptance.dry_run:
         services().outbox.accept(acceptance, Kept(key=key, answer=answer) if key else None, guard.charge())
         if acceptance.job:
             services().run(acceptance.job)
         else:
             _hand_over([acceptance])
+    return acceptance, answer
+
+
+def _accept(work_seconds: float, *, status: int) -> Response:
+    dry: list[Response] = []
+
+    def accept(key: Key | None) -> Answer:
+        acceptance, answer = accept_mail(mail_body(), work_seconds=work_seconds, status=status, key=key)
+        dry.extend([_dry_run(acceptance)] if acceptance.dry_run else [])
         return answer
     told = answered(*once(accept))
     return dry[0] if dry else _waited_for(told)
@@ -170,8 +175,8 @@ def _address(text: str) -> str:
         raise InvalidMessage([FieldError("?to", e.message())]) from None
 
 
-def _time(name: str) -> int | None:
-    given = request.args.get(name)
+def _time(name: str, asked: Mapping[str, str]) -> int | None:
+    given = asked.get(name)
     try:
         return None if given is None else parse_time(given)
     except PydanticCustomError as e:

@@ -203,6 +203,10 @@ OPERATIONS: dict[str, Operation] = {
                   schema={"type": "number", "minimum": 0, "maximum": 60, "default": 0}))),
     "GET /inbox/api/messages/<id>": Operation(group="Inbox", answers={200: _json("Mail", "The mail.")}, refusals=(404,)),
     "DELETE /inbox/api/messages": Operation(group="Inbox", answers={204: _GONE}),
+    "DELETE /inbox/api/messages/<id>": Operation(group="Inbox", answers={204: _GONE}, refusals=(404,)),
+    "GET /inbox/api/failure": Operation(group="Inbox", answers={200: _json("NextFailure", "What the next mails are to meet.")}),
+    "PUT /inbox/api/failure": Operation(group="Inbox", body="AskedFailure", refusals=(422,), answers={
+        200: _json("NextFailure", "As it is now.")}),
 }
 
 #: Schemas of what stands in a path; without one it is ID.
@@ -222,7 +226,9 @@ EXAMPLES: dict[str, dict[str, object]] = {
     "AskedPreview": {"variables": {"order": 42, "name": "Bob"}},
     "AskedSuppressions": {"address": "bob@example.org", "detail": "asked by phone"},
     "AskedWebhook": {"url": "https://hooks.example.org/mail", "events": ["message.sent", "message.failed"]},
-    "AskedChange": {"enabled": False}}
-#: Pages for people, and their files.
-PAGES = ("/docs", "/inbox", "/inbox/", "/inbox/<id>", "/inbox/<id>/html", "/inbox/<id>/source", "/unsubscribe/<token>")
+    "AskedChange": {"enabled": False},
+    "AskedFailure": {"failure": "defer", "count": 1}}
+#: Pages for people, and what they are made of, begin with one of these.
+PAGES = ("/docs", "/inbox", "/unsubscribe", "/sign-", "/live", "/dashboard", "/accounts", "/messages", "/compose", "/jobs", "/templates",
+         "/suppressions", "/webhooks", "/keys")
 

@@ -1,9 +1,9 @@
 """Pages of a list: `?limit=` rows, those after the cursor that an earlier page gave as `next`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from flask import Response, jsonify, request
+from flask import Response, jsonify
 
 from mailroom.mail.errors import FieldError, InvalidMessage
 from mailroom.store.outbox import is_id
@@ -17,14 +17,14 @@ T = TypeVar("T")
 Place = tuple[int, str]
 
 
-def asked_page(place: Callable[[str], T | None], *, expected: str = "`next` of an earlier page",
+def asked_page(place: Callable[[str], T | None], asked: Mapping[str, str], *, expected: str = "`next` of an earlier page",
                also: Sequence[FieldError] = ()) -> tuple[int, T | None]:
-    """How many rows, and after which one: `place` reads the cursor, and gives None for what is none.
+    """How many rows, and after which one, as a query asked: `place` reads the cursor, and gives None for what is none.
 
     Raises:
       InvalidMessage: the one or the other cannot be read, or `also` has what else is wrong with the query.
     """
-    limit, cursor = request.args.get("limit", str(PAGE_DEFAULT)), request.args.get("after", "")
+    limit, cursor = asked.get("limit", str(PAGE_DEFAULT)), asked.get("after", "")
     after = place(cursor) if cursor else None
     wrong = []
     if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= PAGE_MAX):
@@ -39,6 +39,12 @@ def asked_page(place: Callable[[str], T | None], *, expected: str = "`next` of a
 def number(cursor: str) -> int | None:
     """What a database can count to."""
     return int(cursor) if cursor.isascii() and cursor.isdigit() and len(cursor) <= 18 else None
+
+
+def one_of(name: str, words: Iterable[str], asked: Mapping[str, str]) -> list[FieldError]:
+    """What is wrong with a filter that is one of these, if it is there."""
+    given, known = asked.get(name), [*words]
+    return [] if given is None or given in known else [FieldError(f"?{name}", f"expected one of {', '.join(known)}, got {given[:80]!r}")]
 
 
 def place(cursor: str) -> Place | None:
@@ -67,9 +73,9 @@ def page_of(rows: Sequence[Any], next: str | None, shown: Callable[[Any], Any]) 
     return jsonify({"data": [shown(row) for row in rows], "has_more": next is not None, "next": next})
 
 
-def word(name: str) -> str:
+def word(name: str, asked: Mapping[str, str]) -> str:
     """What the query says of a column; no column holds a NUL, and PostgreSQL would not even look for one."""
-    found = request.args.get(name, "")
+    found = asked.get(name, "")
     if "\0" in found:
         raise InvalidMessage([FieldError(f"?{name}", f"expected a {name}, got {found[:80]!r}")])
     return found

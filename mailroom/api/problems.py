@@ -13,6 +13,7 @@ from mailroom.mail.errors import InvalidMessage, MalformedJSON, StoreUnavailable
 log = logging.getLogger("mailasync.api")
 blueprint = Blueprint("problems", __name__)
 
+PROBLEM_TYPE = "application/problem+json"
 #: Seconds a client should wait when the database is away.
 RETRY_AFTER_SECONDS = 2
 
@@ -21,7 +22,7 @@ def problem(status: int, code: str, title: str, detail: str, *, headers: dict[st
     body = {"type": "about:blank", "title": title, "status": status, "code": code, "detail": detail, **more}
     if id := request_id.get():
         body["request_id"] = id
-    return Response(json.dumps(body), status=status, content_type="application/problem+json", headers=headers)
+    return Response(json.dumps(body), status=status, content_type=PROBLEM_TYPE, headers=headers)
 
 
 @blueprint.app_errorhandler(MalformedJSON)

@@ -1,6 +1,7 @@
 """Suppressions over HTTP: the addresses that get no mail."""
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Mapping
 from typing import Any, Self
 from urllib.parse import quote
 
@@ -10,11 +11,10 @@ from pydantic_core import PydanticCustomError
 from werkzeug.exceptions import NotFound
 
 from mailroom.api.bodies import json_body
-from mailroom.api.paging import asked_page, number, page
+from mailroom.api.paging import asked_page, number, one_of, page
 from mailroom.api.services import services
 from mailroom.api.shown import timestamp
 from mailroom.mail.addresses import CONTROL, parse_address, parse_each
-from mailroom.mail.errors import FieldError
 from mailroom.mail.reading import encodable, read_fields, refuse
 from mailroom.store.suppressions import Reason, Suppression
 
@@ -66,17 +66,24 @@ class AskedSuppressions(BaseModel):
 @blueprint.get("/v1/suppressions")
 def list_suppressions() -> Response:
     """Those who get no mail, the newest first, a page at a time."""
-    reason = request.args.get("reason", "")
-    known = "reason" not in request.args or reason in set(Reason)
-    limit, after = asked_page(_place, also=[] if known else [
-        FieldError("?reason", f"expected one of {', '.join(Reason)}, got {reason[:80]!r}")])
-    return page(services().suppressions.page(limit=limit + 1, after=after, reason=reason), limit, shown, _cursor)
+    return page(*find_suppressions(request.args), shown, cursor)
+
+
+def find_suppressions(asked: Mapping[str, str]) -> tuple[list[Suppression], int]:
+    """Those that a query asks for, and one more where there are others; and how many it asked for. Raises InvalidMessage."""
+    limit, after = asked_page(_place, asked, also=one_of("reason", Reason, asked))
+    return services().suppressions.page(limit=limit + 1, after=after, reason=asked.get("reason", "")), limit
 
 
 @blueprint.post("/v1/suppressions")
 def add_suppressions() -> Response:
     """Send one or many no mail any more. Who is there already stays as it is."""
-    asked = read_fields(AskedSuppressions, json_body())
+    return add(json_body())
+
+
+def add(value: object) -> Response:
+    """Raises InvalidMessage."""
+    asked = read_fields(AskedSuppressions, value)
     if asked.addresses is not None:
         added = services().suppressions.add_all(asked.addresses, Reason.MANUAL, asked.detail)
         answer = jsonify({"added": added, "known": len({address.lower() for address in asked.addresses}) - added})
@@ -129,12 +136,12 @@ def _unknown() -> NotFound:
     return NotFound("expected an address that is suppressed, got another one")
 
 
-def _cursor(last: Suppression) -> str:
+def cursor(last: Suppression) -> str:
     return urlsafe_b64encode(f"{last.created_at} {last.address}".encode()).decode().rstrip("=")
 
 
 def _place(cursor: str) -> tuple[int, str] | None:
-    """What `_cursor` wrote; None if it is no such thing."""
+    """What `cursor` wrote; None if it is no such thing."""
     try:
         at, _, address = urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode().partition(" ")
     except ValueError:

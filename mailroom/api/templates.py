@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from flask import Blueprint, Response, jsonify
+from flask import Blueprint, Response, jsonify, request
 from werkzeug.exceptions import NotFound
 
 from mailroom.api.bodies import json_body
@@ -11,9 +11,9 @@ from mailroom.api.services import services
 from mailroom.api.shown import timestamp
 from mailroom.mail.compose import plain_text
 from mailroom.mail.errors import FieldError, InvalidMessage
-from mailroom.mail.letter import AskedPreview, AskedTexts, check, merge
+from mailroom.mail.letter import AskedPreview, AskedTexts, Sources, check, merge
 from mailroom.mail.reading import read_fields
-from mailroom.store.templates import Template, is_name
+from mailroom.store.templates import Saved, Template, is_name
 
 blueprint = Blueprint("templates", __name__)
 
@@ -21,7 +21,7 @@ blueprint = Blueprint("templates", __name__)
 @blueprint.get("/v1/templates")
 def list_templates() -> Response:
     """The templates by name, a page at a time; `?after=` the last name of the page before."""
-    limit, after = asked_page(lambda cursor: cursor if is_name(cursor) else None, expected="the name of a template")
+    limit, after = asked_page(lambda cursor: cursor if is_name(cursor) else None, request.args, expected="the name of a template")
     rows = services().templates.page(limit=limit + 1, after=after or "")
     return jsonify({"data": [_times(row) for row in rows[:limit]], "has_more": len(rows) > limit})
 
@@ -29,9 +29,14 @@ def list_templates() -> Response:
 @blueprint.put("/v1/templates/<name>")
 def put_template(name: str) -> tuple[Response, int]:
     """Create or replace a template; its syntax is checked. Messages that were accepted before stay as they are."""
-    asked = read_texts(name, json_body())
-    saved = services().templates.save(name, subject=asked.subject, text=asked.text, html=asked.html)
+    saved = save(name, json_body())
     return jsonify(shown(saved.template)), 201 if saved.is_new else 200
+
+
+def save(name: str, value: object) -> Saved:
+    """Raises InvalidMessage, as `read_texts` does."""
+    asked = read_texts(name, value)
+    return services().templates.save(name, subject=asked.subject, text=asked.text, html=asked.html)
 
 
 @blueprint.get("/v1/templates/<name>")
@@ -70,7 +75,7 @@ def shown(template: Template) -> dict[str, Any]:
                    "created_at": template.created_at, "updated_at": template.updated_at})
 
 
-def previewed(template: Template, variables: dict[str, Any]) -> dict[str, str | None]:
+def previewed(template: Sources, variables: dict[str, Any]) -> dict[str, str | None]:
     """The parts of a mail, the text made from the HTML where the template has none, as composing makes it."""
     letter = merge(template, variables)
     text = plain_text(letter.html or "") if letter.text is None else letter.text

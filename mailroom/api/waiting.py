@@ -39,6 +39,11 @@ def wait_for(is_so: Callable[[], bool], seconds: float) -> bool:
         _places.release()
 
 
+def is_stopping(seconds: float) -> bool:
+    """Wait for so long, or until this process is asked to end; whether it is."""
+    return _stopping.wait(seconds)
+
+
 def stop() -> None:
     """Answer all who wait: this process is asked to end, and would be killed if it kept them."""
     _stopping.set()

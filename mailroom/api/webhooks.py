@@ -1,8 +1,9 @@
 """Webhooks over HTTP: who is told what happens to messages, and what became of each telling."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from flask import Blueprint, Response, jsonify
+from flask import Blueprint, Response, jsonify, request
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr, field_validator
 from werkzeug.exceptions import Conflict, NotFound
 
@@ -56,40 +57,50 @@ class AskedChange(BaseModel):
 @blueprint.post("/v1/webhooks")
 def post_webhook() -> Response:
     """Have a URL told of what happens to messages; answers 201 with the secret that signs each POST to it."""
-    asked = read_fields(AskedWebhook, json_body())
-    _refuse_forbidden(asked.url)
-    try:
-        id = services().webhooks.create(asked.url, asked.events)
-    except TooMany as e:
-        raise Conflict(str(e)) from None
-    answer = jsonify(_shown(_found(id), with_secret=True))
+    id = create(json_body())
+    answer = jsonify(shown(find(id), with_secret=True))
     answer.status_code = 201
     answer.headers["Location"] = f"/v1/webhooks/{id}"
     return answer
 
 
+def create(value: object) -> str:
+    """The id of a new one. Raises InvalidMessage, Conflict."""
+    asked = read_fields(AskedWebhook, value)
+    _refuse_forbidden(asked.url)
+    try:
+        return services().webhooks.create(asked.url, asked.events)
+    except TooMany as e:
+        raise Conflict(str(e)) from None
+
+
 @blueprint.get("/v1/webhooks")
 def list_webhooks() -> Response:
     """All of them, without their secrets."""
-    return jsonify({"data": [_shown(row) for row in services().webhooks.all()]})
+    return jsonify({"data": [shown(row) for row in services().webhooks.all()]})
 
 
 @blueprint.get("/v1/webhooks/<id>")
 def get_webhook(id: str) -> Response:
     """One of them, to an admin with its secret; `own` is that of the URLs that messages name themselves."""
-    return jsonify(_shown(_found(id), with_secret=Scope.ADMIN in current_key().scopes))
+    return jsonify(shown(find(id), with_secret=Scope.ADMIN in current_key().scopes))
 
 
 @blueprint.patch("/v1/webhooks/<id>")
 def patch_webhook(id: str) -> Response:
     """Change its URL or its events, or stop and start it."""
-    asked = read_fields(AskedChange, json_body())
-    _found(id)
+    change(id, json_body())
+    return jsonify(shown(find(id)))
+
+
+def change(id: str, value: object) -> None:
+    """Raises InvalidMessage, NotFound, Conflict."""
+    asked = read_fields(AskedChange, value)
+    find(id)
     if asked.url is not None:
         _refuse_own(id)
         _refuse_forbidden(asked.url)
     services().webhooks.change(id, url=asked.url, events=asked.events, enabled=asked.enabled)
-    return jsonify(_shown(_found(id)))
 
 
 @blueprint.delete("/v1/webhooks/<id>")
@@ -103,7 +114,7 @@ def delete_webhook(id: str) -> Response:
 @blueprint.post("/v1/webhooks/<id>/test")
 def post_test(id: str) -> Response:
     """Have a `webhook.test` delivered; answers 202 with that delivery."""
-    row = _found(id)
+    row = find(id)
     _refuse_own(id)
     if row["state"] != ENABLED:
         raise Conflict("expected a webhook that is enabled, got one that is not")
@@ -113,16 +124,20 @@ def post_test(id: str) -> Response:
 @blueprint.get("/v1/webhooks/<id>/deliveries")
 def list_deliveries(id: str) -> Response:
     """What it was to be told, the newest first, a page at a time."""
-    limit, after = asked_page(as_number)
-    _found(id)
-    rows = services().webhooks.page(id, limit=limit + 1, before=after)
-    return page(rows, limit, _delivery, lambda row: str(row["number"]))
+    return page(*find_deliveries(id, request.args), delivery, lambda row: str(row["number"]))
+
+
+def find_deliveries(id: str, asked: Mapping[str, str]) -> tuple[list[dict[str, Any]], int]:
+    """The rows that a query asks for, and one more where there are others; and how many it asked for. Raises InvalidMessage, NotFound."""
+    limit, after = asked_page(as_number, asked)
+    find(id)
+    return services().webhooks.page(id, limit=limit + 1, before=after), limit
 
 
 @blueprint.post("/v1/webhooks/<id>/deliveries/<number>/replay")
 def replay_delivery(id: str, number: str) -> Response:
     """Tell it once more, under the same id; answers 202."""
-    _found(id)
+    find(id)
     wanted = as_number(number) or 0
     if services().webhooks.delivery(id, wanted) is None:
         raise NotFound(f"expected the number of a delivery of this webhook, got {number[:80]!r}")
@@ -139,24 +154,24 @@ def guard() -> AddressGuard:
 def _accepted(row: dict[str, Any] | None) -> Response:
     if relay := services().relay():
         relay.offer(new_id(), queue=QUEUE)  # Any id will do; a worker that does not hear of it looks each second.
-    answer = jsonify(row and _delivery(row))
+    answer = jsonify(row and delivery(row))
     answer.status_code = 202
     return answer
 
 
-def _shown(row: dict[str, Any], *, with_secret: bool = False) -> dict[str, Any]:
+def shown(row: dict[str, Any], *, with_secret: bool = False) -> dict[str, Any]:
     return {"id": row["id"], "url": row["url"] or None, "events": row["events"].split(",") if row["events"] else [],
             "enabled": row["state"] == ENABLED, "reason": row["reason"], "created_at": timestamp(row["created_at"])} \
         | ({"secret": row["secret"]} if with_secret else {})
 
 
-def _delivery(row: dict[str, Any]) -> dict[str, Any]:
+def delivery(row: dict[str, Any]) -> dict[str, Any]:
     return {"number": row["number"], "type": row["event"], "message_id": row["message_id"], "created_at": timestamp(row["at"]),
             "status": row["state"], "attempts": row["attempt"], "code": row["code"], "reply": row["reply"],
             "next_attempt_at": timestamp(row["next_attempt_at"])}
 
 
-def _found(id: str) -> dict[str, Any]:
+def find(id: str) -> dict[str, Any]:
     row = services().webhooks.get(id) if is_id(id) else None
     if row is None:
         raise _unknown(id)

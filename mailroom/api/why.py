@@ -28,8 +28,9 @@ def why(standing: Standing, relay: Relay | None, *, lease_seconds: float) -> str
         return f"a worker is handing it to the mail server, attempt {row['attempt']}"
     if state is State.WAITING and job and job["state"] == "running":
         return f"its job {job['name']} is running" + (f": {job['step']}" if job["step"] else "")
-    if blocked := _blocked(standing, relay, lease_seconds):
-        return blocked
+    if blocked := faults(relay, now=standing.now, seen_at=standing.worker_seen_at, beat_at=standing.worker_beat_at,
+                         lease_seconds=lease_seconds):
+        return "; ".join(blocked)
     if state is State.WAITING and job:
         return f"its job {job['name']} is {job['state']}"
     return "waits for a worker to take it" if row["published_at"] else "waits to be handed to the broker"
@@ -52,26 +53,23 @@ def why_job(standing: JobStanding, relay: Relay | None) -> str:
     return f"no worker serves the queue {row['queue']}; start one with `celery -A mailasync worker -Q {row['queue']}`{broker}"
 
 
-def _blocked(standing: Standing, relay: Relay | None, lease_seconds: float) -> str:
-    """What keeps every mail from moving, if something does."""
-    faults = []
+def faults(relay: Relay | None, *, now: int, seen_at: int | None, beat_at: int | None, lease_seconds: float) -> list[str]:
+    """What keeps every mail from moving, if something does.
+
+    `seen_at` is when any worker was last seen, and `beat_at` one that has not stopped since, both in milliseconds since 1970.
+    """
+    found = []
     if relay and relay.down:
         since, words = relay.down
-        faults.append(f"broker unreachable since {_at(int(since * 1000))} ({words})")
-    if elsewhere := _workers_elsewhere(standing, relay, lease_seconds):
-        faults.append(elsewhere)
-    elif standing.worker_seen_at is None:
-        faults.append("no worker was ever seen; start one with `celery -A mailasync worker --loglevel=INFO`")
-    elif standing.worker_beat_at is None or standing.now - standing.worker_beat_at > lease_seconds * 1000:
-        faults.append(f"no worker seen since {_at(standing.worker_seen_at)}")
-    return "; ".join(faults)
-
-
-def _workers_elsewhere(standing: Standing, relay: Relay | None, lease_seconds: float) -> str:
-    seen = standing.worker_beat_at is not None and standing.now - standing.worker_beat_at <= lease_seconds * 1000
-    if seen or relay is None or relay.down or not relay.queue or not relay.queue[1]:
-        return ""
-    return "workers consume the queue, but this outbox has seen none of them: they read another database"
+        found.append(f"broker unreachable since {_at(int(since * 1000))} ({words})")
+    is_seen = beat_at is not None and now - beat_at <= lease_seconds * 1000
+    if not is_seen and relay and not relay.down and relay.queue and relay.queue[1]:
+        found.append("workers consume the queue, but this outbox has seen none of them: they read another database")
+    elif seen_at is None:
+        found.append("no worker was ever seen; start one with `celery -A mailasync worker --loglevel=INFO`")
+    elif not is_seen:
+        found.append(f"no worker seen since {_at(seen_at)}")
+    return found
 
 
 def _at(ms: int) -> str:

@@ -2,17 +2,14 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 import click
-from pydantic_core import PydanticCustomError
 
+from mailroom.api.keys import make, shown, shown_row
 from mailroom.commands.output import AS_JSON, Opened, moment, told
-from mailroom.mail.addresses import parse_address
-from mailroom.store.keys import ApiKey, ApiKeys, KeyRow, Scope
+from mailroom.mail.errors import InvalidMessage
+from mailroom.store.keys import ApiKeys, KeyRow, Scope
 from mailroom.store.rates import PER_MINUTE_MAX
-
-NAME_MAX_CHARACTERS = 100
 
 
 def keys_group(opened: Opened) -> click.Group:
@@ -23,19 +20,23 @@ def keys_group(opened: Opened) -> click.Group:
         """API keys: who may send, read or administer."""
 
     @group.command("create")
-    @click.argument("name", callback=_name)
+    @click.argument("name")
     @click.option("--scope", "scopes", multiple=True, type=click.Choice([scope.value for scope in Scope]), default=[Scope.SEND.value],
                   show_default=True, help="send: mails and jobs, and see by its id what became of one; read: every GET; admin: everything.")
-    @click.option("--from", "senders", multiple=True, metavar="ADDRESS", callback=_senders,
+    @click.option("--from", "senders", multiple=True, metavar="ADDRESS",
                   help="An address or @domain that it may send from. Without one: any that the accounts allow.")
     @click.option("--per-minute", type=click.IntRange(1, PER_MINUTE_MAX), help="Messages a minute. Without it: no limit.")
     @AS_JSON
     def create_command(name: str, scopes: Sequence[str], senders: Sequence[str], per_minute: int | None, as_json: bool) -> None:
         """Make a key and print it, this once."""
+        asked = {"name": name, "scopes": [Scope(scope) for scope in scopes], "senders": [*senders], "per_minute": per_minute}
         with told(), opened() as database:
-            secret, key = ApiKeys(database).create(name, scopes=[Scope(scope) for scope in scopes], senders=senders, per_minute=per_minute)
+            try:
+                secret, key = make(ApiKeys(database), asked)
+            except InvalidMessage as e:
+                raise click.UsageError("; ".join(error.detail for error in e.errors)) from None
         if as_json:
-            click.echo(json.dumps({"key": secret, **_told(key)}))
+            click.echo(json.dumps({"key": secret, **shown(key)}))
             return
         click.echo(f"key {key.id} is in {database}; it is shown this once, and cannot be had again:", err=True)
         click.echo(secret)
@@ -47,7 +48,7 @@ def keys_group(opened: Opened) -> click.Group:
         with told(), opened() as database:
             rows = ApiKeys(database).every()
         for row in rows:
-            click.echo(json.dumps(_told_row(row)) if as_json else _line(row))
+            click.echo(json.dumps(shown_row(row)) if as_json else _line(row))
         if not rows and not as_json:
             click.echo("no keys; make one with `flask keys create NAME`", err=True)
 
@@ -58,37 +59,9 @@ def keys_group(opened: Opened) -> click.Group:
         """End a key for good. Web processes stop to take it within seconds."""
         with told(), opened() as database:
             row = ApiKeys(database).revoke(id)
-        click.echo(json.dumps(_told_row(row)) if as_json else _line(row))
+        click.echo(json.dumps(shown_row(row)) if as_json else _line(row))
 
     return group
-
-
-def _name(context: click.Context, parameter: click.Parameter, value: str) -> str:
-    if not (1 <= len(value) <= NAME_MAX_CHARACTERS and value.isprintable() and value.strip()):
-        raise click.BadParameter(f"expected 1 to {NAME_MAX_CHARACTERS} printable characters, got {value[:200]!r}")
-    return value.strip()
-
-
-def _senders(context: click.Context, parameter: click.Parameter, values: Sequence[str]) -> list[str]:
-    """In the form in which messages have their From, so that the two can be compared."""
-    found = []
-    for value in values:
-        try:
-            address = parse_address(f"any{value}" if value.startswith("@") else value).address
-        except PydanticCustomError as e:
-            raise click.BadParameter(e.message()) from None
-        if "," in address:
-            raise click.BadParameter(f"expected an address without a comma, got {value!r}")
-        found.append(address.removeprefix("any") if value.startswith("@") else address)
-    return found
-
-
-def _told(key: ApiKey) -> dict[str, Any]:
-    return {"id": key.id, "name": key.name, "scopes": sorted(key.scopes), "from": list(key.senders), "per_minute": key.per_minute}
-
-
-def _told_row(row: KeyRow) -> dict[str, Any]:
-    return _told(row.key) | {"created_at": moment(row.created_at), "used_at": moment(row.used_at), "revoked_at": moment(row.revoked_at)}
 
 
 def _line(row: KeyRow) -> str:

@@ -1,4 +1,4 @@
-"""Answers a test in any language: which mail came, and what is in it."""
+"""Answers a test in any language: which mail came, what is in it, and what the next one is to meet."""
 
 import re
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from flask import Response, jsonify, request
 from flask.typing import ResponseReturnValue
 
+from mailroom.inbox.dial import COUNT_MAX, Dial, Failure
 from mailroom.inbox.letters import Letter, Letters, address_asked
 
 WAIT_MAX_SECONDS = 60
@@ -16,8 +17,9 @@ _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 class Api:
     """The views of /inbox/api."""
 
-    def __init__(self, letters: Letters) -> None:
+    def __init__(self, letters: Letters, dial: Dial) -> None:
         self._letters = letters
+        self._dial = dial
 
     def messages(self) -> ResponseReturnValue:
         """List what came, the newest first; with `wait`, as soon as there is something to list."""
@@ -34,14 +36,34 @@ class Api:
     def message(self, id: str) -> ResponseReturnValue:
         """Return one."""
         letter = self._letters.get(id)
-        if letter is None:
-            return _problem(404, f"no mail {id[:100]!r} here; only the newest are kept")
-        return jsonify(as_json(letter))
+        return _missing(id) if letter is None else jsonify(as_json(letter))
 
     def clear(self) -> ResponseReturnValue:
         """Forget all."""
         self._letters.clear()
         return Response(status=204)
+
+    def forget(self, id: str) -> ResponseReturnValue:
+        """Forget one."""
+        return Response(status=204) if self._letters.forget(id) else _missing(id)
+
+    def failure(self) -> ResponseReturnValue:
+        """Tell what the next mails are to meet."""
+        failure, count = self._dial.read()
+        return jsonify(failure=failure, count=count)
+
+    def set_failure(self) -> ResponseReturnValue:
+        """Have the next mails deferred, refused, or dropped after their final dot; null: all is well."""
+        asked = request.get_json(silent=True)
+        if not isinstance(asked, dict) or not asked.keys() <= {"failure", "count"}:
+            return _problem(422, "expected a JSON object with failure and count, got something else")
+        failure, count = asked.get("failure"), asked.get("count", 1)
+        if failure is not None and (not isinstance(failure, str) or failure not in set(Failure)):
+            return _problem(422, f"failure: expected null or one of {', '.join(Failure)}, got another")
+        if type(count) is not int or not 1 <= count <= COUNT_MAX:
+            return _problem(422, f"count: expected a whole number from 1 to {COUNT_MAX}, got another")
+        self._dial.set(None if failure is None else Failure(failure), count)
+        return self.failure()
 
 
 def as_json(letter: Letter) -> dict[str, Any]:
@@ -67,6 +89,10 @@ def as_json(letter: Letter) -> dict[str, Any]:
         "headers": headers,
         "size": len(letter.raw),
     }
+
+
+def _missing(id: str) -> Response:
+    return _problem(404, f"no mail {id[:100]!r} here; only the newest are kept")
 
 
 def _problem(status: int, detail: str, **more: object) -> Response:

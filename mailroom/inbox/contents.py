@@ -8,6 +8,7 @@ from email.headerregistry import HeaderRegistry
 from email.message import Message
 from email.parser import BytesParser
 from email.policy import Compat32, EmailPolicy
+from html import unescape
 
 HEAD_MAX_BYTES = 262_144
 HEADER_MAX_CHARS = 16_384
@@ -17,6 +18,12 @@ CONTAINERS_MAX = 100
 LINE_CHECKS_MAX = 5_000_000
 PARTS_MAX = 10_000
 
+#: Where links are looked for, and how many are told.
+LINKS_IN_CHARS = 200_000
+LINKS_MAX = 100
+
+_HREF = re.compile(r"""<a\b[^<>]{0,2000}?\bhref\s{0,9}=\s{0,9}(?:"([^"]{1,2000})"|'([^']{1,2000})'|([^\s>"']{1,2000}))""", re.IGNORECASE)
+_URL = re.compile(r"https?://[^\s<>\"')\]]{1,2000}", re.IGNORECASE)
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 _CONTAINER = re.compile(rb"(?:multipart|message)\s*/", re.IGNORECASE)
 _SURROGATES = re.compile("[\ud800-\udfff]")
@@ -41,7 +48,11 @@ class Attachment:
 
     filename: str | None
     content_type: str
-    size: int
+    data: bytes = field(repr=False)
+
+    @property
+    def size(self) -> int:
+        return len(self.data)
 
 
 @dataclass(frozen=True)
@@ -121,6 +132,14 @@ def read_body(raw: bytes) -> Body:
     return Body(text=_decode(raw, "utf-8"), trouble=trouble)
 
 
+def links_in(body: Body) -> list[str]:
+    """The addresses that the mail asks a reader to open, each once, in order."""
+    found = [unescape(match[1] or match[2] or match[3] or "").strip() for match in _HREF.finditer((body.html or "")[:LINKS_IN_CHARS])]
+    found += [match[0].rstrip(".,;:!?") for match in _URL.finditer((body.text or "")[:LINKS_IN_CHARS])]
+    kept = [link for link in found if re.match(r"(?:https?|mailto):", link, re.IGNORECASE)]
+    return list(dict.fromkeys(kept))[:LINKS_MAX]
+
+
 def _too_much(raw: bytes) -> str | None:
     """Say why parsing would take too long, if it would."""
     containers = sum(1 for _ in _CONTAINER.finditer(raw))
@@ -155,7 +174,7 @@ def _sort(message: Message) -> Body:
         elif content_type == "text/html" and html is None and not attached:
             html = _decode(data, str(charset or "utf-8"))
         else:
-            attachments.append(Attachment(filename, content_type, len(data)))
+            attachments.append(Attachment(filename, content_type, data))
             content_id = scrub(str(part.get("content-id", ""))).strip(" <>\t\r\n")
             if content_id and content_type.startswith("image/"):
                 images[content_id] = Image(content_type, data)

@@ -42,6 +42,12 @@ class Letter:
         """Text, HTML and attachments, taken apart anew at each call."""
         return read_body(self.raw)
 
+    def has(self, words: str) -> bool:
+        """Whether it is in the subject, a name or an address, or the Message-ID; in any case of letters."""
+        head = self.head
+        return words.casefold() in "\n".join(
+            (head.subject, head.author, head.to, head.message_id, self.sender, *self.recipients)).casefold()
+
     @cached_property
     def addresses(self) -> frozenset[str]:
         """The recipients as they are compared."""
@@ -66,6 +72,7 @@ class Letters:
         self._now = now
         self._letters: dict[str, Letter] = {}
         self._bytes = 0
+        self._version = 0
         self._waiters = 0
         self._stopping = False
         self._changed = threading.Condition()
@@ -78,6 +85,11 @@ class Letters:
         """How many are inside `wait` now."""
         return self._waiters
 
+    @property
+    def version(self) -> int:
+        """Another number after each change."""
+        return self._version
+
     def add(self, sender: str, recipients: Sequence[str], raw: bytes) -> Letter:
         """Keep a mail, wake those who wait for it, and drop the oldest that no longer fit."""
         to = tuple(scrub(address) for address in recipients)
@@ -88,22 +100,33 @@ class Letters:
             letter = self._letters[id] = Letter(id, self._now(), scrub(sender), to, raw)
             self._bytes += len(raw)
             self._prune()
-            self._changed.notify_all()
+            self._note_change()
         return letter
 
     def get(self, id: str) -> Letter | None:
         """Return one letter, or None if it never was here or is gone."""
         return self._letters.get(id)
 
-    def newest(self, to: str | None = None) -> list[Letter]:
-        """Return the letters to that envelope recipient (any case), or all; the newest first."""
+    def newest(self, to: str | None = None, words: str = "") -> list[Letter]:
+        """Return the letters to that envelope recipient (any case) with these words, or all; the newest first."""
         with self._changed:
             letters = list(self._letters.values())
         letters.reverse()
-        if to is None:
-            return letters
-        address = to.casefold()
-        return [letter for letter in letters if address in letter.addresses]
+        if to is not None:
+            address = to.casefold()
+            letters = [letter for letter in letters if address in letter.addresses]
+        return [letter for letter in letters if letter.has(words)] if words else letters
+
+    def wait_for_change(self, known: int, timeout: float) -> int:
+        """Return the version as soon as it is another one than `known`, or `timeout` seconds are over."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping or self._version != known, timeout)
+            return self._version
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether everybody who waits is to end."""
+        return self._stopping
 
     def wait(self, to: str | None, timeout: float) -> list[Letter]:
         """Return what `newest` does, as soon as that is not empty or `timeout` seconds are over.
@@ -130,11 +153,26 @@ class Letters:
             self._stopping = True
             self._changed.notify_all()
 
+    def forget(self, id: str) -> bool:
+        """Forget one letter; False if it is not here."""
+        with self._changed:
+            letter = self._letters.pop(id, None)
+            if letter is None:
+                return False
+            self._bytes -= len(letter.raw)
+            self._note_change()
+        return True
+
     def clear(self) -> None:
         """Forget all letters."""
         with self._changed:
             self._letters.clear()
             self._bytes = 0
+            self._note_change()
+
+    def _note_change(self) -> None:
+        self._version += 1
+        self._changed.notify_all()
 
     def _prune(self) -> None:
         # The one that has just come stays, however big it is.

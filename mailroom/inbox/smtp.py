@@ -12,12 +12,21 @@ from typing import Self
 
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
+from mailroom.inbox.dial import Dial, Failure
 from mailroom.inbox.letters import Letters
 
 #: What Gmail announces as SIZE, so that what fits here fits there.
 MAIL_MAX_BYTES = 35_882_577
 _CHUNK_BYTES = 262_144
 _CONNECTIONS_WAITING = 128
+
+#: What a mail gets that the dial makes fail.
+_REPLIES = {
+    Failure.DEFER: "451 4.3.0 not now, says the failure dial",
+    Failure.REFUSE: "550 5.7.1 never, says the failure dial",
+}
+#: No reply at all.
+_CUT = "421 4.3.2 cut"
 
 _LONE_DOT = b".\r\n"
 _END = b"\r\n" + _LONE_DOT
@@ -43,11 +52,17 @@ class Inbox:
     """
 
     def __init__(
-        self, host: str = "127.0.0.1", port: int = 1025, *, letters: Letters | None = None
+        self,
+        host: str = "127.0.0.1",
+        port: int = 1025,
+        *,
+        letters: Letters | None = None,
+        dial: Dial | None = None,
     ) -> None:
         self.host = host
         self.port = port
         self.letters = Letters() if letters is None else letters
+        self.dial = Dial() if dial is None else dial
         self._transports: set[asyncio.Transport] = set()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -95,7 +110,7 @@ class Inbox:
     async def _serve(self, listener: socket.socket) -> None:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
-        handler = _Keeper(self.letters)
+        handler = _Keeper(self.letters, self.dial)
         server = await self._loop.create_server(
             lambda: _Conversation(handler, self._transports), sock=listener
         )
@@ -112,8 +127,9 @@ class Inbox:
 class _Keeper:
     """The hooks that aiosmtpd calls."""
 
-    def __init__(self, letters: Letters) -> None:
+    def __init__(self, letters: Letters, dial: Dial) -> None:
         self._letters = letters
+        self._dial = dial
 
     async def handle_EHLO(
         self, server: SMTP, session: Session, envelope: Envelope, host: str, replies: list[str]
@@ -123,11 +139,14 @@ class _Keeper:
         return [*replies[:-1], "250-PIPELINING", replies[-1]]
 
     async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:
-        """Keep the mail."""
+        """Keep the mail, unless it is to fail."""
+        failure = self._dial.take()
+        if failure in _REPLIES:
+            return _REPLIES[failure]
         sender = envelope.mail_from or ""
         raw = envelope.original_content or b""
         letter = self._letters.add(sender.removeprefix("<>"), envelope.rcpt_tos, raw)
-        return f"250 2.0.0 kept as {letter.id}"
+        return _CUT if failure else f"250 2.0.0 kept as {letter.id}"
 
 
 class _Conversation(SMTP):
@@ -174,6 +193,9 @@ class _Conversation(SMTP):
             self.envelope.content = self.envelope.original_content = raw
             reply = await self._call_handler_hook("DATA")
         self.envelope = self._create_envelope()
+        if reply is _CUT and isinstance(self.transport, asyncio.Transport):
+            self.transport.abort()
+            return
         await self.push(reply)
 
     async def _read_payload(self) -> bytes | None:

@@ -58,7 +58,7 @@ RETRY_NOW = Action(event="retried", states=(State.SCHEDULED, State.DEFERRED), th
 #: Of one that was sent: to those whom the next hop refused.
 RETRY_ENDED = Action(event="retried", states=(State.FAILED, State.EXPIRED, State.SENT), then=State.QUEUED,
                      recipients=(*OPEN, State.FAILED, State.EXPIRED))
-_RESENDABLE = tuple(state for state in State if state in FINAL)
+RESENDABLE = tuple(state for state in State if state in FINAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +238,7 @@ def _resend_one(connection: Connection, asked: _Resend) -> MailroomError | None:
         return UnknownMessage()
     state = State(row.state)
     if state not in FINAL:
-        return WrongState(state, _expected(_RESENDABLE, state))
+        return WrongState(state, _expected(RESENDABLE, state))
     if not row.has_recipients or not row.has_content:
         return WrongState(state, f"it is {state}, and has no {'content any more' if row.has_recipients else 'recipients'}")
     if take(connection, [asked.kept]) == [False]:

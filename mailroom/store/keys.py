@@ -95,6 +95,7 @@ class ApiKeys:
                      senders=tuple(sender.lower() for sender in senders), per_minute=per_minute)
         secret = f"ma_{key.id}_{secrets.token_urlsafe(32)}"
         self.database.write(_insert, (key, hashed(secret)))
+        self._last = _Read(float("-inf"), self._last.usable)  # So that this process knows it at once.
         return secret, key
 
     def every(self) -> list[KeyRow]:
@@ -105,6 +106,7 @@ class ApiKeys:
     def revoke(self, id: str) -> KeyRow:
         """End a key for good; once more does nothing. Raises UnknownKey."""
         row = self.database.write(_revoke, id)
+        self._last = _Read(float("-inf"), self._last.usable)
         if row is None:
             raise UnknownKey(f"there is no key with the id {id[:80]!r}; `flask keys list` shows all")
         return row
@@ -118,11 +120,15 @@ class ApiKeys:
         match = _KEY.fullmatch(secret)
         row = None
         if match:
-            row = self._usable(CACHE_SECONDS).get(match[1]) or self._usable(MISS_SECONDS).get(match[1])
+            row = self.usable(match[1])
         if not hmac.compare_digest(hashed(secret), row.hash if row else _NO_HASH) or row is None:
             return None
         self._note_used(row.key.id)
         return row.key
+
+    def usable(self, id: str) -> KeyRow | None:
+        """The key with this id, unless it was revoked more than CACHE_SECONDS ago."""
+        return self._usable(CACHE_SECONDS).get(id) or self._usable(MISS_SECONDS).get(id)
 
     def close(self) -> None:
         """Wait until all that is being written down is, before the database is closed."""

@@ -17,7 +17,7 @@ from mailroom.store.database import Database
 from mailroom.store.schema import PASSING, contents, messages, recipients, tags
 
 #: Messages that one page goes through at most.
-LOOKED_MAX = 10_000
+LOOKED_MAX = 20_000
 #: What no more messages have than this is sorted.
 FEW = 2_000
 
@@ -61,6 +61,12 @@ def newest(database: Database, search: Search) -> list[dict[str, Any]]:
         page = listed(database, replace(search, after=page.next, limit=search.limit - len(rows)))
         rows += page.rows
     return rows
+
+
+def number(database: Database, status: State, most: int) -> int:
+    """How many messages are in a state that not every one passes through, `most` at most."""
+    found = select(messages.c.id).where(*_in_order(Search(status=status))).limit(most).subquery()
+    return database.read(lambda connection: connection.scalar(select(func.count()).select_from(found))) or 0
 
 
 def _listed(connection: Connection, search: Search) -> Page:

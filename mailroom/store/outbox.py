@@ -151,9 +151,14 @@ class Outbox:
         """What was to be sent when that job ended."""
         return self.database.read(lambda connection: _message_of(connection, job_id))
 
+    def workers_seen(self) -> tuple[int, int | None, int | None]:
+        """Now, when any worker of this outbox was last seen, and when one that has not stopped since; in milliseconds since 1970."""
+        now, seen, beat = self.database.read(lambda connection: connection.execute(_WORKERS_SEEN).one())
+        return now, seen, beat
+
     def worker_seen_ms_ago(self) -> int | None:
         """How long ago a worker of this outbox was seen that has not stopped since, in milliseconds; None if there is none."""
-        now, _, beat = self.database.read(lambda connection: connection.execute(_WORKERS_SEEN).one())
+        now, _, beat = self.workers_seen()
         return None if beat is None else now - beat
 
 

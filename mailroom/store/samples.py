@@ -33,9 +33,9 @@ class Samples:
         if self.database.read(lambda connection: connection.scalar(there)) is None:
             self.database.write(_write, Tallies(self.database).depths(self.lease_seconds), alone=True)
 
-    def since(self, since_ms: int) -> list[Sample]:
+    def since(self, minute: int) -> list[Sample]:
         """In the order of time."""
-        found = select(samples).where(samples.c.minute >= since_ms // MINUTE_MS).order_by(samples.c.minute)
+        found = select(samples).where(samples.c.minute >= minute).order_by(samples.c.minute)
         return self.database.read(lambda connection: [Sample(*row) for row in connection.execute(found)])
 
 

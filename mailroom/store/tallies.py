@@ -12,7 +12,7 @@ from typing import Any
 from uuid import uuid4
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import ColumnElement, Connection, Engine, Select, bindparam, event, func, literal_column, select
+from sqlalchemy import ColumnElement, Connection, Engine, Select, bindparam, event, func, literal_column, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 
 from mailroom.mail.message import State
@@ -118,14 +118,13 @@ class Tallies:
         found = select(tallies.c.event, func.sum(tallies.c.count)).group_by(tallies.c.event)
         return {name: int(n) for name, n in self.database.read(lambda connection: connection.execute(found).all())}
 
-    def per_minute(self, since_ms: int) -> dict[str, list[tuple[int, int]]]:
-        """For each event its counts (minute since 1970, count) in the order of time; minutes without any are left out."""
-        found = select(tallies.c.event, tallies.c.minute, func.sum(tallies.c.count)) \
-            .where(tallies.c.minute >= max(1, since_ms // MINUTE_MS)) \
-            .group_by(tallies.c.minute, tallies.c.event).order_by(tallies.c.minute)
-        counts: dict[str, list[tuple[int, int]]] = {}
-        for name, minute, n in self.database.read(lambda connection: connection.execute(found).all()):
-            counts.setdefault(name, []).append((minute, int(n)))
+    def over_time(self, since_minute: int, *, stretch: int = 1) -> dict[str, dict[int, int]]:
+        """For each event its counts by stretches of so many minutes (since 1970 // stretch); those without any are left out."""
+        found = select(tallies.c.event, (tallies.c.minute // stretch).label("place"), func.sum(tallies.c.count)) \
+            .where(tallies.c.minute >= max(1, since_minute)).group_by(tallies.c.event, text("place"))
+        counts: dict[str, dict[int, int]] = {}
+        for name, at, n in self.database.read(lambda connection: connection.execute(found).all()):
+            counts.setdefault(name, {})[at] = int(n)
         return counts
 
     def depths(self, lease_seconds: float) -> Depths:

@@ -24,6 +24,12 @@ def dead_owners(connection: Connection, owner: Column[Any], lease_seconds: float
     return owners and owners - set(connection.scalars(select(workers.c.id).where(is_alive(lease_seconds))))
 
 
+def alive(database: Database, lease_seconds: float) -> list[dict[str, Any]]:
+    """The workers whose lease runs, with their names, queues and times."""
+    found = select(workers).where(is_alive(lease_seconds)).order_by(workers.c.started_at, workers.c.id)
+    return database.read(lambda connection: [dict(row) for row in connection.execute(found).mappings()])
+
+
 @dataclass(frozen=True)
 class Worker:
     """The row of one worker process."""

@@ -4,7 +4,10 @@ from pathlib import Path
 
 from flask import Blueprint, Response, make_response, render_template, request
 
+from mailroom.web.layout import for_people
+
 blueprint = Blueprint("docs", __name__)
+blueprint.after_request(for_people)
 
 #: Each is a whole program; the address in it is the one of `python3 app.py`.
 CLIENTS = Path(__file__).resolve().parents[2] / "docs" / "clients"

@@ -17,8 +17,13 @@ def is_here() -> bool:
     return all(map(shutil.which, ("apt-get", "apt-cache", "dpkg")))
 
 
-def unpack(package: str, *, family: str, patch: Callable[[Path], None] | None = None) -> Path:
-    """Unpack `package` and what it needs into the cache, and return that directory.
+def unpack(
+    package: str,
+    *more: str,
+    family: str,
+    patch: Callable[[Path], None] | None = None,
+) -> Path:
+    """Unpack `package`, `more` and what they need into the cache, and return that directory.
 
     What the system already has is left out, except the packages whose names match `family`, which
     must lie beside each other. `patch` is called with the directory before anybody else sees it.
@@ -30,7 +35,7 @@ def unpack(package: str, *, family: str, patch: Callable[[Path], None] | None = 
     try:
         with locked(target.with_suffix(".lock")):
             if not target.exists():
-                _fetch_and_unpack(package, family, patch, target)
+                _fetch_and_unpack((package, *more), family, patch, target)
     except OSError as e:
         raise Unavailable(f"{target} cannot be written: {e}") from e
     return target
@@ -38,12 +43,13 @@ def unpack(package: str, *, family: str, patch: Callable[[Path], None] | None = 
 
 def library_path(root: Path) -> dict[str, str]:
     """Return the variable with which programs unpacked in `root` find the libraries there."""
-    paths = [str(path) for path in (*root.glob("usr/lib/*-linux-*"), *root.glob("lib/*-linux-*"))]
+    places = ("usr/lib/*-linux-*", "lib/*-linux-*", "usr/lib/*-linux-*/pulseaudio")  # The last one is for its owner only.
+    paths = [str(path) for place in places for path in root.glob(place)]
     inherited = os.environ.get("LD_LIBRARY_PATH", "")
     return {"LD_LIBRARY_PATH": os.pathsep.join(filter(None, [*paths, inherited]))}
 
 
-def install(package: str) -> None:
+def install(package: str, *more: str) -> None:
     """Install `package` as root, without letting it start a service or make a database cluster."""
     say(f"installing {package} with apt-get")
     ours = [] if NO_START.exists() else [NO_START]
@@ -58,38 +64,38 @@ def install(package: str) -> None:
             file.chmod(0o755)
         _run("apt-get", "update")
         keep = "Dpkg::Options::=--force-confold"
-        _run("apt-get", "install", "-y", "--no-install-recommends", "-o", keep, package)
+        _run("apt-get", "install", "-y", "--no-install-recommends", "-o", keep, package, *more)
     finally:
         for file in ours:
             file.unlink(missing_ok=True)
 
 
 def _fetch_and_unpack(
-    package: str, family: str, patch: Callable[[Path], None] | None, target: Path
+    packages: tuple[str, ...], family: str, patch: Callable[[Path], None] | None, target: Path
 ) -> None:
     # In the cache, not in /tmp: only a rename within one file system is atomic.
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{package}-") as temporary:
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{packages[0]}-") as temporary:
         work = Path(temporary)
-        say(f"fetching {package} with apt-get download")
-        for archive in _download(package, family, work):
+        say(f"fetching {packages[0]} with apt-get download")
+        for archive in _download(packages, family, work):
             _run("dpkg", "-x", str(archive), str(work / "root"))
         if patch:
             patch(work / "root")
         # dpkg gives the directory the rights of the archive's; a later run has to replace it.
         (work / "root").chmod(0o755)
         (work / "root").rename(target)
-        say(f"unpacked {package} into {target}")
+        say(f"unpacked {packages[0]} into {target}")
 
 
-def _download(package: str, family: str, work: Path) -> list[Path]:
+def _download(packages: tuple[str, ...], family: str, work: Path) -> list[Path]:
     """Download with the system's package lists, and with fresh ones if these are empty or old."""
     try:
-        _run("apt-get", "download", *_needed(package, family), cwd=work)
+        _run("apt-get", "download", *_needed(packages, family), cwd=work)
     except Unavailable:
         say("fetching fresh package lists, because the system's did not do")
         options = _own_lists(work)
         _run("apt-get", "update", *options)
-        _run("apt-get", "download", *options, *_needed(package, family, *options), cwd=work)
+        _run("apt-get", "download", *options, *_needed(packages, family, *options), cwd=work)
     return sorted(work.glob("*.deb"))
 
 
@@ -104,12 +110,12 @@ def _own_lists(work: Path) -> list[str]:
     ]
 
 
-def _needed(package: str, family: str, *options: str) -> list[str]:
+def _needed(packages: tuple[str, ...], family: str, *options: str) -> list[str]:
     install = ["apt-get", "install", *options, "--simulate", "--no-install-recommends"]
-    missing = re.findall(r"^Inst (\S+)", _run(*install, package), re.MULTILINE)
+    missing = re.findall(r"^Inst (\S+)", _run(*install, *packages), re.MULTILINE)
     weak = ["recommends", "suggests", "conflicts", "breaks", "replaces", "enhances"]
     depends = ["apt-cache", "depends", *options, "--recurse", *(f"--no-{kind}" for kind in weak)]
-    closure = re.findall(r"^\w\S*", _run(*depends, package), re.MULTILINE)
+    closure = re.findall(r"^\w\S*", _run(*depends, *packages), re.MULTILINE)
     relatives = [name for name in closure if re.match(family, name)]
     # LLVM is 100 MB, and only for PostgreSQL's compilation of large queries.
     return sorted(name for name in {*missing, *relatives} if not name.startswith("libllvm"))

@@ -1,15 +1,16 @@
-"""Finds or fetches the servers the tests need: `python -m tests.services.provide`."""
+"""Finds or fetches the servers and the browser that the tests need: `python -m tests.services.provide`."""
 
 import sys
 
 from tests.services import Unavailable
+from tests.services.chromium import find_chromium
 from tests.services.postgres import find_postgres
 from tests.services.rabbitmq import find_rabbitmq
 
 
 def main() -> int:
     missing = 0
-    for name, find in (("RabbitMQ", find_rabbitmq), ("PostgreSQL", find_postgres)):
+    for name, find in (("RabbitMQ", find_rabbitmq), ("PostgreSQL", find_postgres), ("Chromium", find_chromium)):
         try:
             print(f"{name}: {find()}", flush=True)
         except Unavailable as e:

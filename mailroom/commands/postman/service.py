@@ -138,5 +138,13 @@ INBOX = (
     Ask(name="One mail", route="GET /inbox/api/messages/<id>", at={"id": "{{mailId}}"},
         told="The mail of `Wait for the mail in the inbox`.",
         expects={"it is that": "pm.expect(answer.subject).to.equal('Hello from Postman');"}),
+    Ask(name="Have the next mail deferred", route="PUT /inbox/api/failure", body={"failure": "defer", "count": 1},
+        told="`defer` (451), `refuse` (550) or `drop` (the link is cut after the final dot), to see what becomes of it then.",
+        expects={"it is set": "pm.expect(answer).to.eql({failure: 'defer', count: 1});"}),
+    Ask(name="All is well again", route="PUT /inbox/api/failure", body={"failure": None}, told="null takes it back.",
+        expects={"nothing is to fail": "pm.expect(answer.failure).to.equal(null);"}),
+    Ask(name="What is the next mail to meet?", route="GET /inbox/api/failure", told="Nothing bad, unless somebody wants it.",
+        expects={"nothing": "pm.expect(answer.count).to.equal(0);"}),
+    Ask(name="Delete one mail", route="DELETE /inbox/api/messages/<id>", at={"id": "{{mailId}}"}, status=204, told="Only this one."),
     Ask(name="Empty the inbox", route="DELETE /inbox/api/messages", status=204, told="Forgets all mails that came."),
 )

@@ -1,0 +1,117 @@
+"""A form that sends a mail, beside the inbox where it appears, and beside the same request as a program would make it."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from flask import Response, current_app, request
+
+from mailroom.api.guard import needs_key
+from mailroom.api.messages import accept_mail
+from mailroom.api.services import services
+from mailroom.api.shown import find, shown
+from mailroom.jobs import registry
+from mailroom.mail.errors import FieldError, InvalidMessage, MalformedJSON
+from mailroom.mail.reading import parse_json
+from mailroom.store.outbox import is_id
+from mailroom.web.code import body_of, code_of
+from mailroom.web.layout import base_url, page, pages, see, stays_here
+
+blueprint = pages("compose")
+
+#: The fields of the form that are the mail's own, as they are.
+_PLAIN = ("subject", "contents")
+_PEOPLE = ("to", "cc", "bcc", "reply_to")
+#: Which field of the form an error of the API is about, by the beginning of its pointer; the longest that fits.
+_PLACES = {"job/args": "job_args", "job": "job", "template/variables": "variables", "template": "template", "attachments": "attachments",
+           "delay": "delay", "tags": "tags", "from": "from", **{name: name for name in (*_PLAIN, *_PEOPLE)}}
+
+
+@blueprint.get("/compose")
+def compose() -> Response:
+    """An empty form; `?sent=` shows what became of a message, `?again=` begins with what one had."""
+    sent, again = (request.args.get(name, "") for name in ("sent", "again"))
+    id = sent or again
+    content = services().outbox.content(id) if is_id(id) else None
+    fields = _fields_of(body_of(content)) if content else {}
+    return _page(fields, sent=shown(find(sent)) if sent and is_id(sent) else None)
+
+
+@blueprint.post("/compose")
+def send() -> Response:
+    """Accept the mail, as `POST /v1/messages` does; or show it as a program would send it."""
+    fields = {name: values[-1] for name, values in request.form.to_dict(flat=False).items()}
+    names = [file.filename or "file" for file in request.files.getlist("attachments") if file.filename] or \
+        [name for name in request.form.getlist("attachments") if name]
+    if fields.get("do") == "code":
+        return _page(fields, names=names, shows_code=True)
+    try:
+        accepted, _ = accept_mail(_asked(fields, strict=True) | _files())
+    except InvalidMessage as e:
+        return _page(fields, wrong=e.errors, names=names)
+    return see(f"/compose?sent={accepted.id}")
+
+
+def _page(fields: Mapping[str, str], *, wrong: list[FieldError] | None = None, names: list[str] | None = None, shows_code: bool = False,
+          sent: Any = None) -> Response:
+    return page(
+        "compose.html", live=sent is not None, status=422 if wrong else 200, fields=fields, wrong=_by_field(wrong or []), sent=sent,
+        code=code_of(base_url(), _asked(fields, strict=False), files=names or [], needs_key=needs_key()), shows_code=shows_code,
+        kinds=registry.job_types(), inbox="inbox" in current_app.blueprints,
+        stays_here=stays_here(), inbox_port=services().settings.INBOX_PORT)
+
+
+def _asked(fields: Mapping[str, str], *, strict: bool) -> dict[str, Any]:
+    """The JSON of the request. What is no JSON itself is left away, or, if `strict`, refused."""
+    asked: dict[str, Any] = {}
+    for name in _PEOPLE:
+        people = [person for part in re.split(r"[,;\n]", fields.get(name, "")) if (person := part.strip())]
+        asked |= {name: people[0] if len(people) == 1 else people} if people else {}
+    asked |= {name: value for name in _PLAIN if (value := fields.get(name, "").replace("\r\n", "\n"))}
+    if template := fields.get("template", "").strip():
+        asked["template"] = {"name": template} | _json(fields, "variables", "#/template/variables", strict)
+    if job := fields.get("job", ""):
+        asked["job"] = {"name": job} | _json(fields, "job_args", "#/job/args", strict)
+    if tags := [tag for part in fields.get("tags", "").split(",") if (tag := part.strip())]:
+        asked["tags"] = tags
+    if delay := fields.get("delay", "").strip():
+        asked["delay"] = float(delay) if re.fullmatch(r"\d{1,12}(\.\d{1,6})?", delay) else delay
+    return asked | ({"to": ""} if strict and "to" not in asked else {})
+
+
+def _json(fields: Mapping[str, str], name: str, pointer: str, strict: bool) -> dict[str, Any]:
+    text = fields.get(name, "").strip()
+    if not text:
+        return {}
+    try:
+        return {pointer.rpartition("/")[2]: parse_json(text.encode("utf-8", "surrogatepass"))}
+    except MalformedJSON as e:
+        if strict:
+            raise InvalidMessage([FieldError(pointer, str(e))]) from None
+        return {}
+
+
+def _files() -> dict[str, Any]:
+    files = [{"filename": file.filename, "content": file.read(), "content_type": file.mimetype or "application/octet-stream"}
+             for file in request.files.getlist("attachments") if file.filename]
+    return {"attachments": files} if files else {}
+
+
+def _by_field(wrong: list[FieldError]) -> dict[str, list[str]]:
+    """What is wrong with each field of the form; "" is what is wrong with all of it."""
+    found: dict[str, list[str]] = {}
+    for error in wrong:
+        at = error.pointer.removeprefix("#/")
+        place = next((_PLACES[name] for name in sorted(_PLACES, key=len, reverse=True) if f"{at}/".startswith(f"{name}/")), "")
+        found.setdefault(place, []).append(error.detail if place else f"{error.pointer}: {error.detail}")
+    return found
+
+
+def _fields_of(body: Mapping[str, Any]) -> dict[str, str]:
+    """The form that would ask for this."""
+    def people(value: Any) -> str:
+        listed = value if isinstance(value, list) else [value]
+        return ", ".join(one if isinstance(one, str) else f"{one['name']} <{one['email']}>" for one in listed)
+    fields = {name: people(body[name]) for name in _PEOPLE if name in body}
+    fields |= {"subject": body.get("subject", ""), "contents": body.get("html") or body.get("text") or ""}
+    return fields | {"tags": ", ".join(body.get("tags", []))}
