@@ -62,10 +62,10 @@ def block_with(language: str, part: str) -> str:
 
 
 def tracked() -> dict[str, str]:
-    """The text files that git tracks or would, by name."""
+    """The files that git tracks or would, by name; what is no text in them is left out."""
     names = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=PROJECT, check=True,
                            capture_output=True, text=True).stdout.split("\0")
-    return {name: (PROJECT / name).read_text() for name in set(names) if name and (PROJECT / name).is_file()}
+    return {name: (PROJECT / name).read_text(errors="replace") for name in set(names) if name and (PROJECT / name).is_file()}
 
 
 def test_readme_names_every_route_and_no_other(served: Flask) -> None:
