@@ -54,7 +54,6 @@ def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         cluster.create_database(name)
     made = Database(cluster.url(name) if cluster else f"sqlite:///{tmp_path_factory.mktemp('actions')}/mailasync.sqlite3")
     upgrade(made)
-    Worker(made, "worker-1", "worker-1@host", ["mail"]).beat()
     yield made
     made.close()
     if cluster:
@@ -73,6 +72,8 @@ def actions(database: Database) -> Actions:
 
 @pytest.fixture
 def claims(database: Database) -> Claims:
+    """Of a worker that is alive now: the tests before may have taken longer than its lease."""
+    Worker(database, "worker-1", "worker-1@host", ["mail"]).beat()
     return Claims(database, "worker-1", 20)
 
 

@@ -17,6 +17,8 @@ CONTAINERS_MAX = 100
 #: It looks at each line once for each level; 35 MB of attachments are 2 million looks.
 LINE_CHECKS_MAX = 5_000_000
 PARTS_MAX = 10_000
+#: Lines of headers that are taken apart.
+HEAD_LINES_MAX = 5_000
 
 #: Where links are looked for, and how many are told.
 LINKS_IN_CHARS = 200_000
@@ -146,6 +148,9 @@ def _too_much(raw: bytes) -> str | None:
     if containers > CONTAINERS_MAX:
         return f"it names {containers:,} multipart or message parts"
     lines = raw.count(b"\n")
+    end = _END_OF_HEAD.search(raw)
+    if (head := raw.count(b"\n", 0, end.start() if end else len(raw))) > HEAD_LINES_MAX:
+        return f"it has {head:,} lines of headers"
     if lines * (containers + 1) > LINE_CHECKS_MAX:
         return f"it has {lines:,} lines inside {containers} multipart or message parts"
     if containers and (parts := raw.count(b"\n--")) > PARTS_MAX:
