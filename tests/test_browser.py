@@ -194,8 +194,10 @@ def test_a_template_shows_what_a_mail_would_say_while_it_is_written(page: Page) 
     bold = preview.frame_locator("iframe").locator("b")
     expect(bold).to_have_text("Bob")
     expect(bold).to_have_css("color", "rgb(1, 2, 3)")
+    steps = page.evaluate("history.length")
     page.fill("#variables", "{}")
     expect(preview.get_by_role("alert")).to_contain_text("order")
+    assert page.evaluate("history.length") == steps  # Back leads out of the editor, and not through what was typed.
     page.get_by_role("button", name="Save").click()
     expect(page.get_by_role("status")).to_have_text("Saved.")
 

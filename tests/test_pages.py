@@ -14,20 +14,23 @@ from html import unescape
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import text
+from sqlalchemy import event, text
 from werkzeug.test import TestResponse
 
 import app as web
 from mailroom.api.services import Services
 from mailroom.inbox import Dial, Letters
-from mailroom.mail.message import State
+from mailroom.mail.message import Address, Message, State
+from mailroom.store.following import pulse
 from mailroom.store.keys import Scope
+from mailroom.store.outbox import Acceptance
 from mailroom.web import live, sign_in
-from mailroom.web.charts import Line, Times, chart, nice
+from mailroom.web.charts import Line, Times, amount, chart, nice
 from mailroom.web.layout import NOTICES, apart, here
 from tests.services import wait_until
 from tests.services.application import made
@@ -530,7 +533,7 @@ def test_the_cookie_is_for_https_where_the_browser_speaks_it(client: FlaskClient
 
 @pytest.mark.parametrize("path", ["https://evil.example/", "//evil.example/", "/\\evil.example", "javascript:alert(1)", "/a\nb", ""])
 def test_nobody_is_sent_to_another_site(client: FlaskClient, app: Flask, path: str) -> None:
-    assert here(path) == "/dashboard"
+    assert here(path) == ""
     assert enter(client, key(app, ADMIN)[0], path).headers["Location"] == "/dashboard"
 
 
@@ -562,8 +565,10 @@ def test_wrong_keys_are_counted(client: FlaskClient, app: Flask) -> None:
     for _ in range(sign_in.WRONG_MAX):
         answer = enter(client, "ma_wrong")
         assert answer.status_code == 403 and "got another" in answer.text
-    answer = enter(client, secret)
+    answer = enter(client, "ma_wrong")
     assert answer.status_code == 429 and 1 <= int(answer.headers["Retry-After"]) <= 61
+    assert enter(client, secret).status_code == 303  # One that nobody can guess lets its owner in.
+    client.delete_cookie("mailasync_session")
     other = client.post("/sign-in", data={"token": token_in(look(client, "/sign-in")), "key": secret}, headers=HTML,
                         environ_base={"REMOTE_ADDR": "10.0.0.9"})
     assert other.status_code == 303
@@ -648,6 +653,22 @@ def test_a_stream_says_a_word_at_once_and_another_when_something_has_happened(cl
     assert first == f"data: {known[1]}" and second != first
 
 
+def test_what_happens_while_a_page_is_made_is_news_to_it(client: FlaskClient, app: Flask) -> None:
+    id, database = accept(client), services(app).outbox.database
+    happened: list[str] = []
+
+    def happen(connection: object, cursor: object, statement: str, *rest: object) -> None:
+        if "FROM events" in statement and not happened:  # The page has read how it stands, and is not written yet.
+            happened.append(statement)
+            run(app, f"INSERT INTO events (id, at, event) VALUES ('{id}', 1, 'sent')")
+    event.listen(database.engine, "after_cursor_execute", happen)
+    shown = re.search(r'data-pulse="([^"]+)"', look(client, f"/messages/{id}"))
+    assert happened and shown
+    assert shown[1] != pulse(database, services(app).settings.LEASE_SECONDS)
+    again = re.search(r'data-pulse="([^"]+)"', look(client, f"/messages/{id}"))
+    assert again and again[1] == pulse(database, services(app).settings.LEASE_SECONDS)
+
+
 def test_there_are_so_many_streams_and_no_more(client: FlaskClient, app: Flask) -> None:
     open_streams = [app.test_client().get("/live", buffered=False) for _ in range(live.STREAMS_MAX)]
     refused = client.get("/live")
@@ -690,3 +711,183 @@ def test_a_chart_shows_gaps_and_lone_points() -> None:
 def test_every_notice_is_said_by_some_page(client: FlaskClient) -> None:
     sources = "".join(file.read_text() for file in STATIC.parent.glob("*.py"))
     assert [word for word in NOTICES if f'"{word}"' not in sources.replace(f'"{word}": "', "")] == []
+
+
+# --- sent twice, lost, mistaken ------------------------------------------------------------------------------------
+
+def test_a_form_that_is_sent_twice_makes_one_mail(client: FlaskClient) -> None:
+    page = look(client, "/compose")
+    once = re.search(r'name="once" value="([^"]+)"', page)
+    assert once
+    fields = {"token": token_in(page), "once": once[1], "to": "bob@example.org", "do": "send"}
+
+    def sent(**more: str) -> str:
+        data = fields | more | {"attachments": (BytesIO(b"hi"), "a.txt")}
+        return str(client.post("/compose", data=data, headers=HTML).headers["Location"])
+    assert sent() == sent()
+    assert sent(subject="Another") not in (sent(), sent(once="x"))
+    assert len(client.get("/v1/messages").get_json()["data"]) == 3
+
+
+@pytest.mark.parametrize("what", ["messages", "jobs"])
+def test_a_button_that_is_pressed_twice_makes_one_more(client: FlaskClient, app: Flask, what: str) -> None:
+    if what == "messages":
+        path = f"/messages/{(id := accept(client))}/resend"
+        run(app, f"UPDATE messages SET state = 'failed' WHERE id = '{id}'")
+    else:
+        id = client.post("/v1/jobs", json={"name": "simulate", "args": {"seconds": 0}}).get_json()["id"]
+        path = f"/jobs/{id}/retry"
+        run(app, f"UPDATE jobs SET state = 'failed' WHERE id = '{id}'")
+    once = re.search(r'name="once" value="([^"]+)"', look(client, f"/{what}/{id}"))
+    assert once
+    first, second = (send(client, path, once=once[1]).headers["Location"] for _ in range(2))
+    assert first == second and id not in first
+    assert send(client, path, once="another-form").headers["Location"] != first
+
+
+def test_a_file_that_has_to_be_chosen_again_is_named(client: FlaskClient) -> None:
+    answer = send(client, "/compose", to="nobody", attachments=(BytesIO(b"hi"), "invoice.pdf"), do="send")
+    assert answer.status_code == 422
+    assert "please choose again: invoice.pdf" in answer.text and "<details open>" in answer.text
+
+
+def test_a_name_with_a_comma_is_one_person(client: FlaskClient) -> None:
+    people = [("doe@example.org", 'Doe, "J" Jane'), ("x@example.org", "")]
+    answer = send(client, "/compose", to='"Doe, \\"J\\" Jane" <doe@example.org>; x@example.org', cc='"Jörg, B" <j@example.org>', do="send")
+    for _ in range(2):  # The second time with what the form shows of the first one.
+        id = answer.headers["Location"].removeprefix("/compose?sent=")
+        told = client.get(f"/v1/messages/{id}").get_json()["recipients"]
+        assert [(person["email"], person["name"]) for person in told] == [*people, ("j@example.org", "Jörg, B")]
+        page = look(client, f"/compose?again={id}")
+        fields = {name: unescape(value) for name, value in re.findall(r'<input id="(to|cc)" [^>]*? value="([^"]*)"', page)}
+        answer = send(client, "/compose", **fields, do="send")
+
+
+def test_what_a_form_cannot_carry_over_is_said(client: FlaskClient) -> None:
+    id = accept(client, html="Hello <b>x</b>", headers={"X-A": "b"}, metadata={"m": "1"}, **{"from": "mailasync@localhost"},
+                attachments=[{"filename": "a.txt", "content": "aGk="}])
+    page = look(client, f"/compose?again={id}")
+    assert "Not taken over: the attachment a.txt, the header field X-A, a text beside the HTML, metadata." in page
+    assert "&lt;div&gt;Hello &lt;b&gt;x&lt;/b&gt;&lt;/div&gt;" in page and 'name="from" type="text" value="mailasync@localhost"' in page
+
+
+def test_what_was_typed_outlives_a_refusal(client: FlaskClient, app: Flask) -> None:
+    secret, _ = services(app).api_keys.create("shop", scopes=[SEND], senders=["@shop.example"], per_minute=1)
+    enter(client, secret)
+    typed = {"to": "bob@example.org", "subject": "Typed", "do": "send"}
+    answer = send(client, "/compose", **typed)
+    assert answer.status_code == 403 and "expected a sender that the key" in answer.text and 'value="Typed"' in answer.text
+    services(app).api_keys.revoke(services(app).api_keys.every()[0].key.id)
+    enter(client, services(app).api_keys.create("slow", scopes=[SEND], per_minute=1)[0])
+    assert send(client, "/compose", **typed).status_code == 303
+    answer = send(client, "/compose", **typed)
+    assert answer.status_code == 429 and 'value="Typed"' in answer.text and 'role="alert"' in answer.text
+    services(app).api_keys.revoke(services(app).api_keys.every()[1].key.id)
+    enter(client, key(app, SEND)[0])
+    run(app, "ALTER TABLE messages RENAME TO elsewhere")
+    answer = send(client, "/compose", **typed)
+    assert answer.status_code == 503 and 'value="Typed"' in answer.text
+
+
+def test_a_long_text_goes_by_the_form_too(client: FlaskClient) -> None:
+    fields = {"token": token_in(look(client, "/compose")), "to": "bob@example.org", "contents": "x" * 600_000}
+    parts = "".join(f'--x\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n' for name, value in fields.items())
+    answer = client.post("/compose", data=f"{parts}--x--\r\n".encode(), headers=HTML | {"Content-Type": "multipart/form-data; boundary=x"})
+    assert answer.status_code == 303
+
+
+def test_who_looks_at_the_sign_in_page_stays_signed_in(client: FlaskClient, app: Flask) -> None:
+    secret, _ = key(app, ADMIN)
+    first = token_in(look(client, "/sign-in"))
+    assert token_in(look(client, "/sign-in")) == first  # Two windows with the form, and both are valid.
+    assert enter(client, secret).status_code == 303
+    assert client.get("/sign-in?next=/jobs", headers=HTML).headers["Location"] == "/jobs"
+    assert client.post("/sign-in", data={"token": first, "key": "x"}, headers=HTML).headers["Location"] == "/dashboard"
+    look(client, "/messages")
+    wait_until(lambda: services(app).api_keys.every()[0].used_at, 5, what="the use of the key is written down")
+
+
+def test_who_may_not_see_the_dashboard_is_sent_where_he_may_be(client: FlaskClient, app: Flask) -> None:
+    answer = enter(client, key(app, SEND)[0], next="")
+    assert answer.headers["Location"] == "/compose"
+    assert "/inbox/?beside" not in look(client, "/compose")
+
+
+def test_a_read_key_is_offered_no_form(client: FlaskClient, app: Flask) -> None:
+    enter(client, key(app, READ)[0])
+    assert 'href="/compose"' not in look(client, "/messages").partition("<main")[2].partition("<form")[0]
+
+
+def test_the_dashboard_does_not_call_a_halted_account_well(client: FlaskClient, app: Flask) -> None:
+    all_is_well(app)
+    services(app).accounts.register()
+    run(app, "UPDATE accounts SET state = 'halted', until = 9e12")
+    page = look(client, "/dashboard")
+    assert 'class="verdict bad"' in page and "no account can send" in page
+    run(app, "UPDATE accounts SET state = 'ok'")
+    assert 'class="verdict good"' in look(client, "/dashboard")
+
+
+def test_the_dashboards_command_is_as_it_is_typed(client: FlaskClient) -> None:
+    assert "celery -A mailasync worker --loglevel=INFO" in words(look(client, "/dashboard").partition("<ul")[0])
+
+
+def test_the_address_of_this_service_is_told_as_the_browser_knows_it(client: FlaskClient, app: Flask) -> None:
+    secret, _ = key(app, ADMIN)
+    enter(client, secret)
+    page = client.get("/compose", headers=HTML | {"X-Forwarded-Proto": "https", "Host": "mail.example.org", "X-API-Key": secret}).text
+    assert "curl https://mail.example.org/v1/messages" in page and "http://mail" not in page
+
+
+def test_a_suppressed_address_is_found_however_it_is_written(client: FlaskClient) -> None:
+    send(client, "/suppressions", page="/suppressions", address="bob@exämple.org")
+    assert "This address is not suppressed" not in look(client, "/suppressions?address=bob@ex%C3%A4mple.org")
+    assert "This address is not suppressed" in look(client, "/suppressions?address=%00")
+
+
+def test_what_no_key_is_called_is_not_there(client: FlaskClient) -> None:
+    assert send(client, "/keys/%00/revoke").status_code == 404
+
+
+def test_a_webhook_that_was_refused_keeps_what_it_is_to_be_told(client: FlaskClient) -> None:
+    answer = send(client, "/webhooks", page="/webhooks", url="http://x", events="message.failed")
+    assert answer.status_code == 422 and 'value="message.failed" checked' in answer.text
+
+
+def test_revoking_the_last_key_says_what_that_opens(client: FlaskClient, app: Flask) -> None:
+    enter(client, key(app, ADMIN)[0])
+    assert "served without a key" in look(client, "/keys")
+    key(app, READ)
+    assert "served without a key" not in look(client, "/keys")
+
+
+def test_a_webhooks_url_is_not_told_by_a_message(client: FlaskClient) -> None:
+    id = accept(client, webhook_url="https://hooks.example.org/T0/SECRET")
+    assert "SECRET" not in look(client, f"/messages/{id}") and "hooks.example.org" in look(client, f"/messages/{id}")
+
+
+@pytest.mark.parametrize("id", ["order#7", "a?b", "50%"])
+def test_ids_that_clients_choose_lead_to_their_pages(client: FlaskClient, app: Flask, id: str) -> None:
+    services(app).outbox.accept(Acceptance(id=id, message=Message(to=(Address("bob@example.org"),)), message_id="x@example.org"))
+    page = look(client, f"/messages/{quote(id)}?view=text")
+    assert f'hx-get="/messages/{quote(id)}?view=text"' in page
+    answer = send(client, f"/messages/{quote(id)}/hold")
+    assert "Held, until somebody releases it." in look(client, answer.headers["Location"])
+
+
+@pytest.mark.parametrize("words", ["JÖRG@", "jörg", "Jörg@exämple.ORG", "exämple", "word at the end"])
+def test_search_finds_what_is_not_ascii_and_what_comes_late(client: FlaskClient, words: str) -> None:
+    accept(client, to="JÖRG@exämple.org", subject="x" * 300 + " Word at the end")
+    assert len(client.get("/v1/messages", query_string={"q": words}).get_json()["data"]) == 1
+    assert client.get("/v1/messages", query_string={"q": "jürg"}).get_json()["data"] == []
+
+
+def test_another_port_is_another_site(client: FlaskClient) -> None:
+    for origin in ("http://localhost:3000", "https://localhost", "http://127.0.0.1"):
+        assert client.post("/v1/messages", json=MAIL, headers={"Origin": origin}).status_code == 401
+    assert client.post("/v1/messages", json=MAIL, headers={"Origin": "http://localhost"}).status_code == 202
+
+
+@pytest.mark.parametrize(("value", "shown"), [(0.05, "0.05"), (0.25, "0.25"), (0.1, "0.1"), (0, "0"), (1.5, "1.5"), (1500, "1.5k")])
+def test_amounts_are_told_in_few_signs(value: float, shown: str) -> None:
+    assert amount(value) == shown

@@ -261,9 +261,9 @@ def test_as_much_as_is_allowed_is_filled_in() -> None:
 def test_no_result_takes_long_to_fill_in(source: str, result: Any) -> None:
     asked = message(source, subject=source)
     check(asked)
-    started = time.monotonic()
+    started = time.thread_time()  # Of the processor, which other tests share.
     filled = fill(asked, replace(DONE, result=result))
-    assert time.monotonic() - started < 3
+    assert time.thread_time() - started < 3
     assert len(filled.subject) <= SUBJECT_MAX_CHARACTERS
     assert filled.size <= RENDERED_MAX_CHARACTERS
 

@@ -58,14 +58,19 @@ def reschedule(id: str, value: object) -> Response:
 @blueprint.post("/v1/messages/<id>/resend")
 def resend_message(id: str) -> Response:
     """Send what has ended once more, as a new message; answers 202 with that."""
-    def resend(key: Key | None) -> Answer:
+    return resend(id)
+
+
+def resend(id: str, form: Key | None = None) -> Response:
+    """The same, once for each form of a page."""
+    def again(key: Key | None) -> Answer:
         new = new_id()
         answer = Answer(status=202, location=f"/v1/messages/{new}")
         kept = Kept(key=key, answer=answer) if key else None
         _done(id, lambda id: services().actions.resend(id, new, message_id=services().orders.message_id(new), kept=kept))
         _hand_over(find(new))
         return answer
-    return answered(*once(resend))
+    return answered(*once(again, form))
 
 
 def _act(id: str, action: Callable[[str], None]) -> Response:

@@ -105,6 +105,19 @@ def known(given: str) -> ApiKey | None:
     return _known(given, services().settings.API_KEY, services().api_keys)
 
 
+def known_made(given: str) -> ApiKey | None:
+    """The same without the setting's key, which, unlike those that `flask keys create` makes, can perhaps be guessed."""
+    return services().api_keys.find(given)
+
+
+def enter_by_session() -> bool:
+    """Where nobody was asked who he is: whether this browser is signed in; the request is that key's then. Raises StoreUnavailable."""
+    key = _of_session(services().settings.API_KEY, services().api_keys)
+    if key:
+        g.api_key = key
+    return key is not None
+
+
 def needs_key() -> bool:
     """Whether nobody is served without a key. Raises StoreUnavailable."""
     settings = services().settings
@@ -130,6 +143,8 @@ def _of_session(api_key: str, keys: ApiKeys | None) -> ApiKey | None:
         key, hash = row.key, row.hash
     if not hmac.compare_digest(found.mark, session.mark(hash)) or (key is DEFAULT and not api_key):
         return None
+    if keys and key is not DEFAULT:
+        keys.note_used(key.id)
     g.session = found
     return key
 
@@ -180,7 +195,7 @@ def _check_local() -> Response | None:
     if forwarded:
         return _refused(f"without an API key no proxy is served, and the header {forwarded[0]} is there; {way_out}")
     origin = request.headers.get("Origin")
-    if origin is not None and _host_of(origin) not in _LOCAL_NAMES:
+    if origin is not None and origin != f"{request.scheme}://{request.host}":  # Another port is another site, maybe a careless one.
         return _refused(f"without an API key no other site's page is served, and the Origin header names {origin!r}")
     return None
 

@@ -26,12 +26,12 @@ _QUOTED = re.compile(r'"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
 _BARE = re.compile(r"[\x21\x23-\x7e][\x20-\x7e]*")
 
 
-def once(accept: Callable[[Key | None], Answer]) -> tuple[Answer, bool]:
-    """Return the answer to this request, and whether it is a repetition.
+def once(accept: Callable[[Key | None], Answer], key: Key | None = None) -> tuple[Answer, bool]:
+    """Return the answer to this request, and whether it is a repetition: by this key, or by the one that came with it.
 
     `accept` writes the key in the commit of what it accepts, or raises KeyTaken; what it refuses leaves the key free.
     """
-    key = _key()
+    key = key or _key()
     if key is None:
         return accept(None), False
     deadline, pause = time.monotonic() + WAIT_SECONDS, LOOK_MIN_SECONDS
@@ -49,6 +49,14 @@ def once(accept: Callable[[Key | None], Answer]) -> tuple[Answer, bool]:
             pause = min(2 * pause, LOOK_MAX_SECONDS)
     abort(problem(409, "concurrent_idempotent_requests", "A request with this Idempotency-Key is being answered",
                   f"waited {WAIT_SECONDS:g} s for it; ask again to get its answer", headers={"Retry-After": "1"}))
+
+
+def form_key(form: str, *content: object) -> Key | None:
+    """The key of a page's form, which has a name of its own each time it is shown: sent twice with the same content, it is done once."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]{8,64}", form):
+        return None
+    what = hashlib.sha256(repr((request.path, *content)).encode("utf-8", "surrogatepass")).hexdigest()
+    return Key(owner=current_key().id, key=f"form {form} {what}", request_hash=what)
 
 
 def _same(key: Key, found: Kept) -> Answer:

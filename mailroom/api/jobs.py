@@ -108,7 +108,12 @@ def cancel_job(id: str) -> Response:
 @blueprint.post("/v1/jobs/<id>/retry")
 def retry_job(id: str) -> Response:
     """Run a job that has ended once more, as a new one with a mail of its own; 409 if it has not."""
-    accepted, replayed = once(lambda key: _kept_answer(_accept(_again(id), key)))
+    return retry(id)
+
+
+def retry(id: str, form: Key | None = None) -> Response:
+    """The same, once for each form of a page."""
+    accepted, replayed = once(lambda key: _kept_answer(_accept(_again(id), key)), form)
     return answered(replace(accepted, body=find_job(accepted.location.removeprefix("/v1/jobs/"))), replayed)
 
 

@@ -1,4 +1,4 @@
-"""API keys, as a command or a page asks for one and shows them; there are no routes for them, so that no key can make another."""
+"""API keys, as a command or a page asks for one and shows them; there are no routes under /v1 for them."""
 
 from typing import Any
 

@@ -56,9 +56,8 @@ class Sessions:
 
     def give(self, answer: Response, session: Session) -> Response:
         """Have the browser send it with each request from now on."""
-        is_https = request.is_secure or request.headers.get("X-Forwarded-Proto") == "https"
         answer.set_cookie(COOKIE, self._cookies.dumps(asdict(session)), max_age=LIFETIME_SECONDS, httponly=True, samesite="Lax",
-                          secure=is_https)
+                          secure=is_https())
         return answer
 
     def token(self, key_id: str, nonce: str) -> str:
@@ -74,6 +73,11 @@ class Sessions:
 
     def attach(self, app: object) -> None:
         app.extensions[_EXTENSION] = self  # type: ignore[attr-defined]  # a Flask application
+
+
+def is_https() -> bool:
+    """Whether the browser speaks HTTPS, with us or with a proxy before us."""
+    return request.is_secure or request.headers.get("X-Forwarded-Proto") == "https"
 
 
 def current() -> Session | None:

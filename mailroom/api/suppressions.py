@@ -117,6 +117,14 @@ def shown(suppression: Suppression) -> dict[str, Any]:
             "message": suppression.message_id, "created_at": timestamp(suppression.created_at)}
 
 
+def find(address: str) -> Suppression | None:
+    """The one of this address, however it is written; None if it gets mail, or is no address."""
+    try:
+        return services().suppressions.find(_parsed(address))
+    except NotFound:
+        return None
+
+
 def _found(address: str) -> Suppression:
     suppression = services().suppressions.find(address)
     if suppression is None:

@@ -16,7 +16,7 @@ from flask.typing import ResponseReturnValue
 from mailroom.inbox.api import Api
 from mailroom.inbox.contents import Body, Image, links_in
 from mailroom.inbox.dial import COUNT_MAX, Dial, Failure
-from mailroom.inbox.letters import WAITERS_MAX, Letter, Letters, address_asked
+from mailroom.inbox.letters import Letter, Letters, address_asked
 
 REFRESH_SECONDS = 3
 PAGE_LENGTH = 100
@@ -26,6 +26,8 @@ ADDRESSES_SHOWN = 12
 SHOWN_MAX_CHARS = 10_000
 IMAGES_MAX_CHARS = 20_000_000
 VIEWS = ("html", "text", "headers", "source", "attachments", "links")
+#: A stream holds a thread of the server.
+STREAMS_MAX = 12
 #: How long a stream lasts; a browser connects anew by itself.
 STREAM_SECONDS = 60
 BEAT_SECONDS = 5
@@ -108,7 +110,7 @@ class _Pages:
         self._letters = letters
         self._dial = dial
         self._around = around
-        self._streams = threading.BoundedSemaphore(WAITERS_MAX)
+        self._streams = threading.BoundedSemaphore(STREAMS_MAX)
 
     def newest(self) -> ResponseReturnValue:
         """Show the newest, a page at a time; it looks again by itself unless somebody chose."""

@@ -32,7 +32,7 @@ def write(connection: Connection, accepted: Sequence[tuple[str, Message, Sequenc
 
 def subject_key(subject: str) -> str:
     """What is kept of a subject to find it by."""
-    return subject.casefold()[:200]
+    return subject.casefold()
 
 
 @dataclass(frozen=True)

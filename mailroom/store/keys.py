@@ -123,7 +123,7 @@ class ApiKeys:
             row = self.usable(match[1])
         if not hmac.compare_digest(hashed(secret), row.hash if row else _NO_HASH) or row is None:
             return None
-        self._note_used(row.key.id)
+        self.note_used(row.key.id)
         return row.key
 
     def usable(self, id: str) -> KeyRow | None:
@@ -159,8 +159,8 @@ class ApiKeys:
         except StoreUnavailable as e:
             return _Read(time.monotonic(), self._last.usable, e)
 
-    def _note_used(self, id: str) -> None:
-        """Write it down at most once a minute, in a thread of its own: nobody's answer waits for that."""
+    def note_used(self, id: str) -> None:
+        """Write down that it was used, at most once a minute, in a thread of its own: nobody's answer waits for that."""
         now = time.monotonic()
         if id not in self._noted or now - self._noted[id][0] >= USED_SECONDS:
             writer = threading.Thread(target=self._write_used, args=(id,), name=f"key-{id}", daemon=True)

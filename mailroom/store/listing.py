@@ -7,6 +7,7 @@ where it does not, a page ends after LOOKED_MAX of them, and the next one goes o
 import json
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -93,9 +94,11 @@ def _few(connection: Connection, search: Search) -> Sequence[str] | None:
 
 
 def _sorted(connection: Connection, search: Search, ids: Sequence[str]) -> tuple[list[Place], Place | None]:
+    """What comes after a place is told here too: a database may order ids by the rules of a language."""
     rows = connection.execute(select(messages.c.created_at, messages.c.id).where(
-        messages.c.id.in_(ids), *_in_order(search), *_on_sight(search))).all()
-    found = sorted(((row.created_at, row.id) for row in rows), reverse=True)
+        messages.c.id.in_(ids), *_in_order(replace(search, after=None)), *_on_sight(search))).all()
+    places = [(row.created_at, row.id) for row in rows]
+    found = sorted((place for place in places if search.after is None or place < search.after), reverse=True)
     return found[:search.limit], found[search.limit - 1] if len(found) > search.limit else None
 
 
@@ -136,11 +139,23 @@ def _on_sight(search: Search) -> list[ColumnElement[bool]]:
         wanted.append(exists().where(tags.c.id == messages.c.id, tags.c.tag == search.tag))
     if search.words:
         sought = search.words.casefold()
-        theirs = func.lower(recipients.c.address).contains(sought, autoescape=True)
+        theirs = [func.lower(recipients.c.address).contains(one, autoescape=True) for one in _in_addresses(search.words)]
         wanted.append(or_(messages.c.subject_key.contains(sought, autoescape=True),
-                          exists().where(recipients.c.id == messages.c.id, theirs)))
+                          exists().where(recipients.c.id == messages.c.id, or_(*theirs))))
     return wanted
 
+
+def _in_addresses(words: str) -> list[str]:
+    """How these words may stand in an address, where SQLite makes only ASCII lower, and a domain is in ASCII."""
+    if words.isascii():
+        return [words.lower()]
+    typed = "".join(letter.lower() if letter.isascii() else letter for letter in words)
+    found = [words.casefold(), typed, "".join(letter if letter.isascii() else letter.upper() for letter in typed)]
+    for one in [*found]:
+        local, at, domain = one.rpartition("@")
+        with suppress(UnicodeError):  # A part of a domain's name need not be one.
+            found.append(f"{local}{at}{domain.encode('idna').decode()}")
+    return list(dict.fromkeys(found))
 
 
 def _rows(connection: Connection, ids: Sequence[str]) -> list[dict[str, Any]]:

@@ -58,7 +58,7 @@ messages = Table(
     Column("key_id", String(12)),  # the API key that it came with
     Column("webhook", Text),  # the URL that is told of this message, beside those of `webhooks`
     Column("sender", String(100)),  # the account that has to send it, where its From names one
-    Column("subject_key", Text),  # the beginning of its subject in lower case, to find it by
+    Column("subject_key", Text),  # its subject in lower case, to find it by
     # What the sweeper asks for: small indexes over the few rows that wait, whatever the table holds.
     Index("messages_due", "next_attempt_at", sqlite_where=Column("next_attempt_at").is_not(None),
           postgresql_where=Column("next_attempt_at").is_not(None)),

@@ -72,7 +72,7 @@ def amount(value: float) -> str:
     for size, sign in ((1_000_000, "M"), (1000, "k")):
         if value >= size:
             return f"{value / size:.1f}".removesuffix(".0") + sign
-    return f"{value:.1f}".removesuffix(".0")
+    return f"{value:.2f}".rstrip("0").rstrip(".") if value < 1 else f"{value:.1f}".removesuffix(".0")
 
 
 def _grid(times: Times, most: float, unit: str) -> Markup:

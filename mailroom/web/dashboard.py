@@ -46,7 +46,7 @@ def dashboard() -> Response:
     broken = faults(services().relay(), now=now, seen_at=seen_at, beat_at=beat_at, lease_seconds=lease_seconds)
     return page(
         "dashboard.html", live=True, span=span, faults=broken, needs=_needs(known), depths=depths, accounts=known,
-        waiting=sum(depths.messages[state] for state in WAITING), verdict=_verdict(broken, depths, _sum(hour, "sent")),
+        verdict=_verdict(broken, known, depths, _sum(hour, "sent")),
         counts=[(name, _sum(hour, name), _sum(day, name)) for name in COUNTS],
         charts=[*_charts(day if span == "day" else hour, depths, span, minute)],
         workers=[worker | {"since": timestamp(worker["started_at"]), "seen": timestamp(worker["seen_at"])}
@@ -81,10 +81,14 @@ def _needs(known: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _verdict(broken: list[str], depths: Depths, sent: int) -> tuple[str, str]:
+def _verdict(broken: list[str], known: list[dict[str, Any]], depths: Depths, sent: int) -> tuple[str, str]:
     """How it looks in one word and one sentence."""
-    if broken:
-        return "bad", "Mail does not flow. It is accepted and kept, and goes on when this is mended."
+    stopped = [account["name"] for account in known if account["status"] != AccountState.OK]
+    if broken or len(stopped) == len(known):
+        return "bad", "Mail does not flow. It is accepted and kept, and goes on when this is mended." if broken else \
+            "Mail does not flow: no account can send. It is accepted and kept, and goes on when one can."
+    if stopped:
+        return "late", f"Mail flows, but not by {' or '.join(stopped)}."
     if depths.oldest_seconds > LATE_SECONDS:
         return "late", "Mail is late: there is more than the workers can take just now."
     words = f"{sent:,} sent in the last hour" if sent else "none was sent in the last hour"
@@ -97,7 +101,8 @@ def _charts(counts: Mapping[str, Mapping[int, int]], depths: Depths, span: str, 
     places = range(last - minutes // stretch + 1, last + 1)
     times = Times(first=places[0] * stretch, stretch=stretch, count=len(places))
     yield chart("Throughput, mails a minute", [
-        Line(name=name, look=name, values=[counts.get(name, {}).get(place, 0) / stretch for place in places], is_area=name == "sent")
+        Line(name=name, look=name, values=[counts.get(name, {}).get(place, 0) / (stretch if place < last else minute % stretch + 1)
+                                           for place in places], is_area=name == "sent")
         for name in ("sent", "accepted", "failed")], times)
     within = [[counts.get(name, {}).get(place, 0) for name in SENT_WITHIN] for place in places]
     yield chart("Latency, from POST to the server's 250", [

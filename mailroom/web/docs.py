@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from flask import Blueprint, Response, make_response, render_template, request
+from flask import Blueprint, Response, make_response, render_template
 
-from mailroom.web.layout import for_people
+from mailroom.web.layout import base_url, for_people
 
 blueprint = Blueprint("docs", __name__)
 blueprint.after_request(for_people)
@@ -24,7 +24,7 @@ _POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'se
 @blueprint.get("/docs")
 def docs() -> Response:
     """A page that reads /openapi.json and asks nobody else for anything."""
-    here = request.host_url.rstrip("/")
+    here = base_url()
     shown = {language: program.replace(_ADDRESS, here) for language, program in _PROGRAMS.items()}
     page = make_response(render_template("web/docs.html", programs=shown))
     page.headers["Content-Security-Policy"] = _POLICY

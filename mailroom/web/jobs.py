@@ -6,11 +6,12 @@ from flask import Response, request
 from werkzeug.exceptions import NotFound
 
 from mailroom.api import jobs
+from mailroom.api.idempotency import form_key
 from mailroom.api.paging import next_place
 from mailroom.jobs import registry
 from mailroom.mail.errors import InvalidMessage
 from mailroom.store.jobs import FINAL, JobState
-from mailroom.web.layout import done, page, pages
+from mailroom.web.layout import at, done, page, pages
 
 blueprint = pages("jobs")
 
@@ -48,13 +49,13 @@ def job(id: str) -> Response:
 def cancel(id: str) -> Response:
     """Do what `POST /v1/jobs/<id>/cancel` does."""
     jobs.cancel_job(id)
-    return done(f"/jobs/{id}", "canceled")
+    return done(at("jobs", id), "canceled")
 
 
 @blueprint.post("/jobs/<id>/retry")
 def retry(id: str) -> Response:
     """Do what `POST /v1/jobs/<id>/retry` does, and show the new job."""
-    return done(jobs.retry_job(id).headers["Location"].removeprefix("/v1"), "rerun")
+    return done(jobs.retry(id, form_key(request.form.get("once", ""))).headers["Location"].removeprefix("/v1"), "rerun")
 
 
 def _written(value: object) -> str:

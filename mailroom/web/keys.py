@@ -44,6 +44,8 @@ def create() -> Response:
 def revoke(id: str) -> Response:
     """End a key for good."""
     try:
+        if not re.fullmatch("[0-9A-Za-z]{1,40}", id):
+            raise UnknownKey(f"expected the id of a key, got {id[:80]!r}")
         services().api_keys.revoke(id)
     except UnknownKey as e:
         raise NotFound(str(e)) from None
@@ -52,5 +54,7 @@ def revoke(id: str) -> Response:
 
 def _page(*, wrong: list[str] | None = None, secret: str = "", made: dict[str, object] | None = None, is_first: bool = False) -> Response:
     rows = [keys.shown_row(row) for row in reversed(services().api_keys.every())]
-    return page("keys.html", status=422 if wrong else 201 if secret else 200, rows=rows, wrong=wrong or [], secret=secret, made=made,
-                is_first=is_first, is_open=not needs_key(), entered=request.form, has_default=bool(services().settings.API_KEY))
+    settings = services().settings
+    opens = settings.listens_on_loopback and not settings.API_KEY and sum(row["revoked_at"] is None for row in rows) == 1
+    return page("keys.html", status=422 if wrong else 201 if secret else 200, rows=rows, opens=opens, wrong=wrong or [], secret=secret,
+                made=made, is_first=is_first, is_open=not needs_key(), entered=request.form, has_default=bool(settings.API_KEY))

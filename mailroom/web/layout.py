@@ -1,10 +1,12 @@
 """What all pages share: their blueprints, header fields, forms' tokens, times in words, and errors as a person reads them."""
 
+import secrets
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
-from flask import Blueprint, Response, current_app, make_response, redirect, render_template, request
+from flask import Blueprint, Response, current_app, g, make_response, redirect, render_template, request
 from markupsafe import Markup
 
 from mailroom.api import session
@@ -40,6 +42,8 @@ NOTICES = {
 def pages(name: str) -> Blueprint:
     """A blueprint for pages: its forms need their token, and its errors are pages too."""
     blueprint = Blueprint(f"{name}_page", __name__)
+    blueprint.before_request(_note_pulse)
+    blueprint.before_request(_take_large_forms)
     blueprint.before_request(session.refuse_form)
     blueprint.after_request(finish)
     return blueprint
@@ -49,8 +53,9 @@ def page(template: str, *, status: int = 200, live: bool = False, **values: Any)
     """A page. `live`: it looks again by itself when something has happened."""
     answer = make_response(render_template(
         f"web/{template}", places=places(), key=current_key(), is_signed_in=bool(session.current()), token=session.form_token(), may=may,
-        has_inbox="inbox" in current_app.blueprints, notice=NOTICES.get(request.args.get("done", ""), ""),
-        pulse=_pulse() if live else "", **values))
+        has_inbox="inbox" in current_app.blueprints and may("GET", "/inbox/"), once=secrets.token_urlsafe(12),
+        notice=NOTICES.get(request.args.get("done", ""), ""),
+        pulse=g.get("pulse", "") if live else "", here=_here(), **values))
     answer.status_code = status
     return answer
 
@@ -73,6 +78,11 @@ def done(path: str, word: str) -> Response:
     return see(f"{path}{'&' if '?' in path else '?'}done={word}")
 
 
+def at(place: str, id: str) -> str:
+    """The page of the message or job with this id, which a client may have chosen."""
+    return f"/{place}/{quote(id, safe='')}"
+
+
 def see(path: str) -> Response:
     answer: Any = redirect(path, 303)
     return answer  # type: ignore[no-any-return]  # werkzeug's type, which Flask's is
@@ -90,7 +100,8 @@ def finish(answer: Response) -> Response:
 
 def base_url() -> str:
     """This service's own address, as it stands in what a reader may copy."""
-    return request.host_url.rstrip("/").replace("//localhost:", "//127.0.0.1:")
+    scheme = "https" if session.is_https() else "http"
+    return f"{scheme}://{request.host}".replace("//localhost:", "//127.0.0.1:")
 
 
 def stays_here() -> bool:
@@ -107,10 +118,17 @@ def for_people(answer: Response) -> Response:
 
 
 def here(path: str) -> str:
-    """A path on this very site, and nothing else: what came in a query may lead anywhere."""
-    parts = urlsplit(path)
-    is_ours = path.startswith("/") and not path.startswith(("//", "/\\")) and not parts.scheme and not parts.netloc and path.isprintable()
-    return path if is_ours else "/dashboard"
+    """A path on this very site, and nothing else, as what came in a query may lead anywhere; "" for anything else."""
+    return path if path.startswith("/") and not path.startswith(("//", "/\\")) and path.isprintable() else ""
+
+
+def home() -> str:
+    """The first page that the key of this request may see."""
+    return next((path for path, _ in places()), "/")
+
+
+def _take_large_forms() -> None:
+    request.max_form_memory_size = services().settings.REQUEST_MAX_BYTES  # Else Flask bounds a text by a number that nobody set.
 
 
 def _error(answer: Response) -> Response:
@@ -127,8 +145,16 @@ def _error(answer: Response) -> Response:
     return shown
 
 
-def _pulse() -> str:
-    return pulse(services().outbox.database, services().settings.LEASE_SECONDS)
+def _here() -> str:
+    """The address of this page, to look at it again."""
+    query = request.query_string.decode("latin-1")
+    return quote(request.path) + f"?{query}" * bool(query)
+
+
+def _note_pulse() -> None:
+    """Before anything is looked at: what happens while a page is made shall be news to it."""
+    with suppress(StoreUnavailable):  # A page that needs the database says so by itself.
+        g.pulse = pulse(services().outbox.database, services().settings.LEASE_SECONDS)
 
 
 @assets.app_template_filter("when")

@@ -17,7 +17,7 @@ from mailroom.store.following import pulse
 
 blueprint = Blueprint("live", __name__)
 
-STREAMS_MAX = 16
+STREAMS_MAX = 20
 #: A browser connects anew by itself; and who has gone away unseen holds its thread no longer than this.
 STREAM_SECONDS = 60.0
 LOOK_SECONDS = 0.5

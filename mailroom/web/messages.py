@@ -5,12 +5,14 @@ from collections.abc import Callable, Iterator
 from email.parser import BytesParser
 from email.policy import compat32
 from typing import Any
+from urllib.parse import urlsplit
 
 from flask import Response, make_response, request
 from werkzeug.exceptions import Conflict, NotFound
 
 from mailroom.api import actions, messages
 from mailroom.api.guard import needs_key
+from mailroom.api.idempotency import form_key
 from mailroom.api.paging import written
 from mailroom.api.services import services
 from mailroom.api.shown import find, shown, summary
@@ -20,7 +22,7 @@ from mailroom.mail.message import Message, State
 from mailroom.store.actions import CANCEL, HOLD, RELEASE, RESCHEDULE, RESENDABLE, RETRY_ENDED, RETRY_NOW
 from mailroom.store.outbox import is_id
 from mailroom.web.code import body_of, code_of, is_short
-from mailroom.web.layout import base_url, done, page, pages, see
+from mailroom.web.layout import at, base_url, done, page, pages, see
 
 blueprint = pages("messages")
 
@@ -37,7 +39,7 @@ ACTIONS: dict[str, tuple[tuple[State, ...], Callable[[str], Response], str]] = {
     "retry": ((*RETRY_NOW.states, *RETRY_ENDED.states), actions.retry_message, "retried"),
     "hold": (HOLD.states, actions.hold_message, "held"),
     "cancel": (CANCEL.states, actions.cancel_message, "canceled"),
-    "resend": (RESENDABLE, actions.resend_message, "resent"),
+    "resend": (RESENDABLE, lambda id: actions.resend(id, form_key(request.form.get("once", ""))), "resent"),
 }
 # What a client sent runs nothing, sends nothing and fetches nothing, opened by itself neither.
 _MAIL_POLICY = ("sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'; form-action 'none'; base-uri 'none'; "
@@ -49,7 +51,7 @@ def list_messages() -> Response:
     """The newest messages that the filters let pass; who looks for an id gets that message."""
     asked = {name: value for name in FILTERS if (value := request.args.get(name, "").strip())}
     if is_id(asked.get("q", "")) and services().outbox.state(asked["q"]):
-        return see(f"/messages/{asked['q']}")
+        return see(at("messages", asked["q"]))
     try:
         found, wrong = messages.find_messages(asked | {"limit": str(PAGE_LENGTH)}), []
     except InvalidMessage as e:
@@ -71,7 +73,8 @@ def message(id: str) -> Response:
     state = State(told["status"])
     return page("message.html", live=True, message=told, state=state, view=view, views=VIEWS, row=standing.row, units=UNITS,
                 can=[*_possible(state, told)], can_reschedule=state in RESCHEDULE.states,
-                content=content, shown=_shown(id, content, view), limit=SHOWN_MAX_CHARACTERS)
+                content=content, shown=_shown(id, content, view), limit=SHOWN_MAX_CHARACTERS,
+                webhook_host=urlsplit(standing.row["webhook"] or "").hostname)
 
 
 @blueprint.get("/messages/<id>/html")
@@ -83,6 +86,7 @@ def html(id: str) -> Response:
         raise NotFound("expected a message with content, got one whose content is no longer kept")
     answer = make_response(both_forms(content)[1])
     answer.headers["Content-Security-Policy"] = _MAIL_POLICY
+    answer.headers["X-DNS-Prefetch-Control"] = "off"
     return answer
 
 
@@ -91,12 +95,12 @@ def act(id: str, action: str) -> Response:
     """Do what `POST /v1/messages/<id>/<action>` does."""
     if action == "reschedule":
         actions.reschedule(id, {"delay": _seconds()})
-        return done(f"/messages/{id}", "rescheduled")
+        return done(at("messages", id), "rescheduled")
     if action not in ACTIONS:
         raise NotFound(f"expected one of {', '.join([*ACTIONS, 'reschedule'])}, got {action[:40]!r}")
     _, do, word = ACTIONS[action]
     answer = do(id)
-    return done(answer.headers["Location"].removeprefix("/v1") if action == "resend" else f"/messages/{id}", word)
+    return done(answer.headers["Location"].removeprefix("/v1") if action == "resend" else at("messages", id), word)
 
 
 def ids_in(message_id: str) -> list[str]:

@@ -3,7 +3,6 @@
 from flask import Response, request
 
 from mailroom.api import suppressions
-from mailroom.api.services import services
 from mailroom.mail.errors import InvalidMessage
 from mailroom.store.suppressions import Reason
 from mailroom.web.layout import done, page, pages
@@ -24,7 +23,7 @@ def list_suppressions() -> Response:
     except InvalidMessage as e:
         rows, limit, wrong = [], 0, e.errors
     if address:
-        found = services().suppressions.find(address)
+        found = suppressions.find(address)
         rows, limit = [found] if found else [], 1
     return _page(asked, address=address, wrong=[error.detail for error in wrong], rows=[suppressions.shown(row) for row in rows[:limit]],
                  next=suppressions.cursor(rows[limit - 1]) if len(rows) > limit else None)

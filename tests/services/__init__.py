@@ -10,10 +10,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 T = TypeVar("T")
 
@@ -101,17 +102,32 @@ def cache_directory() -> Path:
     return Path(os.environ.get("TEST_SERVERS_CACHE") or ordinary).expanduser().absolute()
 
 
+#: By port: open for as long as this process lives, which keeps others away from it.
+_ports: dict[int, TextIO] = {}
+
+
 def free_port() -> int:
-    """Return a loopback port nobody listens on.
+    """Return a loopback port nobody listens on, and that no other process of these tests gets.
 
     It is below the range from which systems take the ports of outgoing connections (32768 and up),
     so a client that calls a stopped server in a loop can never come to sit on the server's port.
     """
+    directory = Path(tempfile.gettempdir()) / f"mailasync-ports-{os.getuid()}"
+    directory.mkdir(exist_ok=True)
     while True:
         port = random.SystemRandom().randrange(20_000, 32_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
+        if port in _ports:
+            continue
+        mark = (directory / str(port)).open("w")
+        try:
+            fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            mark.close()
+            continue
+        _ports[port] = mark
+        return port
 
 
 def accepts(port: int) -> bool:

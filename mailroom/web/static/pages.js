@@ -90,7 +90,14 @@
   const preview = document.querySelector("[data-live-submit]");
   if (preview) {
     let typed = 0;
-    const show = () => preview.form.requestSubmit(preview);
+    // Into a new frame each time: the first page of a frame is no step of the browser's history.
+    const show = () => {
+      const old = document.querySelector(`iframe[name="${preview.formTarget}"]`);
+      const frame = old.cloneNode();
+      frame.removeAttribute("srcdoc");
+      old.replaceWith(frame);
+      preview.form.requestSubmit(preview);
+    };
     preview.form.addEventListener("input", () => { clearTimeout(typed); typed = setTimeout(show, 400); });
     show();
   }
