@@ -10,6 +10,7 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 py
 RUN := .venv/bin/python -m
 PIN := $(RUN) uv pip compile --universal --generate-hashes --no-header --upgrade --quiet
 WORKERS ?= 6
+# The tests start some hundred processes of ours: not to keep what Python compiled costs a fifth of each start.
 ARGS ?=
 
 help:  ## this list
@@ -39,7 +40,7 @@ example: $(if $(wildcard examples/$(NAME)/Procfile),.venv/.installed-examples)  
 
 test: .venv/.installed-dev  ## all tests; finds, installs or unpacks RabbitMQ and PostgreSQL first
 	@$(RUN) tests.services.provide
-	@$(RUN) pytest -n $(WORKERS) --dist worksteal $(ARGS)
+	@unset PYTHONDONTWRITEBYTECODE; $(RUN) pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 soak: .venv/.installed-dev  ## random faults over 10,000 mails; ARGS="--database postgresql --mails 1000 --faults 20", ARGS=--help
 	@$(RUN) tests.services.provide
