@@ -23,12 +23,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from secrets import token_bytes
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from celery.worker import WorkController, state
 from flask import Blueprint, Flask
-from granian import Granian
-from granian.constants import Interfaces
 from werkzeug.utils import import_string
 
 import mailasync
@@ -55,6 +52,7 @@ from mailroom.api.session import Sessions, form_token, refuse_form
 from mailroom.commands.database import choose, opened, pair
 from mailroom.doctor import Doctor, Finding
 from mailroom.inbox import Around, Dial, Inbox, Letters, PortTaken, create_blueprint
+from mailroom.lazy import Lazy
 from mailroom.mail.errors import MailroomError
 from mailroom.route import accounts, next_hop
 from mailroom.settings import PREFIX, UP_FILE, Settings, SettingsError, database_url, hint_unprefixed, kubernetes_variables, load
@@ -75,8 +73,17 @@ from mailroom.store.workers import Worker
 
 log = logging.getLogger("mailasync.web")
 
+granian, granian_constants, celery_worker = Lazy("granian"), Lazy("granian.constants"), Lazy("celery.worker")
+
 STOP_SECONDS = 20
 PARENT_LOOK_SECONDS = 1.0
+
+
+class Application(Flask):
+    """Flask looks at each hook and view of each request whether it is a coroutine; none of ours is."""
+
+    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        return func
 
 
 def create_app(settings: Settings | None = None, *blueprints: Blueprint, database: Database | None = None) -> Flask:
@@ -85,7 +92,7 @@ def create_app(settings: Settings | None = None, *blueprints: Blueprint, databas
     mailasync.configure(settings)
     database = database or Database(database_url(settings))
     known, orders = accounts(settings), mailasync.orders(settings, database)
-    app = Flask(__name__)
+    app = Application(__name__)
     app.config["MAX_CONTENT_LENGTH"] = settings.REQUEST_MAX_BYTES  # Flask itself has no limit.
     app.json.sort_keys = False  # type: ignore[attr-defined]  # of the default provider
     app.extensions["mailasync"] = Services(
@@ -188,8 +195,8 @@ def serve(settings: Settings, *, loader: "partial[Flask]", port_setting: str = "
     refuse_taken(settings.HOST, settings.PORT, port_setting)
     for line in notices():
         say(line)
-    server = Granian("app", address=settings.HOST, port=settings.PORT, interface=Interfaces.WSGI, workers=1,
-                     blocking_threads=settings.WEB_THREADS, websockets=False, log_level="error",  # type: ignore[arg-type]
+    server = granian.Granian("app", address=settings.HOST, port=settings.PORT, interface=granian_constants.Interfaces.WSGI, workers=1,
+                     blocking_threads=settings.WEB_THREADS, websockets=False, log_level="error",
                      workers_kill_timeout=STOP_SECONDS)
     server.serve(target_loader=loader, wrap_loader=False)
 
@@ -287,14 +294,14 @@ def refuse_keyless(settings: Settings, database: Database) -> None:
 def work_here(database: Database) -> Callable[[], None]:
     """Run a Celery worker in a thread of this process; return what ends it."""
     mailasync.share_database(database)
-    worker = WorkController(app=mailasync.celery_app, hostname=f"up-{os.getpid()}@{socket.gethostname()}", loglevel="INFO",
+    worker = celery_worker.WorkController(app=mailasync.celery_app, hostname=f"up-{os.getpid()}@{socket.gethostname()}", loglevel="INFO",
                             without_mingle=True, without_gossip=True, without_heartbeat=True)
     thread = threading.Thread(target=worker.start, name="worker", daemon=True)
     thread.start()
 
     def end() -> None:
         mailasync.stop_claiming()
-        state.should_stop = 0  # type: ignore[assignment]  # the exit code; None means "go on"
+        celery_worker.state.should_stop = 0  # the exit code; None means "go on"
         hub = getattr(worker, "hub", None)
         if hub is not None:
             hub.call_soon(bool)  # It sleeps for seconds; a signal would wake it, but signals go to the main thread.

@@ -22,7 +22,6 @@ import amqp
 from celery import Celery, Task, signals
 from celery.exceptions import Reject
 from celery.result import AsyncResult
-from celery.worker.request import Request
 from kombu import Connection, Exchange, Producer, Queue
 from kombu.exceptions import OperationalError
 
@@ -99,18 +98,10 @@ def queues(settings: Settings) -> list[Queue]:
     return [*ours, Queue("celery", Exchange("celery", "direct"), "celery")]  # the last one plain, as a stock client declares it
 
 
-class QuietRequest(Request):
-    """What a worker received, without what its events would tell: a stock client's message shows its whole mail in `argsrepr`."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._argsrepr, self._kwargsrepr = "()", "{}"
-
-
 class Nudge(Task):  # type: ignore[type-arg]  # celery-types makes Task generic, Celery does not
     """Publishes without ever hanging or multiplying: through the relay where one runs, else on a connection of its own."""
 
-    Request = "mailasync:QuietRequest"
+    Request = "mailroom.quiet:QuietRequest"
     typing = False  # Whatever a client sends is answered in the outbox, not by a TypeError in the log.
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> AsyncResult[Any]:  # type: ignore[override]  # narrower

@@ -12,19 +12,21 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parents[1]
 FILES = [*PROJECT.glob("*.py"), *PROJECT.glob("mailroom/**/*.py"), *PROJECT.glob("migrations/**/*.py")]
 TREES = {".".join(file.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__"): ast.parse(file.read_text()) for file in FILES}
-SERVICES, TRADE = "address_guard mail jobs relay sweeper webhook store settings", "mail.message mail.errors settings"
+SERVICES = "address_guard mail jobs relay sweeper webhook store settings lazy ids"
+TRADE = "mail.message mail.errors settings lazy ids"
 #: What each part may import of ours besides itself; the longest name that fits a module is its part.
 MAY_IMPORT = {
     "app": f"mailasync web api inbox commands doctor logs route {SERVICES}",
     "mailasync": f"logs route order station {SERVICES}",
-    "station": f"route order {SERVICES}", "order": "mail jobs store", "route": "mail settings",
+    "station": f"route order {SERVICES}", "order": "mail jobs store ids", "route": "mail settings",
     "commands": f"api doctor {SERVICES}", "doctor": f"route {SERVICES}", "web": f"api {SERVICES}", "api": f"order route logs {SERVICES}",
     "jobs": f"store mail.schedule {TRADE}", "relay": f"store {TRADE}", "sweeper": f"relay jobs store {TRADE}",
     "webhook": f"address_guard mail.schedule store {TRADE}", "address_guard": "",
-    "store": TRADE, "mail": "settings", "mail.message": TRADE, "mail.errors": TRADE, "inbox": "",
-    "logs": "settings", "settings": "default_settings", "migrations": "store", "default_settings": "", "mailroom": ""}
+    "store": TRADE, "mail": "settings lazy", "mail.message": TRADE, "mail.errors": TRADE, "inbox": "",
+    "logs": "settings", "settings": "default_settings", "lazy": "", "ids": "", "quiet": "",
+    "migrations": "store", "default_settings": "", "mailroom": ""}
 MAY_KNOW = {"sqlalchemy": "store migrations", "alembic": "store migrations", "flask": "app web api inbox", "werkzeug": "app web api inbox",
-            "yagmail": "mail.transport mail.oauth2", "celery": "app mailasync", "amqp": "mailasync relay", "kombu": "mailasync relay",
+            "yagmail": "mail.transport mail.oauth2", "celery": "app mailasync quiet", "amqp": "mailasync relay", "kombu": "mailasync relay",
             "jinja2": "mail.template mail.sandbox mail.filters", "css_inline": "mail.letter",
             "PIL": "jobs.thumbnail", "prometheus_client": "api.metrics"}
 DOES_NOTHING = """import sys, threading; told = []
@@ -37,7 +39,9 @@ sys.exit("; ".join(told + [thread.name for thread in threading.enumerate()[1:]])
 
 def imports(name: str) -> set[str]:
     plain = {alias.name for node in ast.walk(TREES[name]) if isinstance(node, ast.Import) for alias in node.names}
-    return plain | {full if (full := f"{node.module}.{alias.name}") in TREES else str(node.module)
+    lazy = {str(node.args[0].value) for node in ast.walk(TREES[name]) if isinstance(node, ast.Call) and ast.unparse(node.func) == "Lazy"
+            and isinstance(node.args[0], ast.Constant)}
+    return plain | lazy | {full if (full := f"{node.module}.{alias.name}") in TREES else str(node.module)
                     for node in ast.walk(TREES[name]) if isinstance(node, ast.ImportFrom) for alias in node.names}
 
 

@@ -5,9 +5,13 @@ import re
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
-import requests
 from yagmail.oauth2 import command_to_url, generate_oauth2_string
+
+from mailroom.lazy import Lazy
+
+requests = Lazy("requests")
 
 #: A token that ends sooner is renewed, so that none expires between its fetch and its use.
 MARGIN_SECONDS = 60
@@ -70,7 +74,7 @@ class TokenSource:
         self._token, self._expires = token, time.monotonic() + seconds
 
 
-def _error_code(answer: requests.Response) -> str:
+def _error_code(answer: Any) -> str:
     """Why, in the word that RFC 6749, 5.2 has for it: "invalid_grant" is a refresh token that was revoked or ran out."""
     try:
         error = str(answer.json()["error"])

@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, inspect, text
 
+from mailroom.lazy import Lazy
 from mailroom.mail.errors import MailroomError
 from mailroom.store.database import Database
+
+command, config = Lazy("alembic.command"), Lazy("alembic.config")
 
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 
@@ -28,16 +27,27 @@ def upgrade(database: Database) -> None:
 
 def check(database: Database) -> None:
     """Raises SchemaOutdated if `flask db upgrade` has to be run first."""
-    found = database.read(lambda connection: MigrationContext.configure(connection).get_current_revision())
-    wanted = ScriptDirectory(str(MIGRATIONS)).get_current_head()
-    if found != wanted:
-        raise SchemaOutdated(f"{database}: expected schema {wanted}, found {found or 'none'}; run `flask db upgrade`")
+    found = database.read(_revision)
+    if found != head():
+        raise SchemaOutdated(f"{database}: expected schema {head()}, found {found or 'none'}; run `flask db upgrade`")
+
+
+def head() -> str:
+    """The revision of this version: each migration's file begins with its own, and they are one after the other."""
+    return max(file.name.partition("_")[0] for file in (MIGRATIONS / "versions").glob("[0-9]*.py"))
+
+
+def _revision(connection: Connection) -> str | None:
+    has_any = inspect(connection).has_table("alembic_version")
+    return connection.scalar(text("SELECT version_num FROM alembic_version")) if has_any else None
 
 
 def _upgrade(connection: Connection) -> None:
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    if _revision(connection) == head():
+        return
+    how = config.Config()
+    how.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    how.attributes["connection"] = connection
+    command.upgrade(how, "head")
