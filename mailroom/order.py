@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 
+from mailroom.ids import new_id
 from mailroom.jobs import registry
 from mailroom.jobs.registry import JobType, UnknownJob
 from mailroom.mail.batch import BatchReader
@@ -22,7 +23,7 @@ from mailroom.mail.schedule import Schedule
 from mailroom.mail.template import check
 from mailroom.mail.terms import ATTEMPTS_MAX
 from mailroom.store.jobs import NewJob, NotifyOn
-from mailroom.store.outbox import Acceptance, new_id
+from mailroom.store.outbox import Acceptance
 
 #: Messages in one request, and one commit.
 BATCH_MAX = 1000
@@ -39,7 +40,7 @@ class AskedJob(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: StrictStr = Field(max_length=100, description="A job type; GET /v1/job-types lists them.")
-    args: dict[str, Any] = Field({}, description="Its arguments.")
+    args: dict[str, Any] = Field(default_factory=dict, description="Its arguments.")
     notify_on: NotifyOn = Field(NotifyOn.BOTH, description="When the mail goes.")
     timeout_seconds: float | None = Field(None, ge=0.001, le=TIMEOUT_MAX_SECONDS, description="When an attempt is killed.")
     max_attempts: StrictInt | None = Field(None, ge=1, le=ATTEMPTS_MAX, description="More than 1 only where running it twice does no harm.")
@@ -51,7 +52,7 @@ class AskedBatch(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    common: dict[str, Any] = Field({}, description="What all of them share, like subject, template and from.")
+    common: dict[str, Any] = Field(default_factory=dict, description="What all of them share, like subject, template and from.")
     messages: list[Any] = Field(description="What each has for itself; its `variables` are added to those of the template.")
 
 

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from ipaddress import ip_address
 from pathlib import Path
 from types import ModuleType
@@ -244,6 +245,7 @@ def refuse_contradictions(settings: Settings, given: Mapping[str, str]) -> None:
                             f"SQLite file; set {PREFIX}DATABASE_URL to a PostgreSQL database")
 
 
+@lru_cache(64)
 def is_loopback(host: str) -> bool:
     if host == "localhost":
         return True

@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Sequence
 
 from mailroom.address_guard import AddressGuard
+from mailroom.ids import new_id
 from mailroom.jobs import registry
 from mailroom.jobs.children import Children
 from mailroom.jobs.runner import Runner
@@ -22,7 +23,7 @@ from mailroom.store.database import Database
 from mailroom.store.deliveries import Deliveries
 from mailroom.store.expiry import Expiry
 from mailroom.store.jobs import ID_MAX_CHARACTERS, Jobs, NewJob
-from mailroom.store.outbox import Acceptance, Outbox, is_id, new_id
+from mailroom.store.outbox import Acceptance, Outbox, is_id
 from mailroom.store.retention import Retention
 from mailroom.store.runs import Runs
 from mailroom.store.sweeps import Sweeps

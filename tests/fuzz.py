@@ -27,6 +27,7 @@ from werkzeug.wrappers import Request as WsgiRequest
 
 import app as web
 import mailasync
+from mailroom.ids import new_id
 from mailroom.mail.delivery import Delivery, Sender
 from mailroom.mail.message import DEFAULT_ACCOUNT, Address
 from mailroom.mail.schedule import Schedule
@@ -35,7 +36,6 @@ from mailroom.settings import load
 from mailroom.store.claims import Claims
 from mailroom.store.database import Database
 from mailroom.store.jobs import JobEnd, JobState
-from mailroom.store.outbox import new_id
 from mailroom.store.runs import Runs
 from mailroom.store.sweeps import Sweeps
 from mailroom.store.workers import Worker

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, text
 
+from mailroom.ids import new_id
 from mailroom.mail.delivery import Delivery, Sender
 from mailroom.mail.message import AccountState, Address, Budget, Message, Outcome, State
 from mailroom.mail.schedule import Schedule
@@ -19,7 +20,7 @@ from mailroom.settings import Settings, SettingsError, load
 from mailroom.store.accounts import Accounts
 from mailroom.store.claims import Claims
 from mailroom.store.database import Database
-from mailroom.store.outbox import Acceptance, Outbox, Standing, new_id
+from mailroom.store.outbox import Acceptance, Outbox, Standing
 from mailroom.store.sweeps import Sweeps
 from mailroom.store.workers import Worker
 from tests.services.smtpd import ScriptedSMTP

@@ -17,13 +17,14 @@ from flask.testing import FlaskCliRunner
 from sqlalchemy import Connection
 
 import app as web
+from mailroom.ids import new_id
 from mailroom.mail.intake import message_from
 from mailroom.settings import load, origins
 from mailroom.store.database import Database
 from mailroom.store.events import record
 from mailroom.store.following import OVERLAP, Changes
 from mailroom.store.migrate import upgrade
-from mailroom.store.outbox import Acceptance, Outbox, new_id
+from mailroom.store.outbox import Acceptance, Outbox
 from tests.services import free_port, wait_until
 from tests.services.processes import Service, service
 from tests.services.smtpd import ScriptedSMTP

@@ -1,5 +1,6 @@
 """The database: many writes in one commit, each with its own result; migrations; what it says when it is away."""
 
+import signal
 import sqlite3
 import threading
 import time
@@ -14,15 +15,18 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Connection, event, text
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, event, literal, select, text
 from sqlalchemy.exc import IntegrityError
 
+from mailroom.ids import new_id
 from mailroom.mail.errors import StoreUnavailable
 from mailroom.mail.message import Message
 from mailroom.store.database import Database
 from mailroom.store.listing import Search, listed
-from mailroom.store.migrate import MIGRATIONS, SchemaOutdated, check, upgrade
-from mailroom.store.schema import metadata, now_ms
+from mailroom.store.migrate import MIGRATIONS, SchemaOutdated, check, head, upgrade
+from mailroom.store.rows import CHARACTERS_MAX, inserted
+from mailroom.store.schema import events, metadata, now_ms
 from tests.services import wait_until
 from tests.services.postgres import Postgres
 
@@ -153,6 +157,40 @@ def test_a_writer_whose_commit_is_done_waits_for_nobody_elses(database: Database
     assert max(took) < 1.0  # its own commit, the one before it, and a busy machine; not everybody's, one after the other
 
 
+class _Stopped(BaseException):
+    """What the handler of a signal raises."""
+
+
+def test_a_writer_that_a_signal_stops_stops_nobody_else(database: Database) -> None:
+    # Given a commit that is on its way, and this thread next in line to lead
+    slow = Held()
+
+    def stop(signum: int, frame: object) -> None:
+        raise _Stopped
+    before = signal.signal(signal.SIGUSR1, stop)
+    try:
+        with ThreadPoolExecutor(3) as threads:
+            threads.submit(database.write, slow, None)
+            assert slow.begun.wait(10)
+
+            def stop_when_waiting() -> str:
+                wait_until(partial(waiting, database, 1), 10, what="it waits")
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+                other = threads.submit(database.write, insert, "other")
+                wait_until(partial(waiting, database, 2), 10, what="both wait")
+                slow.go_on.set()
+                return other.result(10)
+            other = threads.submit(stop_when_waiting)
+            # When a signal stops it
+            with pytest.raises(_Stopped):
+                database.write(insert, "stopped")
+            # Then both are written
+            assert other.result(10) == "OTHER"
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert {"stopped", "other"} <= stored(database)
+
+
 def test_a_large_write_does_not_wait_for_its_turn(database: Database, commits: list[float]) -> None:
     assert database.write(insert, "large", alone=True) == "LARGE"
     assert "large" in stored(database)
@@ -202,6 +240,24 @@ def test_a_migrated_database_is_what_the_schema_says(database: Database) -> None
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, metadata) == []
     check(database)
+    assert head() == ScriptDirectory(str(MIGRATIONS)).get_current_head()
+
+
+def test_more_rows_than_one_statement_bears_go_in_several(database: Database) -> None:
+    rows = [{"id": new_id(), "event": "accepted", "attempt": number, "detail": f"{number} " + "ä" * 1000} for number in range(2500)]
+    rows += [{"id": new_id(), "event": "accepted", "detail": "x" * (CHARACTERS_MAX + 1)}]
+    statements: list[str] = []
+    event.listen(database.engine, "before_cursor_execute",
+                 lambda connection, cursor, statement, parameters, context, many: statements.append(statement))
+    insert = inserted(events, ["id", "event", "attempt", "detail"], at=literal(1))
+    with database.engine.begin() as connection:
+        insert(connection, rows)
+        insert(connection, [])
+    assert len(set(statements)) == 1
+    assert 4 <= len(statements) <= 20
+    columns = (events.c.id, events.c.event, events.c.attempt, events.c.detail)
+    found = database.read(lambda connection: connection.execute(select(*columns).order_by(events.c.number)).mappings().all())
+    assert [dict(row) for row in found] == [{"attempt": None} | row for row in rows]
 
 
 def test_what_was_there_before_can_be_searched_after_an_upgrade(database_url: str) -> None:

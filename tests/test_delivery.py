@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, text
 
+from mailroom.ids import new_id
 from mailroom.mail import delivery as delivery_module
 from mailroom.mail.delivery import Delivery, Sender
 from mailroom.mail.errors import StoreUnavailable
@@ -22,7 +23,7 @@ from mailroom.store.accounts import Accounts
 from mailroom.store.claims import Claims
 from mailroom.store.database import Database
 from mailroom.store.migrate import upgrade
-from mailroom.store.outbox import Acceptance, Outbox, Standing, new_id
+from mailroom.store.outbox import Acceptance, Outbox, Standing
 from mailroom.store.sweeps import Sweeps
 from mailroom.store.workers import Worker
 from tests.services import wait_until

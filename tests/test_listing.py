@@ -6,12 +6,13 @@ from itertools import count
 import pytest
 from sqlalchemy import text
 
+from mailroom.ids import new_id
 from mailroom.mail.message import Address, Message
 from mailroom.store import listing
 from mailroom.store.database import Database
 from mailroom.store.following import pulse
 from mailroom.store.listing import Page, Place, Search, listed, newest
-from mailroom.store.outbox import Acceptance, Batch, Outbox, new_id
+from mailroom.store.outbox import Acceptance, Batch, Outbox
 
 _numbers = count()
 

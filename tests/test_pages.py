@@ -198,7 +198,9 @@ def test_the_dashboard_says_at_once_that_mail_flows(app: Flask, client: FlaskCli
         page = look(client, f"/dashboard{span}")
         assert "Mail flows; 120 sent in the last hour." in page
         labels = "\n".join(re.findall(r'aria-label="([^"]+)"', page))
-        assert re.search(rf"sent: \d+ now, {12 if span else 120} at most", labels)
+        most = re.search(r"sent: [\d.]+ now, ([\d.]+) at most", labels)
+        # A day's stretch has ten minutes, the one now running fewer; three minutes are over in any case.
+        assert most and (12 <= float(most[1]) <= 30 if span else most[1] == "120")
         assert "95% within: 1 s now, 1 s at most" in labels and ", 77 at most" in labels and ", 4.2 s at most" in labels
 
 

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection, text
 
+from mailroom.ids import new_id
 from mailroom.mail.errors import StoreUnavailable
 from mailroom.mail.message import Address, Message, Outcome, State
 from mailroom.store.claims import Claims
 from mailroom.store.database import Database
 from mailroom.store.jobs import Jobs
 from mailroom.store.migrate import upgrade
-from mailroom.store.outbox import Acceptance, Outbox, new_id
+from mailroom.store.outbox import Acceptance, Outbox
 from mailroom.store.postgresql import BoundedConnection
 from mailroom.store.suppressions import Suppressions, Unsubscribes
 from mailroom.store.sweeps import Sweeps

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, event, make_url, select, text
 
+from mailroom.ids import new_id
 from mailroom.mail.message import FINAL, Address, Attachment, Message, State
 from mailroom.store.database import Database
 from mailroom.store.jobs import JobEnd, Jobs, JobState, NewJob, NotifyOn
 from mailroom.store.migrate import upgrade
-from mailroom.store.outbox import Acceptance, Outbox, new_id
+from mailroom.store.outbox import Acceptance, Outbox
 from mailroom.store.restored import StillRunning, hold
 from mailroom.store.retention import Retention
 from mailroom.store.runs import Runs

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mailroom.ids import new_id
 from mailroom.jobs import registry, runner, shipped
 from mailroom.jobs.children import Children
 from mailroom.jobs.registry import File, Interrupted, Progress, job
@@ -16,7 +17,6 @@ from mailroom.jobs.slots import Slots
 from mailroom.store.database import Database
 from mailroom.store.jobs import FINAL, Jobs, JobState, NewJob
 from mailroom.store.migrate import upgrade
-from mailroom.store.outbox import new_id
 from mailroom.store.runs import Runs
 from mailroom.store.workers import Worker
 from tests import jobs_for_tests

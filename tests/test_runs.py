@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, text
 
+from mailroom.ids import new_id
 from mailroom.mail.message import Address, Attachment, Message, State
 from mailroom.store.claims import Claims
 from mailroom.store.database import Database
 from mailroom.store.jobs import FINAL, JobEnd, Jobs, JobState, NewJob, NotifyOn
-from mailroom.store.outbox import Acceptance, Outbox, new_id
+from mailroom.store.outbox import Acceptance, Outbox
 from mailroom.store.runs import JobClaim, Runs
 from mailroom.store.workers import Worker
 

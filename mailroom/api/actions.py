@@ -9,12 +9,13 @@ from mailroom.api.bodies import json_body
 from mailroom.api.idempotency import once
 from mailroom.api.services import services
 from mailroom.api.shown import answered, find, shown, unknown
+from mailroom.ids import new_id
 from mailroom.mail.message import State
 from mailroom.mail.reading import read_fields
 from mailroom.mail.terms import AskedMoment
 from mailroom.store.actions import UnknownMessage, WrongState
 from mailroom.store.idempotency import Answer, Kept, Key
-from mailroom.store.outbox import Standing, is_id, new_id
+from mailroom.store.outbox import Standing, is_id
 
 blueprint = Blueprint("actions", __name__)
 

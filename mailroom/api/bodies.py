@@ -16,11 +16,11 @@ def json_body() -> object:
     """Raises MalformedJSON."""
     if request.mimetype != "application/json":
         raise UnsupportedMediaType(f"expected Content-Type application/json, got {request.mimetype or 'none'!r}")
-    body = request.get_data()
-    if request.content_length is None and len(body) >= services().settings.REQUEST_MAX_BYTES:
+    body, length = request.get_data(), request.content_length
+    if length is None and len(body) >= services().settings.REQUEST_MAX_BYTES:
         raise RequestEntityTooLarge  # Without a length werkzeug cuts a longer body off, in silence.
-    if len(body) < (request.content_length or 0):  # Nor does the server say that a client hung up before it had sent all.
-        raise MalformedJSON(f"expected {request.content_length} bytes, as Content-Length says, got {len(body)}")
+    if len(body) < (length or 0):  # Nor does the server say that a client hung up before it had sent all.
+        raise MalformedJSON(f"expected {length} bytes, as Content-Length says, got {len(body)}")
     return parse_json(body)
 
 

@@ -1,6 +1,7 @@
 """Who may ask: a client with a key, for what the key's scopes allow; or, as long as there is none, whoever is on this very machine."""
 
 import hmac
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from flask import Response, abort, g, request
@@ -42,9 +43,9 @@ def check_alone(api_key: str) -> Response | None:
 
 def refusal() -> Response | None:
     """Why whoever asks is not served, or None if it is one who may ask for something."""
-    settings = services().settings
+    here = services()
     try:
-        return _refusal(settings.API_KEY, services().api_keys, always=not settings.listens_on_loopback)
+        return _refusal(here.settings.API_KEY, here.api_keys, always=not here.settings.listens_on_loopback)
     except StoreUnavailable as e:
         return unavailable(e)
 
@@ -81,7 +82,8 @@ def charge(count: int = 1) -> Charge | None:
 
 
 def _is_open() -> bool:
-    return request.path in OPEN_PATHS or request.path.startswith(OPEN_PREFIXES)
+    path = request.path
+    return path in OPEN_PATHS or path.startswith(OPEN_PREFIXES)
 
 
 def _refusal(api_key: str, keys: ApiKeys | None, *, always: bool = False) -> Response | None:
@@ -187,19 +189,22 @@ def _check_local() -> Response | None:
 
     On any other HOST than loopback a key is always needed.
     """
-    host = _host_of(f"//{request.host}")
+    environ, host_header = request.environ, request.host
+    host = _host_of(f"//{host_header}")
     way_out = "set MAILASYNC_API_KEY, or make a key with `flask keys create`"
     if host not in _LOCAL_NAMES:
         return _refused(f"without an API key only localhost is served, and the Host header names {host!r}; {way_out}")
-    forwarded = [name for name, _ in request.headers if name.lower() == "forwarded" or name.lower().startswith("x-forwarded-")]
-    if forwarded:
-        return _refused(f"without an API key no proxy is served, and the header {forwarded[0]} is there; {way_out}")
-    origin = request.headers.get("Origin")
-    if origin is not None and origin != f"{request.scheme}://{request.host}":  # Another port is another site, maybe a careless one.
+    for name in environ:  # Not request.headers, which makes a header field's name of each of these first.
+        if name == "HTTP_FORWARDED" or name.startswith("HTTP_X_FORWARDED_"):
+            header = name.removeprefix("HTTP_").replace("_", "-").title()
+            return _refused(f"without an API key no proxy is served, and the header {header} is there; {way_out}")
+    origin = environ.get("HTTP_ORIGIN")
+    if origin is not None and origin != f"{request.scheme}://{host_header}":  # Another port is another site, maybe a careless one.
         return _refused(f"without an API key no other site's page is served, and the Origin header names {origin!r}")
     return None
 
 
+@lru_cache(256)
 def _host_of(url: str) -> str | None:
     try:
         return urlsplit(url).hostname

@@ -21,12 +21,13 @@ from mailroom.api.services import services
 from mailroom.api.shown import answered, timestamp
 from mailroom.api.waiting import preferred_seconds, wait_for
 from mailroom.api.why import why_job
+from mailroom.ids import new_id
 from mailroom.jobs import registry
 from mailroom.mail.message import Terms, file_name
 from mailroom.order import Order
 from mailroom.store.idempotency import Answer, Kept, Key
 from mailroom.store.jobs import FINAL, JobStanding, JobState
-from mailroom.store.outbox import is_id, new_id
+from mailroom.store.outbox import is_id
 
 blueprint = Blueprint("jobs", __name__)
 

@@ -98,12 +98,13 @@ def get_raw(id: str) -> Response:
 
 def accept_mail(asked: object, *, work_seconds: float = 0, status: int = 202, key: Key | None = None) -> tuple[Acceptance, Answer]:
     """Accept a mail, unless it asks only what would be sent; it is on disk then. Raises what reading and what accepting it raise."""
-    acceptance = permitted(services().orders.mail(asked, work_seconds=work_seconds))
+    here = services()
+    acceptance = permitted(here.orders.mail(asked, work_seconds=work_seconds))
     answer = Answer(status=status, location=f"/v1/messages/{acceptance.id}", body={"id": acceptance.id, "status": acceptance.state})
     if not acceptance.dry_run:
-        services().outbox.accept(acceptance, Kept(key=key, answer=answer) if key else None, guard.charge())
+        here.outbox.accept(acceptance, Kept(key=key, answer=answer) if key else None, guard.charge())
         if acceptance.job:
-            services().run(acceptance.job)
+            here.run(acceptance.job)
         else:
             _hand_over([acceptance])
     return acceptance, answer
@@ -122,9 +123,10 @@ def _accept(work_seconds: float, *, status: int) -> Response:
 
 def _hand_over(accepted: list[Acceptance]) -> None:
     """Tell the workers now; what is to be sent later is found when its time has come."""
+    send = services().send
     for acceptance in accepted:
         if acceptance.state is State.QUEUED:
-            services().send(acceptance.id, acceptance.queue)
+            send(acceptance.id, acceptance.queue)
 
 
 def _dry_run(acceptance: Acceptance) -> Response:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from itertools import accumulate
-from uuid import uuid4
 
 from flask import Blueprint, Flask, Response, g, request
 from prometheus_client import CollectorRegistry
@@ -16,6 +15,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from mailroom.api.services import Services, services
+from mailroom.ids import random_id
 from mailroom.logs import request_id
 from mailroom.mail.errors import StoreUnavailable
 from mailroom.mail.message import AccountState
@@ -141,7 +141,7 @@ def _begin() -> None:
     """The client's own id, if it is one that may stand in a header and in a log."""
     given = request.headers.get(ID_HEADER, "")
     g.began = time.monotonic()
-    request_id.set(given if re.fullmatch(r"[A-Za-z0-9._-]{1,128}", given) else str(uuid4()))
+    request_id.set(given if re.fullmatch(r"[A-Za-z0-9._-]{1,128}", given) else random_id())
 
 
 def _end(response: Response) -> Response:

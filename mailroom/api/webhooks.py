@@ -14,11 +14,12 @@ from mailroom.api.paging import asked_page, page
 from mailroom.api.paging import number as as_number
 from mailroom.api.services import services
 from mailroom.api.shown import timestamp
+from mailroom.ids import new_id
 from mailroom.mail.errors import FieldError, InvalidMessage
 from mailroom.mail.reading import read_fields, refuse_items
 from mailroom.store.deliveries import ENABLED, OWN, TYPES
 from mailroom.store.keys import Scope
-from mailroom.store.outbox import is_id, new_id
+from mailroom.store.outbox import is_id
 from mailroom.store.webhooks import TooMany
 from mailroom.webhook import QUEUE
 
@@ -37,7 +38,7 @@ class AskedWebhook(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     url: StrictStr = Field(description="An https URL with a public address; each event is a POST to it.")
-    events: list[StrictStr] = Field([], description="Types like message.sent. None: all.")
+    events: list[StrictStr] = Field(default_factory=list, description="Types like message.sent. None: all.")
 
     _types = field_validator("events")(_known_types)
 

@@ -18,13 +18,14 @@ from mailroom.commands.suppressions import suppression_commands
 from mailroom.commands.templates import template_commands
 from mailroom.commands.watch import Working, watch_commands
 from mailroom.doctor import Finding
+from mailroom.ids import new_id
 from mailroom.mail.errors import InvalidMessage
 from mailroom.mail.reading import read_fields
 from mailroom.mail.terms import AskedMoment
 from mailroom.settings import Settings, origins
 from mailroom.store.actions import Actions, UnknownMessage, WrongState
 from mailroom.store.database import Database
-from mailroom.store.outbox import Outbox, is_id, new_id
+from mailroom.store.outbox import Outbox, is_id
 from mailroom.store.restored import hold
 from mailroom.store.retention import Retention
 

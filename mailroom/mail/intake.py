@@ -47,6 +47,8 @@ HEADERS_ALLOWED = re.compile(
 _ENCODED = re.compile(r"=\?[^?\s]*\?[bq]\?", re.IGNORECASE)
 #: What `unsubscribe` writes.
 _OF_UNSUBSCRIBE = frozenset({"list-unsubscribe", "list-unsubscribe-post"})
+_ONE_OF = (("expires_at", "expires_in"), ("scheduled_at", "delay"), ("contents", "text"), ("contents", "html"), ("contents", "template"),
+           ("text", "template"), ("html", "template"))
 Wrong = list[tuple[list[str | int], str]]
 _CONTENT_ID = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.@-]{1,200}")
 
@@ -98,7 +100,7 @@ class AskedTemplate(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: StrictStr = Field(max_length=100)
-    variables: dict[str, Any] = Field({}, description="What {{ name }} in it stands for.")
+    variables: dict[str, Any] = Field(default_factory=dict, description="What {{ name }} in it stands for.")
 
 
 _ADDRESS_SCHEMA: dict[str, Any] = {"anyOf": [
@@ -127,9 +129,9 @@ class AskedMail(BaseModel):
 
     to: Annotated[list[Address], BeforeValidator(partial(parse_addresses, least=1)), _list_schema(1)] = Field(
         description='An address, {"email", "name"}, or a list of up to 100.')
-    cc: Addresses = Field([], description="Further recipients whom all others see.")
-    bcc: Addresses = Field([], description="Further recipients whom nobody sees.")
-    reply_to: Addresses = Field([], description="Where answers go.")
+    cc: Addresses = Field(default_factory=list, description="Further recipients whom all others see.")
+    bcc: Addresses = Field(default_factory=list, description="Further recipients whom nobody sees.")
+    reply_to: Addresses = Field(default_factory=list, description="Where answers go.")
     sender: Annotated[Address | None, BeforeValidator(_one_address), WithJsonSchema(_ADDRESS_OR_NONE)] = Field(
         None, alias="from", description="One of the addresses that the account, and the key, may send from.")
     subject: StrictStr = Field("", description="One line.")
@@ -137,10 +139,13 @@ class AskedMail(BaseModel):
     text: StrictStr | None = Field(None, description="The text form, instead of contents.")
     html: StrictStr | None = Field(None, description="The HTML form, instead of contents.")
     template: AskedTemplate | None = Field(None, description="A stored template, instead of a text.")
-    attachments: list[AskedAttachment] = Field([], max_length=ATTACHMENTS_MAX, description="The whole mail at most 25 MB.")
-    headers: dict[StrictStr, StrictStr] = Field({}, max_length=HEADERS_MAX, description="X-…, List-…, References and the like.")
-    tags: list[StrictStr] = Field([], max_length=TAGS_MAX, description="Words to find it by.")
-    metadata: dict[StrictStr, StrictStr] = Field({}, max_length=METADATA_MAX, description="Your own words; webhooks tell them.")
+    attachments: list[AskedAttachment] = Field(default_factory=list, max_length=ATTACHMENTS_MAX,
+                                               description="The whole mail at most 25 MB.")
+    headers: dict[StrictStr, StrictStr] = Field(default_factory=dict, max_length=HEADERS_MAX,
+                                                description="X-…, List-…, References and the like.")
+    tags: list[StrictStr] = Field(default_factory=list, max_length=TAGS_MAX, description="Words to find it by.")
+    metadata: dict[StrictStr, StrictStr] = Field(default_factory=dict, max_length=METADATA_MAX,
+                                                 description="Your own words; webhooks tell them.")
     priority: Literal["normal", "low"] = Field("normal", description="low: on the queue for bulk mail, which lets others pass.")
     scheduled_at: Moment | None = Field(None, description="RFC 3339, with an offset: not sent before.")
     delay: float | None = Field(None, ge=0, le=AHEAD_MAX_SECONDS, strict=True, description="The same, in seconds from now.")
@@ -165,10 +170,9 @@ class AskedMail(BaseModel):
 
     @model_validator(mode="after")
     def _one_of_each(self) -> Self:
-        for names in (("expires_at", "expires_in"), ("scheduled_at", "delay"), ("contents", "text"), ("contents", "html"),
-                      ("contents", "template"), ("text", "template"), ("html", "template")):
-            if all(getattr(self, name) is not None for name in names):
-                refuse(f"expected {names[0]} or {names[1]}, got both")
+        for one, other in _ONE_OF:
+            if getattr(self, one) is not None and getattr(self, other) is not None:
+                refuse(f"expected {one} or {other}, got both")
         return self
 
     @model_validator(mode="after")
@@ -179,10 +183,12 @@ class AskedMail(BaseModel):
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
+        if self.expires_at is None and self.expires_in is None:
+            return self
         now = time.time() * 1000
         first = self.scheduled_at or now + (_ms(self.delay) or 0)
         last = self.expires_at or now + (_ms(self.expires_in) or 0)
-        if last <= first and (self.expires_at or self.expires_in) and (self.scheduled_at or self.delay):
+        if last <= first and (self.scheduled_at or self.delay):
             refuse("expected a mail that is sent before it expires, got one that expires first")
         return self
 

@@ -79,7 +79,7 @@ class AskedPreview(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    variables: dict[str, Any] = Field({}, description="What {{ name }} in the template stands for.")
+    variables: dict[str, Any] = Field(default_factory=dict, description="What {{ name }} in the template stands for.")
 
 
 def check(sources: Sources, *, at: str = "#") -> None:

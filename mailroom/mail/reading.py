@@ -55,7 +55,7 @@ def parse_json(data: bytes) -> object:
       MalformedJSON: with the reason, and the place where there is one.
     """
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        value = _DECODER.decode(_without_mark(data.decode("utf-8")))
     except UnicodeDecodeError as e:
         raise MalformedJSON(f"expected UTF-8, got byte 0x{data[e.start]:02x} at {e.start}") from None
     except json.JSONDecodeError as e:
@@ -79,6 +79,15 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> NoReturn:
     raise MalformedJSON(f"expected JSON, got {name}, which JSON does not have")
+
+
+def _without_mark(text: str) -> str:
+    if text.startswith("\ufeff"):  # RFC 8259, 8.1
+        raise json.JSONDecodeError("unexpected byte order mark (BOM)", text, 0)
+    return text
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
 
 
 def _depth(value: object) -> int:

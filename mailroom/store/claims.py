@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, bindparam, exists, func, or_, select, tuple_
+from sqlalchemy import Connection, exists, func, or_, select, tuple_
 
 from mailroom.mail.errors import StoreUnavailable
 from mailroom.mail.message import DEFAULT_ACCOUNT, Budget, Claim, JobFacts, Outcome, State
@@ -22,6 +22,7 @@ from mailroom.store.database import Database, Work
 from mailroom.store.deliveries import tell
 from mailroom.store.events import record
 from mailroom.store.jobs import SUMMARY
+from mailroom.store.rows import Rows
 from mailroom.store.schema import events, jobs, messages, now_ms, recipients, workers
 from mailroom.store.suppressions import drop_suppressed, note_bounces
 from mailroom.store.tallies import count_latencies
@@ -294,11 +295,12 @@ def _tell(connection: Connection, kept: list[tuple[Claim, Outcome]]) -> None:
 
 
 def _write_replies(connection: Connection, kept: list[tuple[Claim, Outcome]]) -> None:
-    replies = [{"of": claim.id, "at": position, "state": state, "reply": reply}
-               for claim, outcome in kept for position, (state, reply) in outcome.recipients.items()]
-    if replies:
-        connection.execute(recipients.update().values(state=bindparam("state"), reply=bindparam("reply")).where(
-            recipients.c.id == bindparam("of"), recipients.c.position == bindparam("at")), replies)
+    _REPLIES(connection, [{"id": claim.id, "position": position, "state": state, "reply": reply}
+                          for claim, outcome in kept for position, (state, reply) in outcome.recipients.items()])
+
+
+_REPLIES = Rows(recipients, ("id", "position", "state", "reply"), lambda given: recipients.update().values(
+    state=given["state"], reply=given["reply"]).where(recipients.c.id == given["id"], recipients.c.position == given["position"]))
 
 
 def _line(claim: Claim, outcome: Outcome) -> dict[str, Any]:

@@ -9,21 +9,22 @@ from typing import Any
 from sqlalchemy import Connection, insert, literal, null, select
 
 from mailroom.mail.message import Address, Attachment, Message, State
+from mailroom.store.rows import inserted
 from mailroom.store.schema import contents, files, recipients, tags
 
-_TAGGED = tags.insert()
+_CONTENTS = inserted(contents, ("id", "content"))
+_RECIPIENTS = inserted(recipients, ("id", "position", "address", "name", "kind", "state"))
+_TAGS = inserted(tags, ("tag", "id"))
 
 
 def write(connection: Connection, accepted: Sequence[tuple[str, Message, Sequence[State]]]) -> None:
     """Write the content of new messages, each with the states of its recipients."""
-    connection.execute(contents.insert(), [{"id": id, "content": message.to_row()} for id, message, _ in accepted])
-    people = [{"id": id, "position": n, "address": to.address, "name": to.name, "kind": kind, "state": state}
-              for id, message, states in accepted
-              for n, (to, kind, state) in enumerate(zip(message.everyone, message.kinds(), states, strict=True))]
-    if people:
-        connection.execute(recipients.insert(), people)
-    if tagged := [{"tag": tag, "id": id} for id, message, _ in accepted for tag in message.tags]:
-        connection.execute(_TAGGED, tagged)
+    _CONTENTS(connection, [{"id": id, "content": message.to_row()} for id, message, _ in accepted])
+    _RECIPIENTS(connection, [
+        {"id": id, "position": n, "address": to.address, "name": to.name, "kind": kind, "state": state}
+        for id, message, states in accepted
+        for n, (to, kind, state) in enumerate(zip(message.everyone, message.kinds(), states, strict=True))])
+    _TAGS(connection, [{"tag": tag, "id": id} for id, message, _ in accepted for tag in message.tags])
     for id, message, _ in accepted:
         for position, file in enumerate(message.attachments):  # One by one: drivers copy what is executed together.
             connection.execute(files.insert(), {"id": id, "position": position, "name": file.name, "content_type": file.content_type,

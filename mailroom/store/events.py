@@ -6,8 +6,11 @@ from typing import Any
 from sqlalchemy import Connection
 
 from mailroom.store.deliveries import tell
+from mailroom.store.rows import inserted
 from mailroom.store.schema import events, now_ms
 from mailroom.store.tallies import count_events
+
+_NEW = inserted(events, ("id", "event", "attempt", "detail"), at=now_ms())
 
 
 def record(connection: Connection, happened: Iterable[dict[str, Any]]) -> None:
@@ -15,8 +18,8 @@ def record(connection: Connection, happened: Iterable[dict[str, Any]]) -> None:
 
     Called after the change: clients are told of the state that the message is in then.
     """
-    rows = [{"attempt": None, "detail": None, **row} for row in happened]
+    rows = list(happened)
     if rows:
-        connection.execute(events.insert().values(at=now_ms()), rows)
+        _NEW(connection, rows)
         count_events(connection, (row["event"] for row in rows))
         tell(connection, rows)

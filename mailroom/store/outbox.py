@@ -1,15 +1,12 @@
 """Accepts messages, and tells where each one is. What a worker does with them is in claims.py."""
 
 import json
-import os
 import re
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
 
-from sqlalchemy import BigInteger, Connection, bindparam, case, func, select
+from sqlalchemy import Connection, case, func, literal_column, select
 from sqlalchemy.exc import IntegrityError
 
 from mailroom.mail.errors import MailroomError
@@ -21,6 +18,7 @@ from mailroom.store.events import record
 from mailroom.store.idempotency import Kept, KeyTaken, give_back, take
 from mailroom.store.jobs import SMALL_MAX_CHARACTERS, SUMMARY, NewJob, insert, is_large
 from mailroom.store.rates import Charge, RateLimited, debit
+from mailroom.store.rows import Given, Rows
 from mailroom.store.schema import contents, events, jobs, messages, now_ms, recipients, workers
 from mailroom.store.suppressions import REASON as SUPPRESSED
 from mailroom.store.suppressions import state_at_acceptance, suppressed_among
@@ -93,17 +91,6 @@ def is_id(text: str) -> bool:
     return re.fullmatch(r"[\x20-\x7e]{1,200}", text) is not None
 
 
-def new_id() -> str:
-    """A UUID of version 7 (RFC 9562, 5.7): ids sort by time, so that new rows are neighbours in the index.
-
-    The 12 bits after the millisecond are its fraction (6.2, method 3), so that ids of one process are in the order they were made.
-    """
-    milliseconds, rest_ns = divmod(time.time_ns(), 1_000_000)
-    fraction = rest_ns * 4096 // 1_000_000
-    value = (milliseconds & (1 << 48) - 1) << 80 | 0x7 << 76 | fraction << 64 | 0b10 << 62 | int.from_bytes(os.urandom(8)) >> 2
-    return str(UUID(int=value))
-
-
 class Outbox:
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -162,17 +149,19 @@ class Outbox:
         return None if beat is None else now - beat
 
 
-def _later(moment: str, seconds: str) -> Any:
-    """A moment that was named, or so many milliseconds from now; NULL where neither was."""
-    return func.coalesce(bindparam(moment, type_=BigInteger), now_ms() + bindparam(seconds, type_=BigInteger))
+_PLAIN = ("id", "state", "queue", "message_id", "job_id", "reason", "max_attempts", "sender", "webhook", "key_id", "subject_key")
 
 
-_NEW_MESSAGE = messages.insert().values(
-    created_at=now_ms(), attempt=0, uncertain_attempts=0, crashes=0, next_attempt_at=_later("scheduled_at", "delay"),
-    expires_at=_later("expires_at", "expires_in"),
-    **{name: bindparam(name) for name in ("id", "state", "queue", "message_id", "job_id", "reason", "max_attempts", "sender", "webhook",
-                                          "key_id", "subject_key")},
-)
+def _new(given: Given) -> Any:
+    """A message with moments that were named, or so many milliseconds from now; NULL where neither was."""
+    values = {name: given[name] for name in _PLAIN} | {
+        "created_at": now_ms(), "next_attempt_at": func.coalesce(given["scheduled_at"], now_ms() + given["delay"]),
+        "expires_at": func.coalesce(given["expires_at"], now_ms() + given["expires_in"]),
+        **dict.fromkeys(("attempt", "uncertain_attempts", "crashes"), literal_column("0"))}
+    return messages.insert().from_select([*values], select(*values.values()))
+
+
+_NEW_MESSAGES = Rows(messages, (*_PLAIN, "scheduled_at", "delay", "expires_at", "expires_in"), _new)
 
 
 #: What has ended already never comes due.
@@ -200,7 +189,7 @@ def _insert(connection: Connection, accepted: list[Acceptance]) -> None:
     everyone = [[to.address for to in a.message.everyone] for a in accepted]
     suppressed = suppressed_among(connection, [address for people in everyone for address in people])
     standing = [state_at_acceptance(a.state, people, suppressed) for a, people in zip(accepted, everyone, strict=True)]
-    connection.execute(_NEW_MESSAGE, [
+    _NEW_MESSAGES(connection, [
         {"id": a.id, "state": state, "queue": a.queue, "message_id": a.message_id, "job_id": a.job and a.job.id,
          "reason": a.failed or (SUPPRESSED if state is State.SUPPRESSED else None), "sender": a.sender, "webhook": a.webhook,
          "key_id": a.key_id, "subject_key": subject_key(a.message.subject), **vars(a.terms), "delay": a.terms.delay or None,

@@ -11,7 +11,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, or_, select, text, tuple_, update
+from sqlalchemy import Connection, bindparam, delete, or_, select, tuple_, update
 
 from mailroom.mail.message import State
 from mailroom.store.actions import OPEN
@@ -133,10 +133,11 @@ def suppressed_among(connection: Connection, addresses: Collection[str]) -> set[
     if not wanted:
         return set()
     if connection.dialect.name == "postgresql":
-        return set(connection.scalars(text("SELECT address FROM suppressions WHERE address = ANY(CAST(:wanted AS varchar[]))"),
-                                      {"wanted": wanted}))
-    return set(connection.scalars(text("SELECT address FROM suppressions WHERE address IN (SELECT value FROM json_each(:wanted) AS found)"),
-                                  {"wanted": json.dumps(wanted)}))
+        found = connection.exec_driver_sql("SELECT address FROM suppressions WHERE address = ANY(CAST(%s AS varchar[]))", (wanted,))
+    else:
+        found = connection.exec_driver_sql("SELECT address FROM suppressions WHERE address IN (SELECT value FROM json_each(?) AS found)",
+                                           (json.dumps(wanted),))
+    return {row[0] for row in found}
 
 
 def state_at_acceptance(state: State, addresses: Sequence[str], suppressed: Collection[str]) -> tuple[State, list[State]]:

@@ -12,11 +12,12 @@ from typing import Any
 from uuid import uuid4
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import ColumnElement, Connection, Engine, Select, bindparam, event, func, literal_column, select, text
+from sqlalchemy import ColumnElement, Connection, Engine, Select, event, func, literal_column, select, text, true
 from sqlalchemy.dialects import postgresql, sqlite
 
 from mailroom.mail.message import State
 from mailroom.store.database import Database
+from mailroom.store.rows import Given, Rows
 from mailroom.store.schema import PASSING, jobs, messages, now_ms, tallies, workers
 from mailroom.store.workers import is_alive
 
@@ -70,7 +71,7 @@ def _write(connection: Connection) -> None:
         source = _sources.setdefault(connection.engine, str(uuid4()))
         rows = [{"event": name, "source": source, "count": n} for name, n in sorted(counts.items()) if n]
         if rows:
-            connection.execute(_ADD[connection.dialect.name], rows)
+            _ADD[connection.dialect.name](connection, rows)
 
 
 def fold(connection: Connection, rows: Iterable[Any]) -> None:
@@ -79,7 +80,7 @@ def fold(connection: Connection, rows: Iterable[Any]) -> None:
     for row in rows:
         sums[row.event] += row.count
     if sums:
-        connection.execute(_FOLD[connection.dialect.name], [{"event": name, "source": "", "count": n} for name, n in sorted(sums.items())])
+        _FOLD[connection.dialect.name](connection, [{"event": name, "source": "", "count": n} for name, n in sorted(sums.items())])
 
 
 def is_old(now: int) -> ColumnElement[bool]:
@@ -87,14 +88,17 @@ def is_old(now: int) -> ColumnElement[bool]:
     return tallies.c.minute.between(1, now // MINUTE_MS - KEPT_MINUTES)
 
 
-def _add(insert: Any, minute: Any) -> Any:
-    new = insert(tallies).values(minute=minute, **{name: bindparam(name) for name in ("event", "source", "count")})
-    return new.on_conflict_do_update(index_elements=["minute", "event", "source"], set_={"count": tallies.c.count + new.excluded.count})
+def _adding(insert: Any, minute: Any) -> Rows:
+    def build(given: Given) -> Any:
+        # Without a WHERE, SQLite would take ON CONFLICT for a join's condition (sqlite.org/lang_upsert.html, 2.2).
+        new = insert(tallies).from_select(["minute", *given], select(minute, *given.values()).where(true()))
+        return new.on_conflict_do_update(index_elements=["minute", "event", "source"], set_={"count": tallies.c.count + new.excluded.count})
+    return Rows(tallies, ("event", "source", "count"), build)
 
 
 _INSERTS = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
-_ADD = {name: _add(insert, now_ms() // MINUTE_MS) for name, insert in _INSERTS.items()}
-_FOLD = {name: _add(insert, 0) for name, insert in _INSERTS.items()}
+_ADD = {name: _adding(insert, now_ms() // MINUTE_MS) for name, insert in _INSERTS.items()}
+_FOLD = {name: _adding(insert, literal_column("0")) for name, insert in _INSERTS.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from mailroom.ids import new_id
 from mailroom.mail.message import Address, Message
 from mailroom.store.claims import Claims
 from mailroom.store.database import Database
-from mailroom.store.outbox import Acceptance, Outbox, new_id
+from mailroom.store.outbox import Acceptance, Outbox
 from mailroom.store.workers import Worker
 from tests.faults import backlog
 
