@@ -19,8 +19,14 @@ CHUNK_MAX = 100
 WAITING_MAX = 10_000
 #: After a failure the broker is left alone for this long.
 PAUSE_SECONDS = 2.0
-#: How often the broker is looked at while nothing is published, so that an outage is known before the next mail.
+#: After a nudge that was not full the next one gathers ids for this long: the first is on its way at once, and a rush shares the cost.
+GATHER_SECONDS = 0.02
+#: After a note the next one gathers confirmed ids for this long, or until there are so many; who forgets them publishes them once more.
+NOTED_MAX = 1000
+NOTE_SECONDS = 0.1
+#: How often the broker is looked at while nothing is published, so that an outage is known before the next mail; and while something is.
 WATCH_SECONDS = 5.0
+LOOK_SECONDS = 1.0
 
 #: Publishes one nudge and waits for its confirm: (producer, queue, ids).
 Publish = Callable[[Producer, str, Sequence[str]], None]
@@ -43,6 +49,11 @@ class Relay:
         self._chunks = chunks or {}
         self._looked = looked
         self._waiting: deque[tuple[str, str, bool]] = deque()
+        self._confirmed: list[tuple[str, str]] = []  #: (id, queue) that is not noted yet
+        self._confirmed_at = 0.0  #: when the first of them was sent, when they are to be noted, and when others were
+        self._note_at = float("inf")
+        self._noted_at = float("-inf")
+        self._look_at = time.monotonic() + WATCH_SECONDS  #: when the queue is to be looked at next
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="relay", daemon=True)
@@ -73,20 +84,33 @@ class Relay:
 
     def look(self) -> None:
         """Look at the queue soon, and not only when it is time for that."""
+        self._look_at = 0.0
         self._wake.set()
 
     def _run(self) -> None:
-        while True:
-            self._wake.wait(WATCH_SECONDS)
-            self._wake.clear()
-            while self._waiting:
-                if not self._send(*self._next_chunk()):
-                    self._stopping.wait(PAUSE_SECONDS)
-            if self._stopping.is_set():
-                return self._drop()
-            self._try(self._watch)
-            with suppress(Exception):
-                self._looked()
+        while self._waiting or not self._stopping.is_set():
+            if not self._waiting and self._wake.wait(self._rest_seconds()):
+                self._wake.clear()
+            if self._waiting:
+                self._send_and_rest()
+            if time.monotonic() >= self._note_at:
+                self._note()
+            if time.monotonic() >= self._look_at and not self._stopping.is_set():
+                self._look_at = time.monotonic() + WATCH_SECONDS
+                self._try(self._watch)
+                with suppress(Exception):
+                    self._looked()
+        self._note()
+        self._drop()
+
+    def _send_and_rest(self) -> None:
+        if not self._send(*self._next_chunk()):
+            self._stopping.wait(PAUSE_SECONDS)
+        elif len(self._waiting) < CHUNK_MAX:
+            self._stopping.wait(GATHER_SECONDS)
+
+    def _rest_seconds(self) -> float:
+        return max(0.0, min(self._note_at, self._look_at) - time.monotonic())
 
     def _next_chunk(self) -> tuple[str, list[str]]:
         """Ids for one queue, in the order they came."""
@@ -100,8 +124,12 @@ class Relay:
     def _send(self, queue: str, ids: list[str]) -> bool:
         started = time.monotonic()
         if self._try(lambda producer: self._publish(producer, queue, ids)):
-            with suppress(Exception):  # Not marked means published once more, and the second nudge finds nothing to do.
-                self._published(queue, ids, time.monotonic() - started)
+            if not self._confirmed:
+                self._confirmed_at, self._note_at = started, self._noted_at + NOTE_SECONDS
+            self._confirmed += [(id, queue) for id in ids]
+            self._look_at = min(self._look_at, started + LOOK_SECONDS)
+            if len(self._confirmed) >= NOTED_MAX or time.monotonic() >= self._note_at:
+                self._note()
             return True
         # The rows tell that these were not published; a sweeper takes them up when the broker is back.
         while self._waiting:
@@ -109,6 +137,13 @@ class Relay:
         with suppress(Exception):
             self._unpublished(ids)
         return False
+
+    def _note(self) -> None:
+        """Have it written down which ids the broker has."""
+        confirmed, self._confirmed, self._note_at, self._noted_at = self._confirmed, [], float("inf"), time.monotonic()
+        for queue in dict.fromkeys(queue for _, queue in confirmed):
+            with suppress(Exception):  # Not noted means published once more, and the second nudge finds nothing to do.
+                self._published(queue, [id for id, of in confirmed if of == queue], time.monotonic() - self._confirmed_at)
 
     def _watch(self, producer: Producer) -> None:
         channel: Any = producer.channel

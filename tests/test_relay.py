@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import pytest
 from kombu import Connection, Producer
@@ -21,9 +22,14 @@ class Post:
         self.unpublished: list[str] = []
         self.hold = threading.Event()
         self.hold.set()
-        self.relay = Relay(self.connect, self.publish, published=lambda queue, ids, seconds_ago: self.published.extend(ids),
+        self.notes = 0
+        self.relay = Relay(self.connect, self.publish, published=self.note,
                            unpublished=self.unpublished.extend, watched="mail")
         self.relay.start()
+
+    def note(self, queue: str, ids: Sequence[str], seconds_ago: float) -> None:
+        self.notes += 1
+        self.published += ids
 
     def connect(self) -> Connection:
         options = {"confirm_publish": True, "read_timeout": 2, "write_timeout": 2}
@@ -34,6 +40,9 @@ class Post:
         assert self.hold.wait(10)
         producer.publish(list(ids), routing_key=queue, serializer="json", mandatory=True, confirm_timeout=2)
         self.nudges.append((queue, list(ids)))
+
+    def has_nudged(self, count: int) -> bool:
+        return len(self.nudges) == count
 
     def declare(self, *queues: str) -> None:
         with self.connect() as connection:
@@ -71,6 +80,25 @@ def test_ids_that_wait_share_nudges_in_the_order_they_came(post: Post) -> None:
     assert len(post.nudges) <= 4
     assert max(len(chunk) for _, chunk in post.nudges) == CHUNK_MAX
     assert post.relay.down is None
+
+
+def test_the_first_goes_and_is_noted_at_once_and_a_rush_is_noted_together(post: Post) -> None:
+    post.relay.offer("first", queue="mail")
+    until(lambda: post.nudges, "it is published")
+    post.hold.clear()
+    post.relay.offer("second", queue="mail")
+    until(lambda: post.published == ["first"], "it is noted before the next goes")
+    post.hold.set()
+    until(lambda: len(post.published) == 2, "the next is noted")
+    post.notes = 0
+    post.nudges.clear()
+    post.published.clear()
+    for number in range(100):
+        post.relay.offer(f"id-{number}", queue="mail")
+        wait_until(partial(post.has_nudged, number + 1), 5, what="it is published")
+    until(lambda: len(post.published) == 100, "all are noted")
+    assert len(post.nudges) == 100
+    assert post.notes <= 40  # at most one in NOTE_SECONDS, and a nudge waits for GATHER_SECONDS
 
 
 def test_a_nudge_is_for_one_queue_and_a_row_that_must_be_alone_shares_none(post: Post) -> None:
