@@ -1,7 +1,7 @@
 # What you can do here: `make help`.
 
 .DEFAULT_GOAL := help
-.PHONY: help install run web worker inbox flower example test check check-clients lock soak mutations scale bench bench-pages pictures contract fuzz
+.PHONY: help install run web worker inbox flower example test check check-clients lock soak mutations scale bench bench-scale bench-pages pictures contract fuzz
 
 # The first of these that is there; the service needs 3.11 or newer.
 PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,$(shell \
@@ -10,7 +10,6 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 py
 RUN := .venv/bin/python -m
 PIN := $(RUN) uv pip compile --universal --generate-hashes --no-header --upgrade --quiet
 WORKERS ?= 6
-# The tests start some hundred processes of ours: not to keep what Python compiled costs a fifth of each start.
 ARGS ?=
 
 help:  ## this list
@@ -38,6 +37,7 @@ example: $(if $(wildcard examples/$(NAME)/Procfile),.venv/.installed-examples)  
 	elif [ ! -f "examples/$(NAME)/Procfile" ]; then echo "there is no example $(NAME); make example lists them" >&2; exit 1; \
 	else PATH="$(CURDIR)/.venv/bin:$$PATH" exec $(RUN) honcho -e /dev/null -f "examples/$(NAME)/Procfile" start; fi
 
+# The tests start some hundred processes of ours: not to keep what Python compiled costs a fifth of each start.
 test: .venv/.installed-dev  ## all tests; finds, installs or unpacks RabbitMQ and PostgreSQL first
 	@$(RUN) tests.services.provide
 	@unset PYTHONDONTWRITEBYTECODE; $(RUN) pytest -n $(WORKERS) --dist worksteal $(ARGS)
@@ -54,8 +54,13 @@ scale: .venv/.installed-dev  ## a backlog of 1,000,000 mails; ARGS="--rows 10000
 	@$(RUN) tests.services.provide
 	@$(RUN) tests.faults.scale $(ARGS)
 
-bench: .venv/.installed-dev  ## how many mails a second a batch is accepted at, workers stopped
-	@$(RUN) benchmarks.batch $(ARGS)
+bench: .venv/.installed-dev  ## beside what else one would take, in 20 minutes; ARGS="--only posts --rounds 1"; wants Node.js and npm
+	@$(RUN) tests.services.provide
+	@$(RUN) benchmarks.compare $(ARGS)
+
+bench-scale: .venv/.installed-dev  ## what changes with size: queue, run, workers, connections; hours; ARGS="--only costs --seconds 10"
+	@$(RUN) tests.services.provide
+	@$(RUN) benchmarks.scale $(ARGS)
 
 bench-pages: .venv/.installed-dev  ## how long the server takes for each page, with 100,000 messages stored
 	@$(RUN) tests.services.provide

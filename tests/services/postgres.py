@@ -145,6 +145,11 @@ class Postgres(Server):
     def url(self, database: str = "postgres") -> str:
         return f"postgresql://postgres@127.0.0.1:{self.ports['postgres']}/{database}"
 
+    @property
+    def version(self) -> str:
+        with psycopg.connect(self.url()) as connection:
+            return str(connection.info.parameter_status("server_version"))
+
     def create_database(self, name: str) -> None:
         self._execute("CREATE DATABASE {}", name)
 

@@ -128,6 +128,10 @@ class RabbitMQ(Server):
     def resume(self) -> None:
         send_signal(self.pids["server"], signal.SIGCONT)
 
+    @property
+    def version(self) -> str:
+        return str(self._api("GET", "/overview")["rabbitmq_version"])
+
     def url(self, vhost: str = "/") -> str:
         return f"pyamqp://guest:guest@127.0.0.1:{self.ports['amqp']}/{quote(vhost, safe='')}"
 
