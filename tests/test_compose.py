@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from email import policy
+from email.errors import HeaderParseError
 from email.header import decode_header, make_header
 from email.message import EmailMessage
 from email.utils import getaddresses
+from typing import Any
 
 import pytest
 
@@ -104,6 +106,18 @@ def test_the_wire_carries_ascii_in_lines_that_every_server_takes(seed: int) -> N
         assert max(map(len, data.split(b"\r\n"))) <= 998
         header = data.partition(b"\r\n\r\n")[0]
         assert all(len(word) <= 75 for word in re.findall(rb"=\?utf-8\?.*?\?=", header))  # RFC 2047, 2
+
+
+@pytest.mark.parametrize("change", [
+    {"subject": "News\nBcc: eve@example.org"}, {"subject": "News\rBcc: eve@example.org"},
+    {"subject": "News " * 20 + "\r\nBcc: eve@example.org"},
+    {"to": (Address("bob@example.org", "Bob\nBcc: eve@example.org"),)}, {"headers": (("X-Kind", "a\nBcc: eve@example.org"),)},
+    {"headers": (("References", "<a@b>\nBcc: eve@example.org"),)}])
+def test_no_value_begins_a_header_of_its_own(change: dict[str, Any]) -> None:
+    # Whoever reads requests has refused it; this is the last one who could.
+    message = replace(Message(to=(Address("bob@example.org"),), subject="News", text="Hi"), **change)
+    with pytest.raises((ValueError, HeaderParseError), match=r"embedded header|printable ASCII"):
+        compose(claim(message), sender=ALICE)
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -211,9 +225,9 @@ def test_a_mail_is_composed_faster_than_the_standard_librarys_message_writes_the
         stock.set_content(text)
         stock.add_alternative(html, subtype="html")
         stock.as_bytes()
-    # A ratio in one run, as the machine may be slow and busy; DESIGN.md has 250 µs against 821.
+    # A ratio in one run, as the machine may be slow and busy.
     ours, stock = zip(*((_seconds(lambda: compose(mail, sender=ALICE)), _seconds(compose_stock)) for _ in range(9)), strict=True)
-    assert min(ours) < 0.7 * min(stock)
+    assert min(ours) < 0.2 * min(stock)
 
 
 def _seconds(act: Callable[[], object]) -> float:
