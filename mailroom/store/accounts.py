@@ -11,6 +11,7 @@ from sqlalchemy import Connection, and_, func, select, update
 
 from mailroom.mail.message import AccountState, Budget, State, Trouble
 from mailroom.store.database import Database
+from mailroom.store.rows import Prepared
 from mailroom.store.schema import accounts, insertion, messages, now_ms, recipients, usage
 
 BUCKET_MS = 10 * 60_000
@@ -56,11 +57,8 @@ class Accounts:
 
     def rooms(self, connection: Connection, *, locking: bool = False) -> list[Room]:
         """The room of each account; `locking` keeps others from dividing the same room, where there is a limit."""
-        found = select(accounts).order_by(accounts.c.name)
-        if locking and any(budget.is_limited for budget in self.budgets):
-            found = found.with_for_update()
-        rows = {row.name: row for row in connection.execute(found)}
-        now = connection.scalar(select(now_ms())) or 0
+        rows = {row.name: row for row in _ROOMS[locking and any(budget.is_limited for budget in self.budgets)](connection)}
+        now = next((row.now for row in rows.values()), 0)
         return [self._room(connection, budget, rows.get(budget.account), now) for budget in self.budgets]
 
     def capacity(self) -> dict[str, int]:
@@ -107,6 +105,10 @@ class Accounts:
         return [rows.get(budget.account, {"name": budget.account, "state": AccountState.OK, "reason": None, "since": None, "until": None})
                 | dict(zip(("messages", "recipients"), used(connection, budget.account), strict=True)) | {"budget": budget}
                 for budget in self.budgets]
+
+
+_STATES = select(accounts, now_ms().label("now")).order_by(accounts.c.name)
+_ROOMS = {False: Prepared(lambda dialect: _STATES), True: Prepared(lambda dialect: _STATES.with_for_update())}
 
 
 def _try_now(connection: Connection, names: list[str]) -> list[bool]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, exists, func, or_, select, tuple_
+from sqlalchemy import BigInteger, ColumnElement, Connection, String, and_, exists, func, or_, select, tuple_
 
 from mailroom.mail.errors import StoreUnavailable
 from mailroom.mail.message import DEFAULT_ACCOUNT, Budget, Claim, JobFacts, Outcome, State
@@ -22,11 +22,11 @@ from mailroom.store.database import Database, Work
 from mailroom.store.deliveries import tell
 from mailroom.store.events import record
 from mailroom.store.jobs import SUMMARY
-from mailroom.store.rows import Rows
+from mailroom.store.rows import Rows, asked
 from mailroom.store.schema import events, jobs, messages, now_ms, recipients, workers
 from mailroom.store.suppressions import drop_suppressed, note_bounces
 from mailroom.store.tallies import count_latencies
-from mailroom.store.workers import is_alive
+from mailroom.store.workers import is_seen_within
 
 log = logging.getLogger("mailasync.outbox")
 
@@ -125,29 +125,24 @@ class Claims:
         claimed: dict[str, Claimed] = {}
         for suspects in (False, True):
             if ids := [id for listed, alone in asked if alone is suspects for id in listed]:
-                free = [messages.c.id.in_(ids), messages.c.state == State.QUEUED,
-                        or_(messages.c.expires_at.is_(None), messages.c.expires_at > now_ms()),
-                        messages.c.crashes > 0 if suspects else messages.c.crashes == 0]
                 if len(rooms) == 1 and rooms[0].unlimited:  # Nothing to divide: one statement.
-                    claimed |= self._take_rows(connection, free, rooms[0])
+                    claimed |= self._take_rows(connection, ids, suspects, rooms[0])
                 else:
-                    claimed |= self._divide(connection, free, rooms)
+                    claimed |= self._divide(connection, ids, suspects, rooms)
         loaded = _load(connection, claimed) if claimed else {}
         # An id that two asked for goes to the first.
         return [[loaded.pop(id) for id in listed if id in loaded] for listed, _ in asked]
 
-    def _take_rows(self, connection: Connection, which: list[Any], room: Room) -> "dict[str, Claimed]":
-        rows = connection.execute(
-            messages.update()
-            .values(state=State.SENDING, owner=self.owner, attempt=messages.c.attempt + 1, account=room.account, parked=None)
-            .where(*which).returning(messages.c.id, messages.c.attempt, messages.c.excused, messages.c.max_attempts))
+    def _take_rows(self, connection: Connection, ids: list[str], suspects: bool, room: Room) -> "dict[str, Claimed]":
+        rows = _TAKE[suspects].of(connection, ids, worker=self.owner, by=room.account)
         return {row.id: Claimed(row.attempt, row.excused, row.max_attempts, room) for row in rows}
 
-    def _divide(self, connection: Connection, free: list[Any], rooms: list[Room]) -> "dict[str, Claimed]":
+    def _divide(self, connection: Connection, ids: list[str], suspects: bool, rooms: list[Room]) -> "dict[str, Claimed]":
         """Give each row to an account that has room for it; those that find none wait for one."""
         people = select(func.count()).where(recipients.c.id == messages.c.id, recipients.c.state.in_([State.QUEUED, State.DEFERRED]))
         found = connection.execute(select(messages.c.id, messages.c.account, messages.c.sender, people.scalar_subquery().label("people"))
-                                   .where(*free).order_by(messages.c.created_at, messages.c.id).with_for_update(skip_locked=True)).all()
+                                   .where(messages.c.id.in_(ids), *_free(suspects))
+                                   .order_by(messages.c.created_at, messages.c.id).with_for_update(skip_locked=True)).all()
         given: dict[int, list[str]] = defaultdict(list)
         for row in found:
             # The account that it had before, where that has room; else the one with the most.
@@ -160,16 +155,14 @@ class Claims:
         _park(connection, given.pop(-1, []), rooms)
         claimed: dict[str, Claimed] = {}
         for number, ids in given.items():
-            claimed |= self._take_rows(connection, [messages.c.id.in_(ids), messages.c.state == State.QUEUED], rooms[number])
+            claimed |= self._take_rows(connection, ids, suspects, rooms[number])
             if rooms[number].is_probe:
                 begin_probe(connection, rooms[number].account)
         return claimed
 
     def _fence(self, connection: Connection, asked: list[Claim]) -> list[bool]:
-        alive = exists().where(workers.c.id == self.owner, is_alive(self.lease_seconds))
-        passed = set(connection.scalars(
-            messages.update().values(state=State.IN_DATA)
-            .where(*mine(self.owner, asked), messages.c.state == State.SENDING, alive).returning(messages.c.id)))
+        rows = [{"id": claim.id, "attempt": claim.attempt} for claim in asked]
+        passed = {row.id for row in _FENCE(connection, rows, worker=self.owner, lease_ms=int(self.lease_seconds * 1000))}
         return [claim.id in passed for claim in asked]
 
     def _release(self, connection: Connection, claims: list[Claim]) -> list[bool]:
@@ -182,8 +175,8 @@ class Claims:
         """Write outcomes, and what they say of the accounts."""
         until = note_ends(connection, ((claim.account, claim.is_probe, outcome.trouble) for claim, outcome in ended))
         changed = _write_outcomes(connection, ended, until)
-        written = {row.id for _, rows in changed for row in rows}
-        count_latencies(connection, [row.now - row.created_at for state, rows in changed if state is State.SENT for row in rows])
+        written = {row.id for row in changed}
+        count_latencies(connection, [row.now - row.created_at for row in changed if row.state == State.SENT])
         _tell(connection, [(claim, outcome) for claim, outcome in ended if claim.id in written])
         limited = {budget.account for budget in self.budgets if budget.is_limited}
         if limited:
@@ -195,7 +188,7 @@ class Claims:
         """Write outcomes alone, in words that any database takes: a mail that is not recorded as sent would be sent again."""
         plain = [(claim, replace(outcome, reason=_storable(outcome.reason), recipients={
             at: (state, _storable(reply)) for at, (state, reply) in outcome.recipients.items()})) for claim, outcome in ended]
-        written = {row.id for _, rows in _write_outcomes(connection, plain, {}) for row in rows}
+        written = {row.id for row in _write_outcomes(connection, plain, {})}
         kept = [(claim, outcome) for claim, outcome in plain if claim.id in written]
         _write_replies(connection, kept)
         if kept:
@@ -224,8 +217,7 @@ def mine(owner: str, claims: Sequence[Any]) -> list[Any]:
 
 def _load(connection: Connection, claimed: dict[str, Claimed]) -> dict[str, Claim]:
     """The claims on these ids."""
-    rows = connection.execute(select(messages.c.id, messages.c.message_id, messages.c.created_at, messages.c.job_id)
-                              .where(messages.c.id.in_(list(claimed)))).all()
+    rows = _LOAD.of(connection, claimed)
     held = load(connection, claimed)
     facts = _facts(connection, [row.job_id for row in rows if held[row.id].message.template])
     return {
@@ -261,30 +253,52 @@ def _park(connection: Connection, ids: list[str], rooms: list[Room]) -> None:
     tell(connection, [{"id": id, "event": "deferred", "detail": reason} for id in parked])
 
 
-def _write_outcomes(connection: Connection, ended: list[tuple[Claim, Outcome]], until: dict[str, int]) -> list[tuple[State, list[Any]]]:
-    """Write outcomes, those that change a row in the same way by one UPDATE; return the rows that were still theirs, by their new state.
-
-    The attempt alone says whether it is still the same claim, as each claim makes a new one: so a reply that was read counts
-    even where a sweeper has already given the row back, as long as nobody else has begun; and if the mail was taken, whatever
-    a person has done to the row since then.
-    """
-    alike: dict[tuple[Any, ...], list[Claim]] = defaultdict(list)
+def _write_outcomes(connection: Connection, ended: list[tuple[Claim, Outcome]], until: dict[str, int]) -> list[Any]:
+    """Write outcomes; return the rows that were still theirs."""
+    rows = []
     for claim, outcome in ended:
         parked = claim.account if outcome.trouble and outcome.state is State.DEFERRED else None
-        excused = int(bool(parked and outcome.trouble and outcome.trouble.excuses))
-        alike[outcome.state, outcome.wait_seconds, outcome.reason, outcome.uncertain, parked, excused].append(claim)
-    changed: list[tuple[State, list[Any]]] = []
-    for (state, wait_seconds, reason, uncertain, parked, excused), claims in alike.items():
-        next_at = until.get(parked) if parked else None if wait_seconds is None else now_ms() + int(wait_seconds * 1000)
-        changed.append((state, list(connection.execute(
-            messages.update()
-            .values(state=state, owner=None, reason=reason, uncertain_attempts=messages.c.uncertain_attempts + int(uncertain),
-                    excused=messages.c.excused + excused, parked=1 if parked else None, next_attempt_at=next_at)
-            .where(messages.c.id.in_([claim.id for claim in claims]),
-                   tuple_(messages.c.id, messages.c.attempt).in_([(claim.id, claim.attempt) for claim in claims]),
-                   messages.c.state.in_(_OURS if state is not State.SENT else [*_OURS, *_TOUCHED]))
-            .returning(messages.c.id, messages.c.created_at, now_ms().label("now"))).all())))
-    return changed
+        rows.append({
+            "id": claim.id, "attempt": claim.attempt, "state": outcome.state, "reason": outcome.reason, "uncertain": int(outcome.uncertain),
+            "parked": 1 if parked else None, "excused": int(bool(parked and outcome.trouble and outcome.trouble.excuses)),
+            "next_at": until.get(parked) if parked else None,
+            "wait_ms": None if parked or outcome.wait_seconds is None else int(outcome.wait_seconds * 1000)})
+    return _FINISH(connection, rows)
+
+
+_WORKER = asked("worker", String)
+
+
+def _free(suspects: bool) -> list[ColumnElement[bool]]:
+    """The rows that may be claimed: those whose last owner died, or all others."""
+    return [messages.c.state == State.QUEUED, or_(messages.c.expires_at.is_(None), messages.c.expires_at > now_ms()),
+            messages.c.crashes > 0 if suspects else messages.c.crashes == 0]
+
+
+def _taking(suspects: bool) -> Rows:
+    return Rows(messages, ("id",), lambda given: messages.update().values(
+        state=State.SENDING, owner=_WORKER, attempt=messages.c.attempt + 1, account=asked("by", String), parked=None)
+        .where(messages.c.id == given["id"], *_free(suspects))
+        .returning(messages.c.id, messages.c.attempt, messages.c.excused, messages.c.max_attempts))
+
+
+_TAKE = {suspects: _taking(suspects) for suspects in (False, True)}
+_FENCE = Rows(messages, ("id", "attempt"), lambda given: messages.update().values(state=State.IN_DATA).where(
+    messages.c.id == given["id"], messages.c.attempt == given["attempt"], func.coalesce(messages.c.owner, "") == _WORKER,
+    messages.c.state == State.SENDING, exists().where(workers.c.id == _WORKER, is_seen_within(asked("lease_ms", BigInteger))))
+    .returning(messages.c.id))
+# The attempt alone says whether it is still the same claim, as each claim makes a new one: so a reply that was read counts even where a
+# sweeper has already given the row back, as long as nobody else has begun; and if the mail was taken, whatever a person has done to it.
+_FINISH = Rows(messages, ("id", "attempt", "state", "reason", "uncertain", "parked", "excused", "next_at", "wait_ms"), lambda given:
+               messages.update().values(
+                   state=given["state"], owner=None, reason=given["reason"], excused=messages.c.excused + given["excused"],
+                   uncertain_attempts=messages.c.uncertain_attempts + given["uncertain"], parked=given["parked"],
+                   next_attempt_at=func.coalesce(given["next_at"], now_ms() + given["wait_ms"]))
+               .where(messages.c.id == given["id"], messages.c.attempt == given["attempt"],
+                      or_(messages.c.state.in_(_OURS), and_(given["state"] == State.SENT, messages.c.state.in_(_TOUCHED))))
+               .returning(messages.c.id, messages.c.state, messages.c.created_at, now_ms().label("now")))
+_LOAD = Rows(messages, ("id",), lambda given: select(messages.c.id, messages.c.message_id, messages.c.created_at, messages.c.job_id)
+             .where(messages.c.id == given["id"]))
 
 
 def _tell(connection: Connection, kept: list[tuple[Claim, Outcome]]) -> None:

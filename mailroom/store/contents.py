@@ -9,12 +9,15 @@ from typing import Any
 from sqlalchemy import Connection, insert, literal, null, select
 
 from mailroom.mail.message import Address, Attachment, Message, State
-from mailroom.store.rows import inserted
+from mailroom.store.rows import Rows, inserted
 from mailroom.store.schema import contents, files, recipients, tags
 
 _CONTENTS = inserted(contents, ("id", "content"))
 _RECIPIENTS = inserted(recipients, ("id", "position", "address", "name", "kind", "state"))
 _TAGS = inserted(tags, ("tag", "id"))
+_CONTENTS_OF = Rows(contents, ("id",), lambda given: select(contents).where(contents.c.id == given["id"]))
+_RECIPIENTS_OF = Rows(recipients, ("id",), lambda given: select(recipients).where(recipients.c.id == given["id"])
+                      .order_by(recipients.c.id, recipients.c.position))
 
 
 def write(connection: Connection, accepted: Sequence[tuple[str, Message, Sequence[State]]]) -> None:
@@ -46,10 +49,9 @@ class Content:
 
 def load(connection: Connection, ids: Collection[str]) -> dict[str, Content]:
     """What the messages of these ids hold, without those whose content is no longer kept."""
-    rows = {row.id: json.loads(row.content) for row in connection.execute(select(contents).where(contents.c.id.in_(ids)))}
+    rows = {row.id: json.loads(row.content) for row in _CONTENTS_OF.of(connection, ids)}
     people: dict[str, list[Any]] = defaultdict(list)
-    for person in connection.execute(select(recipients).where(recipients.c.id.in_(list(rows)))
-                                     .order_by(recipients.c.id, recipients.c.position)):
+    for person in _RECIPIENTS_OF.of(connection, rows):
         people[person.id].append(person)
     attached = load_attachments(connection, [id for id, content in rows.items() if content.get("attachments")])
     return {id: Content(Message.from_row(content, [(p.kind, Address(p.address, p.name)) for p in people[id]], attached.get(id, ())),

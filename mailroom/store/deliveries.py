@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, delete, insert, or_, select, update
 
 from mailroom.store.database import Database, run
+from mailroom.store.rows import Prepared
 from mailroom.store.schema import contents, deliveries, insertion, locked, messages, now_ms, tags, webhooks
 from mailroom.store.workers import dead_owners
 
@@ -40,10 +41,10 @@ def tell(connection: Connection, happened: Sequence[Mapping[str, Any]]) -> None:
     told = [row for row in happened if row["event"] in TOLD]
     if not told:
         return
-    rows = connection.execute(_LISTENING).all()
+    rows = _LISTENING(connection)
     if any(row.get("webhook") for row in told) and OWN not in {row.id for row in rows}:
         have_own(connection)
-        rows = connection.execute(_LISTENING).all()
+        rows = _LISTENING(connection)
     wanted = {row.id: frozenset((row.events or ",".join(TYPES)).split(",")) for row in rows if row.state == ENABLED}
     told = [row for row in told if any(f"message.{row['event']}" in types for types in wanted.values())]
     if not told:
@@ -68,7 +69,7 @@ def new_secret() -> str:
     return "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
 
 
-_LISTENING = select(webhooks.c.id, webhooks.c.events, webhooks.c.state)
+_LISTENING = Prepared(lambda dialect: select(webhooks.c.id, webhooks.c.events, webhooks.c.state))
 _NEW = insert(deliveries).values(at=now_ms(), next_attempt_at=now_ms())
 
 

@@ -1,17 +1,19 @@
-"""Hands many rows to one statement, as one parameter in JSON.
+"""Statements that are compiled once, and hand many rows over as one parameter in JSON.
 
 Else a driver runs the statement once for each row, and lets go of the interpreter each time: where many threads work another one takes it,
-and thirty mails in three tables cost ninety changes of threads. And SQLAlchemy takes 70 µs for each execution that it compiles, checks and
-binds; here it compiles once.
+and thirty mails in three tables cost ninety changes of threads. And SQLAlchemy takes up to 700 µs for each execution in which it builds a
+statement, compiles, checks and binds.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from enum import Enum
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import (
     BigInteger,
+    BindParameter,
     ColumnElement,
     Connection,
     Dialect,
@@ -26,12 +28,34 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.dialects.postgresql import JSON
+from sqlalchemy.types import TypeEngine
 
 #: What the rows of one statement hold at most, in characters; a row that is longer goes by itself.
 CHARACTERS_MAX = 1_000_000
 
+_ASKED: Any = object()
+R = TypeVar("R")
 #: The values of a row, by their names.
 Given = Mapping[str, ColumnElement[Any]]
+
+
+def asked(name: str, type_: type[TypeEngine[R]]) -> BindParameter[R]:
+    """A parameter of a prepared statement."""
+    return bindparam(name, _ASKED, type_=type_)  # compiling wants a value for each
+
+
+class Prepared:
+    """A statement that `build` makes of a dialect, once; its parameters are made by `asked`."""
+
+    def __init__(self, build: Callable[[Dialect], Executable]) -> None:
+        self._compiled = cache(lambda dialect: _compiled(build(dialect), dialect))
+
+    def __call__(self, connection: Connection, **values: Any) -> list[Any]:
+        """The rows that it gives."""
+        statement, order, fixed = self._compiled(connection.dialect)
+        given = fixed | values
+        result = connection.exec_driver_sql(statement, tuple(given[name] for name in order) if order is not None else given)
+        return list(result.all()) if result.returns_rows else []
 
 
 class Rows:
@@ -40,28 +64,35 @@ class Rows:
     def __init__(self, table: Table, names: Sequence[str], build: Callable[[Given], Executable]) -> None:
         self._names = names
         self._numbers = [name not in table.c or isinstance(table.c[name].type, Integer) for name in names]
-        self._compiled = cache(lambda dialect: self._compile(build, dialect))
+        self._prepared = Prepared(lambda dialect: build(self._given(dialect)))
 
-    def __call__(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Run it over all of them, in their order; a value that a row does not have is NULL."""
-        statement, order, fixed = self._compiled(connection.dialect)
-        for written in _written([[row.get(name) for name in self._names] for row in rows]) if rows else ():
-            values = fixed | {"rows": written}
-            connection.exec_driver_sql(statement, tuple(values[name] for name in order) if order else values)
+    def __call__(self, connection: Connection, rows: Sequence[Mapping[str, Any]], **values: Any) -> list[Any]:
+        """Run it over all of them, in their order, and return the rows that it gives; a value that a row does not have is NULL."""
+        written = _written([[row.get(name) for name in self._names] for row in rows]) if rows else ()
+        return [found for one in written for found in self._prepared(connection, rows=one, **values)]
 
-    def _compile(self, build: Callable[[Given], Executable], dialect: Dialect) -> tuple[str, list[str] | None, dict[str, Any]]:
-        """The statement, the order of its parameters if they have no names, and the values of all but `rows`."""
+    def of(self, connection: Connection, ids: Iterable[str], **values: Any) -> list[Any]:
+        """The same where a row is its id."""
+        return self(connection, [{"id": id} for id in ids], **values)
+
+    def _given(self, dialect: Dialect) -> Given:
         if dialect.name == "sqlite":
-            source = func.json_each(bindparam("rows")).table_valued("value", name="given")
+            source = func.json_each(asked("rows", Text)).table_valued("value", name="given")
             values: list[ColumnElement[Any]] = [
                 func.json_extract(source.c.value, literal_column(f"'$[{n}]'")) for n in range(len(self._names))]
         else:
-            source = func.json_array_elements(cast(bindparam("rows"), JSON)).table_valued("value", name="given")
+            source = func.json_array_elements(cast(asked("rows", Text), JSON)).table_valued("value", name="given")
             # Not as the column's VARCHAR(n): a cast cuts off in silence what an assignment refuses.
             values = [cast(source.c.value.op("->>")(literal_column(str(n))), BigInteger if is_number else Text)
                       for n, is_number in enumerate(self._numbers)]
-        compiled: Any = build(dict(zip(self._names, values, strict=True))).compile(dialect=dialect)  # type: ignore[attr-defined]
-        return str(compiled), compiled.positiontup, compiled.params
+        return dict(zip(self._names, values, strict=True))
+
+
+def _compiled(statement: Any, dialect: Dialect) -> tuple[str, list[str] | None, dict[str, Any]]:
+    """The statement, the order of its parameters if they have no names, and the values that it has already."""
+    compiled: Any = statement.compile(dialect=dialect, compile_kwargs={"render_postcompile": True})
+    return str(compiled), compiled.positiontup, {name: str(value) if isinstance(value, Enum) else value
+                                                 for name, value in compiled.params.items() if value is not _ASKED}
 
 
 def inserted(table: Table, names: Sequence[str], **also: ColumnElement[Any]) -> Rows:

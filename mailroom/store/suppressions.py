@@ -17,6 +17,7 @@ from mailroom.mail.message import State
 from mailroom.store.actions import OPEN
 from mailroom.store.database import Database
 from mailroom.store.events import record
+from mailroom.store.rows import Rows
 from mailroom.store.schema import insertion, messages, now_ms, recipients, suppressions
 from mailroom.store.secrets import secret
 
@@ -150,10 +151,13 @@ def state_at_acceptance(state: State, addresses: Sequence[str], suppressed: Coll
     return (State.SUPPRESSED if states and set(states) == {State.SUPPRESSED} else state), states
 
 
+_OPEN_OF = Rows(recipients, ("id",), lambda given: select(recipients.c.id, recipients.c.position, recipients.c.address).where(
+    recipients.c.id == given["id"], recipients.c.state.in_(OPEN)))
+
+
 def drop_suppressed(connection: Connection, ids: Collection[str]) -> None:
     """Before a claim: take out the recipients of queued messages that were suppressed since; end messages that have no other left."""
-    people = connection.execute(select(recipients.c.id, recipients.c.position, recipients.c.address).where(
-        recipients.c.id.in_(ids), recipients.c.state.in_(OPEN))).all()
+    people = _OPEN_OF.of(connection, ids)
     found = suppressed_among(connection, [person.address for person in people])
     gone = [person for person in people if _normal(person.address) in found] if found else []
     if not gone:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Connection, and_, select
+from sqlalchemy import Column, ColumnElement, Connection, and_, literal, select
 
 from mailroom.store.database import Database
 from mailroom.store.schema import now_ms, workers
@@ -15,7 +15,11 @@ FORGET_AFTER_MS = 24 * 3600 * 1000
 
 def is_alive(lease_seconds: float) -> ColumnElement[bool]:
     """The rows of workers whose lease runs."""
-    return and_(workers.c.stopped_at.is_(None), workers.c.seen_at > now_ms() - int(lease_seconds * 1000))
+    return is_seen_within(literal(int(lease_seconds * 1000)))
+
+
+def is_seen_within(milliseconds: ColumnElement[int]) -> ColumnElement[bool]:
+    return and_(workers.c.stopped_at.is_(None), workers.c.seen_at > now_ms() - milliseconds)
 
 
 def dead_owners(connection: Connection, owner: Column[Any], lease_seconds: float) -> set[str]:
