@@ -35,7 +35,7 @@ class NoPersonalData(logging.Filter):
         message = record.getMessage()
         if record.name.startswith("celery.worker.consumer"):
             message = _DUMPS.sub("(not shown)", message)
-        record.msg, record.args = _ADDRESS.sub(_masked, message), None
+        record.msg, record.args = _ADDRESS.sub(_masked, message) if "@" in message else message, None
         if record.exc_info and not record.exc_text:
             record.exc_text = _ADDRESS.sub(_masked, logging.Formatter().formatException(record.exc_info))
         return True

@@ -1,17 +1,21 @@
 """Reads what a mail server says: whole replies, each with an end in size and in time."""
 
 import re
+import select
 import smtplib
 import socket
 import ssl
 import time
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 REPLY_LINES_MAX = 100
 LINE_MAX_BYTES = 8192
 #: What is kept of a reply, as it is written into the timeline once for each recipient.
 REPLY_MAX_CHARACTERS = 500
 
+T = TypeVar("T")
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -40,10 +44,37 @@ def one_line(text: bytes | str) -> str:
 
 
 class Link(smtplib.SMTP):
-    """What our links add to smtplib: no server can hold us with a reply that never ends or trickles in byte by byte."""
+    """What our links add to smtplib: no server can hold us with a reply that never ends or trickles in byte by byte.
+
+    The socket never blocks. With a timeout of its own each call would be three of the system's, and in each of them another thread
+    takes the interpreter.
+    """
 
     sock: socket.socket
+    patience: float  #: how long a whole reply may take, or the server to take in more of what we send; in seconds
     _refused: smtplib.SMTPAuthenticationError | None = None
+
+    def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:
+        self.patience = timeout
+        link: socket.socket = super()._get_socket(host, port, timeout)  # type: ignore[misc]  # which the stubs do not have
+        link.setblocking(False)
+        return link
+
+    def starttls(self, *, context: Any = None) -> tuple[int, bytes]:  # type: ignore[override]  # narrower
+        return super().starttls(context=_Handshake(context or ssl.create_default_context(), self.patience))  # type: ignore[call-overload, no-any-return]
+
+    def send(self, s: Any) -> None:
+        """As smtplib's, of bytes or of ASCII; SMTPServerDisconnected, and the link is closed, if it is not taken."""
+        if not self.sock:
+            raise smtplib.SMTPServerDisconnected("please run connect() first")
+        left = memoryview(s.encode(self.command_encoding) if isinstance(s, str) else s)
+        try:
+            while left:
+                taken = _patiently(self.sock, partial(self.sock.send, left), time.monotonic() + self.patience, awaits=select.POLLOUT)
+                left = left[taken:]
+        except OSError as e:
+            self.close()
+            raise smtplib.SMTPServerDisconnected("Server not connected") from e
 
     def auth(self, *args: Any, **kwargs: Any) -> tuple[int, bytes]:
         """As smtplib's, which tries the next mechanism after a refusal, and forgets the refusal where the server hung up with it."""
@@ -58,16 +89,13 @@ class Link(smtplib.SMTP):
             raise self._refused from None
 
     def getreply(self) -> tuple[int, bytes]:
-        """As smtplib's; the socket's timeout is for the whole reply. What is no reply has code -1."""
-        patience = self.sock.gettimeout()
+        """As smtplib's; `patience` is for the whole reply. What is no reply has code -1."""
         try:
-            reply = self._read_reply(float("inf") if patience is None else time.monotonic() + patience)
+            return self._read_reply(time.monotonic() + self.patience)
         except OSError as e:
             self.close()
             words = e.strerror or str(e)
             raise smtplib.SMTPServerDisconnected(f"connection lost: {words}") from e
-        self.sock.settimeout(patience)
-        return reply
 
     @property
     def spoke_unasked(self) -> bool:
@@ -105,24 +133,20 @@ class _Lines:
         while (end := self._read.find(b"\n")) < 0:
             if len(self._read) > LINE_MAX_BYTES:
                 raise ConnectionError("a line of the reply had no end")
-            left = deadline - time.monotonic()
-            self._link.settimeout(None if left == float("inf") else max(left, 0.001))
-            self._more()
+            if not isinstance(self._link, ssl.SSLSocket) or not self._link.pending():
+                _wait(self._link, select.POLLIN, deadline)  # A reply is never there yet, so that to look first is a call too many.
+            _patiently(self._link, self._more, deadline)
         line = bytes(self._read[:end])
         del self._read[:end + 1]
         return line.rstrip(b"\r")
 
     def spoke_unasked(self) -> bool:
-        patience = self._link.gettimeout()
         try:
-            self._link.settimeout(0)
             self._more()
         except (BlockingIOError, ssl.SSLWantReadError):
             return bool(self._read)
         except OSError:
-            return True
-        finally:
-            self._link.settimeout(patience)
+            pass
         return True
 
     def _more(self) -> None:
@@ -133,3 +157,38 @@ class _Lines:
 
     def close(self) -> None:
         """Nothing: the socket is smtplib's to close."""
+
+
+class _Handshake:
+    """Stands for a TLS context where a socket that never blocks is wrapped: the handshake may take `patience` seconds."""
+
+    def __init__(self, context: ssl.SSLContext, patience: float) -> None:
+        self._context = context
+        self._patience = patience
+
+    def wrap_socket(self, link: socket.socket, **how: Any) -> ssl.SSLSocket:
+        link.settimeout(self._patience)
+        wrapped = self._context.wrap_socket(link, **how)
+        wrapped.setblocking(False)
+        return wrapped
+
+
+def _patiently(link: socket.socket, act: Callable[[], T], deadline: float, *, awaits: int = select.POLLIN) -> T:
+    """Do it as soon as the socket lets us; raises TimeoutError if that is not before `deadline`, on the clock time.monotonic."""
+    while True:
+        try:
+            return act()
+        except ssl.SSLWantReadError:  # TLS may have to read before it can write.
+            event = select.POLLIN
+        except ssl.SSLWantWriteError:
+            event = select.POLLOUT
+        except BlockingIOError:
+            event = awaits
+        _wait(link, event, deadline)
+
+
+def _wait(link: socket.socket, event: int, deadline: float) -> None:
+    waiting = select.poll()
+    waiting.register(link, event)
+    if not waiting.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        raise TimeoutError("timed out")

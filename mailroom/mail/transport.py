@@ -201,9 +201,9 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
             self.drop()
             raise NotTaken(_words(e), of_message=False) from e
         try:
-            self.smtp.sock.settimeout(AFTER_DOT_TIMEOUT_SECONDS)
+            self.smtp.patience = AFTER_DOT_TIMEOUT_SECONDS
             final = self._reply()
-            self.smtp.sock.settimeout(self.hop.timeout_seconds)
+            self.smtp.patience = self.hop.timeout_seconds
         except Exception as e:  # Whatever it is, the mail may have arrived.
             self.drop()
             raise Unanswered(f"no reply after the final dot: {_words(e)}") from e
@@ -249,19 +249,21 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
         return replies[0]
 
     @property
+    def worn(self) -> bool:
+        """Whether it is closed, or has sent enough, or is old."""
+        return self.smtp is None or self.smtp.sock is None or self.num_mail_sent >= MAILS_PER_SESSION \
+            or time.monotonic() - self.born > SESSION_AGE_MAX_SECONDS
+
+    @property
     def reusable(self) -> bool:
-        """Whether the next mail may take this session: open, not worn, and the server has not said anything unasked (421)."""
-        if self.smtp is None or self.smtp.sock is None or self.num_mail_sent >= MAILS_PER_SESSION:
-            return False
-        if time.monotonic() - self.born > SESSION_AGE_MAX_SECONDS:
-            return False
-        return not self.smtp.spoke_unasked
+        """Whether the next mail may take it: not worn, and the server has said nothing unasked (421) and not hung up."""
+        return not self.worn and not self.smtp.spoke_unasked
 
     def close(self) -> None:
         """Say QUIT and hang up."""
         if self.smtp is not None and self.smtp.sock is not None:
             try:
-                self.smtp.sock.settimeout(QUIT_TIMEOUT_SECONDS)
+                self.smtp.patience = QUIT_TIMEOUT_SECONDS
                 self.smtp.docmd("QUIT")
             except (OSError, smtplib.SMTPException):
                 pass
@@ -305,11 +307,11 @@ class Sessions:
         except BaseException:
             session.drop()  # Nobody knows what was left half said.
             raise
-        if session.reusable:
+        if session.worn:
+            session.close()
+        else:
             session.kept = True
             self._idle.append(session)
-        else:
-            session.close()
 
     def close(self) -> None:
         while self._idle:
