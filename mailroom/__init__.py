@@ -10,7 +10,8 @@ The road, each step with its file:
     mailasync.py        a worker's sendMail gets ids, and station.py, what a worker is made of, calls mail/delivery.py deliver
     store/claims.py     claim: the rows are this worker's
     mail/compose.py     RFC 5322 bytes; mail/template.py fills in how the job ended
-    mail/transport.py   MAIL, RCPT, DATA over a yagmail session that stays open; mail/link.py reads what the server says
+    mail/transport.py   MAIL, RCPT, DATA over a yagmail session; mail/link.py reads what the server says, mail/steps.py waits for it, in
+                        one thread for all mails of a nudge; mail/sessions.py keeps sessions open from mail to mail
     store/claims.py     fence: before the payload, whether it is still ours
     store/claims.py     finish: per recipient, with the server's words
     store/events.py     record: the timeline's line, and with it store/deliveries.py for webhooks, and store/tallies.py for /metrics

@@ -12,7 +12,7 @@ from mailroom.jobs.runner import Runner
 from mailroom.mail.delivery import Delivery, Sender
 from mailroom.mail.errors import FieldError, InvalidMessage, MalformedJSON, StoreUnavailable
 from mailroom.mail.message import Message, State
-from mailroom.mail.transport import Sessions
+from mailroom.mail.sessions import Sessions
 from mailroom.order import Order, Orders
 from mailroom.relay import CHUNK_MAX, Relay
 from mailroom.route import accounts, schedule

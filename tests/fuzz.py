@@ -31,7 +31,8 @@ from mailroom.ids import new_id
 from mailroom.mail.delivery import Delivery, Sender
 from mailroom.mail.message import DEFAULT_ACCOUNT, Address
 from mailroom.mail.schedule import Schedule
-from mailroom.mail.transport import NextHop, Sessions
+from mailroom.mail.sessions import Sessions
+from mailroom.mail.transport import NextHop
 from mailroom.settings import load
 from mailroom.store.claims import Claims
 from mailroom.store.database import Database

@@ -14,7 +14,8 @@ from mailroom.ids import new_id
 from mailroom.mail.delivery import Delivery, Sender
 from mailroom.mail.message import AccountState, Address, Budget, Message, Outcome, State
 from mailroom.mail.schedule import Schedule
-from mailroom.mail.transport import NextHop, Sessions
+from mailroom.mail.sessions import Sessions
+from mailroom.mail.transport import NextHop
 from mailroom.route import accounts
 from mailroom.settings import Settings, SettingsError, load
 from mailroom.store.accounts import Accounts

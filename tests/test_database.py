@@ -22,7 +22,7 @@ from sqlalchemy.exc import IntegrityError
 from mailroom.ids import new_id
 from mailroom.mail.errors import StoreUnavailable
 from mailroom.mail.message import Message
-from mailroom.store.database import Database
+from mailroom.store.database import BATCH_MAX, Database
 from mailroom.store.listing import Search, listed
 from mailroom.store.migrate import MIGRATIONS, SchemaOutdated, check, head, upgrade
 from mailroom.store.rows import CHARACTERS_MAX, inserted
@@ -155,6 +155,32 @@ def test_a_writer_whose_commit_is_done_waits_for_nobody_elses(database: Database
     with ThreadPoolExecutor(16) as threads:
         list(threads.map(write_often, range(16)))
     assert max(took) < 1.0  # its own commit, the one before it, and a busy machine; not everybody's, one after the other
+
+
+def test_many_writes_of_one_thread_are_done_together_each_with_its_own_result(database: Database, commits: list[float]) -> None:
+    many = [f"id-{n}" for n in range(BATCH_MAX + 50)]
+    assert [told() for told in database.write_all(insert, many)] == [id.upper() for id in many]
+    assert len(commits) == 2
+    good, bad, better = database.write_all(insert, ["good", "id-7", "better"])
+    assert (good(), better()) == ("GOOD", "BETTER")
+    with pytest.raises(IntegrityError):
+        bad()
+    assert database.write_all(insert, []) == []
+
+
+def test_many_writes_wait_for_a_commit_that_is_on_its_way_and_lead_the_next(database: Database, commits: list[float]) -> None:
+    slow = Held()
+    with ThreadPoolExecutor(3) as threads:
+        threads.submit(database.write, slow, None)
+        assert slow.begun.wait(10)
+        many = threads.submit(database.write_all, insert, [f"id-{n}" for n in range(BATCH_MAX)])
+        wait_until(partial(waiting, database, BATCH_MAX), 10, what="they wait")
+        one = threads.submit(database.write, insert, "last")
+        wait_until(partial(waiting, database, BATCH_MAX + 1), 10, what="it waits behind them")
+        slow.go_on.set()
+        assert [told() for told in many.result(10)][-1] == f"ID-{BATCH_MAX - 1}"
+        assert one.result(10) == "LAST"
+    assert len(commits) == 3
 
 
 class _Stopped(BaseException):

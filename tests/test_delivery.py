@@ -4,7 +4,8 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ from sqlalchemy import Connection, text
 
 from mailroom.ids import new_id
 from mailroom.mail import delivery as delivery_module
+from mailroom.mail import transport as transport_module
 from mailroom.mail.delivery import Delivery, Sender
 from mailroom.mail.errors import StoreUnavailable
 from mailroom.mail.message import DEFAULT_ACCOUNT, Address, Claim, Message, Outcome
 from mailroom.mail.schedule import Schedule
-from mailroom.mail.transport import NextHop, Sessions
+from mailroom.mail.sessions import Sessions
+from mailroom.mail.transport import NextHop
+from mailroom.store import claims as claims_module
 from mailroom.store import database as database_module
 from mailroom.store.accounts import Accounts
 from mailroom.store.claims import Claims
@@ -55,6 +59,15 @@ class Office:
         self.outbox.accept(Acceptance(id=id, message=message, message_id=f"{id}@example.org"))
         return id
 
+    def open_sessions(self, count: int) -> None:
+        """Have so many sessions open that nobody uses."""
+        hold = self.smtpd.hold("MAIL", times=count)
+        thread = threading.Thread(target=self.delivery.deliver, args=([self.accept() for _ in range(count)],))
+        thread.start()
+        wait_until(lambda: self.smtpd.open_connections == count, 10, what="all sessions are open")
+        hold.release()
+        thread.join(10)
+
     def send(self, *to: Address) -> Standing:
         """Accept a mail, try it once, and tell where it stands."""
         id = self.accept(*to)
@@ -73,6 +86,9 @@ class Office:
         found = self.outbox.standing(id)
         assert found is not None
         return found
+
+    def has_sent(self, ids: Sequence[str]) -> bool:
+        return {self.standing(id).row["state"] for id in ids} == {"sent"}
 
     def sql(self, statement: str, **values: Any) -> None:
         def run(connection: Connection) -> None:
@@ -516,6 +532,130 @@ class TestMany:
         assert office.delivery.deliver([id for pair in zip(good, bad, strict=True) for id in pair])
         assert {office.standing(id).row["state"] for id in good} == {"sent"}
         assert {office.standing(id).row["state"] for id in bad} == {"failed"}
+
+    def test_of_one_nudge_go_side_by_side_in_one_thread(self, office: Office, smtpd: ScriptedSMTP) -> None:
+        office.open_sessions(4)
+        smtpd.delay_seconds = 0.1
+        before, started = threading.active_count(), time.monotonic()
+        most: list[int] = []
+        ids = [office.accept() for _ in range(8)]
+        thread = threading.Thread(target=office.delivery.deliver, args=(ids,))
+        thread.start()
+        while thread.is_alive():
+            most.append(threading.active_count())
+            thread.join(0.02)
+        assert office.has_sent(ids)
+        assert max(most) == before + 1
+        assert smtpd.connections == 4
+        assert time.monotonic() - started < 8 * 0.2
+
+    def test_one_that_hangs_holds_up_none_of_its_nudge(self, office: Office, smtpd: ScriptedSMTP) -> None:
+        office.open_sessions(4)
+        for phase in ("RCPT", "DOT"):
+            hold = smtpd.hang(phase, match="carol@" if phase == "RCPT" else "To: carol@")
+            stuck, others = office.accept(CAROL), [office.accept() for _ in range(9)]
+            thread = threading.Thread(target=office.delivery.deliver, args=([stuck, *others],))
+            thread.start()
+            wait_until(partial(office.has_sent, others), 4, what="the others are sent")
+            assert office.standing(stuck).row["state"] in ("sending", "in_data")
+            hold.release()
+            thread.join(10)
+            assert office.standing(stuck).row["state"] == "sent"
+        assert all(smtpd.copies(message.message_id) == 1 for message in smtpd.messages)
+
+    def test_one_without_a_reply_in_time_is_told_and_the_others_are_sent(self, database: Database, smtpd: ScriptedSMTP) -> None:
+        office = Office(database, smtpd, timeout_seconds=0.3)
+        office.open_sessions(4)
+        hold = smtpd.hang("RCPT", match="carol@")
+        stuck, others = office.accept(CAROL), [office.accept() for _ in range(3)]
+        assert office.delivery.deliver([stuck, *others])
+        assert office.has_sent(others)
+        assert (office.standing(stuck).row["state"], office.standing(stuck).row["reason"]) == ("deferred", "connection lost: timed out")
+        hold.release()
+        office.delivery.close()
+
+    def test_sessions_that_were_closed_meanwhile_are_made_anew_at_once(self, office: Office, smtpd: ScriptedSMTP) -> None:
+        office.open_sessions(4)
+        smtpd.drop("MAIL", times=4)
+        ids = [office.accept() for _ in range(10)]
+        assert office.delivery.deliver(ids)
+        assert office.has_sent(ids)
+        assert [smtpd.copies(f"{id}@example.org") for id in ids] == [1] * 10
+
+    def test_worn_sessions_are_closed_and_mails_go_on_by_new_ones(
+            self, office: Office, smtpd: ScriptedSMTP, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(transport_module, "MAILS_PER_SESSION", 3)
+        ids = [office.accept() for _ in range(40)]
+        assert office.delivery.deliver(ids)
+        assert office.has_sent(ids)
+        assert smtpd.connections >= 40 / 3
+        assert smtpd.max_open_connections <= 4
+
+    def test_whose_fence_is_not_passed_go_back_and_the_others_are_sent(self, office: Office, smtpd: ScriptedSMTP) -> None:
+        office.open_sessions(4)
+        hold = smtpd.hold("DATA", match="", times=4)
+        ids = [office.accept() for _ in range(4)]
+        settled: list[bool] = []
+        thread = threading.Thread(target=lambda: settled.append(office.delivery.deliver(ids)))
+        thread.start()
+        wait_until(hold.reached.is_set, 5)
+        office.sql("UPDATE messages SET owner = 'other', attempt = 2 WHERE id = :id", id=ids[1])
+        hold.release()
+        thread.join(10)
+        assert [office.standing(id).row["state"] for id in ids] == ["sent", "sending", "sent", "sent"]
+        assert smtpd.copies(f"{ids[1]}@example.org") == 0
+
+    def test_one_that_cannot_be_recorded_harms_no_other_and_is_told(
+            self, office: Office, smtpd: ScriptedSMTP, monkeypatch: pytest.MonkeyPatch) -> None:
+        office.open_sessions(4)
+        ids = [office.accept(), office.accept(CAROL), office.accept()]
+        real = claims_module._write_outcomes
+
+        def broken(connection: Connection, ended: list[tuple[Claim, Outcome]], until: dict[str, int]) -> list[Any]:
+            if any(claim.id == ids[1] for claim, _ in ended):
+                raise ValueError("no such outcome")
+            return real(connection, ended, until)
+        monkeypatch.setattr(claims_module, "_write_outcomes", broken)
+        with pytest.raises(ValueError, match="no such outcome"):
+            office.delivery.deliver(ids)
+        assert [office.standing(id).row["state"] for id in ids] == ["sent", "in_data", "sent"]
+        assert office.claims.not_in_hand() == [(ids[1], 1)]
+
+    def test_at_the_fence_without_a_database_they_all_go_back(self, office: Office, smtpd: ScriptedSMTP, tmp_path: Path,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(database_module, "BUSY_TIMEOUT_SECONDS", 0.1)
+        office.open_sessions(4)
+        hold = smtpd.hang("DATA")
+        ids = [office.accept() for _ in range(4)]
+        settled: list[bool] = []
+        thread = threading.Thread(target=lambda: settled.append(office.delivery.deliver(ids)))
+        thread.start()
+        wait_until(hold.reached.is_set, 5)
+        with sqlite3.connect(f"{tmp_path}/mailasync.sqlite3", isolation_level=None) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            hold.release()
+            wait_until(lambda: smtpd.open_connections == 0, 10)
+            other.execute("ROLLBACK")
+        other.close()
+        thread.join(10)
+        assert (settled, smtpd.payloads[4:]) == ([False], [])
+        assert {office.standing(id).row["state"] for id in ids} == {"queued"}
+        assert office.claims.not_in_hand() == []
+
+    def test_when_it_stops_give_back_what_has_not_passed_the_fence(self, office: Office, smtpd: ScriptedSMTP) -> None:
+        office.open_sessions(4)
+        hold = smtpd.hang("DATA")
+        ids = [office.accept() for _ in range(12)]
+        settled: list[bool] = []
+        thread = threading.Thread(target=lambda: settled.append(office.delivery.deliver(ids)))
+        thread.start()
+        wait_until(hold.reached.is_set, 5)
+        office.delivery.stop()
+        hold.release()
+        thread.join(10)
+        assert settled == [False]
+        assert {office.standing(id).row["state"] for id in ids} == {"queued"}
+        assert (office.claims.not_in_hand(), len(smtpd.payloads)) == ([], 4)
 
 
 class TestLog:

@@ -12,6 +12,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import event, text
 
 from mailroom.mail.message import Address, Budget, Message, State, Terms
+from mailroom.mail.steps import run
 from mailroom.settings import SettingsError, load
 from mailroom.store.actions import Actions
 from mailroom.store.claims import Claims
@@ -172,7 +173,7 @@ def test_an_attempt_that_is_no_longer_ours_suppresses_nobody(office: Office, smt
     id = office.accept(BOB)
     claim, = office.claims.claim([id])
     smtpd.reply("RCPT", "550 5.1.1 no such user")
-    found = office.delivery._attempt(claim)
+    found = run(office.delivery._attempt(claim))
     assert found and found.bounced == {0}
     office.sql("UPDATE messages SET attempt = attempt + 1 WHERE id = :id", id=id)
     assert not office.claims.finish(claim, found)

@@ -12,7 +12,8 @@ import pytest
 from mailroom.mail import transport
 from mailroom.mail.errors import NotTaken, Unanswered
 from mailroom.mail.link import LINE_MAX_BYTES, REPLY_LINES_MAX, REPLY_MAX_CHARACTERS, Reply
-from mailroom.mail.transport import FenceRefused, NextHop, Receipt, Session, Sessions
+from mailroom.mail.sessions import Sessions
+from mailroom.mail.transport import FenceRefused, NextHop, Receipt, Session
 from tests.services import wait_until
 from tests.services.certificates import Certificates, make_certificates
 from tests.services.smtpd import ScriptedSMTP

@@ -84,3 +84,33 @@ def test_one_alone_waits_for_the_others_and_keeps_new_ones_out(line: Line) -> No
     assert line.turns._running == 1
     line.end("alone")
     wait_until(lambda: line.admitted == ["a", "alone", "b"], 5, what="the last is in")
+
+
+def test_who_asks_for_many_gets_what_is_free_and_a_fifth_at_least() -> None:
+    turns, taken = Turns(10), list[int]()
+    assert turns.take(3) == 3
+    assert turns.take(20) == 7
+    thread = threading.Thread(target=lambda: taken.append(turns.take(8)))
+    thread.start()
+    wait_until(lambda: len(turns._waiting) == 1, 5, what="it waits")
+    turns.give_back()
+    assert (taken, turns._running) == ([], 9)
+    turns.give_back()
+    thread.join(5)
+    assert taken == [2]
+    turns.give_back(10)
+    assert turns.take(1) == 1
+
+
+def test_who_does_not_wait_takes_nothing_from_those_who_do() -> None:
+    turns, taken = Turns(5), list[int]()
+    assert turns.take(5) == 5
+    assert turns.take(3, wait=False) == 0
+    thread = threading.Thread(target=lambda: taken.append(turns.take(1)))
+    thread.start()
+    wait_until(lambda: len(turns._waiting) == 1, 5, what="it waits")
+    turns.give_back(1)
+    thread.join(5)
+    assert (taken, turns.take(3, wait=False)) == ([1], 0)
+    turns.give_back(2)
+    assert turns.take(3, wait=False) == 2

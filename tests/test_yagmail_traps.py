@@ -28,7 +28,9 @@ from mailroom.mail.compose import compose
 from mailroom.mail.errors import InvalidMessage, NotTaken, Unanswered
 from mailroom.mail.intake import message_from
 from mailroom.mail.message import Address, Claim
-from mailroom.mail.transport import NextHop, Receipt, Session, Sessions
+from mailroom.mail.sessions import Sessions
+from mailroom.mail.steps import run
+from mailroom.mail.transport import NextHop, Receipt, Session
 from tests.services import wait_until
 from tests.services.certificates import Certificates, make_certificates
 from tests.services.smtpd import ScriptedSMTP
@@ -193,7 +195,7 @@ class Test3And25NothingIsKeptOrSharedBetweenMails:
     def test_ours_keeps_none(self, smtpd: ScriptedSMTP, ours: Ours) -> None:
         smtpd.drop("MAIL", times=None)
         with pytest.raises(NotTaken), ours.sessions.borrow() as session:
-            session.attempt(ALICE, {0: BOB}, b"", fence=lambda: True)
+            run(session.attempt(ALICE, {0: BOB}, b""))
         assert session.unsent == []
 
     def test_ours_gives_each_thread_a_session_of_its_own(self, smtpd: ScriptedSMTP, ours: Ours) -> None:

@@ -4,10 +4,13 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from functools import partial
+from itertools import chain, repeat
+from typing import NamedTuple, Protocol
 
 from mailroom.mail.compose import compose
 from mailroom.mail.errors import NotTaken, StoreUnavailable, Unanswered
@@ -15,7 +18,9 @@ from mailroom.mail.link import Reply
 from mailroom.mail.message import Address, Claim, Outcome, State, Trouble
 from mailroom.mail.replies import is_of_bad_address, state_of, trouble_of
 from mailroom.mail.schedule import Schedule
-from mailroom.mail.transport import FenceRefused, Receipt, Sessions
+from mailroom.mail.sessions import Sessions
+from mailroom.mail.steps import Attempts, Steps, run
+from mailroom.mail.transport import FenceRefused, Receipt, SessionLost
 from mailroom.mail.turns import Turns
 
 log = logging.getLogger("mailasync.delivery")
@@ -32,7 +37,9 @@ class Outbox(Protocol):
     def suspect(self, id: str) -> bool: ...
     def claim_alone(self, id: str) -> Claim | None: ...
     def fence(self, claim: Claim) -> bool: ...
+    def fence_all(self, claims: Sequence[Claim]) -> list[Callable[[], bool]]: ...
     def finish(self, claim: Claim, outcome: Outcome) -> bool: ...
+    def finish_all(self, ended: Sequence[tuple[Claim, Outcome]]) -> list[Callable[[], bool]]: ...
     def release(self, claim: Claim) -> bool: ...
 
 
@@ -42,6 +49,13 @@ class Sender:
 
     address: Address
     sessions: Sessions
+
+
+class _Begun(NamedTuple):
+    """A claim whose attempt has begun, and when, on time.monotonic."""
+
+    claim: Claim
+    at: float
 
 
 @dataclass
@@ -68,7 +82,7 @@ class Delivery:
             return self._deliver_alone(ids[0])
         if len(claims) == 1:
             return self._deliver_one(claims[0])
-        return all(list(self._threads.map(self._deliver_one, claims)))
+        return _SideBySide(self, claims).run()
 
     def stop(self) -> None:
         """Begin no attempt any more, and pass no fence; what is past it goes on."""
@@ -89,28 +103,46 @@ class Delivery:
             claim = None if self._stopping.is_set() else self.outbox.claim_alone(id)
             return not self._stopping.is_set() if claim is None else self._settle(claim)
 
+    def _may_pass(self, claims: Sequence[Claim]) -> list[Callable[[], bool]]:
+        """The fence of each, had by a call."""
+        return [lambda: False] * len(claims) if self._stopping.is_set() else self.outbox.fence_all(claims)
+
     def _settle(self, claim: Claim) -> bool:
-        """One attempt, and its outcome on record; False if the row was given back."""
-        started = time.monotonic()
+        """One attempt in this thread, and its outcome on record; False if the row was given back."""
+        begun = _Begun(claim, time.monotonic())
+        steps = self._attempt(claim)
+        outcome = self._outcome(claim, lambda: run(steps, lambda: not self._stopping.is_set() and self.outbox.fence(claim)))
+        if outcome is None:
+            return self._give_row_back(claim)
+        self._finish(begun, outcome)
+        return True
+
+    def _outcome(self, claim: Claim, attempt: Callable[[], Outcome | None]) -> Outcome | None:
+        """How it went; None if nothing was sent."""
         try:
-            outcome = self._attempt(claim)
+            return attempt()
         except FenceRefused:
-            outcome = None
+            return None
         except StoreUnavailable as e:
             log.error("message %s attempt %d: not sent: %s", claim.id, claim.attempt, e, extra={"message_id": claim.id})
-            outcome = None
-        if outcome is None:
-            return not self._record(claim, lambda: self.outbox.release(claim), needed=False)
-        if self._record(claim, lambda: self.outbox.finish(claim, outcome), needed=True):
-            log.info("message %s attempt %d: %s in %.2fs", claim.id, claim.attempt, _told(outcome), time.monotonic() - started,
+            return None
+
+    def _give_row_back(self, claim: Claim) -> bool:
+        return not self._record(claim, lambda: self.outbox.release(claim), needed=False)
+
+    def _finish(self, begun: "_Begun", outcome: Outcome, first: Callable[[], bool] | None = None) -> None:
+        """`first` is the word of a try that was made already."""
+        claim = begun.claim
+        tries: Iterator[Callable[[], bool]] = chain([first] if first else [], repeat(lambda: self.outbox.finish(claim, outcome)))
+        if self._record(claim, lambda: next(tries)(), needed=True):
+            log.info("message %s attempt %d: %s in %.2fs", claim.id, claim.attempt, _told(outcome), time.monotonic() - begun.at,
                      extra={"message_id": claim.id})
         else:
             log.error("message %s attempt %d: %s, but the row is no longer this attempt's", claim.id, claim.attempt, outcome.state,
                       extra={"message_id": claim.id})
-        return True
 
-    def _attempt(self, claim: Claim) -> Outcome | None:
-        """One attempt; None if it was not begun."""
+    def _attempt(self, claim: Claim, *, open_only: bool = False) -> Steps[Outcome | None]:
+        """One attempt; None if it was not begun. `open_only`: SessionLost is raised where it takes a new session."""
         if self._stopping.is_set():
             return None
         sender = self.senders[claim.account]
@@ -124,10 +156,12 @@ class Delivery:
         message, everyone = claim.message, claim.message.everyone
         people = {position: everyone[position].address for position in claim.pending}
         try:
-            receipt = sender.sessions.attempt((message.sender or sender.address).address, people, payload, smtputf8=message.needs_smtputf8,
-                                              fence=lambda: not self._stopping.is_set() and self.outbox.fence(claim))
+            receipt = yield from sender.sessions.steps((message.sender or sender.address).address, people, payload,
+                                                       smtputf8=message.needs_smtputf8, open_only=open_only)
         except Unanswered as e:
             return self._uncertain(claim, e.reply)
+        except SessionLost:
+            raise
         except NotTaken as e:
             said = Reply(e.code, e.reply.removeprefix(f"{e.code} "))
             return self._later(claim, e.reply, trouble=trouble_of(said, self.schedule, of_message=e.of_message))
@@ -200,6 +234,92 @@ class Delivery:
                     return False
                 time.sleep(wait_seconds)
                 wait_seconds = min(2 * wait_seconds, RECORD_WAIT_MAX_SECONDS)
+
+
+class _SideBySide:
+    """The mails of one nudge, in one thread: as many at a time as there are turns. Who needs a new session waits for it in another thread.
+
+    A mail that cannot be put on record harms no other; its error is raised at the end.
+    """
+
+    def __init__(self, delivery: Delivery, claims: Sequence[Claim]) -> None:
+        self.delivery = delivery
+        self.todo = deque(claims)
+        self.attempts: Attempts[_Begun, Outcome | None] = Attempts()
+        self.elsewhere: list[Future[bool]] = []
+        self.errors: list[Exception] = []
+        self.all_done = True
+
+    def run(self) -> bool:
+        turns = self.delivery._turns
+        try:
+            while self.todo or self.attempts:
+                for _ in range(turns.take(len(self.todo), wait=not self.attempts) if self.todo else 0):
+                    self._begin(self.todo.popleft())
+                if self.attempts.fenced:
+                    self._fence()
+                elif self.attempts and not self.attempts.ended:
+                    self.attempts.wait()
+                if self.attempts.ended:
+                    self._end()
+        finally:
+            turns.give_back(len(self.attempts))
+            turns.leave(len(self.attempts))
+            self.attempts.close()
+        done = [future.result() for future in self.elsewhere]
+        if self.errors:
+            raise self.errors[0]
+        return self.all_done and all(done)
+
+    def _begin(self, claim: Claim) -> None:
+        steps = self.delivery._attempt(claim, open_only=True)
+        self.attempts.go_on(_Begun(claim, time.monotonic()), steps, partial(steps.send, None))
+
+    def _deliver_elsewhere(self, claim: Claim) -> None:
+        """In another thread, which has our turn then."""
+        def settle() -> bool:
+            try:
+                return self.delivery._settle(claim)
+            finally:
+                self.delivery._turns.give_back()
+                self.delivery._turns.leave()
+        self.elsewhere.append(self.delivery._threads.submit(settle))
+
+    def _fence(self) -> None:
+        asked, self.attempts.fenced = self.attempts.fenced, []
+        answers = self.delivery._may_pass([begun.claim for begun, _ in asked])
+        for (begun, steps), answer in zip(asked, answers, strict=True):
+            try:
+                step = partial(steps.send, answer())
+            except Exception as e:
+                step = partial(steps.throw, e)
+            self.attempts.go_on(begun, steps, step)
+
+    def _end(self) -> None:
+        """Put on record, together, how those that have ended went."""
+        ended, self.attempts.ended = self.attempts.ended, []
+        outcomes: list[tuple[_Begun, Outcome]] = []
+        turns = len(ended)
+        for begun, told in ended:
+            try:
+                outcome = self.delivery._outcome(begun.claim, told)
+                if outcome:
+                    outcomes.append((begun, outcome))
+                else:
+                    self.all_done &= self.delivery._give_row_back(begun.claim)
+            except SessionLost:  # There was none, or the server had closed it meanwhile; a new one may take the mail at once.
+                turns -= 1
+                self._deliver_elsewhere(begun.claim)
+            except Exception as e:
+                self.errors.append(e)
+        self.delivery._turns.give_back(turns)  # Their sessions wait for the next.
+        told_all = self.delivery.outbox.finish_all([(begun.claim, outcome) for begun, outcome in outcomes])
+        for (begun, outcome), told_one in zip(outcomes, told_all, strict=True):
+            try:
+                self.delivery._finish(begun, outcome, told_one)
+            except Exception as e:
+                self.errors.append(e)
+        self.delivery._turns.leave(turns)
 
 
 def _told(outcome: Outcome) -> str:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
+from mailroom.mail.steps import Steps, Wait, run
+
 REPLY_LINES_MAX = 100
 LINE_MAX_BYTES = 8192
 #: What is kept of a reply, as it is written into the timeline once for each recipient.
@@ -65,12 +67,17 @@ class Link(smtplib.SMTP):
 
     def send(self, s: Any) -> None:
         """As smtplib's, of bytes or of ASCII; SMTPServerDisconnected, and the link is closed, if it is not taken."""
+        run(self.sending(s))
+
+    def sending(self, s: Any) -> Steps[None]:
+        """The same, as steps."""
         if not self.sock:
             raise smtplib.SMTPServerDisconnected("please run connect() first")
         left = memoryview(s.encode(self.command_encoding) if isinstance(s, str) else s)
         try:
             while left:
-                taken = _patiently(self.sock, partial(self.sock.send, left), time.monotonic() + self.patience, awaits=select.POLLOUT)
+                taken = yield from _patiently(self.sock, partial(self.sock.send, left), time.monotonic() + self.patience,
+                                              awaits=select.POLLOUT)
                 left = left[taken:]
         except OSError as e:
             self.close()
@@ -90,8 +97,12 @@ class Link(smtplib.SMTP):
 
     def getreply(self) -> tuple[int, bytes]:
         """As smtplib's; `patience` is for the whole reply. What is no reply has code -1."""
+        return run(self.reading())
+
+    def reading(self) -> Steps[tuple[int, bytes]]:
+        """The same, as steps."""
         try:
-            return self._read_reply(time.monotonic() + self.patience)
+            return (yield from self._read_reply(time.monotonic() + self.patience))
         except OSError as e:
             self.close()
             words = e.strerror or str(e)
@@ -104,12 +115,12 @@ class Link(smtplib.SMTP):
             self.file = _Lines(self.sock)
         return self.file.spoke_unasked()
 
-    def _read_reply(self, deadline: float) -> tuple[int, bytes]:
+    def _read_reply(self, deadline: float) -> Steps[tuple[int, bytes]]:
         if self.file is None:  # smtplib's sign for a new socket: at first, and after STARTTLS
             self.file = _Lines(self.sock)
         texts: list[bytes] = []
         while len(texts) < REPLY_LINES_MAX:
-            line = self.file.next(deadline)
+            line = yield from self.file.next(deadline)
             if not line[:3].isdigit() or line[3:4] not in (b" ", b"-", b""):
                 return -1, line[:200]
             texts.append(line[4:].strip())
@@ -128,14 +139,14 @@ class _Lines:
         self._link = link
         self._read = bytearray()
 
-    def next(self, deadline: float) -> bytes:
+    def next(self, deadline: float) -> Steps[bytes]:
         """Return a line without its end; raises OSError if it is not there at `deadline`, on the clock time.monotonic."""
         while (end := self._read.find(b"\n")) < 0:
             if len(self._read) > LINE_MAX_BYTES:
                 raise ConnectionError("a line of the reply had no end")
             if not isinstance(self._link, ssl.SSLSocket) or not self._link.pending():
-                _wait(self._link, select.POLLIN, deadline)  # A reply is never there yet, so that to look first is a call too many.
-            _patiently(self._link, self._more, deadline)
+                yield Wait(self._link, select.POLLIN, deadline)  # A reply is never there yet, so that to look first is a call too many.
+            yield from _patiently(self._link, self._more, deadline)
         line = bytes(self._read[:end])
         del self._read[:end + 1]
         return line.rstrip(b"\r")
@@ -173,7 +184,7 @@ class _Handshake:
         return wrapped
 
 
-def _patiently(link: socket.socket, act: Callable[[], T], deadline: float, *, awaits: int = select.POLLIN) -> T:
+def _patiently(link: socket.socket, act: Callable[[], T], deadline: float, *, awaits: int = select.POLLIN) -> Steps[T]:
     """Do it as soon as the socket lets us; raises TimeoutError if that is not before `deadline`, on the clock time.monotonic."""
     while True:
         try:
@@ -184,11 +195,4 @@ def _patiently(link: socket.socket, act: Callable[[], T], deadline: float, *, aw
             event = select.POLLOUT
         except BlockingIOError:
             event = awaits
-        _wait(link, event, deadline)
-
-
-def _wait(link: socket.socket, event: int, deadline: float) -> None:
-    waiting = select.poll()
-    waiting.register(link, event)
-    if not waiting.poll(max(0.0, deadline - time.monotonic()) * 1000):
-        raise TimeoutError("timed out")
+        yield Wait(link, event, deadline)

@@ -9,10 +9,8 @@ import smtplib
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NoReturn
 
 import yagmail
@@ -20,6 +18,7 @@ import yagmail
 from mailroom.mail.errors import NotTaken, Unanswered
 from mailroom.mail.link import Link, Reply, TLSLink, one_line
 from mailroom.mail.oauth2 import TokenError, TokenSource
+from mailroom.mail.steps import FENCE, Steps
 
 #: RFC 5321, 4.5.3.2.6: hanging up earlier would make copies of mails that were taken.
 AFTER_DOT_TIMEOUT_SECONDS = 600
@@ -27,6 +26,8 @@ AFTER_DOT_TIMEOUT_SECONDS = 600
 MAILS_PER_SESSION = 80
 SESSION_AGE_MAX_SECONDS = 300
 QUIT_TIMEOUT_SECONDS = 1
+#: How long the certificates that we trust are kept, of which a system's file takes 10 ms to read.
+TLS_AGE_MAX_SECONDS = 300
 #: Said in the server's place, in its terms (RFC 6531, 3.1 and 5).
 NO_SMTPUTF8 = Reply(550, "5.6.7 the mail server takes no address with letters beyond ASCII before the @ (it does not offer SMTPUTF8)")
 
@@ -76,7 +77,7 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
     def __init__(self, hop: NextHop, *, tokens: TokenSource | None = None) -> None:
         tls: dict[str, Any] = {}
         if hop.security != "none":
-            tls["context"] = ssl.create_default_context(cafile=hop.ca_file or None)  # stock yagmail verifies no certificate
+            tls["context"] = _tls(hop.ca_file, int(time.monotonic() // TLS_AGE_MAX_SECONDS))  # stock yagmail verifies no certificate
         super().__init__(
             user=hop.user or "nobody@localhost", password=hop.password, host=hop.host, port=hop.port,
             smtp_ssl=hop.security == "ssl", smtp_starttls=tls if hop.security == "starttls" else False,
@@ -131,61 +132,60 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
     def send(self, *args: object, **kwargs: object) -> NoReturn:
         raise NotImplementedError("yagmail's send() may send three times and reads bodies as paths; use attempt()")
 
-    def attempt(self, sender: str, recipients: dict[int, str], payload: bytes, *, fence: Callable[[], bool],
-                smtputf8: bool = False) -> Receipt:
-        """Hand one mail over, once. `fence` is asked after 354 and before the payload; False ends it there.
+    def attempt(self, sender: str, recipients: dict[int, str], payload: bytes, *, smtputf8: bool = False) -> Steps[Receipt]:
+        """Hand one mail over, once. FENCE is asked for after 354 and before the payload; False ends it there.
 
         `smtputf8`: an address in it is not ASCII; a server that does not take such is not asked (RFC 6531, 3.1).
 
         Raises:
           NotTaken: the link was lost before the final dot; nobody has the mail.
           Unanswered: the link was lost after it.
-          FenceRefused: `fence` said no.
+          FenceRefused: the fence said no.
         """
         if smtputf8 and not self.smtp.has_extn("smtputf8"):
             return Receipt(refused={}, final=NO_SMTPUTF8)
         try:
-            mail, refused, data = self._envelope(sender, recipients, len(payload), smtputf8)
+            mail, refused, data = yield from self._envelope(sender, recipients, len(payload), smtputf8)
         except (OSError, smtplib.SMTPException) as e:
             self.drop()
             code, lost = getattr(e, "smtp_code", 0), SessionLost if self.kept else NotTaken
             # A 421 may be about this very mail: there are servers that hang up at what they do not like.
-            raise lost(str(Reply(code, _words(e))), code=code, of_message=bool(code)) from e
+            raise lost(str(Reply(code, words_of(e))), code=code, of_message=bool(code)) from e
         if not mail.accepts or len(refused) == len(recipients):
             if data is not None and data.code == 354:
-                self._end_empty(mail, *refused.values())
-            self._clean_after(mail, *refused.values())
+                yield from self._end_empty(mail, *refused.values())
+            yield from self._clean_after(mail, *refused.values())
             return Receipt(refused=refused, final=None) if mail.accepts else Receipt(refused={}, final=mail)
         if data is None or data.code != 354:
-            return Receipt(refused=refused, final=self._clean_after(self._refusal(data)))
-        return Receipt(refused=refused, final=self._payload(payload, fence))
+            return Receipt(refused=refused, final=(yield from self._clean_after(self._refusal(data))))
+        return Receipt(refused=refused, final=(yield from self._payload(payload)))
 
     def _envelope(self, sender: str, recipients: dict[int, str], size: int,
-                  smtputf8: bool) -> tuple[Reply, dict[int, Reply], Reply | None]:
+                  smtputf8: bool) -> Steps[tuple[Reply, dict[int, Reply], Reply | None]]:
         """MAIL, RCPT for each, DATA; in one write where the server takes that (PIPELINING, RFC 2920)."""
         options = (f" SIZE={size}" if self.smtp.has_extn("size") else "") + (" BODY=8BITMIME SMTPUTF8" if smtputf8 else "")
         self.smtp.command_encoding = "utf-8" if smtputf8 else "ascii"
         commands = [f"MAIL FROM:<{sender}>{options}", *(f"RCPT TO:<{address}>" for address in recipients.values()), "DATA"]
         pipelined = self.smtp.has_extn("pipelining")
         if pipelined:
-            self.smtp.send("".join(f"{command}\r\n" for command in commands))
+            yield from self.smtp.sending("".join(f"{command}\r\n" for command in commands))
         replies: list[Reply] = []
         for command in commands:
             refused_all = len(replies) > 1 and not any(reply.accepts for reply in replies[1:])
             if not pipelined and replies and (not replies[0].accepts or (command == "DATA" and refused_all)):
                 break
             if not pipelined:
-                self.smtp.send(f"{command}\r\n")
-            replies.append(self._reply())
+                yield from self.smtp.sending(f"{command}\r\n")
+            replies.append((yield from self._reply()))
             if replies[-1].code == 421:  # It hangs up; these are its last words.
                 raise smtplib.SMTPResponseException(*replies[-1])
         rcpt = dict(zip(recipients, replies[1:len(recipients) + 1], strict=False))
         return (replies[0], {position: reply for position, reply in rcpt.items() if not reply.accepts},
                 replies[-1] if len(replies) == len(commands) else None)
 
-    def _payload(self, payload: bytes, fence: Callable[[], bool]) -> Reply:
+    def _payload(self, payload: bytes) -> Steps[Reply]:
         try:
-            if not fence():
+            if not (yield FENCE):
                 raise FenceRefused
         except BaseException:
             self.drop()  # After 354 there is no other way to take a mail back.
@@ -196,25 +196,25 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
         stuffed = payload.replace(b"\r\n.", b"\r\n..")
         stuffed = (b"." + stuffed if stuffed.startswith(b".") else stuffed) + (b".\r\n" if stuffed.endswith(b"\r\n") else b"\r\n.\r\n")
         try:
-            self.smtp.send(stuffed)  # The dot comes last: what fails here was not handed over.
+            yield from self.smtp.sending(stuffed)  # The dot comes last: what fails here was not handed over.
         except (OSError, smtplib.SMTPException) as e:
             self.drop()
-            raise NotTaken(_words(e), of_message=False) from e
+            raise NotTaken(words_of(e), of_message=False) from e
         try:
             self.smtp.patience = AFTER_DOT_TIMEOUT_SECONDS
-            final = self._reply()
+            final = yield from self._reply()
             self.smtp.patience = self.hop.timeout_seconds
         except Exception as e:  # Whatever it is, the mail may have arrived.
             self.drop()
-            raise Unanswered(f"no reply after the final dot: {_words(e)}") from e
+            raise Unanswered(f"no reply after the final dot: {words_of(e)}") from e
         if not (final.accepts or final.refuses):
             self.drop()
             raise Unanswered(f"no such reply is right after the final dot: {final}")
         self.num_mail_sent += 1
-        return self._clean_after(final)
+        return (yield from self._clean_after(final))
 
-    def _reply(self) -> Reply:
-        code, text = self.smtp.getreply()
+    def _reply(self) -> Steps[Reply]:
+        code, text = yield from self.smtp.reading()
         if code < 200 or code >= 600:
             raise smtplib.SMTPServerDisconnected(f"expected an SMTP reply, got {one_line(text)!r}")
         return Reply(code, one_line(text))
@@ -226,23 +226,24 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
         self.drop()
         raise NotTaken(f"expected 354 or a refusal, got {data}", of_message=False)
 
-    def _end_empty(self, mail: Reply, *recipients: Reply) -> None:
+    def _end_empty(self, mail: Reply, *recipients: Reply) -> Steps[None]:
         """A server that said 354 with nobody to write to gets an empty mail, which it has to refuse (RFC 2920, 3.1)."""
         if not mail.accepts or not all(reply.refuses for reply in recipients):
             return self.drop()  # It contradicts itself, so it might give somebody that empty mail.
         try:
-            self.smtp.send(".\r\n")
-            self._reply()
+            yield from self.smtp.sending(".\r\n")
+            yield from self._reply()
         except (OSError, smtplib.SMTPException):
             self.drop()
 
-    def _clean_after(self, *replies: Reply) -> Reply:
+    def _clean_after(self, *replies: Reply) -> Steps[Reply]:
         """Bring the session back to its start after a refusal; return the first of `replies`."""
         if any(reply.code == 421 or not (reply.accepts or reply.refuses) for reply in replies):
             self.drop()
         elif self.smtp.sock and not all(reply.accepts for reply in replies):
             try:
-                if self.smtp.docmd("RSET")[0] != 250:
+                yield from self.smtp.sending("RSET\r\n")
+                if (yield from self.smtp.reading())[0] != 250:
                     self.drop()
             except (OSError, smtplib.SMTPException):
                 self.drop()
@@ -279,82 +280,32 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
         """Nothing: yagmail would speak to the network here."""
 
 
-class Sessions:
-    """The sessions of one worker, at most as many as threads borrow at the same time; each is kept for the next mail."""
-
-    def __init__(self, hop: NextHop) -> None:
-        self.hop = hop
-        self._tokens = TokenSource(hop.oauth2_file, hop.timeout_seconds) if hop.oauth2_file else None
-        self._idle: list[Session] = []
-
-    def attempt(self, sender: str, recipients: dict[int, str], payload: bytes, *, fence: Callable[[], bool],
-                smtputf8: bool = False) -> Receipt:
-        """As `Session.attempt`, on a kept session; where the server has closed that meanwhile, at once on a new one."""
-        try:
-            with self.borrow() as session:
-                return session.attempt(sender, recipients, payload, fence=fence, smtputf8=smtputf8)
-        except SessionLost:
-            with self.borrow(fresh=True) as session:
-                return session.attempt(sender, recipients, payload, fence=fence, smtputf8=smtputf8)
-
-    @contextmanager
-    def borrow(self, *, fresh: bool = False) -> Iterator[Session]:
-        """Lend an open session; it comes back by itself. Raises NotTaken if none can be opened."""
-        session = None if fresh else self._reuse()
-        session = session or self._new()
-        try:
-            yield session
-        except BaseException:
-            session.drop()  # Nobody knows what was left half said.
-            raise
-        if session.worn:
-            session.close()
-        else:
-            session.kept = True
-            self._idle.append(session)
-
-    def close(self) -> None:
-        while self._idle:
-            self._idle.pop().close()
-
-    def _reuse(self) -> Session | None:
-        while True:
-            try:
-                session = self._idle.pop()  # The last one in: the others may grow old and be closed.
-            except IndexError:
-                return None
-            if session.reusable:
-                return session
-            session.drop()
-
-    def _new(self) -> Session:
-        try:
-            session = Session(self.hop, tokens=self._tokens)
-        except OSError as e:
-            raise NotTaken(f"{self.hop.ca_file} is no file of certificates: {_words(e)}", of_message=False) from e
-        session.open()
-        return session
-
-
 def _as_not_taken(error: Exception, hop: NextHop) -> NotTaken:
     if isinstance(error, smtplib.SMTPResponseException):
         code = max(error.smtp_code, 0)
-        return NotTaken(str(Reply(code, _words(error))), code=code, of_message=False)
+        return NotTaken(str(Reply(code, words_of(error))), code=code, of_message=False)
     if isinstance(error, TokenError):
         return NotTaken(f"no access token: {error}", code=error.code, of_message=False)
     if isinstance(error, UnicodeError):  # Its text would show a part of the password.
         return NotTaken(f"{hop}: expected host, user and password in ASCII", of_message=False)
     if isinstance(error, ssl.SSLCertVerificationError):
         return NotTaken(f"the certificate of {hop} is not to be trusted: {error.verify_message}", of_message=False)
-    return NotTaken(f"{hop} could not be reached: {_words(error)}", of_message=False)
+    return NotTaken(f"{hop} could not be reached: {words_of(error)}", of_message=False)
 
 
-def _words(error: Exception) -> str:
+def words_of(error: Exception) -> str:
+    """What is worth saying of an error of a link."""
     if isinstance(error, smtplib.SMTPResponseException):
         return one_line(error.smtp_error)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return one_line(str(error)) or type(error).__name__
+
+
+@lru_cache(maxsize=8)
+def _tls(ca_file: str, stretch: int) -> ssl.SSLContext:
+    """What is trusted in this stretch of time."""
+    return ssl.create_default_context(cafile=ca_file or None)
 
 
 @cache

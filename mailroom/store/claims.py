@@ -8,8 +8,9 @@ import json
 import logging
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from sqlalchemy import BigInteger, ColumnElement, Connection, String, and_, exists, func, or_, select, tuple_
@@ -67,9 +68,19 @@ class Claims:
         """Whether the payload may be sent: the row is still ours and our lease still runs. Committed when it returns True."""
         return self.database.write(self._fence, claim)
 
+    def fence_all(self, claims: Sequence[Claim]) -> list[Callable[[], bool]]:
+        """The same for many at once; each answer is had by a call."""
+        return self.database.write_all(self._fence, claims)
+
     def finish(self, claim: Claim, outcome: Outcome) -> bool:
         """Commit how the attempt ended; False if the row is no longer ours, and nothing was changed."""
         return self._let_go(claim, self._finish, (claim, outcome), otherwise=self._finish_bare)
+
+    def finish_all(self, ended: Sequence[tuple[Claim, Outcome]]) -> list[Callable[[], bool]]:
+        """The same for many at once; each answer is had by a call, which may try again."""
+        told = self.database.write_all(self._finish, ended)
+        return [partial(self._let_go, claim, self._finish, (claim, outcome), otherwise=self._finish_bare, first=first)
+                for (claim, outcome), first in zip(ended, told, strict=True)]
 
     def release(self, claim: Claim) -> bool:
         """Give back a row of which nothing was sent, whether its fence was passed or not; the attempt does not count."""
@@ -92,10 +103,11 @@ class Claims:
             self._take({*ids} - {claim.id for claim in claims}, -1)
         return claims
 
-    def _let_go(self, claim: Claim, work: Work[Any, bool], item: Any, *, otherwise: Work[Any, bool] | None = None) -> bool:
-        """`otherwise` is done where `work` raises what would be raised again."""
+    def _let_go(self, claim: Claim, work: Work[Any, bool], item: Any, *, otherwise: Work[Any, bool] | None = None,
+                first: Callable[[], bool] | None = None) -> bool:
+        """`otherwise` is done where `work` raises what would be raised again; `first` tells how that went, where it was done before."""
         try:
-            done = self.database.write(work, item)
+            done = first() if first else self.database.write(work, item)
         except StoreUnavailable:
             raise  # The caller tries again, and keeps the row in hand.
         except Exception as e:

@@ -5,8 +5,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -80,21 +80,35 @@ class Database:
         write = _Write(work, item)
         if alone:
             self._commit([write])
-            return write.outcome()  # type: ignore[no-any-return]  # a queue of all works cannot know each one's type
+        else:
+            self._do([write])
+        return write.outcome()  # type: ignore[no-any-return]  # a queue of all works cannot know each one's type
+
+    def write_all(self, work: Work[T, R], items: Sequence[T]) -> list[Callable[[], R]]:
+        """The same for several items at once; each result, or error, is had by a call."""
+        writes = [_Write(work, item) for item in items]
+        self._do(writes)
+        return [write.outcome for write in writes]
+
+    def _do(self, writes: "Sequence[_Write]") -> None:
+        """Have them done, by this thread or by one that leads already."""
+        if not writes:
+            return
         with self._turn:
-            self._waiting.append(write)
-            leads, self._is_led = not self._is_led, True
-        try:
-            if not leads:
-                write.woken.acquire()
-        except BaseException:  # A signal's handler raised. Others may count on this thread to lead: it ends after that.
-            while not (write.is_done or write.leads):
-                write.woken.acquire(timeout=BUSY_LOOK_SECONDS)
-            raise
-        finally:
-            if not write.is_done:
-                self._lead()
-        return write.outcome()  # type: ignore[no-any-return]
+            self._waiting += writes
+            writes[0].leads, self._is_led = not self._is_led, True
+        interruption: BaseException | None = None  # A signal's handler raised. Others may count on this thread to lead: it ends after that.
+        for write in writes:
+            while not write.is_done:
+                try:
+                    if write.leads:
+                        self._lead()
+                    else:
+                        write.woken.acquire()
+                except BaseException as e:
+                    interruption = e
+        if interruption is not None:
+            raise interruption
 
     def close(self) -> None:
         self.engine.dispose()
@@ -116,7 +130,7 @@ class Database:
                 if not write.is_done:
                     write.fail(StoreUnavailable("database: the commit was interrupted"))
             for write in [*([after] if after else []), *together]:
-                write.woken.release()
+                write.wake()
 
     def _gather(self) -> None:
         """Let those who are nearly here come: whoever runs gets the interpreter, and has joined when he waits. Alone this takes 1 µs."""
@@ -165,6 +179,10 @@ class _Write:
         self.woken.acquire()
         self._result: Any = None
         self._error: BaseException | None = None
+
+    def wake(self) -> None:
+        with suppress(RuntimeError):  # It never slept, as its thread led already.
+            self.woken.release()
 
     def succeed(self, result: Any) -> None:
         self._result, self.is_done = result, True

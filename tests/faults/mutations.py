@@ -34,7 +34,9 @@ class Moved(Exception):
 
 DELIVERY, CLAIMS = "mailroom/mail/delivery.py", "mailroom/store/claims.py"
 MUTATIONS = (
-    Mutation("no fence", ((DELIVERY, "fence=lambda: not self._stopping.is_set() and self.outbox.fence(claim)", "fence=lambda: True"),),
+    Mutation("no fence", (
+        (DELIVERY, "lambda: not self._stopping.is_set() and self.outbox.fence(claim)", "lambda: True"),
+        (DELIVERY, "self.outbox.fence_all(claims)", "[lambda: True] * len(claims)")),
              scenarios.worker_frozen_past_its_lease, "sqlite"),
     Mutation("no owner check", (
         (CLAIMS, 'messages.c.attempt == given["attempt"], func.coalesce(messages.c.owner, "") == _WORKER,\n', "\n"),
