@@ -14,12 +14,12 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from mailroom.store.database import Database
-from mailroom.store.migrate import upgrade
 from tests.services import Server, locked
 from tests.services.application import made
 from tests.services.postgres import Postgres
 from tests.services.processes import Service, service
 from tests.services.rabbitmq import RabbitMQ, rabbitmq_node
+from tests.services.schema import ready
 from tests.services.smtpd import ScriptedSMTP
 
 RUN_DIRECTORY = pytest.StashKey[Path]()
@@ -156,8 +156,7 @@ def pair(tmp_path: Path, broker_url: str, database_url: str, to_smtpd: dict[str,
 @pytest.fixture
 def database(database_url: str) -> Iterator[Database]:
     """An empty outbox."""
-    made = Database(database_url)
-    upgrade(made)
+    made = ready(database_url)
     yield made
     made.close()
 

@@ -23,10 +23,10 @@ from mailroom.settings import load, origins
 from mailroom.store.database import Database
 from mailroom.store.events import record
 from mailroom.store.following import OVERLAP, Changes
-from mailroom.store.migrate import upgrade
 from mailroom.store.outbox import Acceptance, Outbox
 from tests.services import free_port, wait_until
 from tests.services.processes import Service, service
+from tests.services.schema import ready
 from tests.services.smtpd import ScriptedSMTP
 from tests.test_up import alone  # noqa: F401  # a fixture
 
@@ -70,9 +70,7 @@ def database_url(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def here(sqlite_url: str) -> FlaskCliRunner:
     """The commands in this process, on an outbox without web, worker or broker."""
-    made = Database(sqlite_url)
-    upgrade(made)
-    made.close()
+    ready(sqlite_url).close()
     settings = {"ENV_FILE": "", "DATABASE_URL": sqlite_url, "BROKER_URL": f"pyamqp://guest:geheim@127.0.0.1:{free_port()}//"}
     return web.create_app(load({f"MAILASYNC_{name}": value for name, value in settings.items()})).test_cli_runner()
 

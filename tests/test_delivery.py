@@ -26,11 +26,11 @@ from mailroom.store import database as database_module
 from mailroom.store.accounts import Accounts
 from mailroom.store.claims import Claims
 from mailroom.store.database import Database
-from mailroom.store.migrate import upgrade
 from mailroom.store.outbox import Acceptance, Outbox, Standing
 from mailroom.store.sweeps import Sweeps
 from mailroom.store.workers import Worker
 from tests.services import wait_until
+from tests.services.schema import ready
 from tests.services.smtpd import ScriptedSMTP
 
 ALICE, BOB, CAROL = Address("alice@example.org"), Address("bob@example.org"), Address("carol@example.org")
@@ -98,8 +98,7 @@ class Office:
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
-    made = Database(f"sqlite:///{tmp_path}/mailasync.sqlite3")
-    upgrade(made)
+    made = ready(f"sqlite:///{tmp_path}/mailasync.sqlite3")
     yield made
     made.close()
 
@@ -503,9 +502,7 @@ class TestDatabaseAway:
 
     @staticmethod
     def office(directory: Path, smtpd: ScriptedSMTP) -> Office:
-        database = Database(f"sqlite:///{directory}/mailasync.sqlite3")
-        upgrade(database)
-        return Office(database, smtpd)
+        return Office(ready(f"sqlite:///{directory}/mailasync.sqlite3"), smtpd)
 
     @staticmethod
     def close(office: Office) -> None:

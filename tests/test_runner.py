@@ -14,13 +14,12 @@ from mailroom.jobs.children import Children
 from mailroom.jobs.registry import File, Interrupted, Progress, job
 from mailroom.jobs.runner import Runner
 from mailroom.jobs.slots import Slots
-from mailroom.store.database import Database
 from mailroom.store.jobs import FINAL, Jobs, JobState, NewJob
-from mailroom.store.migrate import upgrade
 from mailroom.store.runs import Runs
 from mailroom.store.workers import Worker
 from tests import jobs_for_tests
 from tests.services import is_alive, wait_until
+from tests.services.schema import ready
 
 MODULES = registry.modules(jobs_for_tests.__name__)
 assert shipped.__name__ in MODULES
@@ -46,8 +45,7 @@ class Bench:
     """A runner on a database of its own."""
 
     def __init__(self, url: str, *, slots: int = 4, processes: int = 4, watch: bool = True) -> None:
-        self.database = Database(url)
-        upgrade(self.database)
+        self.database = ready(url)
         self.jobs = Jobs(self.database, 20)
         self.worker = Worker(self.database, "worker-1", "worker-1@host", QUEUES)
         self.worker.beat()
