@@ -123,15 +123,15 @@ class Measure:
     slow: Mapping[str, int] = field(default_factory=dict)
 
 
-_GMAIL_25, _GMAIL_100 = functools.partial(gmail_like, delay_ms=25), functools.partial(gmail_like, delay_ms=100)
+GMAIL_25, GMAIL_100 = functools.partial(gmail_like, delay_ms=25), functools.partial(gmail_like, delay_ms=100)
 MEASURES = (
     Measure("posts", functools.partial(posts, clients=CLIENTS, seconds=4),
             (TUTORIAL, GUNICORN, FASTAPI, NODE, SQLITE, POSTGRESQL, PUBLISH)),
     Measure("latency", functools.partial(posts, clients=1, seconds=4), (TUTORIAL, GUNICORN, FASTAPI, NODE, SQLITE, POSTGRESQL, COMMIT)),
     Measure("batches", functools.partial(batches, seconds=4), (SQLITE, POSTGRESQL)),
-    Measure("gmail25", functools.partial(delivered, sink_of=_GMAIL_25, mails=8000), (TUTORIAL, NODE, SQLITE, POSTGRESQL, RAW),
+    Measure("gmail25", functools.partial(delivered, sink_of=GMAIL_25, mails=8000), (TUTORIAL, NODE, SQLITE, POSTGRESQL, RAW),
             {TUTORIAL: 110, NODE: 4000}),
-    Measure("gmail100", functools.partial(delivered, sink_of=_GMAIL_100, mails=2000), (TUTORIAL, NODE, SQLITE, POSTGRESQL, RAW),
+    Measure("gmail100", functools.partial(delivered, sink_of=GMAIL_100, mails=2000), (TUTORIAL, NODE, SQLITE, POSTGRESQL, RAW),
             {TUTORIAL: 30, NODE: 1000}),
     Measure("immediate", functools.partial(delivered, sink_of=immediate, mails=10_000),
             (TUTORIAL, NODE, SQLITE, POSTGRESQL, TWO_WORKERS, RAW), {TUTORIAL: 4000, NODE: 15_000, RAW: 20_000}),

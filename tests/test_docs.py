@@ -16,6 +16,7 @@ import app
 import default_settings
 import mailasync
 import mailroom
+from benchmarks import report
 from mailroom.api import jobs, problems
 from mailroom.api.services import Services
 from mailroom.api.shown import shown
@@ -221,3 +222,11 @@ def test_no_file_names_a_machine_or_a_package_index() -> None:
     home = re.compile(r"(?<![\w.])/(?:root|home|work|Users)/[\w.]+")
     found = {name: [*index.findall(text), *home.findall(text)] for name, text in tracked().items()}
     assert {name: what for name, what in found.items() if what} == {}
+
+
+def test_the_speed_that_readme_tells_is_what_make_bench_measured() -> None:
+    told, measured = table("what"), (PROJECT / "benchmarks" / "results.md").read_text()
+    assert len(told) == len(report.ROWS)
+    for row, expected in zip(told, report.ROWS, strict=True):
+        assert row[:2] == [expected.what, expected.target]
+        assert f"| {' | '.join(row)} |" in measured
