@@ -560,6 +560,20 @@ class TestMany:
             assert office.standing(stuck).row["state"] == "sent"
         assert all(smtpd.copies(message.message_id) == 1 for message in smtpd.messages)
 
+    def test_one_that_hangs_holds_up_no_rest_of_its_nudge_whose_turns_went_to_others(self, office: Office, smtpd: ScriptedSMTP) -> None:
+        office.open_sessions(4)
+        hold = smtpd.hang("DOT", match="To: carol@")
+        stuck, rest, others = office.accept(CAROL), [office.accept() for _ in range(11)], [office.accept() for _ in range(12)]
+        smtpd.delay_seconds = 0.02
+        threads = [threading.Thread(target=office.delivery.deliver, args=(ids,)) for ids in ([stuck, *rest], others[:6], others[6:])]
+        for thread in threads:
+            thread.start()
+        wait_until(partial(office.has_sent, rest + others), 4, what="all others are sent")
+        hold.release()
+        for thread in threads:
+            thread.join(10)
+        assert office.has_sent([stuck])
+
     def test_one_without_a_reply_in_time_is_told_and_the_others_are_sent(self, database: Database, smtpd: ScriptedSMTP) -> None:
         office = Office(database, smtpd, timeout_seconds=0.3)
         office.open_sessions(4)

@@ -87,30 +87,34 @@ def test_one_alone_waits_for_the_others_and_keeps_new_ones_out(line: Line) -> No
 
 
 def test_who_asks_for_many_gets_what_is_free_and_a_fifth_at_least() -> None:
-    turns, taken = Turns(10), list[int]()
-    assert turns.take(3) == 3
-    assert turns.take(20) == 7
-    thread = threading.Thread(target=lambda: taken.append(turns.take(8)))
-    thread.start()
-    wait_until(lambda: len(turns._waiting) == 1, 5, what="it waits")
+    turns = Turns(10)
+    assert [turns.ask(3).given, turns.ask(20).given] == [3, 7]
+    asked = turns.ask(8)
     turns.give_back()
-    assert (taken, turns._running) == ([], 9)
+    assert (asked.given, turns._running) == (0, 9)
     turns.give_back()
-    thread.join(5)
-    assert taken == [2]
+    assert (asked.given, asked.admitted.is_set()) == (2, True)
     turns.give_back(10)
-    assert turns.take(1) == 1
+    assert turns.ask(1).given == 1
 
 
-def test_who_does_not_wait_takes_nothing_from_those_who_do() -> None:
-    turns, taken = Turns(5), list[int]()
-    assert turns.take(5) == 5
-    assert turns.take(3, wait=False) == 0
-    thread = threading.Thread(target=lambda: taken.append(turns.take(1)))
-    thread.start()
-    wait_until(lambda: len(turns._waiting) == 1, 5, what="it waits")
-    turns.give_back(1)
-    thread.join(5)
-    assert (taken, turns.take(3, wait=False)) == ([1], 0)
+def test_one_for_many_keeps_its_place_until_it_is_withdrawn() -> None:
+    turns = Turns(5)
+    assert turns.ask(5).given == 5
+    first, second, third = turns.ask(5), turns.ask(1), turns.ask(2)
+    turns.give_back()
+    assert (first.given, second.given, third.given) == (1, 0, 0)
+    turns.withdraw(second)
     turns.give_back(2)
-    assert turns.take(3, wait=False) == 2
+    assert (first.given, second.given, third.given) == (1, 0, 2)
+    turns.withdraw(third)
+    assert turns.ask(4).given == 2
+
+
+def test_one_alone_waits_until_all_is_on_record(line: Line) -> None:
+    asked = line.turns.ask(2)
+    line.ask("alone", alone=True)
+    line.turns.give_back(2)
+    assert (asked.given, line.admitted) == (2, [])
+    line.turns.leave(2)
+    wait_until(lambda: line.admitted == ["alone"], 5, what="it is in")

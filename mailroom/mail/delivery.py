@@ -28,6 +28,9 @@ log = logging.getLogger("mailasync.delivery")
 #: Waits between tries to write an outcome while the database is away, in seconds.
 RECORD_WAIT_MIN_SECONDS = 0.05
 RECORD_WAIT_MAX_SECONDS = 2.0
+#: How often a nudge whose mails wait for their servers looks whether it got turns for the rest; and where it has no rest.
+TURN_LOOK_SECONDS = 0.02
+LONG_SECONDS = 3600.0
 
 
 class Outbox(Protocol):
@@ -251,18 +254,24 @@ class _SideBySide:
         self.all_done = True
 
     def run(self) -> bool:
-        turns = self.delivery._turns
+        turns, asked = self.delivery._turns, None
         try:
             while self.todo or self.attempts:
-                for _ in range(turns.take(len(self.todo), wait=not self.attempts) if self.todo else 0):
-                    self._begin(self.todo.popleft())
+                if self.todo and asked is None:
+                    asked = turns.ask(len(self.todo))
+                if asked and asked.admitted.wait(None if not self.attempts else 0):
+                    for _ in range(asked.given):
+                        self._begin(self.todo.popleft())
+                    asked = None
                 if self.attempts.fenced:
                     self._fence()
                 elif self.attempts and not self.attempts.ended:
-                    self.attempts.wait()
+                    self.attempts.wait(TURN_LOOK_SECONDS if asked else LONG_SECONDS)
                 if self.attempts.ended:
                     self._end()
         finally:
+            if asked:
+                turns.withdraw(asked)
             turns.give_back(len(self.attempts))
             turns.leave(len(self.attempts))
             self.attempts.close()

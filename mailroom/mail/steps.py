@@ -86,10 +86,10 @@ class Attempts(Generic[K, R]):
                 self._waiting[asked.link.fileno()] = (key, steps, asked.deadline)
                 self._poll.register(asked.link, asked.event)
 
-    def wait(self) -> None:
-        """Until something has come for one of them, or the first has waited long enough."""
+    def wait(self, seconds: float) -> None:
+        """Until something has come for one of them, or the first has waited long enough; so long at most."""
         first = min(deadline for _, _, deadline in self._waiting.values())
-        ready = self._poll.poll(max(0.0, first - time.monotonic()) * 1000)
+        ready = self._poll.poll(max(0.0, min(seconds, first - time.monotonic())) * 1000)
         if ready and len(ready) < len(self._waiting):
             time.sleep(GATHER_SECONDS)
             ready = self._poll.poll(0)

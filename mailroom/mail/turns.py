@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 
 
 @dataclass(eq=False)
-class _Asked:
+class Asked:
+    """What somebody in line asked for, and how many turns were given."""
+
     least: int
     most: int
     alone: bool = False
@@ -28,12 +30,12 @@ class Turns:
         self._running = 0  #: those that use a connection
         self._inside = 0  #: those, and those that are not on record yet
         self._alone = False
-        self._waiting: deque[_Asked] = deque()
+        self._waiting: deque[Asked] = deque()
         self._lock = threading.Lock()
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        self.take(1)
+        self._ask(Asked(1, 1)).admitted.wait()
         try:
             yield
         finally:
@@ -42,7 +44,7 @@ class Turns:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        self._ask(_Asked(1, 1, alone=True)).admitted.wait()
+        self._ask(Asked(1, 1, alone=True)).admitted.wait()
         try:
             yield
         finally:
@@ -51,15 +53,20 @@ class Turns:
             self.give_back()
             self.leave()
 
-    def take(self, most: int, *, wait: bool = True) -> int:
-        """Take so many shared turns or fewer; return how many. Without `wait`, what is free and nobody else waits for, or 0.
+    def ask(self, most: int) -> Asked:
+        """Line up for so many shared turns or fewer, and go on; `admitted` is set once some are `given`, or `withdraw` it.
 
-        Who waits for many gets a fifth of all at least: one at a time, they would be scattered over as many threads.
+        Who asks for many gets a fifth of all at least: one at a time, they would be scattered over as many threads.
         """
-        asked = self._ask(_Asked(min(most, max(1, self._limit // 5)) if wait else 1, most), stay=wait)
-        if wait:
-            asked.admitted.wait()
-        return asked.given
+        return self._ask(Asked(min(most, max(1, self._limit // 5)), most))
+
+    def withdraw(self, asked: Asked) -> None:
+        with self._lock:
+            if not asked.given:
+                self._waiting.remove(asked)
+                return
+        self.give_back(asked.given)
+        self.leave(asked.given)
 
     def give_back(self, count: int = 1) -> None:
         """The connections of so many turns are free."""
@@ -73,12 +80,10 @@ class Turns:
             self._inside -= count
             self._admit()
 
-    def _ask(self, asked: _Asked, *, stay: bool = True) -> _Asked:
+    def _ask(self, asked: Asked) -> Asked:
         with self._lock:
             self._waiting.append(asked)
             self._admit()
-            if not stay and not asked.given:
-                self._waiting.remove(asked)
         return asked
 
     def _admit(self) -> None:
@@ -90,5 +95,5 @@ class Turns:
             self._inside += asked.given
             asked.admitted.set()
 
-    def _fits(self, asked: _Asked) -> bool:
+    def _fits(self, asked: Asked) -> bool:
         return not self._inside if asked.alone else self._limit - self._running >= asked.least
