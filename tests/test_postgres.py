@@ -364,5 +364,6 @@ def test_no_statement_needs_the_session_of_the_one_before(postgres_url: str) -> 
         accept(Outbox(database))
     with database.engine.connect() as connection:
         assert connection.scalar(text("SELECT count(*) FROM pg_prepared_statements")) == 0
-        assert connection.scalar(text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")) == 0
+        assert connection.scalar(text("SELECT count(*) FROM pg_locks JOIN pg_database ON oid = database "
+                                      "WHERE locktype = 'advisory' AND datname = current_database()")) == 0
     database.close()

@@ -116,9 +116,11 @@ class Database:
     def _lead(self) -> None:
         """Commit all that waits, and let the first of those that came meanwhile lead; each thread is woken once."""
         self._gather()
-        with self._turn:
-            together = [self._waiting.popleft() for _ in range(min(BATCH_MAX, len(self._waiting)))]
+        together: list[_Write] = []
         try:
+            with self._turn:
+                while self._waiting and len(together) < BATCH_MAX:
+                    together.append(self._waiting.popleft())
             self._commit(together)
         finally:
             with self._turn:

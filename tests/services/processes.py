@@ -88,8 +88,14 @@ class Service:
         return self._programs[-1]
 
     def upgrade(self) -> None:
-        """What `flask db upgrade` does; tests of that run the command."""
-        ready(self.settings["DATABASE_URL"]).close()
+        """`flask db upgrade`; a new SQLite file has the schema at once."""
+        if (url := self.settings.get("DATABASE_URL", "")).startswith("sqlite:"):
+            ready(url).close()
+        else:
+            self.upgrade_by_command()
+
+    def upgrade_by_command(self) -> None:
+        assert self.run("-m", "flask", "db", "upgrade", name="upgrade").process.wait(30) == 0, "flask db upgrade failed"
 
     def web(self) -> Program:
         """`python3 app.py`, when it answers."""
