@@ -21,7 +21,8 @@ from tests.services.processes import PROJECT, Service, service
 def alone(tmp_path: Path) -> Iterator[Service]:
     """The service in a copy of its own, in a directory with a space in its name, with free ports and nothing else set."""
     project = tmp_path / "my mail"
-    shutil.copytree(PROJECT, project, ignore=shutil.ignore_patterns(".git", ".venv", "instance", "__pycache__", ".*_cache", ".env"))
+    scratch = (".git", ".venv", ".hypothesis", "instance", "__pycache__", ".*_cache", ".env")
+    shutil.copytree(PROJECT, project, ignore=shutil.ignore_patterns(*scratch))
     with service(tmp_path, INBOX_SMTP_PORT=str(free_port()), INBOX_PORT=str(free_port()), SIMULATED_WORK_SECONDS="1") as made:
         made.project = project
         yield made
