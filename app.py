@@ -196,8 +196,8 @@ def serve(settings: Settings, *, loader: "partial[Flask]", port_setting: str = "
     for line in notices():
         say(line)
     server = granian.Granian("app", address=settings.HOST, port=settings.PORT, interface=granian_constants.Interfaces.WSGI, workers=1,
-                     blocking_threads=settings.WEB_THREADS, websockets=False, log_level="error",
-                     workers_kill_timeout=STOP_SECONDS)
+                             blocking_threads=settings.WEB_THREADS, websockets=False, log_level="error",
+                             workers_kill_timeout=STOP_SECONDS)
     server.serve(target_loader=loader, wrap_loader=False)
 
 
@@ -295,7 +295,7 @@ def work_here(database: Database) -> Callable[[], None]:
     """Run a Celery worker in a thread of this process; return what ends it."""
     mailasync.share_database(database)
     worker = celery_worker.WorkController(app=mailasync.celery_app, hostname=f"up-{os.getpid()}@{socket.gethostname()}", loglevel="INFO",
-                            without_mingle=True, without_gossip=True, without_heartbeat=True)
+                                          without_mingle=True, without_gossip=True, without_heartbeat=True)
     thread = threading.Thread(target=worker.start, name="worker", daemon=True)
     thread.start()
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from benchmarks import report
 from benchmarks.contender import BATCH, BODY, Contender, FastAPICelery, Node, Ours, Tutorial, TutorialOnGunicorn
+from benchmarks.report import COMMIT, GUNICORN, NODE, SQLITE, TUTORIAL
 from benchmarks.rig import Bench, Process, ask, bench, post, told_by
 from benchmarks.sinks import Sink, gmail_like, immediate
 from tests.faults.rig import end_on_sigterm
@@ -19,9 +20,8 @@ from tests.services import free_port, wait_until
 
 CLIENTS = 32
 CONNECTIONS = 50
-SQLITE, POSTGRESQL, TWO_WORKERS = "mailasync, SQLite", "mailasync, PostgreSQL", "mailasync, PostgreSQL, 2 workers"
-TUTORIAL, GUNICORN, FASTAPI, NODE = "tutorial", "tutorial on gunicorn", "FastAPI + Celery", "Node.js"
-RAW, COMMIT, PUBLISH = "raw SMTP", "commit alone, SQLite", "confirmed publish alone"
+POSTGRESQL, TWO_WORKERS, FASTAPI = "mailasync, PostgreSQL", "mailasync, PostgreSQL, 2 workers", "FastAPI + Celery"
+RAW, PUBLISH = "raw SMTP", "confirmed publish alone"
 _OTHERS: dict[str, type[Contender]] = {TUTORIAL: Tutorial, GUNICORN: TutorialOnGunicorn, FASTAPI: FastAPICelery, NODE: Node}
 
 #: What one run found, by the name of the figure.

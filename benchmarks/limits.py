@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
@@ -82,8 +83,7 @@ def publish(broker_url: str, *, seconds: float) -> dict[str, float]:
         return _timed(lambda: producer.publish({"id": "x" * 36}, routing_key="limit", delivery_mode=2), seconds)
 
 
-def _timed(one: "object", seconds: float) -> dict[str, float]:
-    assert callable(one)
+def _timed(one: Callable[[], object], seconds: float) -> dict[str, float]:
     took: list[float] = []
     end = time.perf_counter() + seconds
     while (started := time.perf_counter()) < end:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from tests.services import Unavailable, accepts, cache_directory, debian, locked, wait_until
 from tests.services.certificates import Certificates, make_certificates
 from tests.services.postgres import Postgres
-from tests.services.processes import PROJECT
+from tests.services.processes import PROJECT, pss_mb
 from tests.services.rabbitmq import RabbitMQ, rabbitmq_node
 
 HERE = Path(__file__).resolve().parent
@@ -105,9 +105,7 @@ class Process:
 
     @property
     def pss_mb(self) -> float:
-        """Its memory, with what processes share counted once."""
-        lines = [line for pid in self.tree for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()]
-        return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+        return pss_mb(self.tree)
 
     def text(self) -> str:
         return self.log.read_text(errors="replace")

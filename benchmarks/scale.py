@@ -7,8 +7,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from benchmarks import report
-from benchmarks.compare import POSTGRESQL, SQLITE, made
+from benchmarks.compare import POSTGRESQL, made
 from benchmarks.contender import BODY, Ours
+from benchmarks.report import SQLITE
 from benchmarks.rig import Bench, Process, ask, bench, post
 from benchmarks.sinks import Sink, gmail_like, immediate
 from tests.faults import backlog

@@ -5,6 +5,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,24 @@ def office(database: Database, smtpd: ScriptedSMTP) -> Iterator[Office]:
     made = Office(database, smtpd)
     yield made
     made.delivery.close()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database that is locked is given up soon."""
+    monkeypatch.setattr(database_module, "BUSY_TIMEOUT_SECONDS", 0.05)
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Another process has the database to itself."""
+    other = sqlite3.connect(f"{directory}/mailasync.sqlite3", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    try:
+        yield
+    finally:
+        other.execute("ROLLBACK")
+        other.close()
 
 
 def told(standing: Standing) -> list[tuple[str, int | None]]:
@@ -443,10 +462,6 @@ class TestStop:
 
 
 class TestDatabaseAway:
-    @pytest.fixture
-    def impatient(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(database_module, "BUSY_TIMEOUT_SECONDS", 0.05)
-
     @pytest.mark.usefixtures("impatient")
     def test_a_reply_that_was_read_is_recorded_when_it_is_back(
             self, tmp_path: Path, smtpd: ScriptedSMTP, caplog: pytest.LogCaptureFixture) -> None:
@@ -456,13 +471,10 @@ class TestDatabaseAway:
         thread = threading.Thread(target=office.delivery.deliver, args=([id],))
         thread.start()
         wait_until(hold.reached.is_set, 5)
-        with sqlite3.connect(f"{tmp_path}/mailasync.sqlite3", isolation_level=None) as other:
-            other.execute("BEGIN EXCLUSIVE")
+        with locked(tmp_path):
             hold.release()
             wait_until(lambda: caplog.text.count("waits for the database") >= 3, 5)
             assert thread.is_alive()
-            other.execute("ROLLBACK")
-        other.close()
         thread.join()
         assert (office.standing(id).row["state"], smtpd.copies(f"{id}@example.org")) == ("sent", 1)
         self.close(office)
@@ -476,12 +488,9 @@ class TestDatabaseAway:
         thread = threading.Thread(target=lambda: settled.append(office.delivery.deliver([id])))
         thread.start()
         wait_until(hold.reached.is_set, 5)
-        with sqlite3.connect(f"{tmp_path}/mailasync.sqlite3", isolation_level=None) as other:
-            other.execute("BEGIN EXCLUSIVE")
+        with locked(tmp_path):
             hold.release()
             wait_until(lambda: smtpd.open_connections == 0, 5)
-            other.execute("ROLLBACK")
-        other.close()
         thread.join()
         assert (settled, office.standing(id).row["state"], smtpd.payloads) == ([False], "queued", [])
         self.close(office)
@@ -490,12 +499,8 @@ class TestDatabaseAway:
     def test_at_the_claim_nothing_has_happened(self, tmp_path: Path, smtpd: ScriptedSMTP) -> None:
         office = self.office(tmp_path, smtpd)
         id = office.accept()
-        with sqlite3.connect(f"{tmp_path}/mailasync.sqlite3", isolation_level=None) as other:
-            other.execute("BEGIN EXCLUSIVE")
-            with pytest.raises(StoreUnavailable):
-                office.delivery.deliver([id])
-            other.execute("ROLLBACK")
-        other.close()
+        with locked(tmp_path), pytest.raises(StoreUnavailable):
+            office.delivery.deliver([id])
         assert office.delivery.deliver([id])
         assert office.standing(id).row["state"] == "sent"
         self.close(office)
@@ -632,9 +637,8 @@ class TestMany:
         assert [office.standing(id).row["state"] for id in ids] == ["sent", "in_data", "sent"]
         assert office.claims.not_in_hand() == [(ids[1], 1)]
 
-    def test_at_the_fence_without_a_database_they_all_go_back(self, office: Office, smtpd: ScriptedSMTP, tmp_path: Path,
-                                                            monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(database_module, "BUSY_TIMEOUT_SECONDS", 0.1)
+    @pytest.mark.usefixtures("impatient")
+    def test_at_the_fence_without_a_database_they_all_go_back(self, office: Office, smtpd: ScriptedSMTP, tmp_path: Path) -> None:
         office.open_sessions(4)
         hold = smtpd.hang("DATA")
         ids = [office.accept() for _ in range(4)]
@@ -642,12 +646,9 @@ class TestMany:
         thread = threading.Thread(target=lambda: settled.append(office.delivery.deliver(ids)))
         thread.start()
         wait_until(hold.reached.is_set, 5)
-        with sqlite3.connect(f"{tmp_path}/mailasync.sqlite3", isolation_level=None) as other:
-            other.execute("BEGIN EXCLUSIVE")
+        with locked(tmp_path):
             hold.release()
             wait_until(lambda: smtpd.open_connections == 0, 10)
-            other.execute("ROLLBACK")
-        other.close()
         thread.join(10)
         assert (settled, smtpd.payloads[4:]) == ([False], [])
         assert {office.standing(id).row["state"] for id in ids} == {"queued"}

@@ -13,6 +13,7 @@ from mailroom.mail import transport
 from mailroom.mail.errors import NotTaken, Unanswered
 from mailroom.mail.link import LINE_MAX_BYTES, REPLY_LINES_MAX, REPLY_MAX_CHARACTERS, Reply
 from mailroom.mail.sessions import Sessions
+from mailroom.mail.steps import run
 from mailroom.mail.transport import FenceRefused, NextHop, Receipt, Session
 from tests.services import wait_until
 from tests.services.certificates import Certificates, make_certificates
@@ -49,7 +50,7 @@ def hop(smtpd: ScriptedSMTP, **more: Any) -> NextHop:
 
 
 def attempt(sessions: Sessions, *to: str, payload: bytes = MAIL) -> Receipt:
-    return sessions.attempt(ALICE, dict(enumerate(to or (BOB,))), payload, fence=lambda: True)
+    return run(sessions.steps(ALICE, dict(enumerate(to or (BOB,))), payload), lambda: True)
 
 
 def verbs(smtpd: ScriptedSMTP) -> list[str]:
@@ -97,7 +98,7 @@ class TestReplies:
 
     def test_refused_recipients_are_told_and_the_others_get_the_mail(self, smtpd: ScriptedSMTP, sessions: Sessions) -> None:
         smtpd.reply("RCPT", "550 5.1.1 no such user", match="bob@")
-        receipt = sessions.attempt(ALICE, {3: BOB, 7: CAROL}, MAIL, fence=lambda: True)
+        receipt = run(sessions.steps(ALICE, {3: BOB, 7: CAROL}, MAIL), lambda: True)
         assert receipt == Receipt(refused={3: Reply(550, "5.1.1 no such user")}, final=Reply(250, "2.0.0 ok"))
         assert [delivery.rcpt_tos for delivery in smtpd.payloads] == [(CAROL,)]
 
@@ -124,7 +125,7 @@ class TestReplies:
 
         def fence() -> bool:
             raise AssertionError("asked")
-        receipt = sessions.attempt(ALICE, {0: BOB}, MAIL, fence=fence)
+        receipt = run(sessions.steps(ALICE, {0: BOB}, MAIL), fence)
         assert receipt == Receipt(refused={0: Reply(550, "5.1.1 no such user")}, final=None)
         assert [delivery.data for delivery in smtpd.payloads] == [b""]
         assert attempt(sessions).final == Reply(250, "2.0.0 ok")
@@ -158,7 +159,7 @@ class TestReplies:
 class TestFence:
     def test_refused_closes_the_session_and_sends_nothing_of_the_payload(self, smtpd: ScriptedSMTP, sessions: Sessions) -> None:
         with pytest.raises(FenceRefused):
-            sessions.attempt(ALICE, {0: BOB}, MAIL, fence=lambda: False)
+            run(sessions.steps(ALICE, {0: BOB}, MAIL), lambda: False)
         wait_until(lambda: smtpd.open_connections == 0, 5)
         assert verbs(smtpd) == ["EHLO", "MAIL", "RCPT", "DATA"]
         assert smtpd.payloads == []
@@ -167,7 +168,7 @@ class TestFence:
         def fence() -> bool:
             raise KeyboardInterrupt
         with pytest.raises(KeyboardInterrupt):
-            sessions.attempt(ALICE, {0: BOB}, MAIL, fence=fence)
+            run(sessions.steps(ALICE, {0: BOB}, MAIL), fence)
         wait_until(lambda: smtpd.open_connections == 0, 5)
         assert smtpd.payloads == []
 
@@ -177,7 +178,7 @@ class TestFence:
         def fence() -> bool:
             said.append(verbs(smtpd))
             return True
-        sessions.attempt(ALICE, {0: BOB}, MAIL, fence=fence)
+        run(sessions.steps(ALICE, {0: BOB}, MAIL), fence)
         assert said == [["EHLO", "MAIL", "RCPT", "DATA"]]
 
     def test_a_server_that_hangs_up_meanwhile_is_not_sent_the_payload(self, smtpd: ScriptedSMTP, sessions: Sessions) -> None:
@@ -187,7 +188,7 @@ class TestFence:
             wait_until(lambda: smtpd.open_connections == 0, 5)
             return True
         with pytest.raises(NotTaken):  # and not Unanswered, as which it would count as uncertain
-            sessions.attempt(ALICE, {0: BOB}, MAIL, fence=fence)
+            run(sessions.steps(ALICE, {0: BOB}, MAIL), fence)
 
 
 class TestLostLinks:

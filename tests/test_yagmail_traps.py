@@ -105,7 +105,7 @@ class Ours:
         claim = Claim(id=str(self.number), attempt=1, message_id=f"{self.number}@example.org", created_at_ms=1_790_000_000_000,
                       message=message, pending=tuple(range(len(message.to))))
         recipients = {position: address.address for position, address in enumerate(message.to)}
-        return self.sessions.attempt(ALICE, recipients, compose(claim, sender=Address(ALICE)), fence=lambda: True)
+        return run(self.sessions.steps(ALICE, recipients, compose(claim, sender=Address(ALICE))), lambda: True)
 
     def end(self) -> None:
         self.sessions.close()

@@ -1,12 +1,12 @@
 """Keeps sessions with a next hop open from mail to mail."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from mailroom.mail.errors import NotTaken
 from mailroom.mail.oauth2 import TokenSource
-from mailroom.mail.steps import Steps, run
+from mailroom.mail.steps import Steps
 from mailroom.mail.transport import NextHop, Receipt, Session, SessionLost, words_of
 
 
@@ -18,10 +18,6 @@ class Sessions:
         self._tokens = TokenSource(hop.oauth2_file, hop.timeout_seconds) if hop.oauth2_file else None
         self._idle: list[Session] = []
         self._worn: list[Session] = []
-
-    def attempt(self, *mail: Any, fence: Callable[[], bool], smtputf8: bool = False) -> Receipt:
-        """As `steps`, in this thread, which waits. Raises what `fence` raises."""
-        return run(self.steps(*mail, smtputf8=smtputf8), fence)
 
     def steps(self, *mail: Any, smtputf8: bool = False, open_only: bool = False) -> Steps[Receipt]:
         """As `Session.attempt`, on a kept session; where the server has closed that meanwhile, at once on a new one.

@@ -32,7 +32,7 @@ FENCE = object()
 Steps = Generator[Any, Any, R]
 
 
-def run(steps: Steps[R], fence: Callable[[], bool] = lambda: True) -> R:
+def run(steps: Steps[R], fence: Callable[[], bool] = lambda: False) -> R:
     """Run them to their end in this thread, which waits; `fence` is called where they ask for it, and what it raises is thrown in."""
     step = partial(steps.send, None)
     while True:

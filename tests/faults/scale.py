@@ -15,6 +15,7 @@ from mailroom.store.workers import Worker
 from tests.faults import backlog
 from tests.faults.rig import Rig, end_on_sigterm, private_servers, running
 from tests.services import wait_until
+from tests.services.processes import pss_mb
 
 SMALL = 1_000
 CHUNK = 100
@@ -63,12 +64,9 @@ def count_publishes(rig: Rig) -> None:
             connection.execute(text(statement))
 
 
-def pss_mb(rig: Rig) -> tuple[float, float]:
-    """Memory of web and of workers, with what processes share counted once, in MB."""
-    def of(pids: list[int]) -> float:
-        lines = [line for pid in pids for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines() if line.startswith("Pss:")]
-        return sum(int(line.split()[1]) for line in lines) / 1024
-    return of(rig.pids(*rig.webs)), of(rig.pids(*rig.workers))
+def memory_mb(rig: Rig) -> tuple[float, float]:
+    """Of web and of workers."""
+    return pss_mb(rig.pids(*rig.webs)), pss_mb(rig.pids(*rig.workers))
 
 
 def single_seconds(rig: Rig, timeout: float) -> float:
@@ -94,10 +92,10 @@ def measure(rig: Rig, options: argparse.Namespace) -> dict[str, tuple[float, flo
     count_publishes(rig)
     rig.add_workers(rig.worker_count)
     wait_until(lambda: rig.smtpd.messages, 60, what="the first is sent")
-    began, sent, memory, singles = time.monotonic(), len(rig.smtpd.messages), [pss_mb(rig)], []
+    began, sent, memory, singles = time.monotonic(), len(rig.smtpd.messages), [memory_mb(rig)], []
     while time.monotonic() - began < options.seconds:
         singles.append(single_seconds(rig, 10.0))
-        memory.append(pss_mb(rig))
+        memory.append(memory_mb(rig))
         say(f"{time.monotonic() - began:4.0f} s: {len(rig.smtpd.messages) - sent} sent, a new one took {singles[-1]:.2f} s, "
             f"web {memory[-1][0]:.0f} MB, workers {memory[-1][1]:.0f} MB")
     rate = (len(rig.smtpd.messages) - sent) / (time.monotonic() - began)
