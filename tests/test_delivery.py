@@ -654,6 +654,26 @@ class TestMany:
         assert {office.standing(id).row["state"] for id in ids} == {"queued"}
         assert office.claims.not_in_hand() == []
 
+    @pytest.mark.usefixtures("impatient")
+    def test_one_whose_outcome_waits_for_the_database_holds_up_no_other(self, office: Office, smtpd: ScriptedSMTP, tmp_path: Path,
+                                                                       caplog: pytest.LogCaptureFixture) -> None:
+        office.open_sessions(4)
+        dot, envelopes = smtpd.hang("DOT", match="To: carol@"), smtpd.hang("RCPT", match="bob@")
+        carols, others = office.accept(CAROL), [office.accept() for _ in range(3)]
+        thread = threading.Thread(target=office.delivery.deliver, args=([carols, *others],))
+        thread.start()
+        wait_until(dot.reached.is_set, 5)
+        wait_until(lambda: len(envelopes.connections) == 3, 5)
+        with locked(tmp_path):
+            dot.release()
+            wait_until(lambda: "its outcome waits for the database" in caplog.text, 5)
+            envelopes.release()
+            wait_until(lambda: caplog.text.count("not sent: database") == 3, 5, what="the others are told at their fences")
+        thread.join(10)
+        assert office.standing(carols).row["state"] == "sent"
+        assert {office.standing(id).row["state"] for id in others} == {"queued"}
+        assert office.claims.not_in_hand() == []
+
     def test_when_it_stops_give_back_what_has_not_passed_the_fence(self, office: Office, smtpd: ScriptedSMTP) -> None:
         office.open_sessions(4)
         hold = smtpd.hang("DATA")

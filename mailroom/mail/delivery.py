@@ -5,11 +5,10 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain, repeat
 from typing import NamedTuple, Protocol
 
 from mailroom.mail.compose import compose
@@ -117,8 +116,7 @@ class Delivery:
         outcome = self._outcome(claim, lambda: run(steps, lambda: not self._stopping.is_set() and self.outbox.fence(claim)))
         if outcome is None:
             return self._give_row_back(claim)
-        self._finish(begun, outcome)
-        return True
+        return self._finish(begun, outcome)
 
     def _outcome(self, claim: Claim, attempt: Callable[[], Outcome | None]) -> Outcome | None:
         """How it went; None if nothing was sent."""
@@ -133,11 +131,14 @@ class Delivery:
     def _give_row_back(self, claim: Claim) -> bool:
         return not self._record(claim, lambda: self.outbox.release(claim), needed=False)
 
-    def _finish(self, begun: "_Begun", outcome: Outcome, first: Callable[[], bool] | None = None) -> None:
-        """`first` is the word of a try that was made already."""
+    def _finish(self, begun: _Begun, outcome: Outcome) -> bool:
+        """Put it on record, however long that takes."""
+        self._say(begun, outcome, written=self._record(begun.claim, lambda: self.outbox.finish(begun.claim, outcome), needed=True))
+        return True
+
+    def _say(self, begun: _Begun, outcome: Outcome, *, written: bool) -> None:
         claim = begun.claim
-        tries: Iterator[Callable[[], bool]] = chain([first] if first else [], repeat(lambda: self.outbox.finish(claim, outcome)))
-        if self._record(claim, lambda: next(tries)(), needed=True):
+        if written:
             log.info("message %s attempt %d: %s in %.2fs", claim.id, claim.attempt, _told(outcome), time.monotonic() - begun.at,
                      extra={"message_id": claim.id})
         else:
@@ -240,25 +241,26 @@ class Delivery:
 
 
 class _SideBySide:
-    """The mails of one nudge, in one thread: as many at a time as there are turns. Who needs a new session waits for it in another thread.
+    """The mails of one nudge, in one thread: as many at a time as there are turns.
 
-    A mail that cannot be put on record harms no other; its error is raised at the end.
+    What may take long goes on in other threads: a new session, and a row or an outcome that waits for the database. A mail that cannot be
+    put on record harms no other; its error is raised at the end.
     """
 
     def __init__(self, delivery: Delivery, claims: Sequence[Claim]) -> None:
         self.delivery = delivery
+        self.turns = delivery._turns
         self.todo = deque(claims)
         self.attempts: Attempts[_Begun, Outcome | None] = Attempts()
         self.elsewhere: list[Future[bool]] = []
         self.errors: list[Exception] = []
-        self.all_done = True
 
     def run(self) -> bool:
-        turns, asked = self.delivery._turns, None
+        asked = None
         try:
             while self.todo or self.attempts:
                 if self.todo and asked is None:
-                    asked = turns.ask(len(self.todo))
+                    asked = self.turns.ask(len(self.todo))
                 if asked and asked.admitted.wait(None if not self.attempts else 0):
                     for _ in range(asked.given):
                         self._begin(self.todo.popleft())
@@ -271,28 +273,18 @@ class _SideBySide:
                     self._end()
         finally:
             if asked:
-                turns.withdraw(asked)
-            turns.give_back(len(self.attempts))
-            turns.leave(len(self.attempts))
+                self.turns.withdraw(asked)
+            self.turns.give_back(len(self.attempts))
+            self.turns.leave(len(self.attempts))
             self.attempts.close()
         done = [future.result() for future in self.elsewhere]
         if self.errors:
             raise self.errors[0]
-        return self.all_done and all(done)
+        return all(done)
 
     def _begin(self, claim: Claim) -> None:
         steps = self.delivery._attempt(claim, open_only=True)
         self.attempts.go_on(_Begun(claim, time.monotonic()), steps, partial(steps.send, None))
-
-    def _deliver_elsewhere(self, claim: Claim) -> None:
-        """In another thread, which has our turn then."""
-        def settle() -> bool:
-            try:
-                return self.delivery._settle(claim)
-            finally:
-                self.delivery._turns.give_back()
-                self.delivery._turns.leave()
-        self.elsewhere.append(self.delivery._threads.submit(settle))
 
     def _fence(self) -> None:
         asked, self.attempts.fenced = self.attempts.fenced, []
@@ -308,27 +300,43 @@ class _SideBySide:
         """Put on record, together, how those that have ended went."""
         ended, self.attempts.ended = self.attempts.ended, []
         outcomes: list[tuple[_Begun, Outcome]] = []
-        turns = len(ended)
         for begun, told in ended:
             try:
                 outcome = self.delivery._outcome(begun.claim, told)
-                if outcome:
-                    outcomes.append((begun, outcome))
-                else:
-                    self.all_done &= self.delivery._give_row_back(begun.claim)
             except SessionLost:  # There was none, or the server had closed it meanwhile; a new one may take the mail at once.
-                turns -= 1
-                self._deliver_elsewhere(begun.claim)
+                self._go_on_elsewhere(partial(self.delivery._settle, begun.claim))
+                continue
             except Exception as e:
                 self.errors.append(e)
-        self.delivery._turns.give_back(turns)  # Their sessions wait for the next.
-        told_all = self.delivery.outbox.finish_all([(begun.claim, outcome) for begun, outcome in outcomes])
-        for (begun, outcome), told_one in zip(outcomes, told_all, strict=True):
+                self.turns.give_back()
+                self.turns.leave()
+                continue
+            if outcome:
+                outcomes.append((begun, outcome))
+            else:
+                self._go_on_elsewhere(partial(self.delivery._give_row_back, begun.claim))
+        self.turns.give_back(len(outcomes))  # Their sessions wait for the next.
+        written = self.delivery.outbox.finish_all([(begun.claim, outcome) for begun, outcome in outcomes])
+        for (begun, outcome), is_written in zip(outcomes, written, strict=True):
             try:
-                self.delivery._finish(begun, outcome, told_one)
+                self.delivery._say(begun, outcome, written=is_written())
+            except StoreUnavailable:
+                self._go_on_elsewhere(partial(self.delivery._finish, begun, outcome), connected=False)
+                continue
             except Exception as e:
                 self.errors.append(e)
-        self.delivery._turns.leave(turns)
+            self.turns.leave()
+
+    def _go_on_elsewhere(self, act: Callable[[], bool], *, connected: bool = True) -> None:
+        """In another thread, which ends our turn; `connected`: the connection is part of it still."""
+        def go_on() -> bool:
+            try:
+                return act()
+            finally:
+                if connected:
+                    self.turns.give_back()
+                self.turns.leave()
+        self.elsewhere.append(self.delivery._threads.submit(go_on))
 
 
 def _told(outcome: Outcome) -> str:
