@@ -45,8 +45,9 @@ from mailroom.store.templates import Templates
 log = logging.getLogger("mailasync")
 
 MAIL_QUEUES = ("mail", "mail.bulk")
-#: Bulk mail in one nudge: a worker's thread is soon free for a mail that somebody waits for.
-BULK_CHUNK_MAX = 10
+#: Bulk mail in one nudge, or as many as a worker has connections: so one of its threads is free after about the time of one mail, for
+#: a mail that somebody waits for.
+BULK_CHUNK_MIN = 10
 CONFIRM_TIMEOUT_SECONDS = 3
 #: How long a task waits before it gives its message back because the database is away.
 REQUEUE_WAIT_SECONDS = 1.0
@@ -244,7 +245,7 @@ def start_relay(database: Database) -> Relay:
 
         unpublished = sweeps_of(_process.settings, database).unpublish
         _process.relay = Relay(bounded_connection, publish, published=published, unpublished=unpublished, watched="mail",
-                               chunks={"mail.bulk": BULK_CHUNK_MAX},
+                               chunks={"mail.bulk": max(BULK_CHUNK_MIN, _process.settings.SMTP_CONNECTIONS)},
                                looked=Samples(database, _process.settings.LEASE_SECONDS).take)
         _process.relay.start()
     return _process.relay

@@ -7,11 +7,12 @@ The road, each step with its file:
     store/outbox.py     accept: rows on disk, by store/database.py many requests in one commit; only then 200
     jobs/runner.py      where work comes first: a job in a thread or a child process; store/runs.py: its end lets the mail go
     relay.py            the id goes to RabbitMQ, from an own thread; what it cannot publish, the sweeper publishes later
-    mailasync.py        a worker's sendMail gets ids, and station.py, what a worker is made of, calls mail/delivery.py deliver
+    mailasync.py        a worker's sendMail gets ids, and station.py, what a worker is made of, calls mail/delivery.py deliver, which
+                        runs all attempts side by side; mail/agent.py: what one is, and how its replies are judged
     store/claims.py     claim: the rows are this worker's
     mail/compose.py     RFC 5322 bytes; mail/template.py fills in how the job ended
     mail/transport.py   MAIL, RCPT, DATA over a yagmail session; mail/link.py reads what the server says, mail/steps.py waits for it, in
-                        one thread for all mails of a nudge; mail/sessions.py keeps sessions open from mail to mail
+                        one thread for all mails; mail/sessions.py keeps sessions open from mail to mail
     store/claims.py     fence: before the payload, whether it is still ours
     store/claims.py     finish: per recipient, with the server's words
     store/events.py     record: the timeline's line, and with it store/deliveries.py for webhooks, and store/tallies.py for /metrics

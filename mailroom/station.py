@@ -9,7 +9,8 @@ from mailroom.ids import new_id
 from mailroom.jobs import registry
 from mailroom.jobs.children import Children
 from mailroom.jobs.runner import Runner
-from mailroom.mail.delivery import Delivery, Sender
+from mailroom.mail.agent import Agent, Sender
+from mailroom.mail.delivery import Delivery
 from mailroom.mail.errors import FieldError, InvalidMessage, MalformedJSON, StoreUnavailable
 from mailroom.mail.message import Message, State
 from mailroom.mail.sessions import Sessions
@@ -52,8 +53,8 @@ class Station:
         self.worker = Worker(database, owner, name, queues)
         runs = Runs(database, owner, settings.LEASE_SECONDS)
         claims = Claims(database, owner, settings.LEASE_SECONDS, budgets)
-        self.delivery = Delivery(claims, {account.name: Sender(account.sender, Sessions(account.hop)) for account in known},
-                                 schedule(settings), settings.ON_UNCERTAIN, connections)
+        senders = {account.name: Sender(account.sender, Sessions(account.hop)) for account in known}
+        self.delivery = Delivery(claims, Agent(senders, schedule(settings), settings.ON_UNCERTAIN), connections)
         self.runner = Runner(runs, [queue for queue in queues if queue in registry.queues()], slots=settings.JOB_SLOTS,
                              processes=settings.JOB_PROCESSES, children=Children(registry.modules(settings.JOBS)), queued=self._queue)
         self.notifier = Notifier(Deliveries(database, owner, settings.LEASE_SECONDS), AddressGuard(settings.WEBHOOKS_TO_LOOPBACK == "on"),

@@ -28,7 +28,8 @@ from werkzeug.wrappers import Request as WsgiRequest
 import app as web
 import mailasync
 from mailroom.ids import new_id
-from mailroom.mail.delivery import Delivery, Sender
+from mailroom.mail.agent import Agent, Sender
+from mailroom.mail.delivery import Delivery
 from mailroom.mail.message import DEFAULT_ACCOUNT, Address
 from mailroom.mail.schedule import Schedule
 from mailroom.mail.sessions import Sessions
@@ -122,7 +123,8 @@ class Fuzz:
         self.worker.beat()
         claims = Claims(self.database, self.worker.id, 3600)
         sessions = Sessions(NextHop(host=self.smtpd.host, port=self.smtpd.port, security="none", timeout_seconds=10))
-        self.delivery = Delivery(claims, {DEFAULT_ACCOUNT: Sender(Address(SENDER), sessions)}, Schedule.parse("10s"), "resend", 4)
+        agent = Agent({DEFAULT_ACCOUNT: Sender(Address(SENDER), sessions)}, Schedule.parse("10s"), "resend")
+        self.delivery = Delivery(claims, agent, 4)
         self.runs, self.sweeps = Runs(self.database, self.worker.id, 3600), Sweeps(self.database, 3600, "resend")
 
     def prepare(self) -> None:

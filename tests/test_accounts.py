@@ -11,7 +11,8 @@ import pytest
 from sqlalchemy import Connection, text
 
 from mailroom.ids import new_id
-from mailroom.mail.delivery import Delivery, Sender
+from mailroom.mail.agent import Agent, Sender
+from mailroom.mail.delivery import Delivery
 from mailroom.mail.message import AccountState, Address, Budget, Message, Outcome, State
 from mailroom.mail.schedule import Schedule
 from mailroom.mail.sessions import Sessions
@@ -45,7 +46,7 @@ class Office:
         senders = {name: Sender(Address(f"{name}@example.org"), Sessions(
             NextHop(host=server.host, port=server.port, security="none", timeout_seconds=5))) for name, server in
             zip(names, servers, strict=True)}
-        self.delivery = Delivery(self.claims, senders, Schedule.parse(schedule), "resend", 4)
+        self.delivery = Delivery(self.claims, Agent(senders, Schedule.parse(schedule), "resend"), 4)
 
     def accept(self, count: int = 1, *, people: int = 1, sender: str | None = None) -> list[str]:
         ids = [new_id() for _ in range(count)]

@@ -159,13 +159,13 @@ def test_a_writer_whose_commit_is_done_waits_for_nobody_elses(database: Database
 
 def test_many_writes_of_one_thread_are_done_together_each_with_its_own_result(database: Database, commits: list[float]) -> None:
     many = [f"id-{n}" for n in range(BATCH_MAX + 50)]
-    assert [told() for told in database.write_all(insert, many)] == [id.upper() for id in many]
+    assert [told() for told in database.write_all((insert, many))[0]] == [id.upper() for id in many]
     assert len(commits) == 2
-    good, bad, better = database.write_all(insert, ["good", "id-7", "better"])
+    [[good, bad, better]] = database.write_all((insert, ["good", "id-7", "better"]))
     assert (good(), better()) == ("GOOD", "BETTER")
     with pytest.raises(IntegrityError):
         bad()
-    assert database.write_all(insert, []) == []
+    assert database.write_all((insert, []), (insert, [])) == [[], []]
 
 
 def test_many_writes_wait_for_a_commit_that_is_on_its_way_and_lead_the_next(database: Database, commits: list[float]) -> None:
@@ -173,12 +173,12 @@ def test_many_writes_wait_for_a_commit_that_is_on_its_way_and_lead_the_next(data
     with ThreadPoolExecutor(3) as threads:
         threads.submit(database.write, slow, None)
         assert slow.begun.wait(10)
-        many = threads.submit(database.write_all, insert, [f"id-{n}" for n in range(BATCH_MAX)])
+        many = threads.submit(database.write_all, (insert, [f"id-{n}" for n in range(BATCH_MAX)]))
         wait_until(partial(waiting, database, BATCH_MAX), 10, what="they wait")
         one = threads.submit(database.write, insert, "last")
         wait_until(partial(waiting, database, BATCH_MAX + 1), 10, what="it waits behind them")
         slow.go_on.set()
-        assert [told() for told in many.result(10)][-1] == f"ID-{BATCH_MAX - 1}"
+        assert many.result(10)[0][-1]() == f"ID-{BATCH_MAX - 1}"
         assert one.result(10) == "LAST"
     assert len(commits) == 3
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from sqlalchemy import Connection, text
 from mailroom.ids import new_id
 from mailroom.mail import delivery as delivery_module
 from mailroom.mail import transport as transport_module
-from mailroom.mail.delivery import Delivery, Sender
+from mailroom.mail.agent import Agent, Sender
+from mailroom.mail.delivery import Delivery
 from mailroom.mail.errors import StoreUnavailable
 from mailroom.mail.message import DEFAULT_ACCOUNT, Address, Claim, Message, Outcome
 from mailroom.mail.schedule import Schedule
@@ -51,8 +53,8 @@ class Office:
         self.sessions = Sessions(NextHop(host=smtpd.host, port=smtpd.port, **{"security": "none", "timeout_seconds": 5, **hop}))
         self.accounts = Accounts(database, self.claims.budgets)
         self.accounts.register()
-        self.delivery = Delivery(self.claims, {DEFAULT_ACCOUNT: Sender(ALICE, self.sessions)}, Schedule.parse(SCHEDULE), on_uncertain,
-                                 connections)
+        agent = Agent({DEFAULT_ACCOUNT: Sender(ALICE, self.sessions)}, Schedule.parse(SCHEDULE), on_uncertain)
+        self.delivery = Delivery(self.claims, agent, connections)
 
     def accept(self, *to: Address, subject: str = "Hello") -> str:
         id = new_id()
@@ -207,11 +209,11 @@ class TestOutcomes:
 
     def test_a_fault_of_our_own_defers_it_and_leaves_no_row_behind(self, office: Office, caplog: pytest.LogCaptureFixture) -> None:
         id = office.accept()
-        senders = office.delivery.senders
-        office.delivery.senders = {DEFAULT_ACCOUNT: Sender(Address("älice@example.org"), office.sessions)}
+        agent = office.delivery.agent
+        office.delivery.agent = replace(agent, senders={DEFAULT_ACCOUNT: Sender(Address("älice@example.org"), office.sessions)})
         assert office.delivery.deliver([id])
         found = office.standing(id)
-        office.delivery.senders = senders
+        office.delivery.agent = agent
         assert (found.row["state"], found.row["owner"], found.row["reason"]) == ("deferred", None, "internal error: UnicodeEncodeError")
         assert office.send().row["state"] == "sent"
 
@@ -636,6 +638,22 @@ class TestMany:
             office.delivery.deliver(ids)
         assert [office.standing(id).row["state"] for id in ids] == ["sent", "in_data", "sent"]
         assert office.claims.not_in_hand() == [(ids[1], 1)]
+
+    def test_after_a_fault_of_ours_those_in_hand_are_told_and_others_go_on(
+            self, office: Office, smtpd: ScriptedSMTP, monkeypatch: pytest.MonkeyPatch) -> None:
+        office.open_sessions(4)
+        with monkeypatch.context() as patch:
+            patch.setattr(Claims, "fence_and_finish", None)
+            with pytest.raises(TypeError):
+                office.delivery.deliver([office.accept() for _ in range(10)])
+        ids = [office.accept() for _ in range(10)]
+        assert office.delivery.deliver(ids)
+        assert office.has_sent(ids)
+        alone = office.accept()
+        office.sql("UPDATE messages SET crashes = 1 WHERE id = :id", id=alone)
+        assert office.delivery.deliver([alone])
+        assert office.has_sent([alone])
+        assert len(smtpd.payloads) == len({payload.message_id for payload in smtpd.payloads})
 
     @pytest.mark.usefixtures("impatient")
     def test_at_the_fence_without_a_database_they_all_go_back(self, office: Office, smtpd: ScriptedSMTP, tmp_path: Path) -> None:

@@ -1,12 +1,17 @@
-"""Turns are given in the order they were asked for."""
+"""Turns are given in the order they were asked for, to single mails and to many by turns."""
 
 import threading
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
 from mailroom.mail.turns import Turns
 from tests.services import wait_until
+
+
+def nobody() -> None:
+    """Is told."""
 
 
 class Line:
@@ -19,12 +24,12 @@ class Line:
         self.threads: list[threading.Thread] = []
 
     def ask(self, name: str, *, alone: bool = False) -> None:
-        before = len(self.turns._waiting) + self.turns._running
+        before = len(self.turns._singles) + self.turns._running
         self.ends[name] = threading.Event()
         thread = threading.Thread(target=self._take, args=(name, alone))
         self.threads.append(thread)
         thread.start()
-        wait_until(lambda: len(self.turns._waiting) + self.turns._running > before, 5, what=f"{name} is in line")
+        wait_until(lambda: len(self.turns._singles) + self.turns._running > before, 5, what=f"{name} is in line")
 
     def end(self, name: str) -> None:
         self.ends[name].set()
@@ -61,7 +66,7 @@ def test_one_that_ends_and_asks_again_goes_to_the_end_of_the_line() -> None:
     first.__enter__()
     waiting = threading.Thread(target=lambda: _note(turns, order))
     waiting.start()
-    wait_until(lambda: len(turns._waiting) == 1, 5, what="the other waits")
+    wait_until(lambda: len(turns._singles) == 1, 5, what="the other waits")
     first.__exit__(None, None, None)
     with turns.shared():
         order.append("again")
@@ -86,33 +91,33 @@ def test_one_alone_waits_for_the_others_and_keeps_new_ones_out(line: Line) -> No
     wait_until(lambda: line.admitted == ["a", "alone", "b"], 5, what="the last is in")
 
 
-def test_who_asks_for_many_gets_what_is_free_and_a_fifth_at_least() -> None:
-    turns = Turns(10)
-    assert [turns.ask(3).given, turns.ask(20).given] == [3, 7]
-    asked = turns.ask(8)
-    turns.give_back()
-    assert (asked.given, turns._running) == (0, 9)
-    turns.give_back()
-    assert (asked.given, asked.admitted.is_set()) == (2, True)
-    turns.give_back(10)
-    assert turns.ask(1).given == 1
-
-
-def test_one_for_many_keeps_its_place_until_it_is_withdrawn() -> None:
-    turns = Turns(5)
-    assert turns.ask(5).given == 5
-    first, second, third = turns.ask(5), turns.ask(1), turns.ask(2)
-    turns.give_back()
-    assert (first.given, second.given, third.given) == (1, 0, 0)
-    turns.withdraw(second)
+def test_who_asks_for_many_gets_what_is_free_and_is_told() -> None:
+    turns, told = Turns(10), list[str]()
+    assert [turns.ask(3, partial(told.append, "a")).given, turns.ask(20, partial(told.append, "b")).given] == [3, 7]
+    asked = turns.ask(8, partial(told.append, "c"))
+    assert (asked.given, told) == (0, ["a", "b"])
     turns.give_back(2)
-    assert (first.given, second.given, third.given) == (1, 0, 2)
-    turns.withdraw(third)
-    assert turns.ask(4).given == 2
+    assert (asked.given, told) == (2, ["a", "b", "c"])
+
+
+def test_a_single_mail_passes_those_who_ask_for_many_but_not_one_after_the_other(line: Line) -> None:
+    turns = line.turns
+    assert turns.ask(2, nobody).given == 2
+    many = [turns.ask(2, nobody) for _ in range(3)]
+    for name in ("a", "b"):
+        line.ask(name)
+    turns.give_back()
+    wait_until(lambda: line.admitted == ["a"], 5, what="the single one is in")
+    turns.give_back()
+    assert [asked.given for asked in many] == [1, 0, 0]
+    line.end("a")
+    wait_until(lambda: line.admitted == ["a", "b"], 5, what="the next single one is in")
+    line.end("b")
+    wait_until(lambda: [asked.given for asked in many] == [1, 1, 0], 5, what="the next of many is in")
 
 
 def test_one_alone_waits_until_all_is_on_record(line: Line) -> None:
-    asked = line.turns.ask(2)
+    asked = line.turns.ask(2, nobody)
     line.ask("alone", alone=True)
     line.turns.give_back(2)
     assert (asked.given, line.admitted) == (2, [])

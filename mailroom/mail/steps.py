@@ -7,11 +7,9 @@ import select
 import socket
 import time
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
-
-#: When something has come for one, the others get so long to come, too: what they ask of the database then is one commit.
-GATHER_SECONDS = 0.002
 
 K = TypeVar("K")
 R = TypeVar("R")
@@ -63,6 +61,9 @@ class Attempts(Generic[K, R]):
     def __init__(self) -> None:
         self._poll = select.poll()
         self._waiting: dict[int, tuple[K, Steps[R], float]] = {}  # by file descriptor, with the deadline
+        self._waker, self._woken = socket.socketpair()
+        self._waker.setblocking(False)
+        self._poll.register(self._woken, select.POLLIN)
         #: Those that ask for their fence; `go_on` takes them further.
         self.fenced: list[tuple[K, Steps[R]]] = []
         #: Those that have ended: each is told by calling it.
@@ -86,14 +87,18 @@ class Attempts(Generic[K, R]):
                 self._waiting[asked.link.fileno()] = (key, steps, asked.deadline)
                 self._poll.register(asked.link, asked.event)
 
-    def wait(self, seconds: float) -> None:
-        """Until something has come for one of them, or the first has waited long enough; so long at most."""
-        first = min(deadline for _, _, deadline in self._waiting.values())
-        ready = self._poll.poll(max(0.0, min(seconds, first - time.monotonic())) * 1000)
-        if ready and len(ready) < len(self._waiting):
-            time.sleep(GATHER_SECONDS)
-            ready = self._poll.poll(0)
-        for number, _ in ready:
+    def wake(self) -> None:
+        """Have `wait` return, now or when it is called next; from any thread."""
+        with suppress(BlockingIOError):  # There is more than enough to read already.
+            self._waker.send(b"!")
+
+    def wait(self) -> None:
+        """Until something has come for one of them, or the first has waited long enough, or somebody calls `wake`."""
+        first = min((deadline for _, _, deadline in self._waiting.values()), default=float("inf"))
+        for number, _ in self._poll.poll(None if first == float("inf") else max(0.0, first - time.monotonic()) * 1000):
+            if number == self._woken.fileno():
+                self._woken.recv(4096)
+                continue
             key, steps, _ = self._forget(number)
             self.go_on(key, steps, partial(steps.send, None))
         now = time.monotonic()
@@ -101,10 +106,18 @@ class Attempts(Generic[K, R]):
             key, steps, _ = self._forget(number)
             self.go_on(key, steps, partial(steps.throw, TimeoutError("timed out")))
 
-    def close(self) -> None:
-        """Break off those that have not ended."""
-        for _, steps in [*self.fenced, *((key, steps) for key, steps, _ in self._waiting.values())]:
+    def break_off(self) -> list[K]:
+        """End all without a word, and return the keys of all that nobody was told the end of."""
+        going = [*self.fenced, *((key, steps) for key, steps, _ in map(self._forget, [*self._waiting]))]
+        for _, steps in going:
             steps.close()
+        keys = [key for key, _ in [*going, *self.ended]]
+        self.fenced, self.ended = [], []
+        return keys
+
+    def close(self) -> None:
+        self._waker.close()
+        self._woken.close()
 
     def _forget(self, number: int) -> tuple[K, Steps[R], float]:
         self._poll.unregister(number)

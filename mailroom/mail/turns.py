@@ -2,27 +2,27 @@
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(eq=False)
 class Asked:
-    """What somebody in line asked for, and how many turns were given."""
+    """How many turns somebody in line asked for, and how many were given; he is told of that by a call."""
 
-    least: int
     most: int
+    tell: Callable[[], None]
     alone: bool = False
     given: int = 0
-    admitted: threading.Event = field(default_factory=threading.Event)
 
 
 class Turns:
-    """At most `limit` shared turns at a time; a turn alone waits for them to end. Whoever came first is let in first.
+    """At most `limit` shared turns at a time; a turn alone waits for them to end.
 
-    So a single mail waits for one of a long nudge, not for all of them. A turn has two ends: its connection is free for the next one,
-    and all is on record, for which one alone waits.
+    There are two lines, one for single mails and one for many at a time. The first of each is let in by turns: so a single mail, for which
+    somebody may wait, gets the next turn or the one after that, whatever else there is to do. A turn has two ends: its connection is free
+    for the next one, and all is on record, for which one alone waits.
     """
 
     def __init__(self, limit: int) -> None:
@@ -30,12 +30,14 @@ class Turns:
         self._running = 0  #: those that use a connection
         self._inside = 0  #: those, and those that are not on record yet
         self._alone = False
-        self._waiting: deque[Asked] = deque()
+        self._singles: deque[Asked] = deque()
+        self._many: deque[Asked] = deque()
+        self._let_single_in = False  #: whether that was the last thing done
         self._lock = threading.Lock()
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        self._ask(Asked(1, 1)).admitted.wait()
+        self._wait()
         try:
             yield
         finally:
@@ -44,7 +46,7 @@ class Turns:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        self._ask(Asked(1, 1, alone=True)).admitted.wait()
+        self._wait(alone=True)
         try:
             yield
         finally:
@@ -53,20 +55,9 @@ class Turns:
             self.give_back()
             self.leave()
 
-    def ask(self, most: int) -> Asked:
-        """Line up for so many shared turns or fewer, and go on; `admitted` is set once some are `given`, or `withdraw` it.
-
-        Who asks for many gets a fifth of all at least: one at a time, they would be scattered over as many threads.
-        """
-        return self._ask(Asked(min(most, max(1, self._limit // 5)), most))
-
-    def withdraw(self, asked: Asked) -> None:
-        with self._lock:
-            if not asked.given:
-                self._waiting.remove(asked)
-                return
-        self.give_back(asked.given)
-        self.leave(asked.given)
+    def ask(self, most: int, tell: Callable[[], None]) -> Asked:
+        """Line up for so many shared turns or fewer, and go on; `tell` is called when some were `given`, perhaps at once."""
+        return self._ask(Asked(most, tell), self._many)
 
     def give_back(self, count: int = 1) -> None:
         """The connections of so many turns are free."""
@@ -80,20 +71,29 @@ class Turns:
             self._inside -= count
             self._admit()
 
-    def _ask(self, asked: Asked) -> Asked:
+    def _wait(self, *, alone: bool = False) -> None:
+        admitted = threading.Event()
+        self._ask(Asked(1, admitted.set, alone), self._singles)
+        admitted.wait()
+
+    def _ask(self, asked: Asked, line: deque[Asked]) -> Asked:
         with self._lock:
-            self._waiting.append(asked)
+            line.append(asked)
             self._admit()
         return asked
 
     def _admit(self) -> None:
-        while self._waiting and not self._alone and self._fits(self._waiting[0]):
-            asked = self._waiting.popleft()
+        while (line := self._next()) and not self._alone and self._fits(line[0]):
+            asked = line.popleft()
+            self._let_single_in = line is self._singles
             asked.given = min(asked.most, self._limit - self._running)
             self._alone = asked.alone
             self._running += asked.given
             self._inside += asked.given
-            asked.admitted.set()
+            asked.tell()
+
+    def _next(self) -> deque[Asked]:
+        return self._many or self._singles if self._let_single_in else self._singles or self._many
 
     def _fits(self, asked: Asked) -> bool:
-        return not self._inside if asked.alone else self._limit - self._running >= asked.least
+        return not self._inside if asked.alone else self._running < self._limit

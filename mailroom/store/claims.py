@@ -68,19 +68,16 @@ class Claims:
         """Whether the payload may be sent: the row is still ours and our lease still runs. Committed when it returns True."""
         return self.database.write(self._fence, claim)
 
-    def fence_all(self, claims: Sequence[Claim]) -> list[Callable[[], bool]]:
-        """The same for many at once; each answer is had by a call."""
-        return self.database.write_all(self._fence, claims)
-
     def finish(self, claim: Claim, outcome: Outcome) -> bool:
         """Commit how the attempt ended; False if the row is no longer ours, and nothing was changed."""
         return self._let_go(claim, self._finish, (claim, outcome), otherwise=self._finish_bare)
 
-    def finish_all(self, ended: Sequence[tuple[Claim, Outcome]]) -> list[Callable[[], bool]]:
-        """The same for many at once; each answer is had by a call, which may try again."""
-        told = self.database.write_all(self._finish, ended)
-        return [partial(self._let_go, claim, self._finish, (claim, outcome), otherwise=self._finish_bare, first=first)
-                for (claim, outcome), first in zip(ended, told, strict=True)]
+    def fence_and_finish(self, claims: Sequence[Claim], ended: Sequence[tuple[Claim, Outcome]]
+                         ) -> tuple[list[Callable[[], bool]], list[Callable[[], bool]]]:
+        """`fence` for some and `finish` for others, in one commit; each answer is had by a call, which may try to finish again."""
+        passed, told = self.database.write_all((self._fence, claims), (self._finish, ended))
+        return passed, [partial(self._let_go, claim, self._finish, (claim, outcome), otherwise=self._finish_bare, first=first)
+                        for (claim, outcome), first in zip(ended, told, strict=True)]
 
     def release(self, claim: Claim) -> bool:
         """Give back a row of which nothing was sent, whether its fence was passed or not; the attempt does not count."""

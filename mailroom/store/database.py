@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -84,11 +85,11 @@ class Database:
             self._do([write])
         return write.outcome()  # type: ignore[no-any-return]  # a queue of all works cannot know each one's type
 
-    def write_all(self, work: Work[T, R], items: Sequence[T]) -> list[Callable[[], R]]:
-        """The same for several items at once; each result, or error, is had by a call."""
-        writes = [_Write(work, item) for item in items]
-        self._do(writes)
-        return [write.outcome for write in writes]
+    def write_all(self, *asked: tuple[Work[Any, Any], Sequence[Any]]) -> list[list[Callable[[], Any]]]:
+        """The same for several works with several items each, at once; each result, or error, is had by a call."""
+        writes = [[_Write(work, item) for item in items] for work, items in asked]
+        self._do([*chain.from_iterable(writes)])
+        return [[write.outcome for write in alike] for alike in writes]
 
     def _do(self, writes: "Sequence[_Write]") -> None:
         """Have them done, by this thread or by one that leads already."""

@@ -4,7 +4,6 @@ from sqlalchemy import Engine, inspect, text
 
 #: Ids of copies look like any other and sort before those of new mails.
 ID = "00000000-0000-7000-8000-"
-TABLES = ("messages", "contents", "recipients")
 STEP = 100_000
 
 
@@ -14,22 +13,20 @@ def copy(engine: Engine, template: str, *, first: int, count: int) -> None:
     number = f"printf('{ID}%012x', series.n)" if sqlite else f"'{ID}' || lpad(to_hex(series.n), 12, '0')"
     series = ("WITH RECURSIVE series(n) AS (SELECT :low UNION ALL SELECT n + 1 FROM series WHERE n < :high)" if sqlite else
               "WITH series AS (SELECT generate_series(CAST(:low AS bigint), CAST(:high AS bigint)) AS n)")
-    instead = {"id": number, "message_id": f"{number} || '@example.org'", "published_at": "NULL", "state": "'queued'", "owner": "NULL",
-               "attempt": "0"}
+    anew = {"id": number, "state": "'queued'"}  # Whatever became of the template.
+    instead = {"messages": {**anew, "message_id": f"{number} || '@example.org'", "published_at": "NULL", "owner": "NULL", "attempt": "0",
+                            "reason": "NULL"},
+               "contents": {"id": number}, "recipients": {**anew, "reply": "NULL"}}
     for low in range(first, first + count, STEP):
         high = min(low + STEP, first + count) - 1
         with engine.begin() as connection:
-            for table in TABLES:
+            for table in instead:
                 columns = [column["name"] for column in inspect(connection).get_columns(table)]
-                chosen = ", ".join(_value(table, name, instead) for name in columns)
+                chosen = ", ".join(instead[table].get(name, f"t.{name}") for name in columns)
                 connection.execute(text(f"INSERT INTO {table} ({', '.join(columns)}) {series} SELECT {chosen} FROM {table} AS t, series "
                                         f"WHERE t.id = :template"), {"low": low, "high": high, "template": template})
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("ANALYZE"))
-
-
-def _value(table: str, column: str, instead: dict[str, str]) -> str:
-    return instead[column] if column in instead and (table == "messages" or column == "id") else f"t.{column}"
 
 
 def copied(first: int, count: int) -> list[str]:

@@ -1,0 +1,113 @@
+"""What one attempt is, and how its replies are judged: mail/delivery.py makes many of them."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from mailroom.mail.compose import compose
+from mailroom.mail.errors import NotTaken, StoreUnavailable, Unanswered
+from mailroom.mail.link import Reply
+from mailroom.mail.message import Address, Claim, Outcome, State, Trouble
+from mailroom.mail.replies import is_of_bad_address, state_of, trouble_of
+from mailroom.mail.schedule import Schedule
+from mailroom.mail.sessions import Sessions
+from mailroom.mail.steps import Steps
+from mailroom.mail.transport import FenceRefused, Receipt, SessionLost
+
+log = logging.getLogger("mailasync.delivery")
+
+
+@dataclass(frozen=True)
+class Sender:
+    """One account: who its mails are from, and its sessions with its server."""
+
+    address: Address
+    sessions: Sessions
+
+
+@dataclass(frozen=True)
+class Agent:
+    """Makes attempts, and says what became of them."""
+
+    senders: Mapping[str, Sender]  #: by the name of the account
+    schedule: Schedule
+    on_uncertain: str  #: resend or hold
+
+    def close(self) -> None:
+        for sender in self.senders.values():
+            sender.sessions.close()
+
+    def attempt(self, claim: Claim, *, open_only: bool = False) -> Steps[Outcome]:
+        """One attempt. `open_only`: SessionLost is raised where it takes a new session; FenceRefused and StoreUnavailable always are."""
+        sender = self.senders[claim.account]
+        try:
+            payload = compose(claim, sender=sender.address)
+        except Exception as e:  # Whatever it is, it would be so again; its text may hold the content.
+            log.error("message %s could not be composed: %s", claim.id, type(e).__name__, extra={"message_id": claim.id})
+            return self._for_all(claim, State.FAILED, f"could not be composed: {type(e).__name__}")
+        if not claim.pending:
+            return Outcome(state=State.SENT if claim.sent_before else State.FAILED, reason="nobody is left to send it to")
+        message, everyone = claim.message, claim.message.everyone
+        people = {position: everyone[position].address for position in claim.pending}
+        try:
+            receipt = yield from sender.sessions.steps((message.sender or sender.address).address, people, payload,
+                                                       smtputf8=message.needs_smtputf8, open_only=open_only)
+        except Unanswered as e:
+            return self._uncertain(claim, e.reply)
+        except SessionLost:
+            raise
+        except NotTaken as e:
+            said = Reply(e.code, e.reply.removeprefix(f"{e.code} "))
+            return self._later(claim, e.reply, trouble=trouble_of(said, self.schedule, of_message=e.of_message))
+        except (FenceRefused, StoreUnavailable):
+            raise
+        except Exception as e:  # A fault of ours, before the dot: transport says Unanswered whatever happens after it.
+            log.error("message %s attempt %d: %s", claim.id, claim.attempt, type(e).__name__, extra={"message_id": claim.id})
+            return self._later(claim, f"internal error: {type(e).__name__}")
+        # A reply to MAIL, DATA or the dot may have the same code, and does not say of whom.
+        return replace(self._judge(claim, receipt),
+                       bounced=frozenset(at for at, reply in receipt.refused.items() if is_of_bad_address(reply)))
+
+    def _judge(self, claim: Claim, receipt: Receipt) -> Outcome:
+        """Turn replies into an outcome for each recipient, and for the message."""
+        replies = {position: receipt.refused.get(position, receipt.final) or Reply(0, "no reply") for position in claim.pending}
+        found = {position: (state_of(reply), str(reply)) for position, reply in replies.items()}
+        states = {state for state, _ in found.values()}
+        worst = max(replies.values(), key=lambda reply: reply.code)
+        if State.DEFERRED in states:
+            temporary = next(reply for reply in replies.values() if state_of(reply) is State.DEFERRED)
+            if State.SENT in states and temporary.text.startswith("4.5.3 "):  # Too many at once: the rest now (RFC 5321, 4.5.3.1.10).
+                return Outcome(state=State.DEFERRED, reason=str(temporary), recipients=found, wait_seconds=0)
+            return self._later(claim, str(temporary), found, trouble=trouble_of(temporary, self.schedule))
+        sent = State.SENT in states or claim.sent_before
+        return Outcome(state=State.SENT if sent else State.FAILED, reason=str(worst), recipients=found)
+
+    def _later(self, claim: Claim, reason: str, found: dict[int, tuple[State, str]] | None = None, *, trouble: Trouble | None = None,
+               uncertain: bool = False) -> Outcome:
+        """Defer, or fail where the attempts are used up; with trouble of the account, until an account can send."""
+        found = found or dict.fromkeys(claim.pending, (State.DEFERRED, reason))
+        wait = self._wait_seconds(claim)
+        if trouble and (trouble.excuses or wait is not None):
+            return Outcome(state=State.DEFERRED, reason=reason, recipients=found, trouble=trouble)
+        if wait is not None:
+            return Outcome(state=State.DEFERRED, reason=reason, recipients=found, wait_seconds=wait, uncertain=uncertain)
+        end = State.UNCERTAIN if uncertain else State.FAILED  # Who may have the mail was not failed to.
+        given_up = {position: (end if state is State.DEFERRED else state, reply) for position, (state, reply) in found.items()}
+        sent = not uncertain and (claim.sent_before or any(state is State.SENT for state, _ in given_up.values()))
+        return Outcome(state=State.SENT if sent else end, recipients=given_up, uncertain=uncertain, trouble=trouble,
+                       reason=f"gave up after attempt {claim.attempt}: {reason}")
+
+    def _wait_seconds(self, claim: Claim) -> float | None:
+        """How long until the next attempt; None if this was the last. A message's own number of attempts repeats the longest wait."""
+        most = claim.max_attempts
+        if most is None:
+            return self.schedule.wait_seconds(claim.counted)
+        return self.schedule.wait_seconds(min(claim.counted, len(self.schedule.waits))) if claim.counted < most else None
+
+    def _uncertain(self, claim: Claim, reason: str) -> Outcome:
+        if self.on_uncertain == "resend":
+            return self._later(claim, reason, uncertain=True)
+        return self._for_all(claim, State.UNCERTAIN, reason, uncertain=True)
+
+    def _for_all(self, claim: Claim, state: State, reason: str, *, uncertain: bool = False) -> Outcome:
+        return Outcome(state=state, reason=reason, recipients=dict.fromkeys(claim.pending, (state, reason)), uncertain=uncertain)
