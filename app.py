@@ -100,7 +100,7 @@ def create_app(settings: Settings | None = None, *blueprints: Blueprint, databas
         keys=Keys(database), api_keys=ApiKeys(database), orders=orders, webhooks=Webhooks(database),
         accounts=Accounts(database, [account.budget for account in known]), known_accounts=known,
         suppressions=Suppressions(database), unsubscribes=Unsubscribes(database, settings.PUBLIC_URL), templates=Templates(database),
-        relay=lambda: mailasync.start_relay(database), send=lambda id, queue: mailasync.sendMail.apply_async((id,), queue=queue),
+        relay=lambda: mailasync.start_relay(database), send=mailasync.send,
         run=lambda job: mailasync.runJob.apply_async((job.id,), queue=job.queue))
     Sessions(partial(secret, database, "session")).attach(app)
     metrics.watch(app)  # First of all hooks, so that a refusal has an id too.

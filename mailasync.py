@@ -135,6 +135,16 @@ def sendMail(task: Task, *args: Any, **kwargs: Any) -> None:  # type: ignore[typ
         raise Reject("not settled", requeue=True)
 
 
+def send(ids: Sequence[str], queue: str) -> None:
+    """`sendMail.apply_async` for each of these mails; where a relay runs, without a result for each, which takes longer than the rest."""
+    relay = _process.relay
+    for id in ids:
+        if relay is not None and len(ids) > 1 and is_uuid(id):
+            relay.offer(id, queue=queue)
+        else:
+            sendMail.apply_async((id,), queue=queue)
+
+
 def read_nudge(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[str], str] | None:
     """The ids and the outbox that a nudge of ours names; None for what any other client sent."""
     if kwargs or len(args) != 2 or not isinstance(args[0], list) or not isinstance(args[1], str):

@@ -79,7 +79,8 @@ class Relay:
         if len(self._waiting) >= WAITING_MAX:
             return False
         self._waiting.append((id, queue, alone))
-        self._wake.set()
+        if not self._wake.is_set():  # Whoever clears it looks at what waits after that.
+            self._wake.set()
         return True
 
     def look(self) -> None:

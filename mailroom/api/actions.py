@@ -96,4 +96,4 @@ def _hand_over(standing: Standing) -> None:
     """Tell the workers now of what is queued now. A suspect must not share a nudge, and a sweeper sees to that."""
     row = standing.row
     if row["state"] == State.QUEUED and row["published_at"] is None and not row["crashes"]:
-        services().send(row["id"], row["queue"])
+        services().send([row["id"]], row["queue"])

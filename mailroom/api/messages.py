@@ -123,10 +123,12 @@ def _accept(work_seconds: float, *, status: int) -> Response:
 
 def _hand_over(accepted: list[Acceptance]) -> None:
     """Tell the workers now; what is to be sent later is found when its time has come."""
-    send = services().send
+    by_queue: dict[str, list[str]] = {}
     for acceptance in accepted:
         if acceptance.state is State.QUEUED:
-            send(acceptance.id, acceptance.queue)
+            by_queue.setdefault(acceptance.queue, []).append(acceptance.id)
+    for queue, ids in by_queue.items():
+        services().send(ids, queue)
 
 
 def _dry_run(acceptance: Acceptance) -> Response:

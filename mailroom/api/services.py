@@ -1,6 +1,6 @@
 """What the HTTP side needs of the rest; app.py puts it together."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from flask import current_app
@@ -36,7 +36,7 @@ class Services:
     unsubscribes: Unsubscribes
     templates: Templates
     relay: Callable[[], Relay | None]  #: the publisher of this process, once it serves
-    send: Callable[[str, str], object]  #: sendMail, of an id on a queue
+    send: Callable[[Sequence[str], str], object]  #: sendMail, of ids on a queue
     run: Callable[[NewJob], object]  #: runJob, on the queue of the job
 
 

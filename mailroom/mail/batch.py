@@ -1,6 +1,8 @@
 """Reads many mails that share a part, at the cost of one mail and their recipients."""
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Set
+from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any
 
 from pydantic_core import PydanticCustomError
@@ -8,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from mailroom.mail.addresses import parse_addresses
 from mailroom.mail.errors import FieldError, InvalidMessage, MalformedJSON
 from mailroom.mail.intake import MailOrder, mail_from
+from mailroom.mail.message import Message
 
 #: What a message of a batch may have for itself without being read as a whole.
 _OWN = frozenset({"to", "variables"})
@@ -22,6 +25,8 @@ class BatchReader:
     common_at: str
     wrong: list[FieldError] = field(default_factory=list)
     _base: MailOrder | None = None  #: of a message that had nothing for itself but `to` and `variables`
+    _message: Callable[..., Message] = Message  #: makes its message anew, with another `to`
+    _order: Callable[..., MailOrder] = MailOrder  #: the same of its order, with another message and template
 
     def read(self, index: int, item: object) -> MailOrder | None:
         """The message at this place of the list; None where it is none."""
@@ -48,7 +53,8 @@ class BatchReader:
         if order.dry_run:
             raise InvalidMessage([FieldError("#/dry_run", "expected a single message, as only that is shown, got a batch")])
         if item.keys() <= _OWN and not (order.message.cc or order.message.bcc):
-            self._base = order
+            self._base, self._message = order, _maker(order.message, without={"to"})
+            self._order = _maker(order, without={"message", "template"})
         return order
 
     def _quickly(self, base: MailOrder, item: dict[str, Any]) -> MailOrder:
@@ -64,10 +70,16 @@ class BatchReader:
         if template:
             shared = self.common["template"].get("variables", {})
             template = template.model_copy(update={"variables": {**shared, **variables}})
-        return replace(base, message=replace(base.message, to=to), template=template)
+        return self._order(message=self._message(to=to), template=template)
 
     def _placed(self, error: FieldError, index: int, item: dict[str, Any]) -> FieldError:
         """The error where the client wrote it: in the common part, or in this message."""
         name = error.pointer.removeprefix("#").split("/")[1] if "/" in error.pointer else ""
         where = self.common_at if name in self.common and name not in item else f"{self.at}/{index}"
         return FieldError(where + error.pointer.removeprefix("#"), error.detail)
+
+
+def _maker(value: Any, *, without: Set[str]) -> Callable[..., Any]:
+    """Makes more like this one; dataclasses.replace takes four times as long."""
+    kind: Callable[..., Any] = type(value)
+    return partial(kind, **{one.name: getattr(value, one.name) for one in fields(value) if one.name not in without})

@@ -111,7 +111,7 @@ class Message:
         content |= {"sender": [self.sender.address, self.sender.name]} if self.sender else {}
         content |= {"reply_to": [[to.address, to.name] for to in self.reply_to]} if self.reply_to else {}
         content |= {"attachments": len(self.attachments)} if self.attachments else {}
-        return json.dumps(content, ensure_ascii=False)
+        return _encode(content)
 
     @classmethod
     def from_row(cls, content: Mapping[str, Any], people: Iterable[tuple[str, Address]], attachments: tuple[Attachment, ...] = ()) -> Self:
@@ -239,3 +239,6 @@ def file_name(name: str) -> str:
         stem, dot, suffix = base, "", ""
     most = _FILE_NAME_MAX_BYTES - len((dot + suffix).encode())
     return stem.encode()[:most].decode(errors="ignore") + dot + suffix if base.strip(". ") else "file"
+
+
+_encode = json.JSONEncoder(ensure_ascii=False).encode
