@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from benchmarks import report
 from benchmarks.contender import BATCH, BODY, Contender, FastAPICelery, Node, Ours, Tutorial, TutorialOnGunicorn
-from benchmarks.report import COMMIT, GUNICORN, NODE, SQLITE, TUTORIAL
+from benchmarks.report import COMMIT, GUNICORN, NODE, POSTGRESQL, SQLITE, TUTORIAL
 from benchmarks.rig import Bench, Process, ask, bench, post, told_by
 from benchmarks.sinks import Sink, gmail_like, immediate
 from tests.faults.rig import end_on_sigterm
@@ -20,7 +20,7 @@ from tests.services import free_port, wait_until
 
 CLIENTS = 32
 CONNECTIONS = 50
-POSTGRESQL, TWO_WORKERS, FASTAPI = "mailasync, PostgreSQL", "mailasync, PostgreSQL, 2 workers", "FastAPI + Celery"
+TWO_WORKERS, FASTAPI = f"{POSTGRESQL}, 2 workers", "FastAPI + Celery"
 RAW, PUBLISH = "raw SMTP", "confirmed publish alone"
 _OTHERS: dict[str, type[Contender]] = {TUTORIAL: Tutorial, GUNICORN: TutorialOnGunicorn, FASTAPI: FastAPICelery, NODE: Node}
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.compare import CLIENTS, CONNECTIONS, GMAIL_25, POSTGRESQL, made
+from benchmarks.compare import CLIENTS, CONNECTIONS, GMAIL_25, made
 from benchmarks.contender import BODY
-from benchmarks.report import SQLITE
+from benchmarks.report import POSTGRESQL, SQLITE
 from benchmarks.rig import TICKS_PER_SECOND, Bench, bench, post
 from benchmarks.sinks import immediate
 from tests.faults.rig import end_on_sigterm

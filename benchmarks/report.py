@@ -18,7 +18,8 @@ OTHERS = ("gunicorn", "fastapi", "uvicorn")
 #: By measure, contender and figure.
 Results = Mapping[str, Mapping[str, Mapping[str, float]]]
 
-SQLITE, TUTORIAL, GUNICORN, NODE, COMMIT = "mailasync, SQLite", "tutorial", "tutorial on gunicorn", "Node.js", "commit alone, SQLite"
+SQLITE, POSTGRESQL, COMMIT = "mailasync, SQLite", "mailasync, PostgreSQL", "commit alone, SQLite"
+TUTORIAL, GUNICORN, NODE = "tutorial", "tutorial on gunicorn", "Node.js"
 
 
 @dataclass(frozen=True)
@@ -76,20 +77,28 @@ ROWS = (
     Row("`flask up`: start to first plain mail", "≤ 3 s", of("start", SQLITE, "seconds"), least(3), "{:.2f} s", most=True),
     Row("`flask up`: memory (PSS of the tree)", "≤ 150 MB", of("start", SQLITE, "pss_mb"), least(150), "{:.0f} MB", most=True),
 )
+SCALE_ROWS = tuple(row for name in (SQLITE, POSTGRESQL) for row in (
+    Row(f"processor for a mail, with 1,000,000 queued as with 1,000 ({name})", "≤ 1.2 ×",
+        lambda results, name=name: results["1000000"][name]["cpu_us"] / results["1000"][name]["cpu_us"],  # type: ignore[misc]
+        least(1.2), "{:.2f} ×", most=True),
+    Row(f"a single mail beside 1,000,000 in `mail.bulk`, from its POST until it is sent, the longest ({name})", "≤ 2 s",
+        of("1000000", name, "single_seconds"), least(2), "{:.2f} s", most=True)))
+_TABLE = "| what | target | reached | enough |\n|---|---|---|---|\n"
 TITLES = {
     "posts": "Single POSTs a second, 32 clients", "latency": "One client: POSTs a second and latency",
     "batches": "Batch POST: mails accepted a second", "gmail25": "Delivered a second: TLS, login, 25 ms before each reply, 50 connections",
     "gmail100": "The same with 100 ms", "immediate": "Delivered a second: a server that answers at once",
     "start": "`flask up`, from its start to the first mail"}
 _SHOWN = {"per_second": ("a second", "{:,.0f}"), "p50_ms": ("p50, ms", "{:.2f}"), "p99_ms": ("p99, ms", "{:.2f}"),
-          "cpu_us": ("processor for a mail, µs", "{:,.0f}"), "pss_mb": ("memory, PSS, MB", "{:.0f}"), "seconds": ("seconds", "{:.2f}")}
+          "cpu_us": ("processor for a mail, µs", "{:,.0f}"), "pss_mb": ("memory, PSS, MB", "{:.0f}"), "seconds": ("seconds", "{:.2f}"),
+          "single_seconds": ("longest wait of a single mail, s", "{:.2f}")}
 
 
 def written(results: Results, versions: str, *, rounds: int) -> str:
     """The page."""
     parts = ["# Results", f"Medians of {rounds} interleaved rounds of `make bench`, all on one machine: the ratios hold elsewhere, the "
              "numbers do not. Everything of mailasync is on disk, confirmed and fenced; of the others only what their documentation has.",
-             "| what | target | reached | enough |\n|---|---|---|---|\n" + "\n".join(row.told(results) for row in ROWS)]
+             _TABLE + "\n".join(row.told(results) for row in ROWS)]
     for key, names in results.items():
         figures = list(dict.fromkeys(figure for found in names.values() for figure in found if figure in _SHOWN))
         lines = ["| | " + " | ".join(_SHOWN[figure][0] for figure in figures) + " |", "|---|" + "---|" * len(figures)]
@@ -146,6 +155,10 @@ def keep_curve(key: str, lines: Mapping[str, Sequence[Point]], versions: str) ->
         for point in [*points[::max(1, len(points) // 8)], *([points[-1]] if len(points) > 8 else [])]:
             told = " | ".join(_SHOWN[figure][1].format(point.figures[figure]) for figure in figures)
             table.append(f"| {name} | {point.at:,.0f} | {told} |")
+    if key == "costs":
+        results = {str(int(at)): {name: points[n].figures for name, points in lines.items()}
+                   for n, at in enumerate(point.at for point in next(iter(lines.values())))}
+        table = [_TABLE + "\n".join(row.told(results) for row in SCALE_ROWS), "", *table]
     before = file.read_text().split("\n## ")[1:] if file.exists() else []
     sections = {part.partition("\n")[0]: part for part in before}
     sections[curve.title] = f"{curve.title}\n\n![{curve.title}](../docs/img/bench-{key}.svg)\n\n" + "\n".join(table) + f"\n\n{versions}"

@@ -4,12 +4,12 @@ import argparse
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks import report
-from benchmarks.compare import POSTGRESQL, made
+from benchmarks.compare import made
 from benchmarks.contender import BODY, Ours
-from benchmarks.report import SQLITE
+from benchmarks.report import POSTGRESQL, SQLITE
 from benchmarks.rig import Bench, Process, ask, bench, post
 from benchmarks.sinks import Sink, gmail_like, immediate
 from tests.faults import backlog
@@ -32,6 +32,13 @@ class Queue:
     template: str
     made: int = 0
 
+    def single_seconds(self) -> float:
+        """How long a mail of its own takes from its POST until it is sent."""
+        began = time.perf_counter()
+        id = ask(self.one.port, "/v1/messages", BODY)["id"]
+        wait_until(lambda: self.one.count(f"id = '{id}' AND state = 'sent'"), 60, what="a single mail is sent")
+        return time.perf_counter() - began
+
     def hold(self, count: int) -> None:
         """Add so many that `count` wait, once half of them are gone."""
         missing = count - (self.made - self.sink.count().mails)
@@ -47,38 +54,40 @@ def working(bench: Bench, name: str, sink: Sink, *, workers: int) -> Iterator[tu
         assert isinstance(one, Ours)
         stack.enter_context(one.web())
         processes = [stack.enter_context(one.worker(sink, connections=CONNECTIONS)) for _ in range(workers)]
-        template = ask(one.port, "/v1/messages", BODY)["id"]
+        template = ask(one.port, "/v1/messages", BODY | {"priority": "low"})["id"]
         wait_until(lambda: one.count("state = 'sent'"), 60, what="a first mail is sent")
         yield Queue(one, sink, template), processes
 
 
-def worked(queue: Queue, processes: Sequence[Process], *, queued: int, seconds: float) -> tuple[float, float]:
-    """Mails a second, and microseconds of the workers' processors for one, while so many wait."""
+def worked(queue: Queue, processes: Sequence[Process], *, queued: int, seconds: float) -> report.Point:
+    """Mails a second, and microseconds of the workers' processors for one, while so many wait; and the longest wait of a single mail."""
     queue.hold(queued)
     before = queue.sink.count().mails
     wait_until(lambda: queue.sink.count().mails > before + 200, 60, what="workers have begun")
     began, sent, cpu = time.perf_counter(), queue.sink.count().mails, sum(process.cpu_seconds for process in processes)
-    while time.perf_counter() < began + seconds:
+    singles: list[float] = []
+    while (took := time.perf_counter() - began) < seconds:
         queue.hold(queued)
+        if len(singles) < took:
+            singles.append(queue.single_seconds())
         time.sleep(0.05)
     mails, took = queue.sink.count().mails - sent, time.perf_counter() - began
-    return mails / took, (sum(process.cpu_seconds for process in processes) - cpu) / mails * 1e6
+    cpu_us = (sum(process.cpu_seconds for process in processes) - cpu) / mails * 1e6
+    return report.Point(queued, {"per_second": mails / took, "cpu_us": cpu_us, "single_seconds": max(singles)})
 
 
 def costs(bench: Bench, name: str, seconds: float) -> Iterator[report.Point]:
     """What a mail costs, by how many wait."""
     for queued in QUEUED:
         with immediate(bench) as sink, working(bench, name, sink, workers=1) as (queue, processes):
-            per_second, cpu_us = worked(queue, processes, queued=queued, seconds=seconds)
-            yield report.Point(queued, {"per_second": per_second, "cpu_us": cpu_us})
+            yield worked(queue, processes, queued=queued, seconds=seconds)
 
 
 def workers(bench: Bench, name: str, seconds: float) -> Iterator[report.Point]:
     """What more workers bring where the mail server takes its time."""
     for count in WORKERS:
         with gmail_like(bench, delay_ms=DELAY_MS) as sink, working(bench, name, sink, workers=count) as (queue, processes):
-            per_second, cpu_us = worked(queue, processes, queued=20_000, seconds=seconds)
-            yield report.Point(count, {"per_second": per_second, "cpu_us": cpu_us})
+            yield replace(worked(queue, processes, queued=20_000, seconds=seconds), at=count)
 
 
 def connections(bench: Bench, name: str, seconds: float) -> Iterator[report.Point]:
