@@ -64,9 +64,10 @@ class Agent:
         except Exception as e:  # A fault of ours, before the dot: transport says Unanswered whatever happens after it.
             log.error("message %s attempt %d: %s", claim.id, claim.attempt, type(e).__name__, extra={"message_id": claim.id})
             return self._later(claim, f"internal error: {type(e).__name__}")
+        outcome = self._judge(claim, receipt)
         # A reply to MAIL, DATA or the dot may have the same code, and does not say of whom.
-        return replace(self._judge(claim, receipt),
-                       bounced=frozenset(at for at, reply in receipt.refused.items() if is_of_bad_address(reply)))
+        bounced = frozenset(at for at, reply in receipt.refused.items() if is_of_bad_address(reply))
+        return replace(outcome, bounced=bounced) if bounced else outcome
 
     def _judge(self, claim: Claim, receipt: Receipt) -> Outcome:
         """Turn replies into an outcome for each recipient, and for the message."""
