@@ -1,5 +1,6 @@
 """From a claimed row to an outcome: on the real outbox, against a real SMTP server that says what a test wants it to say."""
 
+import email
 import logging
 import sqlite3
 import threading
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from sqlalchemy import Connection, text
@@ -20,7 +21,7 @@ from mailroom.mail import transport as transport_module
 from mailroom.mail.agent import Agent, Sender
 from mailroom.mail.delivery import Delivery
 from mailroom.mail.errors import StoreUnavailable
-from mailroom.mail.message import DEFAULT_ACCOUNT, Address, Claim, Message, Outcome
+from mailroom.mail.message import DEFAULT_ACCOUNT, Address, Attachment, Claim, Message, Outcome
 from mailroom.mail.schedule import Schedule
 from mailroom.mail.sessions import Sessions
 from mailroom.mail.transport import NextHop
@@ -124,6 +125,10 @@ def office(database: Database, smtpd: ScriptedSMTP) -> Iterator[Office]:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A database that is locked is given up soon."""
     monkeypatch.setattr(database_module, "BUSY_TIMEOUT_SECONDS", 0.05)
+
+
+def unavailable(*args: object) -> NoReturn:
+    raise StoreUnavailable("database: away")
 
 
 @contextmanager
@@ -638,6 +643,36 @@ class TestMany:
             office.delivery.deliver(ids)
         assert [office.standing(id).row["state"] for id in ids] == ["sent", "in_data", "sent"]
         assert office.claims.not_in_hand() == [(ids[1], 1)]
+
+    def test_attachments_are_read_when_a_mail_goes_and_no_sooner(self, office: Office, smtpd: ScriptedSMTP) -> None:
+        office.open_sessions(4)
+        file = Attachment("data.bin", "application/octet-stream", bytes(range(256)) * 4)
+        ids = [new_id() for _ in range(3)]
+        for id, files in zip(ids, ((file,), (), (file, file)), strict=True):
+            message = Message(to=(BOB,), subject="Hello", text="the body", attachments=files)
+            office.outbox.accept(Acceptance(id=id, message=message, message_id=f"{id}@example.org"))
+        claims = office.claims.claim(ids)
+        assert [(claim.message.attachments, claim.has_attachments) for claim in claims] == [((), True), ((), False), ((), True)]
+        for claim in claims:
+            office.claims.release(claim)
+        assert office.delivery.deliver(ids)
+        assert office.has_sent(ids)
+        found = [email.message_from_bytes(next(mail.data for mail in smtpd.messages if id in mail.message_id)) for id in ids]
+        assert [[part.get_payload(decode=True) for part in mail.walk() if part.get_filename()] for mail in found] == [
+            [file.content], [], [file.content] * 2]
+
+    def test_one_whose_attachments_cannot_be_read_goes_back(
+            self, office: Office, smtpd: ScriptedSMTP, monkeypatch: pytest.MonkeyPatch) -> None:
+        id = new_id()
+        message = Message(to=(BOB,), text="the body", attachments=(Attachment("a.txt", "text/plain", b"a"),))
+        office.outbox.accept(Acceptance(id=id, message=message, message_id=f"{id}@example.org"))
+        others = [office.accept() for _ in range(3)]
+        with monkeypatch.context() as patch:
+            patch.setattr(claims_module, "load_attachments", unavailable)
+            assert not office.delivery.deliver([id, *others])
+        assert (office.standing(id).row["state"], office.has_sent(others)) == ("queued", True)
+        assert office.delivery.deliver([id])
+        assert office.has_sent([id])
 
     def test_after_a_fault_of_ours_those_in_hand_are_told_and_others_go_on(
             self, office: Office, smtpd: ScriptedSMTP, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ class Outbox(Protocol):
     def claim(self, ids: Sequence[str]) -> list[Claim]: ...
     def suspect(self, id: str) -> bool: ...
     def claim_alone(self, id: str) -> Claim | None: ...
+    def with_attachments(self, claim: Claim) -> Claim: ...
     def fence(self, claim: Claim) -> bool: ...
     def finish(self, claim: Claim, outcome: Outcome) -> bool: ...
     def fence_and_finish(self, claims: Sequence[Claim], ended: Sequence[tuple[Claim, Outcome]]
@@ -125,7 +126,10 @@ class Delivery:
 
     def _attempt(self, claim: Claim, *, open_only: bool = False) -> Steps[Outcome | None]:
         """None if it was not begun."""
-        return None if self._stopping.is_set() else (yield from self.agent.attempt(claim, open_only=open_only))
+        if self._stopping.is_set():
+            return None
+        whole = self.outbox.with_attachments(claim) if claim.has_attachments else claim
+        return (yield from self.agent.attempt(whole, open_only=open_only))
 
     def _record(self, claim: Claim, write: Callable[[], bool], *, needed: bool) -> bool:
         """Write until it is committed, however long the database is away: what was read from a server must not be forgotten.
@@ -183,8 +187,8 @@ class _Begun(NamedTuple):
 class _SideBySide:
     """The mails of all nudges, in one thread: as many at a time as there are turns.
 
-    What may take long goes on in other threads: a new session, and a row or an outcome that waits for the database. A mail that cannot be
-    put on record harms no other.
+    What may take long goes on in other threads: a new session, a mail with attachments, and a row or an outcome that waits for the
+    database. A mail that cannot be put on record harms no other.
     """
 
     def __init__(self, delivery: Delivery) -> None:
@@ -239,8 +243,12 @@ class _SideBySide:
                 return
             for _ in range(self.asked.given):
                 claim, nudge = self.todo.popleft()
+                begun = _Begun(claim, nudge, time.monotonic())
+                if claim.has_attachments:
+                    self._go_on_elsewhere(begun, partial(self.delivery._settle, claim))
+                    continue
                 steps = self.delivery._attempt(claim, open_only=True)
-                self.attempts.go_on(_Begun(claim, nudge, time.monotonic()), steps, partial(steps.send, None))
+                self.attempts.go_on(begun, steps, partial(steps.send, None))
             self.asked = None
 
     def _commit(self) -> None:

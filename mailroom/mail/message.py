@@ -203,7 +203,7 @@ class Claim:
     attempt: int  #: from 1
     message_id: str  #: for the header field, without angle brackets; the same in every attempt
     created_at_ms: int  #: milliseconds since 1970; the Date of the mail, the same in every attempt
-    message: Message
+    message: Message  #: its attachments are still in the outbox, if there are such
     pending: tuple[int, ...]  #: positions in `message.everyone` of those who have no final outcome yet
     sent_before: bool = False  #: whether an earlier attempt reached one of the others
     job: JobFacts | None = None  #: set where the message is a template
@@ -211,6 +211,7 @@ class Claim:
     is_probe: bool = False  #: whether it tries an account that had trouble
     excused: int = 0  #: earlier attempts that ended with an account's trouble, and do not count
     max_attempts: int | None = None  #: of those that count; None: as many as the schedule has
+    has_attachments: bool = False
 
     @property
     def counted(self) -> int:

@@ -64,6 +64,11 @@ class Claims:
         """Become the owner of a suspect row. The caller sees to it that this worker delivers nothing else until it is done."""
         return next(iter(self._become_owner([id], suspects=True)), None)
 
+    def with_attachments(self, claim: Claim) -> Claim:
+        """The same with its attachments, which may be large: a worker has thousands of claims, and needs those of few at a time."""
+        files = self.database.read(lambda connection: load_attachments(connection, [claim.id]))
+        return replace(claim, message=replace(claim.message, attachments=files.get(claim.id, ())))
+
     def fence(self, claim: Claim) -> bool:
         """Whether the payload may be sent: the row is still ours and our lease still runs. Committed when it returns True."""
         return self.database.write(self._fence, claim)
@@ -227,7 +232,7 @@ def mine(owner: str, claims: Sequence[Any]) -> list[Any]:
 def _load(connection: Connection, claimed: dict[str, Claimed]) -> dict[str, Claim]:
     """The claims on these ids."""
     rows = _LOAD.of(connection, claimed)
-    held = load(connection, claimed)
+    held = load(connection, claimed, with_attachments=False)
     facts = _facts(connection, [row.job_id for row in rows if held[row.id].message.template])
     return {
         row.id: Claim(
@@ -235,7 +240,7 @@ def _load(connection: Connection, claimed: dict[str, Claimed]) -> dict[str, Clai
             is_probe=mark.room.is_probe, message_id=row.message_id, created_at_ms=row.created_at, message=content.message,
             job=facts.get(row.job_id) if content.message.template else None,
             pending=tuple(n for n, state in enumerate(content.states) if state in (State.QUEUED, State.DEFERRED)),
-            sent_before=State.SENT in content.states)
+            sent_before=State.SENT in content.states, has_attachments=content.has_attachments)
         for row in rows for mark, content in [(claimed[row.id], held[row.id])]}
 
 

@@ -45,17 +45,18 @@ class Content:
 
     message: Message
     states: list[str]
+    has_attachments: bool = False
 
 
-def load(connection: Connection, ids: Collection[str]) -> dict[str, Content]:
+def load(connection: Connection, ids: Collection[str], *, with_attachments: bool = True) -> dict[str, Content]:
     """What the messages of these ids hold, without those whose content is no longer kept."""
     rows = {row.id: json.loads(row.content) for row in _CONTENTS_OF.of(connection, ids)}
     people: dict[str, list[Any]] = defaultdict(list)
     for person in _RECIPIENTS_OF.of(connection, rows):
         people[person.id].append(person)
-    attached = load_attachments(connection, [id for id, content in rows.items() if content.get("attachments")])
+    attached = load_attachments(connection, [id for id, content in rows.items() if with_attachments and content.get("attachments")])
     return {id: Content(Message.from_row(content, [(p.kind, Address(p.address, p.name)) for p in people[id]], attached.get(id, ())),
-                        [p.state for p in people[id]]) for id, content in rows.items()}
+                        [p.state for p in people[id]], "attachments" in content) for id, content in rows.items()}
 
 
 def load_attachments(connection: Connection, ids: Sequence[str]) -> dict[str, tuple[Attachment, ...]]:
