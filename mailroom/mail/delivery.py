@@ -23,6 +23,9 @@ log = logging.getLogger("mailasync.delivery")
 #: Waits between tries to write an outcome while the database is away, in seconds.
 RECORD_WAIT_MIN_SECONDS = 0.05
 RECORD_WAIT_MAX_SECONDS = 2.0
+#: Before a commit that takes long, replies gather for half of its time, so that more of them share it; as PostgreSQL's commit_delay.
+SLOW_COMMIT_SECONDS = 0.002
+GATHER_MAX_SECONDS = 0.004
 
 
 class Outbox(Protocol):
@@ -198,6 +201,7 @@ class _SideBySide:
         self.asked: Asked | None = None
         self.attempts: Attempts[_Begun, Outcome | None] = Attempts()
         self.outcomes: list[tuple[_Begun, Outcome]] = []  #: which are not on record yet
+        self.gather_seconds = 0.0
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="deliveries", daemon=True)
         self._thread.start()
@@ -233,7 +237,7 @@ class _SideBySide:
         if self.attempts.fenced or self.outcomes:
             self._commit()
         elif not self.attempts.ended:
-            self.attempts.wait()
+            self.attempts.wait(self.gather_seconds)
         self._end()
 
     def _begin(self) -> None:
@@ -254,8 +258,11 @@ class _SideBySide:
     def _commit(self) -> None:
         """Pass fences, and put outcomes on record, together."""
         fenced, outcomes, stopping = self.attempts.fenced, self.outcomes, self.delivery._stopping.is_set()
+        began_at = time.monotonic()
         passed, written = self.delivery.outbox.fence_and_finish(
             [] if stopping else [begun.claim for begun, _ in fenced], [(begun.claim, outcome) for begun, outcome in outcomes])
+        took = time.monotonic() - began_at
+        self.gather_seconds = min(took / 2, GATHER_MAX_SECONDS) if took > SLOW_COMMIT_SECONDS else 0
         self.attempts.fenced, self.outcomes = [], []
         for (begun, steps), passes in zip(fenced, [_refused] * len(fenced) if stopping else passed, strict=True):
             try:

@@ -92,10 +92,15 @@ class Attempts(Generic[K, R]):
         with suppress(BlockingIOError):  # There is more than enough to read already.
             self._waker.send(b"!")
 
-    def wait(self) -> None:
-        """Until something has come for one of them, or the first has waited long enough, or somebody calls `wake`."""
+    def wait(self, gather_seconds: float = 0) -> None:
+        """Until something has come for one of them, or the first has waited long enough, or somebody calls `wake`; and then for as long
+        as the others get to come, too."""
         first = min((deadline for _, _, deadline in self._waiting.values()), default=float("inf"))
-        for number, _ in self._poll.poll(None if first == float("inf") else max(0.0, first - time.monotonic()) * 1000):
+        ready = self._poll.poll(None if first == float("inf") else max(0.0, first - time.monotonic()) * 1000)
+        if gather_seconds and 0 < len(ready) < len(self._waiting):
+            time.sleep(gather_seconds)
+            ready = self._poll.poll(0)
+        for number, _ in ready:
             if number == self._woken.fileno():
                 self._woken.recv(4096)
                 continue
