@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from math import log10
+from math import ceil, floor, log10
 
 WIDTH = 720
 _STYLE = """<style>
@@ -39,7 +39,7 @@ def curves(title: str, lines: Mapping[str, Sequence[tuple[float, float]]], *, ac
     def place(x: float) -> float:
         return log10(x) if log else x
     first, last = min(place(x) for x, _ in points), max(place(x) for x, _ in points)
-    most = max(y for _, y in points) * 1.1 or 1
+    most = _round_up(max(y for _, y in points))
 
     def at(x: float, y: float) -> tuple[float, float]:
         return left + (WIDTH - left - right) * ((place(x) - first) / ((last - first) or 1)), bottom - (bottom - top) * y / most
@@ -48,9 +48,11 @@ def curves(title: str, lines: Mapping[str, Sequence[tuple[float, float]]], *, ac
     for part in (0, 0.5, 1):
         y = bottom - (bottom - top) * part
         drawn.append(f'<path class="grid" d="M{left} {y:.1f}H{WIDTH - right}"/>'
-                     f'<text class="soft" x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{most * part:,.3g}</text>')
-    for x in sorted({x for x, _ in points}) if len({x for x, _ in points}) <= 8 else (points[0][0], points[-1][0]):
-        drawn.append(f'<text class="soft" x="{at(x, 0)[0]:.1f}" y="{bottom + 18}" text-anchor="middle">{x:,.0f}</text>')
+                     f'<text class="soft" x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{most * part:,.0f}</text>')
+    places = sorted({x for x, _ in points})
+    for x in places if len(places) <= 8 else (places[0], places[-1]):
+        anchor = "end" if x == places[-1] else "middle"
+        drawn.append(f'<text class="soft" x="{at(x, 0)[0]:.1f}" y="{bottom + 18}" text-anchor="{anchor}">{x:,.0f}</text>')
     for number, (name, line) in enumerate(lines.items()):
         spots = [at(x, y) for x, y in line]
         drawn.append(f'<path class="line c{number % 3}" d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in spots)}"/>')
@@ -58,6 +60,12 @@ def curves(title: str, lines: Mapping[str, Sequence[tuple[float, float]]], *, ac
         drawn.append(f'<rect class="c{number % 3}" x="{left + 230 * number}" y="{bottom + 46}" width="12" height="12"/>'
                      f'<text x="{left + 18 + 230 * number}" y="{bottom + 57}">{escape(name)}</text>')
     return _page(title, drawn, bottom + 70)
+
+
+def _round_up(most: float) -> float:
+    """To two figures, the second of them even, so that half of it is round, too."""
+    step = 2 * 10.0 ** (floor(log10(most)) - 1)
+    return ceil(most / step) * step
 
 
 def _page(title: str, drawn: Sequence[str], height: int) -> str:
