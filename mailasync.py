@@ -106,8 +106,7 @@ class Nudge(Task):  # type: ignore[type-arg]  # celery-types makes Task generic,
     typing = False  # Whatever a client sends is answered in the outbox, not by a TypeError in the log.
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> AsyncResult[Any]:  # type: ignore[override]  # narrower
-        relay = _process.relay
-        if relay is not None and not kwargs and args and len(args) == 1 and is_uuid(args[0]):
+        if not kwargs and args and len(args) == 1 and (relay := relay_for(args[0])):
             relay.offer(args[0], queue=options.get("queue") or celery_app.conf.task_routes[self.name]["queue"])
             return AsyncResult(args[0], app=celery_app)
         options.pop("producer", None)  # Celery beat brings its own, which may wait for ever.
@@ -137,12 +136,16 @@ def sendMail(task: Task, *args: Any, **kwargs: Any) -> None:  # type: ignore[typ
 
 def send(ids: Sequence[str], queue: str) -> None:
     """`sendMail.apply_async` for each of these mails; where a relay runs, without a result for each, which takes longer than the rest."""
-    relay = _process.relay
     for id in ids:
-        if relay is not None and len(ids) > 1 and is_uuid(id):
+        if relay := relay_for(id):
             relay.offer(id, queue=queue)
         else:
             sendMail.apply_async((id,), queue=queue)
+
+
+def relay_for(id: object) -> Relay | None:
+    """The relay of this process, if one runs; it takes the id of a row and nothing else."""
+    return _process.relay if is_uuid(id) else None
 
 
 def read_nudge(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[str], str] | None:

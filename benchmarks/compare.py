@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 
 from benchmarks import report
-from benchmarks.contender import BATCH, BODY, Contender, FastAPICelery, Node, Ours, Tutorial, TutorialOnGunicorn
+from benchmarks.contender import BATCH, BODY, CONNECTIONS, Contender, FastAPICelery, Node, Ours, Tutorial, TutorialOnGunicorn
 from benchmarks.report import COMMIT, GUNICORN, NODE, POSTGRESQL, SQLITE, TUTORIAL
 from benchmarks.rig import Bench, Process, ask, bench, post, told_by
 from benchmarks.sinks import Sink, gmail_like, immediate
@@ -19,7 +19,6 @@ from tests.faults.rig import end_on_sigterm
 from tests.services import free_port, wait_until
 
 CLIENTS = 32
-CONNECTIONS = 50
 TWO_WORKERS, FASTAPI = f"{POSTGRESQL}, 2 workers", "FastAPI + Celery"
 RAW, PUBLISH = "raw SMTP", "confirmed publish alone"
 _OTHERS: dict[str, type[Contender]] = {TUTORIAL: Tutorial, GUNICORN: TutorialOnGunicorn, FASTAPI: FastAPICelery, NODE: Node}

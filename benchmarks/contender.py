@@ -16,6 +16,7 @@ CONTENDERS = HERE / "contenders"
 TEXT = "There are some news. " * 16
 BODY = {"to": "bob@example.org", "subject": "News", "contents": TEXT}
 BATCH = 1000
+CONNECTIONS = 50
 
 
 @dataclass
@@ -129,7 +130,7 @@ class Ours(Contender):
         url = make_url(self.database_url)
         self.engine = create_engine(url if url.drivername == "sqlite" else url.set(drivername="postgresql+psycopg"), poolclass=NullPool)
 
-    def environment(self, sink: Sink | None = None, *, connections: int = 50) -> dict[str, str]:
+    def environment(self, sink: Sink | None = None, *, connections: int = CONNECTIONS) -> dict[str, str]:
         hop = {"SMTP_HOST": "127.0.0.1", "SMTP_PORT": str(sink.port if sink else 9), "SMTP_CONNECTIONS": str(connections)}
         login = {"MAIL_USERNAME": "alice@example.org", "MAIL_PASSWORD": "secret", "SMTP_SECURITY": "ssl",
                  "SMTP_CA_FILE": str(self.bench.certificates.ca_file)}

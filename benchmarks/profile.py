@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.compare import CLIENTS, CONNECTIONS, GMAIL_25, made
-from benchmarks.contender import BODY, Ours
+from benchmarks.compare import CLIENTS, GMAIL_25, made
+from benchmarks.contender import BODY, CONNECTIONS, Ours
 from benchmarks.report import POSTGRESQL, SQLITE
 from benchmarks.rig import TICKS_PER_SECOND, Bench, bench, post
 from benchmarks.sinks import immediate
@@ -23,7 +23,7 @@ from tests.services import wait_until
 MAILS = 10_000  #: what a relay takes at once, without a worker that sweeps
 SHOWN = 25
 
-_PY_SPY = (str(Path(sys.executable).with_name("py-spy")),)
+_PY_SPY = str(Path(sys.executable).with_name("py-spy"))
 
 #: The process, and how much it has done.
 Running = tuple[int, Callable[[], float]]
@@ -62,13 +62,13 @@ def by_thread(pid: int) -> dict[int, tuple[float, float, int]]:
 
 def names(pid: int) -> dict[int, str]:
     """Of threads, without their numbers."""
-    told = subprocess.run([*_PY_SPY, "dump", "--json", "--pid", str(pid)], capture_output=True, text=True, check=True).stdout
+    told = subprocess.run([_PY_SPY, "dump", "--json", "--pid", str(pid)], capture_output=True, text=True, check=True).stdout
     return {thread["os_thread_id"]: re.sub(r"[-_0-9]+$", "", thread["thread_name"] or "?") for thread in json.loads(told)}
 
 
 def by_function(pid: int, seconds: float, file: Path) -> Counter[str]:
     """How often a function had the interpreter, or one that it called."""
-    subprocess.run([*_PY_SPY, "record", "--gil", "--nonblocking", "--rate", "200", "--duration", str(int(seconds)), "--format", "raw",
+    subprocess.run([_PY_SPY, "record", "--gil", "--nonblocking", "--rate", "200", "--duration", str(int(seconds)), "--format", "raw",
                     "--output", str(file), "--pid", str(pid)], capture_output=True, check=True)
     found: Counter[str] = Counter()
     for line in file.read_text().splitlines():

@@ -5,6 +5,7 @@ import os
 import platform
 import sqlite3
 import subprocess
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -156,8 +157,10 @@ def keep_curve(key: str, lines: Mapping[str, Sequence[Point]], versions: str) ->
             told = " | ".join(_SHOWN[figure][1].format(point.figures[figure]) for figure in figures)
             table.append(f"| {name} | {point.at:,.0f} | {told} |")
     if key == "costs":
-        results = {str(int(at)): {name: points[n].figures for name, points in lines.items()}
-                   for n, at in enumerate(point.at for point in next(iter(lines.values())))}
+        results: dict[str, dict[str, Mapping[str, float]]] = defaultdict(dict)
+        for name, points in lines.items():
+            for point in points:
+                results[f"{point.at:.0f}"][name] = point.figures
         table = [_TABLE + "\n".join(row.told(results) for row in SCALE_ROWS), "", *table]
     before = file.read_text().split("\n## ")[1:] if file.exists() else []
     sections = {part.partition("\n")[0]: part for part in before}

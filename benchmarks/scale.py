@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from benchmarks import report
 from benchmarks.compare import made
-from benchmarks.contender import BODY, Ours
+from benchmarks.contender import BODY, CONNECTIONS, Ours
 from benchmarks.report import POSTGRESQL, SQLITE
 from benchmarks.rig import Bench, Process, ask, bench, post
 from benchmarks.sinks import Sink, gmail_like, immediate
@@ -19,7 +19,6 @@ from tests.services import wait_until
 QUEUED = (1_000, 100_000, 1_000_000)
 WORKERS = (1, 2, 4)
 OPEN = (1, 32, 100, 300, 1_000)
-CONNECTIONS = 50
 DELAY_MS = 25
 
 

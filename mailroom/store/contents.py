@@ -54,7 +54,7 @@ def load(connection: Connection, ids: Collection[str], *, with_attachments: bool
     people: dict[str, list[Any]] = defaultdict(list)
     for person in _RECIPIENTS_OF.of(connection, rows):
         people[person.id].append(person)
-    attached = load_attachments(connection, [id for id, content in rows.items() if with_attachments and content.get("attachments")])
+    attached = load_attachments(connection, [id for id, content in rows.items() if "attachments" in content]) if with_attachments else {}
     return {id: Content(Message.from_row(content, [(p.kind, Address(p.address, p.name)) for p in people[id]], attached.get(id, ())),
                         [p.state for p in people[id]], "attachments" in content) for id, content in rows.items()}
 
