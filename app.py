@@ -55,7 +55,7 @@ from mailroom.inbox import Around, Dial, Inbox, Letters, PortTaken, create_bluep
 from mailroom.lazy import Lazy
 from mailroom.mail.errors import MailroomError
 from mailroom.route import accounts, next_hop
-from mailroom.settings import PREFIX, UP_FILE, Settings, SettingsError, database_url, hint_unprefixed, kubernetes_variables, load
+from mailroom.settings import PREFIX, UP_FILE, Settings, SettingsError, database_url, load, notices
 from mailroom.store.accounts import Accounts
 from mailroom.store.actions import Actions
 from mailroom.store.database import Database
@@ -193,7 +193,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
 def serve(settings: Settings, *, loader: "partial[Flask]", port_setting: str = "PORT") -> None:
     """Run granian until a signal; the application is made, and everything opened, in its child process."""
     refuse_taken(settings.HOST, settings.PORT, port_setting)
-    for line in notices():
+    for line in notices(settings, os.environ):
         say(line)
     server = granian.Granian("app", address=settings.HOST, port=settings.PORT, interface=granian_constants.Interfaces.WSGI, workers=1,
                              blocking_threads=settings.WEB_THREADS, websockets=False, log_level="error",
@@ -342,13 +342,6 @@ def end_child(error: Exception) -> NoReturn:
 def at_exit(stop: Callable[[], None]) -> None:
     """granian's children end through multiprocessing, which skips atexit where it forked."""
     multiprocessing.util.Finalize(None, stop, exitpriority=10)
-
-
-def notices() -> list[str]:
-    """What is worth a line at the start."""
-    passed_over = kubernetes_variables(os.environ)
-    return [*([f"passed over, as Kubernetes made them: {', '.join(passed_over)}"] if passed_over else []),
-            *(f"{name} is set and not read; did you mean {PREFIX}{name}?" for name in hint_unprefixed(os.environ))]
 
 
 def refuse_taken(host: str, port: int, setting: str) -> None:

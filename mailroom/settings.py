@@ -19,6 +19,8 @@ import default_settings
 
 PREFIX = "MAILASYNC_"
 PROJECT = Path(default_settings.__file__).resolve().parent
+#: Of so many random letters and digits there are 10^28: nobody has them all tried.
+API_KEY_MIN_CHARACTERS = 16
 SECRETS = frozenset({"MAIL_PASSWORD", "API_KEY", "BROKER_URL", "DATABASE_URL"})
 PAIR_BROKER_URL = "pyamqp://guest@localhost//"
 #: The database of `flask up`, beside the pair's: what that accepted is not sent from here.
@@ -258,6 +260,21 @@ def is_loopback(host: str) -> bool:
 def hint_unprefixed(environ: Mapping[str, str]) -> list[str]:
     """Variables that look like ours without the prefix, such as the tutorial's MAIL_PASSWORD; they are not read."""
     return [name for name in ("MAIL_USERNAME", "MAIL_PASSWORD") if name in environ and f"{PREFIX}{name}" not in environ]
+
+
+def hint_guessable(settings: Settings) -> list[str]:
+    """What to do about an API_KEY that can be found by trying, as a right one is served however many wrong ones came before it."""
+    length = len(settings.API_KEY)
+    return [f"{PREFIX}API_KEY has {length} characters and can be guessed; take a random one of {API_KEY_MIN_CHARACTERS} or more: "
+            "openssl rand -hex 24"] if 0 < length < API_KEY_MIN_CHARACTERS else []
+
+
+def notices(settings: Settings, environ: Mapping[str, str]) -> list[str]:
+    """What is worth a line at the start."""
+    passed_over = kubernetes_variables(environ)
+    return [*([f"passed over, as Kubernetes made them: {', '.join(passed_over)}"] if passed_over else []),
+            *(f"{name} is set and not read; did you mean {PREFIX}{name}?" for name in hint_unprefixed(environ)),
+            *hint_guessable(settings)]
 
 
 def database_url(settings: Settings, *, file_name: str = "mailasync.sqlite3") -> str:

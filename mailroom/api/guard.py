@@ -10,6 +10,7 @@ from mailroom.api import session
 from mailroom.api.problems import problem, unavailable
 from mailroom.api.scopes import lacking
 from mailroom.api.services import services
+from mailroom.api.wrong_keys import note_wrong_key
 from mailroom.mail.errors import FieldError, InvalidMessage, StoreUnavailable
 from mailroom.store.keys import ApiKey, ApiKeys, Scope, hashed
 from mailroom.store.rates import Charge
@@ -20,6 +21,7 @@ OPEN_PATHS = frozenset({"/ping", "/livez", "/readyz", "/sign-in"})
 OPEN_PREFIXES = ("/unsubscribe/", "/static/web/")
 KEY_HEADER = "X-API-Key"
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+_EXPECTED = "expected an API key as `Authorization: Bearer <API key>`, as `X-API-Key`, or as the password of any user"
 _CHALLENGES = ('Bearer realm="mailasync"', 'Basic realm="mailasync", charset="UTF-8"')
 
 #: The one of the setting API_KEY.
@@ -96,8 +98,7 @@ def _refusal(api_key: str, keys: ApiKeys | None, *, always: bool = False) -> Res
         g.api_key = key
         return session.refuse_form()
     if key is None:
-        return _refused("expected an API key as `Authorization: Bearer <API key>`, as `X-API-Key`, or as the password of any user, got "
-                        + ("another key" if given else "none"), "invalid_api_key" if given else "missing_api_key", _CHALLENGES)
+        return _refuse_wrong() if given else _refused(f"{_EXPECTED}, got none", challenges=_CHALLENGES)
     g.api_key = key
     return _from_another_site()
 
@@ -105,11 +106,6 @@ def _refusal(api_key: str, keys: ApiKeys | None, *, always: bool = False) -> Res
 def known(given: str) -> ApiKey | None:
     """Whose key this is. Raises StoreUnavailable."""
     return _known(given, services().settings.API_KEY, services().api_keys)
-
-
-def known_made(given: str) -> ApiKey | None:
-    """The same without the setting's key, which, unlike those that `flask keys create` makes, can perhaps be guessed."""
-    return services().api_keys.find(given)
 
 
 def enter_by_session() -> bool:
@@ -202,6 +198,15 @@ def _check_local() -> Response | None:
     if origin is not None and origin != f"{request.scheme}://{host_header}":  # Another port is another site, maybe a careless one.
         return _refused(f"without an API key no other site's page is served, and the Origin header names {origin!r}")
     return None
+
+
+def _refuse_wrong() -> Response:
+    """401 to a wrong key, and 429 where too many came from its address already."""
+    seconds = note_wrong_key()
+    if not seconds:
+        return _refused(f"{_EXPECTED}, got another key", "invalid_api_key", _CHALLENGES)
+    return problem(429, "too_many_wrong_keys", "Too many wrong API keys came from this address",
+                   f"{_EXPECTED}, got another key; correct it, or wait {seconds} s", headers={"Retry-After": str(seconds)})
 
 
 @lru_cache(256)

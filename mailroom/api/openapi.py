@@ -81,7 +81,7 @@ def _operation(operation: Operation, method: str, rule: str, endpoint: str, app:
     summary = (app.view_functions[endpoint].__doc__ or "").strip().split("\n")[0]
     of, _, name = endpoint.rpartition(".")
     answers = dict(operation.answers)
-    for status in (*operation.refusals, *(() if operation.is_open else (401, 403, 503))):
+    for status in (*operation.refusals, *(() if operation.is_open else (401, 403, 429, 503))):
         answers.setdefault(status, REFUSALS[status])
     described: dict[str, Any] = {
         "summary": summary, "operationId": f"inbox_{name}" if of == "inbox" else name,
