@@ -152,8 +152,10 @@ def inbox(settings: Settings) -> None:
 
 def db_upgrade(settings: Settings) -> str:
     database = Database(database_url(settings))
-    upgrade(database)
-    database.close()
+    try:
+        upgrade(database)
+    finally:
+        database.close()
     return f"{database} is up to date"
 
 

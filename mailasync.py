@@ -231,9 +231,13 @@ def orders(settings: Settings, database: Database) -> Orders:
 def open_database(settings: Settings, *, file_name: str = "mailasync.sqlite3") -> Database:
     """Open the outbox; the file that is ours by default is brought up to date, any other only by `flask db upgrade`."""
     database = Database(database_url(settings, file_name=file_name))
-    if not settings.DATABASE_URL:
-        upgrade(database)
-    check(database)
+    try:
+        if not settings.DATABASE_URL:
+            upgrade(database)
+        check(database)
+    except MailroomError:
+        database.close()
+        raise
     log.debug("outbox %s", database.outbox_id)  # read here, so that a nudge needs no database
     return database
 

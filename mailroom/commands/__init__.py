@@ -56,7 +56,8 @@ def commands(*, up: Callable[[bool], None], inbox: Callable[[], None], upgrade: 
     @db_group.command("upgrade")
     def upgrade_command() -> None:
         """Bring the database to the schema of this version. Stop the old version first."""
-        click.echo(upgrade())
+        with told():
+            click.echo(upgrade())
 
     @db_group.command("restored")
     @click.option("--json", "as_json", is_flag=True, help="One JSON object.")

@@ -42,9 +42,10 @@ def postgresql_engine(url: URL) -> Engine:
     """An engine for many threads, on a server that may be restarted, frozen, or replaced by its stand-by."""
     # No prepared statements: they save 40 µs of a statement, and an older PgBouncer that pools by transaction loses them.
     # tcp_user_timeout is in milliseconds: a host that is gone is noticed, where TCP alone would wait for a quarter of an hour.
+    # client_encoding: else PGCLIENTENCODING, or a database in SQL_ASCII, would have a say in what texts are.
     engine = create_engine(url, pool_size=10, max_overflow=30, pool_timeout=5, hide_parameters=True, connect_args={
         "connect_timeout": CONNECT_SECONDS, "prepare_threshold": None, "keepalives_idle": 10, "keepalives_interval": 5,
-        "keepalives_count": 3, "tcp_user_timeout": 10_000})
+        "keepalives_count": 3, "tcp_user_timeout": 10_000, "client_encoding": "utf8"})
     event.listen(engine, "do_connect", _connect)
     event.listen(engine, "checkout", _refuse_closed)
     event.listen(engine, "handle_error", _drop_useless)

@@ -150,8 +150,8 @@ class Postgres(Server):
         with psycopg.connect(self.url()) as connection:
             return str(connection.info.parameter_status("server_version"))
 
-    def create_database(self, name: str) -> None:
-        self._execute("CREATE DATABASE {}", name)
+    def create_database(self, name: str, *, encoding: LiteralString = "UTF8") -> None:
+        self._execute("CREATE DATABASE {} TEMPLATE template0 ENCODING '" + encoding + "'", name)
 
     def drop_database(self, name: str) -> None:
         """Drop it even while clients are connected to it, and if it is not there."""
