@@ -40,6 +40,7 @@ from mailroom.store.workers import Worker
 from mailroom.webhook import SCHEDULE, Answer, Exchange, Notifier, judge, retry_after_seconds
 from tests.services import is_alive, wait_until
 from tests.services.processes import Service
+from tests.services.schema import ready
 from tests.test_api import MAIL
 
 LEASE_SECONDS = 20.0
@@ -225,6 +226,31 @@ def test_a_claim_whose_word_got_lost_is_given_back_at_the_second_look(database: 
     assert one.claim() and (one.give_back(), one.give_back()) == (0, 0)
     one._in_hand.clear()
     assert (one.give_back(), one.give_back()) == (0, 1)
+
+
+def told_and_recorded(database: Database, reply: str) -> tuple[str, str | None]:
+    """Deliver an event, to which the receiver gives this answer; return how that is recorded."""
+    Webhooks(database).create("https://a.example.org/")
+    happened(database, message(database, "one"))
+    one = worker(database)
+    due = one.claim()
+    assert due and one.finish(due, Told(delivered=True, code=200, reply=reply))
+    assert (one.give_back(), one.give_back(), one.claim()) == (0, 0, None)
+    [row] = rows(database)
+    return row.state, row.reply
+
+
+def test_an_answer_that_cannot_be_stored_ends_its_delivery_all_the_same(database: Database) -> None:
+    assert told_and_recorded(database, "✓ half \ud800") == ("delivered", "? half ?")
+
+
+def test_an_answer_beyond_the_databases_encoding_ends_its_delivery_all_the_same(postgres_url: str) -> None:
+    database = ready(postgres_url)
+    transact(database, lambda connection: connection.execute(text(
+        "UPDATE pg_database SET encoding = pg_char_to_encoding('LATIN1') WHERE datname = current_database()")))
+    database.engine.dispose()  # What is connected already keeps the encoding that was.
+    assert told_and_recorded(database, "✓ naïve") == ("delivered", "? na?ve")
+    database.close()
 
 
 def test_a_webhook_that_was_disabled_or_deleted_is_told_nothing_more(database: Database) -> None:

@@ -20,7 +20,7 @@ from mailroom.mail.message import DEFAULT_ACCOUNT, Budget, Claim, JobFacts, Outc
 from mailroom.store.accounts import Accounts, Room, begin_probe, note_ends, note_sent
 from mailroom.store.contents import load, load_attachments
 from mailroom.store.database import Database, Work
-from mailroom.store.deliveries import tell
+from mailroom.store.deliveries import storable, tell
 from mailroom.store.events import record
 from mailroom.store.jobs import SUMMARY
 from mailroom.store.rows import Rows, asked
@@ -200,8 +200,8 @@ class Claims:
 
     def _finish_bare(self, connection: Connection, ended: list[tuple[Claim, Outcome]]) -> list[bool]:
         """Write outcomes alone, in words that any database takes: a mail that is not recorded as sent would be sent again."""
-        plain = [(claim, replace(outcome, reason=_storable(outcome.reason), recipients={
-            at: (state, _storable(reply)) for at, (state, reply) in outcome.recipients.items()})) for claim, outcome in ended]
+        plain = [(claim, replace(outcome, reason=storable(outcome.reason), recipients={
+            at: (state, storable(reply)) for at, (state, reply) in outcome.recipients.items()})) for claim, outcome in ended]
         written = {row.id for row in _write_outcomes(connection, plain, {})}
         kept = [(claim, outcome) for claim, outcome in plain if claim.id in written]
         _write_replies(connection, kept)
@@ -335,11 +335,6 @@ def _line(claim: Claim, outcome: Outcome) -> dict[str, Any]:
     """Of the timeline."""
     return {"id": claim.id, "event": "uncertain" if outcome.uncertain else outcome.state, "attempt": claim.attempt,
             "detail": outcome.reason}
-
-
-def _storable(words: str) -> str:
-    """Without NUL and half surrogates."""
-    return words.replace("\0", " ").encode(errors="replace").decode()
 
 
 def _reached(outcome: Outcome) -> int:

@@ -5,17 +5,21 @@ The rows are written in the transaction of the change that they tell of, so that
 
 import base64
 import json
+import logging
 import secrets
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sqlalchemy import Connection, and_, delete, insert, or_, select, update
 
+from mailroom.mail.errors import StoreUnavailable
 from mailroom.store.database import Database, run
 from mailroom.store.rows import Prepared
 from mailroom.store.schema import contents, deliveries, insertion, locked, messages, now_ms, tags, webhooks
 from mailroom.store.workers import dead_owners
+
+log = logging.getLogger("mailasync.webhook")
 
 #: The events of a message that are told, as "message.sent". `sending` and `in_data` are over before anybody could read of them.
 TOLD = ("accepted", "queued", "rescheduled", "held", "released", "retried", "sent", "deferred", "failed", "uncertain", "canceled",
@@ -134,6 +138,11 @@ class Deliveries:
         """Commit how the attempt ended; False if it was no longer ours."""
         try:
             return self.database.write(self._finish, (due, told), alone=told.gone)
+        except StoreUnavailable:
+            raise
+        except Exception as e:  # It would be raised again, and the event told again and again.
+            log.error("delivery %d attempt %d: its answer cannot be written as it is: %s", due.number, due.attempt, type(e).__name__)
+            return self.database.write(self._finish, (due, replace(told, reply=storable(told.reply))), alone=told.gone)
         finally:
             self._in_hand.discard(due.number)  # If it was not written, it is found to be in no hand, and told once more.
 
@@ -203,6 +212,11 @@ def _due(busy: Collection[str]) -> Any:
 def _given_back(*whose: Any, counts: bool) -> Any:
     return update(deliveries).values(owner=None, next_attempt_at=now_ms(), attempt=deliveries.c.attempt - int(not counts)) \
         .where(*whose).returning(deliveries.c.number)
+
+
+def storable(words: str) -> str:
+    """These words with a question mark for each character that some database does not take."""
+    return words.replace("\0", "?").encode("ascii", errors="replace").decode()
 
 
 def _load(connection: Connection, row: Any, outbox_id: str) -> Due:
