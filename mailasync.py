@@ -261,7 +261,7 @@ def start_relay(database: Database) -> Relay:
                 Outbox(database).mark_published(ids, seconds_ago=seconds_ago)
 
         unpublished = sweeps_of(_process.settings, database).unpublish
-        _process.relay = Relay(bounded_connection, publish, published=published, unpublished=unpublished, watched="mail",
+        _process.relay = Relay(bounded_connection, publish, published=published, unpublished=unpublished, watched=MAIL_QUEUES,
                                chunks={"mail.bulk": max(BULK_CHUNK_MIN, _process.settings.SMTP_CONNECTIONS)},
                                looked=Samples(database, _process.settings.LEASE_SECONDS).take)
         _process.relay.start()

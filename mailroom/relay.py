@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from amqp.exceptions import NotFound
+from amqp.exceptions import ChannelError
 from kombu import Connection, Producer
 
 log = logging.getLogger("mailasync.relay")
@@ -27,6 +27,8 @@ NOTE_SECONDS = 0.1
 #: How often the broker is looked at while nothing is published, so that an outage is known before the next mail; and while something is.
 WATCH_SECONDS = 5.0
 LOOK_SECONDS = 1.0
+#: AMQP 0-9-1, 1.2
+NOT_FOUND = "404"
 
 #: Publishes one nudge and waits for its confirm: (producer, queue, ids).
 Publish = Callable[[Producer, str, Sequence[str]], None]
@@ -36,11 +38,11 @@ class Relay:
     """The publisher of one process. Losing what it holds costs time, never a mail: the rows say what was not published."""
 
     def __init__(self, connect: Callable[[], Connection], publish: Publish, *, published: Callable[[str, Sequence[str], float], None],
-                 unpublished: Callable[[Sequence[str]], None], watched: str, chunks: Mapping[str, int] | None = None,
+                 unpublished: Callable[[Sequence[str]], None], watched: Sequence[str], chunks: Mapping[str, int] | None = None,
                  looked: Callable[[], None] = lambda: None) -> None:
         """`published` is told the queue and the ids that the broker confirmed, and how many seconds ago they were sent; `unpublished`
-        the ids that it did not take. `watched` is the name of the queue to look at; `chunks` says for which queues a nudge is shorter;
-        `looked` is called after each look, whatever the broker said."""
+        the ids that it did not take. `watched` names the queues to look at, the one that is told of first; `chunks` says for which
+        queues a nudge is shorter; `looked` is called after each look, whatever the broker said."""
         self._connect = connect
         self._publish = publish
         self._published = published
@@ -61,8 +63,17 @@ class Relay:
         self._producer: Producer | None = None
         #: Since when the broker could not be reached, in seconds since 1970, and what it said; None while all is well.
         self.down: tuple[float, str] | None = None
-        #: Nudges on the watched queue, and workers that consume it, when it was last looked at; None before that.
-        self.queue: tuple[int, int] | None = None
+        #: Nudges on each watched queue, and workers that consume it, when they were last looked at; nothing before that.
+        self.queues: dict[str, tuple[int, int]] = {}
+
+    @property
+    def queue(self) -> tuple[int, int] | None:
+        """Nudges on the first of the watched queues, and its consumers; None before it was looked at."""
+        return self.queues.get(self.watched[0])
+
+    @property
+    def empty_queues(self) -> list[str]:
+        return [name for name, (nudges, _) in self.queues.items() if not nudges]
 
     def start(self) -> None:
         self._thread.start()
@@ -84,7 +95,7 @@ class Relay:
         return True
 
     def look(self) -> None:
-        """Look at the queue soon, and not only when it is time for that."""
+        """Look at the queues soon, and not only when it is time for that."""
         self._look_at = 0.0
         self._wake.set()
 
@@ -147,16 +158,18 @@ class Relay:
                 self._published(queue, [id for id, of in confirmed if of == queue], time.monotonic() - self._confirmed_at)
 
     def _watch(self, producer: Producer) -> None:
-        channel: Any = producer.channel
-        try:
-            self._look(channel)
-        except NotFound:  # No worker has ever declared it. The channel is closed with that answer.
-            self.queue = (0, 0)
-            self._drop()
-
-    def _look(self, channel: Any) -> None:
-        declared = channel.queue_declare(self.watched, passive=True)
-        self.queue = (declared.message_count, declared.consumer_count)
+        connection: Any = producer.connection
+        for name in self.watched:
+            channel = connection.channel()  # For one look: RabbitMQ closes it where the queue is not there.
+            try:
+                found = channel.queue_declare(name, passive=True)
+            except ChannelError as e:
+                if str(e.reply_code) != NOT_FOUND:
+                    raise
+                self.queues[name] = (0, 0)  # No worker has ever declared it.
+            else:
+                self.queues[name] = (found.message_count, found.consumer_count)
+                channel.close()
 
     def _try(self, act: Callable[[Producer], None]) -> bool:
         """Do it on a connection that is open; False if the broker did not let us."""

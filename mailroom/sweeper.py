@@ -111,9 +111,9 @@ class Sweeper:
         return max(ROOM_MIN, min(BATCH_MAX, most - self.sweeps.under_way(most)))
 
     def _publish_lost(self) -> None:
-        if self.relay.queue is not None and time.monotonic() - self._lost_at > LOST_INTERVAL_SECONDS:
+        if self.relay.queues and time.monotonic() - self._lost_at > LOST_INTERVAL_SECONDS:
             self._lost_at = time.monotonic()
-            self._publish(self.sweeps.lost(self._limit, empty_queue="" if self.relay.queue[0] else self.relay.watched))
+            self._publish(self.sweeps.lost(self._limit, empty_queues=self.relay.empty_queues))
 
     def _forget(self) -> None:
         """A batch each second while there is something old; else a look every few minutes."""

@@ -24,7 +24,7 @@ class Post:
         self.hold.set()
         self.notes = 0
         self.relay = Relay(self.connect, self.publish, published=self.note,
-                           unpublished=self.unpublished.extend, watched="mail")
+                           unpublished=self.unpublished.extend, watched=("mail", "mail.bulk"))
         self.relay.start()
 
     def note(self, queue: str, ids: Sequence[str], seconds_ago: float) -> None:
@@ -136,6 +136,7 @@ def test_a_broker_that_dies_idle_is_noticed_and_so_is_its_return(private_rabbitm
         post.relay.offer("before", queue="mail")
         until(lambda: post.published == ["before"], "it is published")
         until(lambda: post.relay.queue == (1, 0), "the queue is looked at")
+        until(lambda: post.relay.empty_queues == ["mail.bulk"], "and the other, which is not there")
         private_rabbitmq.kill()
         until(lambda: post.relay.down, "the outage is noticed")
         private_rabbitmq.start()

@@ -84,8 +84,8 @@ class _Service(Collector):
             return  # Not looked at yet.
         yield _gauge("broker_up", "Whether this process reaches the broker", int(relay.down is None))
         if relay.queue is not None and relay.down is None:
-            yield _gauge("broker_nudges", f"Nudges on the queue {relay.watched}", relay.queue[0])
-            yield _gauge("broker_consumers", f"Consumers of the queue {relay.watched}", relay.queue[1])
+            yield _gauge("broker_nudges", f"Nudges on the queue {relay.watched[0]}", relay.queue[0])
+            yield _gauge("broker_consumers", f"Consumers of the queue {relay.watched[0]}", relay.queue[1])
 
     def _accounts(self) -> Iterator[Metric]:
         state = GaugeMetricFamily("mailasync_account_state", "1 for the state that the sender account is in", labels=["account", "state"])

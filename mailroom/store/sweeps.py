@@ -77,12 +77,12 @@ class Sweeps:
             return min(limit, sum(connection.scalar(select(func.count()).select_from(rows)) or 0 for rows in found))
         return self.database.read(count)
 
-    def lost(self, limit: int = BATCH_MAX, *, empty_queue: str = "") -> list[Nudge]:
+    def lost(self, limit: int = BATCH_MAX, *, empty_queues: Sequence[str] = ()) -> list[Nudge]:
         """Queued rows whose nudge was confirmed long ago and has come to nothing; sooner where their queue is known to be empty."""
         long_ago = messages.c.published_at < now_ms() - LOST_AFTER_MS
-        a_while_ago = and_(messages.c.published_at < now_ms() - LOST_IF_EMPTY_AFTER_MS, messages.c.queue == empty_queue)
+        a_while_ago = and_(messages.c.published_at < now_ms() - LOST_IF_EMPTY_AFTER_MS, messages.c.queue.in_(empty_queues))
         return self._mark(limit, messages.c.state == State.QUEUED, messages.c.published_at.is_not(None),
-                          or_(long_ago, a_while_ago) if empty_queue else long_ago, order=messages.c.published_at, work=_recover)
+                          or_(long_ago, a_while_ago) if empty_queues else long_ago, order=messages.c.published_at, work=_recover)
 
     def unpublish(self, ids: Sequence[str]) -> None:
         """Take the mark back from rows that could not be published after all."""
