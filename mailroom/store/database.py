@@ -8,16 +8,16 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from itertools import chain
-from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, select
-from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import DatabaseError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from mailroom.lazy import Lazy
 from mailroom.mail.errors import StoreUnavailable
 from mailroom.store.schema import identity
+from mailroom.store.sqlite import SQLiteFile
 
 postgresql = Lazy("mailroom.store.postgresql")
 
@@ -41,6 +41,7 @@ class Database:
     def __init__(self, url: str) -> None:
         self.url = make_url(url)
         self.engine = _engine(self.url)
+        self._file = SQLiteFile(self.engine) if self.engine.dialect.name == "sqlite" else None
         #: For reading: each statement sees what is committed when it starts.
         self.reading = self.engine.execution_options(isolation_level="AUTOCOMMIT")
         self._waiting: deque[_Write] = deque()
@@ -59,13 +60,14 @@ class Database:
         return self._outbox_id
 
     def read(self, look: Callable[[Connection], R]) -> R:
-        with _translated(), self.reading.connect() as connection:
+        with _translated(self._file), self.reading.connect() as connection:
             return look(connection)
 
     def transaction(self, work: Callable[[Connection], None]) -> None:
         """Do something rare, such as a migration, in a transaction of its own that keeps all other writers out."""
         is_sqlite = self.engine.dialect.name == "sqlite"
-        with _translated(), self.engine.begin() as connection, nullcontext() if is_sqlite else postgresql.unlimited(connection):
+        with _translated(self._file), self.engine.begin() as connection, \
+                nullcontext() if is_sqlite else postgresql.unlimited(connection):
             work(connection)
 
     def write(self, work: Work[T, R], item: T, *, alone: bool = False) -> R:
@@ -146,7 +148,7 @@ class Database:
         """Commit all in one transaction; if one of them cannot be done, each in its own, so that the others do not suffer."""
         results: dict[_Write, Any] = {}
         try:
-            with _translated(), self.engine.begin() as connection:
+            with _translated(self._file), self.engine.begin() as connection:
                 for work, alike in _grouped(writes).items():
                     results |= zip(alike, work(connection, [write.item for write in alike]), strict=True)
         except _Conflict as e:  # Alone each holds fewer locks, and holds them for a shorter time.
@@ -211,13 +213,23 @@ class _Conflict(StoreUnavailable):
     """Two transactions wanted the same rows, and this one was undone for the other's sake."""
 
 
-class _translated:
-    """Turns what drivers raise when a database is away, locked, full or only for reading into StoreUnavailable."""
+_AWAY = (OperationalError, InterfaceError, InternalError, PoolTimeout, sqlite3.OperationalError)
 
-    def __enter__(self) -> None: ...
+
+class _translated:
+    """Looks whether SQLite's file is there, and turns what drivers raise when a database is away, locked, full, read-only or broken
+    into StoreUnavailable."""
+
+    def __init__(self, file: SQLiteFile | None) -> None:
+        self._file = file
+
+    def __enter__(self) -> None:
+        if self._file is not None:
+            self._file.check()
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, (OperationalError, InterfaceError, InternalError, PoolTimeout, sqlite3.OperationalError)):
+        # DatabaseError itself is SQLite's for a file that is no database, or a broken one; the others of its kind are about values.
+        if isinstance(error, _AWAY) or kind in (DatabaseError, sqlite3.DatabaseError):
             # SQLAlchemy's text ends in the statement and its values; the driver's own words hold neither.
             driver = getattr(error, "orig", error)
             kind_of = _Conflict if getattr(driver, "sqlstate", None) in CONFLICTS else StoreUnavailable
@@ -228,8 +240,6 @@ def _engine(url: Any) -> Engine:
     if url.get_backend_name() != "sqlite":
         engine: Engine = postgresql.postgresql_engine(url)
         return engine
-    if url.database:
-        Path(url.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     engine = create_engine(url, pool_size=10, max_overflow=50, hide_parameters=True,
                            connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "check_same_thread": False})
     event.listen(engine, "connect", _prepare_sqlite)
