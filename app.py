@@ -53,7 +53,7 @@ from mailroom.commands.database import choose, opened, pair
 from mailroom.doctor import Doctor, Finding
 from mailroom.inbox import Around, Dial, Inbox, Letters, PortTaken, create_blueprint
 from mailroom.lazy import Lazy
-from mailroom.mail.errors import MailroomError
+from mailroom.mail.errors import MailroomError, WrongDatabaseURL
 from mailroom.route import accounts, next_hop
 from mailroom.settings import PREFIX, UP_FILE, Settings, SettingsError, database_url, load, notices
 from mailroom.store.accounts import Accounts
@@ -90,7 +90,10 @@ def create_app(settings: Settings | None = None, *blueprints: Blueprint, databas
     """Make the application, with these blueprints of one's own. It starts no thread and opens no connection before the first request."""
     settings = settings or load()
     mailasync.configure(settings)
-    database = database or Database(database_url(settings))
+    try:
+        database = database or Database(database_url(settings))
+    except WrongDatabaseURL as e:
+        raise SettingsError(str(e)) from None
     known, orders = accounts(settings), mailasync.orders(settings, database)
     app = Application(__name__)
     app.config["MAX_CONTENT_LENGTH"] = settings.REQUEST_MAX_BYTES  # Flask itself has no limit.

@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from ipaddress import ip_address
@@ -25,6 +25,10 @@ SECRETS = frozenset({"MAIL_PASSWORD", "API_KEY", "BROKER_URL", "DATABASE_URL"})
 PAIR_BROKER_URL = "pyamqp://guest@localhost//"
 #: The database of `flask up`, beside the pair's: what that accepted is not sent from here.
 UP_FILE = "up.sqlite3"
+
+#: What others call the databases that we speak to, by the driver that they use.
+_DATABASES = {"postgres": "postgresql", "postgresql+psycopg": "postgresql", "postgresql+psycopg2": "postgresql",
+              "postgresql+asyncpg": "postgresql", "sqlite+pysqlite": "sqlite", "sqlite+aiosqlite": "sqlite"}
 
 #: What Kubernetes adds to every pod for a service called "mailasync" or "mailasync-…".
 _KUBERNETES = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)$")
@@ -214,12 +218,30 @@ def refuse_wrong_forms(settings: Settings) -> None:
             Path(settings.LOG_FILE).expanduser().open("ab").close()
     except OSError as e:
         raise SettingsError(f"{PREFIX}LOG_FILE: expected a file that can be written, got {settings.LOG_FILE!r}: {e.strerror}") from None
-    for name, schemes in (("BROKER_URL", ("amqp", "pyamqp", "amqps", "memory")), ("DATABASE_URL", ("sqlite", "postgresql"))):
-        value = getattr(settings, name)
-        scheme = value.partition(":")[0].partition("+")[0]
-        if value and (scheme not in schemes or "://" not in value):  # What came is not shown: it may hold a password.
-            raise SettingsError(f"{PREFIX}{name}: expected a URL that begins with {' or '.join(f'{known}://' for known in schemes)}, got "
-                                + (f"one with {scheme}://" if "://" in value else "none"))
+    refuse_wrong_scheme("BROKER_URL", settings.BROKER_URL, ("amqp", "pyamqp", "amqps", "memory"))
+    refuse_wrong_scheme("DATABASE_URL", _replace_driver(settings.DATABASE_URL), ("sqlite", "postgresql"))
+    refuse_wrong_file(settings.DATABASE_URL)
+
+
+def refuse_wrong_scheme(name: str, value: str, schemes: Sequence[str]) -> None:
+    scheme = value.partition(":")[0]
+    if value and (scheme not in schemes or "://" not in value):  # What came is not shown: it may hold a password.
+        raise SettingsError(f"{PREFIX}{name}: expected a URL that begins with {' or '.join(f'{known}://' for known in schemes)}, got "
+                            + (f"one with {scheme}://" if "://" in value else "none"))
+
+
+def refuse_wrong_file(url: str) -> None:
+    """Stop at an SQLite URL that names no file: in memory, each process would have a database of its own."""
+    scheme, _, rest = _replace_driver(url).partition("://")
+    if scheme != "sqlite":
+        return
+    path, _, query = rest.partition("?")
+    if path in ("", "/", "/:memory:", "/file::memory:") or "mode=memory" in query:
+        raise SettingsError(f"{PREFIX}DATABASE_URL: expected a file, as in sqlite:////var/lib/mailasync/mail.sqlite3, got a database in "
+                            "memory, which no other process sees and which ends with its own")
+    if not path.startswith("/"):
+        raise SettingsError(f"{PREFIX}DATABASE_URL: expected three slashes before a path from here and four before one from the root, "
+                            f"got {url!r}")
 
 
 def refuse_wrong_public_url(settings: Settings) -> None:
@@ -242,7 +264,7 @@ def refuse_contradictions(settings: Settings, given: Mapping[str, str]) -> None:
         raise SettingsError(f"{PREFIX}SMTP_SECURITY=none would send the password in clear to {settings.SMTP_HOST or 'Gmail'}; "
                             f"use ssl or starttls, or {PREFIX}SMTP_AUTH=off")
     broker_host = urlsplit(broker).hostname
-    if (settings.DATABASE_URL or "sqlite").startswith("sqlite") and broker_host and not is_loopback(broker_host):
+    if database_url(settings).startswith("sqlite") and broker_host and not is_loopback(broker_host):
         raise SettingsError(f"{PREFIX}BROKER_URL is on another host ({broker_host}), where a worker cannot read this machine's "
                             f"SQLite file; set {PREFIX}DATABASE_URL to a PostgreSQL database")
 
@@ -279,4 +301,10 @@ def notices(settings: Settings, environ: Mapping[str, str]) -> list[str]:
 
 def database_url(settings: Settings, *, file_name: str = "mailasync.sqlite3") -> str:
     """The SQLAlchemy URL of the outbox; the default is an absolute path, so that both terminals open the same file."""
-    return settings.DATABASE_URL or f"sqlite:///{PROJECT / 'instance' / file_name}"
+    return _replace_driver(settings.DATABASE_URL) or f"sqlite:///{PROJECT / 'instance' / file_name}"
+
+
+def _replace_driver(url: str) -> str:
+    """The URL with the driver that is installed here, where it names the database as other services do."""
+    scheme, separator, rest = url.partition("://")
+    return f"{_DATABASES.get(scheme, scheme)}{separator}{rest}"

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import app as web
 import mailasync
 from mailroom.route import next_hop, sender
 from mailroom.settings import Settings, SettingsError, database_url, hint_guessable, hint_unprefixed, kubernetes_variables, load
@@ -48,6 +49,11 @@ def test_a_secret_may_be_in_a_file(tmp_path: Path) -> None:
     ("BROKER_URL", "rabbit", "expected a URL"),
     ("DATABASE_URL", "mail.db", "expected a URL"),
     ("DATABASE_URL", "mysql://localhost/mail", "sqlite:// or postgresql://, got one with mysql://"),
+    ("DATABASE_URL", "sqlite+pysqlcipher:///x", "sqlite:// or postgresql://, got one with sqlite+pysqlcipher://"),
+    ("DATABASE_URL", "sqlite://", "expected a file, as in sqlite:////var/lib/mailasync/mail.sqlite3, got a database in memory"),
+    ("DATABASE_URL", "sqlite:///:memory:", "got a database in memory"),
+    ("DATABASE_URL", "sqlite:///file:x?mode=memory&uri=true", "got a database in memory"),
+    ("DATABASE_URL", "sqlite://mail.sqlite3", "expected three slashes before a path from here and four before one from the root"),
     ("MAIL_FROM", "nobody", "expected an address, got"),
     ("MAIL_OAUTH2_FILE", "/nowhere.json", "expected a readable file, got '/nowhere.json'"),
     ("SMTP_CA_FILE", "/nowhere.pem", "expected a readable file, got '/nowhere.pem'"),
@@ -144,3 +150,22 @@ def test_where_mail_goes_and_who_it_is_from(given: dict[str, str], hop: str, use
     assert next_hop(settings).user == user
     assert sender(settings).address == address
     assert next_hop(settings).security == ("none" if not given else settings.SMTP_SECURITY)
+
+
+@pytest.mark.parametrize(("url", "ours"), [
+    ("postgres://u:p@h/n", "postgresql://u:p@h/n"), ("postgresql+psycopg2://h/n", "postgresql://h/n"),
+    ("postgresql+asyncpg://h/n", "postgresql://h/n"), ("postgresql+psycopg://h/n", "postgresql://h/n"),
+    ("postgresql://h/n", "postgresql://h/n"), ("sqlite+aiosqlite:////x", "sqlite:////x")])
+def test_a_database_may_be_named_as_other_services_name_it(url: str, ours: str) -> None:
+    assert database_url(read(DATABASE_URL=url)) == ours
+
+
+@pytest.mark.parametrize(("url", "words"), [
+    ("postgresql://u:geheim@h:port/n", "expected a URL like postgresql://user:password@host:5432/name, with %40 for @"),
+    ("postgresql://u:geheim@one:1,two:2/n", "several hosts are ?host=one:5432&host=two:5432"),
+    ("postgresql+asyncpg://u:geheim@h/n?ssl=require", "got one that it does not: invalid connection option \"ssl\""),
+    ("sqlite:////nowhere?timeout=soon", "expected a URL like")])
+def test_a_database_url_that_cannot_be_read_stops_the_start(url: str, words: str) -> None:
+    with pytest.raises(SettingsError, match="MAILASYNC_DATABASE_URL: ") as e:
+        web.create_app(read(DATABASE_URL=url))
+    assert words in e.value.message and "geh" not in e.value.message

@@ -37,6 +37,13 @@ class InvalidMessage(MailroomError):
         super().__init__("; ".join(f"{e.pointer}: {e.detail}" for e in errors))
 
 
+class WrongDatabaseURL(MailroomError):
+    """The URL of the database cannot be read, or names an option that its driver does not know."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(f"MAILASYNC_DATABASE_URL: {detail}")
+
+
 class StoreUnavailable(MailroomError):
     """The database could not be reached, or could not write: nothing that was asked for has happened."""
 

@@ -11,11 +11,11 @@ from itertools import chain
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, select
-from sqlalchemy.exc import DatabaseError, InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from mailroom.lazy import Lazy
-from mailroom.mail.errors import StoreUnavailable
+from mailroom.mail.errors import StoreUnavailable, WrongDatabaseURL
 from mailroom.store.schema import identity
 from mailroom.store.sqlite import SQLiteFile
 
@@ -39,8 +39,13 @@ class Database:
     """One database, for one process. It opens no connection before it is used, and must not be carried over a fork."""
 
     def __init__(self, url: str) -> None:
-        self.url = make_url(url)
-        self.engine = _engine(self.url)
+        """Raises WrongDatabaseURL."""
+        try:
+            self.url = make_url(url)
+            self.engine = _engine(self.url)
+        except (ArgumentError, ValueError):  # Their words may hold a part of the password.
+            raise WrongDatabaseURL("expected a URL like postgresql://user:password@host:5432/name, with %40 for @, %2F for / and %3A "
+                                   "for : in user and password; several hosts are ?host=one:5432&host=two:5432") from None
         self._file = SQLiteFile(self.engine) if self.engine.dialect.name == "sqlite" else None
         #: For reading: each statement sees what is committed when it starts.
         self.reading = self.engine.execution_options(isolation_level="AUTOCOMMIT")

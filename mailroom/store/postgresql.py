@@ -7,9 +7,12 @@ from typing import Any, TypeVar
 
 import psycopg
 from psycopg.abc import PQGen
+from psycopg.conninfo import make_conninfo
 from psycopg.errors import IdleInTransactionSessionTimeout, ReadOnlySqlTransaction, _WaitTimeout
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import InvalidatePoolError
+
+from mailroom.mail.errors import WrongDatabaseURL
 
 #: What has no answer by now gets none any more: the server is frozen, or its host is gone.
 ANSWER_SECONDS = 10.0
@@ -39,13 +42,21 @@ class BoundedConnection(psycopg.Connection[Any]):
 
 
 def postgresql_engine(url: URL) -> Engine:
-    """An engine for many threads, on a server that may be restarted, frozen, or replaced by its stand-by."""
+    """An engine for many threads, on a server that may be restarted, frozen, or replaced by its stand-by.
+
+    Raises:
+      WrongDatabaseURL: it names an option that libpq does not know.
+    """
     # No prepared statements: they save 40 µs of a statement, and an older PgBouncer that pools by transaction loses them.
     # tcp_user_timeout is in milliseconds: a host that is gone is noticed, where TCP alone would wait for a quarter of an hour.
     # client_encoding: else PGCLIENTENCODING, or a database in SQL_ASCII, would have a say in what texts are.
     engine = create_engine(url, pool_size=10, max_overflow=30, pool_timeout=5, hide_parameters=True, connect_args={
         "connect_timeout": CONNECT_SECONDS, "prepare_threshold": None, "keepalives_idle": 10, "keepalives_interval": 5,
         "keepalives_count": 3, "tcp_user_timeout": 10_000, "client_encoding": "utf8"})
+    try:
+        make_conninfo(**{name: value for name, value in engine.dialect.create_connect_args(url)[1].items() if name != "context"})
+    except psycopg.ProgrammingError as e:
+        raise WrongDatabaseURL(f"expected options that libpq knows, got one that it does not: {e}") from None
     event.listen(engine, "do_connect", _connect)
     event.listen(engine, "checkout", _refuse_closed)
     event.listen(engine, "handle_error", _drop_useless)
