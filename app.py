@@ -66,6 +66,7 @@ from mailroom.store.migrate import upgrade
 from mailroom.store.outbox import Outbox
 from mailroom.store.runs import Runs
 from mailroom.store.secrets import secret
+from mailroom.store.sessions import SignOuts
 from mailroom.store.suppressions import Suppressions, Unsubscribes
 from mailroom.store.templates import Templates
 from mailroom.store.webhooks import Webhooks
@@ -105,7 +106,7 @@ def create_app(settings: Settings | None = None, *blueprints: Blueprint, databas
         suppressions=Suppressions(database), unsubscribes=Unsubscribes(database, settings.PUBLIC_URL), templates=Templates(database),
         relay=lambda: mailasync.start_relay(database), send=mailasync.send,
         run=lambda job: mailasync.runJob.apply_async((job.id,), queue=job.queue))
-    Sessions(partial(secret, database, "session")).attach(app)
+    Sessions(partial(secret, database, "session"), SignOuts(database)).attach(app)
     metrics.watch(app)  # First of all hooks, so that a refusal has an id too.
     app.before_request(guard.check)
     app.before_request(partial(start_relay, database))  # In the process that serves, whichever server that is.
@@ -260,7 +261,8 @@ def beside(letters: Letters, dial: Dial, *, hint: str = "") -> Blueprint:
     """The inbox as a part of this service's pages."""
     blueprint = create_blueprint(letters, dial, Around(
         hint=hint, scripts=web.layout.SCRIPTS, places=web.layout.places, origin=web.messages.origin, form_token=form_token,
-        refuse_form=refuse_form, may_act=partial(web.layout.may, "POST", "/inbox/delete")))
+        refuse_form=refuse_form, may_act=partial(web.layout.may, "POST", "/inbox/delete"),
+        standing=guard.standing, refuse=guard.check))
     blueprint.after_request(web.layout.for_people)
     return blueprint
 

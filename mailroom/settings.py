@@ -285,18 +285,20 @@ def hint_unprefixed(environ: Mapping[str, str]) -> list[str]:
 
 
 def hint_guessable(settings: Settings) -> list[str]:
-    """What to do about an API_KEY that can be found by trying, as a right one is served however many wrong ones came before it."""
+    """Say what to do about an API_KEY that can be guessed; wrong ones never lock the right one out."""
     length = len(settings.API_KEY)
-    return [f"{PREFIX}API_KEY has {length} characters and can be guessed; take a random one of {API_KEY_MIN_CHARACTERS} or more: "
-            "openssl rand -hex 24"] if 0 < length < API_KEY_MIN_CHARACTERS else []
+    if not 0 < length < API_KEY_MIN_CHARACTERS:
+        return []
+    return [f"{PREFIX}API_KEY has {length} characters and can be guessed; take a random one of "
+            f"{API_KEY_MIN_CHARACTERS} or more: openssl rand -hex 24"]
 
 
 def notices(settings: Settings, environ: Mapping[str, str]) -> list[str]:
-    """What is worth a line at the start."""
-    passed_over = kubernetes_variables(environ)
-    return [*([f"passed over, as Kubernetes made them: {', '.join(passed_over)}"] if passed_over else []),
-            *(f"{name} is set and not read; did you mean {PREFIX}{name}?" for name in hint_unprefixed(environ)),
-            *hint_guessable(settings)]
+    """Collect what is worth a line at the start."""
+    passed_over = ", ".join(kubernetes_variables(environ))
+    found = [f"passed over, as Kubernetes made them: {passed_over}"] if passed_over else []
+    hints = [f"{name} is set and not read; did you mean {PREFIX}{name}?" for name in hint_unprefixed(environ)]
+    return [*found, *hints, *hint_guessable(settings)]
 
 
 def database_url(settings: Settings, *, file_name: str = "mailasync.sqlite3") -> str:

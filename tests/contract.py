@@ -67,7 +67,7 @@ class _Client(Client):
 
 @contextmanager
 def served(directory: Path) -> Iterator[Flask]:
-    """The application with its inbox, on a database of its own, where nobody waits for anything, nor for having sent wrong keys."""
+    """The application with its inbox, on a database of its own, where nobody waits, nor is held up."""
     given = {"ENV_FILE": "", "BROKER_URL": "pyamqp://guest@127.0.0.1:9//", "DATABASE_URL": f"sqlite:///{directory}/contract.sqlite3",
              "API_KEY": API_KEY, "PUBLIC_URL": "https://mail.example.org"}
     settings = load({f"MAILASYNC_{name}": value for name, value in given.items()})
@@ -76,8 +76,8 @@ def served(directory: Path) -> Iterator[Flask]:
     letters.stop()
     made = web.create_app(settings, database=database)
     made.register_blueprint(create_blueprint(letters))
-    with mock.patch.object(waiting, "WAIT_MAX_SECONDS", 0), mock.patch.object(wrong_keys, "WRONG_MAX", 1_000_000), \
-            mock.patch.object(wsgi, "get_client", _Client):
+    with mock.patch.object(waiting, "WAIT_MAX_SECONDS", 0), mock.patch.object(wsgi, "get_client", _Client), \
+            mock.patch.object(wrong_keys, "WRONG_MAX", 1_000_000):
         yield made
     mailasync.stop_relay()
     made.extensions["mailasync"].api_keys.close()

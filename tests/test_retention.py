@@ -167,10 +167,13 @@ def test_old_keys_usage_and_workers_go_whatever_is_kept(database: Database) -> N
         run(database, "INSERT INTO idempotency VALUES ('', :id, '', '{}', CAST(:now AS BIGINT))", id=f"k{hours}",
             now=ms_ago(database, hours))
         run(database, "INSERT INTO usage VALUES ('a', CAST(:now AS BIGINT), 1, 1)", now=ms_ago(database, hours) // 600_000)
+        run(database, "INSERT INTO signed_out VALUES (:id, CAST(:now AS BIGINT))", id=f"s{hours}",
+            now=ms_ago(database, hours))
     kept = accept(database)
     assert round_of(Retention(database, 0)) == 0  # 0 days: no message is forgotten
     assert ids(database) == {kept}
     assert ids(database, "workers") == {"w23"}
+    assert ids(database, "signed_out") == {"s23"}
     assert everything(database)["idempotency"] == 1
     assert everything(database)["usage"] == 3
 
@@ -279,6 +282,7 @@ def fill_up(database: Database) -> None:
         run(database, f"INSERT INTO {table} SELECT 'm' || n, {values} {numbers}")
     run(database, f"INSERT INTO deliveries (webhook_id, message_id, event, at) SELECT 'w', 'm' || n, 'message.sent', {now} {numbers}")
     run(database, f"INSERT INTO tallies SELECT {now} / 60000, 'sent', 's' || n, 1 {numbers}")
+    run(database, f"INSERT INTO signed_out SELECT 's' || n, {now} {numbers}")
     run(database, "ANALYZE")
 
 

@@ -7,7 +7,15 @@ import pytest
 import app as web
 import mailasync
 from mailroom.route import next_hop, sender
-from mailroom.settings import Settings, SettingsError, database_url, hint_guessable, hint_unprefixed, kubernetes_variables, load
+from mailroom.settings import (
+    Settings,
+    SettingsError,
+    database_url,
+    hint_guessable,
+    hint_unprefixed,
+    kubernetes_variables,
+    load,
+)
 
 
 def read(**variables: str) -> Settings:
@@ -91,7 +99,8 @@ def test_variables_of_kubernetes_are_passed_over() -> None:
     assert kubernetes_variables({"MAILASYNC_SMTP_PORT": "2525", "MAILASYNC_PORT": "5001"}) == []
 
 
-@pytest.mark.parametrize(("key", "is_told"), [("", False), ("s3cret", True), ("x" * 15, True), ("x" * 16, False)])
+@pytest.mark.parametrize(("key", "is_told"), [
+    ("", False), ("s3cret", True), ("x" * 15, True), ("x" * 16, False)])
 def test_a_key_that_can_be_guessed_gets_a_hint_that_does_not_show_it(key: str, is_told: bool) -> None:
     told = hint_guessable(read(API_KEY=key))
     assert bool(told) is is_told

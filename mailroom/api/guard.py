@@ -1,6 +1,8 @@
 """Who may ask: a client with a key, for what the key's scopes allow; or, as long as there is none, whoever is on this very machine."""
 
 import hmac
+from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from urllib.parse import urlsplit
 
@@ -9,7 +11,7 @@ from flask import Response, abort, g, request
 from mailroom.api import session
 from mailroom.api.problems import problem, unavailable
 from mailroom.api.scopes import lacking
-from mailroom.api.services import services
+from mailroom.api.services import Services, services
 from mailroom.api.wrong_keys import note_wrong_key
 from mailroom.mail.errors import FieldError, InvalidMessage, StoreUnavailable
 from mailroom.store.keys import ApiKey, ApiKeys, Scope, hashed
@@ -21,7 +23,8 @@ OPEN_PATHS = frozenset({"/ping", "/livez", "/readyz", "/sign-in"})
 OPEN_PREFIXES = ("/unsubscribe/", "/static/web/")
 KEY_HEADER = "X-API-Key"
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
-_EXPECTED = "expected an API key as `Authorization: Bearer <API key>`, as `X-API-Key`, or as the password of any user"
+_EXPECTED = ("expected an API key as `Authorization: Bearer <API key>`, as `X-API-Key`, "
+             "or as the password of any user")
 _CHALLENGES = ('Bearer realm="mailasync"', 'Basic realm="mailasync", charset="UTF-8"')
 
 #: The one of the setting API_KEY.
@@ -56,6 +59,37 @@ def current_key() -> ApiKey:
     """Whose request this is. Its `id` is "" where no key was needed; on an open path it has no scope."""
     key: ApiKey = g.get("api_key", _NOBODY)
     return key
+
+
+def standing() -> Callable[[], bool]:
+    """Return what tells later, in any thread, whether who asks is still served.
+
+    A key may have been revoked since, or a browser signed out. Nobody is while the database cannot say so.
+    """
+    here, key, signed_in, browsers = services(), current_key(), session.current(), session.sessions()
+
+    def is_served() -> bool:
+        with suppress(StoreUnavailable):
+            return not (signed_in and browsers.has_ended(signed_in)) and _is_valid(key, here)
+        return False
+
+    return is_served
+
+
+def _is_valid(key: ApiKey, here: Services) -> bool:
+    """Whether this key, by which somebody was served a moment ago, is as it was. Raises StoreUnavailable."""
+    if key is LOCAL:
+        return not _needs_key(here)
+    if key is DEFAULT:
+        return True
+    row = here.api_keys.usable(key.id)
+    return row is not None and row.key == key
+
+
+def check_anew() -> None:
+    """Answer with the refusal where who asks is no longer served: before an answer that was waited for."""
+    if refused := check():
+        abort(refused)
 
 
 def check_sender(address: str, *, pointer: str = "#/from") -> None:
@@ -118,8 +152,11 @@ def enter_by_session() -> bool:
 
 def needs_key() -> bool:
     """Whether nobody is served without a key. Raises StoreUnavailable."""
-    settings = services().settings
-    return bool(settings.API_KEY) or not settings.listens_on_loopback or services().api_keys.are_there()
+    return _needs_key(services())
+
+
+def _needs_key(here: Services) -> bool:
+    return bool(here.settings.API_KEY) or not here.settings.listens_on_loopback or here.api_keys.are_there()
 
 
 def _known(given: str, api_key: str, keys: ApiKeys | None) -> ApiKey | None:
@@ -206,7 +243,8 @@ def _refuse_wrong() -> Response:
     if not seconds:
         return _refused(f"{_EXPECTED}, got another key", "invalid_api_key", _CHALLENGES)
     return problem(429, "too_many_wrong_keys", "Too many wrong API keys came from this address",
-                   f"{_EXPECTED}, got another key; correct it, or wait {seconds} s", headers={"Retry-After": str(seconds)})
+                   f"{_EXPECTED}, got another key; correct it, or wait {seconds} s",
+                   headers={"Retry-After": str(seconds)})
 
 
 @lru_cache(256)

@@ -4,7 +4,8 @@
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from io import BytesIO
 from typing import Any
@@ -23,6 +24,7 @@ from mailroom.api.waiting import preferred_seconds, wait_for
 from mailroom.api.why import why_job
 from mailroom.ids import new_id
 from mailroom.jobs import registry
+from mailroom.mail.errors import StoreUnavailable
 from mailroom.mail.message import Terms, file_name
 from mailroom.order import Order
 from mailroom.store.idempotency import Answer, Kept, Key
@@ -56,7 +58,8 @@ def post_job() -> Response:
     """Accept a job; answers 202 at once, or when it has ended if the client prefers to wait."""
     accepted, replayed = once(lambda key: _kept_answer(_accept(services().orders.job(job_body()), key)))
     id = accepted.location.removeprefix("/v1/jobs/")
-    answer = _told_after_waiting(id)  # Of a replayed one, too: it has gone on since, and the client may want to wait for its end.
+    # For a replayed one, too: it has gone on since, and the client may want to wait for its end.
+    answer = _waited_for(id)
     # 200 for those only who waited for it: another client shall not see 200 or 202 by chance.
     answer.status_code = 200 if "Preference-Applied" in answer.headers and answer.json["status"] in FINAL else 202  # type: ignore[index]
     answer.headers["Location"] = accepted.location
@@ -80,7 +83,9 @@ def find_jobs(asked: Mapping[str, str]) -> tuple[list[Any], int]:
 @blueprint.get("/v1/jobs/<id>")
 def get_job(id: str) -> Response:
     """Where a job is; `Prefer: wait=N` answers when it has ended, after N seconds at most."""
-    return _told_after_waiting(id)
+    if waited := _wait(id, guard.standing()):
+        guard.check_anew()
+    return _told(find_job(id), id, waited)
 
 
 @blueprint.get("/v1/jobs/<id>/file")
@@ -205,15 +210,35 @@ def _kept_answer(id: str) -> Answer:
     return Answer(status=202, location=f"/v1/jobs/{id}")
 
 
-def _told_after_waiting(id: str) -> Response:
+def _waited_for(id: str) -> Response:
+    """Tell how a job that was accepted stands, after waiting for its end if the client prefers that.
+
+    One that is no longer served by then, or a database that has gone away, leaves it at what was accepted.
+    """
+    found, is_served = find_job(id), guard.standing()
+    with suppress(StoreUnavailable):
+        if (waited := _wait(id, is_served)) and is_served():
+            return _told(find_job(id), id, waited)
+    return _told(found, id, 0)
+
+
+def _wait(id: str, is_served: Callable[[], bool]) -> int:
+    """Wait as the client prefers, until the job has ended or who asks is no longer served.
+
+    Return for how many seconds at most; 0: not at all.
+    """
     seconds = preferred_seconds()
-    waited = bool(seconds) and _state(id) is not None and wait_for(lambda: _state(id) in FINAL, seconds)
-    found = find_job(id)
+    if not seconds or _state(id) is None:
+        return 0
+    return seconds if wait_for(lambda: _state(id) in FINAL or not is_served(), seconds) else 0
+
+
+def _told(found: dict[str, Any] | None, id: str, waited: int) -> Response:
     if found is None:
         raise _unknown(id)
     answer = jsonify(found)
     if waited:
-        answer.headers["Preference-Applied"] = f"wait={seconds}"
+        answer.headers["Preference-Applied"] = f"wait={waited}"
     return answer
 
 

@@ -1,6 +1,6 @@
 """Messages over HTTP: accept one or many, list them, tell where each is and what it looks like."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from flask import Blueprint, Response, jsonify, request
 from pydantic_core import PydanticCustomError
@@ -16,7 +16,7 @@ from mailroom.api.shown import answered, find, shown, summary, timeline
 from mailroom.api.waiting import preferred_seconds, wait_for
 from mailroom.mail.addresses import parse_address
 from mailroom.mail.compose import both_forms, compose
-from mailroom.mail.errors import FieldError, InvalidMessage
+from mailroom.mail.errors import FieldError, InvalidMessage, StoreUnavailable
 from mailroom.mail.message import FINAL, Claim, State
 from mailroom.mail.terms import parse_time
 from mailroom.store.idempotency import Answer, Kept, Key
@@ -147,23 +147,49 @@ def _dry_run(acceptance: Acceptance) -> Response:
 
 
 def _waited_for(told: Response) -> Response:
-    """A client that prefers to wait is told how the message stands when it has ended."""
-    if not preferred_seconds() or told.status_code >= 300:
+    """A client that prefers to wait is told how the message stands when it has ended.
+
+    One that is no longer served by then, or a database that has gone away, leaves it at what was accepted.
+    """
+    seconds = preferred_seconds()
+    if not seconds or told.status_code >= 300:
         return told
-    waited = _told_after_waiting(told.headers["Location"].removeprefix("/v1/messages/"))
-    waited.headers["Location"] = told.headers["Location"]
+    id, is_served = told.headers["Location"].removeprefix("/v1/messages/"), guard.standing()
+    try:
+        waited = _wait(id, seconds, is_served)
+        if not is_served():
+            return told
+        answer = _told(id, waited)
+    except StoreUnavailable:
+        return told
+    answer.headers["Location"] = told.headers["Location"]
     # 200 for those only who waited for it: another client shall not see 200 or 202 by chance.
-    ended = "Preference-Applied" in waited.headers and waited.json["status"] in FINAL  # type: ignore[index]  # it is an object
-    waited.status_code = 200 if ended else told.status_code
-    return waited
+    ended = waited and answer.json["status"] in FINAL  # type: ignore[index]  # it is an object
+    answer.status_code = 200 if ended else told.status_code
+    return answer
 
 
 def _told_after_waiting(id: str) -> Response:
     seconds = preferred_seconds()
-    waited = bool(seconds) and _state(id) is not None and wait_for(lambda: _state(id) in FINAL, seconds)
+    if not seconds or _state(id) is None:
+        return _told(id)
+    waited = _wait(id, seconds, guard.standing())
+    guard.check_anew()
+    return _told(id, waited)
+
+
+def _wait(id: str, seconds: int, is_served: Callable[[], bool]) -> int:
+    """Wait until the message has ended, or who asks is no longer served.
+
+    Return for how many seconds at most; 0 where too many wait already.
+    """
+    return seconds if wait_for(lambda: _state(id) in FINAL or not is_served(), seconds) else 0
+
+
+def _told(id: str, waited: int = 0) -> Response:
     answer = jsonify(shown(find(id)))
     if waited:
-        answer.headers["Preference-Applied"] = f"wait={seconds}"
+        answer.headers["Preference-Applied"] = f"wait={waited}"
     return answer
 
 

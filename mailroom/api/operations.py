@@ -68,7 +68,8 @@ REFUSALS: dict[int, Returned] = {status: Returned(told=told, content={PROBLEM: "
     (413, "The body is larger than REQUEST_MAX_BYTES.", ()),
     (415, "The body is of another media type.", ()),
     (422, "Fields are wrong; `errors` has each of them.", ()),
-    (429, "The key has sent as much as it may for now; or too many wrong keys came from this address.", ("Retry-After!", *_RATES)),
+    (429, "The key has sent as much as it may for now; or too many wrong keys came from this address.",
+     ("Retry-After!", *_RATES)),
     (503, "The database is away.", ("Retry-After!",)),
 )}
 _BODY = (400, 413, 415, 422)

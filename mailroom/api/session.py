@@ -16,9 +16,9 @@ from itsdangerous import BadData, URLSafeTimedSerializer
 
 from mailroom.api.problems import problem
 from mailroom.store.keys import ApiKey
+from mailroom.store.sessions import LIFETIME_SECONDS, SignOuts
 
 COOKIE = "mailasync_session"
-LIFETIME_SECONDS = 12 * 3600
 #: Where the token comes: in a form, or where a script sends what is none.
 FIELD = "token"
 HEADER = "X-Form-Token"
@@ -33,26 +33,40 @@ class Session:
 
     key_id: str = ""
     mark: str = ""  #: of the key's hash: another key of the same name ends the session
-    nonce: str
+    nonce: str  #: by which it is ended
 
 
 class Sessions:
-    """Signs cookies and tokens, and reads them; `secret` is asked for when it is first needed, and may raise StoreUnavailable."""
+    """Signs cookies and tokens, and reads them. Without `sign_outs` nobody can sign in.
 
-    def __init__(self, secret: Callable[[], bytes]) -> None:
+    `secret` is asked for when it is first needed, and may raise StoreUnavailable.
+    """
+
+    def __init__(self, secret: Callable[[], bytes], sign_outs: SignOuts | None = None) -> None:
         self._ask = secret
+        self._sign_outs = sign_outs
 
     def begin(self, key_id: str = "", key_hash: str = "") -> Session:
         return Session(key_id=key_id, mark=mark(key_hash) if key_id else "", nonce=secrets.token_urlsafe(12))
 
     def read(self, cookie: str) -> Session | None:
-        """The session, unless it is another's, or over."""
+        """The session, unless it is another's, or over. Raises StoreUnavailable."""
         if not cookie:
             return None
         try:
-            return Session(**self._cookies.loads(cookie, max_age=LIFETIME_SECONDS))
+            found = Session(**self._cookies.loads(cookie, max_age=LIFETIME_SECONDS))
         except (BadData, TypeError):
             return None
+        return None if self.has_ended(found) else found
+
+    def has_ended(self, session: Session) -> bool:
+        """Whether somebody signed out of it. Raises StoreUnavailable."""
+        return bool(session.key_id and self._sign_outs and self._sign_outs.has(session.nonce))
+
+    def end(self, session: Session) -> None:
+        """Sign out of it, in every window and web process. Raises StoreUnavailable."""
+        if session.key_id and self._sign_outs:
+            self._sign_outs.add(session.nonce)
 
     def give(self, answer: Response, session: Session) -> Response:
         """Have the browser send it with each request from now on."""

@@ -1,7 +1,8 @@
-"""Counts wrong API keys by where they come from, so that keys are not tried as fast as a connection carries them.
+"""Counts wrong API keys by where they come from: nobody tries them as fast as a connection carries them.
 
-Only wrong ones are held up: a right one is served however many wrong ones came from its address, which may be that of a proxy that
-many share. What makes a key safe is that it cannot be guessed; those of `flask keys create` have 256 random bits.
+Only wrong ones are held up: a right one is served however many wrong ones came from its address, which may be
+that of a proxy for many. What makes a key safe is that nobody can guess it; those of `flask keys create` have
+256 random bits.
 """
 
 import math
@@ -18,7 +19,7 @@ WRONG_MAX = 10
 WRONG_SECONDS = 60.0
 #: Addresses that are remembered.
 ADDRESSES_MAX = 1000
-#: A host has at least so many bits of IPv6 addresses for itself (RFC 4291, 2.5.4), and could send each key from another one.
+#: A host may have all addresses of such a network (RFC 4291, 2.5.4), and send each key from another one.
 NETWORK_BITS = 64
 
 _EXTENSION = "mailasync wrong keys"
@@ -36,14 +37,15 @@ class WrongKeys:
         return len(self._times)
 
     def note(self, address: str) -> int:
-        """Count one more of this address; return for how many seconds others will be held up, 0 while there were few."""
+        """Count one more of this address; return for how many seconds others are held up, 0 if few came."""
         source, now = network(address), self._clock()
         with self._turn:
             times = self._times.setdefault(source, deque())
             self._times.move_to_end(source)
             while times and times[0] <= now - WRONG_SECONDS:
                 times.popleft()
-            if len(times) >= WRONG_MAX:  # Not counted, so that a client with an old key is told so ten times a minute.
+            # What is held up is not counted: a client with an old key is told so ten times a minute.
+            if len(times) >= WRONG_MAX:
                 return max(1, math.ceil(times[0] + WRONG_SECONDS - now))
             times.append(now)
             while len(self._times) > ADDRESSES_MAX:

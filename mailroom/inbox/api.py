@@ -1,6 +1,7 @@
 """Answers a test in any language: which mail came, what is in it, and what the next one is to meet."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from flask import Response, jsonify, request
@@ -17,9 +18,17 @@ _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 class Api:
     """The views of /inbox/api."""
 
-    def __init__(self, letters: Letters, dial: Dial) -> None:
+    def __init__(
+        self,
+        letters: Letters,
+        dial: Dial,
+        standing: Callable[[], Callable[[], bool]],
+        refuse: Callable[[], Response | None],
+    ) -> None:
         self._letters = letters
         self._dial = dial
+        self._standing = standing
+        self._refuse = refuse
 
     def messages(self) -> ResponseReturnValue:
         """List what came, the newest first; with `wait`, as soon as there is something to list."""
@@ -30,8 +39,10 @@ class Api:
             detail = f"expected seconds from 0 to {WAIT_MAX_SECONDS}, got {asked[:100]!r}"
             errors = [{"parameter": "wait", "detail": detail}]
             return _problem(422, f"wait: {detail}", errors=errors)
-        found = self._letters.wait(to, seconds) if seconds else self._letters.newest(to)
-        return jsonify(data=[as_json(letter) for letter in found])
+        if not seconds:
+            return jsonify(data=[as_json(letter) for letter in self._letters.newest(to)])
+        found = self._letters.wait(to, seconds, self._standing())
+        return self._refuse() or jsonify(data=[as_json(letter) for letter in found])
 
     def message(self, id: str) -> ResponseReturnValue:
         """Return one."""

@@ -14,6 +14,8 @@ LETTERS_MAX_COUNT = 500
 LETTERS_MAX_BYTES = 200_000_000
 #: Each one who waits holds a thread of the server.
 WAITERS_MAX = 16
+#: Between two looks whether somebody who waits is to go on.
+LOOK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -128,24 +130,33 @@ class Letters:
         """Whether everybody who waits is to end."""
         return self._stopping
 
-    def wait(self, to: str | None, timeout: float) -> list[Letter]:
+    def wait(
+        self, to: str | None, timeout: float, goes_on: Callable[[], bool] = lambda: True
+    ) -> list[Letter]:
         """Return what `newest` does, as soon as that is not empty or `timeout` seconds are over.
 
-        It returns at once when WAITERS_MAX others wait.
+        It returns at once when WAITERS_MAX others wait, and within LOOK_SECONDS when `goes_on` says no.
         """
         until = time.monotonic() + timeout
         with self._changed:
             if self._waiters >= WAITERS_MAX:
                 return self.newest(to)
             self._waiters += 1
-            try:
-                while not (found := self.newest(to)):
-                    left = until - time.monotonic()
-                    if self._stopping or left <= 0 or not self._changed.wait(left):
-                        return self.newest(to)
-                return found
-            finally:
+        try:
+            while not self._is_over(to, until) and goes_on():
+                pass
+            return self.newest(to)
+        finally:
+            with self._changed:
                 self._waiters -= 1
+
+    def _is_over(self, to: str | None, until: float) -> bool:
+        """Wait a moment for a change; whether there is something to return, or it is too late."""
+        with self._changed:
+            if self._stopping or self.newest(to):
+                return True
+            self._changed.wait(min(LOOK_SECONDS, max(0.0, until - time.monotonic())))
+            return time.monotonic() >= until
 
     def stop(self) -> None:
         """Answer all who wait: the server is asked to end, and would be killed if it kept them."""

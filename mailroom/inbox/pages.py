@@ -55,6 +55,9 @@ class Around:
     form_token: Callable[[], str] = str  #: what a form has to carry
     refuse_form: Callable[[], Response | None] = lambda: None  #: of a form without it
     may_act: Callable[[], bool] = lambda: True  #: whether who looks may change something
+    #: gives what tells later, in any thread, whether who asks is still served
+    standing: Callable[[], Callable[[], bool]] = lambda: lambda: True
+    refuse: Callable[[], Response | None] = lambda: None  #: of a request that has waited
 
     @property
     def policy(self) -> str:
@@ -89,7 +92,7 @@ def create_blueprint(
     blueprint.add_url_rule("/<id>/source", "source", pages.source)
     blueprint.add_url_rule("/<id>/attachments/<int:number>", "attachment", pages.attachment)
     blueprint.add_url_rule("/<id>/delete", "delete", pages.delete, methods=["POST"])
-    api = Api(letters, dial)
+    api = Api(letters, dial, around.standing, around.refuse)
     blueprint.add_url_rule("/api/messages", "messages", api.messages)
     blueprint.add_url_rule("/api/messages", "clear", api.clear, methods=["DELETE"])
     blueprint.add_url_rule("/api/messages/<id>", "message", api.message)
@@ -142,7 +145,8 @@ class _Pages:
         """Tell a list that something has come or gone, by a stream of server-sent events."""
         if not self._streams.acquire(blocking=False):
             return Response("too many listen", 503, {"Retry-After": "30"})
-        response = Response(_Stream(self._letters, self._streams), content_type="text/event-stream")
+        stream = _Stream(self._letters, self._streams, self._around.standing())
+        response = Response(stream, content_type="text/event-stream")
         response.headers["X-Accel-Buffering"] = "no"
         return response
 
@@ -240,8 +244,11 @@ class _Pages:
 class _Stream:
     """The lines of one stream; its place is free again when it has ended, however that came."""
 
-    def __init__(self, letters: Letters, places: threading.BoundedSemaphore) -> None:
+    def __init__(
+        self, letters: Letters, places: threading.BoundedSemaphore, is_served: Callable[[], bool]
+    ) -> None:
         self._letters = letters
+        self._is_served = is_served
         self._places: threading.BoundedSemaphore | None = places
 
     def __iter__(self) -> Iterator[str]:
@@ -249,6 +256,8 @@ class _Stream:
             known = -1
             for _ in range(STREAM_SECONDS // BEAT_SECONDS):
                 now = self._letters.wait_for_change(known, BEAT_SECONDS)
+                if not self._is_served():
+                    return
                 yield f"data: {now}\n\n" if now != known else ": \n\n"
                 known = now
                 if self._letters.is_stopping:

@@ -15,7 +15,21 @@ from sqlalchemy import Column, ColumnElement, Connection, Table, and_, delete, e
 from mailroom.mail.message import FINAL
 from mailroom.store.database import Database
 from mailroom.store.jobs import FINAL as JOB_FINAL
-from mailroom.store.schema import deliveries, events, files, idempotency, jobs, messages, now_ms, samples, tallies, usage, workers
+from mailroom.store.schema import (
+    deliveries,
+    events,
+    files,
+    idempotency,
+    jobs,
+    messages,
+    now_ms,
+    samples,
+    signed_out,
+    tallies,
+    usage,
+    workers,
+)
+from mailroom.store.sessions import KEPT_MS as SIGNED_OUT_MS
 from mailroom.store.tallies import KEPT_MINUTES, MINUTE_MS, fold, is_old
 from mailroom.store.workers import FORGET_AFTER_MS
 
@@ -154,7 +168,7 @@ class Retention:
         connection.execute(delete(deliveries).where(deliveries.c.message_id.in_(ids)))
 
     def _small(self, limit: int | None) -> None:
-        """Delete keys, usage and workers that are too old to mean anything; add up tallies that are too old to stay apart."""
+        """Delete rows of small tables that are too old to mean anything; add up tallies that are old."""
         if self.database.read(_has_small):
             self.database.write(_delete_small, limit, alone=True)
 
@@ -185,6 +199,7 @@ def _small_tables(connection: Connection) -> list[tuple[Table, tuple[Column[Any]
             (usage, (usage.c.account, usage.c.bucket), usage.c.bucket < (now - USAGE_MS) // USAGE_BUCKET_MS),
             (workers, (workers.c.id,), workers.c.seen_at < now - FORGET_AFTER_MS),
             (deliveries, (deliveries.c.number,), and_(deliveries.c.message_id.is_(None), deliveries.c.at < now - TESTS_MS)),
+            (signed_out, (signed_out.c.id,), signed_out.c.at < now - SIGNED_OUT_MS),
             (samples, (samples.c.minute,), samples.c.minute < now // MINUTE_MS - KEPT_MINUTES),
             (tallies, (tallies.c.minute, tallies.c.event, tallies.c.source), is_old(now))]
 

@@ -271,6 +271,15 @@ keys = Table(
     Column("revoked_at", BigInteger),
 )
 
+#: Browsers' sessions that ended by signing out, until their cookies are too old.
+signed_out = Table(
+    "signed_out", metadata,
+    Column("id", String(40), primary_key=True),
+    Column("at", BigInteger, nullable=False),
+    Index("signed_out_at", "at"),
+    sqlite_with_rowid=False,
+)
+
 #: What each limited key has used of its rate: one row, written once for each group of messages.
 rates = Table(
     "rates", metadata,

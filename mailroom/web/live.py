@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from flask import Blueprint, Response
 
 from mailroom.api import waiting
+from mailroom.api.guard import standing
 from mailroom.api.problems import problem
 from mailroom.api.services import services
 from mailroom.mail.errors import StoreUnavailable
@@ -33,7 +34,7 @@ def live() -> Response:
         return problem(503, "too_many_streams", "Too many pages listen", f"expected at most {STREAMS_MAX} streams; look again now and then",
                        headers={"Retry-After": "30"})
     database, lease_seconds = services().outbox.database, services().settings.LEASE_SECONDS
-    stream = _Stream(lambda: pulse(database, lease_seconds))
+    stream = _Stream(lambda: pulse(database, lease_seconds), standing())
     answer = Response(stream, content_type="text/event-stream")
     answer.call_on_close(stream.close)
     answer.headers["Cache-Control"] = "no-store"
@@ -44,8 +45,8 @@ def live() -> Response:
 class _Stream:
     """The lines of one stream; it gives its place back when it has ended, however that came."""
 
-    def __init__(self, look: Callable[[], str]) -> None:
-        self._lines = _lines(look)
+    def __init__(self, look: Callable[[], str], is_served: Callable[[], bool]) -> None:
+        self._lines = _lines(look, is_served)
         self._open = True
         self._turn = threading.Lock()
 
@@ -62,11 +63,13 @@ class _Stream:
                 _places.release()
 
 
-def _lines(look: Callable[[], str]) -> Iterator[str]:
+def _lines(look: Callable[[], str], is_served: Callable[[], bool]) -> Iterator[str]:
     ends, beats, told = time.monotonic() + STREAM_SECONDS, 0.0, ""
     yield "retry: 2000\n\n"
     while time.monotonic() < ends:
         try:
+            if not is_served():
+                return  # Who connects anew is refused.
             now = look()
         except StoreUnavailable:
             return  # The page looks by itself, and is told that.

@@ -42,7 +42,9 @@ def sign_in() -> Response:
 
 @sign_out_blueprint.post("/sign-out")
 def sign_out() -> Response:
-    """Forget the key."""
+    """End the session, for whoever has its cookie."""
+    if found := session.sessions().read(request.cookies.get(session.COOKIE, "")):
+        session.sessions().end(found)
     answer = done(SIGN_IN if guard.needs_key() else "/dashboard", "signed-out")
     answer.delete_cookie(session.COOKIE)
     return answer
