@@ -51,6 +51,7 @@ from mailroom.api.services import Services
 from mailroom.api.session import Sessions, form_token, refuse_form
 from mailroom.commands.database import choose, opened, pair
 from mailroom.doctor import Doctor, Finding
+from mailroom.embedded import EmbeddedWorker
 from mailroom.inbox import Around, Dial, Inbox, Letters, PortTaken, create_blueprint
 from mailroom.lazy import Lazy
 from mailroom.mail.errors import MailroomError, WrongDatabaseURL
@@ -71,10 +72,11 @@ from mailroom.store.suppressions import Suppressions, Unsubscribes
 from mailroom.store.templates import Templates
 from mailroom.store.webhooks import Webhooks
 from mailroom.store.workers import Worker
+from mailroom.supervisor import SupervisedThread
 
 log = logging.getLogger("mailasync.web")
 
-granian, granian_constants, celery_worker = Lazy("granian"), Lazy("granian.constants"), Lazy("celery.worker")
+granian, granian_constants = Lazy("granian"), Lazy("granian.constants")
 
 STOP_SECONDS = 20
 PARENT_LOOK_SECONDS = 1.0
@@ -301,20 +303,10 @@ def refuse_keyless(settings: Settings, database: Database) -> None:
 def work_here(database: Database) -> Callable[[], None]:
     """Run a Celery worker in a thread of this process; return what ends it."""
     mailasync.share_database(database)
-    worker = celery_worker.WorkController(app=mailasync.celery_app, hostname=f"up-{os.getpid()}@{socket.gethostname()}", loglevel="INFO",
-                                          without_mingle=True, without_gossip=True, without_heartbeat=True)
-    thread = threading.Thread(target=worker.start, name="worker", daemon=True)
-    thread.start()
-
-    def end() -> None:
-        mailasync.stop_claiming()
-        celery_worker.state.should_stop = 0  # the exit code; None means "go on"
-        hub = getattr(worker, "hub", None)
-        if hub is not None:
-            hub.call_soon(bool)  # It sleeps for seconds; a signal would wake it, but signals go to the main thread.
-        thread.join(STOP_SECONDS - 5)
-
-    return end
+    worker = EmbeddedWorker(mailasync.celery_app, stop_claiming=mailasync.stop_claiming,
+                            close=mailasync.close_station)
+    worker.start()
+    return worker.stop
 
 
 def start_child(settings: Settings, *at_signal: Callable[[], None]) -> None:
@@ -323,22 +315,26 @@ def start_child(settings: Settings, *at_signal: Callable[[], None]) -> None:
     asked, asks = os.pipe()
     os.set_blocking(asks, False)
     signal.set_wakeup_fd(asks, warn_on_full_buffer=False)  # The handlers are granian's; this tells of the signal beside them.
-    threading.Thread(target=end_at_signal, args=(asked, at_signal), name="signals", daemon=True).start()
-    threading.Thread(target=end_with_parent, args=(os.getppid(),), name="parent", daemon=True).start()
+    ending, orphaned = threading.Event(), threading.Event()
+    SupervisedThread("signals", partial(end_at_signal, asked, at_signal, ending), ending).start()
+    SupervisedThread("parent", partial(end_with_parent, os.getppid(), orphaned), orphaned).start()
 
 
-def end_at_signal(asked: int, acts: Sequence[Callable[[], None]]) -> None:
+def end_at_signal(asked: int, acts: Sequence[Callable[[], None]], ending: threading.Event) -> None:
+    """Call these when a signal asks us to end, and set `ending`."""
     while os.read(asked, 1) not in (bytes([signal.SIGTERM]), bytes([signal.SIGINT])):
         pass
     for act in acts:
         act()
+    ending.set()
 
 
-def end_with_parent(parent: int) -> None:
+def end_with_parent(parent: int, orphaned: threading.Event) -> None:
     """A supervisor that kills only the process it started must not leave this one behind, holding the port."""
     while os.getppid() == parent:
         time.sleep(PARENT_LOOK_SECONDS)
     os.kill(os.getpid(), signal.SIGTERM)
+    orphaned.set()
 
 
 def end_child(error: Exception) -> NoReturn:

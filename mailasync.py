@@ -304,6 +304,14 @@ def stop_claiming() -> None:
         _process.station.notifier.stop()
 
 
+def close_station() -> None:
+    """End what makes this process a worker, if it is one."""
+    station, _process.station = _process.station, None
+    if station is not None:
+        station.close()
+        _process.relay = None
+
+
 @signals.celeryd_init.connect
 def _name_worker(sender: str, instance: Any, **kwargs: object) -> None:
     """A second worker of the same name would be refused; so each start has a name of its own, unless -n gave one."""
@@ -361,10 +369,7 @@ def _stop_claiming(**kwargs: object) -> None:
 
 @signals.worker_shutdown.connect
 def _close_station(**kwargs: object) -> None:
-    station, _process.station = _process.station, None
-    if station is not None:
-        station.close()
-        _process.relay = None
+    close_station()
 
 
 @signals.after_setup_logger.connect

@@ -19,6 +19,8 @@ The road, each step with its file:
     webhook.py          tells clients, in threads of its own; address_guard.py keeps it away from our own network
     route.py            where mail goes and who it is from, as the settings say
     sweeper.py          in every worker: what is due, what was never published, what a dead worker left behind
+    supervisor.py       keeps the threads of a process running: one that ends is started anew, and /readyz tells of it
+    embedded.py         a Celery worker in a thread of the process that serves: `flask up`
 
 The words:
 

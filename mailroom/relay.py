@@ -11,6 +11,8 @@ from typing import Any
 from amqp.exceptions import ChannelError
 from kombu import Connection, Producer
 
+from mailroom.supervisor import SupervisedThread
+
 log = logging.getLogger("mailasync.relay")
 
 #: Ids in one nudge: enough to share the cost of a confirm, few enough to share the work among workers.
@@ -58,7 +60,7 @@ class Relay:
         self._look_at = time.monotonic() + WATCH_SECONDS  #: when the queue is to be looked at next
         self._wake = threading.Event()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="relay", daemon=True)
+        self._thread = SupervisedThread("relay", self._run, self._stopping)
         self._connection: Connection | None = None
         self._producer: Producer | None = None
         #: Since when the broker could not be reached, in seconds since 1970, and what it said; None while all is well.
@@ -82,8 +84,7 @@ class Relay:
         """Publish what waits if the broker is there, and end; bounded by the broker's timeouts."""
         self._stopping.set()
         self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join(10)
+        self._thread.join(10)
 
     def offer(self, id: str, *, queue: str, alone: bool = False) -> bool:
         """Take an id to publish soon; returns at once, whatever the broker does. `alone`: it shares no nudge. False: too many wait."""
@@ -100,6 +101,7 @@ class Relay:
         self._wake.set()
 
     def _run(self) -> None:
+        self._drop()
         while self._waiting or not self._stopping.is_set():
             if not self._waiting and self._wake.wait(self._rest_seconds()):
                 self._wake.clear()
@@ -180,13 +182,13 @@ class Relay:
             act(self._producer)
         except Exception as e:  # kombu's errors have no common base, and whatever it is, the answer is the same.
             if self.down is None:
-                log.warning("the broker cannot be reached: %s; mail is kept, and goes on when it is back", _words(e))
                 self.down = (time.time(), _words(e))
+                log.warning("the broker cannot be reached: %s; mail is kept, and goes on when it is back", _words(e))
             self._drop()
             return False
         if self.down is not None:
-            log.info("the broker is back")
             self.down = None
+            log.info("the broker is back")
         return True
 
     def _drop(self) -> None:

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from mailroom.mail.errors import StoreUnavailable
 from mailroom.relay import Relay
@@ -15,6 +16,7 @@ from mailroom.store.retention import Retention
 from mailroom.store.runs import Runs
 from mailroom.store.sweeps import BATCH_MAX, Nudge, Sweeps
 from mailroom.store.workers import Worker
+from mailroom.supervisor import SupervisedThread
 
 log = logging.getLogger("mailasync.sweeper")
 
@@ -54,7 +56,8 @@ class Sweeper:
         self._distrust()
         rounds = (("heartbeat", lambda: self.lease_seconds / BEATS_PER_LEASE, self.worker.beat),
                   ("sweeper", lambda: BEHIND_INTERVAL_SECONDS if self._behind else INTERVAL_SECONDS, self.sweep))
-        self._threads = [threading.Thread(target=self._every, args=(pause, act), name=name, daemon=True) for name, pause, act in rounds]
+        self._threads = [SupervisedThread(name, partial(self._every, pause, act), self._stopping)
+                         for name, pause, act in rounds]
         self._lost_at = time.monotonic()
         self._forgot_at = float("-inf")  # The first look is at the start.
         self._looked_at = time.time()  # This clock goes on while a machine sleeps.

@@ -22,6 +22,7 @@ from mailroom.address_guard import AddressGuard, Forbidden, Target
 from mailroom.mail.errors import StoreUnavailable
 from mailroom.mail.schedule import Schedule
 from mailroom.store.deliveries import Deliveries, Due, Told
+from mailroom.supervisor import SupervisedThread
 
 log = logging.getLogger("mailasync.webhook")
 
@@ -158,11 +159,12 @@ class Notifier:
                  timeout_seconds: float = TIMEOUT_SECONDS) -> None:
         self._deliveries = deliveries
         self._exchange: Callable[[], Exchange] = lambda: Exchange(guard, context or default_context(), timeout_seconds)
-        self._threads = [threading.Thread(target=self._work, name=f"webhook-{number}", daemon=True) for number in range(threads)]
         self._changed = threading.Condition()
         self._claiming = threading.Lock()
         self._looks = 1  #: how often it was said that there may be something to do
         self._stopping = threading.Event()
+        self._threads = [SupervisedThread(f"webhook-{number}", self._work, self._stopping)
+                         for number in range(threads)]
         self._open: set[Exchange] = set()
         self._busy: Counter[str] = Counter()  #: attempts under way, by webhook
 
@@ -195,8 +197,7 @@ class Notifier:
         self.stop()
         until = time.monotonic() + STOP_SECONDS
         for thread in self._threads:
-            if thread.is_alive():
-                thread.join(max(0.0, until - time.monotonic()))
+            thread.join(max(0.0, until - time.monotonic()))
         try:
             self._deliveries.release()
         except StoreUnavailable as e:

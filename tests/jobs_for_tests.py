@@ -85,6 +85,14 @@ def odd_result() -> object:
     return object()
 
 
+@job("end thread", isolated=False)
+def end_thread(name: str) -> None:
+    """End a thread of the worker's process, as soon as it runs Python again."""
+    [thread] = [thread for thread in threading.enumerate() if thread.name == name]
+    number = ctypes.c_ulong(thread.ident or 0)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(number, ctypes.py_object(SystemExit))
+
+
 @job("nap")
 def nap(seconds: float) -> None:
     time.sleep(seconds)

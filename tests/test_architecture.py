@@ -12,23 +12,27 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parents[1]
 FILES = [*PROJECT.glob("*.py"), *PROJECT.glob("mailroom/**/*.py"), *PROJECT.glob("migrations/**/*.py")]
 TREES = {".".join(file.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__"): ast.parse(file.read_text()) for file in FILES}
-SERVICES = "address_guard mail jobs relay sweeper webhook store settings lazy ids"
+SERVICES = "address_guard mail jobs relay sweeper webhook store supervisor settings lazy ids"
 TRADE = "mail.message mail.errors settings lazy ids"
 #: What each part may import of ours besides itself; the longest name that fits a module is its part.
 MAY_IMPORT = {
-    "app": f"mailasync web api inbox commands doctor logs route {SERVICES}",
+    "app": f"mailasync web api inbox commands doctor embedded logs route {SERVICES}", "embedded": "supervisor lazy", "supervisor": "",
     "mailasync": f"logs route order station {SERVICES}",
     "station": f"route order {SERVICES}", "order": "mail jobs store ids", "route": "mail settings",
     "commands": f"api doctor {SERVICES}", "doctor": f"route {SERVICES}", "web": f"api {SERVICES}", "api": f"order route logs {SERVICES}",
-    "jobs": f"store mail.schedule {TRADE}", "relay": f"store {TRADE}", "sweeper": f"relay jobs store {TRADE}",
-    "webhook": f"address_guard mail.schedule store {TRADE}", "address_guard": "",
-    "store": TRADE, "mail": "settings lazy", "mail.message": TRADE, "mail.errors": TRADE, "inbox": "",
+    "jobs": f"store supervisor mail.schedule {TRADE}", "relay": f"store supervisor {TRADE}",
+    "sweeper": f"relay jobs store supervisor {TRADE}",
+    "webhook": f"address_guard mail.schedule store supervisor {TRADE}", "address_guard": "",
+    "store": TRADE, "mail": "supervisor settings lazy", "mail.message": TRADE, "mail.errors": TRADE, "inbox": "",
     "logs": "settings", "settings": "default_settings", "lazy": "", "ids": "", "quiet": "",
     "migrations": "store", "default_settings": "", "mailroom": ""}
 MAY_KNOW = {"sqlalchemy": "store migrations", "alembic": "store migrations", "flask": "app web api inbox", "werkzeug": "app web api inbox",
-            "yagmail": "mail.transport mail.oauth2", "celery": "app mailasync quiet", "amqp": "mailasync relay", "kombu": "mailasync relay",
+            "yagmail": "mail.transport mail.oauth2", "celery": "app mailasync embedded quiet", "amqp": "mailasync relay",
+            "kombu": "mailasync relay embedded",
             "jinja2": "mail.template mail.sandbox mail.filters", "css_inline": "mail.letter",
             "PIL": "jobs.thumbnail", "prometheus_client": "api.metrics"}
+#: Who starts a thread by hand, which ends with one piece of work. The supervisor keeps all others running.
+SHORT_THREADS = frozenset({"doctor", "jobs.runner", "jobs.child", "mail.letter", "store.keys", "supervisor", "inbox.smtp"})
 DOES_NOTHING = """import sys, threading; told = []
 def hook(event, args):  # urllib3 looks whether there is IPv6 by binding port 0 for a moment.
     if event in ("socket.connect", "socket.bind", "sqlite3.connect", "os.fork") and args[1:] != (("::1", 0),): told.append(event)
@@ -64,6 +68,12 @@ def test_every_module_is_short_and_imports_at_its_top_by_name() -> None:
         assert not any(isinstance(node, ast.Import | ast.ImportFrom) for node in inside), f"{name} imports inside a function"
         assert not any(isinstance(node, ast.alias) and node.name == "*" for node in ast.walk(tree)), f"{name} imports *"
     assert {str(file): lines for file in FILES if (lines := len(file.read_text().splitlines())) > 400} == {}
+
+
+def test_threads_that_last_are_supervised() -> None:
+    by_hand = {name for name, tree in TREES.items() for node in ast.walk(tree)
+               if isinstance(node, ast.Call) and ast.unparse(node.func) in ("threading.Thread", "Thread")}
+    assert {name.removeprefix("mailroom.") for name in by_hand} == SHORT_THREADS
 
 
 def test_importing_opens_no_connection_and_starts_no_thread() -> None:

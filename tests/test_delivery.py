@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import pytest
 from sqlalchemy import Connection, text
 
+from mailroom import supervisor
 from mailroom.ids import new_id
 from mailroom.mail import delivery as delivery_module
 from mailroom.mail import transport as transport_module
@@ -34,6 +35,7 @@ from mailroom.store.outbox import Acceptance, Outbox, Standing
 from mailroom.store.sweeps import Sweeps
 from mailroom.store.workers import Worker
 from tests.services import wait_until
+from tests.services.logs import broken_log
 from tests.services.schema import ready
 from tests.services.smtpd import ScriptedSMTP
 
@@ -689,6 +691,18 @@ class TestMany:
         assert office.delivery.deliver([alone])
         assert office.has_sent([alone])
         assert len(smtpd.payloads) == len({payload.message_id for payload in smtpd.payloads})
+
+    def test_after_their_thread_has_ended_those_in_hand_are_told_and_others_go_on(
+            self, office: Office, smtpd: ScriptedSMTP, monkeypatch: pytest.MonkeyPatch) -> None:
+        office.open_sessions(4)
+        with monkeypatch.context() as patch:
+            patch.setattr(Claims, "fence_and_finish", None)
+            with broken_log(), pytest.raises(RuntimeError, match="the thread that delivers has ended"):
+                office.delivery.deliver([office.accept() for _ in range(10)])
+        assert [words for words in supervisor.troubles() if words.startswith("deliveries: ")]
+        ids = [office.accept() for _ in range(10)]
+        assert office.delivery.deliver(ids)
+        assert office.has_sent(ids)
 
     @pytest.mark.usefixtures("impatient")
     def test_at_the_fence_without_a_database_they_all_go_back(self, office: Office, smtpd: ScriptedSMTP, tmp_path: Path) -> None:

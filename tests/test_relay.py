@@ -7,8 +7,10 @@ from functools import partial
 import pytest
 from kombu import Connection, Producer
 
+from mailroom import supervisor
 from mailroom.relay import CHUNK_MAX, Relay
 from tests.services import free_port, wait_until
+from tests.services.logs import broken_log
 from tests.services.rabbitmq import RabbitMQ
 
 
@@ -63,6 +65,14 @@ def unreachable() -> Iterator[Post]:
     made = Post(f"pyamqp://guest@127.0.0.1:{free_port()}//")
     yield made
     made.relay.stop()
+
+
+def test_a_thread_that_ended_in_an_outage_is_started_anew(unreachable: Post) -> None:
+    with broken_log():
+        unreachable.relay.offer("first", queue="mail")
+        wait_until(supervisor.troubles, 60, what="the thread has ended")
+    unreachable.relay.offer("second", queue="mail")
+    wait_until(lambda: unreachable.unpublished == ["second"], 60, what="it goes on")
 
 
 def until(condition: Callable[[], object], what: str) -> None:

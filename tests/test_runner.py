@@ -297,3 +297,21 @@ def test_no_child_outlives_its_runner(bench: Bench) -> None:
     wait_until(lambda: "nap" in bench.running(), 10, what="it runs")
     bench.runner.close()
     assert not any(is_alive(pid) for pid in pids)
+
+
+def test_jobs_that_no_thread_could_begin_are_begun_when_one_can(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = [bench.add("pour", wake=False, args={"seconds": 0}) for _ in range(3)]
+    start, left = threading.Thread.start, [RuntimeError("can't start new thread")] * 3
+
+    def start_or_not(thread: threading.Thread) -> None:
+        if thread.name == "job" and left:
+            raise left.pop()
+        start(thread)
+    monkeypatch.setattr(threading.Thread, "start", start_or_not)
+
+    def all_have_ended() -> bool:
+        bench.runs.give_back_abandoned()  # As the sweeper does.
+        bench.runner.wake()
+        return all(bench.row(id)["state"] == "succeeded" for id in ids)
+    wait_until(all_have_ended, 60, what="all were begun")
+    assert not left

@@ -90,7 +90,7 @@ def test_up_runs_on_rabbitmq_when_a_broker_is_set(alone: Service, broker_url: st
     up = alone.up()
     assert "RabbitMQ" in up.text()
     assert alone.final(alone.post())["status"] == "sent"
-    wait_until(lambda: alone.get("/readyz")["checks"] == {"database": "ok", "broker": "ok", "worker": "ok"}, 15, what="all is well")
+    wait_until(lambda: {*alone.get("/readyz")["checks"].values()} == {"ok"}, 15, what="all is well")
     assert up.stop() == 0
 
 

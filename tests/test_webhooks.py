@@ -39,6 +39,7 @@ from mailroom.store.webhooks import Webhooks
 from mailroom.store.workers import Worker
 from mailroom.webhook import SCHEDULE, Answer, Exchange, Notifier, judge, retry_after_seconds
 from tests.services import is_alive, wait_until
+from tests.services.logs import broken_log
 from tests.services.processes import Service
 from tests.services.schema import ready
 from tests.test_api import MAIL
@@ -534,6 +535,16 @@ def test_a_webhook_that_hangs_leaves_threads_to_the_others(database: Database, r
     assert sum(bool(row.owner) for row in rows(database)) == 4
     go_on.set()
     made.close()
+
+
+def test_threads_that_ended_are_started_anew(database: Database, receiver: Receiver,
+                                             notifier: Notifier) -> None:
+    Webhooks(database).create(receiver.url)
+    for n in range(3):
+        happened(database, message(database, f"mail-{n}"))
+    with broken_log():
+        notifier.wake()
+        wait_until(lambda: is_settled(database, *["delivered"] * 3), 60, what="all are told")
 
 
 def test_a_redirect_is_not_followed(receiver: Receiver) -> None:

@@ -122,7 +122,8 @@ SCHEMAS: dict[str, Schema] = {
     "Pong": exactly({"status": {"const": "success"}, "message": {"const": "pong"}}),
     "Alive": exactly({"status": {"const": "ok"}}),
     "Readiness": exactly({
-        "status": one_of(("ok", "unready")), "checks": exactly({"database": TEXT}, sometimes={"broker": TEXT, "worker": TEXT})}),
+        "status": one_of(("ok", "unready")),
+        "checks": exactly({"database": TEXT}, sometimes={"broker": TEXT, "worker": TEXT, "threads": TEXT})}),
     "Mail": exactly({
         "id": TEXT, "received_at": TIME, "envelope_from": TEXT, "from": TEXT, "to": array(TEXT), "subject": TEXT, "message_id": TEXT,
         "text": or_null(TEXT), "html": or_null(TEXT), "size": COUNT, "headers": {"type": "object", "additionalProperties": array(TEXT)},

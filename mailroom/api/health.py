@@ -5,6 +5,7 @@ from flask import Blueprint, Response, jsonify
 from mailroom.api.guard import refusal
 from mailroom.api.services import services
 from mailroom.mail.errors import StoreUnavailable
+from mailroom.supervisor import is_any_down, troubles
 
 blueprint = Blueprint("health", __name__)
 
@@ -43,6 +44,8 @@ def readyz() -> Response:
     if ready and not fresh and relay and relay.queue and relay.queue[1] and not relay.down:
         checks["worker"] += f", but {relay.queue[1]} consume the queue: they read another database"
         ready = False
+    checks["threads"] = "; ".join(troubles()) or "ok"
+    ready = ready and not is_any_down()
     if refusal() is not None:  # To strangers no host, no port and no server's words.
         checks = {name: "ok" if said == "ok" else "not ok" for name, said in checks.items()}
     answer = jsonify({"status": "ok" if ready else "unready", "checks": checks})

@@ -17,6 +17,7 @@ from mailroom.mail.message import Attachment, file_name
 from mailroom.mail.schedule import Schedule
 from mailroom.store.jobs import JobEnd, JobState
 from mailroom.store.runs import JobClaim, Runs
+from mailroom.supervisor import SupervisedThread
 
 log = logging.getLogger("mailasync.jobs")
 
@@ -68,7 +69,7 @@ class Runner:
         self._turn = threading.Lock()
         self._wanted = threading.Event()
         self._stopping = threading.Event()
-        self._dispatcher = threading.Thread(target=self._dispatch, name="jobs", daemon=True)
+        self._dispatcher = SupervisedThread("jobs", self._dispatch, self._stopping)
 
     def start(self) -> None:
         self._dispatcher.start()
@@ -102,8 +103,7 @@ class Runner:
 
     def close(self) -> None:
         self.stop()
-        if self._dispatcher.is_alive():
-            self._dispatcher.join()
+        self._dispatcher.join()
         self._wait_until_none_runs(STOP_SECONDS)
         for run in list(self._running):
             self._interrupt(run)
@@ -122,6 +122,8 @@ class Runner:
             time.sleep(0.02)
 
     def _dispatch(self) -> None:
+        with self._turn:
+            self._runs.keep_in_hand([run.claim.id for run in self._running])
         while not self._stopping.is_set():
             self._wanted.wait()
             self._wanted.clear()
@@ -130,8 +132,6 @@ class Runner:
                     pass
             except StoreUnavailable as e:
                 log.error("%s", e)
-            except Exception:
-                log.exception("looking for jobs failed")
 
     def _begin_some(self) -> int:
         """Claim what there is room for, and run it; return how many those were."""
@@ -157,7 +157,12 @@ class Runner:
             if run.isolated:
                 self._processes.take(run.claim.queue)
         # No pool: Python would wait for its threads at the end of the process, and some jobs look at nothing.
-        threading.Thread(target=self._work, args=(run,), name="job", daemon=True).start()
+        thread = threading.Thread(target=self._work, args=(run,), name="job", daemon=True)
+        try:
+            thread.start()
+        except BaseException:  # Such as RuntimeError, where there are as many threads as there may be.
+            self._leave(run)
+            raise
 
     def _work(self, run: _Run) -> None:
         try:
@@ -169,12 +174,16 @@ class Runner:
         except Exception:
             log.exception("job %s could not be settled", run.claim.id)
         finally:
-            with self._turn:
-                self._running.discard(run)
+            self._leave(run)
+            self.wake()
+
+    def _leave(self, run: _Run) -> None:
+        with self._turn:
+            if run in self._running:
+                self._running.remove(run)
                 self._slots.give_back(run.claim.queue)
                 if run.isolated:
                     self._processes.give_back(run.claim.queue)
-            self.wake()
 
     def _end(self, run: _Run) -> JobEnd | None:
         """Run it; None if it was broken off and may run again, or has not begun before we stop."""

@@ -17,6 +17,7 @@ from mailroom.mail.message import Claim, Outcome
 from mailroom.mail.steps import Attempts, Steps, run
 from mailroom.mail.transport import FenceRefused, SessionLost
 from mailroom.mail.turns import Asked, Turns
+from mailroom.supervisor import SupervisedThread
 
 log = logging.getLogger("mailasync.delivery")
 
@@ -202,8 +203,8 @@ class _SideBySide:
         self.attempts: Attempts[_Begun, Outcome | None] = Attempts()
         self.outcomes: list[tuple[_Begun, Outcome]] = []  #: which are not on record yet
         self.gather_seconds = 0.0
-        self._closing = False
-        self._thread = threading.Thread(target=self._run, name="deliveries", daemon=True)
+        self._closing = threading.Event()
+        self._thread = SupervisedThread("deliveries", self._run, self._closing)
         self._thread.start()
 
     def deliver(self, claims: Sequence[Claim]) -> bool:
@@ -215,22 +216,27 @@ class _SideBySide:
 
     def close(self) -> None:
         """End when all have."""
-        self._closing = True
+        self._closing.set()
         self.attempts.wake()
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._closing or self.todo or self.attempts or self.outcomes:
+        self._break_off(RuntimeError("the thread that delivers has ended"))
+        while not self._closing.is_set() or self.todo or self.attempts or self.outcomes:
             try:
                 self._go_on()
             except BaseException as e:  # A fault of ours; who waits for these mails is told of it, and others may go on.
                 log.exception("%d deliveries broke off", len(self.attempts))
-                outcomes, self.outcomes = self.outcomes, []
-                for begun in self.attempts.break_off():
-                    self._leave(begun, error=e)
-                for begun, _ in outcomes:
-                    self._leave(begun, connected=False, error=e)
+                self._break_off(e)
         self.attempts.close()
+
+    def _break_off(self, error: BaseException) -> None:
+        """Let nobody wait any longer for the mails that are under way."""
+        outcomes, self.outcomes = self.outcomes, []
+        for begun in self.attempts.break_off():
+            self._leave(begun, error=error)
+        for begun, _ in outcomes:
+            self._leave(begun, connected=False, error=error)
 
     def _go_on(self) -> None:
         self._begin()

@@ -1,7 +1,7 @@
 """What one worker does with jobs: claim, progress, finish, release. What a job's end means for its mail is in the same commit."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,6 +82,10 @@ class Runs:
         """Jobs that some thread of ours runs and that are no longer ours: canceled, or given to others."""
         in_hand = set(self._in_hand)  # Before the look, as what is claimed after it is in nobody's list.
         return in_hand - self._owned() if in_hand else set()
+
+    def keep_in_hand(self, ids: Collection[str]) -> None:
+        """Say that no thread runs any other job than these: the others were claimed and never begun."""
+        self._in_hand.intersection_update(ids)
 
     def give_back_abandoned(self) -> int:
         """Queue jobs that are ours and that none of our threads runs, at two looks in a row: the word of their claim got lost."""
