@@ -83,6 +83,10 @@ REQUEST_MAX_BYTES: int = 36_000_000
 #: The broker. `flask up` works without one as long as this is "". "": pyamqp://guest@localhost// for the pair. Secret.
 BROKER_URL: str = ""
 
+#: Path of a PEM file with the authority that signed the certificate of a broker at amqps://.
+#: "": the system's authorities.
+BROKER_CA_FILE: str = ""
+
 #: What the queues are in RabbitMQ. Nudges can be lost without harm, so quorum is for clusters only.
 QUEUE_TYPE: Literal["classic", "quorum"] = "classic"
 

@@ -69,6 +69,7 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
     memory = settings.BROKER_URL.startswith("memory:")
     return {
         "broker_url": settings.BROKER_URL or PAIR_BROKER_URL,
+        "broker_use_ssl": {"ca_certs": settings.BROKER_CA_FILE} if settings.BROKER_CA_FILE else None,
         "broker_transport_options": {"polling_interval": 0.005} if memory else {
             "confirm_publish": True,  # without it a broker that dies or is full loses what was "published"
             "read_timeout": 5, "write_timeout": 5,  # a frozen broker must not hold us

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from mailroom.broker import words
 from mailroom.mail.errors import MailroomError, NotTaken
 from mailroom.mail.message import AccountState
 from mailroom.mail.oauth2 import TokenSource
@@ -100,8 +101,9 @@ class Doctor:
         try:
             connection = self.connect()
         except Exception as e:  # kombu's errors have no common base.
-            yield Finding("broker", False, f"cannot be reached ({type(e).__name__}: {' '.join(str(e).split())[:200]}); start RabbitMQ, or "
-                                           "correct MAILASYNC_BROKER_URL. Mail is accepted and kept meanwhile; `flask up` needs no broker")
+            yield Finding("broker", False,
+                          f"cannot be reached ({words(e)}); start RabbitMQ, or correct MAILASYNC_BROKER_URL. "
+                          "Mail is accepted and kept meanwhile; `flask up` needs no broker")
             return
         try:
             said = getattr(connection.connection, "server_properties", {})

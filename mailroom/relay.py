@@ -11,6 +11,7 @@ from typing import Any
 from amqp.exceptions import ChannelError
 from kombu import Connection, Producer
 
+from mailroom.broker import words
 from mailroom.supervisor import SupervisedThread
 
 log = logging.getLogger("mailasync.relay")
@@ -29,6 +30,8 @@ NOTE_SECONDS = 0.1
 #: How often the broker is looked at while nothing is published, so that an outage is known before the next mail; and while something is.
 WATCH_SECONDS = 5.0
 LOOK_SECONDS = 1.0
+#: Reasons of one outage that are logged, where it has more than one.
+REASONS_MAX = 20
 #: AMQP 0-9-1, 1.2
 NOT_FOUND = "404"
 
@@ -65,6 +68,7 @@ class Relay:
         self._producer: Producer | None = None
         #: Since when the broker could not be reached, in seconds since 1970, and what it said; None while all is well.
         self.down: tuple[float, str] | None = None
+        self._reasons: set[str] = set()  #: what it said since then
         #: Nudges on each watched queue, and workers that consume it, when they were last looked at; nothing before that.
         self.queues: dict[str, tuple[int, int]] = {}
 
@@ -181,15 +185,21 @@ class Relay:
                 self._producer = Producer(self._connection)
             act(self._producer)
         except Exception as e:  # kombu's errors have no common base, and whatever it is, the answer is the same.
-            if self.down is None:
-                self.down = (time.time(), _words(e))
-                log.warning("the broker cannot be reached: %s; mail is kept, and goes on when it is back", _words(e))
+            self._note_outage(words(e))
             self._drop()
             return False
         if self.down is not None:
             self.down = None
+            self._reasons.clear()
             log.info("the broker is back")
         return True
+
+    def _note_outage(self, reason: str) -> None:
+        """Keep since when it lasts, and the reason of now; each reason of an outage is logged once."""
+        self.down = (self.down[0] if self.down else time.time(), reason)
+        if reason not in self._reasons and len(self._reasons) < REASONS_MAX:
+            self._reasons.add(reason)
+            log.warning("the broker cannot be reached: %s; mail is kept, and goes on when it is back", reason)
 
     def _drop(self) -> None:
         """Drop the socket without a word: a polite close waits for a frozen broker for ever (research: publishing, trap A)."""
@@ -197,7 +207,3 @@ class Relay:
             with suppress(Exception):
                 self._connection.collect()
         self._connection = self._producer = None
-
-
-def _words(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__} {error}".split())[:200]

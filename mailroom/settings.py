@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, get_args, get_origin
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import click
 from dotenv import dotenv_values
@@ -23,6 +23,8 @@ PROJECT = Path(default_settings.__file__).resolve().parent
 API_KEY_MIN_CHARACTERS = 16
 SECRETS = frozenset({"MAIL_PASSWORD", "API_KEY", "BROKER_URL", "DATABASE_URL"})
 PAIR_BROKER_URL = "pyamqp://guest@localhost//"
+#: What may follow the `?` of its URL, and is heeded.
+BROKER_OPTIONS = ("heartbeat", "login_method")
 #: The database of `flask up`, beside the pair's: what that accepted is not sent from here.
 UP_FILE = "up.sqlite3"
 
@@ -70,6 +72,7 @@ class Settings:
     PUBLIC_URL: str
     REQUEST_MAX_BYTES: int
     BROKER_URL: str
+    BROKER_CA_FILE: str
     QUEUE_TYPE: Literal["classic", "quorum"]
     DATABASE_URL: str
     LEASE_SECONDS: float
@@ -115,6 +118,7 @@ def load(environ: Mapping[str, str] | None = None, *, defaults: ModuleType = def
               for name, kind in types.items()}
     settings = Settings(**values)
     refuse_wrong_forms(settings)
+    refuse_wrong_brokers(settings)
     refuse_wrong_public_url(settings)
     refuse_contradictions(settings, given)
     return settings
@@ -209,7 +213,7 @@ def refuse_wrong_forms(settings: Settings) -> None:
     for name in ("PORT", "SMTP_PORT", "INBOX_PORT", "INBOX_SMTP_PORT"):
         if getattr(settings, name) > 65535:
             raise SettingsError(f"{PREFIX}{name}: expected a port up to 65535, got {getattr(settings, name)}")
-    for name in ("MAIL_OAUTH2_FILE", "SMTP_CA_FILE"):
+    for name in ("MAIL_OAUTH2_FILE", "SMTP_CA_FILE", "BROKER_CA_FILE"):
         path = getattr(settings, name)
         if path and not Path(path).expanduser().is_file():
             raise SettingsError(f"{PREFIX}{name}: expected a readable file, got {path!r}")
@@ -242,6 +246,26 @@ def refuse_wrong_file(url: str) -> None:
     if not path.startswith("/"):
         raise SettingsError(f"{PREFIX}DATABASE_URL: expected three slashes before a path from here and four before one from the root, "
                             f"got {url!r}")
+
+
+def refuse_wrong_brokers(settings: Settings) -> None:
+    """Stop where TLS would not be what the URL, or BROKER_CA_FILE, makes one think."""
+    urls = settings.BROKER_URL.split(";")
+    if settings.BROKER_CA_FILE and not all(url.startswith("amqps:") for url in urls):
+        raise SettingsError(f"{PREFIX}BROKER_CA_FILE is for a broker at amqps://; with {PREFIX}BROKER_URL "
+                            "as it is nothing is encrypted")
+    for url in urls:
+        refuse_unread_options(url)
+
+
+def refuse_unread_options(broker_url: str) -> None:
+    query = urlsplit(broker_url).query
+    if "@" in query:
+        raise SettingsError(f"{PREFIX}BROKER_URL: write %3F for a question mark in the password")
+    for name, _ in parse_qsl(query, keep_blank_values=True):
+        if name not in BROKER_OPTIONS:
+            raise SettingsError(f"{PREFIX}BROKER_URL: expected no option but {' or '.join(BROKER_OPTIONS)}, "
+                                f"got {name!r}; certificates are always verified, by {PREFIX}BROKER_CA_FILE")
 
 
 def refuse_wrong_public_url(settings: Settings) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parents[1]
 FILES = [*PROJECT.glob("*.py"), *PROJECT.glob("mailroom/**/*.py"), *PROJECT.glob("migrations/**/*.py")]
 TREES = {".".join(file.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__"): ast.parse(file.read_text()) for file in FILES}
-SERVICES = "address_guard mail jobs relay sweeper webhook store supervisor settings lazy ids"
+SERVICES = "address_guard broker mail jobs relay sweeper webhook store supervisor settings lazy ids"
 TRADE = "mail.message mail.errors settings lazy ids"
 #: What each part may import of ours besides itself; the longest name that fits a module is its part.
 MAY_IMPORT = {
@@ -20,7 +20,8 @@ MAY_IMPORT = {
     "mailasync": f"logs route order station {SERVICES}",
     "station": f"route order {SERVICES}", "order": "mail jobs store ids", "route": "mail settings",
     "commands": f"api doctor {SERVICES}", "doctor": f"route {SERVICES}", "web": f"api {SERVICES}", "api": f"order route logs {SERVICES}",
-    "jobs": f"store supervisor mail.schedule {TRADE}", "relay": f"store supervisor {TRADE}",
+    "jobs": f"store supervisor mail.schedule {TRADE}",
+    "relay": f"broker store supervisor {TRADE}", "broker": "",
     "sweeper": f"relay jobs store supervisor {TRADE}",
     "webhook": f"address_guard mail.schedule store supervisor {TRADE}", "address_guard": "",
     "store": TRADE, "mail": "supervisor settings lazy", "mail.message": TRADE, "mail.errors": TRADE, "inbox": "",
@@ -28,7 +29,7 @@ MAY_IMPORT = {
     "migrations": "store", "default_settings": "", "mailroom": ""}
 MAY_KNOW = {"sqlalchemy": "store migrations", "alembic": "store migrations", "flask": "app web api inbox", "werkzeug": "app web api inbox",
             "yagmail": "mail.transport mail.oauth2", "celery": "app mailasync embedded quiet", "amqp": "mailasync relay",
-            "kombu": "mailasync relay embedded",
+            "kombu": "mailasync relay embedded broker",
             "jinja2": "mail.template mail.sandbox mail.filters", "css_inline": "mail.letter",
             "PIL": "jobs.thumbnail", "prometheus_client": "api.metrics"}
 #: Who starts a thread by hand, which ends with one piece of work. The supervisor keeps all others running.

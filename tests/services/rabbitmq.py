@@ -168,12 +168,13 @@ class RabbitMQ(Server):
         values = {name.replace("_", "-"): value for name, value in definition.items()}
         self._api("PUT", f"/policies/{quote(vhost, safe='')}/test", {"pattern": pattern, "definition": values, "apply-to": "queues"})
 
-    def add_user(self, vhost: str, name: str, *, configure: str = ".*", write: str = ".*", read: str = ".*") -> str:
+    def add_user(self, vhost: str, name: str, *, password: str = "geheim",
+                 configure: str = ".*", write: str = ".*", read: str = ".*") -> str:
         """Make a user with these rights, patterns of names, or give them to one that is there; return its URL."""
-        self._api("PUT", f"/users/{name}", {"password": "geheim", "tags": ""})
+        self._api("PUT", f"/users/{name}", {"password": password, "tags": ""})
         rights = {"configure": configure, "write": write, "read": read}
         self._api("PUT", f"/permissions/{quote(vhost, safe='')}/{name}", rights)
-        return self.url(vhost).replace("guest:guest", f"{name}:geheim")
+        return self.url(vhost).replace("guest:guest", f"{name}:{password}")
 
     def delete_user(self, name: str) -> None:
         self._api("DELETE", f"/users/{name}")
