@@ -70,6 +70,7 @@ from mailroom.store.secrets import secret
 from mailroom.store.sessions import SignOuts
 from mailroom.store.suppressions import Suppressions, Unsubscribes
 from mailroom.store.templates import Templates
+from mailroom.store.vitals import Readiness
 from mailroom.store.webhooks import Webhooks
 from mailroom.store.workers import Worker
 from mailroom.supervisor import SupervisedThread
@@ -97,12 +98,13 @@ def create_app(settings: Settings | None = None, *blueprints: Blueprint, databas
         database = database or Database(database_url(settings))
     except WrongDatabaseURL as e:
         raise SettingsError(str(e)) from None
-    known, orders = accounts(settings), mailasync.orders(settings, database)
+    known, orders, outbox = accounts(settings), mailasync.orders(settings, database), Outbox(database)
     app = Application(__name__)
     app.config["MAX_CONTENT_LENGTH"] = settings.REQUEST_MAX_BYTES  # Flask itself has no limit.
     app.json.sort_keys = False  # type: ignore[attr-defined]  # of the default provider
     app.extensions["mailasync"] = Services(
-        settings=settings, outbox=Outbox(database), actions=Actions(database), jobs=Jobs(database, settings.LEASE_SECONDS),
+        settings=settings, outbox=outbox, readiness=Readiness(outbox), actions=Actions(database),
+        jobs=Jobs(database, settings.LEASE_SECONDS),
         keys=Keys(database), api_keys=ApiKeys(database), orders=orders, webhooks=Webhooks(database),
         accounts=Accounts(database, [account.budget for account in known]), known_accounts=known,
         suppressions=Suppressions(database), unsubscribes=Unsubscribes(database, settings.PUBLIC_URL), templates=Templates(database),

@@ -87,11 +87,12 @@ class Doctor:
             return
         try:
             check(self.database)
+            Outbox(self.database).rehearse()
             found = vitals(self.database)
         except MailroomError as e:
             yield Finding("database", False, str(e))
             return
-        yield Finding("database", True, f"{self.database!r} answers, and has the schema of this version; {found.version}, "
+        yield Finding("database", True, f"{self.database!r} takes mail, and has the schema of this version; {found.version}, "
                                         f"{found.size_bytes / 1e6:,.1f} MB")
 
     def _broker(self) -> Iterator[Finding]:

@@ -149,7 +149,7 @@ def test_a_database_that_is_away_is_503_and_nothing_was_accepted(app: Flask, cli
     answer = client.post("/", json=MAIL)
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "2")
     assert "bob" not in answer.text
-    assert client.get("/readyz").status_code == 200  # workers can still be read
+    assert client.get("/readyz").status_code == 503
 
 
 # --- who may ask ---------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from flask import Blueprint, Response, jsonify
 from mailroom.api.guard import refusal
 from mailroom.api.services import services
 from mailroom.mail.errors import StoreUnavailable
+from mailroom.relay import Relay
 from mailroom.supervisor import is_any_down, troubles
 
 blueprint = Blueprint("health", __name__)
@@ -24,30 +25,37 @@ def livez() -> Response:
 
 @blueprint.get("/readyz")
 def readyz() -> Response:
-    """200 if a mail would be accepted and could be sent. A broker that is away is told, and is no reason to refuse mail.
+    """200 if a mail would be accepted: a broker or a worker that is away is told, and is no reason to refuse mail.
 
     A broker with workers of which this outbox has seen none is one: they read another database.
     """
-    checks: dict[str, str] = {}
+    trouble = services().readiness.trouble()
     relay = services().relay()
-    seen_ms = None
-    try:
-        seen_ms = services().outbox.worker_seen_ms_ago()
-        checks["database"] = "ok"
-    except StoreUnavailable as e:
-        checks["database"] = str(e)
-    checks["broker"] = "not looked at yet" if relay is None or (relay.queue is None and not relay.down) else \
-        "ok" if not relay.down else f"unreachable: {relay.down[1]}"
-    fresh = seen_ms is not None and seen_ms <= services().settings.LEASE_SECONDS * 1000
-    checks["worker"] = "ok" if fresh else "none is running" if seen_ms is None else f"none seen for {seen_ms / 1000:.0f} s"
-    ready = checks["database"] == "ok"
-    if ready and not fresh and relay and relay.queue and relay.queue[1] and not relay.down:
-        checks["worker"] += f", but {relay.queue[1]} consume the queue: they read another database"
-        ready = False
-    checks["threads"] = "; ".join(troubles()) or "ok"
-    ready = ready and not is_any_down()
+    worker, reads_another = _worker(relay)
+    checks = {"database": trouble or "ok", "broker": _broker(relay), "worker": worker, "threads": "; ".join(troubles()) or "ok"}
     if refusal() is not None:  # To strangers no host, no port and no server's words.
         checks = {name: "ok" if said == "ok" else "not ok" for name, said in checks.items()}
-    answer = jsonify({"status": "ok" if ready else "unready", "checks": checks})
-    answer.status_code = 200 if ready else 503
+    is_ready = not trouble and not reads_another and not is_any_down()
+    answer = jsonify({"status": "ok" if is_ready else "unready", "checks": checks})
+    answer.status_code = 200 if is_ready else 503
     return answer
+
+
+def _broker(relay: Relay | None) -> str:
+    if relay is not None and relay.down:
+        return f"unreachable: {relay.down[1]}"
+    return "ok" if relay is not None and relay.queue else "not looked at yet"
+
+
+def _worker(relay: Relay | None) -> tuple[str, bool]:
+    """When one was seen, and whether there are some that read another database."""
+    try:
+        seen_ms = services().outbox.worker_seen_ms_ago()
+    except StoreUnavailable:
+        return "not known while the database is away", False
+    if seen_ms is not None and seen_ms <= services().settings.LEASE_SECONDS * 1000:
+        return "ok", False
+    words = "none is running" if seen_ms is None else f"none seen for {seen_ms / 1000:.0f} s"
+    if relay is None or relay.down or not relay.queue or not relay.queue[1]:
+        return words, False
+    return f"{words}, but {relay.queue[1]} consume the queue: they read another database", True

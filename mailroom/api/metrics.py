@@ -50,7 +50,7 @@ JOBS = {
 
 @blueprint.get("/metrics")
 def metrics() -> Response:
-    """In Prometheus' text format, or as OpenMetrics for who asks for that; while the database is away with `mailasync_up` 0."""
+    """In Prometheus' text format, or as OpenMetrics for who asks for that; with `mailasync_up` 0 while no mail is accepted."""
     registry = CollectorRegistry()
     registry.register(_Service(services()))
     encode, content_type = choose_encoder(request.headers.get("Accept", ""))
@@ -71,7 +71,8 @@ class _Service(Collector):
         except StoreUnavailable as e:
             log.error("%s", e)
             found = []
-        yield _gauge("up", "Whether the database answers", int(bool(found)))
+        is_up = bool(found) and not self._services.readiness.trouble()
+        yield _gauge("up", "Whether mail is accepted", int(is_up))
         yield from found
         yield from self._broker()
         yield InfoMetricFamily("mailasync_build", "What this process is made of", value={

@@ -195,7 +195,8 @@ OPERATIONS: dict[str, Operation] = {
     "GET /ping": Operation(group="Service", answers={200: _json("Pong", "It answers.")}, is_open=True),
     "GET /livez": Operation(group="Service", answers={200: _json("Alive", "It lives.")}, is_open=True),
     "GET /readyz": Operation(group="Service", is_open=True, answers={
-        200: _json("Readiness", "A mail would be accepted."), 503: _json("Readiness", "It would not, or not be sent.")}),
+        200: _json("Readiness", "A mail would be accepted."),
+        503: _json("Readiness", "It would not; or the workers read another database.")}),
     "GET /openapi.json": Operation(group="Service", answers={200: _json("OpenAPI", "This document.")}),
 
     "GET /inbox/api/messages": Operation(group="Inbox", answers={200: _json("Mails", "The newest first.")}, refusals=(422,), parameters=(

@@ -17,6 +17,7 @@ from mailroom.store.keys import ApiKeys
 from mailroom.store.outbox import Outbox
 from mailroom.store.suppressions import Suppressions, Unsubscribes
 from mailroom.store.templates import Templates
+from mailroom.store.vitals import Readiness
 from mailroom.store.webhooks import Webhooks
 
 
@@ -24,6 +25,7 @@ from mailroom.store.webhooks import Webhooks
 class Services:
     settings: Settings
     outbox: Outbox
+    readiness: Readiness
     actions: Actions
     jobs: Jobs
     keys: Keys

@@ -17,7 +17,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from mailroom.lazy import Lazy
 from mailroom.mail.errors import StoreUnavailable, WrongDatabaseURL
 from mailroom.store.schema import identity
-from mailroom.store.sqlite import SQLiteFile
+from mailroom.store.sqlite import SQLiteFile, spilling
 
 postgresql = Lazy("mailroom.store.postgresql")
 
@@ -73,6 +73,12 @@ class Database:
         is_sqlite = self.engine.dialect.name == "sqlite"
         with _translated(self._file), self.engine.begin() as connection, \
                 nullcontext() if is_sqlite else postgresql.unlimited(connection):
+            work(connection)
+
+    def rehearse(self, work: Callable[[Connection], None]) -> None:
+        """Do `work` in a transaction that ends without a commit. Raises StoreUnavailable where that would have failed."""
+        disk = spilling if self.engine.dialect.name == "sqlite" else nullcontext
+        with _translated(self._file), self.engine.connect() as connection, disk(connection):
             work(connection)
 
     def write(self, work: Work[T, R], item: T, *, alone: bool = False) -> R:

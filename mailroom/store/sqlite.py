@@ -4,11 +4,12 @@ import os
 import pwd
 import sqlite3
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, event
+from sqlalchemy import Connection, Engine, event
 
 from mailroom.mail.errors import StoreUnavailable
 
@@ -69,6 +70,18 @@ class SQLiteFile:
         with self._turn:
             self._connections -= 1
             self._log = self._log if self._connections else None
+
+
+@contextmanager
+def spilling(connection: Connection) -> Iterator[None]:
+    """Let what is changed go to the log as it is changed: a commit would be the first to find the disk full, and is not made."""
+    driver: Any = connection.connection.dbapi_connection
+    [pages] = driver.execute("PRAGMA cache_size").fetchone()
+    driver.execute("PRAGMA cache_size=1")
+    try:
+        yield
+    finally:
+        driver.execute(f"PRAGMA cache_size={pages}")
 
 
 def _identity(path: str) -> _Identity | None:
