@@ -31,6 +31,18 @@ def steps(progress: Progress) -> str:
     return "done"
 
 
+@job("file names")
+def file_names() -> dict[str, Any]:
+    """What a directory holds whose names are in Latin-1."""
+    name = os.fsdecode(b"caf\xe9")
+    return {name: [name, "whole \U0001f600", "in halves \ud83d\ude00"]}
+
+
+@job("file names in a thread", isolated=False)
+def file_names_in_a_thread() -> dict[str, Any]:
+    return file_names()
+
+
 @job("raise")
 def raises() -> None:
     raise ValueError("no such file")

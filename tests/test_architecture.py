@@ -12,8 +12,8 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parents[1]
 FILES = [*PROJECT.glob("*.py"), *PROJECT.glob("mailroom/**/*.py"), *PROJECT.glob("migrations/**/*.py")]
 TREES = {".".join(file.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__"): ast.parse(file.read_text()) for file in FILES}
-SERVICES = "address_guard broker mail jobs relay sweeper webhook store supervisor settings lazy ids"
-TRADE = "mail.message mail.errors settings lazy ids"
+SERVICES = "address_guard broker mail jobs relay sweeper webhook store supervisor settings lazy ids text"
+TRADE = "mail.message mail.errors settings lazy ids text"
 #: What each part may import of ours besides itself; the longest name that fits a module is its part.
 MAY_IMPORT = {
     "app": f"mailasync web api inbox commands doctor embedded logs route {SERVICES}", "embedded": "supervisor lazy", "supervisor": "",
@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "sweeper": f"relay jobs store supervisor {TRADE}",
     "webhook": f"address_guard mail.schedule store supervisor {TRADE}", "address_guard": "",
     "store": TRADE, "mail": "supervisor settings lazy", "mail.message": TRADE, "mail.errors": TRADE, "inbox": "",
-    "logs": "settings", "settings": "default_settings", "lazy": "", "ids": "", "quiet": "",
+    "logs": "settings", "settings": "default_settings", "lazy": "", "ids": "", "text": "", "quiet": "",
     "migrations": "store", "default_settings": "", "mailroom": ""}
 MAY_KNOW = {"sqlalchemy": "store migrations", "alembic": "store migrations", "flask": "app web api inbox", "werkzeug": "app web api inbox",
             "yagmail": "mail.transport mail.oauth2", "celery": "app mailasync embedded quiet", "amqp": "mailasync relay",

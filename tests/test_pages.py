@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import shlex
 import threading
@@ -423,6 +424,15 @@ def test_jobs_are_listed_shown_canceled_and_run_once_more(client: FlaskClient, a
     assert f'href="/jobs/{id}"' in look(client, again)
     run(app, f"UPDATE jobs SET state = 'failed', error = 'ValueError: <b>', result = NULL WHERE id = '{id}'")
     assert "ValueError: &lt;b&gt;" in look(client, f"/jobs/{id}") and "icon-bad" in look(client, f"/jobs/{id}")
+
+
+def test_a_result_that_is_no_unicode_is_shown(client: FlaskClient, app: Flask) -> None:
+    """As one that was kept before results were made text."""
+    id = client.post("/v1/jobs", json={"name": "simulate", "args": {"seconds": 9}}).get_json()["id"]
+    result = json.dumps({"names": [os.fsdecode(b"caf\xe9")]})
+    run(app, f"UPDATE jobs SET state = 'succeeded', result = '{result}' WHERE id = '{id}'")
+    assert '"caf\ufffd"' in unescape(look(client, f"/jobs/{id}"))
+    assert client.get(f"/v1/jobs/{id}").status_code == 200
 
 
 def test_a_template_is_begun_previewed_saved_and_deleted(client: FlaskClient) -> None:

@@ -115,6 +115,14 @@ def test_a_job_runs_and_its_result_is_kept(bench: Bench) -> None:
     assert bench.row(id)["progress"] == 1000
 
 
+@pytest.mark.parametrize("name", ["file names", "file names in a thread"])
+def test_a_result_is_text_that_every_reader_takes(bench: Bench, name: str) -> None:
+    id = bench.add(name)
+    result = {"caf\ufffd": ["caf\ufffd", "whole \U0001f600", "in halves \U0001f600"]}
+    assert bench.ended(id) == ("succeeded", result)
+    json.dumps(result, ensure_ascii=False).encode()  # raises where half a pair is left
+
+
 @pytest.mark.parametrize(("name", "args", "state", "words"), [
     ("raise", {}, "failed", "ValueError: no such file"),
     ("sleep", {}, "timed_out", "killed after 0.5 s"),
@@ -145,6 +153,7 @@ def test_a_file_with_a_hostile_name_is_kept_under_a_harmless_one(bench: Bench) -
     assert bench.ended(id)[0] == "succeeded"
     made = bench.jobs.file(id)
     assert made and (made.name, made.content_type, made.content) == ("evil.html", "text/html X: y", b"<script>")
+    assert json.loads(bench.row(id)["result"])["name"] == "../../e\0v\ufffdil\r\n.html"
 
 
 @job("hostile file", isolated=False)

@@ -16,6 +16,7 @@ from urllib.parse import quote
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from mailroom.mail.errors import FieldError, InvalidMessage, MailroomError
+from mailroom.text import unicode_text
 
 DEFAULT_QUEUE = "jobs"
 DEFAULT_TIMEOUT_SECONDS = 3600.0
@@ -71,19 +72,25 @@ class Result:
 
 
 def result_of(returned: Any) -> Result:
-    """Raises ValueError or TypeError: it is no JSON, or too much."""
+    """Return what is kept of it. Raises ValueError or TypeError: it is no JSON, or too much."""
     if isinstance(returned, File):
         if not isinstance(returned.content, bytes):
             raise TypeError(f"a file's content is bytes, got {type(returned.content).__name__}")
         if len(returned.content) > FILE_MAX_BYTES:
             raise ValueError(f"its file has {len(returned.content)} bytes; {FILE_MAX_BYTES} are the most")
         about = {"name": returned.name, "content_type": returned.content_type, "size": len(returned.content)}
-        return Result(value=about, file=returned)
+        return Result(value=_unicode(about), file=returned)
     if (size := len(json.dumps(returned, allow_nan=False))) > RESULT_MAX_BYTES:
         raise ValueError(f"its result has {size} bytes as JSON; {RESULT_MAX_BYTES} are the most")
     if _is_too_deep(returned):
         raise ValueError(f"its result is nested too deeply; {RESULT_DEPTH_MAX} levels are the most")
-    return Result(value=returned)
+    return Result(value=_unicode(returned))
+
+
+def _unicode(value: Any) -> Any:
+    """The same JSON without lone surrogates, which only some readers of JSON take (RFC 8259, 8.2)."""
+    text = json.dumps(value, ensure_ascii=False)
+    return json.loads(clean) if (clean := unicode_text(text)) != text else value
 
 
 def _is_too_deep(value: Any) -> bool:

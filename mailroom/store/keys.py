@@ -30,6 +30,7 @@ USED_SECONDS = 60.0
 
 _ID_CHARACTERS = string.ascii_lowercase + string.digits
 _KEY = re.compile(r"ma_([a-z0-9]{8})_[A-Za-z0-9_-]{43}", re.ASCII)
+_ID = re.compile("[a-z0-9]{8}")
 _NO_HASH = "0" * 64
 
 
@@ -105,7 +106,7 @@ class ApiKeys:
 
     def revoke(self, id: str) -> KeyRow:
         """End a key for good; once more does nothing. Raises UnknownKey."""
-        row = self.database.write(_revoke, id)
+        row = self.database.write(_revoke, id) if _ID.fullmatch(id) else None
         self._last = _Read(float("-inf"), self._last.usable)
         if row is None:
             raise UnknownKey(f"there is no key with the id {id[:80]!r}; `flask keys list` shows all")

@@ -17,6 +17,7 @@ from mailroom.api.services import services
 from mailroom.mail.errors import StoreUnavailable
 from mailroom.store.following import pulse
 from mailroom.store.keys import Scope
+from mailroom.text import unicode_text
 
 #: The files of all pages; anybody may have them, as they are in every copy of this project.
 assets = Blueprint("web", __name__, template_folder="templates", static_folder="static", static_url_path="/static/web")
@@ -51,11 +52,12 @@ def pages(name: str) -> Blueprint:
 
 def page(template: str, *, status: int = 200, live: bool = False, **values: Any) -> Response:
     """A page. `live`: it looks again by itself when something has happened."""
-    answer = make_response(render_template(
+    html = render_template(
         f"web/{template}", places=places(), key=current_key(), is_signed_in=bool(session.current()), token=session.form_token(), may=may,
         has_inbox="inbox" in current_app.blueprints and may("GET", "/inbox/"), once=secrets.token_urlsafe(12),
         notice=NOTICES.get(request.args.get("done", ""), ""),
-        pulse=g.get("pulse", "") if live else "", here=_here(), **values))
+        pulse=g.get("pulse", "") if live else "", here=_here(), **values)
+    answer = make_response(unicode_text(html))
     answer.status_code = status
     return answer
 
