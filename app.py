@@ -41,6 +41,7 @@ from mailroom.api import (
     metrics,
     openapi,
     problems,
+    queries,
     suppressions,
     templates,
     unsubscribe,
@@ -114,8 +115,8 @@ def create_app(settings: Settings | None = None, *blueprints: Blueprint, databas
     metrics.watch(app)  # First of all hooks, so that a refusal has an id too.
     app.before_request(guard.check)
     app.before_request(partial(start_relay, database))  # In the process that serves, whichever server that is.
-    ours = (problems, limits, messages, actions, jobs, api_accounts, health, metrics, suppressions, templates, unsubscribe, webhooks,
-            openapi)
+    ours = (problems, queries, limits, messages, actions, jobs, api_accounts, health, metrics, suppressions,
+            templates, unsubscribe, webhooks, openapi)
     for blueprint in (*(module.blueprint for module in ours), *web.BLUEPRINTS, *blueprints):
         app.register_blueprint(blueprint)
     for command in commands.commands(up=partial(up, settings), inbox=partial(inbox, settings), upgrade=partial(db_upgrade, settings),

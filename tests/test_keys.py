@@ -474,7 +474,8 @@ def test_keys_are_made_listed_and_revoked_by_command_and_open_another_host(tmp_p
     (("create", "ci", "--from", "nobody"), "expected an address"), (("create", "ci", "--from", "@"), "expected an address"),
     (("create", "ci", "--scope", "all"), "'all' is not one of"), (("create", "ci", "--per-minute", "0"), "0 is not in the range"),
     (("create", "a\nb"), "expected 1 to 100 printable characters"),
-    (("revoke", "nothing"), "no key with the id 'nothing'"), (("revoke", "a\0b"), "no key with the id 'a\\x00b'"),
+    (("revoke", "nothing"), "no key with the id 'nothing'"),
+    (("revoke", "a\0b"), "no key with the id 'a\\x00b'"),
     (("revoke", os.fsdecode(b"caf\xe9")), "no key with the id 'caf\\udce9'")])
 def test_what_cannot_be_done_is_said_in_a_sentence(app: Flask, arguments: tuple[str, ...], says: str) -> None:
     result = app.test_cli_runner().invoke(args=["keys", *arguments])

@@ -10,7 +10,18 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from mailroom.api.answers import SCHEMAS, Schema, or_null, ref
-from mailroom.api.operations import EXAMPLES, HEADERS, JSON, OPERATIONS, PLACES, REFUSALS, Operation, Parameter, Returned
+from mailroom.api.operations import (
+    EXAMPLES,
+    HEADERS,
+    JSON,
+    OPERATIONS,
+    PLACES,
+    REFUSALS,
+    Operation,
+    Parameter,
+    Returned,
+    is_strict,
+)
 from mailroom.api.scopes import needed
 from mailroom.api.suppressions import AskedSuppressions
 from mailroom.api.webhooks import AskedChange, AskedWebhook
@@ -81,7 +92,8 @@ def _operation(operation: Operation, method: str, rule: str, endpoint: str, app:
     summary = (app.view_functions[endpoint].__doc__ or "").strip().split("\n")[0]
     of, _, name = endpoint.rpartition(".")
     answers = dict(operation.answers)
-    for status in (*operation.refusals, *(() if operation.is_open else (401, 403, 429, 503))):
+    refusals = {*operation.refusals} | (set() if operation.is_open else {401, 403, 429, 503})
+    for status in refusals | ({422} if is_strict(f"{method} {rule}") else set()):
         answers.setdefault(status, REFUSALS[status])
     described: dict[str, Any] = {
         "summary": summary, "operationId": f"inbox_{name}" if of == "inbox" else name,

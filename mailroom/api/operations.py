@@ -67,12 +67,17 @@ REFUSALS: dict[int, Returned] = {status: Returned(told=told, content={PROBLEM: "
     (409, "It is in a state in which this cannot be done; or the Idempotency-Key belongs to another request.", ()),
     (413, "The body is larger than REQUEST_MAX_BYTES.", ()),
     (415, "The body is of another media type.", ()),
-    (422, "Fields are wrong; `errors` has each of them.", ()),
+    (422, "Fields or parameters are wrong; `errors` has each of them.", ()),
     (429, "The key has sent as much as it may for now; or too many wrong keys came from this address.",
      ("Retry-After!", *_RATES)),
     (503, "The database is away.", ("Retry-After!",)),
 )}
 _BODY = (400, 413, 415, 422)
+
+
+def is_strict(route: str) -> bool:
+    """Whether a route refuses parameters that it does not know; those for people and monitors ignore them."""
+    return route == "POST /" or route.partition(" ")[2].startswith(("/v1/", "/inbox/api/"))
 
 
 def _json(name: str, told: str, *headers: str) -> Returned:

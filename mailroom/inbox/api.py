@@ -1,7 +1,8 @@
 """Answers a test in any language: which mail came, what is in it, and what the next one is to meet."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from flask import Response, jsonify, request
@@ -12,6 +13,15 @@ from mailroom.inbox.letters import Letter, Letters, address_asked
 
 WAIT_MAX_SECONDS = 60
 
+#: The parameters of each view, by its endpoint.
+QUERIES: dict[str, tuple[str, ...]] = {
+    "messages": ("to", "wait"),
+    "message": (),
+    "clear": (),
+    "forget": (),
+    "failure": (),
+    "set_failure": (),
+}
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
@@ -29,6 +39,22 @@ class Api:
         self._dial = dial
         self._standing = standing
         self._refuse = refuse
+
+    def refuse_query(self) -> Response | None:
+        """Refuse parameters that a view has not, and one that is there twice; pages ignore others."""
+        endpoint = (request.endpoint or "").rpartition(".")[2]
+        known = QUERIES.get(endpoint)
+        if known is None:
+            return None
+        errors = [
+            {"parameter": name[:100], "detail": detail}
+            for name, values in request.args.lists()
+            if (detail := _wrong(name, len(values), known))
+        ]
+        if not errors:
+            return None
+        first = errors[0]
+        return _problem(422, f"{first['parameter']}: {first['detail']}", errors=errors[:20])
 
     def messages(self) -> ResponseReturnValue:
         """List what came, the newest first; with `wait`, as soon as there is something to list."""
@@ -100,6 +126,15 @@ def as_json(letter: Letter) -> dict[str, Any]:
         "headers": headers,
         "size": len(letter.raw),
     }
+
+
+def _wrong(name: str, times: int, known: Sequence[str]) -> str:
+    if name in known:
+        return f"expected it once, got it {times} times" if times > 1 else ""
+    nearest = get_close_matches(name[:100], known, n=1)
+    if nearest:
+        return f"expected a parameter that is known, got another; did you mean {nearest[0]}?"
+    return f"expected {'one of ' + ', '.join(known) if known else 'no parameter'}, got another"
 
 
 def _missing(id: str) -> Response:

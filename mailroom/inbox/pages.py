@@ -99,6 +99,7 @@ def create_blueprint(
     blueprint.add_url_rule("/api/messages/<id>", "forget", api.forget, methods=["DELETE"])
     blueprint.add_url_rule("/api/failure", "failure", api.failure)
     blueprint.add_url_rule("/api/failure", "set_failure", api.set_failure, methods=["PUT"])
+    blueprint.before_request(api.refuse_query)
     blueprint.before_request(lambda: around.refuse_form() if request.method == "POST" else None)
     blueprint.after_request(lambda response: _guard(response, around.policy))
     blueprint.add_app_template_filter(size_in_words, "inbox_size")
@@ -118,7 +119,8 @@ class _Pages:
     def newest(self) -> ResponseReturnValue:
         """Show the newest, a page at a time; it looks again by itself unless somebody chose."""
         to, words = address_asked(request.args.get("to")), request.args.get("q", "").strip()
-        page = max(1, request.args.get("page", 1, type=int))
+        asked = request.args.get("page", "1")
+        page = int(asked) if re.fullmatch("[1-9][0-9]{0,8}", asked) else 1
         version = self._letters.version
         found = self._letters.newest(to, words)
         first = (page - 1) * PAGE_LENGTH

@@ -148,10 +148,16 @@ def _field_errors(error: Any, at: str, model: type[BaseModel]) -> Iterator[Field
 
 
 def _unknown(name: object, model: type[BaseModel]) -> str:
-    known = [field.alias or name for name, field in model.model_fields.items()]
-    if nearest := difflib.get_close_matches(str(name)[:NAME_MAX_CHARACTERS], known, n=1):
-        return f"expected a field that is known, got another; did you mean {nearest[0]}?"
-    return f"expected one of {', '.join(known)}, got a field that is none of them"
+    return unknown(str(name), [field.alias or name for name, field in model.model_fields.items()], "field")
+
+
+def unknown(name: str, known: Sequence[str], what: str) -> str:
+    """Say what was expected instead of a name that is not known: the nearest one, or any of them."""
+    if nearest := difflib.get_close_matches(name[:NAME_MAX_CHARACTERS], known, n=1):
+        return f"expected a {what} that is known, got another; did you mean {nearest[0]}?"
+    if not known:
+        return f"expected no {what}, got one"
+    return f"expected one of {', '.join(known)}, got a {what} that is none of them"
 
 
 def pointer(parts: list[Any]) -> str:

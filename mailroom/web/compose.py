@@ -21,7 +21,7 @@ from mailroom.mail.reading import parse_json
 from mailroom.store.idempotency import Answer, Key
 from mailroom.store.outbox import is_id
 from mailroom.web.code import body_of, code_of
-from mailroom.web.layout import base_url, may, page, pages, see, stays_here
+from mailroom.web.layout import base_url, decimal, may, page, pages, see, stays_here
 
 blueprint = pages("compose")
 
@@ -99,7 +99,8 @@ def _asked(fields: Mapping[str, str], *, strict: bool) -> dict[str, Any]:
     if tags := [tag for part in fields.get("tags", "").split(",") if (tag := part.strip())]:
         asked["tags"] = tags
     if delay := fields.get("delay", "").strip():
-        asked["delay"] = float(delay) if re.fullmatch(r"\d{1,12}(\.\d{1,6})?", delay) else delay
+        number = decimal(delay)
+        asked["delay"] = delay if number is None else number
     return asked | ({"to": ""} if strict and "to" not in asked else {})
 
 

@@ -1,5 +1,6 @@
 """What all pages share: their blueprints, header fields, forms' tokens, times in words, and errors as a person reads them."""
 
+import re
 import secrets
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -117,6 +118,11 @@ def for_people(answer: Response) -> Response:
     if answer.mimetype != PROBLEM_TYPE or "text/html" not in request.headers.get("Accept", ""):
         return answer
     return _error(answer)
+
+
+def decimal(text: str) -> float | None:
+    """The number that was typed into a form; None for anything else that float() takes: nan, 1e400, 1_0."""
+    return float(text) if re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,6})?", text) else None
 
 
 def here(path: str) -> str:

@@ -22,7 +22,7 @@ from mailroom.mail.message import Message, State
 from mailroom.store.actions import CANCEL, HOLD, RELEASE, RESCHEDULE, RESENDABLE, RETRY_ENDED, RETRY_NOW
 from mailroom.store.outbox import is_id
 from mailroom.web.code import body_of, code_of, is_short
-from mailroom.web.layout import at, base_url, done, page, pages, see
+from mailroom.web.layout import at, base_url, decimal, done, page, pages, see
 
 blueprint = pages("messages")
 
@@ -128,10 +128,8 @@ def _possible(state: State, told: dict[str, Any]) -> Iterator[str]:
 
 def _seconds() -> float:
     """How long from now, as the form says it."""
-    try:
-        return float(request.form.get("number", "")) * UNITS[request.form.get("unit", "")]
-    except (KeyError, ValueError):
-        return -1.0  # Its reader says what was expected.
+    number, unit = decimal(request.form.get("number", "")), UNITS.get(request.form.get("unit", ""))
+    return -1.0 if number is None or unit is None else number * unit  # Its reader says what was expected.
 
 
 def _shown(id: str, content: Message | None, view: str) -> Any:
