@@ -28,6 +28,9 @@ from tests.services.smtpd import ScriptedSMTP
 
 NOTIFY = "examples/notify.py"
 RUN = "import os, sys; os.execvp(sys.argv[1], sys.argv[1:])"
+#: As a terminal starts a command. What a script puts in the background ignores SIGINT (POSIX, shell, 2.11), under
+#: nohup SIGHUP as well; all that it starts inherits that, and a shell may not even trap such a signal (2.14, trap).
+RUN_IN_FOREGROUND = f"import signal; [signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGHUP)]; {RUN}"
 VENV = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
@@ -178,13 +181,28 @@ def up(stack: Service) -> Service:
 def notify(up: Service, *command: str, to: str = "bob@example.org", **options: Any) -> "subprocess.Popen[bytes]":
     environment = {**os.environ, **options.pop("env", {})}
     pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
-    return subprocess.Popen([sys.executable, NOTIFY, "--to", to, "--url", up.url, "--", *command], cwd=PROJECT, env=environment, **pipes)
+    line = [sys.executable, NOTIFY, "--to", to, "--url", up.url, "--", *command]
+    return subprocess.Popen([sys.executable, "-c", RUN_IN_FOREGROUND, *line], cwd=PROJECT, env=environment,
+                            start_new_session=True, **pipes)
 
 
 def told(process: "subprocess.Popen[bytes]") -> tuple[int, bytes, bytes]:
     with process:
-        out, err = process.communicate(timeout=60)
+        try:
+            out, err = process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # Else `with` waits for it, and its pipes, for ever.
+            raise
     return process.returncode, out, err
+
+
+@pytest.fixture
+def in_background() -> Iterator[None]:
+    """Ignore what a script's background ignores, and nohup, as does all that is started meanwhile."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def mails(smtpd: ScriptedSMTP, count: int) -> dict[str, str]:
@@ -241,6 +259,7 @@ def test_garbage_colours_and_a_gigabyte_of_output_do_no_harm(up: Service, smtpd:
     assert len(texts[1].split("\n")) == 3 + 50
 
 
+@pytest.mark.usefixtures("in_background")
 def test_a_signal_reaches_the_command_and_the_mail_goes_all_the_same(up: Service, smtpd: ScriptedSMTP) -> None:
     up.up("--deliver")
     for number, (which, code) in enumerate([(signal.SIGTERM, 7), (signal.SIGINT, 130), (signal.SIGHUP, 129)], start=1):
