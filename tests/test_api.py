@@ -1,13 +1,17 @@
 """HTTP in: what is accepted, what each refusal says, who may ask, and what is told about a message."""
 
+import gzip
 import io
 import json
+import re
 from typing import Any
 
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
+from mailroom.api.operations import OPERATIONS
+from mailroom.inbox import Letters, create_blueprint
 from mailroom.mail.message import Outcome, State
 from mailroom.store.claims import Claims
 from mailroom.store.outbox import Outbox
@@ -104,6 +108,26 @@ def test_a_body_that_cannot_be_accepted_is_told_why(client: FlaskClient, path: s
 def test_each_wrong_field_is_told_with_a_pointer(client: FlaskClient) -> None:
     answer = client.post("/", json={"to": ["bob@example.org", "nobody"], "subject": "a\nb", "contents": 1, "cc": ["x", 2]})
     assert {error["pointer"] for error in json.loads(answer.data)["errors"]} == {"#/to/1", "#/subject", "#/contents", "#/cc/0", "#/cc/1"}
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br, deflate", "x-" + "y" * 500])
+def test_an_encoded_body_is_415_and_told_what_is_taken(app: Flask, client: FlaskClient, coding: str) -> None:
+    app.register_blueprint(create_blueprint(Letters()))
+    body, headers = gzip.compress(json.dumps(MAIL).encode()), {"Content-Encoding": coding}
+    with_body = [route.split(" ") for route, operation in OPERATIONS.items() if operation.body]
+    assert len(with_body) > 10
+    for method, rule in with_body:
+        path = re.sub("<[^>]+>", "own" if "webhooks" in rule else "x", rule)
+        answer = client.open(path, method=method, data=body, headers=headers, content_type="application/json")
+        assert (answer.status_code, answer.headers["Accept-Encoding"]) == (415, "identity"), rule
+        assert "expected a body without Content-Encoding, got" in json.loads(answer.data)["detail"]
+    form: Any = {"data": {"message": json.dumps(MAIL)}, "content_type": "multipart/form-data"}
+    assert client.post("/v1/messages", headers=headers, **form).status_code == 415
+
+
+@pytest.mark.parametrize("coding", ["identity", "Identity", " "])
+def test_a_body_that_says_it_is_not_encoded_is_taken(client: FlaskClient, coding: str) -> None:
+    assert client.post("/v1/messages", json=MAIL, headers={"Content-Encoding": coding}).status_code == 202
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", ""])

@@ -3,10 +3,11 @@
 import base64
 from typing import Any
 
-from flask import request
+from flask import abort, request
 from werkzeug.datastructures import FileStorage
 from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
 
+from mailroom.api.problems import problem
 from mailroom.api.services import services
 from mailroom.mail.errors import FieldError, InvalidMessage, MalformedJSON
 from mailroom.mail.reading import parse_json
@@ -14,6 +15,7 @@ from mailroom.mail.reading import parse_json
 
 def json_body() -> object:
     """Raises MalformedJSON."""
+    _refuse_encoded()
     if request.mimetype != "application/json":
         raise UnsupportedMediaType(f"expected Content-Type application/json, got {request.mimetype or 'none'!r}")
     body, length = request.get_data(), request.content_length
@@ -41,6 +43,7 @@ def mail_body() -> object:
 
 def _form(field: str) -> tuple[object, dict[str, list[FileStorage]]]:
     """The JSON of the form's one field, and its files."""
+    _refuse_encoded()
     request.max_form_memory_size = services().settings.REQUEST_MAX_BYTES  # Else Flask bounds the field by a number that nobody set.
     # A part may come without a name, which is None here.
     fields = {name or "": values for name, values in request.form.to_dict(flat=False).items()}
@@ -49,6 +52,15 @@ def _form(field: str) -> tuple[object, dict[str, list[FileStorage]]]:
         found = ", ".join(sorted(fields))[:200] or "none"
         raise MalformedJSON(f"expected one form field `{field}` with JSON beside the files, got {found}")
     return parse_json(fields[field][0].encode()), uploads
+
+
+def _refuse_encoded() -> None:
+    """Answer 415 to a body in a content coding such as gzip: none is taken (RFC 9110, 15.5.16)."""
+    coding = request.headers.get("Content-Encoding", "").strip()
+    if coding.lower() not in ("", "identity"):
+        abort(problem(415, "unsupported_content_encoding", "The body is encoded",
+                      f"expected a body without Content-Encoding, got {coding[:80]!r}; send it as it is",
+                      headers={"Accept-Encoding": "identity"}))
 
 
 def job_body() -> object:

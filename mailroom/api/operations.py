@@ -22,6 +22,7 @@ HEADERS: dict[str, tuple[str, Schema]] = {
     "RateLimit-Remaining": ("How many are left.", {"type": "integer"}),
     "RateLimit-Reset": ("Seconds until all of them are there again.", {"type": "integer"}),
     "Retry-After": ("Seconds to wait.", {"type": "integer"}),
+    "Accept-Encoding": ("The content codings that are taken: none.", {"const": "identity"}),
     "WWW-Authenticate": ("How to name the key.", TEXT),
 }
 _RATES = ("RateLimit", "RateLimit-Policy", "RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")
@@ -66,7 +67,7 @@ REFUSALS: dict[int, Returned] = {status: Returned(told=told, content={PROBLEM: "
     (404, "There is no such thing.", ()),
     (409, "It is in a state in which this cannot be done; or the Idempotency-Key belongs to another request.", ()),
     (413, "The body is larger than REQUEST_MAX_BYTES.", ()),
-    (415, "The body is of another media type.", ()),
+    (415, "The body is of another media type, or in a content coding such as gzip.", ("Accept-Encoding",)),
     (422, "Fields or parameters are wrong; `errors` has each of them.", ()),
     (429, "The key has sent as much as it may for now; or too many wrong keys came from this address.",
      ("Retry-After!", *_RATES)),
@@ -212,7 +213,7 @@ OPERATIONS: dict[str, Operation] = {
     "DELETE /inbox/api/messages": Operation(group="Inbox", answers={204: _GONE}),
     "DELETE /inbox/api/messages/<id>": Operation(group="Inbox", answers={204: _GONE}, refusals=(404,)),
     "GET /inbox/api/failure": Operation(group="Inbox", answers={200: _json("NextFailure", "What the next mails are to meet.")}),
-    "PUT /inbox/api/failure": Operation(group="Inbox", body="AskedFailure", refusals=(422,), answers={
+    "PUT /inbox/api/failure": Operation(group="Inbox", body="AskedFailure", refusals=(415, 422), answers={
         200: _json("NextFailure", "As it is now.")}),
 }
 

@@ -91,6 +91,11 @@ class Api:
 
     def set_failure(self) -> ResponseReturnValue:
         """Have the next mails deferred, refused, or dropped after their final dot; null: all is well."""
+        coding = request.headers.get("Content-Encoding", "").strip()
+        if coding.lower() not in ("", "identity"):
+            refused = _problem(415, f"expected a body without Content-Encoding, got {coding[:80]!r}")
+            refused.headers["Accept-Encoding"] = "identity"
+            return refused
         asked = request.get_json(silent=True)
         if not isinstance(asked, dict) or not asked.keys() <= {"failure", "count"}:
             return _problem(422, "expected a JSON object with failure and count, got something else")
@@ -142,7 +147,7 @@ def _missing(id: str) -> Response:
 
 
 def _problem(status: int, detail: str, **more: object) -> Response:
-    title = {404: "Not Found", 422: "Unprocessable Content"}[status]
+    title = {404: "Not Found", 415: "Unsupported Media Type", 422: "Unprocessable Content"}[status]
     response = jsonify(type="about:blank", title=title, status=status, detail=detail, **more)
     response.status_code = status
     response.content_type = "application/problem+json"
