@@ -1,5 +1,6 @@
 """Who is no longer served: a revoked key, and a browser that signed out, also while their requests wait."""
 
+import io
 import json
 import re
 import threading
@@ -11,18 +12,20 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import text
-from werkzeug.test import TestResponse
+from werkzeug.test import EnvironBuilder, TestResponse
 
 import app as web
-from mailroom.api import waiting
+from mailroom.api import guard, session, waiting
 from mailroom.api.services import Services
 from mailroom.inbox import Dial, Letters
 from mailroom.store.keys import ApiKeys, Scope
+from mailroom.store.sessions import SignOuts
 from tests.services import wait_until
 from tests.services.application import made
 
 HTML = {"Accept": "text/html"}
 MAIL = {"to": "bob@example.org", "subject": "Hello", "text": "Hi", "delay": 3600}
+FIELDS = {"/v1/messages": "message", "/v1/jobs": "job"}
 BODIES = {"/v1/messages": MAIL, "/v1/jobs": {"name": "simulate", "args": {"seconds": 1}}}
 INBOX_WAIT = "/inbox/api/messages?wait=86400"
 ENDED_SECONDS = 60
@@ -189,6 +192,46 @@ def test_who_was_served_without_a_key_is_not_when_there_is_one(app: Flask, clien
     assert (one.ended().status_code, json.loads(one.answer.data)["code"]) == (401, "missing_api_key")
 
 
+class SlowBody(io.BytesIO):
+    """A body during whose coming something happens."""
+
+    def __init__(self, data: bytes, happens: Callable[[], object]) -> None:
+        super().__init__(data)
+        self._happens = happens
+
+    def readinto(self, buffer: Any) -> int:
+        self._happens()
+        return super().readinto(buffer)
+
+
+def form_of(**fields: str) -> tuple[bytes, str]:
+    """A form with these fields and a file, and its media type."""
+    data = {**fields, "attachments": (io.BytesIO(b"x"), "a.txt")}
+    made = EnvironBuilder(method="POST", data=data).get_environ()
+    return made["wsgi.input"].read(), made["CONTENT_TYPE"]
+
+
+def send_slowly(client: FlaskClient, path: str, data: bytes, content_type: str, happens: Callable[[], object],
+                **headers: str) -> TestResponse:
+    body: Any = SlowBody(data, happens)
+    return client.post(path, input_stream=body, content_type=content_type, headers=headers)
+
+
+@pytest.mark.parametrize("is_form", [False, True])
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/jobs"])
+def test_what_came_when_its_key_had_ended_is_not_accepted(
+        app: Flask, client: FlaskClient, monkeypatch: pytest.MonkeyPatch, path: str, is_form: bool) -> None:
+    monkeypatch.setattr(guard, "BODY_SECONDS", 0.0)
+    (header, id), (other, _) = key(app), key(app)
+    said = json.dumps(BODIES[path])
+    data, content_type = form_of(**{FIELDS[path]: said}) if is_form else (said.encode(), "application/json")
+    keys = services(app).api_keys
+    answer = send_slowly(client, path, data, content_type, lambda: keys.revoke(id), **header)
+    assert answer.status_code == 401
+    listed: Any = client.get(path, headers=other).json
+    assert listed["data"] == []
+
+
 # --- browsers -----------------------------------------------------------------------------------------
 
 def test_a_cookie_is_worth_nothing_after_signing_out(database_url: str) -> None:
@@ -220,6 +263,23 @@ def test_a_wait_and_a_stream_end_when_their_browser_signs_out(app: Flask, letter
             sign_out(browser)
         assert list(parts) == []
     assert one.ended().status_code == 401
+
+
+def test_a_form_that_came_when_its_browser_had_signed_out_does_nothing(
+        app: Flask, client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "BODY_SECONDS", 0.0)
+    secret, _ = services(app).api_keys.create("test", scopes=[Scope.ADMIN])
+    cookie = sign_in(client, secret)
+    token = token_in(client.get("/compose", headers=HTML))
+    with app.test_request_context():
+        found = session.sessions().read(cookie)
+    assert found
+    data, content_type = form_of(token=token, to="bob@example.org", contents="Hi")
+    ended = SignOuts(services(app).outbox.database)
+    answer = send_slowly(client, "/compose", data, content_type, lambda: ended.add(found.nonce), **HTML)
+    assert answer.status_code == 401
+    sign_in(client, secret)
+    assert client.get("/v1/messages").json == {"data": [], "has_more": False, "next": None}
 
 
 def test_signing_out_twice_or_without_having_signed_in_is_no_mistake(app: Flask, client: FlaskClient) -> None:

@@ -7,6 +7,7 @@ from flask import abort, request
 from werkzeug.datastructures import FileStorage
 from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
 
+from mailroom.api import guard
 from mailroom.api.problems import problem
 from mailroom.api.services import services
 from mailroom.mail.errors import FieldError, InvalidMessage, MalformedJSON
@@ -19,6 +20,7 @@ def json_body() -> object:
     if request.mimetype != "application/json":
         raise UnsupportedMediaType(f"expected Content-Type application/json, got {request.mimetype or 'none'!r}")
     body, length = request.get_data(), request.content_length
+    _check_again()
     if length is None and len(body) >= services().settings.REQUEST_MAX_BYTES:
         raise RequestEntityTooLarge  # Without a length werkzeug cuts a longer body off, in silence.
     if len(body) < (length or 0):  # Nor does the server say that a client hung up before it had sent all.
@@ -48,10 +50,16 @@ def _form(field: str) -> tuple[object, dict[str, list[FileStorage]]]:
     # A part may come without a name, which is None here.
     fields = {name or "": values for name, values in request.form.to_dict(flat=False).items()}
     uploads = {name or "": files for name, files in request.files.to_dict(flat=False).items()}
+    _check_again()
     if [*fields] != [field] or len(fields[field]) != 1:
         found = ", ".join(sorted(fields))[:200] or "none"
         raise MalformedJSON(f"expected one form field `{field}` with JSON beside the files, got {found}")
     return parse_json(fields[field][0].encode()), uploads
+
+
+def _check_again() -> None:
+    if refused := guard.check_after_body():
+        abort(refused)
 
 
 def _refuse_encoded() -> None:

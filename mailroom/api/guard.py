@@ -1,6 +1,7 @@
 """Who may ask: a client with a key, for what the key's scopes allow; or, as long as there is none, whoever is on this very machine."""
 
 import hmac
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
@@ -14,7 +15,7 @@ from mailroom.api.scopes import lacking
 from mailroom.api.services import Services, services
 from mailroom.api.wrong_keys import note_wrong_key
 from mailroom.mail.errors import FieldError, InvalidMessage, StoreUnavailable
-from mailroom.store.keys import ApiKey, ApiKeys, Scope, hashed
+from mailroom.store.keys import CACHE_SECONDS, ApiKey, ApiKeys, Scope, hashed
 from mailroom.store.rates import Charge
 
 #: Paths that tell nothing and change nothing, for load balancers and the tutorial's first check.
@@ -22,6 +23,8 @@ OPEN_PATHS = frozenset({"/ping", "/livez", "/readyz", "/sign-in"})
 #: Paths whose last part is a secret by itself, and the style and script of pages, which are no secret.
 OPEN_PREFIXES = ("/unsubscribe/", "/static/web/")
 KEY_HEADER = "X-API-Key"
+#: What came sooner was asked for by a key as this process knew it.
+BODY_SECONDS = CACHE_SECONDS
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _EXPECTED = ("expected an API key as `Authorization: Bearer <API key>`, as `X-API-Key`, "
              "or as the password of any user")
@@ -90,6 +93,11 @@ def check_anew() -> None:
     """Answer with the refusal where who asks is no longer served: before an answer that was waited for."""
     if refused := check():
         abort(refused)
+
+
+def check_after_body() -> Response | None:
+    """Look again where a body took so long to come that its key may have been revoked meanwhile."""
+    return check() if time.monotonic() - g.began > BODY_SECONDS else None
 
 
 def check_sender(address: str, *, pointer: str = "#/from") -> None:

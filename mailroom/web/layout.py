@@ -11,7 +11,7 @@ from flask import Blueprint, Response, current_app, g, make_response, redirect, 
 from markupsafe import Markup
 
 from mailroom.api import session
-from mailroom.api.guard import current_key
+from mailroom.api.guard import check_after_body, current_key
 from mailroom.api.problems import PROBLEM_TYPE
 from mailroom.api.scopes import needed
 from mailroom.api.services import services
@@ -47,6 +47,7 @@ def pages(name: str) -> Blueprint:
     blueprint.before_request(_note_pulse)
     blueprint.before_request(_take_large_forms)
     blueprint.before_request(session.refuse_form)
+    blueprint.before_request(check_after_body)
     blueprint.after_request(finish)
     return blueprint
 
