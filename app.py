@@ -53,10 +53,13 @@ from mailroom.api.session import Sessions, form_token, refuse_form
 from mailroom.commands.database import choose, opened, pair
 from mailroom.doctor import Doctor, Finding
 from mailroom.embedded import EmbeddedWorker
+from mailroom.inbox import WAITERS_MAX as INBOX_WAITERS_MAX
 from mailroom.inbox import Around, Dial, Inbox, Letters, PortTaken, create_blueprint
 from mailroom.lazy import Lazy
 from mailroom.mail.errors import MailroomError, WrongDatabaseURL
 from mailroom.route import accounts, next_hop
+from mailroom.serving import watch
+from mailroom.serving.limits import LIMITS, LONG_BODIES_MAX, Limits
 from mailroom.settings import PREFIX, UP_FILE, Settings, SettingsError, database_url, load, notices
 from mailroom.store.accounts import Accounts
 from mailroom.store.actions import Actions
@@ -78,10 +81,12 @@ from mailroom.supervisor import SupervisedThread
 
 log = logging.getLogger("mailasync.web")
 
-granian, granian_constants = Lazy("granian"), Lazy("granian.constants")
+server = Lazy("mailroom.serving.server")
 
 STOP_SECONDS = 20
 PARENT_LOOK_SECONDS = 1.0
+#: Threads for requests that wait: for a message or job, for events, for a mail in the inbox, and for the rest of a long body.
+WAITING_THREADS = waiting.WAITERS_MAX + web.live.STREAMS_MAX + INBOX_WAITERS_MAX + LONG_BODIES_MAX
 
 
 class Application(Flask):
@@ -201,20 +206,18 @@ def examine(settings: Settings) -> Iterator[Finding]:
         database.close()
 
 
-def serve(settings: Settings, *, loader: "partial[Flask]", port_setting: str = "PORT") -> None:
+def serve(settings: Settings, *, loader: "partial[Flask]", port_setting: str = "PORT", limits: Limits = LIMITS) -> None:
     """Run granian until a signal; the application is made, and everything opened, in its child process."""
     refuse_taken(settings.HOST, settings.PORT, port_setting)
     for line in notices(settings, os.environ):
         say(line)
-    server = granian.Granian("app", address=settings.HOST, port=settings.PORT, interface=granian_constants.Interfaces.WSGI, workers=1,
-                             blocking_threads=settings.WEB_THREADS, websockets=False, log_level="error",
-                             workers_kill_timeout=STOP_SECONDS)
-    server.serve(target_loader=loader, wrap_loader=False)
+    server.serve(settings.HOST, settings.PORT, loader=loader, threads=settings.WEB_THREADS + WAITING_THREADS, limits=limits,
+                 stop_seconds=STOP_SECONDS)
 
 
 def serving_app(settings: Settings, *blueprints: str) -> Flask:
     """In granian's child: the application on its opened database."""
-    start_child(settings, waiting.stop)
+    start_child(settings, waiting.stop, watch.stop)
     try:
         database = mailasync.open_database(settings)
         refuse_keyless(settings, database)
@@ -235,7 +238,7 @@ def serving_app(settings: Settings, *blueprints: str) -> Flask:
 def all_in_one(settings: Settings, deliver: bool) -> Flask:
     """In granian's child: the application, a worker thread and the inbox."""
     letters, dial = Letters(), Dial()
-    start_child(settings, waiting.stop, letters.stop)
+    start_child(settings, waiting.stop, letters.stop, watch.stop)
     mailasync.configure(settings)
     smtp = Inbox(port=settings.INBOX_SMTP_PORT, letters=letters, dial=dial)
     try:
@@ -275,7 +278,7 @@ def beside(letters: Letters, dial: Dial, *, hint: str = "") -> Blueprint:
 def inbox_app(settings: Settings, served: Settings) -> Flask:
     """In granian's child: the inbox alone, for this machine's user; for others with the API key."""
     letters, dial = Letters(), Dial()
-    start_child(settings, letters.stop)
+    start_child(settings, letters.stop, watch.stop)
     smtp = Inbox(settings.HOST, settings.INBOX_SMTP_PORT, letters=letters, dial=dial)
     try:
         smtp.start()
@@ -284,6 +287,7 @@ def inbox_app(settings: Settings, served: Settings) -> Flask:
     at_exit(smtp.stop)
     say(f"the inbox takes mail on {settings.HOST}:{settings.INBOX_SMTP_PORT} and shows it at {url(settings)}/inbox/")
     app = Flask("inbox")
+    app.config["MAX_CONTENT_LENGTH"] = settings.REQUEST_MAX_BYTES
     app.json.sort_keys = False  # type: ignore[attr-defined]  # of the default provider
     Sessions(partial(token_bytes, 32)).attach(app)
     metrics.watch(app)

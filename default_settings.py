@@ -66,7 +66,7 @@ HOST: str = "127.0.0.1"
 #: TCP port. On a Mac, AirPlay may hold 5000: take another one, or turn AirPlay's receiver off.
 PORT: int = 5000
 
-#: Requests served at the same time, each in a thread; up to 64 of them may be clients that wait for a job, and 48 open pages.
+#: Requests served at the same time, each in a thread. Clients that wait, open pages and long bodies have threads beside these.
 WEB_THREADS: int = 128
 
 #: A key that may do everything, beside those of `flask keys create`. Without any, only this machine is served. Secret.

@@ -2,6 +2,7 @@
 
 The road, each step with its file:
 
+    serving/            what came over HTTP is a request, once its headers and a short body are there; strangers' half requests end here
     api/messages.py     bytes of a POST -> order.py -> mail/message.py Message, store/jobs.py NewJob; problems.py says what is wrong;
                         guard.py and permission.py, what the API key may. mail/letter.py fills in a stored template
     store/outbox.py     accept: rows on disk, by store/database.py many requests in one commit; only then 200

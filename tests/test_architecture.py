@@ -1,6 +1,6 @@
 """Holds the picture of the house against the code: who imports whom, and that importing does nothing.
 
-app, mailasync (wire) -> web -> api -> mail, jobs, relay, sweeper, webhook -> store -> mail.message, mail.errors
+app, mailasync (wire) -> web, serving -> api -> mail, jobs, relay, sweeper, webhook -> store -> mail.message, mail.errors
 """
 
 import ast
@@ -16,7 +16,8 @@ SERVICES = "address_guard broker mail jobs relay sweeper webhook store superviso
 TRADE = "mail.message mail.errors settings lazy ids text"
 #: What each part may import of ours besides itself; the longest name that fits a module is its part.
 MAY_IMPORT = {
-    "app": f"mailasync web api inbox commands doctor embedded logs route {SERVICES}", "embedded": "supervisor lazy", "supervisor": "",
+    "app": f"mailasync web api inbox serving commands doctor embedded logs route {SERVICES}",
+    "serving": "api supervisor", "embedded": "supervisor lazy", "supervisor": "",
     "mailasync": f"logs route order station {SERVICES}",
     "station": f"route order {SERVICES}", "order": "mail jobs store ids", "route": "mail settings",
     "commands": f"api doctor {SERVICES}", "doctor": f"route {SERVICES}", "web": f"api {SERVICES}", "api": f"order route logs {SERVICES}",
@@ -27,7 +28,8 @@ MAY_IMPORT = {
     "store": TRADE, "mail": "supervisor settings lazy", "mail.message": TRADE, "mail.errors": TRADE, "inbox": "",
     "logs": "settings", "settings": "default_settings", "lazy": "", "ids": "", "text": "", "quiet": "",
     "migrations": "store", "default_settings": "", "mailroom": ""}
-MAY_KNOW = {"sqlalchemy": "store migrations", "alembic": "store migrations", "flask": "app web api inbox", "werkzeug": "app web api inbox",
+MAY_KNOW = {"sqlalchemy": "store migrations", "alembic": "store migrations", "flask": "app web api inbox",
+            "werkzeug": "app web api inbox serving", "granian": "serving",
             "yagmail": "mail.transport mail.oauth2", "celery": "app mailasync embedded quiet", "amqp": "mailasync relay",
             "kombu": "mailasync relay embedded broker",
             "jinja2": "mail.template mail.sandbox mail.filters", "css_inline": "mail.letter",

@@ -4,7 +4,7 @@ import json
 import logging
 from typing import Any
 
-from flask import Blueprint, Response, current_app, request
+from flask import Blueprint, Response, request
 from werkzeug.exceptions import HTTPException, InternalServerError, RequestEntityTooLarge
 
 from mailroom.logs import request_id
@@ -52,7 +52,7 @@ def http(error: HTTPException) -> Response:
     code = (error.name or "error").lower().replace(" ", "_")
     detail = error.description or ""
     if isinstance(error, RequestEntityTooLarge):
-        detail = f"expected at most {current_app.config['MAX_CONTENT_LENGTH']} bytes, got {request.content_length or 'more'}"
+        detail = f"expected at most {request.max_content_length} bytes, got {request.content_length or 'more'}"
     return problem(status, code, error.name or "Error", detail, headers=headers)
 
 

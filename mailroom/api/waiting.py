@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from flask import request
 
-#: Requests of this process that wait at the same time; whoever comes then is answered at once. WEB_THREADS has room for them.
+#: Requests of this process that wait at the same time; whoever comes then is answered at once. app.py has threads for them.
 WAITERS_MAX = 64
 WAIT_MAX_SECONDS = 60
 #: Between two looks; the first come sooner, for what is over in a moment.

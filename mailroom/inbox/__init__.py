@@ -11,8 +11,13 @@ mails fail that are to (dial.py), and imports nothing else of this project.
 """
 
 from mailroom.inbox.dial import Dial, Failure
+from mailroom.inbox.letters import WAITERS_MAX as _READERS_MAX
 from mailroom.inbox.letters import Letter, Letters
+from mailroom.inbox.pages import STREAMS_MAX as _STREAMS_MAX
 from mailroom.inbox.pages import Around, create_blueprint
 from mailroom.inbox.smtp import Inbox, PortTaken
 
-__all__ = ["Around", "Dial", "Failure", "Inbox", "Letter", "Letters", "PortTaken", "create_blueprint"]
+#: Requests that wait at the same time, each in a thread of the server.
+WAITERS_MAX = _READERS_MAX + _STREAMS_MAX
+
+__all__ = ["WAITERS_MAX", "Around", "Dial", "Failure", "Inbox", "Letter", "Letters", "PortTaken", "create_blueprint"]

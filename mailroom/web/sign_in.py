@@ -9,6 +9,9 @@ from mailroom.api.wrong_keys import note_wrong_key
 from mailroom.store.keys import ApiKey, hashed
 from mailroom.web.layout import SIGN_IN, done, finish, here, home, page, pages, see
 
+#: Of the form, which anybody may send.
+FORM_MAX_BYTES = 16_384
+
 #: Without the check of the form's token by whoever is signed in: nobody is.
 blueprint = Blueprint("sign_in", __name__)
 blueprint.after_request(finish)
@@ -26,6 +29,7 @@ def ask() -> Response:
 @blueprint.post(SIGN_IN)
 def sign_in() -> Response:
     """Take the key, and remember in a signed cookie whose it is."""
+    request.max_content_length = FORM_MAX_BYTES
     if guard.enter_by_session():  # In another window, since this form was shown.
         return see(here(request.form.get("next", "")) or home())
     began = session.sessions().read(request.cookies.get(session.COOKIE, ""))

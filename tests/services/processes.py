@@ -103,9 +103,9 @@ class Service:
     def upgrade_by_command(self) -> None:
         assert self.run("-m", "flask", "db", "upgrade", name="upgrade").process.wait(30) == 0, "flask db upgrade failed"
 
-    def web(self) -> Program:
-        """`python3 app.py`, when it answers."""
-        program = self.run("app.py", name="web")
+    def web(self, *command: str) -> Program:
+        """`python3 app.py`, or another command of Python that serves, when it answers."""
+        program = self.run(*(command or ("app.py",)), name="web")
         self._answers(program)
         return program
 
