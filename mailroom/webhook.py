@@ -253,7 +253,7 @@ class Notifier:
                 self._open.discard(exchange)
         if self._stopping.is_set():
             return  # close() gives it back: whether it arrived or not, it is told again.
-        told = judge(answer, due.attempt if due.url else len(SCHEDULE.waits) + 1)
+        told = judge(answer, due.counted if due.url else len(SCHEDULE.waits) + 1)
         self._deliveries.finish(due, told)
         log.info("delivery %d to webhook %s attempt %d: %s", due.number, due.webhook_id, due.attempt, answer.code or "no answer")
 

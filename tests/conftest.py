@@ -16,6 +16,7 @@ from flask.testing import FlaskClient
 from mailroom.store.database import Database
 from tests.services import Server, locked
 from tests.services.application import made
+from tests.services.lossy_link import LossyLink
 from tests.services.postgres import Postgres
 from tests.services.processes import Service, service
 from tests.services.rabbitmq import RabbitMQ, rabbitmq_node
@@ -114,6 +115,14 @@ def postgres_url(postgres: Postgres) -> Iterator[str]:
     postgres.create_database(database)
     yield postgres.url(database)
     postgres.drop_database(database)
+
+
+@pytest.fixture
+def link(postgres_url: str) -> Iterator[LossyLink]:
+    """A link to that database, to be cut at a COMMIT."""
+    made = LossyLink(postgres_url)
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -2,12 +2,10 @@
 
 import base64
 import json
-import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from http.client import HTTPException
@@ -17,7 +15,7 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import Connection, event, make_url, select, text
+from sqlalchemy import Connection, event, select, text
 
 from mailroom.api.idempotency import _request_hash
 from mailroom.store.database import Database
@@ -27,12 +25,14 @@ from mailroom.store.outbox import Outbox
 from mailroom.store.schema import idempotency, jobs, messages
 from tests.services import free_port, wait_until
 from tests.services.application import made
+from tests.services.lossy_link import HELD, LOST, UNANSWERED, LossyLink
 from tests.services.processes import Service, service
 from tests.services.smtpd import ScriptedSMTP
 from tests.test_api import MAIL
 
 JOB = {"name": "simulate", "args": {"seconds": 1}}
 PROBLEM = "application/problem+json"
+KEYED = b"INSERT INTO idempotency"
 
 
 @pytest.fixture
@@ -215,99 +215,19 @@ def test_a_thread_waits_for_the_one_that_has_its_key(database: Database) -> None
 
 # --- a commit without an answer ------------------------------------------------------------------------------------
 
-class Line:
-    """A TCP line to PostgreSQL that does with the next COMMIT of a key what a test says: a lost link, and nothing of ours."""
-
-    def __init__(self, port: int) -> None:
-        self.target = port
-        self.on_commit = ""  #: "lost": it never arrives; "unanswered": it does, and its answer is lost; "held": until `go_on`
-        self.go_on, self.reached = threading.Event(), threading.Event()
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self.listener.getsockname()[1]
-        self.ends: list[socket.socket] = []
-        self.threads = [threading.Thread(target=self._accept)]
-        self.threads[0].start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self.listener.accept()
-            except OSError:
-                return
-            server = socket.create_connection(("127.0.0.1", self.target))
-            self.ends += [client, server]
-            for carry in ((client, server, True), (server, client, False)):
-                self.threads.append(threading.Thread(target=self._carry, args=carry))
-                self.threads[-1].start()
-
-    def _carry(self, source: socket.socket, target: socket.socket, to_server: bool) -> None:
-        keyed = False
-        try:
-            while data := source.recv(65536):
-                keyed = keyed or b"INSERT INTO idempotency" in data
-                if to_server and self.on_commit and keyed and b"COMMIT" in data:
-                    self._commit(data, source, target)
-                else:
-                    target.sendall(data)
-                    keyed = keyed and b"COMMIT" not in data
-        except OSError:
-            pass
-        finally:
-            end(source, target)
-
-    def _commit(self, data: bytes, client: socket.socket, server: socket.socket) -> None:
-        how, self.on_commit = self.on_commit, ""
-        self.reached.set()
-        if how == "held":
-            assert self.go_on.wait(20)
-            return server.sendall(data)
-        client.shutdown(socket.SHUT_RDWR)  # The link to the client is lost first.
-        if how == "unanswered":
-            server.sendall(data)
-        time.sleep(0.1)  # What the server does with it, it does before the link's end reaches it.
-        raise OSError
-
-    def close(self) -> None:
-        self.go_on.set()
-        end(self.listener, *self.ends)
-        for thread in self.threads:
-            thread.join(10)
-        for one in (self.listener, *self.ends):
-            one.close()
-
-
-def end(*sockets: socket.socket) -> None:
-    for one in sockets:
-        with suppress(OSError):
-            one.shutdown(socket.SHUT_RDWR)
-
-
-@pytest.fixture
-def line(postgres_url: str) -> Iterator[Line]:
-    port = make_url(postgres_url).port
-    assert port
-    made = Line(port)
-    yield made
-    made.close()
-
-
-def through(line: Line, url: str) -> str:
-    return make_url(url).set(port=line.port).render_as_string(hide_password=False)
-
-
-@pytest.mark.parametrize(("fate", "committed"), [("lost", 0), ("unanswered", 1)])
+@pytest.mark.parametrize(("fate", "committed"), [(LOST, 0), (UNANSWERED, 1)])
 @pytest.mark.parametrize(("path", "table"), [("/v1/messages", messages), ("/v1/jobs", jobs)])
-def test_a_post_whose_commit_got_no_answer_finds_out_by_its_key(line: Line, postgres_url: str, fate: str, committed: int, path: str,
+def test_a_post_whose_commit_got_no_answer_finds_out_by_its_key(link: LossyLink, postgres_url: str, fate: str, committed: int, path: str,
                                                                 table: Any) -> None:
     for app in made(postgres_url):
         outbox: Outbox = app.extensions["mailasync"].outbox
         direct = outbox.database
-        for other in made(through(line, postgres_url)):
+        for other in made(link.url):
             client = other.test_client()
             body = MAIL if table is messages else JOB
             assert post(client, path, body, key="warm").status_code == 202
             # When the link is lost at COMMIT
-            line.on_commit = fate
+            link.at_commit(fate, having=KEYED)
             lost = post(client, path, body)
             assert (lost.status_code, json.loads(lost.data)["code"]) == (503, "store_unavailable")
             wait_until(partial(is_count, direct, table, 1 + committed), 5, what="the server has settled it")
@@ -321,29 +241,29 @@ def test_a_post_whose_commit_got_no_answer_finds_out_by_its_key(line: Line, post
 
 
 @pytest.mark.parametrize("in_time", [True, False])
-def test_a_request_waits_for_another_processs_commit_or_is_told_to_come_again(line: Line, postgres_url: str, in_time: bool) -> None:
-    databases = [Database(url) for url in (through(line, postgres_url), postgres_url)]
+def test_a_request_waits_for_another_processs_commit_or_is_told_to_come_again(link: LossyLink, postgres_url: str, in_time: bool) -> None:
+    databases = [Database(url) for url in (link.url, postgres_url)]
     slow, fast = (Outbox(database) for database in databases)
     for app in made(postgres_url):
         client = app.test_client()
         acceptance = app.extensions["mailasync"].orders.mail(MAIL)
         with ThreadPoolExecutor(2) as threads:
             # Given a request whose COMMIT is on its way in another process
-            line.on_commit = "held"
+            link.at_commit(HELD, having=KEYED)
             raw = json.dumps(MAIL).encode()
             other = threads.submit(slow.accept, acceptance, Kept(
                 key=replace(key("key-1"), request_hash=request_hash(app, raw)),
                 answer=Answer(status=202, location=f"/v1/messages/{acceptance.id}", body={"id": acceptance.id, "status": "queued"})))
-            assert line.reached.wait(10)
+            assert link.reached.wait(10)
             # When the same one comes here
             started = time.monotonic()
             here = threads.submit(client.post, "/v1/messages", data=raw, content_type="application/json",
                                   headers={"Idempotency-Key": "key-1"})
             if in_time:
-                threading.Timer(0.3, line.go_on.set).start()
+                threading.Timer(0.3, link.go_on.set).start()
             answer = here.result(20)
             took = time.monotonic() - started
-            line.go_on.set()
+            link.go_on.set()
             assert other.result(20)
         if in_time:
             assert (answer.status_code, answer.headers["Idempotency-Replayed"]) == (202, "true")

@@ -181,7 +181,8 @@ def test_finishing_writes_the_message_the_recipients_and_the_timeline(outbox: Ou
     assert 55_000 < standing.row["next_attempt_at"] - standing.now < 61_000
     assert [(p["state"], p["reply"]) for p in standing.recipients] == [("sent", "250 ok"), ("deferred", "450 later"), ("failed", "550 no")]
     assert [(e.event, e.attempt, e.detail) for e in standing.events] == [("deferred", 1, "450 later")]
-    assert not claims.finish(claim, SENT)
+    assert claims.finish(claim, SENT)  # Its end is on record, and stays as it is.
+    assert state(outbox, id) == State.DEFERRED
 
 
 def test_the_next_attempt_is_only_about_those_without_an_outcome(outbox: Outbox, claims: Claims, sweeps: Sweeps) -> None:
@@ -216,8 +217,10 @@ def test_a_reply_does_not_count_when_somebody_else_has_begun(outbox: Outbox, cla
 def test_a_released_row_is_queued_again_and_the_attempt_does_not_count(outbox: Outbox, claims: Claims) -> None:
     claim = claim_one(claims, accept(outbox))
     assert claims.release(claim)
-    assert (row(outbox, claim.id)["state"], row(outbox, claim.id)["attempt"]) == (State.QUEUED, 0)
+    assert claims.release(claim)  # as after a commit that got no answer
+    assert (row(outbox, claim.id)["state"], row(outbox, claim.id)["given_back"]) == (State.QUEUED, 1)
     fenced = claim_one(claims, claim.id)
+    assert (fenced.attempt, fenced.counted) == (2, 1)
     assert claims.fence(fenced)
     assert claims.release(fenced)  # as after a fence whose commit got no answer: the payload was not sent
     assert state(outbox, claim.id) == State.QUEUED

@@ -186,7 +186,8 @@ def test_a_dead_workers_job_runs_again_if_it_may_and_else_ends_with_its_mail(
 def test_a_released_job_waits_for_another_worker(jobs: Jobs, runs: Runs) -> None:
     jobs.accept(new())
     assert runs.release(claim(runs))
-    assert claim(runs).attempt == 1
+    again = claim(runs)
+    assert (again.attempt, again.counted, again.is_last) == (2, 1, True)
 
 
 def test_a_job_of_ours_that_no_thread_runs_is_queued_again_at_the_second_look(database: Database, jobs: Jobs, runs: Runs) -> None:
@@ -197,7 +198,7 @@ def test_a_job_of_ours_that_no_thread_runs_is_queued_again_at_the_second_look(da
     assert claim(runs).id == running.id
     assert [runs.give_back_abandoned() for _ in range(3)] == [0, 1, 0]
     again = claim(runs)
-    assert (again.id, again.attempt) == (lost.id, 1)
+    assert (again.id, again.attempt, again.counted) == (lost.id, 2, 1)
 
 
 # --- cancel --------------------------------------------------------------------------------------------------------

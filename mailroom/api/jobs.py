@@ -171,7 +171,7 @@ def summary(row: Any) -> dict[str, Any]:
     """A job in a list."""
     return {
         "id": row["id"], "name": row["name"], "status": row["state"], "progress": row["progress"] / 1000, "step": row["step"],
-        "error": row["error"], "queue": row["queue"], "attempts": row["attempt"], "max_attempts": row["max_attempts"],
+        "error": row["error"], "queue": row["queue"], "attempts": row["attempt"] - row["excused"], "max_attempts": row["max_attempts"],
         "timeout_seconds": row["timeout_ms"] / 1000, "notify_on": row["notify_on"], "retry_of": row["retry_of"],
         "created_at": timestamp(row["created_at"]), "started_at": timestamp(row["started_at"]),
         "finished_at": timestamp(row["finished_at"]), "next_attempt_at": timestamp(row["next_attempt_at"])}

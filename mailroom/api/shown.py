@@ -52,7 +52,7 @@ def shown(standing: Standing) -> dict[str, Any]:
         "max_attempts": row["max_attempts"],
         "resent_of": row["resent_of"],
         "message_id": f"<{row['message_id']}>",
-        "attempts": row["attempt"],
+        "attempts": attempts(row),
         "uncertain_attempts": row["uncertain_attempts"],
         "recipients": [recipient(person) | {"reply": person["reply"]} for person in standing.recipients],
         "job": standing.job and {"id": standing.job["id"], "name": standing.job["name"], "status": standing.job["state"],
@@ -83,8 +83,14 @@ def timestamp(ms: int | None) -> str | None:
 def summary(row: Mapping[str, Any]) -> dict[str, Any]:
     """A message in a list."""
     return {"id": row["id"], "status": row["state"], "subject": row["subject"], "tags": row["tags"], "queue": row["queue"],
-            "created_at": timestamp(row["created_at"]), "next_attempt_at": timestamp(row["next_attempt_at"]), "attempts": row["attempt"],
+            "created_at": timestamp(row["created_at"]), "next_attempt_at": timestamp(row["next_attempt_at"]), "attempts": attempts(row),
             "reason": row["reason"], "recipients": [recipient(person) for person in row["recipients"]]}
+
+
+def attempts(row: Mapping[str, Any]) -> int:
+    """How many there were, without those that were given back before anything was sent."""
+    made: int = row["attempt"] - row["given_back"]
+    return made
 
 
 def recipient(person: Mapping[str, Any]) -> dict[str, Any]:

@@ -168,7 +168,7 @@ def shown(row: dict[str, Any], *, with_secret: bool = False) -> dict[str, Any]:
 
 def delivery(row: dict[str, Any]) -> dict[str, Any]:
     return {"number": row["number"], "type": row["event"], "message_id": row["message_id"], "created_at": timestamp(row["at"]),
-            "status": row["state"], "attempts": row["attempt"], "code": row["code"], "reply": row["reply"],
+            "status": row["state"], "attempts": row["attempt"] - row["excused"], "code": row["code"], "reply": row["reply"],
             "next_attempt_at": timestamp(row["next_attempt_at"])}
 
 

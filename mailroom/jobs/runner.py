@@ -234,7 +234,7 @@ class Runner:
         if end.state is not JobState.SUCCEEDED and not claim.is_last:
             end = JobEnd(state=end.state, error=end.error, wait_seconds=_wait_seconds(claim))
         released = self._until_committed(lambda: self._finish(claim, end))
-        how = end.state if released is not None else f"{end.state}, which does not count: it was canceled, or given to others,"
+        how = end.state if released is not None else f"{end.state}, as is on record already, or it was canceled or given to others,"
         log.info("job %s (%s) attempt %d: %s in %.2fs", claim.id, claim.name, claim.attempt, how, time.monotonic() - run.started)
         for id in released or ():
             self._queued(id)
@@ -302,7 +302,7 @@ def _timed_out(claim: JobClaim) -> JobEnd:
 
 def _wait_seconds(claim: JobClaim) -> float:
     schedule = Schedule.parse(claim.retry or RETRY)
-    return schedule.wait_seconds(min(claim.attempt, len(schedule.waits))) or 0.0
+    return schedule.wait_seconds(min(claim.counted, len(schedule.waits))) or 0.0
 
 
 def _one_line(text: str) -> str:

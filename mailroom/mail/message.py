@@ -209,7 +209,7 @@ class Claim:
     job: JobFacts | None = None  #: set where the message is a template
     account: str = DEFAULT_ACCOUNT  #: who sends it
     is_probe: bool = False  #: whether it tries an account that had trouble
-    excused: int = 0  #: earlier attempts that ended with an account's trouble, and do not count
+    excused: int = 0  #: earlier attempts that do not count: an account's trouble, or given back before anything was sent
     max_attempts: int | None = None  #: of those that count; None: as many as the schedule has
     has_attachments: bool = False
 

@@ -121,6 +121,11 @@ def begin_probe(connection: Connection, account: str) -> None:
     connection.execute(update(accounts).values(until=now_ms() + PROBE_MS).where(accounts.c.name == account))
 
 
+def lock(connection: Connection, names: Iterable[str]) -> None:
+    """Keep others from these accounts until the transaction ends."""
+    connection.execute(select(accounts.c.name).where(accounts.c.name.in_(sorted(names))).order_by(accounts.c.name).with_for_update())
+
+
 def note_ends(connection: Connection, ends: Iterable[tuple[str, bool, Trouble | None]]) -> dict[str, int]:
     """Write what the ends of attempts (account, whether it was a probe, its trouble) say of the accounts.
 

@@ -2,6 +2,7 @@
 
 A worker may lose a row at any moment, because it was paused and a sweeper took it for dead. So no step trusts an earlier
 one: each names the owner and the attempt that it believes in, and goes on only with the rows where both are still true.
+The number of an attempt is never used again, so a step may be done again where its commit got no answer.
 """
 
 import json
@@ -17,7 +18,7 @@ from sqlalchemy import BigInteger, ColumnElement, Connection, String, and_, exis
 
 from mailroom.mail.errors import StoreUnavailable
 from mailroom.mail.message import DEFAULT_ACCOUNT, Budget, Claim, JobFacts, Outcome, State
-from mailroom.store.accounts import Accounts, Room, begin_probe, note_ends, note_sent
+from mailroom.store.accounts import Accounts, Room, begin_probe, lock, note_ends, note_sent
 from mailroom.store.contents import load, load_attachments
 from mailroom.store.database import Database, Work
 from mailroom.store.deliveries import storable, tell
@@ -74,7 +75,7 @@ class Claims:
         return self.database.write(self._fence, claim)
 
     def finish(self, claim: Claim, outcome: Outcome) -> bool:
-        """Commit how the attempt ended; False if the row is no longer ours, and nothing was changed."""
+        """Commit how the attempt ended; False if the row is no longer ours, and nothing was changed. Done again it changes nothing."""
         return self._let_go(claim, self._finish, (claim, outcome), otherwise=self._finish_bare)
 
     def fence_and_finish(self, claims: Sequence[Claim], ended: Sequence[tuple[Claim, Outcome]]
@@ -85,7 +86,10 @@ class Claims:
                         for (claim, outcome), first in zip(ended, told, strict=True)]
 
     def release(self, claim: Claim) -> bool:
-        """Give back a row of which nothing was sent, whether its fence was passed or not; the attempt does not count."""
+        """Give back a row of which nothing was sent, whether its fence was passed or not; the attempt does not count.
+
+        False if the row is no longer ours, and nothing was changed. Done again it changes nothing.
+        """
         return self._let_go(claim, self._release, claim)
 
     def not_in_hand(self) -> list[Any]:
@@ -176,38 +180,41 @@ class Claims:
 
     def _fence(self, connection: Connection, asked: list[Claim]) -> list[bool]:
         rows = [{"id": claim.id, "attempt": claim.attempt} for claim in asked]
-        passed = {row.id for row in _FENCE(connection, rows, worker=self.owner, lease_ms=int(self.lease_seconds * 1000))}
-        return [claim.id in passed for claim in asked]
+        passed = _named(_FENCE(connection, rows, worker=self.owner, lease_ms=int(self.lease_seconds * 1000)))
+        return [(claim.id, claim.attempt) in passed for claim in asked]
 
     def _release(self, connection: Connection, claims: list[Claim]) -> list[bool]:
-        released = set(connection.scalars(
-            messages.update().values(state=State.QUEUED, owner=None, attempt=messages.c.attempt - 1, published_at=None)
-            .where(*mine(self.owner, claims), messages.c.state.in_([State.SENDING, State.IN_DATA])).returning(messages.c.id)))
-        return [claim.id in released for claim in claims]
+        released = _named(connection.execute(
+            messages.update().values(state=State.QUEUED, owner=None, published_at=None, settled=messages.c.attempt,
+                                     excused=messages.c.excused + 1, given_back=messages.c.given_back + 1)
+            .where(*mine(self.owner, claims), messages.c.state.in_([State.SENDING, State.IN_DATA]))
+            .returning(messages.c.id, messages.c.attempt)))
+        return _on_record(connection, claims, released)
 
     def _finish(self, connection: Connection, ended: list[tuple[Claim, Outcome]]) -> list[bool]:
         """Write outcomes, and what they say of the accounts."""
-        until = note_ends(connection, ((claim.account, claim.is_probe, outcome.trouble) for claim, outcome in ended))
+        until = note_ends(connection, ((claim.account, claim.is_probe, outcome.trouble) for claim, outcome in _new(connection, ended)))
         changed = _write_outcomes(connection, ended, until)
-        written = {row.id for row in changed}
+        written = _named(changed)
         count_latencies(connection, [row.now - row.created_at for row in changed if row.state == State.SENT])
-        _tell(connection, [(claim, outcome) for claim, outcome in ended if claim.id in written])
+        kept = [(claim, outcome) for claim, outcome in ended if (claim.id, claim.attempt) in written]
+        _tell(connection, kept)
         limited = {budget.account for budget in self.budgets if budget.is_limited}
         if limited:
-            note_sent(connection, ((claim.account, people) for claim, outcome in ended
-                                   if claim.account in limited and claim.id in written and (people := _reached(outcome))))
-        return [claim.id in written for claim, _ in ended]
+            note_sent(connection, ((claim.account, people) for claim, outcome in kept
+                                   if claim.account in limited and (people := _reached(outcome))))
+        return _on_record(connection, [claim for claim, _ in ended], written)
 
     def _finish_bare(self, connection: Connection, ended: list[tuple[Claim, Outcome]]) -> list[bool]:
         """Write outcomes alone, in words that any database takes: a mail that is not recorded as sent would be sent again."""
         plain = [(claim, replace(outcome, reason=storable(outcome.reason), recipients={
             at: (state, storable(reply)) for at, (state, reply) in outcome.recipients.items()})) for claim, outcome in ended]
-        written = {row.id for row in _write_outcomes(connection, plain, {})}
-        kept = [(claim, outcome) for claim, outcome in plain if claim.id in written]
+        written = _named(_write_outcomes(connection, plain, {}))
+        kept = [(claim, outcome) for claim, outcome in plain if (claim.id, claim.attempt) in written]
         _write_replies(connection, kept)
         if kept:
             connection.execute(events.insert().values(at=now_ms()), [_line(claim, outcome) for claim, outcome in kept])
-        return [claim.id in written for claim, _ in ended]
+        return _on_record(connection, [claim for claim, _ in ended], written)
 
 
 class Claimed(NamedTuple):
@@ -227,6 +234,33 @@ def mine(owner: str, claims: Sequence[Any]) -> list[Any]:
         # coalesce keeps SQLite from choosing the index on owner, which holds every row of the worker.
         func.coalesce(messages.c.owner, "") == owner,
     ]
+
+
+def _named(rows: Iterable[Any]) -> set[tuple[str, int]]:
+    """The attempts that these rows are about: one transaction may have two of the same message."""
+    return {(row.id, row.attempt) for row in rows}
+
+
+def _on_record(connection: Connection, claims: Sequence[Claim], written: set[tuple[str, int]]) -> list[bool]:
+    """For each, whether its end is on record: among those written now, or by a commit that got no answer."""
+    others = [(claim.id, claim.attempt) for claim in claims if (claim.id, claim.attempt) not in written]
+    known = written | (_settled(connection, others) if others else set())
+    return [(claim.id, claim.attempt) in known for claim in claims]
+
+
+def _new(connection: Connection, ended: list[tuple[Claim, Outcome]]) -> list[tuple[Claim, Outcome]]:
+    """Those that may say something of an account, and whose end is not on record: no trouble counts twice."""
+    telling = [(claim, outcome) for claim, outcome in ended if outcome.trouble or claim.is_probe]
+    if not telling:
+        return []
+    lock(connection, {claim.account for claim, _ in telling})  # which a commit without an answer may still hold
+    known = _settled(connection, [(claim.id, claim.attempt) for claim, _ in telling])
+    return [(claim, outcome) for claim, outcome in telling if (claim.id, claim.attempt) not in known]
+
+
+def _settled(connection: Connection, attempts: list[tuple[str, int]]) -> set[tuple[str, int]]:
+    return _named(connection.execute(select(messages.c.id, messages.c.settled.label("attempt")).where(
+        tuple_(messages.c.id, messages.c.settled).in_(attempts))))
 
 
 def _load(connection: Connection, claimed: dict[str, Claimed]) -> dict[str, Claim]:
@@ -300,17 +334,19 @@ _TAKE = {suspects: _taking(suspects) for suspects in (False, True)}
 _FENCE = Rows(messages, ("id", "attempt"), lambda given: messages.update().values(state=State.IN_DATA).where(
     messages.c.id == given["id"], messages.c.attempt == given["attempt"], func.coalesce(messages.c.owner, "") == _WORKER,
     messages.c.state == State.SENDING, exists().where(workers.c.id == _WORKER, is_seen_within(asked("lease_ms", BigInteger))))
-    .returning(messages.c.id))
+    .returning(messages.c.id, messages.c.attempt))
 # The attempt alone says whether it is still the same claim, as each claim makes a new one: so a reply that was read counts even where a
 # sweeper has already given the row back, as long as nobody else has begun; and if the mail was taken, whatever a person has done to it.
+# `settled` keeps an end that is on record from being written again.
 _FINISH = Rows(messages, ("id", "attempt", "state", "reason", "uncertain", "parked", "excused", "next_at", "wait_ms"), lambda given:
                messages.update().values(
-                   state=given["state"], owner=None, reason=given["reason"], excused=messages.c.excused + given["excused"],
+                   state=given["state"], owner=None, reason=given["reason"], settled=given["attempt"],
+                   excused=messages.c.excused + given["excused"],
                    uncertain_attempts=messages.c.uncertain_attempts + given["uncertain"], parked=given["parked"],
                    next_attempt_at=func.coalesce(given["next_at"], now_ms() + given["wait_ms"]))
-               .where(messages.c.id == given["id"], messages.c.attempt == given["attempt"],
+               .where(messages.c.id == given["id"], messages.c.attempt == given["attempt"], messages.c.settled < given["attempt"],
                       or_(messages.c.state.in_(_OURS), and_(given["state"] == State.SENT, messages.c.state.in_(_TOUCHED))))
-               .returning(messages.c.id, messages.c.state, messages.c.created_at, now_ms().label("now")))
+               .returning(messages.c.id, messages.c.attempt, messages.c.state, messages.c.created_at, now_ms().label("now")))
 _LOAD = Rows(messages, ("id",), lambda given: select(messages.c.id, messages.c.message_id, messages.c.created_at, messages.c.job_id)
              .where(messages.c.id == given["id"]))
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, insert, or_, select, update
+from sqlalchemy import Connection, and_, delete, insert, or_, select, tuple_, update
 
 from mailroom.mail.errors import StoreUnavailable
 from mailroom.store.database import Database, run
@@ -86,12 +86,17 @@ def _known(connection: Connection, ids: list[str], *, only_own: bool) -> dict[st
             for row in connection.execute(found.where(messages.c.id.in_(ids[start:start + CHUNK])))}
 
 
+#: A delivery's number, and that of the attempt.
+Attempt = tuple[int, int]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Due:
     """One attempt at telling something, by the worker that claimed it."""
 
     number: int
-    attempt: int  #: from 1
+    attempt: int  #: from 1, and never used again
+    counted: int  #: attempts that count towards the schedule, this one included
     webhook_id: str
     id: str  #: by which the client knows the event in every attempt
     event: str
@@ -119,8 +124,8 @@ class Deliveries:
     database: Database
     owner: str
     lease_seconds: float
-    _in_hand: set[int] = field(default_factory=set, repr=False)  #: numbers that some thread works on
-    _suspects: set[int] = field(default_factory=set, repr=False)  #: numbers that were ours and in no hand at the last look
+    _in_hand: set[Attempt] = field(default_factory=set, repr=False)  #: those that some thread works on
+    _suspects: set[Attempt] = field(default_factory=set, repr=False)  #: those that were ours and in no hand at the last look
 
     def is_due(self) -> bool:
         return self.database.read(lambda connection: connection.scalars(_due(()).limit(1)).first()) is not None
@@ -144,7 +149,7 @@ class Deliveries:
             log.error("delivery %d attempt %d: its answer cannot be written as it is: %s", due.number, due.attempt, type(e).__name__)
             return self.database.write(self._finish, (due, replace(told, reply=storable(told.reply))), alone=told.gone)
         finally:
-            self._in_hand.discard(due.number)  # If it was not written, it is found to be in no hand, and told once more.
+            self._in_hand.discard((due.number, due.attempt))  # If it was not written, it is found to be in no hand, and told once more.
 
     def release(self) -> int:
         """Give back all that we have, as we are stopping; these attempts do not count. Return how many those were."""
@@ -153,22 +158,23 @@ class Deliveries:
 
     def give_back(self) -> int:
         """Give back what dead workers own, and what we own while no thread of ours has it, at two looks in a row; return how many."""
-        owned = self.database.read(lambda connection: set(connection.scalars(
-            select(deliveries.c.number).where(deliveries.c.owner == self.owner))))
+        owned = self.database.read(lambda connection: {(row.number, row.attempt) for row in connection.execute(
+            select(deliveries.c.number, deliveries.c.attempt).where(deliveries.c.owner == self.owner))})
         in_no_hand = owned - self._in_hand
         lost = in_no_hand & self._suspects
         self._suspects.clear()
         self._suspects.update(in_no_hand - lost)
         dead = self.database.read(lambda connection: dead_owners(connection, deliveries.c.owner, self.lease_seconds)) - {self.owner}
-        whose = or_(deliveries.c.owner.in_(dead), and_(deliveries.c.owner == self.owner, deliveries.c.number.in_(lost)))
+        whose = or_(deliveries.c.owner.in_(dead), and_(deliveries.c.owner == self.owner,
+                                                              tuple_(deliveries.c.number, deliveries.c.attempt).in_(lost)))
         return len(self.database.write(run, _given_back(whose, counts=True))) if dead or lost else 0
 
     def _loaded(self, row: Any) -> Due:
-        self._in_hand.add(row.number)
+        self._in_hand.add((row.number, row.attempt))
         try:
             return self.database.read(lambda connection: _load(connection, row, self.database.outbox_id))
         except BaseException:
-            self._in_hand.discard(row.number)
+            self._in_hand.discard((row.number, row.attempt))
             raise
 
     def _finish(self, connection: Connection, ended: list[tuple[Due, Told]]) -> list[bool]:
@@ -210,7 +216,7 @@ def _due(busy: Collection[str]) -> Any:
 
 
 def _given_back(*whose: Any, counts: bool) -> Any:
-    return update(deliveries).values(owner=None, next_attempt_at=now_ms(), attempt=deliveries.c.attempt - int(not counts)) \
+    return update(deliveries).values(owner=None, next_attempt_at=now_ms(), excused=deliveries.c.excused + int(not counts)) \
         .where(*whose).returning(deliveries.c.number)
 
 
@@ -231,8 +237,9 @@ def _load(connection: Connection, row: Any, outbox_id: str) -> Due:
         if webhook and webhook.id == OWN:
             url = (message and message.webhook) or ""
         data = dict(_data(connection, row, json.loads(message.content) if message and message.content else {}))
-    return Due(number=row.number, attempt=row.attempt, webhook_id=row.webhook_id, id=f"msg_{outbox_id}_{row.number}", event=row.event,
-               at=row.at, data=data, url=url, secret=webhook.secret if webhook else "")
+    return Due(number=row.number, attempt=row.attempt, counted=row.attempt - row.excused, webhook_id=row.webhook_id,
+               id=f"msg_{outbox_id}_{row.number}", event=row.event, at=row.at, data=data, url=url,
+               secret=webhook.secret if webhook else "")
 
 
 def _data(connection: Connection, row: Any, content: dict[str, Any]) -> Iterator[tuple[str, Any]]:

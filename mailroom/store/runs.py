@@ -13,6 +13,9 @@ from mailroom.store.jobs import SMALL_MAX_CHARACTERS, JobEnd, JobState, let_go
 from mailroom.store.schema import files, jobs, locked, now_ms
 from mailroom.store.workers import dead_owners
 
+#: A job's id, and the number of the attempt.
+Attempt = tuple[str, int]
+
 
 @dataclass(frozen=True, kw_only=True)
 class JobClaim:
@@ -22,14 +25,20 @@ class JobClaim:
     name: str
     queue: str
     args: dict[str, Any]
-    attempt: int  #: from 1
+    attempt: int  #: from 1, and never used again
     timeout_seconds: float
-    max_attempts: int
+    max_attempts: int  #: of those that count
     retry: str  #: when to try again after attempt 1, 2, …; "": as the worker does by default
+    excused: int = 0  #: earlier attempts that were given back, and do not count
+
+    @property
+    def counted(self) -> int:
+        """Attempts that count, this one included."""
+        return self.attempt - self.excused
 
     @property
     def is_last(self) -> bool:
-        return self.attempt >= self.max_attempts
+        return self.counted >= self.max_attempts
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,14 +48,15 @@ class Runs:
     database: Database
     owner: str
     lease_seconds: float
-    _in_hand: set[str] = field(default_factory=set, repr=False)  #: jobs that some thread runs
-    _suspects: set[str] = field(default_factory=set, repr=False)  #: jobs that were ours and in no hand at the last look
+    _in_hand: set[Attempt] = field(default_factory=set, repr=False)  #: those that some thread runs
+    _suspects: set[Attempt] = field(default_factory=set, repr=False)  #: those that were ours and in no hand at the last look
 
     def claim(self, queue: str, names: Sequence[str], *, limit: int) -> list[JobClaim]:
         """Become the owner of the oldest jobs on `queue` that are due and of these types; each begins a new attempt."""
         due = [jobs.c.state == JobState.QUEUED, jobs.c.queue == queue, jobs.c.name.in_(names),
                or_(jobs.c.next_attempt_at.is_(None), jobs.c.next_attempt_at <= now_ms()),
-               jobs.c.id.not_in(list(self._in_hand))]  # One that we lost while we were paused: first its thread has to notice.
+               # One that we lost while we were paused: first its thread has to notice.
+               jobs.c.id.not_in([id for id, _ in list(self._in_hand)])]
         found = select(jobs.c.id).where(*due).order_by(jobs.c.created_at)  # As the index has it: all that wait need not be sorted.
         if not self.database.read(lambda connection: connection.scalars(found.limit(1)).first()):
             return []  # Looking takes no write lock, and most of the time there is nothing.
@@ -54,8 +64,8 @@ class Runs:
             update(jobs).values(state=JobState.RUNNING, owner=self.owner, attempt=jobs.c.attempt + 1, started_at=now_ms(), progress=0,
                                 step=None, next_attempt_at=None)
             .where(jobs.c.id.in_(locked(found.limit(limit)))).returning(jobs)))  # More conditions, and all that wait are looked at.
-        self._in_hand.update(row.id for row in rows)
-        return [JobClaim(id=row.id, name=row.name, queue=row.queue, args=json.loads(row.args), attempt=row.attempt,
+        self._in_hand.update((row.id, row.attempt) for row in rows)
+        return [JobClaim(id=row.id, name=row.name, queue=row.queue, args=json.loads(row.args), attempt=row.attempt, excused=row.excused,
                          timeout_seconds=row.timeout_ms / 1000, max_attempts=row.max_attempts, retry=row.retry or "")
                 for row in sorted(rows, key=lambda row: (row.created_at, row.id))]
 
@@ -69,19 +79,19 @@ class Runs:
         """Commit how the attempt ended; return the ids of messages that are queued now, or None if it was no longer ours."""
         large = len(end.result or "") + len(end.file.content if end.file else b"") > SMALL_MAX_CHARACTERS
         released = self.database.write(self._finish, (claim, end), alone=large)
-        self._in_hand.discard(claim.id)
+        self._in_hand.discard((claim.id, claim.attempt))
         return released
 
     def release(self, claim: JobClaim) -> bool:
         """Give back a job that may run again, as we are stopping; the attempt does not count."""
-        released = bool(self.database.write(run, self._given_back(*self._mine(claim))))
-        self._in_hand.discard(claim.id)
+        released = bool(self.database.write(run, _given_back(*self._mine(claim))))
+        self._in_hand.discard((claim.id, claim.attempt))
         return released
 
     def taken_away(self) -> set[str]:
         """Jobs that some thread of ours runs and that are no longer ours: canceled, or given to others."""
         in_hand = set(self._in_hand)  # Before the look, as what is claimed after it is in nobody's list.
-        return in_hand - self._owned() if in_hand else set()
+        return {id for id, _ in in_hand - self._owned()} if in_hand else set()
 
     def keep_in_hand(self, ids: Collection[str]) -> None:
         """Say that no thread runs any other job than these: the others were claimed and never begun."""
@@ -93,28 +103,27 @@ class Runs:
         lost = in_no_hand & self._suspects
         self._suspects.clear()
         self._suspects.update(in_no_hand - lost)
-        for id in lost:
-            self.database.write(run, self._given_back(jobs.c.id == id, jobs.c.owner == self.owner, jobs.c.state == JobState.RUNNING))
+        for id, attempt in lost:
+            self.database.write(run, _given_back(*self._still(id, attempt)))
         return len(lost)
 
     def orphans(self) -> list[str]:
         """End or requeue what dead workers ran; return the ids of messages that are queued now."""
         return self.database.write(self._orphans, None) if self.database.read(self._dead) else []
 
-    def _owned(self) -> set[str]:
-        return self.database.read(lambda connection: set(connection.scalars(
-            select(jobs.c.id).where(jobs.c.owner == self.owner, jobs.c.state == JobState.RUNNING))))
+    def _owned(self) -> set[Attempt]:
+        return self.database.read(lambda connection: {(row.id, row.attempt) for row in connection.execute(
+            select(jobs.c.id, jobs.c.attempt).where(jobs.c.owner == self.owner, jobs.c.state == JobState.RUNNING))})
 
     def _dead(self, connection: Connection) -> set[str]:
         """Without us: who was paused for longer than the lease looks before the heartbeat that says so, and is not dead."""
         return dead_owners(connection, jobs.c.owner, self.lease_seconds) - {self.owner}
 
     def _mine(self, claim: JobClaim) -> list[ColumnElement[bool]]:
-        return [jobs.c.id == claim.id, jobs.c.owner == self.owner, jobs.c.attempt == claim.attempt, jobs.c.state == JobState.RUNNING]
+        return self._still(claim.id, claim.attempt)
 
-    def _given_back(self, *whose: ColumnElement[bool]) -> Any:
-        return update(jobs).values(state=JobState.QUEUED, owner=None, attempt=jobs.c.attempt - 1, progress=0, step=None) \
-            .where(*whose).returning(jobs.c.id)
+    def _still(self, id: str, attempt: int) -> list[ColumnElement[bool]]:
+        return [jobs.c.id == id, jobs.c.owner == self.owner, jobs.c.attempt == attempt, jobs.c.state == JobState.RUNNING]
 
     def _finish(self, connection: Connection, ended: list[tuple[JobClaim, JobEnd]]) -> list[list[str] | None]:
         return [self._end(connection, claim, end) if end.wait_seconds is None else self._try_again(connection, claim, end)
@@ -144,9 +153,15 @@ class Runs:
         lost = [jobs.c.state == JobState.RUNNING, jobs.c.owner.in_(self._dead(connection))]
         end = JobEnd(state=JobState.FAILED, error="the worker that ran it died")
         again = connection.execute(update(jobs).values(state=JobState.QUEUED, owner=None, progress=0, error=end.error)
-                                   .where(*lost, jobs.c.attempt < jobs.c.max_attempts).returning(jobs.c.id, jobs.c.attempt)).all()
+                                   .where(*lost, jobs.c.attempt - jobs.c.excused < jobs.c.max_attempts)
+                                   .returning(jobs.c.id, jobs.c.attempt)).all()
         record(connection, [{"id": row.id, "event": "worker lost", "attempt": row.attempt, "detail": end.error} for row in again])
         ended = connection.execute(update(jobs).values(state=end.state, owner=None, finished_at=now_ms(), error=end.error)
                                    .where(*lost).returning(jobs.c.id, jobs.c.attempt)).all()
         released = [id for row in ended for id in let_go(connection, row.id, end, attempt=row.attempt)]
         return [released] * len(asked)
+
+
+def _given_back(*whose: ColumnElement[bool]) -> Any:
+    return update(jobs).values(state=JobState.QUEUED, owner=None, excused=jobs.c.excused + 1, progress=0, step=None) \
+        .where(*whose).returning(jobs.c.id)

@@ -44,14 +44,16 @@ messages = Table(
     Column("next_attempt_at", BigInteger),  # set while scheduled or deferred
     Column("published_at", BigInteger),  # a nudge was confirmed, or is being made by a sweeper
     Column("owner", String(36)),  # the worker that has it, while sending or in_data
-    Column("attempt", Integer, nullable=False),
+    Column("attempt", Integer, nullable=False),  # the number of the last one; none is ever used again
     Column("uncertain_attempts", Integer, nullable=False),
     Column("crashes", Integer, nullable=False),  # how often its owner died; from 1 on it is claimed alone
     Column("job_id", String(36)),
     Column("reason", Text),  # the last thing worth saying: a server's words, a job's error
     Column("account", String(100)),  # the sender account of its last attempt
     Column("parked", Integer),  # 1 while it is deferred until an account can send, and NULL else
-    Column("excused", Integer, nullable=False, server_default="0"),  # attempts that ended with an account's trouble, and do not count
+    Column("excused", Integer, nullable=False, server_default="0"),  # attempts that do not count towards the schedule
+    Column("given_back", Integer, nullable=False, server_default="0"),  # … of these those that nothing was sent of, and that are not shown
+    Column("settled", Integer, nullable=False, server_default="0"),  # the last attempt whose end its own worker put on record
     Column("max_attempts", Integer),  # NULL: as many as RETRY_SCHEDULE has
     Column("expires_at", BigInteger),
     Column("resent_of", String(200)),  # the message that a person had sent once more
@@ -129,8 +131,9 @@ jobs = Table(
     Column("result", Text),  # JSON
     Column("error", Text),
     Column("timeout_ms", BigInteger, nullable=False),
-    Column("attempt", Integer, nullable=False),
-    Column("max_attempts", Integer, nullable=False),
+    Column("attempt", Integer, nullable=False),  # as of messages
+    Column("excused", Integer, nullable=False, server_default="0"),  # attempts that were given back, and do not count
+    Column("max_attempts", Integer, nullable=False),  # of those that count
     Column("retry", Text),  # how long to wait after attempt 1, 2, …, as in RETRY_SCHEDULE
     Column("notify_on", String(8)),  # success, failure or both: when the message that waits for it goes
     Column("retry_of", String(36)),  # the job that a client had run once more
@@ -243,7 +246,8 @@ deliveries = Table(
     Column("status", String(12)),  # the message's state then …
     Column("message_attempt", Integer),  # … and which attempt at it that was
     Column("detail", Text),
-    Column("attempt", Integer, nullable=False, server_default="0"),  # at telling it
+    Column("attempt", Integer, nullable=False, server_default="0"),  # at telling it, numbered as those of messages
+    Column("excused", Integer, nullable=False, server_default="0"),  # attempts that were given back, or came before a replay
     Column("state", String(10), nullable=False, server_default="pending"),  # pending, delivered or failed
     Column("next_attempt_at", BigInteger),  # set while pending, and nobody is at it
     Column("owner", String(36)),  # the worker that is at it

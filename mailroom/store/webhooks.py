@@ -127,6 +127,6 @@ def _delivery(connection: Connection, id: str, number: int) -> dict[str, Any] | 
 def _replay(connection: Connection, asked: list[tuple[str, int]]) -> list[bool]:
     listening = select(webhooks.c.id).where(webhooks.c.state == ENABLED)
     return [bool(connection.execute(
-        update(deliveries).values(state=PENDING, attempt=0, next_attempt_at=now_ms())
+        update(deliveries).values(state=PENDING, excused=deliveries.c.attempt, next_attempt_at=now_ms())
         .where(deliveries.c.number == number, deliveries.c.webhook_id == id, deliveries.c.owner.is_(None),
                deliveries.c.webhook_id.in_(listening))).rowcount) for id, number in asked]

@@ -43,6 +43,9 @@ MUTATIONS = (
         (CLAIMS, '.where(messages.c.id == given["id"], messages.c.attempt == given["attempt"],\n',
          '.where(messages.c.id == given["id"],\n')),
              scenarios.worker_frozen_while_another_has_its_mail, "postgresql"),
+    Mutation("number used again", ((CLAIMS, "published_at=None, settled=messages.c.attempt,",
+                                    "published_at=None, attempt=messages.c.attempt - 1,"),),
+             scenarios.release_done_again, "postgresql"),
     Mutation("no sweeper", (("mailroom/sweeper.py", "                step()\n", "                pass\n"),),
              scenarios.worker_killed_after_rcpt, "sqlite"),
     Mutation("no heartbeat check", (

@@ -82,8 +82,10 @@ class Rig:
 
     def add_worker_with_clock(self, shift_seconds: float) -> Program:
         """Start a worker on a host whose clock is wrong by so much."""
-        clock = {"PYTHONPATH": str(Path(__file__).with_name("clock")), "CLOCK_SHIFT_SECONDS": str(shift_seconds)}
-        worker = self.service.run("-m", "celery", "-A", "mailasync", "worker", "--loglevel=INFO", name="worker", env=clock)
+        return self.add_worker_with({"PYTHONPATH": str(Path(__file__).with_name("clock")), "CLOCK_SHIFT_SECONDS": str(shift_seconds)})
+
+    def add_worker_with(self, environment: dict[str, str]) -> Program:
+        worker = self.service.run("-m", "celery", "-A", "mailasync", "worker", "--loglevel=INFO", name="worker", env=environment)
         self.workers.append(worker)
         worker.says(" ready.", 60)
         return worker
@@ -116,6 +118,10 @@ class Rig:
     def scalar(self, query: str) -> Any:
         with self.engine.connect() as connection:
             return connection.execute(text(query)).scalar()
+
+    def execute(self, statement: str) -> None:
+        with self.engine.begin() as connection:
+            connection.execute(text(statement))
 
     def settle(self, timeout: float) -> bool:
         """Wait until every message is final; False if they were not in time."""

@@ -8,7 +8,11 @@ from contextlib import contextmanager
 from tests.faults import ledger
 from tests.faults.rig import Rig
 from tests.services import wait_until
+from tests.services.lossy_link import LATE, LOST, PASSED, UNANSWERED, LossyLink
 from tests.services.smtpd import Hold
+
+#: What stands in the statements of fences, and of releases.
+FENCE, RELEASE = b"FROM workers", b"given_back="
 
 #: The moments of an attempt at which a worker can be caught, as the phase in which the mail server holds it.
 MOMENTS = {"after RCPT": "RCPT", "before the fence": "DATA", "in the payload": "PAYLOAD", "after the dot": "DOT"}
@@ -109,6 +113,31 @@ def heartbeat_lost(rig: Rig) -> None:
         if rig.scalar("SELECT count(*) FROM messages WHERE uncertain_attempts > 0"):
             wait_until(lambda: len(held.connections) > 1, 30, what="the mail is sent again")
         held.release()
+
+
+def release_done_again(rig: Rig) -> None:
+    """The link to the database is cut at a fence, and once more before the answer to the release that follows. Before the release is
+    done again the same worker has the mail at the dot."""
+    with contextlib.closing(LossyLink(rig.database_url)) as link:
+        rig.stop_worker(rig.workers[0])
+        rig.add_worker_with({"MAILASYNC_DATABASE_URL": link.url})
+        held = rig.smtpd.hold("DOT")
+        link.at_commit(LOST, having=FENCE)
+        link.at_commit(UNANSWERED, LATE, PASSED, having=RELEASE)
+        rig.post(1, "released")
+        assert link.reached.wait(30), "it is released again"
+        rig.execute("UPDATE messages SET created_at = created_at - 60000")  # So that a sweeper publishes it at once.
+        wait_until(held.reached.is_set, 30, what="it is at the dot")
+        link.go_on.set()
+        wait_until(lambda: link.is_through, 30, what="the release was done again")
+        rig.post(1, "another")
+        wait_until(lambda: rig.unfinished() == 1, 30, what="another went through")
+        if rig.scalar("SELECT count(*) FROM messages WHERE state <> 'sent' AND attempt = 1"):  # The number is used again.
+            wait_until(lambda: len(rig.smtpd.payloads) > 2, 30, what="it is sent again")
+        held.release()
+        rig.settle(30)
+        rig.stop_worker(rig.workers[0])
+    rig.add_workers()
 
 
 def database_away_after_the_dot(rig: Rig, mails: int = 5) -> None:
