@@ -14,6 +14,7 @@ from mailroom.mail.delivery import Delivery
 from mailroom.mail.errors import FieldError, InvalidMessage, MalformedJSON, StoreUnavailable
 from mailroom.mail.message import Message, State
 from mailroom.mail.sessions import Sessions
+from mailroom.mail.turns import Turns
 from mailroom.order import Order, Orders
 from mailroom.relay import CHUNK_MAX, Relay
 from mailroom.route import accounts, schedule
@@ -52,14 +53,15 @@ class Station:
         self.orders = orders
         self.worker = Worker(database, owner, name, queues)
         runs = Runs(database, owner, settings.LEASE_SECONDS)
-        claims = Claims(database, owner, settings.LEASE_SECONDS, budgets)
+        turns = Turns(connections, {account.name: str(account.hop) for account in known})
+        claims = Claims(database, owner, settings.LEASE_SECONDS, budgets, turns.free)
         senders = {account.name: Sender(account.sender, Sessions(account.hop)) for account in known}
-        self.delivery = Delivery(claims, Agent(senders, schedule(settings), settings.ON_UNCERTAIN), connections)
+        self.delivery = Delivery(claims, Agent(senders, schedule(settings), settings.ON_UNCERTAIN), turns)
         self.runner = Runner(runs, [queue for queue in queues if queue in registry.queues()], slots=settings.JOB_SLOTS,
                              processes=settings.JOB_PROCESSES, children=Children(registry.modules(settings.JOBS)), queued=self._queue)
         self.notifier = Notifier(Deliveries(database, owner, settings.LEASE_SECONDS), AddressGuard(settings.WEBHOOKS_TO_LOOPBACK == "on"),
                                  threads=THREADS if QUEUE in queues else 0)
-        shared = Accounts(database, budgets)
+        shared = Accounts(database, budgets, turns.free)
         shared.register()
         self.runner.start()
         self.notifier.start()

@@ -34,6 +34,7 @@ from mailroom.mail.message import DEFAULT_ACCOUNT, Address
 from mailroom.mail.schedule import Schedule
 from mailroom.mail.sessions import Sessions
 from mailroom.mail.transport import NextHop
+from mailroom.mail.turns import Turns
 from mailroom.settings import load
 from mailroom.store.claims import Claims
 from mailroom.store.database import Database
@@ -124,7 +125,7 @@ class Fuzz:
         claims = Claims(self.database, self.worker.id, 3600)
         sessions = Sessions(NextHop(host=self.smtpd.host, port=self.smtpd.port, security="none", timeout_seconds=10))
         agent = Agent({DEFAULT_ACCOUNT: Sender(Address(SENDER), sessions)}, Schedule.parse("10s"), "resend")
-        self.delivery = Delivery(claims, agent, 4)
+        self.delivery = Delivery(claims, agent, Turns(4))
         self.runs, self.sweeps = Runs(self.database, self.worker.id, 3600), Sweeps(self.database, 3600, "resend")
 
     def prepare(self) -> None:

@@ -17,6 +17,7 @@ from mailroom.mail.message import AccountState, Address, Budget, Message, Outcom
 from mailroom.mail.schedule import Schedule
 from mailroom.mail.sessions import Sessions
 from mailroom.mail.transport import NextHop
+from mailroom.mail.turns import Turns
 from mailroom.route import accounts
 from mailroom.settings import Settings, SettingsError, load
 from mailroom.store.accounts import Accounts
@@ -25,6 +26,7 @@ from mailroom.store.database import Database
 from mailroom.store.outbox import Acceptance, Outbox, Standing
 from mailroom.store.sweeps import Sweeps
 from mailroom.store.workers import Worker
+from tests.services import wait_until
 from tests.services.smtpd import ScriptedSMTP
 
 SENT = Outcome(state=State.SENT, reason="250 ok", recipients={0: (State.SENT, "250 ok")})
@@ -42,11 +44,12 @@ class Office:
         worker = Worker(database, new_id(), "worker@here", ["mail"])
         worker.beat()
         self.sweeps = Sweeps(database, 20, "resend", frozenset(budget.account for budget in self.budgets if budget.is_limited))
-        self.claims = Claims(database, worker.id, 20, self.budgets)
+        turns = Turns(4, {name: f"{server.host}:{server.port}" for name, server in zip(names, servers, strict=True)})
+        self.claims = Claims(database, worker.id, 20, self.budgets, turns.free)
         senders = {name: Sender(Address(f"{name}@example.org"), Sessions(
             NextHop(host=server.host, port=server.port, security="none", timeout_seconds=5))) for name, server in
             zip(names, servers, strict=True)}
-        self.delivery = Delivery(self.claims, Agent(senders, Schedule.parse(schedule), "resend"), 4)
+        self.delivery = Delivery(self.claims, Agent(senders, Schedule.parse(schedule), "resend"), turns)
 
     def accept(self, count: int = 1, *, people: int = 1, sender: str | None = None) -> list[str]:
         ids = [new_id() for _ in range(count)]
@@ -57,7 +60,9 @@ class Office:
         return ids
 
     def deliver(self, ids: list[str]) -> None:
+        """Deliver them, and wait until that has ended, as nobody else does where there are several accounts."""
         assert self.delivery.deliver(ids)
+        wait_until(lambda: not self.claims._in_hand, 60, what="all have ended")
 
     def sweep(self) -> list[str]:
         """What comes due for an account now, delivered; return the ids."""

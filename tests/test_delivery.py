@@ -27,6 +27,7 @@ from mailroom.mail.message import DEFAULT_ACCOUNT, Address, Attachment, Claim, M
 from mailroom.mail.schedule import Schedule
 from mailroom.mail.sessions import Sessions
 from mailroom.mail.transport import NextHop
+from mailroom.mail.turns import Turns
 from mailroom.store import claims as claims_module
 from mailroom.store import database as database_module
 from mailroom.store.accounts import Accounts
@@ -58,7 +59,7 @@ class Office:
         self.accounts = Accounts(database, self.claims.budgets)
         self.accounts.register()
         agent = Agent({DEFAULT_ACCOUNT: Sender(ALICE, self.sessions)}, Schedule.parse(SCHEDULE), on_uncertain)
-        self.delivery = Delivery(self.claims, agent, connections)
+        self.delivery = Delivery(self.claims, agent, Turns(connections))
 
     def accept(self, *to: Address, subject: str = "Hello") -> str:
         id = new_id()

@@ -13,6 +13,7 @@ from mailroom.mail.message import DEFAULT_ACCOUNT, AccountState, Address, Claim,
 from mailroom.mail.schedule import Schedule
 from mailroom.mail.sessions import Sessions
 from mailroom.mail.transport import NextHop
+from mailroom.mail.turns import Turns
 from mailroom.store.accounts import Accounts
 from mailroom.store.actions import Actions
 from mailroom.store.claims import Claims
@@ -109,7 +110,8 @@ def test_the_mail_of_a_release_that_is_done_again_goes_once(outbox: Outbox, clai
 
 def delivery(claims: Claims, smtpd: ScriptedSMTP) -> Delivery:
     sessions = Sessions(NextHop(host=smtpd.host, port=smtpd.port, security="none", timeout_seconds=30))
-    return Delivery(claims, Agent({DEFAULT_ACCOUNT: Sender(Address("alice@example.org"), sessions)}, Schedule.parse("10s"), "resend"), 2)
+    return Delivery(claims, Agent({DEFAULT_ACCOUNT: Sender(Address("alice@example.org"), sessions)}, Schedule.parse("10s"), "resend"),
+                    Turns(2))
 
 
 @pytest.mark.parametrize("outcome", [SENT, UNCERTAIN])

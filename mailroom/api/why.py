@@ -15,8 +15,9 @@ def why(standing: Standing, relay: Relay | None, *, lease_seconds: float) -> str
     if state in FINAL:
         return f"{state}: {row['reason']}" if row["reason"] else str(state)
     if state is State.DEFERRED and row["parked"]:
-        not_before = f", not before {_at(row['next_attempt_at'])}" if row["next_attempt_at"] else ""
-        return f"waits until an account can send{not_before}: {row['reason']}"
+        if not row["next_attempt_at"]:
+            return str(row["reason"])
+        return f"waits until an account can send, not before {_at(row['next_attempt_at'])}: {row['reason']}"
     if state is State.DEFERRED:
         return f"tried again at {_at(row['next_attempt_at'])}: {row['reason']}"
     if state is State.SCHEDULED:

@@ -4,9 +4,10 @@ import logging
 import re
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -16,7 +17,7 @@ from mailroom.mail.errors import StoreUnavailable
 from mailroom.mail.message import Claim, Outcome
 from mailroom.mail.steps import Attempts, Steps, run
 from mailroom.mail.transport import FenceRefused, SessionLost
-from mailroom.mail.turns import Asked, Turns
+from mailroom.mail.turns import Turns
 from mailroom.supervisor import SupervisedThread
 
 log = logging.getLogger("mailasync.delivery")
@@ -27,6 +28,8 @@ RECORD_WAIT_MAX_SECONDS = 2.0
 #: Before a commit that takes long, replies gather for half of its time, so that more of them share it; as PostgreSQL's commit_delay.
 SLOW_COMMIT_SECONDS = 0.002
 GATHER_MAX_SECONDS = 0.004
+#: How often the accounts that somebody waits for are looked at: whether one hangs.
+LOOK_SECONDS = 1.0
 
 
 class Outbox(Protocol):
@@ -49,29 +52,37 @@ class Delivery:
 
     outbox: Outbox
     agent: Agent
-    connections: int
+    turns: Turns
     _stopping: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
-        self._threads = ThreadPoolExecutor(self.connections, thread_name_prefix="smtp")
-        self._turns = Turns(self.connections)  # A single mail is delivered in its caller's thread, beside ours.
+        # Twice as many as there are connections: what waits for the database need not wait for those that wait for a server.
+        self._threads = ThreadPoolExecutor(2 * self.turns.connections, thread_name_prefix="smtp")
         self._side_by_side: _SideBySide | None = None
         self._lock = threading.Lock()
 
     def deliver(self, ids: Sequence[str]) -> bool:
-        """Try each of `ids` that is queued, once, and record how it went. False: some were given back, as we are stopping."""
+        """Try each of `ids` that is queued, once, and record how it went. False: some were given back, as we are stopping.
+
+        Where there are several accounts nobody waits here for a mail server, as all threads might come to wait for one that hangs: the
+        mails are ours now, and go when it is their turn; what is given back then comes again by the sweeper.
+        """
         if self._stopping.is_set():
             return False
         claims = self.outbox.claim(ids)
         if not claims and len(ids) == 1 and self.outbox.suspect(ids[0]):
             return self._deliver_alone(ids[0])
-        if len(claims) == 1:
-            return self._deliver_one(claims[0])
-        return self._many().deliver(claims) if claims else True
+        if not claims:
+            return True
+        if self.turns.is_divided:
+            self._many().take(claims)
+            return True
+        return self._deliver_one(claims[0]) if len(claims) == 1 else self._many().deliver(claims)
 
     def stop(self) -> None:
         """Begin no attempt any more, and pass no fence; what is past it goes on."""
         self._stopping.set()
+        self.turns.close()
 
     def close(self) -> None:
         if self._side_by_side:
@@ -85,14 +96,17 @@ class Delivery:
             return self._side_by_side
 
     def _deliver_one(self, claim: Claim) -> bool:
-        with self._turns.shared():
-            return self._settle(claim)
+        with self.turns.shared(claim.account) as is_given:
+            return self._settle(claim) if is_given else self._give_row_back(claim)
 
     def _deliver_alone(self, id: str) -> bool:
         """Its last worker died with it; if this one does too, it shall take no other mail along."""
-        with self._turns.alone():
+        with self.turns.alone():
             claim = None if self._stopping.is_set() else self.outbox.claim_alone(id)
-            return not self._stopping.is_set() if claim is None else self._settle(claim)
+            if claim is None:
+                return not self._stopping.is_set()
+            with self.turns.at_once(claim.account):
+                return self._settle(claim)
 
     def _settle(self, claim: Claim) -> bool:
         """One attempt in this thread, and its outcome on record; False if the row was given back."""
@@ -154,7 +168,7 @@ class Delivery:
 
 
 class _Nudge:
-    """Mails whose end somebody waits for."""
+    """Mails whose end somebody may wait for."""
 
     def __init__(self, count: int) -> None:
         self._left = count
@@ -181,7 +195,7 @@ class _Nudge:
 
 
 class _Begun(NamedTuple):
-    """A claim whose attempt has begun, and when, on time.monotonic."""
+    """A claim whose attempt has begun, or was given up, and when, on time.monotonic."""
 
     claim: Claim
     nudge: _Nudge
@@ -197,9 +211,9 @@ class _SideBySide:
 
     def __init__(self, delivery: Delivery) -> None:
         self.delivery = delivery
-        self.turns = delivery._turns
-        self.todo: deque[tuple[Claim, _Nudge]] = deque()
-        self.asked: Asked | None = None
+        self.turns = delivery.turns
+        self.todo: deque[tuple[Claim, _Nudge]] = deque()  #: those whose turn it is
+        self.given_up: deque[tuple[Claim, _Nudge]] = deque()  #: those that are to wait no more
         self.attempts: Attempts[_Begun, Outcome | None] = Attempts()
         self.outcomes: list[tuple[_Begun, Outcome]] = []  #: which are not on record yet
         self.gather_seconds = 0.0
@@ -209,10 +223,21 @@ class _SideBySide:
 
     def deliver(self, claims: Sequence[Claim]) -> bool:
         """Wait until all have ended; False: some were given back. Raises what kept one from being put on record."""
-        nudge = _Nudge(len(claims))
-        self.todo.extend((claim, nudge) for claim in claims)
+        return self.take(claims).wait()
+
+    def take(self, claims: Sequence[Claim]) -> _Nudge:
+        """Line them up, those of each account by themselves."""
+        nudge, lines = _Nudge(len(claims)), defaultdict[str, deque[Claim]](deque)
+        for claim in claims:
+            lines[claim.account].append(claim)
+        for account, line in lines.items():
+            self.turns.ask(account, len(line), partial(self._move, line, nudge, self.todo), partial(self._move, line, nudge, self.given_up),
+                           single=len(claims) == 1)
+        return nudge
+
+    def _move(self, line: deque[Claim], nudge: _Nudge, to: deque[tuple[Claim, _Nudge]], count: int) -> None:
+        to.extend((line.popleft(), nudge) for _ in range(count))
         self.attempts.wake()
-        return nudge.wait()
 
     def close(self) -> None:
         """End when all have."""
@@ -222,7 +247,7 @@ class _SideBySide:
 
     def _run(self) -> None:
         self._break_off(RuntimeError("the thread that delivers has ended"))
-        while not self._closing.is_set() or self.todo or self.attempts or self.outcomes:
+        while not self._closing.is_set() or self.todo or self.given_up or self.attempts or self.outcomes:
             try:
                 self._go_on()
             except BaseException as e:  # A fault of ours; who waits for these mails is told of it, and others may go on.
@@ -239,27 +264,25 @@ class _SideBySide:
             self._leave(begun, connected=False, error=error)
 
     def _go_on(self) -> None:
+        is_awaited = self.turns.withdraw_hanging()
         self._begin()
         if self.attempts.fenced or self.outcomes:
             self._commit()
-        elif not self.attempts.ended:
-            self.attempts.wait(self.gather_seconds)
+        elif not self.attempts.ended and (self.attempts or not self._closing.is_set()):
+            self.attempts.wait(self.gather_seconds, at_most_seconds=LOOK_SECONDS if is_awaited else None)
         self._end()
 
     def _begin(self) -> None:
+        while self.given_up:
+            begun = _Begun(*self.given_up.popleft(), time.monotonic())
+            self._go_on_elsewhere(begun, partial(self.delivery._give_row_back, begun.claim), connected=False)
         while self.todo:
-            self.asked = self.asked or self.turns.ask(len(self.todo), self.attempts.wake)
-            if not self.asked.given:
-                return
-            for _ in range(self.asked.given):
-                claim, nudge = self.todo.popleft()
-                begun = _Begun(claim, nudge, time.monotonic())
-                if claim.has_attachments:
-                    self._go_on_elsewhere(begun, partial(self.delivery._settle, claim))
-                    continue
-                steps = self.delivery._attempt(claim, open_only=True)
+            begun = _Begun(*self.todo.popleft(), time.monotonic())
+            if begun.claim.has_attachments:
+                self._go_on_elsewhere(begun, partial(self.delivery._settle, begun.claim))
+            else:
+                steps = self.delivery._attempt(begun.claim, open_only=True)
                 self.attempts.go_on(begun, steps, partial(steps.send, None))
-            self.asked = None
 
     def _commit(self) -> None:
         """Pass fences, and put outcomes on record, together."""
@@ -304,7 +327,7 @@ class _SideBySide:
                     self._go_on_elsewhere(begun, partial(self.delivery._give_row_back, begun.claim))
                 else:
                     self.outcomes.append((begun, outcome))
-                    self.turns.give_back()
+                    self._give_back(begun)
 
     def _go_on_elsewhere(self, begun: _Begun, act: Callable[[], bool], *, connected: bool = True) -> None:
         """In another thread, which ends the turn; `connected`: the connection is part of it still."""
@@ -319,9 +342,16 @@ class _SideBySide:
 
     def _leave(self, begun: _Begun, settled: bool = True, *, connected: bool = True, error: BaseException | None = None) -> None:
         if connected:
-            self.turns.give_back()
-        self.turns.leave()
+            self._give_back(begun)
+        self.turns.leave(begun.claim.account)
         begun.nudge.end(settled, error=error)
+        if error is not None:  # Nobody may wait to be told.
+            with suppress(Exception):
+                log.error("message %s attempt %d: not on record: %s", begun.claim.id, begun.claim.attempt, type(error).__name__,
+                          extra={"message_id": begun.claim.id})
+
+    def _give_back(self, begun: _Begun) -> None:
+        self.turns.give_back(begun.claim.account, time.monotonic() - begun.at)
 
 
 def _refused() -> bool:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 
 class State(StrEnum):
@@ -176,6 +176,13 @@ class Budget:
     @property
     def is_limited(self) -> bool:
         return bool(self.messages or self.recipients)
+
+
+class Free(NamedTuple):
+    """How many more mails of an account a worker can take now, and what the others wait for, as `waits for …` goes on."""
+
+    mails: int
+    words: str
 
 
 #: The account of the settings MAIL_…, where there is no ACCOUNTS_FILE.

@@ -7,7 +7,6 @@ import select
 import socket
 import time
 from collections.abc import Callable, Generator
-from contextlib import suppress
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -63,6 +62,7 @@ class Attempts(Generic[K, R]):
         self._waiting: dict[int, tuple[K, Steps[R], float]] = {}  # by file descriptor, with the deadline
         self._waker, self._woken = socket.socketpair()
         self._waker.setblocking(False)
+        self._is_woken = False
         self._poll.register(self._woken, select.POLLIN)
         #: Those that ask for their fence; `go_on` takes them further.
         self.fenced: list[tuple[K, Steps[R]]] = []
@@ -89,20 +89,23 @@ class Attempts(Generic[K, R]):
 
     def wake(self) -> None:
         """Have `wait` return, now or when it is called next; from any thread."""
-        with suppress(BlockingIOError):  # There is more than enough to read already.
+        if not self._is_woken:
+            self._is_woken = True
             self._waker.send(b"!")
 
-    def wait(self, gather_seconds: float = 0) -> None:
+    def wait(self, gather_seconds: float = 0, *, at_most_seconds: float | None = None) -> None:
         """Until something has come for one of them, or the first has waited long enough, or somebody calls `wake`; and then for as long
         as the others get to come, too."""
         first = min((deadline for _, _, deadline in self._waiting.values()), default=float("inf"))
-        ready = self._poll.poll(None if first == float("inf") else max(0.0, first - time.monotonic()) * 1000)
+        seconds = min(max(0.0, first - time.monotonic()), float("inf") if at_most_seconds is None else at_most_seconds)
+        ready = self._poll.poll(None if seconds == float("inf") else seconds * 1000)
         if gather_seconds and 0 < len(ready) < len(self._waiting):
             time.sleep(gather_seconds)
             ready = self._poll.poll(0)
         for number, _ in ready:
             if number == self._woken.fileno():
                 self._woken.recv(4096)
+                self._is_woken = False  # Whoever calls it after this wakes the next wait; what others called it for is there already.
                 continue
             key, steps, _ = self._forget(number)
             self.go_on(key, steps, partial(steps.send, None))
@@ -118,6 +121,7 @@ class Attempts(Generic[K, R]):
             steps.close()
         keys = [key for key, _ in [*going, *self.ended]]
         self.fenced, self.ended = [], []
+        self._is_woken = False  # It may have been broken off before it noted that.
         return keys
 
     def close(self) -> None:

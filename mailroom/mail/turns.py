@@ -1,99 +1,249 @@
-"""Who may deliver now: many side by side, or one that must be alone."""
+"""Who may deliver now: of each account as many side by side as its share, or one that must be alone."""
 
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from queue import SimpleQueue
+
+from mailroom.mail.message import DEFAULT_ACCOUNT, Free
+
+#: An account hangs when all its connections are taken, and for so long none was given back; one mail that takes as long slows it.
+HANGS_AFTER_SECONDS = 5.0
+#: Mails that may wait for each connection of an account where there are others: as many as a sweeper would publish for it.
+WAITING_PER_CONNECTION = 50
+#: How often one that is to be alone looks whether those before it hang.
+ALONE_LOOK_SECONDS = 0.5
+#: Where one account has all connections, and its mails wait in the broker.
+PLENTY = 1_000_000_000
 
 
 @dataclass(eq=False)
 class Asked:
-    """How many turns somebody in line asked for, and how many were given; he is told of that by a call."""
+    """Somebody in line for turns; he is told how many he is given, or how many he is to wait for no more."""
 
-    most: int
-    tell: Callable[[], None]
-    alone: bool = False
-    given: int = 0
+    left: int
+    given: Callable[[int], None]
+    withdrawn: Callable[[int], None]
+
+
+@dataclass(eq=False)
+class _Share:
+    """The connections of one account, and who waits for them.
+
+    There are two lines, one for single mails and one for many at a time. The first of each is let in by turns: so a single mail, for
+    which somebody may wait, gets the next turn or the one after that, whatever else there is to do.
+    """
+
+    connections: int
+    server: str
+    running: int = 0  #: turns that use a connection
+    inside: int = 0  #: those, and those that are not on record yet
+    singles: deque[Asked] = field(default_factory=deque)
+    many: deque[Asked] = field(default_factory=deque)
+    let_single_in: bool = False  #: whether that was the last thing done
+    moved_at: float = field(default_factory=time.monotonic)  #: when a connection was last taken or given back
+    flows: bool = True  #: whether the last mail took less than HANGS_AFTER_SECONDS
+
+    @property
+    def waiting(self) -> int:
+        return sum(asked.left for line in (self.singles, self.many) for asked in line)
+
+    @property
+    def hangs(self) -> bool:
+        return self.running >= self.connections and time.monotonic() - self.moved_at > HANGS_AFTER_SECONDS
+
+    @property
+    def words(self) -> str:
+        since = datetime.now(UTC) - timedelta(seconds=time.monotonic() - self.moved_at)
+        return f"its server, {self.server}, has taken no mail since {since:%Y-%m-%d %H:%M:%SZ}"
+
+    def admit(self) -> None:
+        while self.running < self.connections and (line := self._next()):
+            asked = line[0]
+            count = min(asked.left, self.connections - self.running)
+            asked.left -= count
+            if not asked.left:
+                line.popleft()
+            self.let_single_in = line is self.singles
+            self.running += count
+            self.inside += count
+            self.moved_at = time.monotonic()
+            asked.given(count)
+
+    def withdraw(self) -> None:
+        """Let nobody wait any more; what each of them waited with is still to be put on record."""
+        for line in (self.singles, self.many):
+            while line:
+                asked = line.popleft()
+                self.inside += asked.left
+                asked.withdrawn(asked.left)
+
+    def _next(self) -> deque[Asked]:
+        return self.many or self.singles if self.let_single_in else self.singles or self.many
 
 
 class Turns:
-    """At most `limit` shared turns at a time; a turn alone waits for them to end.
+    """The connections of a worker, divided among its accounts so that one whose server hangs keeps none from another.
 
-    There are two lines, one for single mails and one for many at a time. The first of each is let in by turns: so a single mail, for which
-    somebody may wait, gets the next turn or the one after that, whatever else there is to do. A turn has two ends: its connection is free
-    for the next one, and all is on record, for which one alone waits.
+    A turn has two ends: its connection is free for the next one, and all is on record, for which one alone waits.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._running = 0  #: those that use a connection
-        self._inside = 0  #: those, and those that are not on record yet
-        self._alone = False
-        self._singles: deque[Asked] = deque()
-        self._many: deque[Asked] = deque()
-        self._let_single_in = False  #: whether that was the last thing done
+    def __init__(self, connections: int, servers: Mapping[str, str] | None = None) -> None:
+        """`servers`: the accounts, and who takes the mails of each, in words. An account has one connection at least."""
+        servers = servers or {DEFAULT_ACCOUNT: "the mail server"}
+        self.is_divided = len(servers) > 1
+        self._shares = {name: _Share(max(1, connections // len(servers)), server) for name, server in servers.items()}
+        self._alone: threading.Event | None = None  #: who is alone now
+        self._to_be_alone: deque[threading.Event] = deque()
+        self._head_since = 0.0  #: when the first of them came to be the first
+        self._others_first = False  #: whether one was alone since others were let in
+        self._is_closed = False
         self._lock = threading.Lock()
 
+    @property
+    def connections(self) -> int:
+        """All of them together."""
+        return sum(share.connections for share in self._shares.values())
+
     @contextmanager
-    def shared(self) -> Iterator[None]:
-        self._wait()
+    def shared(self, account: str = DEFAULT_ACCOUNT) -> Iterator[bool]:
+        """Wait in the line of single mails. False: it was withdrawn."""
+        answer: SimpleQueue[bool] = SimpleQueue()
+        self.ask(account, 1, lambda count: answer.put(True), lambda count: answer.put(False), single=True)
+        is_given, began_at = answer.get(), time.monotonic()
         try:
-            yield
+            yield is_given
         finally:
-            self.give_back()
-            self.leave()
+            if is_given:
+                self.give_back(account, time.monotonic() - began_at)
+            self.leave(account)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        self._wait(alone=True)
+        """Wait until all others are on record, and keep new ones out; neither for longer than HANGS_AFTER_SECONDS.
+
+        Whatever takes longer waits for a mail server, and not for us.
+        """
+        admitted = threading.Event()
+        with self._lock:
+            if not self._to_be_alone:
+                self._head_since = time.monotonic()
+            self._to_be_alone.append(admitted)
+            self._admit_all()
+        while not admitted.wait(ALONE_LOOK_SECONDS):
+            with self._lock:
+                self._admit_all()
+        timer = threading.Timer(HANGS_AFTER_SECONDS, self._end_alone, (admitted,))
+        timer.daemon = True
+        timer.start()
         try:
             yield
         finally:
-            with self._lock:
-                self._alone = False
-            self.give_back()
-            self.leave()
+            timer.cancel()
+            self._end_alone(admitted)
 
-    def ask(self, most: int, tell: Callable[[], None]) -> Asked:
-        """Line up for so many shared turns or fewer, and go on; `tell` is called when some were `given`, perhaps at once."""
-        return self._ask(Asked(most, tell), self._many)
-
-    def give_back(self, count: int = 1) -> None:
-        """The connections of so many turns are free."""
+    @contextmanager
+    def at_once(self, account: str) -> Iterator[None]:
+        """Take a connection without waiting, for one that is alone."""
+        share = self._shares[account]
         with self._lock:
-            self._running -= count
-            self._admit()
+            share.running += 1
+            share.inside += 1
+            share.moved_at = began_at = time.monotonic()
+        try:
+            yield
+        finally:
+            self.give_back(account, time.monotonic() - began_at)
+            self.leave(account)
 
-    def leave(self, count: int = 1) -> None:
-        """So many turns are over."""
+    def ask(self, account: str, most: int, given: Callable[[int], None], withdrawn: Callable[[int], None], *, single: bool = False) -> None:
+        """Line up for so many turns, and go on.
+
+        `given` is called with a number whenever some are free, perhaps at once, until it was so many; or `withdrawn` with the rest.
+        """
+        share, asked = self._shares[account], Asked(most, given, withdrawn)
         with self._lock:
-            self._inside -= count
-            self._admit()
+            (share.singles if single else share.many).append(asked)
+            self._admit(share)
 
-    def _wait(self, *, alone: bool = False) -> None:
-        admitted = threading.Event()
-        self._ask(Asked(1, admitted.set, alone), self._singles)
-        admitted.wait()
-
-    def _ask(self, asked: Asked, line: deque[Asked]) -> Asked:
+    def give_back(self, account: str = DEFAULT_ACCOUNT, seconds: float = 0.0) -> None:
+        """The connection of a turn, which took so long, is free."""
+        share = self._shares[account]
         with self._lock:
-            line.append(asked)
-            self._admit()
-        return asked
+            share.running -= 1
+            share.moved_at = time.monotonic()
+            share.flows = seconds < HANGS_AFTER_SECONDS
+            self._admit(share)
 
-    def _admit(self) -> None:
-        while (line := self._next()) and not self._alone and self._fits(line[0]):
-            asked = line.popleft()
-            self._let_single_in = line is self._singles
-            asked.given = min(asked.most, self._limit - self._running)
-            self._alone = asked.alone
-            self._running += asked.given
-            self._inside += asked.given
-            asked.tell()
+    def leave(self, account: str = DEFAULT_ACCOUNT) -> None:
+        """A turn is over."""
+        with self._lock:
+            self._shares[account].inside -= 1
+            if self._to_be_alone:
+                self._admit_all()
 
-    def _next(self) -> deque[Asked]:
-        return self._many or self._singles if self._let_single_in else self._singles or self._many
+    def withdraw_hanging(self) -> bool:
+        """Let nobody wait for an account that hangs, where there are others; whether somebody waits still."""
+        if not self.is_divided:
+            return False
+        with self._lock:
+            for share in self._shares.values():
+                if share.hangs:
+                    share.withdraw()
+            return any(share.many or share.singles for share in self._shares.values())
 
-    def _fits(self, asked: Asked) -> bool:
-        return not self._inside if asked.alone else self._running < self._limit
+    def close(self) -> None:
+        """Let nobody wait, now or later: nothing is begun any more."""
+        with self._lock:
+            self._is_closed = True
+            self._admit_all()
+
+    def free(self, account: str) -> Free:
+        """How many more of this account may be claimed. One that is slow, or hangs, has no line: its mails wait in the outbox."""
+        if not self.is_divided:
+            return Free(PLENTY, "")
+        with self._lock:
+            share = self._shares[account]
+            most = share.connections * (1 + (WAITING_PER_CONNECTION if share.flows and not share.hangs else 0))
+            words = f"a free connection of account {account}" + (f": {share.words}" if share.hangs else "")
+            return Free(max(0, most - share.inside - share.waiting), words)
+
+    def hanging(self) -> dict[str, str]:
+        """The accounts that hang, and what is to be said of each."""
+        with self._lock:
+            return {account: share.words for account, share in self._shares.items() if share.hangs}
+
+    def _admit(self, share: _Share) -> None:
+        if self._is_closed:
+            share.withdraw()
+        elif not self._alone and not self._to_be_alone:
+            share.admit()
+        else:
+            self._admit_all()
+
+    def _admit_all(self) -> None:
+        """Let in all that fit; where one is to be alone, once after each that was."""
+        if self._alone and not self._is_closed:
+            return
+        if self._others_first or self._is_closed or not self._to_be_alone:
+            self._others_first = False
+            for share in self._shares.values():
+                share.withdraw() if self._is_closed else share.admit()
+        while self._to_be_alone and (self._is_closed or (self._alone is None and self._is_empty())):
+            self._alone = self._to_be_alone.popleft()
+            self._alone.set()
+
+    def _is_empty(self) -> bool:
+        """Whether nobody is inside, but for those that hang."""
+        is_late = time.monotonic() - self._head_since > HANGS_AFTER_SECONDS
+        return is_late or not any(share.inside for share in self._shares.values() if not share.hangs)
+
+    def _end_alone(self, whose: threading.Event) -> None:
+        with self._lock:
+            if self._alone is whose:
+                self._alone, self._others_first, self._head_since = None, True, time.monotonic()
+                self._admit_all()

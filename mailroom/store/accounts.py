@@ -3,13 +3,13 @@
 Rows are locked in the order accounts, messages, usage, by whoever needs more than one of them.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection, and_, func, select, update
 
-from mailroom.mail.message import AccountState, Budget, State, Trouble
+from mailroom.mail.message import AccountState, Budget, Free, State, Trouble
 from mailroom.store.database import Database
 from mailroom.store.rows import Prepared
 from mailroom.store.schema import accounts, insertion, messages, now_ms, recipients, usage
@@ -34,7 +34,7 @@ class Room:
     unlimited: bool = False
     is_probe: bool = False
     until: int | None = None  #: when there may be more, in milliseconds since 1970
-    words: str = ""  #: why there is none
+    words: str = ""  #: what it lacks, as `waits for …` goes on
 
     def holds(self, people: int) -> bool:
         return self.messages >= 1 and self.recipients >= people
@@ -50,6 +50,7 @@ class Accounts:
 
     database: Database
     budgets: Sequence[Budget]
+    free: Callable[[str], Free] | None = None  #: how many more mails of an account this worker can take
 
     def register(self) -> None:
         """Make the rows that are missing. A login that was refused is tried again, as a worker starts, perhaps with the right one."""
@@ -59,7 +60,7 @@ class Accounts:
         """The room of each account; `locking` keeps others from dividing the same room, where there is a limit."""
         rows = {row.name: row for row in _ROOMS[locking and any(budget.is_limited for budget in self.budgets)](connection)}
         now = next((row.now for row in rows.values()), 0)
-        return [self._room(connection, budget, rows.get(budget.account), now) for budget in self.budgets]
+        return [self._narrowed(self._room(connection, budget, rows.get(budget.account), now)) for budget in self.budgets]
 
     def capacity(self) -> dict[str, int]:
         """How many of the messages that wait for an account can come due now, for each account that has room."""
@@ -76,16 +77,25 @@ class Accounts:
 
     def _room(self, connection: Connection, budget: Budget, row: Any, now: int) -> Room:
         if row is not None and row.state != AccountState.OK:
+            words = f"account {budget.account}, {row.state}: {row.reason}"
             if row.until is not None and row.until <= now:
-                return Room(budget.account, 1, PLENTY, is_probe=True)
-            return Room(budget.account, 0, 0, until=row.until, words=f"{row.state}: {row.reason}")
+                return Room(budget.account, 1, PLENTY, is_probe=True, until=now + PROBE_MS, words=words)
+            return Room(budget.account, 0, 0, until=row.until, words=words)
         if not budget.is_limited:
             return Room(budget.account, PLENTY, PLENTY, unlimited=True)
         # What is begun first: what ends between the two looks is then counted twice, and not never.
         begun = _begun(connection, budget.account)
         sent, oldest = used(connection, budget.account), _oldest(connection, budget.account)
         return Room(budget.account, (budget.messages or PLENTY) - sent[0] - begun[0], (budget.recipients or PLENTY) - sent[1] - begun[1],
-                    until=(oldest + 1) * BUCKET_MS + DAY_MS if oldest else now + DAY_MS, words="what it may send in 24 hours is used up")
+                    until=(oldest + 1) * BUCKET_MS + DAY_MS if oldest else now + DAY_MS,
+                    words=f"account {budget.account}, what it may send in 24 hours is used up")
+
+    def _narrowed(self, room: Room) -> Room:
+        """As much of it as this worker has connections for; one that is tried after trouble is tried at any rate."""
+        if self.free is None or room.is_probe or room.messages < 1:
+            return room
+        free = self.free(room.account)
+        return room if room.messages <= free.mails else replace(room, messages=free.mails, unlimited=False, until=None, words=free.words)
 
     def _register(self, connection: Connection, asked: list[None]) -> list[None]:
         known = {row.name: row for row in connection.execute(select(accounts).with_for_update())}

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import BigInteger, ColumnElement, Connection, String, and_, exists, func, or_, select, tuple_
 
 from mailroom.mail.errors import StoreUnavailable
-from mailroom.mail.message import DEFAULT_ACCOUNT, Budget, Claim, JobFacts, Outcome, State
+from mailroom.mail.message import DEFAULT_ACCOUNT, Budget, Claim, Free, JobFacts, Outcome, State
 from mailroom.store.accounts import Accounts, Room, begin_probe, lock, note_ends, note_sent
 from mailroom.store.contents import load, load_attachments
 from mailroom.store.database import Database, Work
@@ -46,6 +46,7 @@ class Claims:
     owner: str
     lease_seconds: float
     budgets: tuple[Budget, ...] = (Budget(account=DEFAULT_ACCOUNT),)  #: the accounts that this worker can send by
+    free: Callable[[str], Free] | None = None  #: how many more mails of an account it can take
     _in_hand: Counter[str] = field(default_factory=Counter, repr=False)  #: ids that some thread asks for or works on
     _turn: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -138,7 +139,7 @@ class Claims:
 
     def _claim(self, connection: Connection, asked: list[tuple[list[str], bool]]) -> list[list[Claim]]:
         """For each list of ids, the claims on those that were free, loaded in the same transaction."""
-        rooms = Accounts(self.database, self.budgets).rooms(connection, locking=True)
+        rooms = Accounts(self.database, self.budgets, self.free).rooms(connection, locking=True)
         drop_suppressed(connection, {id for listed, _ in asked for id in listed})
         claimed: dict[str, Claimed] = {}
         for suspects in (False, True):
@@ -162,15 +163,19 @@ class Claims:
                                    .where(messages.c.id.in_(ids), *_free(suspects))
                                    .order_by(messages.c.created_at, messages.c.id).with_for_update(skip_locked=True)).all()
         given: dict[int, list[str]] = defaultdict(list)
+        waiting: dict[str | None, list[str]] = defaultdict(list)
         for row in found:
             # The account that it had before, where that has room; else the one with the most.
             order = sorted((n for n, room in enumerate(rooms) if row.sender in (None, room.account)),
                            key=lambda n: (rooms[n].account != row.account, -rooms[n].messages))
-            number = next((n for n in order if rooms[n].holds(row.people)), -1)
+            number = next((n for n in order if rooms[n].holds(row.people)), None)
+            if number is None:
+                waiting[row.sender].append(row.id)
+                continue
             given[number].append(row.id)
-            if number >= 0:
-                rooms[number].take(row.people)
-        _park(connection, given.pop(-1, []), rooms)
+            rooms[number].take(row.people)
+        for sender, ids in waiting.items():
+            _park(connection, ids, [room for room in rooms if sender in (None, room.account)])
         claimed: dict[str, Claimed] = {}
         for number, ids in given.items():
             claimed |= self._take_rows(connection, ids, suspects, rooms[number])
@@ -290,15 +295,14 @@ def _facts(connection: Connection, job_ids: list[str]) -> dict[str, JobFacts]:
 
 
 def _park(connection: Connection, ids: list[str], rooms: list[Room]) -> None:
-    """Let rows wait until an account has room."""
-    if not ids:
-        return
-    until = min((room.until for room in rooms if room.until is not None), default=None)
-    reason = "waits for account " + "; ".join(f"{room.account}, {room.words}" for room in rooms if room.words)
+    """Let rows wait until an account has room; clients are told of that where it takes more than a free connection."""
+    until = None if any(room.until is None for room in rooms) else min((room.until for room in rooms if room.until), default=None)
+    reason = "waits for " + "; ".join(room.words for room in rooms if room.words)
     parked = connection.scalars(
         messages.update().values(state=State.DEFERRED, parked=1, published_at=None, next_attempt_at=until, reason=reason)
         .where(messages.c.id.in_(ids), messages.c.state == State.QUEUED).returning(messages.c.id)).all()
-    tell(connection, [{"id": id, "event": "deferred", "detail": reason} for id in parked])
+    if until is not None:
+        tell(connection, [{"id": id, "event": "deferred", "detail": reason} for id in parked])
 
 
 def _write_outcomes(connection: Connection, ended: list[tuple[Claim, Outcome]], until: dict[str, int]) -> list[Any]:

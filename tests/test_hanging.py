@@ -1,0 +1,223 @@
+"""One account whose server hangs keeps no connection, thread or row from another one."""
+
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, text
+
+from mailroom.api.why import why
+from mailroom.ids import new_id
+from mailroom.mail import turns as turns_module
+from mailroom.mail.agent import Agent, Sender
+from mailroom.mail.delivery import Delivery
+from mailroom.mail.message import Address, Budget, Message
+from mailroom.mail.schedule import Schedule
+from mailroom.mail.sessions import Sessions
+from mailroom.mail.transport import NextHop
+from mailroom.mail.turns import Turns
+from mailroom.store.accounts import Accounts
+from mailroom.store.claims import Claims
+from mailroom.store.database import Database
+from mailroom.store.outbox import Acceptance, Outbox, Standing
+from mailroom.store.sweeps import Sweeps
+from mailroom.store.webhooks import Webhooks
+from mailroom.store.workers import Worker
+from tests.services import wait_until
+from tests.services.schema import ready
+from tests.services.smtpd import Hold, ScriptedSMTP
+
+CONNECTIONS = 4
+#: Of each of two accounts.
+SHARE = CONNECTIONS // 2
+
+#: A port of this machine, and how to have who is there answer.
+Server = tuple[int, Callable[[], None]]
+
+
+class Bench:
+    """A worker without a broker: threads as Celery's, which take nudges in their order, and accounts with a server each."""
+
+    def __init__(self, database: Database, **servers: tuple[int, str]) -> None:
+        """`servers`: port and security, by the name of the account."""
+        hops = {name: NextHop(host="127.0.0.1", port=port, security=security, timeout_seconds=60)
+                for name, (port, security) in servers.items()}
+        budgets = tuple(Budget(account=name) for name in servers)
+        self.turns = Turns(CONNECTIONS, {name: str(hop) for name, hop in hops.items()})
+        self.accounts = Accounts(database, budgets, self.turns.free)
+        self.accounts.register()
+        self.database, self.outbox, self.sweeps = database, Outbox(database), Sweeps(database, 20, "resend")
+        self.worker = Worker(database, new_id(), "worker@here", ["mail"])
+        self.worker.beat()
+        self.claims = Claims(database, self.worker.id, 20, budgets, self.turns.free)
+        senders = {name: Sender(Address(f"{name}@example.org"), Sessions(hop)) for name, hop in hops.items()}
+        self.delivery = Delivery(self.claims, Agent(senders, Schedule.parse("10s*5"), "resend"), self.turns)
+        self.threads = ThreadPoolExecutor(CONNECTIONS)
+
+    def accept(self, count: int, account: str | None = None) -> list[str]:
+        """Mails that `account` has to send; None: any."""
+        ids = [new_id() for _ in range(count)]
+        for id in ids:
+            message = Message(to=(Address("bob@example.org"),), subject=id, text="x")
+            self.outbox.accept(Acceptance(id=id, message=message, message_id=f"{id}@example.org", sender=account))
+        return ids
+
+    def nudge(self, ids: list[str], size: int = 1) -> list[Future[bool]]:
+        return [self.threads.submit(self.delivery.deliver, ids[at:at + size]) for at in range(0, len(ids), size)]
+
+    def sweep(self) -> list[str]:
+        """One round of a sweeper: what it finds is nudged."""
+        ids = [nudge.id for nudge in self.sweeps.unparked(1000, self.accounts.capacity()) + self.sweeps.unpublished(1000)]
+        self.nudge(ids)
+        return ids
+
+    def states(self, ids: list[str]) -> list[str]:
+        return [str(self.outbox.state(id)) for id in ids]
+
+    def are_sent(self, ids: list[str]) -> bool:
+        return set(self.states(ids)) == {"sent"}
+
+    def standing(self, id: str) -> Standing:
+        found = self.outbox.standing(id)
+        assert found
+        return found
+
+    def row(self, id: str) -> dict[str, Any]:
+        return self.standing(id).row
+
+    def grow_old(self) -> None:
+        """Have all messages be older than what a sweeper passes over."""
+        def run(connection: Connection) -> None:
+            connection.execute(text("UPDATE messages SET created_at = created_at - 60000"))
+        self.database.transaction(run)
+
+    def close(self) -> None:
+        self.delivery.stop()
+        self.threads.shutdown()
+        self.delivery.close()
+
+
+@contextmanager
+def bench(database: Database, **servers: tuple[int, str]) -> Iterator[Bench]:
+    made = Bench(database, **servers)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def sqlite_database(sqlite_url: str) -> Iterator[Database]:
+    made = ready(sqlite_url)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def healthy() -> Iterator[ScriptedSMTP]:
+    with ScriptedSMTP() as server:
+        yield server
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An account is known to hang soon."""
+    monkeypatch.setattr(turns_module, "HANGS_AFTER_SECONDS", 0.2)
+
+
+@contextmanager
+def hanging(smtpd: ScriptedSMTP, phase: str) -> Iterator[Hold]:
+    hold = smtpd.hang(phase)
+    try:
+        yield hold
+    finally:
+        hold.release()
+
+
+@pytest.fixture
+def deaf() -> Iterator[socket.socket]:
+    """Whoever connects here is heard by nobody: no greeting, and no answer to a TLS handshake."""
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as listener:
+        yield listener
+
+
+@pytest.mark.parametrize("size", [1, 12], ids=["single mails", "bulk"])
+@pytest.mark.parametrize("phase", ["GREETING", "EHLO", "MAIL", "RCPT", "DATA", "DOT"])
+def test_all_of_an_account_goes_while_the_server_of_another_hangs(
+        sqlite_database: Database, smtpd: ScriptedSMTP, healthy: ScriptedSMTP, phase: str, size: int) -> None:
+    with bench(sqlite_database, stuck=(smtpd.port, "none"), well=(healthy.port, "none")) as made, hanging(smtpd, phase) as hold:
+        stuck = made.accept(24, "stuck")
+        made.nudge(stuck, size)
+        wait_until(lambda: len(hold.connections) == SHARE, 60, what="its share of the connections hangs")
+        ids = made.accept(20, "well")
+        made.nudge(ids[:10], 10)
+        made.nudge(ids[10:])
+        wait_until(lambda: made.are_sent(ids), 60, what="the other account's mails are sent")
+        assert not hold.released.is_set()
+        assert smtpd.max_open_connections == SHARE
+        hold.release()
+        wait_until(lambda: made.are_sent(stuck) or made.sweep() is None, 60, what="its own are sent when it answers")
+    assert len(smtpd.payloads) == len({mail.message_id for mail in smtpd.payloads}) == 24
+
+
+@pytest.mark.parametrize("size", [1, 12], ids=["single mails", "bulk"])
+@pytest.mark.parametrize("security", ["none", "ssl", "starttls"])
+def test_all_of_an_account_goes_while_nobody_speaks_where_another_connects(
+        sqlite_database: Database, deaf: socket.socket, healthy: ScriptedSMTP, security: str, size: int) -> None:
+    port = deaf.getsockname()[1]
+    with bench(sqlite_database, stuck=(port, security), well=(healthy.port, "none")) as made:
+        made.nudge(made.accept(24, "stuck"), size)
+        ids = made.accept(10, "well")
+        made.nudge(ids, size)
+        wait_until(lambda: made.are_sent(ids), 60, what="the other account's mails are sent")
+        deaf.close()
+
+
+@pytest.mark.usefixtures("hasty")
+def test_what_waits_for_a_server_that_hangs_says_so_and_goes_when_it_answers(
+        database: Database, smtpd: ScriptedSMTP, healthy: ScriptedSMTP) -> None:
+    with bench(database, stuck=(smtpd.port, "none"), well=(healthy.port, "none")) as made, hanging(smtpd, "DOT") as hold:
+        ids = made.accept(12, "stuck")
+        made.nudge(ids, 6)
+        wait_until(lambda: made.states(ids).count("in_data") == SHARE, 60, what="its share hangs")
+        wait_until(lambda: made.states(ids).count("queued") == 10, 60, what="what was in line is given back")
+        made.grow_old()
+        wait_until(lambda: made.sweep() is not None and made.states(ids).count("deferred") == 10, 60, what="it waits in the outbox")
+        assert made.sweep() == []
+        waiting = next(row for row in map(made.row, ids) if row["state"] == "deferred")
+        assert why(made.standing(str(waiting["id"])), None, lease_seconds=20).startswith(
+            f"waits for a free connection of account stuck: its server, 127.0.0.1:{smtpd.port}, has taken no mail since 20")
+        assert (waiting["attempt"] - waiting["given_back"], waiting["next_attempt_at"]) == (0, None)
+        hold.release()
+        wait_until(lambda: made.sweep() is not None and made.are_sent(ids), 60, what="all are sent when it answers")
+    assert sorted(mail.message_id for mail in smtpd.payloads) == sorted(f"<{id}@example.org>" for id in ids)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_mail_that_any_account_may_send_goes_by_one_that_does_not_hang(
+        database: Database, smtpd: ScriptedSMTP, healthy: ScriptedSMTP) -> None:
+    with bench(database, stuck=(smtpd.port, "none"), well=(healthy.port, "none")) as made, hanging(smtpd, "RCPT") as hold:
+        stuck, ids = made.accept(SHARE, "stuck"), made.accept(12)
+        made.nudge(stuck)
+        wait_until(lambda: len(hold.connections) == SHARE, 60, what="its share hangs")
+        made.nudge(ids, 4)
+        wait_until(lambda: made.sweep() is not None and made.are_sent(ids), 60, what="all are sent")
+        assert len(healthy.payloads) == 12
+
+
+def test_a_mail_with_no_connection_free_waits_in_the_outbox_and_no_client_is_told_of_that(
+        database: Database, smtpd: ScriptedSMTP, healthy: ScriptedSMTP, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns_module, "WAITING_PER_CONNECTION", 1)
+    webhook = Webhooks(database).create("https://example.org/")
+    with bench(database, stuck=(smtpd.port, "none"), well=(healthy.port, "none")) as made, hanging(smtpd, "RCPT") as hold:
+        ids = made.accept(12, "stuck")
+        made.nudge(ids, 12)
+        wait_until(lambda: made.states(ids).count("deferred") == 12 - 2 * SHARE, 60, what="what is too much is left in the outbox")
+        assert {row["reason"] for row in map(made.row, ids) if row["state"] == "deferred"} == {
+            "waits for a free connection of account stuck"}
+        hold.release()
+        wait_until(lambda: made.sweep() is not None and made.are_sent(ids), 60, what="all are sent")
+    assert {told["event"] for told in Webhooks(database).page(webhook, limit=100)} == {"message.accepted", "message.sent"}
