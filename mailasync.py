@@ -34,6 +34,7 @@ from mailroom.relay import Relay
 from mailroom.route import accounts, schedule
 from mailroom.settings import PAIR_BROKER_URL, Settings, SettingsError, database_url, load
 from mailroom.station import Station
+from mailroom.store.clock import Clock
 from mailroom.store.database import Database
 from mailroom.store.migrate import check, upgrade
 from mailroom.store.outbox import Outbox, is_id
@@ -261,10 +262,14 @@ def start_relay(database: Database) -> Relay:
             if queue in MAIL_QUEUES:
                 Outbox(database).mark_published(ids, seconds_ago=seconds_ago)
 
+        def looked() -> None:
+            Clock(database).watch()
+            Samples(database, _process.settings.LEASE_SECONDS).take()
+
         unpublished = sweeps_of(_process.settings, database).unpublish
         _process.relay = Relay(bounded_connection, publish, published=published, unpublished=unpublished, watched=MAIL_QUEUES,
                                chunks={"mail.bulk": max(BULK_CHUNK_MIN, _process.settings.SMTP_CONNECTIONS)},
-                               looked=Samples(database, _process.settings.LEASE_SECONDS).take)
+                               looked=looked)
         _process.relay.start()
     return _process.relay
 

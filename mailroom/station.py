@@ -21,6 +21,7 @@ from mailroom.route import accounts, schedule
 from mailroom.settings import Settings
 from mailroom.store.accounts import Accounts
 from mailroom.store.claims import Claims
+from mailroom.store.clock import Clock
 from mailroom.store.database import Database
 from mailroom.store.deliveries import Deliveries
 from mailroom.store.expiry import Expiry
@@ -65,8 +66,9 @@ class Station:
         shared.register()
         self.runner.start()
         self.notifier.start()
-        self.sweeper = Sweeper(sweeps, claims, self.worker, runs, shared, Expiry(database), Retention(database, settings.RETENTION_DAYS),
-                               self.relay, self.runner.watch, self.notifier.watch, settings.LEASE_SECONDS,
+        self.sweeper = Sweeper(Clock(database), sweeps, claims, self.worker, runs, shared, Expiry(database),
+                               Retention(database, settings.RETENTION_DAYS), self.relay, self.runner.watch, self.notifier.watch,
+                               settings.LEASE_SECONDS,
                                appetite=max(1, connections // 2) * CHUNK_MAX)  # A nudge takes one of as many threads.
         self.sweeper.start()
 

@@ -11,6 +11,7 @@ from mailroom.mail.errors import StoreUnavailable
 from mailroom.relay import Relay
 from mailroom.store.accounts import Accounts
 from mailroom.store.claims import Claims
+from mailroom.store.clock import Clock
 from mailroom.store.expiry import Expiry
 from mailroom.store.retention import Retention
 from mailroom.store.runs import Runs
@@ -36,6 +37,7 @@ FORGET_INTERVAL_SECONDS = 300.0
 class Sweeper:
     """Two threads: the heartbeat, which nothing may delay, and the sweep."""
 
+    clock: Clock
     sweeps: Sweeps
     claims: Claims
     worker: Worker
@@ -49,6 +51,10 @@ class Sweeper:
     lease_seconds: float
     appetite: int  #: mails that one worker may have in hand, or waiting for it, while a new one shall find a thread that is free
     _stopping: threading.Event = field(default_factory=threading.Event)
+    _trusts_from: float = float("-inf")
+    _lost_at: float = field(default_factory=time.monotonic)
+    _forgot_at: float = float("-inf")  #: the first look is at the start
+    _looked_ms: int | None = None  #: by the database's clock, which goes on while a machine sleeps
     _behind: bool = False  #: whether the last sweep left rows over that workers could take
 
     def start(self) -> None:
@@ -58,9 +64,6 @@ class Sweeper:
                   ("sweeper", lambda: BEHIND_INTERVAL_SECONDS if self._behind else INTERVAL_SECONDS, self.sweep))
         self._threads = [SupervisedThread(name, partial(self._every, pause, act), self._stopping)
                          for name, pause, act in rounds]
-        self._lost_at = time.monotonic()
-        self._forgot_at = float("-inf")  # The first look is at the start.
-        self._looked_at = time.time()  # This clock goes on while a machine sleeps.
         for thread in self._threads:
             thread.start()
 
@@ -71,8 +74,8 @@ class Sweeper:
 
     def sweep(self) -> None:
         """One round. A step that fails is tried again with the next round, and keeps no other from its turn."""
-        for step in (self._give_back_abandoned, self._give_back_orphans, self.expiry.expire, self._publish_due, self._publish_lost,
-                     self._forget, self.watch_jobs, self.watch_webhooks):
+        for step in (self._watch_clock, self._give_back_abandoned, self._give_back_orphans, self.expiry.expire,
+                     self._publish_due, self._publish_lost, self._forget, self.watch_jobs, self.watch_webhooks):
             try:
                 step()
             except StoreUnavailable:
@@ -80,15 +83,18 @@ class Sweeper:
             except Exception:
                 log.exception("%s failed", step.__name__)
 
+    def _watch_clock(self) -> None:
+        """Trust nobody's silence after a leap: we were paused, and so perhaps all the others here, or the clock was set."""
+        now_ms = self.clock.watch()
+        if self._looked_ms is not None and now_ms - self._looked_ms > self.lease_seconds / 2 * 1000:
+            self._distrust()
+        self._looked_ms = now_ms
+
     def _give_back_abandoned(self) -> None:
         if count := self.sweeps.abandoned(self.claims) + self.runs.give_back_abandoned():
             log.warning("%d messages or jobs that no thread works on were given back", count)
 
     def _give_back_orphans(self) -> None:
-        now = time.time()
-        if now - self._looked_at > self.lease_seconds / 2:  # We were paused ourselves, and so perhaps were all the others here.
-            self._distrust()
-        self._looked_at = now
         if time.monotonic() < self._trusts_from:
             return
         if count := self.sweeps.orphans():

@@ -256,7 +256,7 @@ def test_strangers_are_told_no_server_and_no_address(sqlite_url: str) -> None:
             return json.loads(client.get("/readyz", headers=headers).data)["checks"]
         wait_until(lambda told=told: told(Authorization="Bearer s3cret")["broker"].startswith("unreachable: "), 10,  # type: ignore[misc]
                    what="the broker was looked at")
-        assert told() == {"database": "ok", "broker": "not ok", "worker": "not ok", "threads": "ok"}
+        assert told() == {"database": "ok", "clock": "ok", "broker": "not ok", "worker": "not ok", "threads": "ok"}
 
 
 def test_the_first_page_shows_the_next_command(client: FlaskClient) -> None:

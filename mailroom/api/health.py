@@ -6,9 +6,12 @@ from mailroom.api.guard import refusal
 from mailroom.api.services import services
 from mailroom.mail.errors import StoreUnavailable
 from mailroom.relay import Relay
+from mailroom.store.clock import Clock
 from mailroom.supervisor import is_any_down, troubles
 
 blueprint = Blueprint("health", __name__)
+
+_NOT_KNOWN = "not known while the database is away"
 
 
 @blueprint.get("/ping")
@@ -32,13 +35,21 @@ def readyz() -> Response:
     trouble = services().readiness.trouble()
     relay = services().relay()
     worker, reads_another = _worker(relay)
-    checks = {"database": trouble or "ok", "broker": _broker(relay), "worker": worker, "threads": "; ".join(troubles()) or "ok"}
+    checks = {"database": trouble or "ok", "clock": _clock(), "broker": _broker(relay), "worker": worker,
+              "threads": "; ".join(troubles()) or "ok"}
     if refusal() is not None:  # To strangers no host, no port and no server's words.
         checks = {name: "ok" if said == "ok" else "not ok" for name, said in checks.items()}
     is_ready = not trouble and not reads_another and not is_any_down()
     answer = jsonify({"status": "ok" if is_ready else "unready", "checks": checks})
     answer.status_code = 200 if is_ready else 503
     return answer
+
+
+def _clock() -> str:
+    try:
+        return Clock(services().outbox.database).trouble() or "ok"
+    except StoreUnavailable:
+        return _NOT_KNOWN
 
 
 def _broker(relay: Relay | None) -> str:
@@ -52,7 +63,7 @@ def _worker(relay: Relay | None) -> tuple[str, bool]:
     try:
         seen_ms = services().outbox.worker_seen_ms_ago()
     except StoreUnavailable:
-        return "not known while the database is away", False
+        return _NOT_KNOWN, False
     if seen_ms is not None and seen_ms <= services().settings.LEASE_SECONDS * 1000:
         return "ok", False
     words = "none is running" if seen_ms is None else f"none seen for {seen_ms / 1000:.0f} s"

@@ -172,7 +172,7 @@ def _values(asked: _Asked, action: Action) -> dict[str, Any]:
     if action is HOLD:
         values["reason"] = "a person stopped it, and a person lets it go"
     if action is RESCHEDULE:
-        values["next_attempt_at"] = _moment(asked)
+        values |= {"next_attempt_at": _moment(asked), "at_named": None if asked.at is None else 1}
     if action.then is State.QUEUED:
         has_ended = messages.c.state.in_(FINAL)
         values |= {

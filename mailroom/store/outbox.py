@@ -166,6 +166,7 @@ def _new(given: Given) -> Any:
     """A message with moments that were named, or so many milliseconds from now; NULL where neither was."""
     values = {name: given[name] for name in _PLAIN} | {
         "created_at": now_ms(), "next_attempt_at": func.coalesce(given["scheduled_at"], now_ms() + given["delay"]),
+        "at_named": case((given["scheduled_at"].is_not(None), literal_column("1"))),
         "expires_at": func.coalesce(given["expires_at"], now_ms() + given["expires_in"]),
         **dict.fromkeys(("attempt", "uncertain_attempts", "crashes"), literal_column("0"))}
     return messages.insert().from_select([*values], select(*values.values()))

@@ -31,6 +31,15 @@ identity = Table(
     Column("outbox_id", String(36), primary_key=True),
 )
 
+#: One row: what is known of this database's clock.
+clock = Table(
+    "clock", metadata,
+    Column("id", Integer, primary_key=True),
+    Column("latest_at", BigInteger, nullable=False),  # the latest time that it told, noted every few seconds
+    Column("stepped_at", BigInteger),  # when it was last found to be earlier than that …
+    Column("step_ms", BigInteger),  # … and by how much
+)
+
 #: The states of a mail that goes as it should.
 PASSING = ("queued", "sending", "in_data", "sent")
 
@@ -42,6 +51,7 @@ messages = Table(
     Column("message_id", String(300), nullable=False),  # the header field, without angle brackets
     Column("created_at", BigInteger, nullable=False),
     Column("next_attempt_at", BigInteger),  # set while scheduled or deferred
+    Column("at_named", Integer),  # 1 if a client named that moment while it is scheduled, and not how long it is to wait
     Column("published_at", BigInteger),  # a nudge was confirmed, or is being made by a sweeper
     Column("owner", String(36)),  # the worker that has it, while sending or in_data
     Column("attempt", Integer, nullable=False),  # the number of the last one; none is ever used again

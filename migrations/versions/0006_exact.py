@@ -1,4 +1,4 @@
-"""Which browsers signed out; and what tells one attempt from another: numbers that are never used twice, and which of them have ended."""
+"""Sessions that signed out, numbers of attempts that are never used twice, the database's clock, and moments that clients named."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -20,3 +20,14 @@ def upgrade() -> None:
     op.create_index("signed_out_at", "signed_out", ["at"])
     for table, column in COUNTS:
         op.add_column(table, sa.Column(column, sa.Integer(), nullable=False, server_default="0"))
+    clock = op.create_table(
+        "clock",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("latest_at", sa.BigInteger(), nullable=False),
+        sa.Column("stepped_at", sa.BigInteger(), nullable=True),
+        sa.Column("step_ms", sa.BigInteger(), nullable=True),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    op.bulk_insert(clock, [{"id": 1, "latest_at": 0}])
+    op.add_column("messages", sa.Column("at_named", sa.Integer(), nullable=True))
+    op.execute("UPDATE messages SET at_named = 1 WHERE state = 'scheduled'")

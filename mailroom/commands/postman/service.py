@@ -113,7 +113,7 @@ pm.expect(answer).to.eql({status: 'success', message: 'pong'});
     Ask(name="Alive?", route="GET /livez", told="Nothing else is looked at.", expects={"ok": "pm.expect(answer.status).to.equal('ok');"}),
     Ask(name="Ready?", route="GET /readyz", told="Database, broker, worker and threads, each in words.", expects={"ready": """
 pm.expect(answer.checks.database).to.equal('ok');
-pm.expect(answer.checks).to.have.all.keys('database', 'broker', 'worker', 'threads');
+pm.expect(answer.checks).to.have.all.keys('database', 'clock', 'broker', 'worker', 'threads');
 """}),
     Ask(name="Can my accounts send?", route="GET /v1/accounts", told="Each account's state and budget.", expects={"each says why": """
 answer.data.forEach(one => pm.expect(one.why).to.be.a('string').and.not.be.empty);
