@@ -69,7 +69,7 @@ PORT: int = 5000
 #: Requests served at the same time, each in a thread. Clients that wait, open pages and long bodies have threads beside these.
 WEB_THREADS: int = 128
 
-#: A key that may do everything, beside those of `flask keys create`. Without any, only this machine is served. Secret.
+#: A key that may do everything, beside those of `flask keys create`. Without any, only your own user on this machine is served. Secret.
 API_KEY: str = ""
 
 #: Where recipients of mail reach this service, https://mail.example.org, for links to unsubscribe by. "": there are none.

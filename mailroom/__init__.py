@@ -4,7 +4,8 @@ The road, each step with its file:
 
     serving/            what came over HTTP is a request, once its headers and a short body are there; strangers' half requests end here
     api/messages.py     bytes of a POST -> order.py -> mail/message.py Message, store/jobs.py NewJob; problems.py says what is wrong;
-                        guard.py and permission.py, what the API key may. mail/letter.py fills in a stored template
+                        guard.py and permission.py, what the API key may; peer.py, who is served without one. mail/letter.py
+                        fills in a stored template
     store/outbox.py     accept: rows on disk, by store/database.py many requests in one commit; only then 200
     jobs/runner.py      where work comes first: a job in a thread or a child process; store/runs.py: its end lets the mail go
     relay.py            the id goes to RabbitMQ, from an own thread; what it cannot publish, the sweeper publishes later

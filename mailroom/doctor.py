@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from mailroom import peer
 from mailroom.broker import words
 from mailroom.mail.errors import MailroomError, NotTaken
 from mailroom.mail.message import AccountState
@@ -128,7 +129,7 @@ class Doctor:
         if not words and not self.settings.listens_on_loopback:
             yield Finding("keys", False, f"none, and HOST {host} can be reached from other machines: run `flask keys create NAME`")
             return
-        yield Finding("keys", True, f"{words}; every request needs one" if words else "none: only this machine is served, without a key")
+        yield Finding("keys", True, f"{words}; every request needs one" if words else _keyless())
 
     def _public_url(self) -> Finding:
         url = self.settings.PUBLIC_URL
@@ -186,6 +187,15 @@ def bounded(what: str, probe: Callable[[], Iterator[Finding]]) -> list[Finding]:
     thread.start()
     thread.join(LOOK_SECONDS)
     return [*found] or [Finding(what, False, f"no answer within {LOOK_SECONDS:g} s: is its host right, and not frozen?")]
+
+
+def _keyless() -> str:
+    """What it means to have no key, and where that is not safe."""
+    served = "none: whoever works on this machine as this user or as root may do everything"
+    if peer.working() is None:
+        served = ("none: whoever works on this machine may do everything, and strangers by a proxy here that adds no header, "
+                  "as this system does not tell whose a connection is")
+    return f"{served}; before you put a proxy in front, run `flask keys create NAME`"
 
 
 def _certificate(what: str, sock: ssl.SSLSocket) -> Finding:

@@ -183,6 +183,7 @@ def test_a_database_that_is_away_is_503_and_nothing_was_accepted(app: Flask, cli
     ({"Host": "localhost.example.org:5000"}, "localhost.example.org"),
     ({"X-Forwarded-For": "10.0.0.1"}, "X-Forwarded-For"),
     ({"Forwarded": "for=10.0.0.1"}, "Forwarded"),
+    ({"Via": "1.1 proxy.example.org"}, "Via"),
     ({"Origin": "https://evil.example.org"}, "evil.example.org"),
     ({"Origin": "null"}, "null"),
     ({"Origin": "http://["}, "http://["),
@@ -192,6 +193,15 @@ def test_without_a_key_only_this_machine_is_served(client: FlaskClient, headers:
     assert answer.status_code == 401
     assert named in json.loads(answer.data)["detail"]
     assert client.get("/ping", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("protocol", ["HTTP/1.0", "HTTP/1"])  # Servers write it so or so.
+def test_without_a_key_no_http_1_0_is_served(client: FlaskClient, protocol: str) -> None:
+    old = {"SERVER_PROTOCOL": protocol}
+    assert client.get("/v1/messages").status_code == 200
+    answer = client.get("/v1/messages", environ_overrides=old)
+    assert answer.status_code == 401 and "HTTP/1.0" in answer.get_json(force=True)["detail"]
+    assert client.get("/livez", environ_overrides=old).status_code == 200
 
 
 @pytest.mark.parametrize("host", ["localhost:5000", "127.0.0.1:5000", "[::1]:5000", "LOCALHOST"])

@@ -45,7 +45,7 @@ def test_where_all_is_well_each_line_is_ok(pair: Service, smtpd: ScriptedSMTP) -
     assert re.search(r"answers; RabbitMQ \d+\.\d+", found["broker"]["words"])
     assert re.search(r"; (SQLite|PostgreSQL) \d+\.\d+.*, \d+\.\d MB$", found["database"]["words"])
     assert (found["queue"]["words"], found["budget of account default"]["words"]) == ("nothing waits", "no limit")
-    assert found["keys"]["words"].startswith("none: only this machine is served")
+    assert found["keys"]["words"].startswith("none: whoever works on this machine as this user")
     assert smtpd.payloads == []
 
 

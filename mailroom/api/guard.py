@@ -2,13 +2,15 @@
 
 import hmac
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import lru_cache
+from typing import Any
 from urllib.parse import urlsplit
 
 from flask import Response, abort, g, request
 
+from mailroom import peer
 from mailroom.api import session
 from mailroom.api.problems import problem, unavailable
 from mailroom.api.scopes import lacking
@@ -26,6 +28,7 @@ KEY_HEADER = "X-API-Key"
 #: What came sooner was asked for by a key as this process knew it.
 BODY_SECONDS = CACHE_SECONDS
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+_WAY_OUT = "set MAILASYNC_API_KEY, or make a key with `flask keys create`"
 _EXPECTED = ("expected an API key as `Authorization: Bearer <API key>`, as `X-API-Key`, "
              "or as the password of any user")
 _CHALLENGES = ('Bearer realm="mailasync"', 'Basic realm="mailasync", charset="UTF-8"')
@@ -232,17 +235,27 @@ def _check_local() -> Response | None:
     """
     environ, host_header = request.environ, request.host
     host = _host_of(f"//{host_header}")
-    way_out = "set MAILASYNC_API_KEY, or make a key with `flask keys create`"
     if host not in _LOCAL_NAMES:
-        return _refused(f"without an API key only localhost is served, and the Host header names {host!r}; {way_out}")
-    for name in environ:  # Not request.headers, which makes a header field's name of each of these first.
-        if name == "HTTP_FORWARDED" or name.startswith("HTTP_X_FORWARDED_"):
-            header = name.removeprefix("HTTP_").replace("_", "-").title()
-            return _refused(f"without an API key no proxy is served, and the header {header} is there; {way_out}")
+        return _refused(f"without an API key only localhost is served, and the Host header names {host!r}; {_WAY_OUT}")
+    if sign := _sign_of_proxy(environ):
+        return _refused(f"without an API key no proxy is served, and {sign}; {_WAY_OUT}")
+    if peer.is_own(environ) is False:
+        return _refused("without an API key only processes of this service's own user and of root are served, and the connection is "
+                        f"another's, perhaps a proxy's; {_WAY_OUT}")
     origin = environ.get("HTTP_ORIGIN")
     if origin is not None and origin != f"{request.scheme}://{host_header}":  # Another port is another site, maybe a careless one.
         return _refused(f"without an API key no other site's page is served, and the Origin header names {origin!r}")
     return None
+
+
+def _sign_of_proxy(environ: Mapping[str, Any]) -> str:
+    """What shows that a request came through a proxy; "" if nothing does."""
+    for name in environ:  # Not request.headers, which makes a header field's name of each of these first.
+        if name in ("HTTP_FORWARDED", "HTTP_VIA") or name.startswith("HTTP_X_FORWARDED_"):
+            return f"the header {name.removeprefix('HTTP_').replace('_', '-').title()} is there"
+    # nginx before 1.29.7 speaks it to an upstream unless it is told otherwise, and adds no header of its own.
+    is_old = environ.get("SERVER_PROTOCOL") in ("HTTP/1.0", "HTTP/1")
+    return "the request is HTTP/1.0, as proxies send it" if is_old else ""
 
 
 def _refuse_wrong() -> Response:
