@@ -57,11 +57,11 @@ class Bench:
         self.delivery = Delivery(self.claims, Agent(senders, Schedule.parse("10s*5"), "resend"), self.turns)
         self.threads = ThreadPoolExecutor(CONNECTIONS)
 
-    def accept(self, count: int, account: str | None = None) -> list[str]:
+    def accept(self, count: int, account: str | None = None, to: str = "bob@example.org") -> list[str]:
         """Mails that `account` has to send; None: any."""
         ids = [new_id() for _ in range(count)]
         for id in ids:
-            message = Message(to=(Address("bob@example.org"),), subject=id, text="x")
+            message = Message(to=(Address(to),), subject=id, text="x")
             self.outbox.accept(Acceptance(id=id, message=message, message_id=f"{id}@example.org", sender=account))
         return ids
 
@@ -129,8 +129,8 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def hanging(smtpd: ScriptedSMTP, phase: str) -> Iterator[Hold]:
-    hold = smtpd.hang(phase)
+def hanging(smtpd: ScriptedSMTP, phase: str, match: str = "") -> Iterator[Hold]:
+    hold = smtpd.hang(phase, match=match)
     try:
         yield hold
     finally:
@@ -221,3 +221,25 @@ def test_a_mail_with_no_connection_free_waits_in_the_outbox_and_no_client_is_tol
         hold.release()
         wait_until(lambda: made.sweep() is not None and made.are_sent(ids), 60, what="all are sent")
     assert {told["event"] for told in Webhooks(database).page(webhook, limit=100)} == {"message.accepted", "message.sent"}
+
+
+@pytest.mark.parametrize("size", [1, 12], ids=["single mails", "bulk"])
+@pytest.mark.parametrize("others", [0, 1], ids=["one account", "two accounts"])
+def test_a_worker_that_stops_gives_back_at_once_what_was_not_sent_and_finishes_the_rest(
+        database: Database, smtpd: ScriptedSMTP, healthy: ScriptedSMTP, others: int, size: int) -> None:
+    most = CONNECTIONS // (1 + others)
+    servers = {"stuck": (smtpd.port, "none"), "well": (healthy.port, "none")} if others else {"stuck": (smtpd.port, "none")}
+    with bench(database, **servers) as made, hanging(smtpd, "RCPT", match="carol@") as envelopes, hanging(smtpd, "DOT") as dot:
+        sent, ids = made.accept(1, "stuck"), made.accept(11, "stuck", to="carol@example.org")
+        nudges = made.nudge(sent + ids, size)
+        wait_until(lambda: dot.reached.is_set() and len(envelopes.connections) == most - 1, 60, what="all connections hang")
+        made.delivery.stop()
+        wait_until(lambda: made.states(ids) == ["queued"] * 11, 60, what="all others are given back")
+        assert made.states(sent) == ["in_data"]
+        assert {made.row(id)["published_at"] for id in ids} == {None}
+        dot.release()
+        envelopes.release()
+        wait_until(lambda: made.are_sent(sent), 60, what="what was past the fence is finished")
+        assert others or not all(nudge.result(60) for nudge in nudges)
+    assert (made.claims.not_in_hand(), made.states(ids)) == ([], ["queued"] * 11)
+    assert [mail.message_id for mail in smtpd.payloads] == [f"<{sent[0]}@example.org>"]

@@ -44,6 +44,7 @@ class Outbox(Protocol):
     def fence_and_finish(self, claims: Sequence[Claim], ended: Sequence[tuple[Claim, Outcome]]
                          ) -> tuple[list[Callable[[], bool]], list[Callable[[], bool]]]: ...
     def release(self, claim: Claim) -> bool: ...
+    def release_unsent(self) -> int: ...
 
 
 @dataclass
@@ -58,6 +59,8 @@ class Delivery:
     def __post_init__(self) -> None:
         # Twice as many as there are connections: what waits for the database need not wait for those that wait for a server.
         self._threads = ThreadPoolExecutor(2 * self.turns.connections, thread_name_prefix="smtp")
+        self._releasing = threading.Thread(target=self._release_unsent, name="release", daemon=True)
+        self._releasing.start()  # Now, as `stop` is called by a signal's handler, which must wait for no lock.
         self._side_by_side: _SideBySide | None = None
         self._lock = threading.Lock()
 
@@ -80,11 +83,12 @@ class Delivery:
         return self._deliver_one(claims[0]) if len(claims) == 1 else self._many().deliver(claims)
 
     def stop(self) -> None:
-        """Begin no attempt any more, and pass no fence; what is past it goes on."""
+        """Begin no attempt any more, and pass no fence; what is past it goes on, and the rest is given back at once."""
         self._stopping.set()
-        self.turns.close()
 
     def close(self) -> None:
+        if self._stopping.is_set():
+            self._releasing.join()
         if self._side_by_side:
             self._side_by_side.close()
         self._threads.shutdown()
@@ -108,6 +112,15 @@ class Delivery:
             with self.turns.at_once(claim.account):
                 return self._settle(claim)
 
+    def _release_unsent(self) -> None:
+        """When we stop, give back the rows whose attempts wait, perhaps for long, for a server: they pass no fence any more."""
+        self._stopping.wait()
+        self.turns.close()
+        try:
+            self.outbox.release_unsent()
+        except StoreUnavailable as e:
+            log.error("%s; what was not sent is given back when its attempt ends", e)
+
     def _settle(self, claim: Claim) -> bool:
         """One attempt in this thread, and its outcome on record; False if the row was given back."""
         began_at, steps = time.monotonic(), self._attempt(claim)
@@ -127,7 +140,8 @@ class Delivery:
             return None
 
     def _give_row_back(self, claim: Claim) -> bool:
-        return not self._record(claim, lambda: self.outbox.release(claim), needed=False)
+        """Whether somebody else has it already. When we stop, its nudge goes back at any rate: the row may be released before this."""
+        return not self._record(claim, lambda: self.outbox.release(claim), needed=False) and not self._stopping.is_set()
 
     def _finish(self, claim: Claim, outcome: Outcome, began_at: float) -> bool:
         """Put it on record, however long that takes."""

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from sqlalchemy import BigInteger, ColumnElement, Connection, String, and_, exists, func, or_, select, tuple_
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from mailroom.mail.errors import StoreUnavailable
 from mailroom.mail.message import DEFAULT_ACCOUNT, Budget, Claim, Free, JobFacts, Outcome, State
@@ -92,6 +93,10 @@ class Claims:
         False if the row is no longer ours, and nothing was changed. Done again it changes nothing.
         """
         return self._let_go(claim, self._release, claim)
+
+    def release_unsent(self) -> int:
+        """Give back every row whose fence was not passed, whoever works on it: it cannot be any more. Return how many."""
+        return self.database.write(self._release_unsent, None)
 
     def not_in_hand(self) -> list[Any]:
         """Rows (id, attempt) that are ours and that no thread of ours works on: a commit went through, and the word of it got lost."""
@@ -189,12 +194,13 @@ class Claims:
         return [(claim.id, claim.attempt) in passed for claim in asked]
 
     def _release(self, connection: Connection, claims: list[Claim]) -> list[bool]:
-        released = _named(connection.execute(
-            messages.update().values(state=State.QUEUED, owner=None, published_at=None, settled=messages.c.attempt,
-                                     excused=messages.c.excused + 1, given_back=messages.c.given_back + 1)
-            .where(*mine(self.owner, claims), messages.c.state.in_([State.SENDING, State.IN_DATA]))
-            .returning(messages.c.id, messages.c.attempt)))
+        released = _named(connection.execute(_giving_back().where(
+            *mine(self.owner, claims), messages.c.state.in_([State.SENDING, State.IN_DATA]))))
         return _on_record(connection, claims, released)
+
+    def _release_unsent(self, connection: Connection, asked: list[None]) -> list[int]:
+        released = connection.execute(_giving_back().where(messages.c.owner == self.owner, messages.c.state == State.SENDING)).all()
+        return [len(released)] * len(asked)
 
     def _finish(self, connection: Connection, ended: list[tuple[Claim, Outcome]]) -> list[bool]:
         """Write outcomes, and what they say of the accounts."""
@@ -239,6 +245,13 @@ def mine(owner: str, claims: Sequence[Any]) -> list[Any]:
         # coalesce keeps SQLite from choosing the index on owner, which holds every row of the worker.
         func.coalesce(messages.c.owner, "") == owner,
     ]
+
+
+def _giving_back() -> ReturningUpdate[tuple[str, int]]:
+    """End attempts of which nothing was sent; they do not count."""
+    return messages.update().values(
+        state=State.QUEUED, owner=None, published_at=None, settled=messages.c.attempt, excused=messages.c.excused + 1,
+        given_back=messages.c.given_back + 1).returning(messages.c.id, messages.c.attempt)
 
 
 def _named(rows: Iterable[Any]) -> set[tuple[str, int]]:
