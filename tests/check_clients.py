@@ -107,7 +107,7 @@ def _arrived(recipient: str, served: Service) -> None:
 
 
 def json_at(path: str, served: Service) -> dict[str, list[dict[str, str]]]:
-    status, answer = served.request("GET", path, headers={"X-API-Key": served.settings.get("API_KEY", "")}, timeout=60)
+    status, answer = served.request("GET", path, headers={"X-API-Key": served.settings.get("API_KEY", "")})
     if status != 200:
         raise Failed(f"{path} answered {status}: {answer}")
     found: dict[str, list[dict[str, str]]] = answer

@@ -275,7 +275,7 @@ def canary() -> Iterator[int]:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
         yield listening.getsockname()[1]
-        listening.settimeout(0)
+        listening.setblocking(False)
         try:
             listening.accept()[0].close()
         except BlockingIOError:

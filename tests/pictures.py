@@ -34,7 +34,7 @@ def fill(up: Service) -> dict[str, str]:
     assert {up.final(id)["status"] for id in failed} == {"failed"}
     up.request("PUT", "/inbox/api/failure", {"failure": "defer"})
     deferred = up.post("/v1/messages", to="busy@example.org", subject="Reset your password")
-    wait_until(lambda: up.message(deferred)["status"] == "deferred", 20, what="one is deferred")
+    wait_until(lambda: up.message(deferred)["status"] == "deferred", what="one is deferred")
     held = up.post("/v1/messages", to="board@example.org", subject="Quarterly numbers", delay=3600)
     up.request("POST", f"/v1/messages/{held}/hold")
     up.post("/v1/messages", to="later@example.org", subject="Renew by Friday", delay=7200)
@@ -47,7 +47,7 @@ def fill(up: Service) -> dict[str, str]:
     hook = up.request("POST", "/v1/webhooks", {"url": "https://hooks.invalid/mail", "events": ["message.sent", "message.failed"]})[1]["id"]
     up.request("POST", f"/v1/webhooks/{hook}/test")
     letter = up.get("/inbox/api/messages?to=customer1011@example.org&wait=10")["data"][0]["id"]
-    wait_until(lambda: up.get(f"/v1/jobs/{ended}")["status"] == "succeeded", 20, what="the job has ended")
+    wait_until(lambda: up.get(f"/v1/jobs/{ended}")["status"] == "succeeded", what="the job has ended")
     return {"home": "/", "dashboard": "/dashboard", "messages": "/messages", "message": f"/messages/{sent}",
             "failed": f"/messages/{failed[0]}", "waiting": f"/messages/{waiting}", "code": f"/messages/{sent}?view=code",
             "compose": "/compose", "jobs": "/jobs", "job": f"/jobs/{ended}", "templates": "/templates", "template": "/templates/receipt",

@@ -321,7 +321,7 @@ def test_a_message_that_still_waits_expires(outbox: Outbox, database: Database, 
 def test_messages_expire_once_a_few_at_a_time(outbox: Outbox, database: Database) -> None:
     ids = [accept(outbox, expires_in=1) for _ in range(25)]
     kept = accept(outbox, expires_in=HOUR_MS)
-    wait_until(lambda: now(outbox) - 10 > standing(outbox, ids[-1]).row["expires_at"], 5, what="they are past")
+    wait_until(lambda: now(outbox) - 10 > standing(outbox, ids[-1]).row["expires_at"], what="they are past")
     with ThreadPoolExecutor(4) as threads:
         counts = list(threads.map(lambda _: Expiry(database).expire(10), range(6)))
     while counts[-1]:
@@ -356,7 +356,7 @@ def test_every_statement_finds_its_rows_by_an_index(sqlite_url: str) -> None:
             with suppress(WrongState):
                 do(actions, action, id)
     accept(outbox, expires_in=1)
-    wait_until(lambda: Expiry(database).expire() == 1, 5, what="it has expired")
+    wait_until(lambda: Expiry(database).expire() == 1, what="it has expired")
     for statement, parameters in list(seen):  # Explaining is seen, too.
         if statement.split()[0] in ("SELECT", "UPDATE") or "SELECT" in statement:
             with database.engine.connect() as connection:
@@ -493,7 +493,7 @@ def test_terms_are_kept_and_told(client: FlaskClient) -> None:
 
 def flask(pair: Service, *arguments: str) -> tuple[int, str]:
     program = pair.run("-m", "flask", *arguments, name="flask")
-    code = program.process.wait(30)
+    code = program.process.wait(60)
     return code, program.text().strip()
 
 
@@ -538,7 +538,7 @@ def test_a_failed_mail_that_is_retried_goes_with_the_same_message_id(pair: Servi
     assert failed["status"] == "failed"
     status, told = pair.request("POST", f"/v1/messages/{id}/retry")
     assert (status, told["status"]) == (200, "queued")
-    wait_until(lambda: pair.message(id)["status"] == "sent", 15, what="it is sent")
+    wait_until(lambda: pair.message(id)["status"] == "sent", what="it is sent")
     assert pair.message(id)["message_id"] == failed["message_id"]
     assert smtpd.copies(failed["message_id"]) == 1
 

@@ -3,7 +3,6 @@
 import base64
 import io
 import threading
-import time
 from typing import Any
 
 import pytest
@@ -262,33 +261,28 @@ def test_a_client_that_prefers_to_wait_is_answered_at_the_end(client: FlaskClien
 @pytest.mark.parametrize("prefer", ["wait=1", 'wait="1"', "Wait = 1", "handling=lenient; wait=1"])
 def test_waiting_ends_when_the_client_said(client: FlaskClient, prefer: str) -> None:
     id = post(client)["id"]
-    started = time.monotonic()
     answer = client.get(f"/v1/jobs/{id}", headers={"Prefer": prefer})
-    assert 1 <= time.monotonic() - started < 5
-    assert answer.json["status"] == "queued"  # type: ignore[index]
+    assert (answer.headers["Preference-Applied"], answer.json["status"]) == ("wait=1", "queued")  # type: ignore[index]
 
 
 @pytest.mark.parametrize("prefer", ["wait=soon", "wait=-1", "wait", "await=5", "wait=0", ""])
 def test_a_preference_that_cannot_be_read_is_passed_over(client: FlaskClient, prefer: str) -> None:
     id = post(client)["id"]
-    started = time.monotonic()
     answer = client.get(f"/v1/jobs/{id}", headers={"Prefer": prefer})
-    assert time.monotonic() - started < 1
     assert "Preference-Applied" not in answer.headers
 
 
-def test_at_most_so_many_wait_and_the_next_is_answered_at_once(app: Flask) -> None:
+def test_at_most_so_many_wait_and_the_next_is_answered_at_once(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "WAIT_MAX_SECONDS", 600)
     id = post(app.test_client())["id"]
-    waiters = [threading.Thread(target=lambda: app.test_client().get(f"/v1/jobs/{id}", headers={"Prefer": "wait=30"}))
+    waiters = [threading.Thread(target=lambda: app.test_client().get(f"/v1/jobs/{id}", headers={"Prefer": "wait=600"}))
                for _ in range(waiting.WAITERS_MAX)]
     for waiter in waiters:
         waiter.start()
-    wait_until(lambda: waiting._places._value == 0, 10, what="all places are taken")
-    started = time.monotonic()
-    answer = app.test_client().get(f"/v1/jobs/{id}", headers={"Prefer": "wait=30"})
-    assert time.monotonic() - started < 2
+    wait_until(lambda: waiting._places._value == 0, what="all places are taken")
+    answer = app.test_client().get(f"/v1/jobs/{id}", headers={"Prefer": "wait=600"})
     assert "Preference-Applied" not in answer.headers
     assert app.test_client().post(f"/v1/jobs/{id}/cancel").status_code == 200
     for waiter in waiters:
-        waiter.join(10)
+        waiter.join(60)
     assert not any(waiter.is_alive() for waiter in waiters)

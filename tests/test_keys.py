@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -25,9 +24,10 @@ from mailroom.api.services import services
 from mailroom.inbox import Letters, create_blueprint
 from mailroom.mail.errors import StoreUnavailable
 from mailroom.settings import load
+from mailroom.store import keys as keys_module
 from mailroom.store.database import Database
 from mailroom.store.idempotency import Answer, Kept, Key, give_back, take
-from mailroom.store.keys import CACHE_SECONDS, ApiKey, ApiKeys, Scope, UnknownKey
+from mailroom.store.keys import ApiKey, ApiKeys, Scope, UnknownKey
 from mailroom.store.rates import Charge, RateLimited, debit
 from mailroom.store.schema import idempotency, keys, messages, rates
 from tests.services import free_port, wait_until
@@ -39,7 +39,7 @@ MAIL = {"to": "bob@example.org", "subject": "Hello", "contents": "Hi"}
 @pytest.fixture
 def database(database: Database) -> Iterator[Database]:
     yield database
-    wait_until(no_use_is_being_written, 5, what="what was used is written")
+    wait_until(no_use_is_being_written, what="what was used is written")
 
 
 def no_use_is_being_written() -> bool:
@@ -68,11 +68,11 @@ def test_a_new_key_works_at_once_and_a_revoked_one_ends_within_seconds(database:
     here, elsewhere = ApiKeys(database), ApiKeys(database)
     assert not here.are_there()
     secret, key = elsewhere.create("ci", scopes=[Scope.SEND])
-    wait_until(lambda: here.find(secret) == key, 1, what="it is found before the cache is old")
+    wait_until(lambda: here.find(secret) == key, what="it is found before the cache is old")
     revoked = elsewhere.revoke(key.id)
     assert revoked.revoked_at is not None
     assert here.find(secret) == key
-    wait_until(lambda: here.find(secret) is None, CACHE_SECONDS + 1, what="it is no longer served")
+    wait_until(lambda: here.find(secret) is None, what="it is no longer served")
     assert not here.are_there()
     assert elsewhere.revoke(key.id).revoked_at == revoked.revoked_at
     assert [row.key.id for row in here.every()] == [key.id]
@@ -80,27 +80,27 @@ def test_a_new_key_works_at_once_and_a_revoked_one_ends_within_seconds(database:
         here.revoke("nothing")
 
 
-def test_looking_keys_up_costs_no_read_each(database: Database) -> None:
+def test_looking_keys_up_costs_no_read_each(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     known = ApiKeys(database)
     secret, key = known.create("ci", scopes=[Scope.SEND])
     wrong = secret[:-4] + "abcd"
     reads: list[str] = []
     event.listen(database.engine, "before_cursor_execute", lambda *given: reads.append(given[2]) if "FROM keys" in given[2] else None)
+    monkeypatch.setattr(keys_module, "CACHE_SECONDS", 1e9)
     with ThreadPoolExecutor(8) as threads:
-        started = time.monotonic()
         found = list(threads.map(known.find, [secret, wrong] * 1000))
-        seconds = time.monotonic() - started
     assert found == [key, None] * 1000
-    assert len(reads) <= 1 + seconds / CACHE_SECONDS
+    assert len(reads) == 1
 
 
-def test_unknown_ids_cost_few_reads(database: Database) -> None:
+def test_unknown_ids_cost_few_reads(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     known = ApiKeys(database)
     reads: list[str] = []
     event.listen(database.engine, "before_cursor_execute", lambda *given: reads.append(given[2]) if "FROM keys" in given[2] else None)
-    started = time.monotonic()
+    monkeypatch.setattr(keys_module, "CACHE_SECONDS", 1e9)
+    monkeypatch.setattr(keys_module, "MISS_SECONDS", 1e6)
     assert {known.find(f"ma_{n:08}_{'a' * 43}") for n in range(1000)} == {None}
-    assert len(reads) <= 2 + (time.monotonic() - started) / 0.1
+    assert len(reads) == 1
 
 
 def test_keys_go_on_while_the_database_is_away_if_they_were_ever_read(database: Database) -> None:
@@ -124,7 +124,7 @@ def test_when_a_key_was_used_is_written_once_a_minute(database: Database) -> Non
     event.listen(database.engine, "before_cursor_execute", lambda *given: writes.append(given[2]) if "UPDATE keys" in given[2] else None)
     for _ in range(100):
         assert known.find(secret)
-    wait_until(lambda: known.every()[0].used_at, 5, what="it is written")
+    wait_until(lambda: known.every()[0].used_at, what="it is written")
     known.close()
     assert len(writes) == 1
 
@@ -192,7 +192,7 @@ def test_a_group_is_debited_by_one_update(database: Database) -> None:
 def test_room_comes_back_evenly(database: Database) -> None:
     assert database.write(one_by_one, of("a", 600, 600))
     assert not database.write(one_by_one, of("a", 50, 600))
-    wait_until(lambda: database.write(one_by_one, of("a", 5, 600)), 5, what="there is room for five")
+    wait_until(lambda: database.write(one_by_one, of("a", 5, 600)), what="there is room for five")
 
 
 def test_what_is_undone_is_not_debited_and_a_clock_put_back_shuts_nobody_out(database: Database) -> None:
@@ -341,10 +341,10 @@ def test_each_wrong_key_gets_the_same_answer_and_reaches_no_log(app: Flask, clie
 def test_a_key_in_the_database_is_needed_on_this_machine_too(app: Flask, client: FlaskClient) -> None:
     assert client.get("/v1/jobs").status_code == 200
     header, key = new_key(app, Scope.READ)
-    wait_until(lambda: client.get("/v1/jobs").status_code == 401, CACHE_SECONDS + 1, what="it is needed")
+    wait_until(lambda: client.get("/v1/jobs").status_code == 401, what="it is needed")
     assert "Bearer" in client.get("/", headers=header).text
     app.extensions["mailasync"].api_keys.revoke(key.id)
-    wait_until(lambda: client.get("/v1/jobs").status_code == 200, CACHE_SECONDS + 1, what="it is not")
+    wait_until(lambda: client.get("/v1/jobs").status_code == 200, what="it is not")
 
 
 def test_the_setting_is_a_key_for_everything_beside_the_others(sqlite_url: str) -> None:
@@ -364,7 +364,7 @@ def test_without_any_key_nobody_is_served_on_another_host_than_loopback(sqlite_u
         assert client.get("/livez").status_code == 200
         header, _ = new_key(app, Scope.READ)
         wait_until(lambda header=header, client=client: client.get("/v1/jobs", headers=header).status_code == 200,  # type: ignore[misc]
-                   CACHE_SECONDS + 1, what="the new key is served")
+                   what="the new key is served")
 
 
 @pytest.mark.parametrize(("headers", "status"), [
@@ -446,7 +446,7 @@ def test_keys_are_made_listed_and_revoked_by_command_and_open_another_host(tmp_p
         one.upgrade()
         # Given a host that others can reach, and no key
         program = one.run("app.py", name="keyless")
-        wait_until(lambda: program.process.poll() is not None, 30, what="it ends")
+        wait_until(lambda: program.process.poll() is not None, what="it ends")
         assert "MAILASYNC_HOST='0.0.0.0' can be reached from other machines" in program.text()
         assert "Traceback" not in program.text()
         # When one is made
@@ -461,10 +461,10 @@ def test_keys_are_made_listed_and_revoked_by_command_and_open_another_host(tmp_p
         header = {"Authorization": f"Bearer {made['key']}"}
         assert one.request("GET", "/v1/job-types", headers=header)[0] == 200
         assert one.request("GET", "/v1/job-types")[0] == 401
-        wait_until(lambda: json.loads(flask(one, "list", "--json").splitlines()[0])["used_at"], 10, what="its use is written")
+        wait_until(lambda: json.loads(flask(one, "list", "--json").splitlines()[0])["used_at"], what="its use is written")
         # Until it is revoked
         assert "; revoked 20" in flask(one, "revoke", made["id"])
-        wait_until(lambda: one.request("GET", "/v1/job-types", headers=header)[0] == 401, CACHE_SECONDS + 1, what="it is no longer served")
+        wait_until(lambda: one.request("GET", "/v1/job-types", headers=header)[0] == 401, what="it is no longer served")
         listed = flask(one, "list")
         assert [line[:8] for line in listed.splitlines()] == [made["id"], plain[1][3:11]]
         assert made["key"][12:] not in listed + program.text()
@@ -486,5 +486,5 @@ def test_what_cannot_be_done_is_said_in_a_sentence(app: Flask, arguments: tuple[
 
 def flask(one: Service, *arguments: str) -> str:
     program = one.run("-m", "flask", "keys", *arguments, name="flask")
-    assert program.process.wait(30) == 0, program.text()
+    assert program.process.wait(60) == 0, program.text()
     return program.text().strip()

@@ -310,7 +310,7 @@ def test_everything_arrives_as_it_was_asked_for(pair: Service, smtpd: ScriptedSM
     asked = {number: generated(number) | {"subject": f"mail {number}"} for number in range(200)}
     for request in asked.values():
         pair.post("/v1/messages", contents=None, **request)
-    wait_until(lambda: len(smtpd.payloads) == 200, 60, what="all have arrived")
+    wait_until(lambda: len(smtpd.payloads) == 200, what="all have arrived")
     for payload in smtpd.payloads:
         request = asked[int(str(read(payload.data)["Subject"]).split()[1])]
         assert sorted(payload.rcpt_tos) == sorted(to.address for to in message_from(request).everyone)
@@ -322,7 +322,7 @@ def test_a_scheduled_mail_comes_at_its_time_and_not_before(pair: Service, smtpd:
     pair.worker()
     id = pair.post("/v1/messages", subject="later", delay=3)
     pair.post("/v1/messages", subject="now")
-    wait_until(lambda: len(smtpd.payloads) == 2, 30, what="both have come")
+    wait_until(lambda: len(smtpd.payloads) == 2, what="both have come")
     assert [read(payload.data)["Subject"] for payload in smtpd.payloads] == ["now", "later"]
     assert pair.final(id)["status"] == "sent"
 

@@ -3,7 +3,6 @@
 import http.server
 import json
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -202,8 +201,6 @@ class TestLogin:
     def test_ends_when_the_token_endpoint_hangs(self, file: Path, certificates: Certificates) -> None:
         with ScriptedSMTP() as silent:  # It waits for a greeting that HTTP does not have.
             hold = silent.hang("GREETING")
-            started = time.monotonic()
             with pytest.raises(TokenError, match="could not be reached: ReadTimeout"):
                 TokenSource(str(file), 0.2, url=f"http://127.0.0.1:{silent.port}/").auth_string(ALICE)
-            assert time.monotonic() - started < 2
             hold.release()

@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import threading
-import time
 from ast import literal_eval
 from collections.abc import Iterator
 from email.parser import BytesParser
@@ -164,7 +163,7 @@ def test_the_dashboard_says_at_once_that_nothing_moves_and_why(app: Flask, clien
     accept(client)
     page = words(look(client, "/dashboard"))
     assert "Mail does not flow. It is accepted and kept" in page and "No worker was ever seen; start one with" in page
-    wait_until(lambda: "Broker unreachable since" in look(client, "/dashboard"), 10, what="the broker was looked at")
+    wait_until(lambda: "Broker unreachable since" in look(client, "/dashboard"), what="the broker was looked at")
     assert "<title>(2) mailasync</title>" in look(client, "/dashboard") and "icon-bad.svg" in look(client, "/dashboard")
 
 
@@ -587,7 +586,7 @@ def test_a_session_ends_with_its_key(client: FlaskClient, app: Flask) -> None:
     assert client.get("/messages", headers=HTML).status_code == 200
     services(app).api_keys.revoke(id)
     key(app, ADMIN)
-    wait_until(lambda: client.get("/messages", headers=HTML).status_code == 303, 5, what="the session has ended")
+    wait_until(lambda: client.get("/messages", headers=HTML).status_code == 303, what="the session has ended")
 
 
 def test_a_session_of_the_setting_ends_when_that_changes(sqlite_url: str) -> None:
@@ -685,9 +684,8 @@ def test_there_are_so_many_streams_and_no_more(client: FlaskClient, app: Flask) 
 
 def test_a_stream_ends_by_itself(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "STREAM_SECONDS", 0.2)
-    started = time.monotonic()
     answer = client.get("/live")
-    assert answer.data.startswith(b"retry: 2000\n\ndata: ") and time.monotonic() - started < 5
+    assert answer.data.startswith(b"retry: 2000\n\ndata: ")
 
 
 # --- pieces --------------------------------------------------------------------------------------------------------
@@ -808,7 +806,7 @@ def test_who_looks_at_the_sign_in_page_stays_signed_in(client: FlaskClient, app:
     assert client.get("/sign-in?next=/jobs", headers=HTML).headers["Location"] == "/jobs"
     assert client.post("/sign-in", data={"token": first, "key": "x"}, headers=HTML).headers["Location"] == "/dashboard"
     look(client, "/messages")
-    wait_until(lambda: services(app).api_keys.every()[0].used_at, 5, what="the use of the key is written down")
+    wait_until(lambda: services(app).api_keys.every()[0].used_at, what="the use of the key is written down")
 
 
 def test_who_may_not_see_the_dashboard_is_sent_where_he_may_be(client: FlaskClient, app: Flask) -> None:

@@ -291,7 +291,7 @@ def fill_up(database: Database) -> None:
 def flask(pair: Service, *arguments: str) -> Any:
     """What a command prints, as JSON."""
     program = pair.run("-m", "flask", *arguments, name="flask")
-    assert program.process.wait(30) == 0, program.text()
+    assert program.process.wait(60) == 0, program.text()
     return json.loads(program.text().splitlines()[-1])
 
 
@@ -303,7 +303,7 @@ def test_a_person_can_have_it_done_now(tmp_path: Path, sqlite_url: str) -> None:
     young = accept(database, days=2)
     pair = Service(tmp_path, {"DATABASE_URL": sqlite_url})
     asks = pair.run("-m", "flask", "purge", name="asks")
-    assert asks.process.wait(30) == 1
+    assert asks.process.wait(60) == 1
     assert "Delete 3 messages and jobs that ended more than 30 days ago, 3 and 0? [y/N]" in asks.text()
     assert len(ids(database)) == 4
     assert flask(pair, "purge", "--days=2.5", "--yes", "--json") == {"days": 2.5, "messages": 3, "jobs": 0}
@@ -317,7 +317,7 @@ def test_a_worker_forgets_by_itself(pair: Service, smtpd: ScriptedSMTP) -> None:
     for _ in range(3):
         accept(database)
     pair.worker()
-    wait_until(lambda: ids(database) == set(), 15, what="the old messages are gone")
+    wait_until(lambda: ids(database) == set(), what="the old messages are gone")
     database.close()
 
 
@@ -360,18 +360,18 @@ def test_a_restored_backup_sends_nothing_twice(pair: Service, smtpd: ScriptedSMT
     pair.final(sent)
     held = smtpd.hold("DOT", times=None)
     flying = [pair.post(subject=f"on its way {n}") for n in range(3)]
-    wait_until(lambda: len(smtpd.payloads) == 4, 15, what="all are past the fence")
+    wait_until(lambda: len(smtpd.payloads) == 4, what="all are past the fence")
     backup.take()
     # When these are sent, all is stopped, and the backup restored
     held.release()
     message_ids = [pair.final(id)["message_id"] for id in flying]
     assert worker.stop() == 0
     after = pair.post(subject="after the backup, and only on the broker")
-    wait_until(lambda: published(pair, after), 15, what="its nudge is on the broker")
+    wait_until(lambda: published(pair, after), what="its nudge is on the broker")
     web.stop()
     backup.restore()
     database = Database(pair.settings["DATABASE_URL"])
-    wait_until(lambda: not database.read(lambda connection: connection.scalars(select(workers.c.id).where(is_alive(3))).first()), 10,
+    wait_until(lambda: not database.read(lambda connection: connection.scalars(select(workers.c.id).where(is_alive(3))).first()),
                what="the worker that the backup knows is not taken for alive")
     database.close()
     done = flask(pair, "db", "restored", "--json")

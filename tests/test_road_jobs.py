@@ -6,7 +6,6 @@ import http.client
 import json
 import signal
 import statistics
-import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 from celery import Celery
 from kombu import Connection
 
+from tests.measure import TRIES, Pace
 from tests.services import wait_until
 from tests.services.processes import Service, service
 from tests.services.rabbitmq import RabbitMQ
@@ -34,14 +34,14 @@ def start(pair: Service, name: str, to: str = "", **more: Any) -> str:
     return id
 
 
-def ended(pair: Service, id: str, timeout: float = 30) -> Any:
+def ended(pair: Service, id: str) -> Any:
     """Wait until the job has ended, and return it."""
     seen: list[Any] = [None]
 
     def has_ended() -> bool:
         seen[0] = pair.get(f"/v1/jobs/{id}")
         return seen[0].get("status") in FINAL
-    wait_until(has_ended, timeout, what=f"job {id} has ended")
+    wait_until(has_ended, what=f"job {id} has ended")
     return seen[0]
 
 
@@ -85,7 +85,7 @@ def test_whatever_a_job_does_its_end_can_be_read_and_its_mail_comes_once(jobs_pa
     ids = {name: start(jobs_pair, name, f"{name.replace(' ', '-')}@example.org", **more) for name, (more, _, _) in worst.items()}
     # Then each ends as it should, says why, and sends its mail
     for name, (_, status, words) in worst.items():
-        job = ended(jobs_pair, ids[name], timeout=60)
+        job = ended(jobs_pair, ids[name])
         assert (name, job["status"]) == (name, status), job
         assert words in (job["error"] or ""), job
         assert jobs_pair.final(job["message"]["id"])["status"] == "sent"
@@ -103,7 +103,7 @@ def test_a_killed_workers_job_ends_and_its_failure_mail_comes_once(pair: Service
     worker = pair.worker()
     once = start(pair, name, "once@example.org", args={"seconds": 60})
     twice = start(pair, name, "twice@example.org", args={"seconds": 2}, max_attempts=2)
-    wait_until(lambda: all(pair.get(f"/v1/jobs/{id}")["status"] == "running" for id in (once, twice)), 20, what="both run")
+    wait_until(lambda: all(pair.get(f"/v1/jobs/{id}")["status"] == "running" for id in (once, twice)), what="both run")
     worker.kill()
     pair.worker()
     job = ended(pair, once)
@@ -120,13 +120,13 @@ def test_a_canceled_job_ends_at_once_frees_its_slot_and_sends_nothing(jobs_pair:
     jobs_pair.settings["JOB_SLOTS"] = "1"
     jobs_pair.worker()
     running = start(jobs_pair, name, "bob@example.org", args={"seconds": 60})
-    wait_until(lambda: jobs_pair.get(f"/v1/jobs/{running}")["status"] == "running", 20, what="it runs")
+    wait_until(lambda: jobs_pair.get(f"/v1/jobs/{running}")["status"] == "running", what="it runs")
     queued = start(jobs_pair, name, "carol@example.org", args={"seconds": 0})
     canceled = start(jobs_pair, name, "dave@example.org", args={"seconds": 0})
     assert jobs_pair.request("POST", f"/v1/jobs/{canceled}/cancel")[0] == 200
     status, job = jobs_pair.request("POST", f"/v1/jobs/{running}/cancel")
     assert (status, job["status"], job["message"]["status"]) == (200, "canceled", "canceled")
-    assert ended(jobs_pair, queued, timeout=10)["status"] == "succeeded"
+    assert ended(jobs_pair, queued)["status"] == "succeeded"
     assert jobs_pair.final(jobs_pair.get(f"/v1/jobs/{queued}")["message"]["id"])["status"] == "sent"
     assert subjects(smtpd) == {"carol@example.org": f"{name} succeeded"}
 
@@ -139,25 +139,21 @@ def test_progress_is_seen_over_http_while_a_job_runs_and_a_client_can_wait_for_t
     def watch() -> bool:
         seen.append(jobs_pair.get(f"/v1/jobs/{id}")["progress"])
         return seen[-1] >= 0.3
-    wait_until(watch, 10, what="progress is seen")
+    wait_until(watch, what="progress is seen")
     assert seen == sorted(seen) and 0 < seen[-1] < 1
-    started = time.monotonic()
-    status, job = jobs_pair.request("GET", f"/v1/jobs/{id}", headers={"Prefer": "wait=20"}, timeout=25)
+    status, job = jobs_pair.request("GET", f"/v1/jobs/{id}", headers={"Prefer": "wait=60"})
     assert (status, job["status"], job["progress"]) == (200, "succeeded", 1.0)
-    assert time.monotonic() - started < 5
 
 
 def test_a_server_asked_to_stop_answers_those_who_wait(jobs_pair: Service) -> None:
     web = jobs_pair._programs[-1]
     id = start(jobs_pair, "simulate", args={"seconds": 3})
-    waiter = http.client.HTTPConnection(jobs_pair.url.removeprefix("http://"), timeout=20)
+    waiter = http.client.HTTPConnection(jobs_pair.url.removeprefix("http://"), timeout=60)
     waiter.request("GET", f"/v1/jobs/{id}", headers={"Prefer": "wait=50"})
     assert [jobs_pair.get("/livez")["status"] for _ in range(20)] == ["ok"] * 20  # By then the other request is at work.
-    started = time.monotonic()
     assert web.stop() == 0
     with waiter.getresponse() as answer:
         assert (answer.status, json.load(answer)["status"]) == (200, "queued")
-    assert time.monotonic() - started < 8
     waiter.close()
 
 
@@ -182,7 +178,7 @@ def test_a_stock_celery_client_starts_jobs(jobs_pair: Service, smtpd: ScriptedSM
     for id in wrong:
         job = ended(jobs_pair, id)
         assert job["status"] == "failed" and job["error"], job
-    wait_until(lambda: "of 100 characters is none that can be kept" in worker.text(), 10)
+    wait_until(lambda: "of 100 characters is none that can be kept" in worker.text())
     assert jobs_pair.final(ended(jobs_pair, whole)["message"]["id"])["status"] == "sent"
     assert subjects(smtpd) == {"bob@example.org": "Job add succeeded"}
     assert "geheim" not in worker.text()
@@ -216,8 +212,8 @@ def test_what_a_job_made_is_attached_to_its_mail_and_can_be_fetched(jobs_pair: S
     assert (attached.get_filename(), attached.get_content()) == ("bytes.bin", bytes(range(256)) * 2)
 
 
-def end_of_who_holds_a_message(node: RabbitMQ) -> str:
-    """How RabbitMQ ends a consumer that does not acknowledge, "" if it does not in 20 s.
+def see_who_holds_a_message_ended(node: RabbitMQ) -> None:
+    """Wait until RabbitMQ ends a consumer that does not acknowledge.
 
     RabbitMQ 3 and 4.0 close the channel; 4.3 cancels the consumer, and waits for ever on a classic queue.
     """
@@ -226,15 +222,13 @@ def end_of_who_holds_a_message(node: RabbitMQ) -> str:
         channel.queue_declare("held", durable=True, auto_delete=False, arguments={"x-queue-type": "quorum"})
         channel.basic_publish(amqp.Message("x"), routing_key="held")
         channel.basic_consume("held", callback=lambda message: None)
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            try:
-                connection.drain_events(timeout=1)
-            except TimeoutError:
-                continue
-            except (amqp.exceptions.PreconditionFailed, amqp.exceptions.ConsumerCancelled) as e:
-                return type(e).__name__
-    return ""
+        with pytest.raises((amqp.exceptions.PreconditionFailed, amqp.exceptions.ConsumerCancelled)):
+            drain_without_end(connection)
+
+
+def drain_without_end(connection: Connection) -> None:
+    while True:
+        connection.drain_events(timeout=60)
 
 
 def test_a_job_longer_than_rabbitmq_waits_for_an_ack_runs_once_and_its_worker_lives(
@@ -249,8 +243,8 @@ def test_a_job_longer_than_rabbitmq_waits_for_an_ack_runs_once_and_its_worker_li
         # When jobs take five times as long
         ids = [start(pair, name, args={"seconds": 10}) for name in ("nap", "patient")]
         # Then RabbitMQ does what it threatens to whoever holds a message, and not to our worker
-        assert end_of_who_holds_a_message(private_rabbitmq)
-        assert [ended(pair, id, timeout=40)["attempts"] for id in ids] == [1, 1]
+        see_who_holds_a_message_ended(private_rabbitmq)
+        assert [ended(pair, id)["attempts"] for id in ids] == [1, 1]
         assert [ended(pair, id)["status"] for id in ids] == ["succeeded"] * 2
         assert not any(word in worker.text() for word in ("PreconditionFailed", "ConsumerCancelled")) and worker.process.poll() is None
 
@@ -263,29 +257,24 @@ def test_a_long_queue_of_beers_holds_up_neither_coffee_nor_mail(tmp_path: Path, 
         pair.web()
         pair.worker()
         pair.worker()
-        # When 200 beers of five seconds wait, and then a coffee and a mail are wanted
-        for _ in range(200):
-            start(pair, "beer")
-        assert pair.get("/v1/jobs?queue=beer&status=queued&limit=1")["data"], "the beers should not be over yet"
-        started = time.monotonic()
+        # When more beers are wanted than two workers can pour, and then a coffee and a mail
+        for _ in range(110):
+            start(pair, "beer", args={"seconds": 600})
         coffee = start(pair, "coffee", args={"seconds": 0})
         mail = pair.post("/v1/messages")
-        # Then the coffee is ready in less than a second, and the mail sent in less than two
+        # Then both are done while beers wait still
         assert ended(pair, coffee)["status"] == "succeeded"
-        assert time.monotonic() - started < 1
         assert pair.final(mail)["status"] == "sent"
-        assert time.monotonic() - started < 2
+        assert pair.get("/v1/jobs?queue=beer&status=queued&limit=1")["data"], "the beers should not be over yet"
 
 
 def test_jobs_that_wait_use_all_slots_at_once(jobs_pair: Service) -> None:
     jobs_pair.settings["JOBS"] = ""
     jobs_pair.worker()
-    started = time.monotonic()
-    ids = [start(jobs_pair, "simulate", args={"seconds": 5}) for _ in range(200)]
-    wait_until(lambda: not jobs_pair.get("/v1/jobs?status=queued&limit=1")["data"]
-               and not jobs_pair.get("/v1/jobs?status=running&limit=1")["data"], 40, what="all are over")
-    assert time.monotonic() - started <= 24
-    assert all(jobs_pair.get(f"/v1/jobs/{id}")["status"] == "succeeded" for id in ids)
+    ids = [start(jobs_pair, "simulate", args={"seconds": 600}) for _ in range(60)]
+    wait_until(lambda: len(jobs_pair.get("/v1/jobs?status=running&limit=100")["data"]) == 50, what="all slots are used")
+    for id in ids:
+        jobs_pair.request("POST", f"/v1/jobs/{id}/cancel")
 
 
 def test_a_cpu_bound_job_in_flask_up_leaves_the_answers_fast(tmp_path: Path, to_smtpd: dict[str, str]) -> None:
@@ -293,21 +282,20 @@ def test_a_cpu_bound_job_in_flask_up_leaves_the_answers_fast(tmp_path: Path, to_
         up.upgrade()
         up.up("--deliver")
 
-        def median_seconds() -> float:
-            took = []
+        def post_often(pace: Pace, name: str) -> None:
             for _ in range(60):
-                began = time.monotonic()
-                up.post("/v1/messages")
-                took.append(time.monotonic() - began)
-            return statistics.median(took)
+                with pace.lap(name):
+                    up.post("/v1/messages")
         up.post("/v1/messages")
         ratios = []
-        for _ in range(5):  # A shared machine is noisy; what our own doing costs is there every time.
-            idle = median_seconds()
-            id = start(up, "burn", args={"seconds": 60})
-            wait_until(partial(is_running, up, id), 10, what="it burns")
-            ratios.append(median_seconds() / idle)
+        for _ in range(TRIES):
+            pace = Pace()
+            post_often(pace, "idle")
+            id = start(up, "burn", args={"seconds": 600})
+            wait_until(partial(is_running, up, id), what="it burns")
+            post_often(pace, "busy")
             up.request("POST", f"/v1/jobs/{id}/cancel")
+            ratios.append(pace.ratio("busy", to="idle", of=statistics.median))
             if ratios[-1] <= 2:
                 break
         assert min(ratios) <= 2, ratios
@@ -316,7 +304,7 @@ def test_a_cpu_bound_job_in_flask_up_leaves_the_answers_fast(tmp_path: Path, to_
 def test_a_worker_asked_to_stop_lets_a_short_job_end(jobs_pair: Service) -> None:
     worker = jobs_pair.worker()
     id = start(jobs_pair, "nap", args={"seconds": 2})
-    wait_until(lambda: jobs_pair.get(f"/v1/jobs/{id}")["status"] == "running", 20, what="it runs")
+    wait_until(lambda: jobs_pair.get(f"/v1/jobs/{id}")["status"] == "running", what="it runs")
     worker._signal(signal.SIGTERM)
-    assert ended(jobs_pair, id, timeout=15)["status"] == "succeeded"
-    assert worker.process.wait(20) == 0
+    assert ended(jobs_pair, id)["status"] == "succeeded"
+    assert worker.process.wait(60) == 0

@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -35,7 +34,7 @@ def pour(seconds: float, progress: Progress) -> str:
 @job("looks at nothing", isolated=False)
 def deaf(progress: Progress) -> None:
     """Look at nothing until the test lets it go."""
-    deaf_goes.wait(30)
+    deaf_goes.wait(60)
 
 
 deaf_goes = threading.Event()
@@ -64,7 +63,7 @@ class Bench:
 
     def add(self, name: str, *, wake: bool = True, args: dict[str, Any] | None = None, **more: Any) -> str:
         kind = registry.job_type(name)
-        one = NewJob(**{"id": new_id(), "name": name, "args": args or {}, "queue": kind.queue, "timeout_seconds": 10, **more})
+        one = NewJob(**{"id": new_id(), "name": name, "args": args or {}, "queue": kind.queue, "timeout_seconds": 60, **more})
         self.jobs.accept(one)
         if wake:
             self.runner.wake()
@@ -78,9 +77,9 @@ class Bench:
     def running(self) -> list[str]:
         return [row["name"] for row in self.jobs.page(limit=100, state="running")]
 
-    def ended(self, id: str, timeout: float = 15) -> tuple[str, Any]:
+    def ended(self, id: str) -> tuple[str, Any]:
         """State of the job when it is final, and its result or error."""
-        wait_until(lambda: self.row(id)["state"] in FINAL, timeout, what="the job has ended")
+        wait_until(lambda: self.row(id)["state"] in FINAL, what="the job has ended")
         row = self.row(id)
         return row["state"], row["error"] or json.loads(row["result"] or "null")
 
@@ -135,17 +134,16 @@ def test_a_result_is_text_that_every_reader_takes(bench: Bench, name: str) -> No
     ("huge", {}, "failed", "the most"),
 ])
 def test_a_job_that_fails_tells_why(bench: Bench, name: str, args: dict[str, Any], state: str, words: str) -> None:
-    ended, error = bench.ended(bench.add(name, args=args, timeout_seconds=0.5 if name == "sleep" else 10))
+    ended, error = bench.ended(bench.add(name, args=args, timeout_seconds=0.5 if name == "sleep" else 60))
     assert ended == state
     assert words in error
 
 
 def test_simulated_work_takes_its_time_and_reports(bench: Bench) -> None:
-    started = time.monotonic()
     id = bench.add("simulate", args={"seconds": 0.5})
-    wait_until(lambda: bench.row(id)["step"], 5, what="it reports")
+    wait_until(lambda: bench.row(id)["step"], what="it reports")
     assert bench.ended(id)[0] == "succeeded"
-    assert time.monotonic() - started >= 0.5
+    assert bench.row(id)["finished_at"] - bench.row(id)["started_at"] >= 500
 
 
 def test_a_file_with_a_hostile_name_is_kept_under_a_harmless_one(bench: Bench) -> None:
@@ -163,7 +161,7 @@ def hostile_file() -> File:
 
 def test_progress_in_a_tight_loop_costs_little_and_the_last_of_it_is_told(bench: Bench) -> None:
     id = bench.add("eager", args={"times": 20_000})
-    wait_until(lambda: bench.row(id)["step"] == "20000 of 20000", 5, what="the last step is told")
+    wait_until(lambda: bench.row(id)["step"] == "20000 of 20000", what="the last step is told")
     assert bench.row(id)["progress"] == 500
     bench.jobs.cancel(id)
 
@@ -208,24 +206,22 @@ def test_no_more_jobs_run_than_there_are_slots_and_none_is_forgotten(bench: Benc
 def test_a_long_queue_leaves_room_for_the_others(bench: Bench) -> None:
     for _ in range(20):
         bench.add("patient", args={"seconds": 30})
-    wait_until(lambda: len(bench.running()) == 3, 5, what="the slots are taken")
-    assert bench.ended(bench.add("pour", args={"seconds": 0}), timeout=2) == ("succeeded", "poured")
+    wait_until(lambda: len(bench.running()) == 3, what="the slots are taken")
+    assert bench.ended(bench.add("pour", args={"seconds": 0})) == ("succeeded", "poured")
 
 
 def test_one_wake_starts_all_jobs_that_wait(a_bench: Callable[..., Bench]) -> None:
     bench = a_bench(slots=20, watch=False)
-    ids = [bench.add("patient", wake=False, args={"seconds": 1.0}) for _ in range(15)]
-    started = time.monotonic()
+    ids = [bench.add("patient", wake=False, args={"seconds": 600}, max_attempts=2) for _ in range(15)]
     bench.runner.wake()
-    assert {bench.ended(id)[0] for id in ids} == {"succeeded"}
-    assert time.monotonic() - started < 5  # and not fifteen, one after the other
+    wait_until(lambda: len(bench.running()) == len(ids), what="all run")
 
 
 def test_child_processes_are_bounded_and_do_not_keep_threads_from_jobs_that_wait(a_bench: Callable[..., Bench]) -> None:
     bench = a_bench(slots=8, processes=1)
     ids = [bench.add("nap", args={"seconds": 0.5}) for _ in range(3)]
-    wait_until(lambda: bench.running() == ["nap"], 10, what="one runs")
-    assert bench.ended(bench.add("patient", args={"seconds": 0}), timeout=3)[0] == "succeeded"
+    wait_until(lambda: bench.running() == ["nap"], what="one runs")
+    assert bench.ended(bench.add("patient", args={"seconds": 0}))[0] == "succeeded"
     assert bench.running().count("nap") <= 1
     assert {bench.ended(id)[0] for id in ids} == {"succeeded"}
 
@@ -234,22 +230,22 @@ def test_child_processes_are_bounded_and_do_not_keep_threads_from_jobs_that_wait
 
 def test_a_job_is_tried_again_as_its_schedule_says_and_no_more_often(bench: Bench) -> None:
     id = bench.add("raise", max_attempts=3, retry="1s*2")
-    wait_until(lambda: bench.row(id)["attempt"] == 1 and bench.row(id)["next_attempt_at"], 10, what="it waits")
+    wait_until(lambda: bench.row(id)["attempt"] == 1 and bench.row(id)["next_attempt_at"], what="it waits")
     assert bench.row(id)["state"] == JobState.QUEUED
     assert bench.ended(id) == ("failed", "ValueError: no such file")
     assert bench.row(id)["attempt"] == 3
 
 
 def test_a_job_in_a_thread_ends_at_its_timeout(bench: Bench) -> None:
-    assert bench.ended(bench.add("patient", args={"seconds": 30}, timeout_seconds=0.5), timeout=5) == ("timed_out", "ended after 0.5 s")
+    assert bench.ended(bench.add("patient", args={"seconds": 30}, timeout_seconds=0.5)) == ("timed_out", "ended after 0.5 s")
 
 
 def test_a_job_in_a_thread_that_does_not_look_ends_without_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "NOTICE_SECONDS", 0.2)  # a constant of ours, so that the test need not take five seconds
     id = bench.add("looks at nothing", timeout_seconds=0.2)
-    assert bench.ended(id, timeout=5) == ("timed_out", "ended after 0.2 s")
+    assert bench.ended(id) == ("timed_out", "ended after 0.2 s")
     deaf_goes.set()
-    wait_until(lambda: not bench.runner._running, 5, what="its slot is free again")
+    wait_until(lambda: not bench.runner._running, what="its slot is free again")
     assert bench.ended(id) == ("timed_out", "ended after 0.2 s")
 
 
@@ -258,9 +254,9 @@ def test_a_job_in_a_thread_that_does_not_look_ends_without_it(bench: Bench, monk
 @pytest.mark.parametrize("name", ["patient", "nap"])
 def test_a_canceled_job_ends_soon_and_frees_its_slot(bench: Bench, name: str) -> None:
     id = bench.add(name, args={"seconds": 60}, timeout_seconds=100)
-    wait_until(lambda: bench.row(id)["state"] == JobState.RUNNING, 10, what="it runs")
+    wait_until(lambda: bench.row(id)["state"] == JobState.RUNNING, what="it runs")
     assert bench.jobs.cancel(id) is JobState.RUNNING
-    wait_until(lambda: not bench.runner._running, 5, what="its slot is free again")
+    wait_until(lambda: not bench.runner._running, what="its slot is free again")
     assert bench.ended(id)[0] == "canceled"
     assert bench.ended(bench.add("add", args={"a": 1}))[0] == "succeeded"
 
@@ -276,13 +272,13 @@ def quitter() -> None:
 
 # --- stop ----------------------------------------------------------------------------------------------------------
 
-def test_a_runner_that_stops_gives_back_at_once_what_may_run_again(a_bench: Callable[..., Bench]) -> None:
+def test_a_runner_that_stops_gives_back_at_once_what_may_run_again(
+        a_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "STOP_SECONDS", 600)
     bench = a_bench()
-    id = bench.add("patient", args={"seconds": 60}, max_attempts=2)
-    wait_until(lambda: bench.row(id)["state"] == "running", 5, what="it runs")
-    started = time.monotonic()
+    id = bench.add("patient", args={"seconds": 600}, timeout_seconds=1000, max_attempts=2)
+    wait_until(lambda: bench.row(id)["state"] == "running", what="it runs")
     bench.runner.close()
-    assert time.monotonic() - started < 3
     assert (bench.row(id)["state"], bench.row(id)["attempt"]) == ("queued", 0)
 
 
@@ -292,9 +288,9 @@ def test_stopping_waits_a_moment_for_a_job_that_may_not_run_twice_and_then_ends_
     monkeypatch.setattr(runner, "STOP_SECONDS", 4)  # a constant of ours, so that the test need not take ten seconds
     bench = a_bench()
     long = bench.add(name, args={"seconds": 60}, timeout_seconds=100)
-    wait_until(lambda: bench.row(long)["state"] == "running", 10, what="it runs")
+    wait_until(lambda: bench.row(long)["state"] == "running", what="it runs")
     short = bench.add(short_name, args=args)
-    wait_until(lambda: bench.row(short)["step"], 10, what="the other has begun")  # One that has not is given back.
+    wait_until(lambda: bench.row(short)["step"], what="the other has begun")  # One that has not is given back.
     bench.runner.close()
     assert bench.row(short)["state"] == "succeeded"
     assert bench.ended(long) == ("failed", "ended, as its worker was stopped")
@@ -303,7 +299,7 @@ def test_stopping_waits_a_moment_for_a_job_that_may_not_run_twice_and_then_ends_
 def test_no_child_outlives_its_runner(bench: Bench) -> None:
     pids = [bench.ended(bench.add("whoami"))[1]]
     bench.add("nap", args={"seconds": 60}, timeout_seconds=100, max_attempts=2)
-    wait_until(lambda: "nap" in bench.running(), 10, what="it runs")
+    wait_until(lambda: "nap" in bench.running(), what="it runs")
     bench.runner.close()
     assert not any(is_alive(pid) for pid in pids)
 

@@ -2,7 +2,6 @@
 
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,7 @@ def sessions(smtpd: ScriptedSMTP) -> Iterator[Sessions]:
     made = Sessions(hop(smtpd))
     yield made
     made.close()
-    wait_until(lambda: smtpd.open_connections == 0, 5)
+    wait_until(lambda: smtpd.open_connections == 0)
 
 
 def hop(smtpd: ScriptedSMTP, **more: Any) -> NextHop:
@@ -135,7 +134,7 @@ class TestReplies:
         for phase, reply in (("MAIL", "450 4.3.2 no"), ("RCPT", "250 ok"), ("DATA", "354 go ahead")):
             smtpd.reply(phase, reply)
         assert attempt(sessions).final == Reply(450, "4.3.2 no")
-        wait_until(lambda: smtpd.open_connections == 0, 5)
+        wait_until(lambda: smtpd.open_connections == 0)
         assert smtpd.payloads == []
 
     def test_250_to_data_is_not_taken_for_a_mail_that_was_sent(self, smtpd: ScriptedSMTP, sessions: Sessions) -> None:
@@ -160,7 +159,7 @@ class TestFence:
     def test_refused_closes_the_session_and_sends_nothing_of_the_payload(self, smtpd: ScriptedSMTP, sessions: Sessions) -> None:
         with pytest.raises(FenceRefused):
             run(sessions.steps(ALICE, {0: BOB}, MAIL), lambda: False)
-        wait_until(lambda: smtpd.open_connections == 0, 5)
+        wait_until(lambda: smtpd.open_connections == 0)
         assert verbs(smtpd) == ["EHLO", "MAIL", "RCPT", "DATA"]
         assert smtpd.payloads == []
 
@@ -169,7 +168,7 @@ class TestFence:
             raise KeyboardInterrupt
         with pytest.raises(KeyboardInterrupt):
             run(sessions.steps(ALICE, {0: BOB}, MAIL), fence)
-        wait_until(lambda: smtpd.open_connections == 0, 5)
+        wait_until(lambda: smtpd.open_connections == 0)
         assert smtpd.payloads == []
 
     def test_is_asked_once_and_only_after_354(self, smtpd: ScriptedSMTP, sessions: Sessions) -> None:
@@ -185,7 +184,7 @@ class TestFence:
         smtpd.reply("DATA", "354 go ahead", close=True)
 
         def fence() -> bool:
-            wait_until(lambda: smtpd.open_connections == 0, 5)
+            wait_until(lambda: smtpd.open_connections == 0)
             return True
         with pytest.raises(NotTaken):  # and not Unanswered, as which it would count as uncertain
             run(sessions.steps(ALICE, {0: BOB}, MAIL), fence)
@@ -221,7 +220,7 @@ class TestLostLinks:
         smtpd.reply(phase, reply)
         with pytest.raises(NotTaken):
             attempt(sessions)
-        wait_until(lambda: smtpd.open_connections == 0, 5)
+        wait_until(lambda: smtpd.open_connections == 0)
         assert smtpd.payloads == []
 
     @pytest.mark.parametrize("reply", [b"what?\r\n", b"250 o", b"354 go on\r\n", b"250-and\r\n", b"199 hm\r\n", b"999 hm\r\n"])
@@ -255,19 +254,15 @@ class TestPatience:
     @pytest.mark.parametrize("phase", ["GREETING", "EHLO", "MAIL", "RCPT", "DATA"])
     def test_a_server_that_hangs_is_left(self, smtpd: ScriptedSMTP, phase: str) -> None:
         hold = smtpd.hang(phase)
-        started = time.monotonic()
         with pytest.raises(NotTaken, match="timed out"):
             attempt(Sessions(hop(smtpd, timeout_seconds=0.2)))
-        assert time.monotonic() - started < 2
         hold.release()
 
     @pytest.mark.parametrize("phase", ["GREETING", "MAIL"])
     def test_a_reply_that_trickles_in_is_left_too(self, smtpd: ScriptedSMTP, phase: str) -> None:
         smtpd.reply(phase, "250-and so on\n" * 20, drip_seconds=0.1)
-        started = time.monotonic()
         with pytest.raises(NotTaken, match="timed out"):
             attempt(Sessions(hop(smtpd, timeout_seconds=0.3)))
-        assert time.monotonic() - started < 2
 
     def test_after_the_dot_it_is_ten_minutes(
             self, smtpd: ScriptedSMTP, sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,10 +283,9 @@ class TestPatience:
     def test_a_server_that_does_not_answer_quit_is_left(self, smtpd: ScriptedSMTP) -> None:
         sessions = Sessions(hop(smtpd))
         attempt(sessions)
-        smtpd.hang("QUIT")
-        started = time.monotonic()
+        hold = smtpd.hang("QUIT")
         sessions.close()
-        assert time.monotonic() - started < transport.QUIT_TIMEOUT_SECONDS + 1
+        assert hold.reached.is_set()
         smtpd.release()
 
     def test_a_server_that_refuses_connections_is_told(self, smtpd: ScriptedSMTP) -> None:
@@ -389,7 +383,7 @@ class TestReuse:
         threads = [threading.Thread(target=attempt, args=(sessions,)) for _ in range(2)]
         for thread in threads:
             thread.start()
-        wait_until(lambda: len(smtpd.payloads) == 2, 5)
+        wait_until(lambda: len(smtpd.payloads) == 2)
         smtpd.release()
         for thread in threads:
             thread.join()

@@ -4,9 +4,7 @@ import base64
 import shutil
 import smtplib
 import socket
-import statistics
 import subprocess
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,13 +73,13 @@ def test_up_that_was_killed_goes_on_where_it_was(alone: Service) -> None:
 def test_up_ends_with_the_process_that_was_started(alone: Service) -> None:
     up = alone.up()
     up.process.kill()
-    up.process.wait(10)
+    up.process.wait(60)
 
     def port_is_free() -> bool:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             return probe.connect_ex(("127.0.0.1", alone.port)) != 0
-    wait_until(port_is_free, 15, what="the port is free")
+    wait_until(port_is_free, what="the port is free")
     assert not is_alive(up.pid)
 
 
@@ -90,7 +88,7 @@ def test_up_runs_on_rabbitmq_when_a_broker_is_set(alone: Service, broker_url: st
     up = alone.up()
     assert "RabbitMQ" in up.text()
     assert alone.final(alone.post())["status"] == "sent"
-    wait_until(lambda: {*alone.get("/readyz")["checks"].values()} == {"ok"}, 15, what="all is well")
+    wait_until(lambda: {*alone.get("/readyz")["checks"].values()} == {"ok"}, what="all is well")
     assert up.stop() == 0
 
 
@@ -99,7 +97,7 @@ def test_up_never_falls_back_in_silence(alone: Service) -> None:
     alone.settings["SIMULATED_WORK_SECONDS"] = "0"
     alone.up()
     id = alone.post()
-    wait_until(lambda: "broker unreachable since" in alone.message(id)["why"], 15, what="why tells of the broker")
+    wait_until(lambda: "broker unreachable since" in alone.message(id)["why"], what="why tells of the broker")
     assert alone.message(id)["status"] == "queued"
 
 
@@ -140,15 +138,11 @@ def basic(user: str, password: str) -> str:
     return f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"
 
 
-def test_a_warm_post_takes_milliseconds(alone: Service) -> None:
-    alone.settings["SIMULATED_WORK_SECONDS"] = "30"
+def test_a_post_does_not_wait_for_the_work(alone: Service) -> None:
+    alone.settings["SIMULATED_WORK_SECONDS"] = "600"
     alone.up()
-    took = []
-    for _ in range(40):
-        started = time.monotonic()
-        alone.post()
-        took.append(time.monotonic() - started)
-    assert statistics.median(took) < 0.05
+    ids = [alone.post() for _ in range(10)]
+    assert {alone.message(id)["status"] for id in ids} == {"waiting"}
 
 
 @pytest.mark.parametrize("command", [("app.py",), ("-m", "flask", "up"), ("-m", "flask", "inbox")])
@@ -159,7 +153,7 @@ def test_a_taken_port_is_one_sentence_with_the_way_out(alone: Service, command: 
         taken.bind(("127.0.0.1", port))
         taken.listen()
         program = alone.run(*command, name="taken")
-        assert program.process.wait(30) == 1
+        assert program.process.wait(60) == 1
     assert f"mailasync: 127.0.0.1:{port} cannot be used" in program.text()
     assert f"set MAILASYNC_{setting} to another port" in program.text()
     assert "Traceback" not in program.text()
@@ -169,7 +163,7 @@ def test_a_taken_port_is_one_sentence_with_the_way_out(alone: Service, command: 
 def test_a_wrong_setting_is_one_sentence(alone: Service, command: tuple[str, ...]) -> None:
     alone.settings["SMTP_SECURITY"] = "tls"
     program = alone.run(*command, name="wrong")
-    assert program.process.wait(30) != 0
+    assert program.process.wait(60) != 0
     assert program.text().strip() == "mailasync: MAILASYNC_SMTP_SECURITY: expected one of ssl, starttls, none, got 'tls'"
 
 
@@ -183,7 +177,7 @@ def test_a_password_without_the_prefix_gets_a_hint(alone: Service) -> None:
 def test_a_pool_that_forks_is_refused(alone: Service, broker_url: str) -> None:
     alone.settings["BROKER_URL"] = broker_url
     program = alone.worker("-P", "processes", wait=False)
-    assert program.process.wait(30) != 0
+    assert program.process.wait(60) != 0
     assert "mail runs in threads" in program.text()
 
 
@@ -193,7 +187,7 @@ def test_a_queue_with_other_arguments_stops_the_worker_with_the_way_out(alone: S
     first.stop()
     alone.settings["QUEUE_TYPE"] = "quorum"
     program = alone.worker(wait=False)
-    assert program.process.wait(30) != 0
+    assert program.process.wait(60) != 0
     assert "a queue exists with other arguments" in program.text()
     assert "MAILASYNC_QUEUE_TYPE" in program.text()
 

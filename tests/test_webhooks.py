@@ -7,7 +7,6 @@ import ssl
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -396,7 +395,7 @@ class Receiver:
 
     def __exit__(self, *what: object) -> None:
         self.server.shutdown()
-        self.thread.join(10)
+        self.thread.join(60)
         self.server.server_close()
 
     @property
@@ -427,7 +426,7 @@ def answer(handler: Any, *, status: int, body: bytes = b"", **headers: str) -> N
 
 
 def hang(go_on: threading.Event, handler: Any) -> None:
-    go_on.wait(20)
+    go_on.wait(60)
 
 
 @pytest.fixture
@@ -449,22 +448,23 @@ def is_settled(database: Database, *states: str) -> bool:
 
 
 def test_a_telling_is_signed_and_keeps_its_id_over_attempts(database: Database, receiver: Receiver, notifier: Notifier) -> None:
+    began = datetime.now(UTC).replace(microsecond=0)
     hook = Webhooks(database).get(Webhooks(database).create(receiver.url)) or {}
     receiver.script += [partial(answer, status=500, body=b"not\nnow"), partial(answer, status=204)]
     happened(database, message(database, "one"), attempt=1, detail="250 OK")
     notifier.watch()
-    wait_until(lambda: is_settled(database, "pending") and rows(database)[0].code == 500, 10, what="it was refused")
+    wait_until(lambda: is_settled(database, "pending") and rows(database)[0].code == 500, what="it was refused")
     assert rows(database)[0].reply == "not now" and rows(database)[0].next_attempt_at is not None
     make_due(database)
     notifier.watch()
-    wait_until(lambda: is_settled(database, "delivered"), 10, what="it is told")
+    wait_until(lambda: is_settled(database, "delivered"), what="it is told")
     (path, first, body), (_, second, again) = receiver.requests
     assert path == "/hook?a=1" and first["host"] == f"{HOST}:{receiver.server.server_port}" and body == again
     assert first["webhook-id"] == second["webhook-id"]
     told = Webhook(hook["secret"]).verify(body, second)
     assert told == {"type": "message.sent", "timestamp": told["timestamp"], "data": {
         "id": "one", "status": "sent", "attempt": 1, "detail": "250 OK", "tags": ["a", "b"], "metadata": {"order": "4711"}}}
-    assert abs(datetime.fromisoformat(told["timestamp"]) - datetime.now(UTC)) < timedelta(seconds=60)
+    assert began <= datetime.fromisoformat(told["timestamp"]) <= datetime.now(UTC)
     row = rows(database)[0]
     assert (row.code, row.attempt, row.next_attempt_at) == (204, 2, None)
 
@@ -474,7 +474,7 @@ def test_410_disables_the_webhook(database: Database, receiver: Receiver, notifi
     receiver.script.append(partial(answer, status=410))
     happened(database, message(database, "one"))
     notifier.watch()
-    wait_until(lambda: is_settled(database, "failed"), 10, what="it is given up")
+    wait_until(lambda: is_settled(database, "failed"), what="it is given up")
     row = Webhooks(database).get(hook) or {}
     assert (row["state"], row["reason"]) == ("disabled", "Gone")
     happened(database, "one", "failed")
@@ -486,18 +486,22 @@ def test_410_of_a_messages_own_url_disables_no_other(database: Database, receive
     receiver.script.append(partial(answer, status=410))
     happened(database, message(database, "one", webhook=receiver.url))
     notifier.watch()
-    wait_until(lambda: is_settled(database, "failed"), 10, what="it is given up")
+    wait_until(lambda: is_settled(database, "failed"), what="it is given up")
     assert (Webhooks(database).get(OWN) or {})["state"] == "enabled"
 
 
+def now_of(database: Database) -> int:
+    return database.read(lambda connection: connection.scalar(select(now_ms()))) or 0
+
+
 def test_429_waits_as_long_as_the_server_asks(database: Database, receiver: Receiver, notifier: Notifier) -> None:
+    before = now_of(database)
     Webhooks(database).create(receiver.url)
     receiver.script.append(partial(answer, status=429, Retry_After="3000"))
     happened(database, message(database, "one"))
     notifier.watch()
-    wait_until(lambda: rows(database)[0].code == 429, 10, what="it was refused")
-    now = database.read(lambda connection: connection.scalar(select(now_ms()))) or 0
-    assert 2_980_000 < rows(database)[0].next_attempt_at - now <= 3_000_000
+    wait_until(lambda: rows(database)[0].code == 429, what="it was refused")
+    assert before + 3_000_000 <= rows(database)[0].next_attempt_at <= now_of(database) + 3_000_000
 
 
 def test_stopping_breaks_off_what_is_under_way_and_another_tells_it(database: Database, receiver: Receiver, notifier: Notifier) -> None:
@@ -506,16 +510,14 @@ def test_stopping_breaks_off_what_is_under_way_and_another_tells_it(database: Da
     receiver.script.append(partial(hang, go_on))
     happened(database, message(database, "one"))
     notifier.watch()
-    wait_until(lambda: receiver.requests, 10, what="it is under way")
-    started = time.monotonic()
+    wait_until(lambda: receiver.requests, what="it is under way")
     notifier.close()
-    assert time.monotonic() - started < 2
     go_on.set()
     row = rows(database)[0]
     assert (row.state, row.owner, row.attempt - row.excused) == ("pending", None, 0)
     other = Notifier(worker(database, "other"), receiver.guard, threads=1, context=receiver.context)
     other.start()
-    wait_until(lambda: is_settled(database, "delivered"), 10, what="another has told it")
+    wait_until(lambda: is_settled(database, "delivered"), what="another has told it")
     other.close()
 
 
@@ -527,11 +529,11 @@ def test_a_webhook_that_hangs_leaves_threads_to_the_others(database: Database, r
         happened(database, message(database, f"slow-{n}"))
     made = Notifier(worker(database), receiver.guard, threads=5, context=receiver.context)
     made.start()
-    wait_until(lambda: len(receiver.requests) == 4, 10, what="it has all threads that it may have")
+    wait_until(lambda: len(receiver.requests) == 4, what="it has all threads that it may have")
     Webhooks(database).create(receiver.url, ["message.failed"])
     happened(database, "slow-0", "failed")
     made.watch()
-    wait_until(lambda: [row.state for row in rows(database) if row.webhook_id != slow] == ["delivered"], 10, what="the other is told")
+    wait_until(lambda: [row.state for row in rows(database) if row.webhook_id != slow] == ["delivered"], what="the other is told")
     assert sum(bool(row.owner) for row in rows(database)) == 4
     go_on.set()
     made.close()
@@ -560,10 +562,19 @@ def test_no_proxy_of_the_environment_is_asked(receiver: Receiver, monkeypatch: p
 
 
 def test_a_huge_answer_is_read_up_to_its_first_words(receiver: Receiver) -> None:
-    receiver.script.append(partial(answer, status=500, body=b"x" * 50_000_000))
-    started = time.monotonic()
+    taken: list[int] = []
+
+    def without_end(handler: Any) -> None:
+        handler.send_response(500)
+        handler.send_header("Content-Length", str(10**9))
+        handler.end_headers()
+        with suppress(OSError):
+            while True:
+                taken.append(handler.wfile.write(b"x" * 100_000))
+    receiver.script.append(without_end)
     got = receiver.exchange().post(receiver.url, b"{}", {})
-    assert (got.code, got.words) == (500, "x" * 300) and time.monotonic() - started < 5
+    assert (got.code, got.words) == (500, "x" * 300)
+    assert sum(taken) < 50_000_000, "the rest was read, and not only what the system keeps between the two"
 
 
 def test_the_name_is_resolved_once_and_that_address_is_called(receiver: Receiver) -> None:
@@ -594,22 +605,23 @@ def test_a_certificate_is_verified(wrong: str) -> None:
 
 @pytest.mark.parametrize("drip", [b"H", b"HTTP/1.1 200 OK\r\nX", b"HTTP/1.1 100 Continue\r\n\r\n"])
 def test_a_server_that_answers_byte_by_byte_is_given_up_in_time(drip: bytes) -> None:
+    over = threading.Event()
+
     def serve(listener: socket.socket) -> None:
         with suppress(OSError):
             line, _ = listener.accept()
             with line:
                 line.sendall(drip)
-                while True:
-                    time.sleep(0.05)
+                while not over.wait(0.05):
                     line.sendall(drip if b"100" in drip else b"x")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=serve, args=(listener,))
         thread.start()
-        started = time.monotonic()
         got = Exchange(AddressGuard(to_loopback=True), ssl.create_default_context(), 1.0).post(
             f"http://127.0.0.1:{listener.getsockname()[1]}/", b"{}", {})
-        assert got == Answer(None, "no answer in time") and 0.9 < time.monotonic() - started < 3
-        thread.join(10)
+        assert got == Answer(None, "no answer in time")
+        over.set()
+        thread.join(60)
 
 
 @pytest.mark.parametrize("raw", [
@@ -627,7 +639,7 @@ def test_what_is_no_http_is_no_answer(raw: bytes) -> None:
         got = Exchange(AddressGuard(to_loopback=True), ssl.create_default_context(), 5).post(
             f"http://127.0.0.1:{listener.getsockname()[1]}/", b"{}", {})
         assert got.code is None and got.words
-        thread.join(10)
+        thread.join(60)
 
 
 def test_a_name_that_there_is_not_and_a_closed_port_are_told() -> None:
@@ -659,16 +671,16 @@ def test_a_worker_killed_in_the_middle_has_it_told_again(database: Database, dat
     receiver.script.append(partial(hang, go_on))
     with subprocess.Popen([sys.executable, "-c", WORKER, database_url, "killed"], cwd=PROJECT,
                           env={"SSL_CERT_FILE": str(tmp_path / "ca.pem"), "PATH": ""}) as process:
-        wait_until(lambda: receiver.requests, 20, what="it is under way")
+        wait_until(lambda: receiver.requests, what="it is under way")
         process.send_signal(signal.SIGKILL)
-        process.wait(10)
+        process.wait(60)
     go_on.set()
     assert not is_alive(process.pid) and rows(database)[0].owner == "killed"
     transact(database, lambda connection: connection.execute(text("UPDATE workers SET seen_at = 0 WHERE id = 'killed'")))
     other = Notifier(worker(database), receiver.guard, threads=1, context=receiver.context)
     other.start()
     other.watch()
-    wait_until(lambda: is_settled(database, "delivered"), 10, what="another has told it")
+    wait_until(lambda: is_settled(database, "delivered"), what="another has told it")
     other.close()
     (_, first, _), (_, second, body) = receiver.requests
     assert first["webhook-id"] == second["webhook-id"]
@@ -723,7 +735,7 @@ def test_only_an_admin_sees_the_secret(client: FlaskClient, app: Flask) -> None:
     path = f"/v1/webhooks/{create(client)['id']}"
     keys = app.extensions["mailasync"].api_keys
     secrets = {scope: keys.create("test", scopes=[scope])[0] for scope in (Scope.ADMIN, Scope.READ, Scope.SEND)}
-    wait_until(lambda: client.get(path).status_code == 401, 10, what="the process has seen that there are keys")
+    wait_until(lambda: client.get(path).status_code == 401, what="the process has seen that there are keys")
     seen = {scope: b"whsec_" in client.get(path, headers={"Authorization": f"Bearer {secret}"}).data for scope, secret in secrets.items()}
     assert seen == {Scope.ADMIN: True, Scope.READ: False, Scope.SEND: False}
 
@@ -780,9 +792,9 @@ def test_web_and_worker_tell_a_client_what_became_of_its_mail(pair: Service, tmp
         assert status == 201
         id = pair.post("/v1/messages")
         assert pair.request("POST", f"/v1/webhooks/{hook['id']}/test")[0] == 202
-        wait_until(lambda: len(receiver.requests) == 3, 20, what="all is told")
+        wait_until(lambda: len(receiver.requests) == 3, what="all is told")
         told = [Webhook(hook["secret"]).verify(body, headers) for _, headers, body in receiver.requests]
         assert sorted((one["type"], one["data"]["id"]) for one in told) == [
             ("message.accepted", id), ("message.sent", id), ("webhook.test", hook["id"])]
-        wait_until(lambda: {row["status"] for row in pair.get(f"/v1/webhooks/{hook['id']}/deliveries")["data"]} == {"delivered"}, 10)
+        wait_until(lambda: {row["status"] for row in pair.get(f"/v1/webhooks/{hook['id']}/deliveries")["data"]} == {"delivered"})
         assert worker.stop() == 0

@@ -101,7 +101,7 @@ def standings(port: int, ids: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _ask_all(port: int, ids: Sequence[str]) -> list[dict[str, Any]]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     told = []
     for id in ids:
         connection.request("GET", f"/v1/messages/{id}")

@@ -70,7 +70,7 @@ class Load:
     def wait_posted(self, count: int, timeout: float = 120) -> None:
         """Wait until so many more requests were answered, or all are."""
         goal = self.posted + count
-        wait_until(lambda: self.posted >= goal or not any(thread.is_alive() for thread in self._threads), timeout,
+        wait_until(lambda: self.posted >= goal or not any(thread.is_alive() for thread in self._threads), timeout=timeout,
                    what=f"{count} more posts")
 
     def end(self, timeout: float = 300) -> list[Post]:

@@ -5,7 +5,6 @@ import resource
 import signal
 import sqlite3
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -126,7 +125,7 @@ class Rig:
     def settle(self, timeout: float) -> bool:
         """Wait until every message is final; False if they were not in time."""
         with contextlib.suppress(AssertionError):
-            wait_until(lambda: not self.unfinished(), timeout, what="all is final")
+            wait_until(lambda: not self.unfinished(), timeout=timeout, what="all is final")
         return not self.unfinished()
 
     def verdict(self, timeout: float = 60) -> Verdict:
@@ -180,7 +179,7 @@ class Rig:
             yield
             self.postgres.start()
             return
-        lock = sqlite3.connect(str(make_url(self.database_url).database), isolation_level=None, timeout=30)
+        lock = sqlite3.connect(str(make_url(self.database_url).database), isolation_level=None, timeout=60)
         lock.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -197,7 +196,7 @@ class Rig:
         while not anywhere and self.is_sqlite and self.is_locked():
             for pid in pids:
                 send_signal(pid, signal.SIGCONT)
-            wait_until(lambda: not self.is_locked(), 10, what="the lock is released")
+            wait_until(lambda: not self.is_locked(), what="the lock is released")
             for pid in pids:
                 freeze(pid)
         try:
@@ -206,18 +205,12 @@ class Rig:
             for pid in pids:
                 send_signal(pid, signal.SIGCONT)
 
-    @staticmethod
-    def wait_seconds_passed(seconds: float) -> None:
-        """Let a fault last so long: its length is what is tested."""
-        began = time.monotonic()
-        wait_until(lambda: time.monotonic() - began > seconds, seconds + 5, what="the fault has lasted")
-
     def wait_lease(self) -> None:
         """Wait until no worker that is not seen owns a row."""
         lease_ms = int(float(self.service.settings["LEASE_SECONDS"]) * 1000)
         now = "(julianday('now') - 2440587.5) * 86400000" if self.is_sqlite else "extract(epoch FROM clock_timestamp()) * 1000"
         alive = f"SELECT id FROM workers WHERE stopped_at IS NULL AND seen_at > {now} - {lease_ms}"
-        wait_until(lambda: not self.scalar(f"SELECT count(*) FROM messages WHERE owner IS NOT NULL AND owner NOT IN ({alive})"), 60,
+        wait_until(lambda: not self.scalar(f"SELECT count(*) FROM messages WHERE owner IS NOT NULL AND owner NOT IN ({alive})"),
                    what="what lost workers owned was given back")
 
     def close(self) -> None:

@@ -74,7 +74,8 @@ def single_seconds(rig: Rig, timeout: float) -> float:
     started = time.monotonic()
     subject = rig.load.post("new@example.org", label="new").subject.encode()
     try:
-        wait_until(lambda: any(subject in payload.data for payload in rig.smtpd.payloads[-2000:]), timeout, what="the new mail is there")
+        wait_until(lambda: any(subject in payload.data for payload in rig.smtpd.payloads[-2000:]), timeout=timeout,
+                   what="the new mail is there")
     except AssertionError:
         return timeout
     return time.monotonic() - started
@@ -91,7 +92,7 @@ def measure(rig: Rig, options: argparse.Namespace) -> dict[str, tuple[float, flo
     large = claim_ms(rig)
     count_publishes(rig)
     rig.add_workers(rig.worker_count)
-    wait_until(lambda: rig.smtpd.messages, 60, what="the first is sent")
+    wait_until(lambda: rig.smtpd.messages, what="the first is sent")
     began, sent, memory, singles = time.monotonic(), len(rig.smtpd.messages), [memory_mb(rig)], []
     while time.monotonic() - began < options.seconds:
         singles.append(single_seconds(rig, 10.0))

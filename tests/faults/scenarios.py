@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from tests.faults import ledger
 from tests.faults.rig import Rig
-from tests.services import wait_until
+from tests.services import let_pass, wait_until
 from tests.services.lossy_link import LATE, LOST, PASSED, UNANSWERED, LossyLink
 from tests.services.smtpd import Hold
 
@@ -23,8 +23,8 @@ def caught(rig: Rig, phase: str, *, mails: int) -> Iterator[Hold]:
     """Post mails, and go on when one of them is held in `phase` and the others are through, so that a fault meets that one alone."""
     held = rig.smtpd.hold(phase)
     rig.post(mails, f"caught at {phase}")
-    wait_until(held.reached.is_set, 30, what=f"a mail is at {phase}")
-    wait_until(lambda: rig.unfinished() == 1, 30, what="the others are through")
+    wait_until(held.reached.is_set, what=f"a mail is at {phase}")
+    wait_until(lambda: rig.unfinished() == 1, what="the others are through")
     try:
         yield held
     finally:
@@ -91,27 +91,27 @@ def worker_frozen_while_another_has_its_mail(rig: Rig, mails: int = 1) -> None:
         with rig.frozen(first):
             second = rig.smtpd.hold("DATA")
             rig.add_workers()
-            wait_until(second.reached.is_set, 30, what="another worker is at DATA with it")
+            wait_until(second.reached.is_set, what="another worker is at DATA with it")
         _wait_beat(rig, first.pid)
         dot = rig.smtpd.hold("DOT")
         _let_go_on(rig, held)
         second.release()
-        wait_until(lambda: set(second.connections) & set(dot.connections) or not rig.unfinished(), 30, what="the second has gone on")
+        wait_until(lambda: set(second.connections) & set(dot.connections) or not rig.unfinished(), what="the second has gone on")
         dot.release()
 
 
 def heartbeat_lost(rig: Rig) -> None:
     """The heartbeat of a worker is not kept any more, while it goes on to claim; the server is slow to answer its dot. Another comes."""
     ledger.silence_heartbeat(rig.engine, rig.workers[0].pid)
-    rig.wait_seconds_passed(float(rig.service.settings["LEASE_SECONDS"]) + 0.5)
+    let_pass(float(rig.service.settings["LEASE_SECONDS"]) + 0.5)
     with caught(rig, "DATA", mails=1) as asked:
         held = rig.smtpd.hold("DOT", times=None)
         _let_go_on(rig, asked)
         rig.add_workers()
-        wait_until(held.reached.is_set, 30, what="somebody is at the dot")
+        wait_until(held.reached.is_set, what="somebody is at the dot")
         rig.wait_lease()
         if rig.scalar("SELECT count(*) FROM messages WHERE uncertain_attempts > 0"):
-            wait_until(lambda: len(held.connections) > 1, 30, what="the mail is sent again")
+            wait_until(lambda: len(held.connections) > 1, what="the mail is sent again")
         held.release()
 
 
@@ -144,7 +144,7 @@ def database_away_after_the_dot(rig: Rig, mails: int = 5) -> None:
     """Replies are read while nothing can be committed."""
     held = rig.smtpd.hold("DOT", times=None)
     rig.post(mails, "database away")
-    wait_until(lambda: len(rig.smtpd.payloads) >= mails, 30, what="all are at the dot")
+    wait_until(lambda: len(rig.smtpd.payloads) >= mails, what="all are at the dot")
     with rig.database_away():
         held.release()
         rig.workers[0].says("its outcome waits for the database", 30)
@@ -219,7 +219,7 @@ def poison(rig: Rig, mails: int = 1000) -> str:
     killer.start()
     try:
         rig.load.end()
-        wait_until(lambda: rig.service.message(id)["status"] == "failed", 110, what="the poison failed")
+        wait_until(lambda: rig.service.message(id)["status"] == "failed", timeout=110, what="the poison failed")
     finally:
         stopped.set()
         killer.join()
@@ -251,14 +251,14 @@ def _let_go_on(rig: Rig, held: Hold) -> None:
     def gone_on() -> bool:
         there = {session.number for session in list(rig.smtpd.sessions)} - {payload.connection for payload in rig.smtpd.payloads[before:]}
         return not there & set(held.connections)
-    wait_until(gone_on, 30, what="those that were held have gone on")
+    wait_until(gone_on, what="those that were held have gone on")
 
 
 def _wait_beat(rig: Rig, pid: int) -> None:
     query = f"SELECT seen_at FROM workers WHERE name LIKE 'mailasync-{pid}-%'"
     before = rig.scalar(query)
-    wait_until(lambda: rig.scalar(query) != before, 15, what="its heart beats again")
+    wait_until(lambda: rig.scalar(query) != before, what="its heart beats again")
 
 
 def _wait_published(rig: Rig) -> None:
-    wait_until(lambda: not rig.scalar("SELECT count(*) FROM messages WHERE published_at IS NULL"), 30, what="all nudges are confirmed")
+    wait_until(lambda: not rig.scalar("SELECT count(*) FROM messages WHERE published_at IS NULL"), what="all nudges are confirmed")

@@ -1,5 +1,6 @@
 """Each fault once, at one moment, judged by the mail server's log. `make soak` has them all, at random, for long."""
 
+import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,9 @@ import pytest
 
 from tests.faults import scenarios
 from tests.faults.judge import Verdict
+from tests.faults.load import Post
 from tests.faults.rig import Rig, private_servers, running
-from tests.services import free_port
+from tests.services import free_port, let_pass
 from tests.services.postgres import Postgres
 from tests.services.rabbitmq import RabbitMQ
 from tests.services.smtpd import ScriptedSMTP
@@ -147,13 +149,14 @@ def test_a_wiped_vhost_a_deleted_queue_and_closed_connections_lose_nothing(rig: 
     harms: dict[str, Callable[[], None]] = {
         "queue deleted": lambda: rabbitmq.delete_queue(rig.vhost, "mail"), "vhost wiped": lambda: rabbitmq.wipe_vhost(rig.vhost),
         "connections closed": lambda: rabbitmq.close_connections_of(rig.vhost)}
+    quiet = rig.post(10, "quiet")
     for label, harm in harms.items():
         rig.load.begin(30, label)
         rig.load.wait_posted(10)
         harm()
         rig.load.end()
         assert rig.settle(60), f"60 s after {label} {rig.unfinished()} are not final"
-    assert_accepts_at_once(rig)
+    assert_accepts_at_once(rig, quiet)
     assert_good(rig.verdict())
 
 
@@ -177,9 +180,11 @@ def test_of_two_brokers_named_in_its_url_the_second_is_used_where_the_first_is_d
         assert_good(rig.verdict(20))
 
 
-def assert_accepts_at_once(rig: Rig) -> None:
+def assert_accepts_at_once(rig: Rig, quiet: list[Post]) -> None:
+    """No answer waited for the broker: that takes hundreds of times as long as one in quiet."""
     assert {post.status for post in rig.load.posts} == {202}
-    assert max(post.seconds for post in rig.load.posts) < 2
+    usual, beside_faults = (statistics.fmean(post.seconds for post in posts) for posts in (quiet, rig.load.posts))
+    assert beside_faults < 30 * usual
 
 
 @pytest.mark.parametrize(("database", "faults"), [("sqlite", ("killed", "memory alarm")), ("postgresql", ("restarted", "frozen"))])
@@ -187,6 +192,7 @@ def test_no_fault_of_the_broker_slows_an_answer_or_loses_a_mail(tmp_path: Path, 
     with private_servers(tmp_path / "servers", database=database) as servers, running(make_rig(servers)) as rig:
         node = rig.broker
         assert isinstance(node, RabbitMQ)
+        quiet = rig.post(10, "quiet")
         for fault in faults:
             rig.load.begin(30, fault)
             rig.load.wait_posted(10)
@@ -197,7 +203,7 @@ def test_no_fault_of_the_broker_slows_an_answer_or_loses_a_mail(tmp_path: Path, 
             rig.post(10, fault)
             end()
             assert rig.settle(60), f"60 s after the broker was {fault} {rig.unfinished()} are not final"
-        assert_accepts_at_once(rig)
+        assert_accepts_at_once(rig, quiet)
         assert_good(rig.verdict())
 
 
@@ -221,7 +227,7 @@ def test_postgresql_restarted_and_frozen_loses_nothing(tmp_path: Path) -> None:
         rig.load.begin(40, "frozen")
         rig.load.wait_posted(10)
         rig.postgres.pause()
-        rig.wait_seconds_passed(4)
+        let_pass(4)
         rig.postgres.resume()
         rig.load.end()
         assert_good(rig.verdict())

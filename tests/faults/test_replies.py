@@ -41,8 +41,8 @@ def test_a_link_lost_after_the_dot_and_replies_that_are_none_are_uncertain_and_t
 def test_a_server_that_hangs_after_the_dot_and_vanishes_is_uncertain(rig: Rig) -> None:
     held = rig.smtpd.hold("DOT")
     rig.post(10, "hangs")
-    wait_until(held.reached.is_set, 20, what="one is at the dot")
-    wait_until(lambda: rig.unfinished() == 1, 20, what="the others are through")
+    wait_until(held.reached.is_set, what="one is at the dot")
+    wait_until(lambda: rig.unfinished() == 1, what="the others are through")
     rig.smtpd.stop()
     held.release()
     rig.smtpd.start()

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.faults.rig import Rig
-from tests.services import wait_until
+from tests.services import let_pass, wait_until
 from tests.services.cluster import Cluster
 from tests.services.rabbitmq import RabbitMQ
 
@@ -44,7 +44,7 @@ def kill_worker_at(phase: str) -> Harm:
     def harm(rig: Rig, rng: random.Random) -> None:
         """Kill all workers while one is held in this phase: nobody asks which."""
         held = rig.smtpd.hold(phase)
-        wait_until(lambda: held.reached.is_set() or (rig.load.posted > 3 and not rig.unfinished()), 60, what=f"a mail is at {phase}")
+        wait_until(lambda: held.reached.is_set() or (rig.load.posted > 3 and not rig.unfinished()), what=f"a mail is at {phase}")
         for worker in list(rig.workers):
             rig.kill_worker(worker)
         held.release()
@@ -59,7 +59,7 @@ def stop_worker(rig: Rig, rng: random.Random) -> None:
 
 def freeze_worker(rig: Rig, rng: random.Random) -> None:
     with rig.frozen(rng.choice(rig.workers), anywhere=True):
-        rig.wait_seconds_passed(float(rig.service.settings["LEASE_SECONDS"]) * rng.choice((0.5, 2)))
+        let_pass(float(rig.service.settings["LEASE_SECONDS"]) * rng.choice((0.5, 2)))
 
 
 def kill_web(rig: Rig, rng: random.Random) -> None:
@@ -76,7 +76,7 @@ def stop_web(rig: Rig, rng: random.Random) -> None:
 
 def freeze_web(rig: Rig, rng: random.Random) -> None:
     with rig.frozen(rng.choice(rig.webs), anywhere=True):
-        rig.wait_seconds_passed(1)
+        let_pass(1)
 
 
 def kill_broker(rig: Rig, rng: random.Random) -> None:
@@ -93,7 +93,7 @@ def restart_broker(rig: Rig, rng: random.Random) -> None:
 def freeze_broker(rig: Rig, rng: random.Random) -> None:
     node = _node(rig)
     node.pause()
-    rig.wait_seconds_passed(rng.uniform(2, 8))
+    let_pass(rng.uniform(2, 8))
     node.resume()
 
 
@@ -134,12 +134,12 @@ def kill_node(rig: Rig, rng: random.Random) -> None:
 
 def lock_sqlite(rig: Rig, rng: random.Random) -> None:
     with rig.database_away():
-        rig.wait_seconds_passed(rng.choice((2, 8)))
+        let_pass(rng.choice((2, 8)))
 
 
 def disk_full(rig: Rig, rng: random.Random) -> None:
     with rig.disk_full():
-        rig.wait_seconds_passed(rng.uniform(1, 4))
+        let_pass(rng.uniform(1, 4))
 
 
 def restart_postgresql(rig: Rig, rng: random.Random) -> None:
@@ -149,13 +149,13 @@ def restart_postgresql(rig: Rig, rng: random.Random) -> None:
 
 def kill_postgresql(rig: Rig, rng: random.Random) -> None:
     with rig.database_away():
-        rig.wait_seconds_passed(rng.choice((0.5, 5)))
+        let_pass(rng.choice((0.5, 5)))
 
 
 def freeze_postgresql(rig: Rig, rng: random.Random) -> None:
     assert rig.postgres
     rig.postgres.pause()
-    rig.wait_seconds_passed(rng.choice((1, 5)))
+    let_pass(rng.choice((1, 5)))
     rig.postgres.resume()
 
 

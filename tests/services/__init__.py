@@ -6,6 +6,7 @@ import json
 import os
 import pwd
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,6 +16,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
+
+#: The end of any wait for what ought to come: far beyond what a busy machine needs, as no test judges by the clock.
+DEADLINE_SECONDS = 60.0
+#: A run with six workers takes a fourth of that.
+SCRATCH_MIN_BYTES = 4_000_000_000
 
 T = TypeVar("T")
 
@@ -102,6 +108,17 @@ def cache_directory() -> Path:
     return Path(os.environ.get("TEST_SERVERS_CACHE") or ordinary).expanduser().absolute()
 
 
+def scratch() -> Path:
+    """Return where what a run makes is kept: in memory, if there is room, as nothing of it has to outlive the machine.
+
+    Settings of durability are those of the service all the same; a killed process loses nothing that it wrote to either.
+    """
+    memory = Path("/dev/shm")
+    if memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > SCRATCH_MIN_BYTES:
+        return memory
+    return Path(tempfile.gettempdir())
+
+
 #: By port: open for as long as this process lives, which keeps others away from it.
 _ports: dict[int, TextIO] = {}
 
@@ -138,18 +155,24 @@ def accepts(port: int) -> bool:
     return True
 
 
-def wait_until(condition: Callable[[], T], timeout: float, *, what: str = "it holds") -> T:
+def wait_until(condition: Callable[[], T], timeout: float = DEADLINE_SECONDS, *, what: str = "it holds") -> T:
     """Poll `condition` until it returns something true, and return that.
 
     Raises:
       AssertionError: it did not within `timeout` seconds; the message says `what` was awaited.
     """
-    deadline = time.monotonic() + timeout
+    deadline, pause = time.monotonic() + timeout, 0.001
     while not (result := condition()):
         if time.monotonic() > deadline:
             raise AssertionError(f"waited {timeout:g} s in vain until {what}")
-        time.sleep(0.02)
+        time.sleep(pause)
+        pause = min(2 * pause, 0.02)
     return result
+
+
+def let_pass(seconds: float) -> None:
+    """Let a fault last for so long, where its length is what is tested."""
+    time.sleep(seconds)
 
 
 def spawn(
@@ -206,7 +229,7 @@ def send_signal(pid: int, which: signal.Signals) -> None:
 def freeze(pid: int) -> None:
     """SIGSTOP, and wait until every thread has stopped: a busy machine lets some run on for a moment."""
     send_signal(pid, signal.SIGSTOP)
-    wait_until(lambda: set(_states(pid)) == {"T"}, 10, what=f"process {pid} is stopped")
+    wait_until(lambda: set(_states(pid)) == {"T"}, what=f"process {pid} is stopped")
 
 
 def _states(pid: int) -> list[str]:
@@ -217,13 +240,13 @@ def _states(pid: int) -> list[str]:
     return [told.stdout.strip()[:1]]
 
 
-def end(pid: int, which: signal.Signals, *, timeout: float = 60) -> None:
+def end(pid: int, which: signal.Signals, *, timeout: float = DEADLINE_SECONDS) -> None:
     """Send the signal and wait until the process is gone; one that was stopped is continued."""
     if not is_alive(pid):
         return
     send_signal(pid, which)
     send_signal(pid, signal.SIGCONT)
-    wait_until(lambda: not is_alive(pid), timeout, what=f"process {pid} ended on {which.name}")
+    wait_until(lambda: not is_alive(pid), timeout=timeout, what=f"process {pid} ended on {which.name}")
 
 
 @contextlib.contextmanager

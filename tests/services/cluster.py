@@ -52,7 +52,7 @@ class Cluster:
         """Start the nodes one after the other, and return when all know each other."""
         for node in self.nodes:
             node.start()
-        wait_until(lambda: self.running() == {node.name for node in self.nodes}, 60, what="the nodes are a cluster")
+        wait_until(lambda: self.running() == {node.name for node in self.nodes}, what="the nodes are a cluster")
 
     def running(self) -> set[str]:
         """The names of the nodes that run, as the first that answers sees it."""

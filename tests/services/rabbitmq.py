@@ -101,7 +101,7 @@ class RabbitMQ(Server):
         self._choose_ports()
         self._launch()
         try:
-            wait_until(self._serves_or_died, 90, what="RabbitMQ served clients")
+            wait_until(self._serves_or_died, timeout=90, what="RabbitMQ served clients")
             assert self.is_running(), "RabbitMQ ended while it started"
         except AssertionError as e:
             e.add_note(self.log_tail())
@@ -141,7 +141,6 @@ class RabbitMQ(Server):
         wait_until(
             # RabbitMQ 4 says [] of a vhost that has not begun to start.
             lambda: set(dict(self._api("GET", path)["cluster_state"]).values()) == {"running"},
-            10,
             what=f"vhost {name} runs",
         )
 
@@ -196,12 +195,12 @@ class RabbitMQ(Server):
     def set_disk_alarm(self, on: bool) -> None:
         """As set_memory_alarm, for the disk: the limit of free space is put above what there is."""
         self._ctl("set_disk_free_limit", "900000GB" if on else "1MB")
-        wait_until(lambda: self._has_alarm() is on, 20, what=f"the disk alarm was {on}")
+        wait_until(lambda: self._has_alarm() is on, what=f"the disk alarm was {on}")
 
     def set_memory_alarm(self, on: bool) -> None:
         """Raise or clear the alarm at which the node stops reading from publishers."""
         self._ctl("set_vm_memory_high_watermark", "0.00001" if on else "0.6")
-        wait_until(lambda: self._has_alarm() is on, 10, what=f"the memory alarm was {on}")
+        wait_until(lambda: self._has_alarm() is on, what=f"the memory alarm was {on}")
 
     def set_consumer_timeout(self, seconds: float) -> None:
         """Have RabbitMQ close channels that owe it an acknowledgement for so long; half an hour is usual. It looks every second then."""
@@ -229,7 +228,7 @@ class RabbitMQ(Server):
             # Erlang would start one as a daemon that nobody ends.
             epmd = _erl(self._sbin).resolve().with_name("epmd")
             self._record("epmd", spawn([epmd], log=log, env=environment))
-            wait_until(lambda: accepts(self.ports["epmd"]), 10, what="epmd listens")
+            wait_until(lambda: accepts(self.ports["epmd"]), what="epmd listens")
         self._record("server", spawn([self._sbin / "rabbitmq-server"], log=log, env=environment))
 
     def _configure(self) -> None:
@@ -276,7 +275,7 @@ class RabbitMQ(Server):
 
     def _request(self, method: str, path: str, value: object = None) -> tuple[int, bytes]:
         # Not urllib, which would send even this through a proxy named in the environment.
-        connection = http.client.HTTPConnection("127.0.0.1", self.ports["management"], timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.ports["management"], timeout=60)
         login = base64.b64encode(b"guest:guest").decode()
         headers = {"Authorization": f"Basic {login}", "Content-Type": "application/json"}
         try:

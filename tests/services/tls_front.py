@@ -27,19 +27,19 @@ class TLSFront:
 
     def __enter__(self) -> "TLSFront":
         self._thread.start()
-        self.port = asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(10)
+        self.port = asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(60)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(60)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(60)
         self._loop.close()
 
     def answer_with(self, certificate: Path) -> None:
         """End all connections, and show another certificate from now on; nothing was received yet."""
-        asyncio.run_coroutine_threadsafe(self._answer_with(certificate), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._answer_with(certificate), self._loop).result(60)
 
     async def _listen(self) -> int:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._context)
