@@ -14,8 +14,9 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from mailroom.store.database import Database
-from tests.services import Server, locked
+from tests.services import Server, locked, processes, scratch
 from tests.services.application import made
+from tests.services.forks import Forks
 from tests.services.lossy_link import LossyLink
 from tests.services.postgres import Postgres
 from tests.services.processes import Service, service
@@ -26,12 +27,42 @@ from tests.services.smtpd import ScriptedSMTP
 RUN_DIRECTORY = pytest.StashKey[Path]()
 
 
+#: What tests/services starts, or starts processes; `--fast` leaves out the tests whose code, or whose fixtures' code, names one of these.
+SLOW = {
+    "Children", "Cluster", "Popen", "Postgres", "Service", "private_servers", "rabbitmq_node", "service", "subprocess",
+    "sync_playwright"}
+#: The values of parameters that stand for such a server.
+SLOW_PARAMETERS = {"postgresql", "postgres_url", "rabbitmq"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help="only tests within one process, on SQLite and memory")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--fast"):
+        found = [(item, is_slow(item)) for item in items]
+        config.hook.pytest_deselected(items=[item for item, slow in found if slow])
+        items[:] = [item for item, slow in found if not slow]
+
+
+def is_slow(item: pytest.Item) -> bool:
+    """Whether a test needs another process: by its parameters, or by what it and its fixtures name."""
+    assert isinstance(item, pytest.Function)
+    parameters = getattr(item, "callspec", None)
+    if parameters and any(value in SLOW_PARAMETERS for value in parameters.params.values() if isinstance(value, str)):
+        return True
+    fixtures = [definition.func for definitions in item._fixtureinfo.name2fixturedefs.values() for definition in definitions]
+    return any(SLOW & {*function.__code__.co_names} for function in (item.function, *fixtures) if hasattr(function, "__code__"))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Make the directory in which all processes of this run find the servers they share."""
     if worker := getattr(config, "workerinput", None):
         config.stash[RUN_DIRECTORY] = Path(worker["run_directory"])
         return
-    run = Path(tempfile.mkdtemp(prefix="mailasync-tests-"))
+    os.environ["PYTEST_DEBUG_TEMPROOT"] = str(scratch())  # for tmp_path
+    run = Path(tempfile.mkdtemp(prefix="mailasync-tests-", dir=scratch()))
     run.chmod(0o755)  # PostgreSQL, which refuses to run as root, has to reach its own.
     config.stash[RUN_DIRECTORY] = run
     # So that `kill` and a canceled CI job end the servers as Ctrl-C does.
@@ -63,6 +94,14 @@ def clean_environment() -> Iterator[None]:
             if name.startswith(("MAILASYNC_", "CELERY_", "MAIL_")):
                 patch.delenv(name)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_starts() -> Iterator[None]:
+    """Programs of ours are forks, see tests/services/forks.py."""
+    processes.forks = Forks()
+    yield
+    processes.forks.close()
 
 
 @pytest.fixture(scope="session")

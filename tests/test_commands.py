@@ -5,12 +5,10 @@ import os
 import pty
 import subprocess
 import sys
-from dataclasses import dataclass
 from email import message_from_bytes
 from email.message import EmailMessage
 from email.policy import default
 from pathlib import Path
-from typing import Any
 
 import pytest
 from flask.testing import FlaskCliRunner
@@ -25,7 +23,7 @@ from mailroom.store.events import record
 from mailroom.store.following import OVERLAP, Changes
 from mailroom.store.outbox import Acceptance, Outbox
 from tests.services import free_port, wait_until
-from tests.services.processes import Service, service
+from tests.services.processes import Done, Service, service
 from tests.services.schema import ready
 from tests.services.smtpd import ScriptedSMTP
 from tests.test_up import alone  # noqa: F401  # a fixture
@@ -33,26 +31,8 @@ from tests.test_up import alone  # noqa: F401  # a fixture
 BOB = "bob@example.org"
 
 
-@dataclass(frozen=True)
-class Done:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-    @property
-    def lines(self) -> list[str]:
-        return self.out.splitlines()
-
-
 def flask(made: Service, *arguments: str, stdin: bytes = b"", **settings: str) -> Done:
-    done = subprocess.run([str(Path(".venv/bin/python").absolute()), "-m", "flask", *arguments], cwd=made.project, check=False,
-                          env=made.environment | {f"MAILASYNC_{name}": value for name, value in settings.items()},
-                          input=stdin, capture_output=True, timeout=60)
-    return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+    return made.call("-m", "flask", *arguments, stdin=stdin, env={f"MAILASYNC_{name}": value for name, value in settings.items()})
 
 
 def received(smtpd: ScriptedSMTP) -> list[EmailMessage]:
@@ -80,7 +60,7 @@ def test_a_person_at_a_terminal_sees_what_it_waits_for(pair: Service) -> None:
     process = subprocess.Popen([sys.executable, "-m", "flask", "send", BOB, "--delay", "3600", "--wait=1"], cwd=pair.project,
                                env=pair.environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=theirs)
     os.close(theirs)
-    assert process.wait(30) == 1
+    assert process.wait(60) == 1
     with os.fdopen(ours, "rb") as terminal:
         said = terminal.read1(100_000).decode()
     assert "\r\x1b[K   0 s  scheduled; to be sent at 20" in said
@@ -111,7 +91,7 @@ def test_what_is_sent_arrives_as_it_was_asked_for(pair: Service, smtpd: Scripted
 def test_a_worker_is_told_at_once(pair: Service, smtpd: ScriptedSMTP) -> None:
     pair.worker()
     id = flask(pair, "send", BOB, "hello", "--json").json["id"]
-    steps = wait_until(lambda: [now for now in [flask(pair, "status", id, "--json").json] if now["status"] == "sent"], 10)[0]["timeline"]
+    steps = wait_until(lambda: [now for now in [flask(pair, "status", id, "--json").json] if now["status"] == "sent"])[0]["timeline"]
     assert [step["event"] for step in steps] == ["accepted", "queued", "sent"]
 
 
@@ -231,7 +211,7 @@ def test_tail_shows_the_newest_last_and_follows(pair: Service, smtpd: ScriptedSM
     third = flask(pair, "send", BOB, "hello").out.strip()
     follower.says(third)
     pair.worker()
-    wait_until(lambda: follower.text().count('"event": "sent"') == 3, 20, what="it tells of all three")
+    wait_until(lambda: follower.text().count('"event": "sent"') == 3, what="it tells of all three")
     lines = [json.loads(line) for line in follower.text().splitlines()]
     assert [one["id"] for one in lines if "event" not in one] == [second, third]
     assert {one["id"] for one in lines if one.get("event") == "sent"} == {first, second, third}
@@ -302,7 +282,7 @@ def test_commands_are_about_flask_up_while_only_that_runs(alone: Service) -> Non
     done = flask(alone, "send", BOB, "hello", "-s", "By command", "--wait=30")
     assert done.code == 0, done
     assert done.err.startswith("(this is about flask up, which runs here while the pair does not: ")
-    assert alone.get(f"/inbox/api/messages?to={BOB}&wait=10", timeout=15)["data"][0]["subject"] == "By command"
+    assert alone.get(f"/inbox/api/messages?to={BOB}&wait=10")["data"][0]["subject"] == "By command"
     assert alone.message(done.lines[0])["status"] == "sent"
     assert flask(alone, "status", done.lines[0], "--json").json == alone.message(done.lines[0])
     found = {one["what"]: one for one in map(json.loads, flask(alone, "doctor", "--json").lines)}

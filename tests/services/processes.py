@@ -5,19 +5,23 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.services import free_port, wait_until
+from tests.services import DEADLINE_SECONDS, free_port, wait_until
+from tests.services.forks import Fork, Forks
 from tests.services.schema import ready
 
+#: Set where starts have to be quick; what measures starts, or memory, leaves it as it is.
+forks: Forks | None = None
+
 PROJECT = Path(__file__).resolve().parents[2]
-START_SECONDS = 30.0
 
 FINAL = frozenset({"sent", "failed", "uncertain", "canceled", "expired", "suppressed"})
 
@@ -28,11 +32,28 @@ def pss_mb(pids: Iterable[int]) -> float:
     return sum(int(line.split()[1]) for line in lines) / 1024
 
 
+@dataclass(frozen=True)
+class Done:
+    """A program that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.splitlines()
+
+
 @dataclass
 class Program:
     """One process group with its log."""
 
-    process: "subprocess.Popen[bytes]"
+    process: "subprocess.Popen[bytes] | Fork"
     log: Path
 
     @property
@@ -42,18 +63,18 @@ class Program:
     def text(self) -> str:
         return self.log.read_text(errors="replace")
 
-    def says(self, words: str, timeout: float = START_SECONDS) -> None:
+    def says(self, words: str, timeout: float = DEADLINE_SECONDS) -> None:
         """Wait until `words` are in the log, or it has ended without them."""
-        wait_until(lambda: words in self.text() or self.process.poll() is not None, timeout,
+        wait_until(lambda: words in self.text() or self.process.poll() is not None, timeout=timeout,
                    what=f"{self.log.name} says {words!r}; it says:\n{self.text()[-2000:]}")
         assert words in self.text(), f"ended with {self.process.returncode}:\n{self.text()[-3000:]}"
 
     def kill(self) -> None:
         """kill -9, with everything it started."""
         self._signal(signal.SIGKILL)
-        self.process.wait(10)
+        self.process.wait(60)
 
-    def stop(self, timeout: float = 30) -> int:
+    def stop(self, timeout: float = DEADLINE_SECONDS) -> int:
         """SIGTERM to the process itself, as a supervisor does; return its exit code."""
         if self.process.poll() is None:
             self.process.terminate()
@@ -85,23 +106,38 @@ class Service:
         ours = {"ENV_FILE": "", "PORT": str(self.port)} | self.settings
         return kept | {f"MAILASYNC_{name}": value for name, value in ours.items()}
 
-    def run(self, *command: str, name: str, env: Mapping[str, str] | None = None) -> Program:
+    def run(self, *command: str, name: str, env: Mapping[str, str] | None = None, fresh: bool = False) -> Program:
+        """Start `python COMMAND`; `fresh`: by an interpreter of its own, also where forks are quicker."""
         log = self.directory / f"{name}-{len(self._programs)}.log"
-        with log.open("wb") as output:
-            process = subprocess.Popen([sys.executable, *command], cwd=self.project, env={**self.environment, **(env or {})},
-                                       stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
+        process = self._start(command, {**self.environment, **(env or {})}, (Path(os.devnull), log, log), fresh=fresh)
         self._programs.append(Program(process, log))
         return self._programs[-1]
 
+    def call(self, *command: str, stdin: bytes = b"", env: Mapping[str, str] | None = None) -> Done:
+        """Run `python COMMAND` to its end."""
+        with tempfile.TemporaryDirectory(dir=self.directory) as directory:
+            files = [Path(directory) / name for name in ("stdin", "stdout", "stderr")]
+            for file, content in zip(files, (stdin, b"", b""), strict=True):
+                file.write_bytes(content)
+            code = self._start(command, {**self.environment, **(env or {})}, (files[0], files[1], files[2])).wait(60)
+            return Done(code, files[1].read_text(), files[2].read_text())
+
+    def _start(self, command: Sequence[str], environment: Mapping[str, str], files: tuple[Path, Path, Path], *,
+               fresh: bool = False) -> "subprocess.Popen[bytes] | Fork":
+        """Start a program with these as stdin, stdout and stderr."""
+        if forks and not fresh and _of_python(environment) == _of_python(os.environ):
+            return forks.start(command, directory=self.project, environment=environment,
+                               files=(str(files[0]), str(files[1]), str(files[2])))
+        with files[0].open("rb") as stdin, files[1].open("ab") as stdout, files[2].open("ab") as stderr:
+            return subprocess.Popen([sys.executable, *command], cwd=self.project, env=environment, stdin=stdin, stdout=stdout,
+                                    stderr=stderr, start_new_session=True)
+
     def upgrade(self) -> None:
-        """`flask db upgrade`; a new SQLite file has the schema at once."""
-        if (url := self.settings.get("DATABASE_URL", "")).startswith("sqlite:"):
-            ready(url).close()
-        else:
-            self.upgrade_by_command()
+        """As `flask db upgrade` does, on a database that is empty, and quicker."""
+        ready(self.settings["DATABASE_URL"]).close()
 
     def upgrade_by_command(self) -> None:
-        assert self.run("-m", "flask", "db", "upgrade", name="upgrade").process.wait(30) == 0, "flask db upgrade failed"
+        assert self.run("-m", "flask", "db", "upgrade", name="upgrade").process.wait(60) == 0, "flask db upgrade failed"
 
     def web(self, *command: str) -> Program:
         """`python3 app.py`, or another command of Python that serves, when it answers."""
@@ -129,10 +165,10 @@ class Service:
                 return bool(self.get("/livez")["status"] == "ok")
             except OSError:
                 return False
-        wait_until(answered, START_SECONDS, what="the web process answers")
+        wait_until(answered, what="the web process answers")
 
     def request(self, method: str, path: str, body: object = None, *, headers: Mapping[str, str] | None = None,
-                timeout: float = 10) -> tuple[int, Any]:
+                timeout: float = DEADLINE_SECONDS) -> tuple[int, Any]:
         """Return status and JSON (or text) of the answer, whatever the status."""
         data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json", **(headers or {})}, method=method)
@@ -143,7 +179,7 @@ class Service:
             with answer:
                 return answer.code, _read(answer)
 
-    def get(self, path: str, timeout: float = 10) -> Any:
+    def get(self, path: str, timeout: float = DEADLINE_SECONDS) -> Any:
         return self.request("GET", path, timeout=timeout)[1]
 
     def post(self, path: str = "/", **fields: Any) -> str:
@@ -156,7 +192,7 @@ class Service:
     def message(self, id: str) -> Any:
         return self.get(f"/v1/messages/{id}")
 
-    def final(self, id: str, timeout: float = 30) -> Any:
+    def final(self, id: str, timeout: float = DEADLINE_SECONDS) -> Any:
         """Wait until the message is in a final state, and return it."""
         seen: list[Any] = [None]
 
@@ -164,7 +200,7 @@ class Service:
             seen[0] = self.message(id)
             return seen[0]["status"] in FINAL
         try:
-            wait_until(is_final, timeout, what=f"{id} is final")
+            wait_until(is_final, timeout=timeout, what=f"{id} is final")
         except AssertionError as e:
             raise AssertionError(f"{e}; it is {json.dumps(seen[0], indent=1)}") from None
         return seen[0]
@@ -172,6 +208,11 @@ class Service:
     def close(self) -> None:
         for program in self._programs:
             program.kill()
+
+
+def _of_python(environment: Mapping[str, str]) -> dict[str, str]:
+    """What an interpreter reads when it starts."""
+    return {name: value for name, value in environment.items() if name.startswith("PYTHON")}
 
 
 def _read(answer: Any) -> Any:
