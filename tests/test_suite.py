@@ -83,9 +83,12 @@ def is_elapsed(node: ast.AST, read: set[str]) -> bool:
 def is_time(value: ast.expr, read: set[str]) -> bool:
     """Whether a clock is read in it, or something that was read from one."""
     names = {node.id for node in ast.walk(value) if isinstance(node, ast.Name)}
-    calls = {ast.unparse(node.func).rpartition(".")[2] for node in ast.walk(value) if isinstance(node, ast.Call)}
-    return bool(names & read) or bool({call.removesuffix("_ns") for call in calls} & {*CLOCKS, "now", "utcnow"}) or any(
-        isinstance(node, ast.Call) and ast.unparse(node.func) == "time.time" for node in ast.walk(value))
+    calls = {ast.unparse(node.func) for node in ast.walk(value) if isinstance(node, ast.Call)}
+    return bool(names & read) or any(map(is_reading, calls))
+
+
+def is_reading(call: str) -> bool:
+    return call == "time.time" or call.endswith((".now", ".utcnow")) or call.rpartition(".")[2].removesuffix("_ns") in CLOCKS
 
 
 def is_short(call: ast.Call) -> bool:

@@ -125,15 +125,15 @@ def release_done_again(rig: Rig) -> None:
         link.at_commit(LOST, having=FENCE)
         link.at_commit(UNANSWERED, LATE, PASSED, having=RELEASE)
         rig.post(1, "released")
-        assert link.reached.wait(30), "it is released again"
+        assert link.reached.wait(60), "it is released again"
         rig.execute("UPDATE messages SET created_at = created_at - 60000")  # So that a sweeper publishes it at once.
-        wait_until(held.reached.is_set, 30, what="it is at the dot")
+        wait_until(held.reached.is_set, what="it is at the dot")
         link.go_on.set()
-        wait_until(lambda: link.is_through, 30, what="the release was done again")
+        wait_until(lambda: link.is_through, what="the release was done again")
         rig.post(1, "another")
-        wait_until(lambda: rig.unfinished() == 1, 30, what="another went through")
+        wait_until(lambda: rig.unfinished() == 1, what="another went through")
         if rig.scalar("SELECT count(*) FROM messages WHERE state <> 'sent' AND attempt = 1"):  # The number is used again.
-            wait_until(lambda: len(rig.smtpd.payloads) > 2, 30, what="it is sent again")
+            wait_until(lambda: len(rig.smtpd.payloads) > 2, what="it is sent again")
         held.release()
         rig.settle(30)
         rig.stop_worker(rig.workers[0])

@@ -48,7 +48,7 @@ class LossyLink:
         self.go_on.set()
         _end(self._listener, *self._ends)
         for thread in self._threads:
-            thread.join(10)
+            thread.join(60)
         for one in (self._listener, *self._ends):
             one.close()
 
