@@ -29,7 +29,7 @@ from flask import Blueprint, Flask
 from werkzeug.utils import import_string
 
 import mailasync
-from mailroom import commands, logs, web
+from mailroom import commands, logs, terminal, web
 from mailroom.api import accounts as api_accounts
 from mailroom.api import (
     actions,
@@ -208,6 +208,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
 
 def serve(settings: Settings, *, loader: "partial[Flask]", port_setting: str = "PORT", limits: Limits = LIMITS) -> None:
     """Run granian until a signal; the application is made, and everything opened, in its child process."""
+    terminal.keep_open()
     refuse_taken(settings.HOST, settings.PORT, port_setting)
     for line in notices(settings, os.environ):
         say(line)
@@ -318,6 +319,7 @@ def work_here(database: Database) -> Callable[[], None]:
 
 def start_child(settings: Settings, *at_signal: Callable[[], None]) -> None:
     """The first thing in granian's child. `at_signal` ends what would let a request last on when the server is asked to stop."""
+    terminal.keep_open()
     logs.setup_web(settings)
     asked, asks = os.pipe()
     os.set_blocking(asks, False)

@@ -25,7 +25,7 @@ from celery.result import AsyncResult
 from kombu import Connection, Exchange, Producer, Queue
 from kombu.exceptions import OperationalError
 
-from mailroom import logs, webhook
+from mailroom import logs, terminal, webhook
 from mailroom.address_guard import AddressGuard
 from mailroom.jobs import registry
 from mailroom.mail.errors import MailroomError, StoreUnavailable
@@ -316,6 +316,11 @@ def close_station() -> None:
     if station is not None:
         station.close()
         _process.relay = None
+
+
+@signals.celeryd_init.connect
+def _keep_terminal(**kwargs: object) -> None:
+    terminal.keep_open()
 
 
 @signals.celeryd_init.connect

@@ -22,6 +22,7 @@ The road, each step with its file:
     route.py            where mail goes and who it is from, as the settings say
     sweeper.py          in every worker: what is due, what was never published, what a dead worker left behind
     supervisor.py       keeps the threads of a process running: one that ends is started anew, and /readyz tells of it
+    logs.py             what the log looks like, and what is never in it; log_file.py, terminal.py: no line of it stops the mail
     embedded.py         a Celery worker in a thread of the process that serves: `flask up`
 
 The words:

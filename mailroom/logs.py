@@ -7,9 +7,9 @@ import socket
 import sys
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from logging.handlers import WatchedFileHandler
 from pathlib import Path
 
+from mailroom.log_file import LogFileHandler
 from mailroom.settings import Settings
 
 _ADDRESS = re.compile(r"[^\s<>()\[\]{},;:\"'`=]+@[^\s<>()\[\]{},;\"'`]+")
@@ -32,13 +32,20 @@ class NoPersonalData(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if record.name in _ARGUMENTS_SHOWN and record.levelno < logging.WARNING:
             return False
-        message = record.getMessage()
+        message = _message(record)
         if record.name.startswith("celery.worker.consumer"):
             message = _DUMPS.sub("(not shown)", message)
         record.msg, record.args = _ADDRESS.sub(_masked, message) if "@" in message else message, None
         if record.exc_info and not record.exc_text:
             record.exc_text = _ADDRESS.sub(_masked, logging.Formatter().formatException(record.exc_info))
         return True
+
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except Exception as e:  # The arguments do not fit; that must end nothing but the line.
+        return f"a line of {record.pathname}:{record.lineno} cannot be shown: {type(e).__name__}"
 
 
 def _masked(found: re.Match[str]) -> str:
@@ -83,15 +90,27 @@ def setup_web(settings: Settings) -> None:
 def finish_setup(settings: Settings, logger: logging.Logger) -> None:
     """Add LOG_FILE, the format, and the filter to the handlers that `logger` has."""
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    if settings.LOG_FILE and not any(isinstance(handler, logging.FileHandler) for handler in logger.handlers):
-        # Watched, as Celery's own for --logfile: when logrotate has moved the file away, the next line begins a new one.
-        to_file = WatchedFileHandler(Path(settings.LOG_FILE).expanduser(), encoding="utf-8")
+    logging.raiseExceptions = False  # A line that cannot be written is dropped, and not told by a traceback.
+    _replace_file_handlers(logger)
+    if settings.LOG_FILE and not any(isinstance(handler, LogFileHandler) for handler in logger.handlers):
+        to_file = LogFileHandler(str(Path(settings.LOG_FILE).expanduser()))
         to_file.setFormatter(formatter(settings))
         logger.addHandler(to_file)
     for handler in logger.handlers:
         if settings.LOG_FORMAT == "json":
             handler.setFormatter(formatter(settings))
         handler.addFilter(NoPersonalData())
+
+
+def _replace_file_handlers(logger: logging.Logger) -> None:
+    """Have what Celery's --logfile writes written by ours, as that one raises where it cannot."""
+    for handler in list(logger.handlers):
+        if isinstance(handler, logging.FileHandler):
+            ours = LogFileHandler(handler.baseFilename)
+            ours.setFormatter(handler.formatter)
+            logger.removeHandler(handler)
+            logger.addHandler(ours)
+            handler.close()
 
 
 def formatter(settings: Settings) -> logging.Formatter:

@@ -16,9 +16,9 @@ SERVICES = "address_guard broker mail jobs relay sweeper webhook store superviso
 TRADE = "mail.message mail.errors settings lazy ids text"
 #: What each part may import of ours besides itself; the longest name that fits a module is its part.
 MAY_IMPORT = {
-    "app": f"mailasync web api inbox serving commands doctor embedded logs route {SERVICES}",
-    "serving": "api supervisor", "embedded": "supervisor lazy", "supervisor": "",
-    "mailasync": f"logs route order station {SERVICES}",
+    "app": f"mailasync web api inbox serving commands doctor embedded logs terminal route {SERVICES}",
+    "serving": "api supervisor", "embedded": "supervisor lazy", "supervisor": "", "terminal": "", "log_file": "terminal",
+    "mailasync": f"logs terminal route order station {SERVICES}",
     "station": f"route order {SERVICES}", "order": "mail jobs store ids", "route": "mail settings",
     "commands": f"api doctor {SERVICES}", "doctor": f"route peer {SERVICES}", "web": f"api {SERVICES}",
     "api": f"order route logs peer {SERVICES}",
@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "sweeper": f"relay jobs store supervisor {TRADE}",
     "webhook": f"address_guard mail.schedule store supervisor {TRADE}", "address_guard": "", "peer": "",
     "store": TRADE, "mail": "supervisor settings lazy", "mail.message": TRADE, "mail.errors": TRADE, "inbox": "",
-    "logs": "settings", "settings": "default_settings", "lazy": "", "ids": "", "text": "", "quiet": "",
+    "logs": "log_file settings", "settings": "default_settings", "lazy": "", "ids": "", "text": "", "quiet": "",
     "migrations": "store", "default_settings": "", "mailroom": ""}
 MAY_KNOW = {"sqlalchemy": "store migrations", "alembic": "store migrations", "flask": "app web api inbox",
             "werkzeug": "app web api inbox serving", "granian": "serving",

@@ -3,13 +3,20 @@
 import io
 import json
 import logging
-from collections.abc import Iterator
+import os
+import re
+import resource
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from celery import Celery
 
 from mailroom import logs
+from mailroom.log_file import LogFileHandler
 from mailroom.settings import Settings, SettingsError, load
 from tests.services import free_port, wait_until
 from tests.services.processes import Service, service
@@ -21,7 +28,8 @@ def read(**variables: str) -> Settings:
 
 
 @pytest.fixture
-def logger() -> Iterator[logging.Logger]:
+def logger(monkeypatch: pytest.MonkeyPatch) -> Iterator[logging.Logger]:
+    monkeypatch.setattr(logging, "raiseExceptions", True)
     made = logging.getLogger("tests.logs")
     made.setLevel(logging.DEBUG)
     made.propagate = False
@@ -135,6 +143,96 @@ def test_a_log_file_that_was_moved_away_begins_anew(logger: logging.Logger, tmp_
     assert "second" in file.read_text() and "first" not in file.read_text()
 
 
+# --- what cannot be written ------------------------------------------------------------------------------------------
+
+def moved_away(file: Path) -> Callable[[], object]:
+    file.parent.rename(file.parent.with_name("away"))
+    return file.parent.mkdir
+
+
+def made_a_directory(file: Path) -> Callable[[], object]:
+    file.rename(file.with_name("away"))
+    file.mkdir()
+    return file.rmdir
+
+
+def put_on_a_full_disk(file: Path) -> Callable[[], object]:
+    file.unlink()
+    file.symlink_to("/dev/full")
+    return file.unlink
+
+
+@pytest.mark.parametrize("spoil", [moved_away, made_a_directory, put_on_a_full_disk])
+def test_a_log_file_that_cannot_be_written_is_told_once_and_goes_on_when_it_can(
+        logger: logging.Logger, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+        spoil: Callable[[Path], Callable[[], object]]) -> None:
+    file = tmp_path / "logs" / "mail.log"
+    file.parent.mkdir()
+    logs.finish_setup(read(LOG_FILE=str(file)), logger)
+    logger.info("before")
+    mend = spoil(file)
+    for n in range(5):
+        logger.info("lost %d", n)
+    [told] = capsys.readouterr().err.splitlines()
+    assert told.startswith(f"mailasync: the log file {file} cannot be written: ")
+    mend()
+    logger.info("after")
+    logger.info("and on")
+    lines = [line.partition(": ")[2] for line in file.read_text().splitlines()]
+    assert lines == ["after", "5 lines before the last one could not be written to this file", "and on"]
+    assert "lost 4" in written(logger)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_line_that_was_cut_by_a_full_disk_spoils_no_other(logger: logging.Logger, tmp_path: Path) -> None:
+    file = tmp_path / "mail.log"
+    logs.finish_setup(read(LOG_FILE=str(file)), logger)
+    logger.info("first")
+    size = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 10, size[1]))
+    try:
+        logger.info("second")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, size)
+        signal.signal(signal.SIGXFSZ, before)
+    logger.info("third")
+    lines = file.read_text().splitlines()
+    assert [line.partition(": ")[2] for line in lines] == [
+        "first", "", "third", "1 lines before the last one could not be written to this file"]
+
+
+@pytest.mark.parametrize("stream", ["closed", "broken", "none"])
+def test_no_line_raises_where_standard_error_takes_none(logger: logging.Logger, monkeypatch: pytest.MonkeyPatch,
+                                                        stream: str) -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    error = os.fdopen(writes, "w")
+    if stream == "closed":
+        error.close()
+    monkeypatch.setattr(sys, "stderr", None if stream == "none" else error)
+    logger.handlers = [logging.StreamHandler()]
+    logs.finish_setup(read(LOG_FILE="/dev/full"), logger)
+    logger.info("heard")
+    logger.warning("wrong %d", "number")
+    with suppress(BrokenPipeError):
+        error.close()
+
+
+def test_a_line_that_cannot_be_made_names_its_place_and_none_of_its_arguments(logger: logging.Logger) -> None:
+    logs.finish_setup(read(), logger)
+    logger.info("heard %d", "bob")
+    assert re.search(r"a line of .*test_logs\.py:\d+ cannot be shown: TypeError", written(logger))
+    assert "bob" not in written(logger)
+
+
+def test_half_a_character_is_written_to_a_log_file(tmp_path: Path) -> None:
+    handler = LogFileHandler(str(tmp_path / "mail.log"))
+    handler.handle(logging.makeLogRecord({"msg": "heard \ud800"}))
+    handler.close()
+    assert (tmp_path / "mail.log").read_text() == "heard \\ud800\n"
+
+
 @pytest.mark.parametrize(("place", "reason"), [
     ("nowhere/mail.log", "No such file or directory"), (".", "Is a directory"), ("file/mail.log", "Not a directory")])
 def test_a_log_file_that_cannot_be_written_is_refused(tmp_path: Path, place: str, reason: str) -> None:
@@ -222,3 +320,52 @@ def test_json_files_at_debug_hold_objects_and_nobodys_mail(stack: Service, smtpd
     assert {"DEBUG", "INFO", "ERROR"} <= {one["level"] for one in said}
     assert all(list(one)[:4] == ["time", "level", "logger", "message"] for one in said)
     assert "geheim" not in text and "@example.org" not in text
+
+
+@pytest.mark.parametrize("how", ["LOG_FILE", "--logfile"])
+def test_mail_goes_on_while_the_log_file_cannot_be_written(stack: Service, tmp_path: Path, how: str) -> None:
+    file = tmp_path / "logs" / "mail.log"
+    file.parent.mkdir()
+    stack.settings |= {"LOG_FILE": str(file)} if how == "LOG_FILE" else {}
+    web = stack.web()
+    worker = stack.worker("--loglevel=INFO", *((f"--logfile={file}",) if how == "--logfile" else ()), wait=False)
+    lines_of(file, " ready.")
+    mend = moved_away(file)
+    assert {stack.final(stack.post(), timeout=60)["status"] for _ in range(3)} == {"sent"}
+    worker.says(f"mailasync: the log file {file} cannot be written: No such file or directory")
+    mend()
+    id = stack.post()
+    assert stack.final(id, timeout=60)["status"] == "sent"
+    lines_of(file, f"message {id} attempt 1: sent")
+    lines_of(file, "before the last one could not be written")
+    assert worker.stop() == 0
+    assert [program.text().count("cannot be written") for program in (worker, web)] in ([1, 0], [1, 1])
+
+
+#: Runs the rest of the command line without standard streams that can be written to.
+BROKEN = "reads, writes = os.pipe(); os.close(reads); os.dup2(writes, 1); os.dup2(writes, 2)"
+CLOSED = "os.closerange(0, 3)"
+
+
+@pytest.mark.parametrize("streams", [BROKEN, CLOSED], ids=["broken", "closed"])
+def test_a_service_whose_output_nobody_takes_serves_all_the_same(stack: Service, tmp_path: Path, streams: str) -> None:
+    stack.settings |= {"INBOX_SMTP_PORT": str(free_port()), "LOG_FILE": str(tmp_path / "mail.log")}
+    del stack.settings["BROKER_URL"]
+    run = f"import os, sys; {streams}; os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    up = stack.run("-c", run, "-m", "flask", "up", "--deliver", name="up")
+    stack._answers(up)
+    assert stack.final(stack.post(), timeout=60)["status"] == "sent"
+    assert stack.get("/readyz")["status"] == "ok"
+    assert up.stop() == 0
+    lines_of(tmp_path / "mail.log", "sent (250)")
+
+
+@pytest.mark.parametrize("streams", [BROKEN, CLOSED], ids=["broken", "closed"])
+def test_a_worker_whose_output_nobody_takes_works_all_the_same(stack: Service, tmp_path: Path, streams: str) -> None:
+    stack.settings["LOG_FILE"] = str(tmp_path / "mail.log")
+    run = f"import os, sys; {streams}; os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    worker = stack.run("-c", run, "-m", "celery", "-A", "mailasync", "worker", "--loglevel=INFO", name="worker")
+    lines_of(tmp_path / "mail.log", " ready.")
+    stack.web()
+    assert stack.final(stack.post(), timeout=60)["status"] == "sent"
+    assert worker.stop() == 0
