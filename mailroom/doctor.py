@@ -25,7 +25,7 @@ from mailroom.store.keys import ApiKeys
 from mailroom.store.migrate import check
 from mailroom.store.outbox import Outbox
 from mailroom.store.tallies import Tallies
-from mailroom.store.vitals import vitals
+from mailroom.store.vitals import durability, vitals
 
 #: A certificate that ends sooner is worth a word.
 CERTIFICATE_MIN_DAYS = 14
@@ -68,6 +68,7 @@ class Doctor:
         yield from bounded("broker", self._broker)
         is_there = all(finding.ok for finding in database)
         if is_there:
+            yield from bounded("durability", self._durability)
             yield from bounded("worker", self._worker)
             yield from bounded("queue", self._queue)
             yield from bounded("keys", self._keys)
@@ -95,6 +96,11 @@ class Doctor:
             return
         yield Finding("database", True, f"{self.database!r} takes mail, and has the schema of this version; {found.version}, "
                                         f"{found.size_bytes / 1e6:,.1f} MB")
+
+    def _durability(self) -> Iterator[Finding]:
+        found = durability(self.database)
+        dangers = found.dangers() if found else []
+        yield Finding("durability", not dangers, "; ".join(dangers) or "what is committed is on disk")
 
     def _broker(self) -> Iterator[Finding]:
         if self.connect is None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import trustme
+from sqlalchemy import text
 
 from mailroom.doctor import Doctor, Finding
 from mailroom.mail.intake import message_from
@@ -18,10 +19,13 @@ from mailroom.store.database import Database
 from mailroom.store.keys import ApiKeys, Scope
 from mailroom.store.outbox import Acceptance, Outbox
 from mailroom.store.schema import messages
+from mailroom.store.vitals import Durability
 from tests.services import wait_until
 from tests.services.certificates import make_certificates
+from tests.services.postgres import Postgres
 from tests.services.processes import Service, service
 from tests.services.rabbitmq import RabbitMQ
+from tests.services.schema import ready
 from tests.services.smtpd import ScriptedSMTP
 
 
@@ -35,7 +39,7 @@ def examined(made: Service) -> tuple[int, dict[str, Any]]:
 def test_where_all_is_well_each_line_is_ok(pair: Service, smtpd: ScriptedSMTP) -> None:
     pair.worker()
     code, found = examined(pair)
-    assert [*found] == ["versions", "database", "broker", "worker", "queue", "keys", "PUBLIC_URL", "login of account default",
+    assert [*found] == ["versions", "database", "broker", "durability", "worker", "queue", "keys", "PUBLIC_URL", "login of account default",
                          "budget of account default"]
     assert (code, {one["ok"] for one in found.values()}) == (0, {True})
     assert "guest:**@" in found["broker"]["words"]
@@ -151,3 +155,30 @@ def test_a_certificate_that_ends_soon_is_told(tmp_path: Path, sqlite_url: str) -
     assert found["login of account default"].ok
     assert (found["certificate of account default"].ok, found["certificate of account default"].words) == (
         False, "valid for 3 days: whoever runs that server has to renew it")
+
+
+@pytest.mark.parametrize(("commits", "standbys", "hosts", "told"), [
+    ("on", "", 1, ""), ("on", "two", 2, ""), ("remote_apply", "two", 2, ""), ("off", "", 1, "synchronous_commit is off"),
+    ("on", "", 2, "no commit waits for the stand-by"), ("local", "two", 2, "no commit waits for the stand-by")])
+def test_what_a_commit_may_not_outlive_is_told(commits: str, standbys: str, hosts: int, told: str) -> None:
+    found = Durability(fsync="on", synchronous_commit=commits, synchronous_standby_names=standbys, hosts=hosts).dangers()
+    assert [told in danger for danger in found] == [True] * bool(told)
+
+
+def test_commits_that_wait_for_no_disk_and_no_stand_by_are_told(postgres: Postgres, postgres_url: str) -> None:
+    database = ready(postgres_url)
+    assert found_durable(postgres_url) == (True, "what is committed is on disk")
+    with database.engine.begin() as connection:
+        connection.execute(text(f"ALTER DATABASE {database.url.database} SET synchronous_commit = off"))
+    database.close()
+    host = f"host=127.0.0.1:{postgres.ports['postgres']}"
+    is_well, words = found_durable(f"postgresql://postgres@/{database.url.database}?{host}&{host}")
+    assert not is_well and "synchronous_commit is off" in words and "run `flask db restored`" in words
+
+
+def found_durable(url: str) -> tuple[bool, str]:
+    database = Database(url)
+    settings = load({"MAILASYNC_ENV_FILE": "", "MAILASYNC_DATABASE_URL": url})
+    [found] = [one for one in Doctor(settings, database, [], None).examine() if one.what == "durability"]
+    database.close()
+    return found.ok, found.words

@@ -62,13 +62,14 @@ def commands(*, up: Callable[[bool], None], inbox: Callable[[], None], upgrade: 
     @db_group.command("restored")
     @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
     def restored_command(as_json: bool) -> None:
-        """Hold what was on its way, after a backup was restored and before anything starts on it: it may have been sent since."""
+        """Hold what was on its way, after a backup was restored or an asynchronous stand-by took over, and before anything starts on
+        it: it may have been sent since."""
         with told(), opened_pair() as database:
             done = hold(database, lease_seconds=settings.LEASE_SECONDS)
         if as_json:
             click.echo(json.dumps(asdict(done)))
             return
-        click.echo(f"messages held: {done.held}; each may have been sent after the backup was taken")
+        click.echo(f"messages held: {done.held}; each may have been sent since this state of the database")
         click.echo(f"jobs ended as failed: {done.jobs}, and messages that waited to tell of their success: {done.failed}")
         click.echo(f"outbox {done.outbox_id}: nudges from before the restore are refused, with a line in the worker's log for each")
         click.echo("Next: start web and worker. `flask release ID` lets one message go, `flask release --all` all of them;\n"

@@ -19,6 +19,9 @@ TRIED_SECONDS = 1.0
 _SQLITE = "SELECT 'SQLite ' || sqlite_version(), (SELECT page_count FROM pragma_page_count) * (SELECT page_size FROM pragma_page_size)"
 _POSTGRESQL = "SELECT 'PostgreSQL ' || current_setting('server_version'), pg_database_size(current_database())"
 
+_DURABILITY = "SELECT " + ", ".join(f"current_setting('{name}') AS {name}" for name in (
+    "fsync", "synchronous_commit", "synchronous_standby_names"))
+
 
 @dataclass(frozen=True)
 class Vitals:
@@ -31,6 +34,38 @@ def vitals(database: Database) -> Vitals:
         row = connection.execute(text(_SQLITE if connection.dialect.name == "sqlite" else _POSTGRESQL)).one()
         return Vitals(row[0], int(row[1]))
     return database.read(look)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Durability:
+    """What decides whether a commit outlives its server."""
+
+    fsync: str
+    synchronous_commit: str
+    synchronous_standby_names: str
+    hosts: int  #: that the URL names
+
+    def dangers(self) -> list[str]:
+        """What can be lost though it was committed, and what to do."""
+        found = []
+        if self.fsync == "off":
+            found.append("fsync is off, so that accepted mail is lost in a power cut: set it to on")
+        if self.synchronous_commit == "off":
+            found.append("synchronous_commit is off, so that accepted mail is lost if the server crashes: set it to on, as by "
+                         "`ALTER ROLE name SET synchronous_commit = 'on'`")
+        if self.hosts > 1 and (not self.synchronous_standby_names or self.synchronous_commit in ("off", "local")):
+            found.append("the URL names several hosts, and no commit waits for the stand-by, so that accepted mail is lost and other mail "
+                         "sent twice when it takes over: set synchronous_standby_names, or stop all and run `flask db restored` then")
+        return found
+
+
+def durability(database: Database) -> Durability | None:
+    """Of a PostgreSQL; an SQLite file has none of these choices."""
+    if database.engine.dialect.name == "sqlite":
+        return None
+    row = database.read(lambda connection: connection.execute(text(_DURABILITY)).one())
+    named = database.url.normalized_query.get("host", ())
+    return Durability(**row._mapping, hosts=sum(len(one.split(",")) for one in named))
 
 
 class Readiness:
