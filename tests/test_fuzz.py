@@ -15,9 +15,10 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from mailroom.mail.compose import compose, plain_text
+from mailroom.mail.compose import compose
 from mailroom.mail.intake import HEADERS_ALLOWED, message_from
 from mailroom.mail.message import Address, Claim, Message
+from mailroom.mail.plaintext import plain_text
 from tests.fuzz import NO_BROKER_PORT, fuzzing, watch
 from tests.hostile import Request
 from tests.measure import hold_to

@@ -125,6 +125,19 @@ def test_a_claim_gives_all_that_an_attempt_needs_in_the_order_asked(outbox: Outb
     assert claims.claim(ids) == []
 
 
+def test_a_mail_is_dated_when_it_is_first_tried_and_keeps_that_date(
+    outbox: Outbox, claims: Claims, database: Database
+) -> None:
+    id = accept(outbox)
+    run(database, "UPDATE messages SET created_at = created_at - 86400000 WHERE id = :id", id=id)
+    first = claim_one(claims, id)
+    assert first.first_attempt_at_ms is not None
+    assert first.first_attempt_at_ms >= first.created_at_ms + 86_400_000
+    run(database, "UPDATE messages SET first_attempt_at = first_attempt_at - 5000 WHERE id = :id", id=id)
+    assert claims.release(first)
+    assert claim_one(claims, id).first_attempt_at_ms == first.first_attempt_at_ms - 5000
+
+
 def test_of_twenty_workers_one_gets_the_row(outbox: Outbox, database: Database) -> None:
     everybody = [worker(database, f"worker-{n}") for n in range(20)]
     for _ in range(5):

@@ -38,7 +38,7 @@ def mail_body() -> object:
     mail, uploads = _form("message")
     if not isinstance(mail, dict) or not isinstance(mail.get("attachments", []), list):
         return mail  # Its reader says what is wrong with it.
-    files = [{"filename": file.filename or "file", "content": file.read(), "content_type": file.mimetype or "application/octet-stream",
+    files = [{"filename": file.filename or "file", "content": file.read(), "content_type": file.content_type or "application/octet-stream",
               "content_id": "" if name == "attachments" else name} for name, listed in uploads.items() for file in listed]
     return {**mail, "attachments": [*mail.get("attachments", []), *files]}
 

@@ -90,7 +90,8 @@ def get_raw(id: str) -> Response:
         raise Conflict("expected a message with content, got one that could not be accepted, or whose content is no longer kept")
     if message.template:
         raise Conflict("expected a message that tells of no job, got one that is written when its job has ended")
-    claim = Claim(id=id, attempt=1, message_id=row["message_id"], created_at_ms=row["created_at"], message=message, pending=())
+    claim = Claim(id=id, attempt=1, message_id=row["message_id"], created_at_ms=row["created_at"],
+                  first_attempt_at_ms=row["first_attempt_at"], message=message, pending=())
     # As a download and never as a page: what a client sent may be anything.
     return Response(compose(claim, sender=account_sender(row["account"] or row["sender"])), content_type="message/rfc822", headers={
         "Content-Disposition": f'attachment; filename="{row["message_id"].partition("@")[0]}.eml"', "X-Content-Type-Options": "nosniff"})

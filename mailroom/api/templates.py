@@ -9,9 +9,9 @@ from mailroom.api.bodies import json_body
 from mailroom.api.paging import asked_page
 from mailroom.api.services import services
 from mailroom.api.shown import timestamp
-from mailroom.mail.compose import plain_text
 from mailroom.mail.errors import FieldError, InvalidMessage
 from mailroom.mail.letter import AskedPreview, AskedTexts, Sources, check, merge
+from mailroom.mail.plaintext import plain_text
 from mailroom.mail.reading import read_fields
 from mailroom.store.templates import Saved, Template, is_name
 

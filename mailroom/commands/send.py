@@ -18,7 +18,8 @@ from mailroom.commands.watch import Tell, Working, as_step, follow, standing
 from mailroom.mail.compose import compose
 from mailroom.mail.errors import FieldError, InvalidMessage, MalformedJSON
 from mailroom.mail.intake import ENCODED_MAX_BYTES
-from mailroom.mail.message import MEDIA_TYPE, Claim, State
+from mailroom.mail.media_types import OCTET_STREAM, parse_media_type
+from mailroom.mail.message import Claim, State
 from mailroom.mail.reading import parse_json
 from mailroom.store.outbox import Acceptance
 
@@ -187,7 +188,7 @@ def _parts(given: Mapping[str, Any]) -> dict[str, Any]:
 def _attachment(file: str) -> dict[str, Any]:
     kind = mimetypes.guess_type(file)[0] or ""
     return {"filename": "file" if file == STDIN else Path(file).name, "content": _read(file),
-            "content_type": kind if MEDIA_TYPE.fullmatch(kind) else "application/octet-stream"}
+            "content_type": str(parse_media_type(kind) or OCTET_STREAM)}
 
 
 def _headers(given: Sequence[str]) -> dict[str, str]:

@@ -9,14 +9,20 @@ from email.header import Header
 from email.utils import format_datetime, formataddr
 from functools import lru_cache
 from hashlib import sha256
-from html import escape, unescape
+from html import escape
 from urllib.parse import quote
 
-from mailroom.mail.message import MEDIA_TYPE, STRUCTURED, Address, Attachment, Claim, Message, file_name
+from mailroom.mail.media_types import OCTET_STREAM, MediaType, parse_media_type
+from mailroom.mail.message import STRUCTURED, Address, Attachment, Claim, Message, file_name
+from mailroom.mail.plaintext import plain_text
 from mailroom.mail.template import fill
 
 #: The longest line that has an encoded word in it (RFC 2047, 2).
 _LINE_MAX = 76
+#: Of a References field, so that a long thread's answers stay far below what servers take as a header.
+_REFERENCES_MAX_CHARACTERS = 4000
+#: Fields whose value is written for people: encoded words are decoded there (RFC 2047, 5).
+_FOR_PEOPLE = frozenset({"comments", "keywords", "organization"})
 #: Folds headers; the rest is written by hand, as `EmailMessage` takes ten times as long for the same bytes.
 _WIRE = policy.compat32.clone(linesep="\r\n", max_line_length=_LINE_MAX)
 
@@ -44,13 +50,57 @@ def _headers(claim: Claim, message: Message, sender: Address) -> Iterator[bytes]
         if people:
             yield _header(name, _list(people))
     yield _header("Subject", _text(message.subject, "Subject"))
-    yield _header("Date", _date(claim.created_at_ms // 1000))
+    yield _header("Date", _date((claim.first_attempt_at_ms or claim.created_at_ms) // 1000))
     yield _unfolded("Message-ID", f"<{claim.message_id}>", spaces=False)
     if message.unsubscribe:
         yield _unfolded("List-Unsubscribe", f"<{message.unsubscribe}>")
         yield _unfolded("List-Unsubscribe-Post", "List-Unsubscribe=One-Click")
     for name, value in message.headers:
-        yield _unfolded(name, value) if STRUCTURED.fullmatch(name) else _header(name, _text(value, name))
+        yield _custom(name, value)
+
+
+def _custom(name: str, value: str) -> bytes:
+    """Write a field that the client set: as it is where that can be read, else in encoded words."""
+    if name.lower() == "references":
+        return _folded(name, _shortened(value))
+    if STRUCTURED.fullmatch(name):
+        return _unfolded(name, value)
+    is_plain = value.isascii() and value.isprintable() and "=?" not in value
+    if is_plain and name.lower() not in _FOR_PEOPLE:
+        return _folded(name, value)
+    return _header(name, _text(value, name))
+
+
+def _folded(name: str, value: str) -> bytes:
+    """Fold printable ASCII before its spaces and nowhere else, so that programs read back what was set.
+
+    Raises:
+      ValueError: it holds another character.
+    """
+    if not value.isascii() or not value.isprintable():
+        raise ValueError("expected a header of printable ASCII")
+    lines = [f"{name}:"]
+    for word in re.findall(r" +[^ ]+", f" {value}"):
+        if len(lines[-1]) + len(word) > _LINE_MAX and lines[-1] != f"{name}:":
+            lines.append("")
+        lines[-1] += word
+    return "\r\n".join(lines).encode("ascii") + b"\r\n"
+
+
+def _shortened(references: str) -> str:
+    """Return the ids of a thread, without some of the middle where they are too many (RFC 5322, 3.6.4).
+
+    The first says which thread it is; the last are those that a reader still has.
+    """
+    first, *ids = references.split(" ")
+    room = _REFERENCES_MAX_CHARACTERS - len(first)
+    kept: list[str] = []
+    for id in reversed(ids):
+        room -= len(id) + 1
+        if room < 0:
+            break
+        kept.append(id)
+    return " ".join([first, *reversed(kept)])
 
 
 @lru_cache(maxsize=128)
@@ -78,7 +128,22 @@ def both_forms(message: Message) -> tuple[str, str]:
     text = plain_text(message.html or "") if message.text is None else message.text
     if message.html is not None:
         return text, message.html
-    return text, f'<div style="white-space: pre-wrap">{escape(text, quote=False)}</div>'
+    return text, _as_html(text)
+
+
+def _as_html(text: str) -> str:
+    """Return HTML that shows the text as it stands, also in Outlook, which knows no `white-space: pre-wrap`.
+
+    `dir="auto"` lets a text in Hebrew or Arabic begin at the right.
+    """
+    lines = escape(text, quote=False).replace("\r\n", "\n").replace("\r", "\n").replace("\t", " " * 8).split("\n")
+    shown = "<br>\n".join(map(_keep_spaces, lines))
+    return f'<div dir="auto">{shown}</div>'
+
+
+def _keep_spaces(line: str) -> str:
+    """Make those spaces non-breaking that HTML would take away: at the ends, and all but the last of several."""
+    return re.sub(r"^ +| +$| +(?= )", lambda spaces: "&nbsp;" * len(spaces[0]), line)
 
 
 def _multipart(kind: str, boundary: str) -> bytes:
@@ -95,9 +160,26 @@ def _part(subtype: str, content: str) -> bytes:
     lines = content.replace("\r\n", "\n").replace("\r", "\n").encode()
     # Base64 where most of it is not ASCII; quoted-printable stays readable, and keeps lines under RFC 5322's 998.
     is_readable = len(content.encode()) < 1.2 * len(content)
-    body = b2a_qp(lines, istext=True).replace(b"\n", b"\r\n") if is_readable else _base64(lines.replace(b"\n", b"\r\n"))
+    body = _quoted_printable(lines).replace(b"\n", b"\r\n") if is_readable else _base64(lines.replace(b"\n", b"\r\n"))
     return (f'Content-Type: text/{subtype}; charset="utf-8"\r\nMIME-Version: 1.0\r\nContent-Transfer-Encoding: '
             f"{'quoted-printable' if is_readable else 'base64'}\r\n\r\n").encode() + body
+
+
+def _quoted_printable(text: bytes) -> bytes:
+    """Encode text whose lines end with LF; no line of it begins with "From ", before which mailboxes put a ">"."""
+    encoded = b2a_qp(text, istext=True)
+    if b"From " not in encoded:
+        return encoded
+    return b"\n".join(map(_without_from, encoded.split(b"\n")))
+
+
+def _without_from(line: bytes) -> bytes:
+    """Encode the F of "From " at its beginning, in lines of at most 76 bytes (RFC 2045, 6.7; RFC 2049, 3)."""
+    if not line.startswith(b"From "):
+        return line
+    if len(line) <= _LINE_MAX - 2:
+        return b"=46" + line[1:]
+    return b"=46rom=20=\n" + _without_from(line[5:])
 
 
 def _text(value: str, name: str) -> str | Header:
@@ -135,11 +217,26 @@ def _boundary(message_id: str, kind: str = "") -> str:
 
 
 def _file(file: Attachment) -> bytes:
-    kind = file.content_type if MEDIA_TYPE.fullmatch(file.content_type) else "application/octet-stream"
+    name = file_name(file.name)
+    kind = parse_media_type(file.content_type) or MediaType(OCTET_STREAM)
     identity = f"Content-ID: <{file.content_id}>\r\n" if file.content_id else ""
-    return (f"Content-Type: {kind}\r\nMIME-Version: 1.0\r\nContent-Transfer-Encoding: base64\r\n{identity}"
-            f"Content-Disposition: {'inline' if identity else 'attachment'};\r\n {_filename(file.name)}\r\n\r\n"
-            ).encode("ascii") + _base64(file.content)
+    disposition = "inline" if identity else "attachment"
+    full_type = ";\r\n ".join([kind.name, *kind.parameters, *_encoded_name(name)])
+    head = (f"Content-Type: {full_type}\r\n"
+            f"MIME-Version: 1.0\r\nContent-Transfer-Encoding: base64\r\n{identity}"
+            f"Content-Disposition: {disposition};\r\n {_filename(name)}\r\n\r\n")
+    return head.encode("ascii") + _base64(file.content)
+
+
+def _encoded_name(name: str) -> list[str]:
+    """The name once more for readers that know no `filename*` (Outlook, QQ, many webmails), as a parameter of Content-Type.
+
+    RFC 2047, 5 forbids encoded words there; all the same it is what these programs write and read.
+    """
+    if _is_plain_name(name):
+        return []
+    words = Header(name, "utf-8").encode(linesep="\r\n", maxlinelen=_LINE_MAX - len(' name=""'))
+    return [f'name="{words}"']
 
 
 def _base64(content: bytes) -> bytes:
@@ -150,71 +247,9 @@ def _base64(content: bytes) -> bytes:
 
 def _filename(name: str) -> str:
     """The parameter, on one line; not folded, as some readers then lose spaces."""
-    name = file_name(name)
-    # Many readers decode an encoded word here, too, which RFC 2047, 5 forbids, and stumble over \".
-    if name.isascii() and "=?" not in name and '"' not in name:
-        return f'filename="{name}"'
-    return f"filename*=utf-8''{quote(name, safe='')}"
+    return f'filename="{name}"' if _is_plain_name(name) else f"filename*=utf-8''{quote(name, safe='')}"
 
 
-#: Possessive: a name that is never closed would else be tried at each of its lengths, which took minutes for 100 kB.
-_TAG = re.compile(r"<(?:[!?][^<>]*+|(/?)([a-zA-Z][^\s/<>]*+)([^<>]*+))>")
-_HREF = re.compile(r"""\bhref\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))""", re.IGNORECASE)
-#: More digits than any character has, and than int() may take.
-_NO_CHARACTER = re.compile(r"&#[0-9]{8,};?")
-
-
-class _TextOf:
-    """Collects what a person would read: no tags, scripts or styles; links keep their address."""
-
-    _BREAKS = frozenset({"p", "div", "br", "tr", "li", "ul", "ol", "table", "h1", "h2", "h3", "h4", "h5", "h6", "blockquote", "section",
-                         "article", "header", "footer", "hr"})
-    _HIDDEN = frozenset({"script", "style", "title", "template"})
-
-    def __init__(self) -> None:
-        self.found: list[str] = []
-        self._hidden = ""  # the tag that has to be closed before there is text again
-        self._links: list[str] = []
-
-    def start(self, tag: str, attributes: str) -> None:
-        if self._hidden or tag in self._HIDDEN:
-            self._hidden = self._hidden or tag
-            return
-        if tag in self._BREAKS:
-            self.found.append("\n- " if tag == "li" else "\n")
-        if tag == "a":
-            link = _HREF.search(attributes)
-            self._links.append(unescape(next(filter(None, link.groups()), "")) if link else "")
-
-    def end(self, tag: str) -> None:
-        if self._hidden:
-            self._hidden = "" if tag == self._hidden else self._hidden
-            return
-        if tag in self._BREAKS:
-            self.found.append("\n")
-        if tag == "a" and self._links and (link := self._links.pop()).startswith(("http:", "https:", "mailto:")):
-            self.found.append(f" ({link})")
-
-    def text(self, data: str) -> None:
-        if data and not self._hidden:
-            self.found.append(re.sub(r"\s+", " ", unescape(_NO_CHARACTER.sub("\ufffd", data))))
-
-
-def plain_text(html: str) -> str:
-    """Return what a reader without HTML should see of it.
-
-    Whatever it holds, this takes time linear to its length and never raises. html.parser took over 20 s for a megabyte of "<a", and
-    raises on "<![" and on "&#" before many digits.
-    """
-    first, *others = html.split("<!--")
-    shown = first + "".join(other.partition("-->")[2] for other in others)
-    reader, at = _TextOf(), 0
-    for tag in _TAG.finditer(shown):
-        reader.text(shown[at:tag.start()])
-        at = tag.end()
-        if tag[2]:
-            name = tag[2].lower()
-            reader.end(name) if tag[1] else reader.start(name, tag[3])
-    reader.text(shown[at:])
-    lines = (re.sub(r"[ \t]+", " ", line).strip() for line in "".join(reader.found).split("\n"))
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
+def _is_plain_name(name: str) -> bool:
+    """Whether every reader takes it between quotes: many decode an encoded word there, too, and stumble over \\"."""
+    return name.isascii() and "=?" not in name and '"' not in name

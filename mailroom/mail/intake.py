@@ -22,7 +22,8 @@ from pydantic import (
 )
 
 from mailroom.mail.addresses import CONTROL, RECIPIENTS_MAX, parse_address, parse_addresses
-from mailroom.mail.message import MEDIA_TYPE, STRUCTURED, Address, Attachment, Message, Terms, file_name
+from mailroom.mail.media_types import parse_media_type
+from mailroom.mail.message import STRUCTURED, Address, Attachment, Message, Terms, file_name
 from mailroom.mail.reading import encodable, is_unicode, parse_json, read_fields, refuse, refuse_items, shown, storable
 from mailroom.mail.terms import AHEAD_MAX_SECONDS, ATTEMPTS_MAX, Moment
 
@@ -33,6 +34,8 @@ ATTACHMENTS_MAX = 20
 ENCODED_MAX_BYTES = 25_000_000
 HEADERS_MAX = 30
 HEADER_MAX_CHARACTERS = 900
+#: The ids of a long thread; what is too much for a mail's header is left out of their middle.
+REFERENCES_MAX_CHARACTERS = 16_000
 TAGS_MAX = 10
 METADATA_MAX = 50
 METADATA_MAX_CHARACTERS = 500
@@ -71,7 +74,7 @@ class AskedAttachment(BaseModel):
 
     filename: StrictStr = Field(min_length=1, max_length=1000, description="A name; what is before a slash is left away.")
     content: Annotated[bytes, BeforeValidator(_base64), WithJsonSchema({"type": "string", "contentEncoding": "base64"})]
-    content_type: StrictStr = Field("application/octet-stream", max_length=255, description="Like image/png.")
+    content_type: StrictStr = Field("application/octet-stream", max_length=255, description="Like image/png, or text/csv; charset=utf-8.")
     content_id: StrictStr = Field("", description="Set where the HTML shows it, as cid:….")
 
     @field_validator("filename")
@@ -82,9 +85,11 @@ class AskedAttachment(BaseModel):
     @field_validator("content_type")
     @classmethod
     def _typed(cls, value: str) -> str:
-        if not MEDIA_TYPE.fullmatch(value):
-            refuse(f"expected a type like image/png, and not message/… or multipart/…, got {shown(value)}")
-        return value.lower()
+        kind = parse_media_type(value)
+        if kind is None:
+            refuse("expected a type like image/png or text/csv; charset=utf-8, and not message/… or multipart/…, "
+                   f"got {shown(value)}")
+        return str(kind)
 
     @field_validator("content_id")
     @classmethod
@@ -161,7 +166,7 @@ class AskedMail(BaseModel):
         if self.text is not None or self.html is not None:
             return self.text, self.html
         contents = self.contents or ""
-        body = contents.strip()
+        body = contents.strip().removeprefix("\ufeff").strip()
         return (None, contents) if body.startswith("<") and body.endswith(">") else (contents, None)
 
     def terms(self) -> Terms:
@@ -315,8 +320,11 @@ def _header_problem(name: str, value: str) -> str:
     if not HEADERS_ALLOWED.fullmatch(name):
         return "expected X-…, List-…, In-Reply-To, References, Auto-Submitted, Precedence, Priority, Importance, Sensitivity, " \
                "Feedback-ID, Organization, Comments or Keywords, got another name"
-    if CONTROL.search(value) or not is_unicode(value) or len(value) > HEADER_MAX_CHARACTERS or value != value.strip():
-        return f"expected one line of at most {HEADER_MAX_CHARACTERS} characters, without spaces at its ends, got {shown(value)}"
+    most = REFERENCES_MAX_CHARACTERS if name.lower() == "references" else HEADER_MAX_CHARACTERS
+    if CONTROL.search(value) or not is_unicode(value) or len(value) > most or value != value.strip():
+        return f"expected one line of at most {most} characters, without spaces at its ends, got {shown(value)}"
+    if most > HEADER_MAX_CHARACTERS and max(map(len, value.split()), default=0) > HEADER_MAX_CHARACTERS:
+        return f"expected ids of at most {HEADER_MAX_CHARACTERS} characters, got a longer one"
     if STRUCTURED.fullmatch(name) and (not value or not value.isascii() or _ENCODED.search(value)):
         return f"expected ASCII text without encoded words, got {shown(value)}"
     return ""

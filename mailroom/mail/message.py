@@ -35,10 +35,6 @@ _FILE_NAME_MAX_BYTES = 255
 _NOT_IN_NAMES = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-#: Type and subtype in the characters of RFC 6838, 4.2, no parameters. A message or a multipart may not be in base64 (RFC 2045, 6.4).
-MEDIA_TYPE = re.compile(r"(?!message/|multipart/)[a-z0-9][a-z0-9!#$&^_.+-]{0,126}/[a-z0-9][a-z0-9!#$&^_.+-]{0,126}", re.IGNORECASE)
-
-
 #: Header fields whose value has a grammar, in which no word may be encoded (RFC 2047, 5).
 STRUCTURED = re.compile(r"list-.*|in-reply-to|references|auto-submitted|precedence|priority|importance|sensitivity", re.IGNORECASE)
 
@@ -61,7 +57,7 @@ class Attachment:
     """A file that goes with a mail."""
 
     name: str  #: what a reader sees; never a path
-    content_type: str  #: RFC 2045, like image/png
+    content_type: str  #: RFC 2045, like image/png or text/csv; charset=utf-8
     content: bytes
     content_id: str = ""  #: set where the HTML shows it as `cid:…`, without angle brackets
 
@@ -209,7 +205,7 @@ class Claim:
     id: str
     attempt: int  #: from 1
     message_id: str  #: for the header field, without angle brackets; the same in every attempt
-    created_at_ms: int  #: milliseconds since 1970; the Date of the mail, the same in every attempt
+    created_at_ms: int  #: milliseconds since 1970
     message: Message  #: its attachments are still in the outbox, if there are such
     pending: tuple[int, ...]  #: positions in `message.everyone` of those who have no final outcome yet
     sent_before: bool = False  #: whether an earlier attempt reached one of the others
@@ -219,6 +215,8 @@ class Claim:
     excused: int = 0  #: earlier attempts that do not count: an account's trouble, or given back before anything was sent
     max_attempts: int | None = None  #: of those that count; None: as many as the schedule has
     has_attachments: bool = False
+    #: Milliseconds since 1970; the Date of the mail, the same in every attempt. None: of a mail that is not tried, but shown.
+    first_attempt_at_ms: int | None = None
 
     @property
     def counted(self) -> int:

@@ -289,7 +289,8 @@ def _load(connection: Connection, claimed: dict[str, Claimed]) -> dict[str, Clai
     return {
         row.id: Claim(
             id=row.id, attempt=mark.attempt, excused=mark.excused, max_attempts=mark.max_attempts, account=mark.room.account,
-            is_probe=mark.room.is_probe, message_id=row.message_id, created_at_ms=row.created_at, message=content.message,
+            is_probe=mark.room.is_probe, message_id=row.message_id, created_at_ms=row.created_at,
+            first_attempt_at_ms=row.first_attempt_at, message=content.message,
             job=facts.get(row.job_id) if content.message.template else None,
             pending=tuple(n for n, state in enumerate(content.states) if state in (State.QUEUED, State.DEFERRED)),
             sent_before=State.SENT in content.states, has_attachments=content.has_attachments)
@@ -342,7 +343,8 @@ def _free(suspects: bool) -> list[ColumnElement[bool]]:
 
 def _taking(suspects: bool) -> Rows:
     return Rows(messages, ("id",), lambda given: messages.update().values(
-        state=State.SENDING, owner=_WORKER, attempt=messages.c.attempt + 1, account=asked("by", String), parked=None)
+        state=State.SENDING, owner=_WORKER, attempt=messages.c.attempt + 1, account=asked("by", String), parked=None,
+        first_attempt_at=func.coalesce(messages.c.first_attempt_at, now_ms()))
         .where(messages.c.id == given["id"], *_free(suspects))
         .returning(messages.c.id, messages.c.attempt, messages.c.excused, messages.c.max_attempts))
 
@@ -364,8 +366,9 @@ _FINISH = Rows(messages, ("id", "attempt", "state", "reason", "uncertain", "park
                .where(messages.c.id == given["id"], messages.c.attempt == given["attempt"], messages.c.settled < given["attempt"],
                       or_(messages.c.state.in_(_OURS), and_(given["state"] == State.SENT, messages.c.state.in_(_TOUCHED))))
                .returning(messages.c.id, messages.c.attempt, messages.c.state, messages.c.created_at, now_ms().label("now")))
-_LOAD = Rows(messages, ("id",), lambda given: select(messages.c.id, messages.c.message_id, messages.c.created_at, messages.c.job_id)
-             .where(messages.c.id == given["id"]))
+_LOAD = Rows(messages, ("id",), lambda given: select(
+    messages.c.id, messages.c.message_id, messages.c.created_at, messages.c.first_attempt_at, messages.c.job_id)
+    .where(messages.c.id == given["id"]))
 
 
 def _tell(connection: Connection, kept: list[tuple[Claim, Outcome]]) -> None:

@@ -50,6 +50,7 @@ messages = Table(
     Column("queue", String(40), nullable=False),
     Column("message_id", String(300), nullable=False),  # the header field, without angle brackets
     Column("created_at", BigInteger, nullable=False),
+    Column("first_attempt_at", BigInteger),  # the Date of the mail
     Column("next_attempt_at", BigInteger),  # set while scheduled or deferred
     Column("at_named", Integer),  # 1 if a client named that moment while it is scheduled, and not how long it is to wait
     Column("published_at", BigInteger),  # a nudge was confirmed, or is being made by a sweeper

@@ -117,7 +117,7 @@ def _json(fields: Mapping[str, str], name: str, pointer: str, strict: bool) -> d
 
 
 def _files() -> dict[str, Any]:
-    files = [{"filename": file.filename, "content": file.read(), "content_type": file.mimetype or "application/octet-stream"}
+    files = [{"filename": file.filename, "content": file.read(), "content_type": file.content_type or "application/octet-stream"}
              for file in request.files.getlist("attachments") if file.filename]
     return {"attachments": files} if files else {}
 

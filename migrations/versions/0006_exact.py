@@ -31,3 +31,4 @@ def upgrade() -> None:
     op.bulk_insert(clock, [{"id": 1, "latest_at": 0}])
     op.add_column("messages", sa.Column("at_named", sa.Integer(), nullable=True))
     op.execute("UPDATE messages SET at_named = 1 WHERE state = 'scheduled'")
+    op.add_column("messages", sa.Column("first_attempt_at", sa.BigInteger()))
