@@ -46,7 +46,7 @@ class SQLiteFile:
 
     def _connect(self, dialect: Any, record: object, arguments: list[Any], parameters: dict[str, Any]) -> sqlite3.Connection:
         self.check()  # SQLite would make a new file.
-        if self._path:
+        if self._path and self._file is None:
             _prepare(Path(self._path))
         opened: sqlite3.Connection | None = None
         try:
