@@ -90,6 +90,10 @@ BROKER_CA_FILE: str = ""
 #: What the queues are in RabbitMQ. Nudges can be lost without harm, so quorum is for clusters only.
 QUEUE_TYPE: Literal["classic", "quorum"] = "classic"
 
+#: on: workers also take our tasks from `celery`, the queue of clients that name none, until a task of somebody else
+#: turns up there: that one is given back, and the queue left alone. off: never; clients name queue="mail".
+SERVE_CELERY_QUEUE: Literal["on", "off"] = "on"
+
 #: SQLAlchemy URL, sqlite:////absolute/path or postgresql://user@host/name. "": a file in instance/ here. Secret.
 DATABASE_URL: str = ""
 

@@ -8,11 +8,10 @@ JSON object of `POST /`. `runJob` wakes the jobs. Importing this module starts n
 
 import logging
 import os
-import re
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -20,16 +19,19 @@ from typing import Any
 
 import amqp
 from celery import Celery, Task, signals
-from celery.exceptions import Reject
+from celery.exceptions import Ignore, Reject
 from celery.result import AsyncResult
-from kombu import Connection, Exchange, Producer, Queue
+from kombu import Connection, Producer, Queue
 from kombu.exceptions import OperationalError
 
 from mailroom import logs, terminal, webhook
 from mailroom.address_guard import AddressGuard
+from mailroom.broker import declared
+from mailroom.consumer import REFUSE, SHARED_QUEUE, left_queue
 from mailroom.jobs import registry
 from mailroom.mail.errors import MailroomError, StoreUnavailable
 from mailroom.order import Orders
+from mailroom.quiet import has_expired
 from mailroom.relay import Relay
 from mailroom.route import accounts, schedule
 from mailroom.settings import PAIR_BROKER_URL, Settings, SettingsError, database_url, load
@@ -37,11 +39,12 @@ from mailroom.station import Station
 from mailroom.store.clock import Clock
 from mailroom.store.database import Database
 from mailroom.store.migrate import check, upgrade
-from mailroom.store.outbox import Outbox, is_id
+from mailroom.store.outbox import Outbox
 from mailroom.store.samples import Samples
 from mailroom.store.suppressions import Unsubscribes
 from mailroom.store.sweeps import Sweeps
 from mailroom.store.templates import Templates
+from mailroom.task_arguments import is_uuid, read_job, read_nudge
 
 log = logging.getLogger("mailasync")
 
@@ -86,6 +89,7 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
         "task_acks_late": True, "task_reject_on_worker_lost": True,
         "task_publish_retry": False,  # the sweeper publishes again; retries here only multiply messages
         "task_send_sent_event": False, "worker_send_task_events": True,  # Flower lives on events
+        "worker_consumer": "mailroom.consumer:CarefulConsumer",
         "worker_pool": "threads", "worker_concurrency": settings.SMTP_CONNECTIONS, "worker_prefetch_multiplier": 1,
         "worker_cancel_long_running_tasks_on_connection_loss": False,  # it would kill in the middle of a mail
         "worker_enable_prefetch_count_reduction": False,  # it speaks on the channel from threads of the pool, which then wait for ever
@@ -95,10 +99,9 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
 
 
 def queues(settings: Settings) -> list[Queue]:
-    arguments = {"x-queue-type": "quorum"} if settings.QUEUE_TYPE == "quorum" else None
-    ours = [Queue(name, Exchange(name, "direct"), name, queue_arguments=arguments)
-            for name in (*MAIL_QUEUES, *registry.queues(), webhook.QUEUE)]
-    return [*ours, Queue("celery", Exchange("celery", "direct"), "celery")]  # the last one plain, as a stock client declares it
+    ours = declared((*MAIL_QUEUES, *registry.queues(), webhook.QUEUE), settings.QUEUE_TYPE)
+    # Classic, as a stock client declares it.
+    return [*ours, *declared((SHARED_QUEUE,), "classic")] if settings.SERVE_CELERY_QUEUE == "on" else ours
 
 
 class Nudge(Task):  # type: ignore[type-arg]  # celery-types makes Task generic, Celery does not
@@ -127,7 +130,7 @@ class Nudge(Task):  # type: ignore[type-arg]  # celery-types makes Task generic,
 @celery_app.task(name="mailasync.sendMail", bind=True, base=Nudge)
 def sendMail(task: Task, *args: Any, **kwargs: Any) -> None:  # type: ignore[type-arg]
     """Deliver the mails of these ids; or accept a mail that a Celery client sent as the JSON object of `POST /`."""
-    with settling() as station:
+    with settling(task) as station:
         if nudge := read_nudge(args, kwargs):
             settled = station.deliver(nudge[0], outbox_id=nudge[1])
         else:
@@ -150,21 +153,13 @@ def relay_for(id: object) -> Relay | None:
     return _process.relay if is_uuid(id) else None
 
 
-def read_nudge(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[str], str] | None:
-    """The ids and the outbox that a nudge of ours names; None for what any other client sent."""
-    if kwargs or len(args) != 2 or not isinstance(args[0], list) or not isinstance(args[1], str):
-        return None
-    ids, outbox_id = args
-    return (ids, outbox_id) if is_uuid(outbox_id) and all(isinstance(id, str) and is_id(id) for id in ids) else None
-
-
 @celery_app.task(name="mailasync.runJob", bind=True, base=Nudge)
 def runJob(task: Task, *args: Any, **kwargs: Any) -> None:  # type: ignore[type-arg]
     """Look for jobs to run; or accept one that a Celery client sent: the JSON object of `POST /v1/jobs`, or its name and arguments.
 
     The task is done, and acknowledged, before the job begins: how long that takes is no matter of the broker's.
     """
-    with settling() as station:
+    with settling(task) as station:
         if kwargs or len(args) != 1 or not is_uuid(args[0]):
             station.accept_job(str(task.request.id), read_job(args, kwargs))
         station.runner.wake()
@@ -173,30 +168,29 @@ def runJob(task: Task, *args: Any, **kwargs: Any) -> None:  # type: ignore[type-
 @celery_app.task(name="mailasync.tellClients", bind=True, base=Nudge)
 def tellClients(task: Task, *args: Any, **kwargs: Any) -> None:  # type: ignore[type-arg]
     """Look for webhooks that are to be told something; whatever came with it is not read."""
-    with settling() as station:
+    with settling(task) as station:
         station.notifier.wake()
 
 
-def read_job(args: Sequence[Any], kwargs: Mapping[str, Any]) -> object:
-    """The object of `POST /v1/jobs` in what a Celery client sent: `{...}`, or `"coffee"`, or `"coffee", {"cups": 2}`."""
-    if args and isinstance(args[0], str) and len(args) <= 2 and not kwargs:
-        return {"name": args[0], "args": args[1] if len(args) == 2 else {}}
-    return (args[0] if len(args) == 1 else list(args)) if args else dict(kwargs)
-
-
-def is_uuid(value: object) -> bool:
-    """Whether it is the id of an outbox, or of a row and nothing else that a client may send."""
-    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", value) is not None
+@celery_app.task(name=REFUSE, bind=True, base=Nudge)
+def refuse(task: Task, reason: str, name: str) -> None:  # type: ignore[type-arg]
+    """Record why the message that this one stands for is no task; mailroom/consumer.py makes it of that."""
+    with settling(task) as station:
+        station.refuse(str(task.request.id), name, reason)
 
 
 @contextmanager
-def settling() -> Iterator[Station]:
-    """What this process works with; while it cannot, the task goes back to its queue."""
+def settling(task: Task) -> Iterator[Station]:  # type: ignore[type-arg]
+    """What this process works with; while it cannot, the task goes back to its queue. One that has expired is not done."""
     station = _process.station
     if station is None:
         time.sleep(REQUEUE_WAIT_SECONDS)
         raise Reject("this worker has not started", requeue=True)
     try:
+        if has_expired(task.request.expires):  # type: ignore[arg-type]  # a text, from QuietRequest
+            reason = f"expired at {task.request.expires}, before a worker took it"
+            station.refuse(str(task.request.id), task.name, reason)
+            raise Ignore
         yield station
     except StoreUnavailable as e:
         log.error("%s; the message goes back to the queue", e)
@@ -371,6 +365,12 @@ def refuse_other_queues() -> None:
         log.info("queues not declared: %s", type(e).__name__)
     finally:
         connection.collect()
+
+
+@left_queue.connect
+def _note_left_queue(reason: str, **kwargs: object) -> None:
+    if _process.station is not None:
+        _process.station.worker.leave_celery_queue(reason)
 
 
 @signals.worker_shutting_down.connect

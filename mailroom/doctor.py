@@ -26,6 +26,7 @@ from mailroom.store.migrate import check
 from mailroom.store.outbox import Outbox
 from mailroom.store.tallies import Tallies
 from mailroom.store.vitals import durability, vitals
+from mailroom.store.workers import alive
 
 #: A certificate that ends sooner is worth a word.
 CERTIFICATE_MIN_DAYS = 14
@@ -34,6 +35,9 @@ QUEUED_MAX_SECONDS = 300
 #: For one look, and for each step of it that can hang.
 LOOK_SECONDS = 12.0
 STEP_SECONDS = 5.0
+#: The ways out where a worker leaves the queue `celery` alone.
+CELERY_QUEUE = ('set MAILASYNC_SERVE_CELERY_QUEUE=off and have clients name queue="mail", or move the other application '
+                "to a vhost or queue of its own and restart the worker")
 PACKAGES = ("celery", "kombu", "flask", "yagmail", "sqlalchemy", "granian")
 
 
@@ -150,6 +154,9 @@ class Doctor:
             return
         ok = ms <= self.settings.LEASE_SECONDS * 1000
         yield Finding("worker", ok, f"seen {ms / 1000:.0f} s ago" + ("" if ok else f"; {start}"))
+        for row in alive(self.database, self.settings.LEASE_SECONDS):
+            if reason := row["celery_queue_left"]:
+                yield Finding("queue celery", False, f"{row['name']} takes nothing from it, as {reason}; {CELERY_QUEUE}")
 
     def _login(self, account: Account) -> Iterator[Finding]:
         what, hop = f"login of account {account.name}", replace(account.hop, timeout_seconds=min(STEP_SECONDS, account.hop.timeout_seconds))

@@ -15,8 +15,6 @@ from mailroom.settings import Settings
 _ADDRESS = re.compile(r"[^\s<>()\[\]{},;:\"'`=]+@[^\s<>()\[\]{},;\"'`]+")
 #: Loggers that write out task arguments (a client's whole mail) below WARNING, and nothing else that is worth it.
 _ARGUMENTS_SHOWN = frozenset({"celery.pool", "celery.concurrency.base"})
-#: Celery's texts about messages that it cannot use; they end in a dump of headers and body.
-_DUMPS = re.compile(r"(body:|headers:|The full contents of the message|Please see\n).*", re.DOTALL)
 
 _HOST_NAME = socket.gethostname()
 
@@ -27,14 +25,12 @@ request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 
 class NoPersonalData(logging.Filter):
-    """Takes addresses out of every record, and drops or cuts those that show the arguments of a task."""
+    """Takes addresses out of every record, and drops those that show the arguments of a task."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.name in _ARGUMENTS_SHOWN and record.levelno < logging.WARNING:
             return False
         message = _message(record)
-        if record.name.startswith("celery.worker.consumer"):
-            message = _DUMPS.sub("(not shown)", message)
         record.msg, record.args = _ADDRESS.sub(_masked, message) if "@" in message else message, None
         if record.exc_info and not record.exc_text:
             record.exc_text = _ADDRESS.sub(_masked, logging.Formatter().formatException(record.exc_info))

@@ -74,6 +74,7 @@ class Settings:
     BROKER_URL: str
     BROKER_CA_FILE: str
     QUEUE_TYPE: Literal["classic", "quorum"]
+    SERVE_CELERY_QUEUE: Literal["on", "off"]
     DATABASE_URL: str
     LEASE_SECONDS: float
     RETENTION_DAYS: int

@@ -15,7 +15,7 @@ from mailroom.mail.errors import FieldError, InvalidMessage, MalformedJSON, Stor
 from mailroom.mail.message import Message, State
 from mailroom.mail.sessions import Sessions
 from mailroom.mail.turns import Turns
-from mailroom.order import Order, Orders
+from mailroom.order import Orders
 from mailroom.relay import CHUNK_MAX, Relay
 from mailroom.route import accounts, schedule
 from mailroom.settings import Settings
@@ -30,6 +30,7 @@ from mailroom.store.outbox import Acceptance, Outbox, is_id
 from mailroom.store.retention import Retention
 from mailroom.store.runs import Runs
 from mailroom.store.sweeps import Sweeps
+from mailroom.store.tallies import count_each
 from mailroom.store.workers import Worker
 from mailroom.sweeper import Sweeper
 from mailroom.webhook import QUEUE, THREADS, Notifier
@@ -97,9 +98,9 @@ class Station:
             if accepted.dry_run:
                 raise InvalidMessage([FieldError("#/dry_run", "expected a mail to be sent, as nobody is told here what would be")])
         except (MalformedJSON, InvalidMessage) as e:
-            log.error("task %s is no mail that can be accepted; see GET /v1/messages/%s", id, id)
-            accepted = Acceptance(id=id, message=Message(to=()), message_id=f"{new_id()}@localhost", failed=str(e))
-        if self.outbox.accept(accepted) and not accepted.failed:
+            self._fail_mail(id, str(e))
+            return True
+        if self.outbox.accept(accepted):
             if accepted.job:
                 self._wake(accepted.job)
             elif accepted.state is State.QUEUED:
@@ -108,17 +109,35 @@ class Station:
 
     def accept_job(self, id: str, asked: object) -> None:
         """Accept a job that a Celery client sent; what is none is recorded as failed under the task's id, with the reason."""
-        id = self._usable(id, is_id(id) and len(id) <= ID_MAX_CHARACTERS)
+        id = self._usable(id, is_job_id(id))
         try:
             order = self.orders.job(asked, id=id)
         except (MalformedJSON, InvalidMessage) as e:
-            log.error("task %s is no job that can be accepted; see GET /v1/jobs/%s", id, id)
-            order = Order(NewJob(id=id, name="", args={}, queue=registry.DEFAULT_QUEUE, timeout_seconds=0, failed=str(e)), None)
+            self._fail_job(id, str(e))
+            return
         if order.acceptance:
             self.outbox.accept(order.acceptance)
         else:
             self.jobs.accept(order.job)
         self._wake(order.job)
+
+    def refuse(self, id: str, task_name: str, reason: str) -> None:
+        """Record a task that cannot be read as failed, under its id; count one that has none."""
+        if not id:
+            log.error("a task without an id cannot be read, and is dropped: %s", reason)
+            self.database.write(count_each, "tasks_dropped")
+        elif "job" in task_name.lower():
+            self._fail_job(self._usable(id, is_job_id(id)), reason)
+        else:
+            self._fail_mail(self._usable(id, is_id(id)), reason)
+
+    def _fail_mail(self, id: str, reason: str) -> None:
+        log.error("task %s is no mail that can be accepted; see GET /v1/messages/%s", id, id)
+        self.outbox.accept(Acceptance(id=id, message=Message(to=()), message_id=f"{new_id()}@localhost", failed=reason))
+
+    def _fail_job(self, id: str, reason: str) -> None:
+        log.error("task %s is no job that can be accepted; see GET /v1/jobs/%s", id, id)
+        self.jobs.accept(NewJob(id=id, name="", args={}, queue=registry.DEFAULT_QUEUE, timeout_seconds=0, failed=reason))
 
     def _wake(self, job: NewJob) -> None:
         """Have this worker, and one that serves the job's queue, look for it."""
@@ -147,3 +166,7 @@ class Station:
         except StoreUnavailable as e:
             log.error("%s", e)
         self.database.close()
+
+
+def is_job_id(id: str) -> bool:
+    return is_id(id) and len(id) <= ID_MAX_CHARACTERS

@@ -12,13 +12,13 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parents[1]
 FILES = [*PROJECT.glob("*.py"), *PROJECT.glob("mailroom/**/*.py"), *PROJECT.glob("migrations/**/*.py")]
 TREES = {".".join(file.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__"): ast.parse(file.read_text()) for file in FILES}
-SERVICES = "address_guard broker mail jobs relay sweeper webhook store supervisor settings lazy ids text"
+SERVICES = "address_guard broker consumer mail jobs relay sweeper webhook store supervisor settings lazy ids text"
 TRADE = "mail.message mail.errors settings lazy ids text"
 #: What each part may import of ours besides itself; the longest name that fits a module is its part.
 MAY_IMPORT = {
     "app": f"mailasync web api inbox serving commands doctor embedded logs terminal route {SERVICES}",
     "serving": "api supervisor", "embedded": "supervisor lazy", "supervisor": "", "terminal": "", "log_file": "terminal",
-    "mailasync": f"logs terminal route order station {SERVICES}",
+    "mailasync": f"logs terminal route order station quiet task_arguments {SERVICES}",
     "station": f"route order {SERVICES}", "order": "mail jobs store ids", "route": "mail settings",
     "commands": f"api doctor {SERVICES}", "doctor": f"route peer {SERVICES}", "web": f"api {SERVICES}",
     "api": f"order route logs peer {SERVICES}",
@@ -27,12 +27,13 @@ MAY_IMPORT = {
     "sweeper": f"relay jobs store supervisor {TRADE}",
     "webhook": f"address_guard mail.schedule store supervisor {TRADE}", "address_guard": "", "peer": "",
     "store": TRADE, "mail": "supervisor settings lazy", "mail.message": TRADE, "mail.errors": TRADE, "inbox": "",
+    "consumer": "", "task_arguments": "store",
     "logs": "log_file settings", "settings": "default_settings", "lazy": "", "ids": "", "text": "", "quiet": "",
     "migrations": "store", "default_settings": "", "mailroom": ""}
 MAY_KNOW = {"sqlalchemy": "store migrations", "alembic": "store migrations", "flask": "app web api inbox",
             "werkzeug": "app web api inbox serving", "granian": "serving",
-            "yagmail": "mail.transport mail.oauth2", "celery": "app mailasync embedded quiet", "amqp": "mailasync relay",
-            "kombu": "mailasync relay embedded broker",
+            "yagmail": "mail.transport mail.oauth2", "celery": "app mailasync embedded quiet consumer", "amqp": "mailasync relay",
+            "kombu": "mailasync relay embedded broker consumer",
             "jinja2": "mail.template mail.sandbox mail.filters", "css_inline": "mail.letter",
             "PIL": "jobs.thumbnail", "prometheus_client": "api.metrics"}
 #: Who starts a thread by hand, which ends with one piece of work. The supervisor keeps all others running.

@@ -312,7 +312,7 @@ def test_json_files_at_debug_hold_objects_and_nobodys_mail(stack: Service, smtpd
     stock.close()
     wait_until(lambda: stack.request("GET", f"/v1/messages/{ids[-1]}")[0] == 200, what="the task was read")
     assert [stack.final(id)["status"] for id in ids] == ["sent", "failed", "sent"]
-    lines_of(tmp_path / "mail.log", "unregistered task")
+    lines_of(tmp_path / "mail.log", "is no mail that can be accepted")
     worker.stop()
     text = (tmp_path / "mail.log").read_text()
     said = [json.loads(line) for line in text.splitlines()]

@@ -384,7 +384,7 @@ def test_lines_about_a_request_name_it_and_no_path(app: Flask, client: FlaskClie
     lines = [json.loads(line) for line in handler.stream.getvalue().splitlines()]
     access = [line for line in lines if line["logger"] == "mailasync.access"]
     assert [(line["level"], line["message"].rpartition(" in ")[0]) for line in access] == [
-        ("DEBUG", "GET /v1/messages/<id> 404"), ("INFO", "GET /v1/messages/<id> 503"), ("DEBUG", "GET (no route) 404")]
+        ("DEBUG", "GET /v1/messages/<id> 422"), ("INFO", "GET /v1/messages/<id> 503"), ("DEBUG", "GET (no route) 404")]
     assert [line.get("message_id") for line in access] == ["some-id", "other-id", None]
     assert [line["request_id"] for line in access][:2] == ["first", "second"]
     assert [line["request_id"] for line in lines if line["level"] == "ERROR"] == ["second"]

@@ -109,6 +109,8 @@ def _counters(totals: Mapping[str, int]) -> Iterator[Metric]:
         yield CounterMetricFamily(f"mailasync_jobs_{name}", meaning, value=totals.get(f"jobs_{name}", 0))
     yield CounterMetricFamily("mailasync_nudges_recovered", "Messages whose nudge got lost or was never published, and was made again",
                               value=totals.get("recovered", 0))
+    yield CounterMetricFamily("mailasync_tasks_dropped", value=totals.get("tasks_dropped", 0), documentation=(
+        "Messages of Celery clients that cannot be read, and have no id to record them under"))
     limits = [*(str(float(seconds)) for seconds in LATENCY_SECONDS), "+Inf"]
     yield HistogramMetricFamily(
         "mailasync_latency_seconds", "From a message's acceptance until the next hop took it, with all that it waited for",

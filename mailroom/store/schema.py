@@ -329,6 +329,8 @@ workers = Table(
     Column("started_at", BigInteger, nullable=False),
     Column("seen_at", BigInteger, nullable=False),
     Column("stopped_at", BigInteger),
+    Column("broker_trouble", Text),  # what keeps it from its queues, while something does
+    Column("celery_queue_left", Text),  # why it takes nothing from the queue `celery` any more
 )
 
 

@@ -52,6 +52,12 @@ def count(connection: Connection, counts: Mapping[str, int]) -> None:
     _counted.setdefault(connection, Counter()).update(counts)
 
 
+def count_each(connection: Connection, names: list[str]) -> list[None]:
+    """Count events outside of any other transaction: a work for `write`."""
+    count(connection, Counter(names))
+    return [None] * len(names)
+
+
 def count_events(connection: Connection, happened: Iterable[str]) -> None:
     """Count those lines of timelines that are counted."""
     count(connection, Counter(TALLIED[name] for name in happened if name in TALLIED))

@@ -34,7 +34,7 @@ def alive(database: Database, lease_seconds: float) -> list[dict[str, Any]]:
     return database.read(lambda connection: [dict(row) for row in connection.execute(found).mappings()])
 
 
-@dataclass(frozen=True)
+@dataclass
 class Worker:
     """The row of one worker process."""
 
@@ -42,10 +42,17 @@ class Worker:
     id: str
     name: str
     queues: Sequence[str]
+    broker_trouble: str | None = None
+    celery_queue_left: str | None = None
 
     def beat(self) -> None:
         """Say that we are alive; the first time makes the row, and a row that somebody deleted is made again."""
         self.database.write(self._beat, None)
+
+    def leave_celery_queue(self, reason: str) -> None:
+        """Say, with the next beat, that we take nothing more from the queue `celery`; writes nothing itself."""
+        self.queues = [name for name in self.queues if name != "celery"]
+        self.celery_queue_left = reason
 
     def stop(self) -> None:
         """Say that we end by ourselves, so that nobody waits for the lease of what we may still own."""
@@ -64,9 +71,10 @@ class Worker:
         return asked
 
     def _beat(self, connection: Connection, asked: list[None]) -> list[None]:
-        beaten = connection.execute(workers.update().values(seen_at=now_ms()).where(workers.c.id == self.id))
+        now = {"seen_at": now_ms(), "queues": ",".join(self.queues), "broker_trouble": self.broker_trouble,
+               "celery_queue_left": self.celery_queue_left}
+        beaten = connection.execute(workers.update().values(now).where(workers.c.id == self.id))
         if not beaten.rowcount:
-            connection.execute(workers.insert().values(
-                id=self.id, name=self.name, queues=",".join(self.queues), started_at=now_ms(), seen_at=now_ms()))
+            connection.execute(workers.insert().values(id=self.id, name=self.name, started_at=now_ms(), **now))
             connection.execute(workers.delete().where(workers.c.seen_at < now_ms() - FORGET_AFTER_MS))
         return asked

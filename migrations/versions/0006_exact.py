@@ -1,4 +1,4 @@
-"""Sessions that signed out, numbers of attempts that are never used twice, the database's clock, and moments that clients named."""
+"""Sessions that signed out, attempts' numbers, the database's clock, moments that clients named, and workers' brokers."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -32,3 +32,5 @@ def upgrade() -> None:
     op.add_column("messages", sa.Column("at_named", sa.Integer(), nullable=True))
     op.execute("UPDATE messages SET at_named = 1 WHERE state = 'scheduled'")
     op.add_column("messages", sa.Column("first_attempt_at", sa.BigInteger()))
+    op.add_column("workers", sa.Column("broker_trouble", sa.Text(), nullable=True))
+    op.add_column("workers", sa.Column("celery_queue_left", sa.Text(), nullable=True))
