@@ -18,7 +18,8 @@ The road, each step with its file:
     store/claims.py     fence: before the payload, whether it is still ours
     store/claims.py     finish: per recipient, with the server's words
     store/events.py     record: the timeline's line, and with it store/deliveries.py for webhooks, and store/tallies.py for /metrics
-    webhook.py          tells clients, in threads of its own; address_guard.py keeps it away from our own network
+    webhook.py          tells clients, in threads of its own; address_guard.py keeps it away from our own network;
+                        http_answer.py reads what they say
     route.py            where mail goes and who it is from, as the settings say
     sweeper.py          in every worker: what is due, what was never published, what a dead worker left behind
     supervisor.py       keeps the threads of a process running: one that ends is started anew, and /readyz tells of it

@@ -3,7 +3,6 @@
 import http.client
 import json
 import logging
-import re
 import socket
 import ssl
 import threading
@@ -11,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
@@ -19,6 +17,7 @@ from functools import cache
 from standardwebhooks import Webhook
 
 from mailroom.address_guard import AddressGuard, Forbidden, Target
+from mailroom.http_answer import Answer, read_answer, words_of
 from mailroom.mail.errors import StoreUnavailable
 from mailroom.mail.schedule import Schedule
 from mailroom.store.deliveries import Deliveries, Due, Told
@@ -34,8 +33,6 @@ THREADS_PER_WEBHOOK = 4
 TIMEOUT_SECONDS = 15.0
 #: For each of the addresses that a name has.
 CONNECT_SECONDS = 5.0
-REPLY_MAX_BYTES = 4096
-REPLY_MAX_CHARACTERS = 300
 SCHEDULE = Schedule.parse("5s, 5m, 30m, 2h, 5h, 10h, 14h, 20h, 24h")
 RETRY_AFTER_MAX_SECONDS = 86_400.0
 GONE = 410
@@ -43,18 +40,6 @@ GONE = 410
 STOP_SECONDS = 2.0
 #: Between two claims while the database is away.
 PAUSE_SECONDS = 1.0
-
-_UNPRINTABLE = re.compile(r"[\x00-\x20\x7f-\x9f\u2028\u2029\ufffd]+")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What came back. Without a code nothing did, and `words` say why."""
-
-    code: int | None
-    words: str
-    retry_after: str = ""
-
 
 class Exchange:
     """One POST to an address that was looked at before, and the beginning of the answer. No redirect, no proxy, no second try."""
@@ -99,7 +84,7 @@ class Exchange:
                 line = self._context.wrap_socket(line, server_hostname=target.host, do_handshake_on_connect=False)
                 self._watch(line)
                 line.do_handshake()
-            connection = _Connection(target.host, target.port)
+            connection = http.client.HTTPConnection(target.host, target.port)
             connection.sock = line
             yield connection
         finally:
@@ -135,21 +120,16 @@ class Exchange:
         connection.putrequest("POST", target.path, skip_host=True, skip_accept_encoding=True)
         for name, value in {"Host": target.authority, "Content-Length": str(len(body)), "Connection": "close", **headers}.items():
             connection.putheader(name, value)
-        connection.endheaders(body)
-        with connection.getresponse() as answer:
-            if self._aborted.is_set():
-                raise TimeoutError  # To http.client the end of a line is the end of the header as well.
+        broken: OSError | None = None
+        try:
+            connection.endheaders(body)
+        except OSError as e:
+            broken = e  # There may be an answer all the same, to a request that was not read to its end.
+        with connection.sock.makefile("rb") as source:
             try:
-                said = answer.read1(REPLY_MAX_BYTES)
-            except (OSError, http.client.HTTPException, ValueError):
-                said = b""  # The status is there, and that is what counts.
-            return Answer(answer.status, words_of(said.decode(errors="replace")) or words_of(answer.reason),
-                          answer.headers.get("Retry-After", ""))
-
-
-class _Connection(http.client.HTTPConnection):
-    def close(self) -> None:
-        """Its socket is closed by whoever made it."""
+                return read_answer(source)
+            except (OSError, http.client.HTTPException) as e:
+                raise broken or e from None
 
 
 class Notifier:
@@ -286,11 +266,6 @@ def retry_after_seconds(text: str, *, now: Callable[[], float] = time.time) -> f
         return min(RETRY_AFTER_MAX_SECONDS, max(0.0, parsedate_to_datetime(text).timestamp() - now()))
     except (ValueError, OverflowError):
         return 0.0
-
-
-def words_of(text: str) -> str:
-    """The beginning of it, on one line."""
-    return _UNPRINTABLE.sub(" ", text).strip()[:REPLY_MAX_CHARACTERS]
 
 
 def rfc3339(ms: int) -> str:

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "jobs": f"store supervisor mail.schedule {TRADE}",
     "relay": f"broker store supervisor {TRADE}", "broker": "",
     "sweeper": f"relay jobs store supervisor {TRADE}",
-    "webhook": f"address_guard mail.schedule store supervisor {TRADE}", "address_guard": "", "peer": "",
+    "http_answer": "", "webhook": f"address_guard http_answer mail.schedule store supervisor {TRADE}", "address_guard": "", "peer": "",
     "store": TRADE, "mail": "supervisor settings lazy", "mail.message": TRADE, "mail.errors": TRADE, "inbox": "",
     "consumer": "", "task_arguments": "store",
     "logs": "log_file settings", "settings": "default_settings", "lazy": "", "ids": "", "text": "", "quiet": "",

@@ -4,11 +4,12 @@ import json
 import signal
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -26,6 +27,7 @@ from sqlalchemy import Connection, select, text
 from standardwebhooks import Webhook
 
 from mailroom.address_guard import AddressGuard, Forbidden, is_public
+from mailroom.http_answer import Answer
 from mailroom.mail.message import State
 from mailroom.store.database import Database
 from mailroom.store.deliveries import OWN, Deliveries, Told, have_own, tell
@@ -36,7 +38,7 @@ from mailroom.store.retention import Retention
 from mailroom.store.schema import contents, deliveries, events, jobs, messages, now_ms, tags
 from mailroom.store.webhooks import Webhooks
 from mailroom.store.workers import Worker
-from mailroom.webhook import SCHEDULE, Answer, Exchange, Notifier, judge, retry_after_seconds
+from mailroom.webhook import SCHEDULE, Exchange, Notifier, judge, retry_after_seconds
 from tests.services import is_alive, wait_until
 from tests.services.logs import broken_log
 from tests.services.processes import Service
@@ -603,43 +605,108 @@ def test_a_certificate_is_verified(wrong: str) -> None:
         assert got.code is None and "certificate" in got.words.lower() and receiver.requests == []
 
 
-@pytest.mark.parametrize("drip", [b"H", b"HTTP/1.1 200 OK\r\nX", b"HTTP/1.1 100 Continue\r\n\r\n"])
-def test_a_server_that_answers_byte_by_byte_is_given_up_in_time(drip: bytes) -> None:
-    over = threading.Event()
-
-    def serve(listener: socket.socket) -> None:
-        with suppress(OSError):
-            line, _ = listener.accept()
-            with line:
-                line.sendall(drip)
-                while not over.wait(0.05):
-                    line.sendall(drip if b"100" in drip else b"x")
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=serve, args=(listener,))
-        thread.start()
-        got = Exchange(AddressGuard(to_loopback=True), ssl.create_default_context(), 1.0).post(
-            f"http://127.0.0.1:{listener.getsockname()[1]}/", b"{}", {})
-        assert got == Answer(None, "no answer in time")
-        over.set()
-        thread.join(60)
-
-
-@pytest.mark.parametrize("raw", [
-    b"", b"\x00\xff" * 100, b"SSH-2.0-x\r\n", b"HTTP/1.1 200\r\n" + b"X: y\r\n" * 200, b"HTTP/1.1 2 0\r\n\r\n"])
-def test_what_is_no_http_is_no_answer(raw: bytes) -> None:
-    def serve(listener: socket.socket) -> None:
+@contextmanager
+def speaking(serve: Callable[[socket.socket], None]) -> Iterator[str]:
+    """Yield the URL of a server that speaks so with whoever comes first, once it has the request."""
+    def accept(listener: socket.socket) -> None:
         with suppress(OSError):
             line, _ = listener.accept()
             with line:
                 line.recv(10_000)
-                line.sendall(raw)
+                serve(line)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=serve, args=(listener,))
+        thread = threading.Thread(target=accept, args=(listener,))
         thread.start()
-        got = Exchange(AddressGuard(to_loopback=True), ssl.create_default_context(), 5).post(
-            f"http://127.0.0.1:{listener.getsockname()[1]}/", b"{}", {})
-        assert got.code is None and got.words
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
         thread.join(60)
+
+
+def told(raw: bytes, *, keeps_open: bool = False, resets: bool = False) -> Answer:
+    """Read this from a server that then hangs up; or resets the connection, or waits for us to do so."""
+    def serve(line: socket.socket) -> None:
+        line.sendall(raw)
+        if resets:
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        while keeps_open and line.recv(10_000):
+            pass
+    with speaking(serve) as url:
+        return Exchange(AddressGuard(to_loopback=True), ssl.create_default_context(), 30).post(url, b"{}", {})
+
+
+@pytest.mark.parametrize("drip", [b"H", b"HTTP/1.1 100 Continue\r\n\r\n"])
+def test_a_server_that_answers_byte_by_byte_is_given_up_in_time(drip: bytes) -> None:
+    over = threading.Event()
+
+    def serve(line: socket.socket) -> None:
+        line.sendall(drip)
+        while not over.wait(0.1):
+            line.sendall(drip if b"100" in drip else b"x")
+    with speaking(serve) as url:
+        got = Exchange(AddressGuard(to_loopback=True), ssl.create_default_context(), 1.0).post(url, b"{}", {})
+        over.set()
+    assert got == Answer(None, "no answer in time")
+
+
+def test_of_a_header_that_never_ends_the_status_counts() -> None:
+    over = threading.Event()
+
+    def serve(line: socket.socket) -> None:
+        line.sendall(b"HTTP/1.1 200 Fine\r\nX: ")
+        while not over.wait(0.05):
+            line.sendall(b"x")
+    with speaking(serve) as url:
+        got = Exchange(AddressGuard(to_loopback=True), ssl.create_default_context(), 1.0).post(url, b"{}", {})
+        over.set()
+    assert got == Answer(200, "Fine")
+
+
+@pytest.mark.parametrize("raw", [
+    b"", b"\x00\xff" * 100, b"SSH-2.0-x\r\n", b"<html>It works!</html>", b"HTTP/1.1 2 0\r\n\r\n", b"HTTP/1.1 20",
+    b"HTTP/1.1 200" + b"x" * 200_000, b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n",
+    b"HTTP/1.1 102 Processing\r\n\r\n" * 1000 + b"HTTP/1.1 200 OK\r\n\r\n"],
+    ids=["nothing", "zeros", "ssh", "HTTP/0.9", "no code", "half a code", "a status line without end",
+         "nothing after 103", "a thousand times 102"])
+def test_what_is_no_http_is_no_answer(raw: bytes) -> None:
+    got = told(raw)
+    assert got.code is None and got.words
+
+
+@pytest.mark.parametrize("interim", [b"100 Continue", b"102 Processing", b"103 Early Hints", b"103", b"199 Wait"])
+def test_the_answer_is_the_one_after_those_that_are_interim(interim: bytes) -> None:
+    before = b"HTTP/1.1 " + interim + b"\r\nLink: </x>; rel=preload\r\n\r\n"
+    for count in (1, 3):
+        got = told(before * count + b"HTTP/1.1 503 Busy\r\nRetry-After: 7\r\n\r\nnot now")
+        assert got == Answer(503, "not now", "7")
+
+
+ANSWERED = {
+    "200 header fields": (b"\r\n" + b"X: y\r\n" * 200 + b"Content-Length: 4\r\n\r\ndone", "done"),
+    "a field of 100 kB": (b" OK\r\nX: " + b"x" * 100_000 + b"\r\nContent-Length: 4\r\n\r\ndone", "done"),
+    "2 MB of fields": (b" OK\r\n" + b"X: y\r\n" * 300_000, "OK"),
+    "chunks, and a trailer": (b" OK\r\nTransfer-Encoding: chunked\r\n\r\n4;x=1\r\ndone\r\n0\r\nX: y\r\n\r\n", "done"),
+    "chunks that are none": (b" OK\r\nTransfer-Encoding: chunked\r\n\r\ndone", "OK"),
+    "a length that is none": (b" OK\r\nContent-Length: many\r\n\r\ndone", "OK"),
+    "half a header": (b" OK\r\nX", "OK"),
+    "no header": (b" OK\n", "OK"),
+    "lines without CR": (b" OK\nContent-Length: 4\n\ndone", "done"),
+    "fields that are none": (b" OK\r\n\xff\r\n: \r\nX\r\n\r\ndone", "done"),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERED)
+@pytest.mark.parametrize("resets", [False, True], ids=["closed", "reset"])
+def test_an_answer_whose_status_was_read_is_one_whatever_follows(name: str, resets: bool) -> None:
+    rest, words = ANSWERED[name]
+    got = told(b"HTTP/1.1 200" + rest, resets=resets)
+    assert got.code == 200
+    assert resets or got.words == words
+
+
+@pytest.mark.parametrize(("head", "code"), [
+    (b"204 No Content\r\n\r\n", 204), (b"200 OK\r\nContent-Length: 0\r\n\r\n", 200), (b"304 As it was\r\n\r\n", 304),
+    (b"101 Switching Protocols\r\nConnection: upgrade\r\n\r\nx", 101)])
+def test_a_server_that_keeps_the_connection_is_not_waited_for(head: bytes, code: int) -> None:
+    assert told(b"HTTP/1.1 " + head, keeps_open=True).code == code
 
 
 def test_a_name_that_there_is_not_and_a_closed_port_are_told() -> None:
