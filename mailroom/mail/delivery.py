@@ -59,7 +59,7 @@ class Delivery:
     def __post_init__(self) -> None:
         # Twice as many as there are connections: what waits for the database need not wait for those that wait for a server.
         self._threads = ThreadPoolExecutor(2 * self.turns.connections, thread_name_prefix="smtp")
-        self._releasing = threading.Thread(target=self._release_unsent, name="release", daemon=True)
+        self._releasing = SupervisedThread("release", self._release_unsent, self._stopping)
         self._releasing.start()  # Now, as `stop` is called by a signal's handler, which must wait for no lock.
         self._side_by_side: _SideBySide | None = None
         self._lock = threading.Lock()
