@@ -98,8 +98,8 @@ class Doctor:
         except MailroomError as e:
             yield Finding("database", False, str(e))
             return
-        yield Finding("database", True, f"{self.database!r} takes mail, and has the schema of this version; {found.version}, "
-                                        f"{found.size_bytes / 1e6:,.1f} MB")
+        yield Finding("database", True, f"{self.database!r} takes mail, and has the schema of this version; "
+                                        f"{found.version}, {found.size_bytes / 1e6:,.1f} MB")
 
     def _durability(self) -> Iterator[Finding]:
         found = durability(self.database)

@@ -29,8 +29,14 @@ BROKER_OPTIONS = ("heartbeat", "login_method")
 UP_FILE = "up.sqlite3"
 
 #: What others call the databases that we speak to, by the driver that they use.
-_DATABASES = {"postgres": "postgresql", "postgresql+psycopg": "postgresql", "postgresql+psycopg2": "postgresql",
-              "postgresql+asyncpg": "postgresql", "sqlite+pysqlite": "sqlite", "sqlite+aiosqlite": "sqlite"}
+_DATABASES = {
+    "postgres": "postgresql",
+    "postgresql+psycopg": "postgresql",
+    "postgresql+psycopg2": "postgresql",
+    "postgresql+asyncpg": "postgresql",
+    "sqlite+pysqlite": "sqlite",
+    "sqlite+aiosqlite": "sqlite",
+}
 
 #: What Kubernetes adds to every pod for a service called "mailasync" or "mailasync-…".
 _KUBERNETES = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)$")
@@ -230,9 +236,10 @@ def refuse_wrong_forms(settings: Settings) -> None:
 
 def refuse_wrong_scheme(name: str, value: str, schemes: Sequence[str]) -> None:
     scheme = value.partition(":")[0]
-    if value and (scheme not in schemes or "://" not in value):  # What came is not shown: it may hold a password.
-        raise SettingsError(f"{PREFIX}{name}: expected a URL that begins with {' or '.join(f'{known}://' for known in schemes)}, got "
-                            + (f"one with {scheme}://" if "://" in value else "none"))
+    if value and (scheme not in schemes or "://" not in value):  # It is not shown, as it may hold a password.
+        expected = " or ".join(f"{known}://" for known in schemes)
+        got = f"one with {scheme}://" if "://" in value else "none"
+        raise SettingsError(f"{PREFIX}{name}: expected a URL that begins with {expected}, got {got}")
 
 
 def refuse_wrong_file(url: str) -> None:
@@ -242,11 +249,11 @@ def refuse_wrong_file(url: str) -> None:
         return
     path, _, query = rest.partition("?")
     if path in ("", "/", "/:memory:", "/file::memory:") or "mode=memory" in query:
-        raise SettingsError(f"{PREFIX}DATABASE_URL: expected a file, as in sqlite:////var/lib/mailasync/mail.sqlite3, got a database in "
-                            "memory, which no other process sees and which ends with its own")
+        raise SettingsError(f"{PREFIX}DATABASE_URL: expected a file, as in sqlite:////var/lib/mailasync/mail.sqlite3, "
+                            "got a database in memory, which no other process sees and which ends with its own")
     if not path.startswith("/"):
-        raise SettingsError(f"{PREFIX}DATABASE_URL: expected three slashes before a path from here and four before one from the root, "
-                            f"got {url!r}")
+        raise SettingsError(f"{PREFIX}DATABASE_URL: expected three slashes before a path from here and four before "
+                            f"one from the root, got {url!r}")
 
 
 def refuse_wrong_brokers(settings: Settings) -> None:

@@ -68,8 +68,8 @@ class Station:
         self.runner.start()
         self.notifier.start()
         self.sweeper = Sweeper(Clock(database), sweeps, claims, self.worker, runs, shared, Expiry(database),
-                               Retention(database, settings.RETENTION_DAYS), self.relay, self.runner.watch, self.notifier.watch,
-                               settings.LEASE_SECONDS,
+                               Retention(database, settings.RETENTION_DAYS), self.relay, self.runner.watch,
+                               self.notifier.watch, settings.LEASE_SECONDS,
                                appetite=max(1, connections // 2) * CHUNK_MAX)  # A nudge takes one of as many threads.
         self.sweeper.start()
 

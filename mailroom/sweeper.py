@@ -74,8 +74,9 @@ class Sweeper:
 
     def sweep(self) -> None:
         """One round. A step that fails is tried again with the next round, and keeps no other from its turn."""
-        for step in (self._watch_clock, self._give_back_abandoned, self._give_back_orphans, self.expiry.expire,
-                     self._publish_due, self._publish_lost, self._forget, self.watch_jobs, self.watch_webhooks):
+        steps = (self._watch_clock, self._give_back_abandoned, self._give_back_orphans, self.expiry.expire,
+                 self._publish_due, self._publish_lost, self._forget, self.watch_jobs, self.watch_webhooks)
+        for step in steps:
             try:
                 step()
             except StoreUnavailable:
@@ -84,7 +85,7 @@ class Sweeper:
                 log.exception("%s failed", step.__name__)
 
     def _watch_clock(self) -> None:
-        """Trust nobody's silence after a leap: we were paused, and so perhaps all the others here, or the clock was set."""
+        """Judge nobody after a leap: we were paused, and so perhaps all the others here, or the clock was set."""
         now_ms = self.clock.watch()
         if self._looked_ms is not None and now_ms - self._looked_ms > self.lease_seconds / 2 * 1000:
             self._distrust()

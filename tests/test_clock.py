@@ -60,7 +60,9 @@ def moved(clock: MovableClock) -> Database:
 def accept(database: Database, **terms: int) -> str:
     id = new_id()
     message = Message(to=(Address("bob@example.org"),), subject="Hello", text="Hi")
-    assert Outbox(database).accept(Acceptance(id=id, message=message, message_id=f"{id}@example.org", terms=Terms(**terms)))
+    assert Outbox(database).accept(
+        Acceptance(id=id, message=message, message_id=f"{id}@example.org", terms=Terms(**terms))
+    )
     return id
 
 
@@ -83,13 +85,21 @@ def row(database: Database, id: str) -> dict[str, Any]:
     return standing.row
 
 
-# --- what waits ----------------------------------------------------------------------------------------------------
+# --- what waits ---------------------------------------------------------------------------------------------
+
 
 def deferred(database: Database) -> IsOver:
     claims = claims_of(database, "worker-1")
     [claim] = claims.claim([accept(database)])
-    assert claims.finish(claim, Outcome(state=State.DEFERRED, reason="450 later", recipients={0: (State.DEFERRED, "450 later")},
-                                        wait_seconds=60))
+    assert claims.finish(
+        claim,
+        Outcome(
+            state=State.DEFERRED,
+            reason="450 later",
+            recipients={0: (State.DEFERRED, "450 later")},
+            wait_seconds=60,
+        ),
+    )
     return sweeps(database).due
 
 
@@ -99,7 +109,9 @@ def delayed(database: Database) -> IsOver:
 
 
 def rescheduled(database: Database) -> IsOver:
-    Actions(database).reschedule(accept(database, scheduled_at=now(database) + 10 * HOUR * 1000), delay_seconds=60)
+    Actions(database).reschedule(
+        accept(database, scheduled_at=now(database) + 10 * HOUR * 1000), delay_seconds=60
+    )
     return sweeps(database).due
 
 
@@ -122,7 +134,9 @@ def dead(database: Database) -> IsOver:
 def job(database: Database) -> IsOver:
     Worker(database, "worker-1", "worker-1@host", ["jobs"]).beat()
     runs = Runs(database, "worker-1", LEASE_SECONDS)
-    Jobs(database, LEASE_SECONDS).accept(NewJob(id=new_id(), name="simulate", args={}, queue="jobs", timeout_seconds=10, max_attempts=9))
+    Jobs(database, LEASE_SECONDS).accept(
+        NewJob(id=new_id(), name="simulate", args={}, queue="jobs", timeout_seconds=10, max_attempts=9)
+    )
     [claim] = runs.claim("jobs", ["simulate"], limit=1)
     runs.finish(claim, JobEnd(state=JobState.FAILED, error="ValueError", wait_seconds=60))
     return lambda: runs.claim("jobs", ["simulate"], limit=1)
@@ -143,14 +157,24 @@ def account(database: Database) -> IsOver:
     claims = claims_of(database, "worker-1")
     [claim] = claims.claim([accept(database)])
     trouble = Trouble(state=AccountState.PAUSED, reason="421 later", waits=(60.0,))
-    assert claims.finish(claim, Outcome(state=State.DEFERRED, reason="421 later", recipients={0: (State.DEFERRED, "421 later")},
-                                        trouble=trouble))
+    assert claims.finish(
+        claim,
+        Outcome(
+            state=State.DEFERRED,
+            reason="421 later",
+            recipients={0: (State.DEFERRED, "421 later")},
+            trouble=trouble,
+        ),
+    )
     return lambda: sweeps(database).unparked(9, accounts.capacity())
 
 
-@pytest.mark.parametrize("wait", [deferred, delayed, rescheduled, unpublished, lost, dead, job, delivery, account])
+@pytest.mark.parametrize(
+    "wait", [deferred, delayed, rescheduled, unpublished, lost, dead, job, delivery, account]
+)
 def test_what_waits_waits_no_longer_as_the_clock_is_set_back(
-        clock: MovableClock, moved: Database, wait: Callable[[Database], IsOver]) -> None:
+    clock: MovableClock, moved: Database, wait: Callable[[Database], IsOver]
+) -> None:
     is_over = wait(moved)
     assert not is_over()
     clock.move(-HOUR)
@@ -161,14 +185,17 @@ def test_what_waits_waits_no_longer_as_the_clock_is_set_back(
 
 
 @pytest.mark.parametrize("seconds", [-HOUR, -1])
-def test_a_moment_that_a_client_named_stays_what_it_is(clock: MovableClock, moved: Database, seconds: int) -> None:
+def test_a_moment_that_a_client_named_stays_what_it_is(
+    clock: MovableClock, moved: Database, seconds: int
+) -> None:
     id = accept(moved, scheduled_at=now(moved) + 60_000, expires_at=now(moved) + 2 * HOUR * 1000)
     before = row(moved, id)
     clock.move(seconds)
     Clock(moved).watch()
     after = row(moved, id)
     assert {name: before[name] for name in ("next_attempt_at", "expires_at")} == {
-        name: after[name] for name in ("next_attempt_at", "expires_at")}
+        name: after[name] for name in ("next_attempt_at", "expires_at")
+    }
     clock.move(PAST)
     assert bool(sweeps(moved).due()) is (seconds == -1)
 
@@ -196,7 +223,9 @@ def test_what_ended_keeps_its_times_and_what_waits_its_age(clock: MovableClock, 
     claims = claims_of(moved, "worker-1")
     ended, waits = accept(moved), accept(moved)
     [claim] = claims.claim([ended])
-    assert claims.finish(claim, Outcome(state=State.SENT, reason="250 ok", recipients={0: (State.SENT, "250 ok")}))
+    assert claims.finish(
+        claim, Outcome(state=State.SENT, reason="250 ok", recipients={0: (State.SENT, "250 ok")})
+    )
     before = row(moved, ended)
     clock.move(30)
     Clock(moved).watch()
@@ -206,7 +235,9 @@ def test_what_ended_keeps_its_times_and_what_waits_its_age(clock: MovableClock, 
     assert row(moved, ended) == before
     assert round(Tallies(moved).depths(LEASE_SECONDS).oldest_seconds) == 30
     assert abs(now(moved) - row(moved, waits)["created_at"] - 30_000) <= 1
-    assert Samples(moved, LEASE_SECONDS).since(now(moved) // 60_000) == []  # Else there would be none of this hour.
+    assert (
+        Samples(moved, LEASE_SECONDS).since(now(moved) // 60_000) == []
+    )  # Else there would be none of this hour.
 
 
 def test_a_worker_that_lives_keeps_what_it_has(clock: MovableClock, moved: Database) -> None:
@@ -229,25 +260,45 @@ def test_a_leap_ahead_makes_no_worker_dead(clock: MovableClock, moved: Database)
     sweeper.sweep()
     # Then nobody is judged before he could say that he lives
     assert row(moved, claim.id)["owner"] == "other"
+
     # And who does not say so then is dead all the same
     def is_given_back() -> bool:
         sweeper.sweep()
         return row(moved, claim.id)["owner"] is None
+
     wait_until(is_given_back, 60, what="its rows are given back")
 
 
 def a_sweeper(database: Database) -> Sweeper:
     """One that a test has do its rounds; its lease is short, so that it judges soon again."""
-    relay = Relay(Broker, lambda producer, queue, ids: None, published=lambda queue, ids, ago: None, unpublished=lambda ids: None,
-                  watched=["mail"])
+    relay = Relay(
+        Broker,
+        lambda producer, queue, ids: None,
+        published=lambda queue, ids, ago: None,
+        unpublished=lambda ids: None,
+        watched=["mail"],
+    )
     worker = Worker(database, "sweeping", "sweeping@host", ["mail"])
     worker.beat()
-    return Sweeper(Clock(database), Sweeps(database, 1.0, "resend"), Claims(database, "sweeping", 1.0), worker,
-                   Runs(database, "sweeping", 1.0), Accounts(database, [Budget(account="default")]), Expiry(database),
-                   Retention(database, 0), relay, lambda: None, lambda: None, 1.0, 10)
+    return Sweeper(
+        Clock(database),
+        Sweeps(database, 1.0, "resend"),
+        Claims(database, "sweeping", 1.0),
+        worker,
+        Runs(database, "sweeping", 1.0),
+        Accounts(database, [Budget(account="default")]),
+        Expiry(database),
+        Retention(database, 0),
+        relay,
+        lambda: None,
+        lambda: None,
+        1.0,
+        10,
+    )
 
 
-# --- what is told --------------------------------------------------------------------------------------------------
+# --- what is told -------------------------------------------------------------------------------------------
+
 
 def test_a_step_is_told_for_a_day(clock: MovableClock, moved: Database) -> None:
     told = Clock(moved)
@@ -255,7 +306,9 @@ def test_a_step_is_told_for_a_day(clock: MovableClock, moved: Database) -> None:
     clock.move(-HOUR)
     assert told.trouble() == "set back by 3,600 s; what waits is moved by that in a moment"
     told.watch()
-    assert told.trouble().startswith("set back by 3,600 s at 20") and told.trouble().endswith("Z; what waited was moved by that")
+    assert told.trouble().startswith("set back by 3,600 s at 20") and told.trouble().endswith(
+        "Z; what waited was moved by that"
+    )
     clock.move(23 * HOUR)
     assert told.trouble()
     clock.move(2 * HOUR)
@@ -263,7 +316,8 @@ def test_a_step_is_told_for_a_day(clock: MovableClock, moved: Database) -> None:
 
 
 def test_a_mail_that_waits_goes_as_the_clock_of_postgresql_is_set_back(
-        tmp_path: Path, postgres_url: str, broker_url: str, to_smtpd: dict[str, str], smtpd: ScriptedSMTP) -> None:
+    tmp_path: Path, postgres_url: str, broker_url: str, to_smtpd: dict[str, str], smtpd: ScriptedSMTP
+) -> None:
     clock = MovableClock(postgres_url, is_stopped=False)
     with service(tmp_path, BROKER_URL=broker_url, DATABASE_URL=postgres_url, **to_smtpd) as made:
         made.web()
@@ -273,6 +327,8 @@ def test_a_mail_that_waits_goes_as_the_clock_of_postgresql_is_set_back(
         wait_until(lambda: made.message(refused)["status"] == "deferred", 60, what="it is deferred")
         clock.move(-HOUR)
         assert [made.final(id, timeout=60)["status"] for id in (delayed, refused)] == ["sent", "sent"]
-        wait_until(lambda: made.get("/readyz")["checks"]["clock"].startswith("set back by 3,"), 60, what="it is told")
+        wait_until(
+            lambda: made.get("/readyz")["checks"]["clock"].startswith("set back by 3,"), 60, what="it is told"
+        )
         assert made.get("/readyz")["status"] == "ok"
     clock.close()

@@ -158,11 +158,16 @@ def test_a_certificate_that_ends_soon_is_told(tmp_path: Path, sqlite_url: str) -
 
 
 @pytest.mark.parametrize(("commits", "standbys", "hosts", "told"), [
-    ("on", "", 1, ""), ("on", "two", 2, ""), ("remote_apply", "two", 2, ""), ("off", "", 1, "synchronous_commit is off"),
-    ("on", "", 2, "no commit waits for the stand-by"), ("local", "two", 2, "no commit waits for the stand-by")])
+    ("on", "", 1, ""),
+    ("on", "two", 2, ""),
+    ("remote_apply", "two", 2, ""),
+    ("off", "", 1, "synchronous_commit is off"),
+    ("on", "", 2, "no commit waits for the stand-by"),
+    ("local", "two", 2, "no commit waits for the stand-by"),
+])
 def test_what_a_commit_may_not_outlive_is_told(commits: str, standbys: str, hosts: int, told: str) -> None:
-    found = Durability(fsync="on", synchronous_commit=commits, synchronous_standby_names=standbys, hosts=hosts).dangers()
-    assert [told in danger for danger in found] == [True] * bool(told)
+    found = Durability(fsync="on", synchronous_commit=commits, synchronous_standby_names=standbys, hosts=hosts)
+    assert [told in danger for danger in found.dangers()] == [True] * bool(told)
 
 
 def test_commits_that_wait_for_no_disk_and_no_stand_by_are_told(postgres: Postgres, postgres_url: str) -> None:

@@ -53,7 +53,9 @@ def full_disk(url: str) -> Iterator[Database]:
     database = ready(url)
     database.write(lambda connection, items: items, None)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (Path(f"{database.url.database}-wal").stat().st_size, before[1]))
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (Path(f"{database.url.database}-wal").stat().st_size, before[1])
+    )
     try:
         yield database
     finally:
@@ -76,27 +78,43 @@ def read_only_server(url: str) -> Iterator[Database]:
     """As a server that became a stand-by, or whose operator protects it."""
     database = ready(url)
     with database.engine.begin() as connection:
-        connection.execute(text(f"ALTER DATABASE {database.url.database} SET default_transaction_read_only = on"))
+        connection.execute(
+            text(f"ALTER DATABASE {database.url.database} SET default_transaction_read_only = on")
+        )
     database.engine.dispose()
     yield database
     database.close()
 
 
-FAULTS = [(full_disk, "sqlite_url", r"disk I/O error|database or disk is full"), (read_only_file, "sqlite_url", "readonly database"),
-          (read_only_server, "postgres_url", "read-only transaction")]
+FAULTS = [
+    (full_disk, "sqlite_url", r"disk I/O error|database or disk is full"),
+    (read_only_file, "sqlite_url", "readonly database"),
+    (read_only_server, "postgres_url", "read-only transaction"),
+]
 
 
 @pytest.mark.parametrize(("fault", "url", "words"), FAULTS)
-def test_a_database_that_takes_no_writes_is_not_ready(fault: Callable[[str], AbstractContextManager[Database]], url: str, words: str,
-                                                      request: pytest.FixtureRequest) -> None:
+def test_a_database_that_takes_no_writes_is_not_ready(
+    fault: Callable[[str], AbstractContextManager[Database]],
+    url: str,
+    words: str,
+    request: pytest.FixtureRequest,
+) -> None:
     with fault(request.getfixturevalue(url)) as database, served(database) as client:
         assert client.post("/v1/messages", json=MAIL).status_code == 503
         code, told = asked(client)
         assert (code, told["status"]) == (503, "unready")
         assert re.search(words, told["checks"]["database"])
         assert not is_up(client)
-        assert "\nmailasync_workers 0.0\n" in client.get("/metrics").text  # What can be read is told all the same.
-        settings = load({"MAILASYNC_ENV_FILE": "", "MAILASYNC_DATABASE_URL": database.url.render_as_string(hide_password=False)})
+        assert (
+            "\nmailasync_workers 0.0\n" in client.get("/metrics").text
+        )  # What can be read is told all the same.
+        settings = load(
+            {
+                "MAILASYNC_ENV_FILE": "",
+                "MAILASYNC_DATABASE_URL": database.url.render_as_string(hide_password=False),
+            }
+        )
         [found] = [one for one in Doctor(settings, database, [], None).examine() if one.what == "database"]
         assert not found.ok and re.search(words, found.words)
 
@@ -112,11 +130,15 @@ def test_readiness_leaves_nothing_behind_and_comes_back(app: Flask, client: Flas
         assert is_up(client) is (code == 200)
 
 
-def test_who_asks_often_gets_no_write_for_each_time(app: Flask, client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_asks_often_gets_no_write_for_each_time(
+    app: Flask, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(vitals, "TRIED_SECONDS", 1e9)
     statements: list[str] = []
     engine = app.extensions["mailasync"].outbox.database.engine
-    event.listen(engine, "before_cursor_execute", lambda link, cursor, statement, *_: statements.append(statement))
+    event.listen(
+        engine, "before_cursor_execute", lambda link, cursor, statement, *_: statements.append(statement)
+    )
     for _ in range(30):
         asked(client)
     assert sum(statement.startswith("INSERT INTO contents") for statement in statements) == 1
@@ -135,8 +157,19 @@ def test_readme_names_each_field(client: FlaskClient) -> None:
 
 def test_what_readme_says_makes_no_503_makes_none(client: FlaskClient) -> None:
     # Given neither broker nor worker
-    wait_until(lambda: asked(client)[1]["checks"]["broker"].startswith("unreachable"), 60, what="the broker was looked at")
+    wait_until(
+        lambda: asked(client)[1]["checks"]["broker"].startswith("unreachable"),
+        60,
+        what="the broker was looked at",
+    )
     code, told = asked(client)
-    assert (code, told["status"], told["checks"]["database"], told["checks"]["worker"]) == (200, "ok", "ok", "none is running")
+    assert (code, told["status"], told["checks"]["database"], told["checks"]["worker"]) == (
+        200,
+        "ok",
+        "ok",
+        "none is running",
+    )
     assert (fields()["checks.database"], fields()["checks.broker"]) == ("unless it is `ok`", "never")
-    assert fields()["checks.worker"].startswith("only where workers consume the queue and this outbox has seen none of them")
+    assert fields()["checks.worker"].startswith(
+        "only where workers consume the queue and this outbox has seen none of them"
+    )

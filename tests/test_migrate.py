@@ -1,4 +1,4 @@
-"""The schema and the encoding of a database: what is brought up to date, and what stops the start with a sentence."""
+"""The schema and the encoding of a database: what is brought up to date, and what stops the start."""
 
 import secrets
 from collections.abc import Callable, Iterator
@@ -82,8 +82,13 @@ def test_a_newer_version_is_named_to_whoever_asks(newer: str) -> None:
 
 
 @pytest.mark.parametrize("act", [start, bring_up])
-def test_a_database_that_cannot_hold_every_character_is_refused(not_utf8: str, act: Callable[[str], None]) -> None:
-    with pytest.raises(NotUTF8, match=r"encoded in (LATIN1|SQL_ASCII), .*; create another with `CREATE DATABASE name ENCODING 'UTF8'"):
+def test_a_database_that_cannot_hold_every_character_is_refused(
+    not_utf8: str, act: Callable[[str], None]
+) -> None:
+    with pytest.raises(
+        NotUTF8,
+        match=r"encoded in (LATIN1|SQL_ASCII), .*; create another with `CREATE DATABASE name ENCODING 'UTF8'",
+    ):
         act(not_utf8)
 
 

@@ -68,10 +68,19 @@ def as_an_ordinary_user() -> Iterator[None]:
         os.setresuid(0, 0, 0)
 
 
-def test_a_file_that_was_moved_takes_nothing_and_goes_on_when_it_is_back(opened: Database, file: Path) -> None:
+def test_a_file_that_was_moved_takes_nothing_and_goes_on_when_it_is_back(
+    opened: Database, file: Path
+) -> None:
     file.rename(file.with_suffix(".away"))
-    for act in (lambda: add(opened, "lost"), lambda: names(opened), lambda: opened.transaction(lambda connection: None)):
-        with pytest.raises(StoreUnavailable, match=re.escape(f"{file} was moved or deleted while it was open: put it back, or stop web")):
+    for act in (
+        lambda: add(opened, "lost"),
+        lambda: names(opened),
+        lambda: opened.transaction(lambda connection: None),
+    ):
+        with pytest.raises(
+            StoreUnavailable,
+            match=re.escape(f"{file} was moved or deleted while it was open: put it back, or stop web"),
+        ):
             act()
     assert not file.exists()  # SQLite would have made a new one.
     file.with_suffix(".away").rename(file)
@@ -82,13 +91,18 @@ def test_a_file_that_was_moved_takes_nothing_and_goes_on_when_it_is_back(opened:
 def test_another_file_in_its_place_is_not_taken_for_it(opened: Database, file: Path) -> None:
     shutil.copy(file, file.with_suffix(".copy"))
     file.with_suffix(".copy").replace(file)
-    with pytest.raises(StoreUnavailable, match=re.escape(f"{file} was replaced by another file while it was open")):
+    with pytest.raises(
+        StoreUnavailable, match=re.escape(f"{file} was replaced by another file while it was open")
+    ):
         add(opened, "lost")
 
 
 def test_a_log_that_was_deleted_takes_nothing_and_is_saved_by_stopping(opened: Database, file: Path) -> None:
     Path(f"{file}-wal").unlink()
-    with pytest.raises(StoreUnavailable, match="-wal was moved or deleted while it was open: stop web and workers, which saves"):
+    with pytest.raises(
+        StoreUnavailable,
+        match="-wal was moved or deleted while it was open: stop web and workers, which saves",
+    ):
         add(opened, "lost")
     opened.close()
     again = Database(f"sqlite:///{file}")
@@ -103,15 +117,22 @@ def test_a_database_whose_connections_were_all_closed_is_opened_again(opened: Da
     assert names(opened) == {"before", "after"}
 
 
-def test_requests_and_readiness_tell_of_a_file_that_was_moved(app: Flask, client: FlaskClient, file: Path) -> None:
+def test_requests_and_readiness_tell_of_a_file_that_was_moved(
+    app: Flask, client: FlaskClient, file: Path
+) -> None:
     assert client.post("/v1/messages", json=MAIL).status_code == 202
     file.rename(file.with_suffix(".away"))
     assert client.post("/v1/messages", json=MAIL).status_code == 503
     ready = client.get("/readyz")
-    assert (ready.status_code, "was moved or deleted" in json.loads(ready.data)["checks"]["database"]) == (503, True)
+    assert (ready.status_code, "was moved or deleted" in json.loads(ready.data)["checks"]["database"]) == (
+        503,
+        True,
+    )
 
 
-def test_web_and_worker_notice_within_seconds_and_go_on_when_it_is_back(tmp_path: Path, file: Path, sqlite_url: str) -> None:
+def test_web_and_worker_notice_within_seconds_and_go_on_when_it_is_back(
+    tmp_path: Path, file: Path, sqlite_url: str
+) -> None:
     with service(tmp_path, DATABASE_URL=sqlite_url, INBOX_SMTP_PORT=str(free_port())) as made:
         made.upgrade()
         up = made.up()
@@ -124,7 +145,8 @@ def test_web_and_worker_notice_within_seconds_and_go_on_when_it_is_back(tmp_path
         assert made.final(made.post("/v1/messages"), timeout=60)["status"] == "sent"
 
 
-# --- a file that cannot be opened ----------------------------------------------------------------------------------
+# --- a file that cannot be opened ---------------------------------------------------------------------------
+
 
 def refusal(url: str) -> str:
     """What is said of a database at its first use."""
@@ -143,15 +165,19 @@ def test_a_file_of_another_user_is_named_with_both(reachable: Path) -> None:
     file.chmod(0o444)
     with as_an_ordinary_user():
         said, me = refusal(f"sqlite:///{file}"), pwd.getpwuid(os.getuid()).pw_name
-    assert said == (f"database: {file} cannot be opened: user {me} may not read and write {file}, which belongs to "
-                    f"user {pwd.getpwuid(os.getuid()).pw_name}")
+    assert said == (
+        f"database: {file} cannot be opened: user {me} may not read and write {file}, which belongs to "
+        f"user {pwd.getpwuid(os.getuid()).pw_name}"
+    )
 
 
 def test_a_directory_of_another_user_is_named(reachable: Path) -> None:
     closed = reachable / "closed"
     closed.mkdir(mode=0o555)
     with as_an_ordinary_user():
-        assert f"may not read and write {closed}, which belongs to" in refusal(f"sqlite:///{closed}/mail.sqlite3")
+        assert f"may not read and write {closed}, which belongs to" in refusal(
+            f"sqlite:///{closed}/mail.sqlite3"
+        )
         assert f"{closed}/deep: Permission denied" in refusal(f"sqlite:///{closed}/deep/mail.sqlite3")
 
 

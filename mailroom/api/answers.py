@@ -123,7 +123,7 @@ SCHEMAS: dict[str, Schema] = {
     "Alive": exactly({"status": {"const": "ok"}}),
     "Readiness": exactly({
         "status": one_of(("ok", "unready")),
-        "checks": exactly({"database": TEXT, "clock": TEXT, "broker": TEXT, "worker": TEXT, "threads": TEXT})}),
+        "checks": exactly(dict.fromkeys(("database", "clock", "broker", "worker", "threads"), TEXT))}),
     "Mail": exactly({
         "id": TEXT, "received_at": TIME, "envelope_from": TEXT, "from": TEXT, "to": array(TEXT), "subject": TEXT, "message_id": TEXT,
         "text": or_null(TEXT), "html": or_null(TEXT), "size": COUNT, "headers": {"type": "object", "additionalProperties": array(TEXT)},

@@ -28,7 +28,7 @@ def livez() -> Response:
 
 @blueprint.get("/readyz")
 def readyz() -> Response:
-    """200 if a mail would be accepted: a broker or a worker that is away is told, and is no reason to refuse mail.
+    """200 if a mail would be accepted; a broker or a worker that is away is told, and refuses none.
 
     A broker with workers of which this outbox has seen none is one: they read another database.
     """

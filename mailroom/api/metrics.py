@@ -50,7 +50,7 @@ JOBS = {
 
 @blueprint.get("/metrics")
 def metrics() -> Response:
-    """In Prometheus' text format, or as OpenMetrics for who asks for that; with `mailasync_up` 0 while no mail is accepted."""
+    """In Prometheus' text format, or as OpenMetrics for who asks for that."""
     registry = CollectorRegistry()
     registry.register(_Service(services()))
     encode, content_type = choose_encoder(request.headers.get("Accept", ""))

@@ -62,8 +62,8 @@ def commands(*, up: Callable[[bool], None], inbox: Callable[[], None], upgrade: 
     @db_group.command("restored")
     @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
     def restored_command(as_json: bool) -> None:
-        """Hold what was on its way, after a backup was restored or an asynchronous stand-by took over, and before anything starts on
-        it: it may have been sent since."""
+        """Hold what was on its way, after a backup was restored or an asynchronous stand-by took over, and before
+        anything starts on it: it may have been sent since."""
         with told(), opened_pair() as database:
             done = hold(database, lease_seconds=settings.LEASE_SECONDS)
         if as_json:

@@ -1,4 +1,4 @@
-"""The database's clock may be set back: then what waits would wait for that long too, and who died would seem alive."""
+"""Moves what waits when the database's clock is set back: it would wait for that long too, and who died seem alive."""
 
 import logging
 from dataclasses import dataclass
@@ -24,12 +24,12 @@ MINUTE_MS = 60_000
 
 @dataclass(frozen=True)
 class Clock:
-    """The clock of one database. Every process that serves or works watches it, and one of them moves what waits."""
+    """The clock of one database. Every process watches it, and one of them moves what waits."""
 
     database: Database
 
     def watch(self) -> int:
-        """Return the time in milliseconds since 1970. If it was earlier than one that is known, all that waits was moved by then."""
+        """Return the time in milliseconds since 1970. Where it was set back, all that waits was moved by then."""
         now, latest, _, _ = self._look()
         if latest - now > STEP_MIN_MS:
             self.database.transaction(_move)
@@ -49,7 +49,9 @@ class Clock:
 
     def _look(self) -> tuple[int, int, int | None, int]:
         """Now, the latest time that is known, and when the last step was noticed, and how large it was."""
-        now, latest, stepped_at, step_ms = self.database.read(lambda connection: connection.execute(_LOOK).one())
+        now, latest, stepped_at, step_ms = self.database.read(
+            lambda connection: connection.execute(_LOOK).one()
+        )
         return now, latest, stepped_at, step_ms
 
 
@@ -74,7 +76,9 @@ def _move(connection: Connection) -> None:
     for column, *which in _COMING:
         connection.execute(update(column.table).where(column > now, *which).values({column: column - step}))
     for column, *which in _GONE:
-        connection.execute(update(column.table).where(column > now, *which).values({column: _not_after(now, column - step)}))
+        connection.execute(
+            update(column.table).where(column > now, *which).values({column: _not_after(now, column - step)})
+        )
     connection.execute(delete(samples).where(samples.c.minute > now // MINUTE_MS))
     connection.execute(update(clock).values(latest_at=now, stepped_at=now, step_ms=step))
     log.warning("the database's clock was set back by %s; what waits was moved by that", _seconds(step))
@@ -84,12 +88,19 @@ def _not_after(now: int, moment: ColumnElement[int]) -> ColumnElement[int]:
     return case((moment > now, now), else_=moment)
 
 
-#: Moments to come, each some time after one that the old clock told. One that a client named is by the new clock what it was, and so
-#: is `expires_at`, past which nothing waits.
+#: Moments to come, each some time after one that the old clock told. One that a client named is by the new clock
+#: what it was, and so is `expires_at`, past which nothing waits.
 _COMING: tuple[tuple[Any, ...], ...] = (
     (messages.c.next_attempt_at, or_(messages.c.state == State.DEFERRED, messages.c.at_named.is_(None))),
-    (jobs.c.next_attempt_at,), (deliveries.c.next_attempt_at,), (accounts.c.until,))
+    (jobs.c.next_attempt_at,),
+    (deliveries.c.next_attempt_at,),
+    (accounts.c.until,),
+)
 #: Moments that are over, and cannot be later than now. What has ended keeps them as it told them.
 _GONE: tuple[tuple[Any, ...], ...] = (
-    (messages.c.created_at, messages.c.state.not_in(FINAL)), (messages.c.published_at, messages.c.state == State.QUEUED),
-    (jobs.c.created_at, jobs.c.finished_at.is_(None)), (jobs.c.started_at, jobs.c.finished_at.is_(None)), (workers.c.seen_at,))
+    (messages.c.created_at, messages.c.state.not_in(FINAL)),
+    (messages.c.published_at, messages.c.state == State.QUEUED),
+    (jobs.c.created_at, jobs.c.finished_at.is_(None)),
+    (jobs.c.started_at, jobs.c.finished_at.is_(None)),
+    (workers.c.seen_at,),
+)

@@ -44,8 +44,9 @@ class Database:
             self.url = make_url(url)
             self.engine = _engine(self.url)
         except (ArgumentError, ValueError):  # Their words may hold a part of the password.
-            raise WrongDatabaseURL("expected a URL like postgresql://user:password@host:5432/name, with %40 for @, %2F for / and %3A "
-                                   "for : in user and password; several hosts are ?host=one:5432&host=two:5432") from None
+            raise WrongDatabaseURL(
+                "expected a URL like postgresql://user:password@host:5432/name, with %40 for @, %2F for / and %3A "
+                "for : in user and password; several hosts are ?host=one:5432&host=two:5432") from None
         self._file = SQLiteFile(self.engine) if self.engine.dialect.name == "sqlite" else None
         #: For reading: each statement sees what is committed when it starts.
         self.reading = self.engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -76,7 +77,7 @@ class Database:
             work(connection)
 
     def rehearse(self, work: Callable[[Connection], None]) -> None:
-        """Do `work` in a transaction that ends without a commit. Raises StoreUnavailable where that would have failed."""
+        """Do `work` in a transaction that is not committed. Raises StoreUnavailable where that would fail."""
         disk = spilling if self.engine.dialect.name == "sqlite" else nullcontext
         with _translated(self._file), self.engine.connect() as connection, disk(connection):
             work(connection)
@@ -228,8 +229,8 @@ _AWAY = (OperationalError, InterfaceError, InternalError, PoolTimeout, sqlite3.O
 
 
 class _translated:
-    """Looks whether SQLite's file is there, and turns what drivers raise when a database is away, locked, full, read-only or broken
-    into StoreUnavailable."""
+    """Looks whether SQLite's file is there, and turns what drivers raise when a database is away, locked, full,
+    read-only or broken into StoreUnavailable."""
 
     def __init__(self, file: SQLiteFile | None) -> None:
         self._file = file
@@ -239,7 +240,7 @@ class _translated:
             self._file.check()
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        # DatabaseError itself is SQLite's for a file that is no database, or a broken one; the others of its kind are about values.
+        # DatabaseError itself is SQLite's for a file that is none, or a broken one; its kinds are about values.
         if isinstance(error, _AWAY) or kind in (DatabaseError, sqlite3.DatabaseError):
             # SQLAlchemy's text ends in the statement and its values; the driver's own words hold neither.
             driver = getattr(error, "orig", error)

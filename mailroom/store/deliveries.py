@@ -146,8 +146,10 @@ class Deliveries:
         except StoreUnavailable:
             raise
         except Exception as e:  # It would be raised again, and the event told again and again.
-            log.error("delivery %d attempt %d: its answer cannot be written as it is: %s", due.number, due.attempt, type(e).__name__)
-            return self.database.write(self._finish, (due, replace(told, reply=storable(told.reply))), alone=told.gone)
+            log.error("delivery %d attempt %d: its answer cannot be written as it is: %s", due.number, due.attempt,
+                      type(e).__name__)
+            bare = replace(told, reply=storable(told.reply))
+            return self.database.write(self._finish, (due, bare), alone=told.gone)
         finally:
             self._in_hand.discard((due.number, due.attempt))  # If it was not written, it is found to be in no hand, and told once more.
 

@@ -29,7 +29,7 @@ class NotUTF8(MailroomError):
 
 
 def upgrade(database: Database) -> None:
-    """Apply what is missing. Two processes that start together do it one after the other, and the second finds nothing to do.
+    """Apply what is missing. Of two processes that start together the second waits, and finds nothing to do.
 
     Raises:
       SchemaNewer, NotUTF8: nothing was changed.
@@ -55,7 +55,7 @@ def head() -> str:
 
 
 def _known() -> set[str]:
-    """Every revision up to this version's: each migration's file begins with its own, and they are one after the other."""
+    """Name every revision up to this version's: each migration's file begins with its own, in their order."""
     return {file.name.partition("_")[0] for file in (MIGRATIONS / "versions").glob("[0-9]*.py")}
 
 
@@ -64,14 +64,18 @@ def _fitting_revision(connection: Connection) -> str | None:
     _refuse_encoding(connection)
     found = _revision(connection)
     if found is not None and found not in _known():
-        raise SchemaNewer(f"this database is newer than this mailasync ({found}, known to {head()}): start the newer version")
+        raise SchemaNewer(f"this database is newer than this mailasync ({found}, known to {head()}): "
+                          "start the newer version")
     return found
 
 
 def _refuse_encoding(connection: Connection) -> None:
-    if connection.dialect.name == "postgresql" and (encoding := connection.scalar(text("SHOW server_encoding"))) != "UTF8":
-        raise NotUTF8(f"this PostgreSQL database is encoded in {encoding}, which cannot hold every mail; create another with "
-                      "`CREATE DATABASE name ENCODING 'UTF8' TEMPLATE template0`")
+    if connection.dialect.name != "postgresql":
+        return
+    encoding = connection.scalar(text("SHOW server_encoding"))
+    if encoding != "UTF8":
+        raise NotUTF8(f"this PostgreSQL database is encoded in {encoding}, which cannot hold every mail; "
+                      "create another with `CREATE DATABASE name ENCODING 'UTF8' TEMPLATE template0`")
 
 
 def _revision(connection: Connection) -> str | None:

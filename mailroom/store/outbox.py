@@ -25,7 +25,7 @@ from mailroom.store.suppressions import REASON as SUPPRESSED
 from mailroom.store.suppressions import state_at_acceptance, suppressed_among
 from mailroom.store.tallies import count
 
-#: More than most mails, so that a disk which takes them takes this too; PostgreSQL packs it to next to nothing.
+#: More than most mails, so that a disk which takes this takes them; PostgreSQL packs it to next to nothing.
 REHEARSAL_CHARACTERS = 65_536
 
 

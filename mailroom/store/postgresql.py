@@ -54,7 +54,8 @@ def postgresql_engine(url: URL) -> Engine:
         "connect_timeout": CONNECT_SECONDS, "prepare_threshold": None, "keepalives_idle": 10, "keepalives_interval": 5,
         "keepalives_count": 3, "tcp_user_timeout": 10_000, "client_encoding": "utf8"})
     try:
-        make_conninfo(**{name: value for name, value in engine.dialect.create_connect_args(url)[1].items() if name != "context"})
+        options = engine.dialect.create_connect_args(url)[1]
+        make_conninfo(**{name: value for name, value in options.items() if name != "context"})
     except psycopg.ProgrammingError as e:
         raise WrongDatabaseURL(f"expected options that libpq knows, got one that it does not: {e}") from None
     event.listen(engine, "do_connect", _connect)

@@ -52,7 +52,7 @@ messages = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("first_attempt_at", BigInteger),  # the Date of the mail
     Column("next_attempt_at", BigInteger),  # set while scheduled or deferred
-    Column("at_named", Integer),  # 1 if a client named that moment while it is scheduled, and not how long it is to wait
+    Column("at_named", Integer),  # 1 if a client named that moment, and not how long it is to wait
     Column("published_at", BigInteger),  # a nudge was confirmed, or is being made by a sweeper
     Column("owner", String(36)),  # the worker that has it, while sending or in_data
     Column("attempt", Integer, nullable=False),  # the number of the last one; none is ever used again

@@ -1,4 +1,4 @@
-"""SQLite's file: opened with words that help where it cannot be, and left as soon as it is not the one that was opened."""
+"""SQLite's file: says why it cannot be opened, and notices when it is no longer the one that was."""
 
 import os
 import pwd
@@ -20,12 +20,15 @@ _Identity = tuple[int, int]
 class SQLiteFile:
     """The file of an engine, and its log of what was committed last (-wal).
 
-    An open file outlives its name: what is committed to one that was moved or deleted is nowhere after the next start.
+    An open file outlives its name: what is committed to one that was moved or deleted is nowhere after the next
+    start.
     """
 
     def __init__(self, engine: Engine) -> None:
         named = engine.url.database or ""
-        self._path = "" if named.startswith("file:") else os.path.abspath(named)  # SQLite itself tells what a URI names.
+        self._path = (
+            "" if named.startswith("file:") else os.path.abspath(named)
+        )  # SQLite itself tells what a URI names.
         self._file: _Identity | None = None
         self._log: _Identity | None = None
         self._connections = 0
@@ -38,13 +41,19 @@ class SQLiteFile:
         """Raises StoreUnavailable if the file or its log is no longer where it was opened."""
         if self._file is not None and (found := _identity(self._path)) != self._file:
             what = "was moved or deleted" if found is None else "was replaced by another file"
-            raise StoreUnavailable(f"database: {self._path} {what} while it was open: put it back, or stop web and workers "
-                                   "and start them again")
+            raise StoreUnavailable(
+                f"database: {self._path} {what} while it was open: put it back, or stop web and workers "
+                "and start them again"
+            )
         if self._log is not None and _identity(f"{self._path}-wal") != self._log:
-            raise StoreUnavailable(f"database: {self._path}-wal was moved or deleted while it was open: stop web and workers, "
-                                   "which saves what it held, and start them again")
+            raise StoreUnavailable(
+                f"database: {self._path}-wal was moved or deleted while it was open: stop web and workers, "
+                "which saves what it held, and start them again"
+            )
 
-    def _connect(self, dialect: Any, record: object, arguments: list[Any], parameters: dict[str, Any]) -> sqlite3.Connection:
+    def _connect(
+        self, dialect: Any, record: object, arguments: list[Any], parameters: dict[str, Any]
+    ) -> sqlite3.Connection:
         self.check()  # SQLite would make a new file.
         if self._path and self._file is None:
             _prepare(Path(self._path))
@@ -74,7 +83,7 @@ class SQLiteFile:
 
 @contextmanager
 def spilling(connection: Connection) -> Iterator[None]:
-    """Let what is changed go to the log as it is changed: a commit would be the first to find the disk full, and is not made."""
+    """Let each change go to the log at once: else a commit, which is not made here, is the first to find the disk full."""
     driver: Any = connection.connection.dbapi_connection
     [pages] = driver.execute("PRAGMA cache_size").fetchone()
     driver.execute("PRAGMA cache_size=1")
@@ -99,8 +108,10 @@ def _prepare(file: Path) -> None:
     except OSError as e:
         raise StoreUnavailable(f"database: {file} cannot be opened: {e.filename}: {e.strerror}") from None
     if not os.access(place, os.R_OK | os.W_OK):
-        raise StoreUnavailable(f"database: {file} cannot be opened: {_user(os.getuid())} may not read and write {place}, which belongs "
-                               f"to {_user(place.stat().st_uid)}")
+        raise StoreUnavailable(
+            f"database: {file} cannot be opened: {_user(os.getuid())} may not read and write {place}, "
+            f"which belongs to {_user(place.stat().st_uid)}"
+        )
 
 
 def _user(number: int) -> str:

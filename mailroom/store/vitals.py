@@ -51,12 +51,17 @@ class Durability:
         if self.fsync == "off":
             found.append("fsync is off, so that accepted mail is lost in a power cut: set it to on")
         if self.synchronous_commit == "off":
-            found.append("synchronous_commit is off, so that accepted mail is lost if the server crashes: set it to on, as by "
-                         "`ALTER ROLE name SET synchronous_commit = 'on'`")
-        if self.hosts > 1 and (not self.synchronous_standby_names or self.synchronous_commit in ("off", "local")):
-            found.append("the URL names several hosts, and no commit waits for the stand-by, so that accepted mail is lost and other mail "
-                         "sent twice when it takes over: set synchronous_standby_names, or stop all and run `flask db restored` then")
+            found.append("synchronous_commit is off, so that accepted mail is lost if the server crashes: "
+                         "set it to on, as by `ALTER ROLE name SET synchronous_commit = 'on'`")
+        if self.hosts > 1 and not self._waits_for_standby:
+            found.append("the URL names several hosts, and no commit waits for the stand-by, so that accepted mail "
+                         "is lost and other mail sent twice when it takes over: set synchronous_standby_names, or "
+                         "stop all and run `flask db restored` then")
         return found
+
+    @property
+    def _waits_for_standby(self) -> bool:
+        return bool(self.synchronous_standby_names) and self.synchronous_commit not in ("off", "local")
 
 
 def durability(database: Database) -> Durability | None:

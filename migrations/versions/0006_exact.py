@@ -1,4 +1,4 @@
-"""Sessions that signed out, attempts' numbers, the database's clock, moments that clients named, and workers' brokers."""
+"""Signing out, attempts' numbers, the database's clock, moments that clients named, and workers' brokers."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""A database whose clock a test sets: SQLite's by its own function, PostgreSQL's by one that stands before the server's."""
+"""A database whose clock a test sets, by a function that stands before the database's own."""
 
 import sqlite3
 import time
@@ -17,14 +17,15 @@ CREATE SCHEMA moved;
 CREATE TABLE moved.shift (stopped_at double precision, seconds double precision NOT NULL);
 INSERT INTO moved.shift VALUES ({stopped_at}, 0);
 CREATE FUNCTION moved.statement_timestamp() RETURNS timestamptz LANGUAGE sql STABLE AS
-    'SELECT coalesce(to_timestamp(stopped_at), pg_catalog.statement_timestamp()) + make_interval(secs => seconds) FROM moved.shift';
+    'SELECT coalesce(to_timestamp(stopped_at), pg_catalog.statement_timestamp()) + make_interval(secs => seconds)
+     FROM moved.shift';
 ALTER DATABASE {name} SET search_path = moved, pg_catalog, public;
 """
 
 
 @dataclass
 class MovableClock:
-    """The clock of a database of this version; for every process on PostgreSQL, for those opened here on SQLite."""
+    """The clock of a database: for every process on PostgreSQL, for those opened here on SQLite."""
 
     url: str
     is_stopped: bool = True  #: whether it goes on only as the test says
@@ -36,8 +37,9 @@ class MovableClock:
         database = ready(self.url)
         if database.engine.dialect.name == "postgresql":
             with database.engine.begin() as connection:
-                connection.exec_driver_sql(POSTGRESQL.format(
-                    name=database.url.database, stopped_at=self._stopped_at or "NULL"))
+                connection.exec_driver_sql(
+                    POSTGRESQL.format(name=database.url.database, stopped_at=self._stopped_at or "NULL")
+                )
         database.close()
 
     def open(self) -> Database:
@@ -53,7 +55,9 @@ class MovableClock:
         database = self._opened[0] if self._opened else self.open()
         if database.engine.dialect.name == "postgresql":
             with database.engine.begin() as connection:
-                connection.execute(text("UPDATE moved.shift SET seconds = :seconds"), {"seconds": self.seconds})
+                connection.execute(
+                    text("UPDATE moved.shift SET seconds = :seconds"), {"seconds": self.seconds}
+                )
 
     def close(self) -> None:
         for database in self._opened:
