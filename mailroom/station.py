@@ -53,9 +53,9 @@ class Station:
         self.hops = ", ".join(dict.fromkeys(str(account.hop) for account in known))
         self.relay = relay
         self.orders = orders
-        self.worker = Worker(database, owner, name, queues)
-        runs = Runs(database, owner, settings.LEASE_SECONDS)
         turns = Turns(connections, {account.name: str(account.hop) for account in known})
+        self.worker = Worker(database, owner, name, queues, hanging=turns.hanging)
+        runs = Runs(database, owner, settings.LEASE_SECONDS)
         claims = Claims(database, owner, settings.LEASE_SECONDS, budgets, turns.free)
         senders = {account.name: Sender(account.sender, Sessions(account.hop)) for account in known}
         self.delivery = Delivery(claims, Agent(senders, schedule(settings), settings.ON_UNCERTAIN), turns)

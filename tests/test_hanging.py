@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from flask import Flask
+from flask.testing import FlaskClient
 from sqlalchemy import Connection, text
 
 from mailroom.api.why import why
@@ -25,8 +27,9 @@ from mailroom.store.database import Database
 from mailroom.store.outbox import Acceptance, Outbox, Standing
 from mailroom.store.sweeps import Sweeps
 from mailroom.store.webhooks import Webhooks
-from mailroom.store.workers import Worker
+from mailroom.store.workers import Worker, hanging_accounts
 from tests.services import wait_until
+from tests.services.processes import Service
 from tests.services.schema import ready
 from tests.services.smtpd import Hold, ScriptedSMTP
 
@@ -50,7 +53,7 @@ class Bench:
         self.accounts = Accounts(database, budgets, self.turns.free)
         self.accounts.register()
         self.database, self.outbox, self.sweeps = database, Outbox(database), Sweeps(database, 20, "resend")
-        self.worker = Worker(database, new_id(), "worker@here", ["mail"])
+        self.worker = Worker(database, new_id(), "worker@here", ["mail"], hanging=self.turns.hanging)
         self.worker.beat()
         self.claims = Claims(database, self.worker.id, 20, budgets, self.turns.free)
         senders = {name: Sender(Address(f"{name}@example.org"), Sessions(hop)) for name, hop in hops.items()}
@@ -88,11 +91,14 @@ class Bench:
     def row(self, id: str) -> dict[str, Any]:
         return self.standing(id).row
 
+    def sql(self, statement: str) -> None:
+        def run(connection: Connection) -> None:
+            connection.execute(text(statement))
+        self.database.transaction(run)
+
     def grow_old(self) -> None:
         """Have all messages be older than what a sweeper passes over."""
-        def run(connection: Connection) -> None:
-            connection.execute(text("UPDATE messages SET created_at = created_at - 60000"))
-        self.database.transaction(run)
+        self.sql("UPDATE messages SET created_at = created_at - 60000")
 
     def close(self) -> None:
         self.delivery.stop()
@@ -188,7 +194,7 @@ def test_what_waits_for_a_server_that_hangs_says_so_and_goes_when_it_answers(
         wait_until(lambda: made.sweep() is not None and made.states(ids).count("deferred") == 10, 60, what="it waits in the outbox")
         assert made.sweep() == []
         waiting = next(row for row in map(made.row, ids) if row["state"] == "deferred")
-        assert why(made.standing(str(waiting["id"])), None, lease_seconds=20).startswith(
+        assert why(made.standing(str(waiting["id"])), None, lease_seconds=20, hanging={}, accounts=[]).startswith(
             f"waits for a free connection of account stuck: its server, 127.0.0.1:{smtpd.port}, has taken no mail since 20")
         assert (waiting["attempt"] - waiting["given_back"], waiting["next_attempt_at"]) == (0, None)
         hold.release()
@@ -243,3 +249,84 @@ def test_a_worker_that_stops_gives_back_at_once_what_was_not_sent_and_finishes_t
         assert others or not all(nudge.result(60) for nudge in nudges)
     assert (made.claims.not_in_hand(), made.states(ids)) == ([], ["queued"] * 11)
     assert [mail.message_id for mail in smtpd.payloads] == [f"<{sent[0]}@example.org>"]
+
+
+@pytest.mark.usefixtures("hasty")
+def test_one_that_must_be_alone_keeps_no_other_account_waiting_for_its_server(
+        sqlite_database: Database, smtpd: ScriptedSMTP, healthy: ScriptedSMTP) -> None:
+    with bench(sqlite_database, stuck=(smtpd.port, "none"), well=(healthy.port, "none")) as made, hanging(smtpd, "DOT") as hold:
+        begun, suspect = made.accept(1, "stuck"), made.accept(1, "stuck")
+        made.sql(f"UPDATE messages SET crashes = 1 WHERE id = '{suspect[0]}'")
+        made.nudge(begun)
+        wait_until(lambda: len(hold.connections) == 1, 60, what="one hangs that was there before")
+        made.nudge(suspect)
+        wait_until(lambda: len(hold.connections) == 2, 60, what="the one that has to be alone hangs")
+        ids = made.accept(10, "well")
+        made.nudge(ids)
+        wait_until(lambda: made.are_sent(ids), 60, what="the other account's mails are sent")
+        hold.release()
+        wait_until(lambda: made.are_sent(begun + suspect), 60, what="its own are sent when it answers")
+
+
+def test_the_pair_sends_all_of_one_account_while_the_server_of_another_hangs(
+        pair: Service, smtpd: ScriptedSMTP, healthy: ScriptedSMTP) -> None:
+    accounts = pair.directory / "accounts.toml"
+    accounts.write_text("".join(f"""
+        [[account]]
+        name = "{name}"
+        from = "{name}@example.org"
+        aliases = "{name}@example.org"
+        smtp_host = "{server.host}"
+        smtp_port = {server.port}
+        smtp_security = "none"
+        smtp_auth = "off"
+        """ for name, server in (("stuck", smtpd), ("well", healthy))))
+    pair.settings |= {"ACCOUNTS_FILE": str(accounts), "SMTP_CONNECTIONS": str(CONNECTIONS)}
+    pair.web()
+    worker = pair.worker()
+    with hanging(smtpd, "DOT") as hold:
+        stuck = [pair.post("/v1/messages", **{"from": "stuck@example.org"}) for _ in range(3 * CONNECTIONS)]
+        wait_until(lambda: len(hold.connections) == SHARE, 60, what="its share hangs")
+        ids = [pair.post("/v1/messages", **{"from": "well@example.org"}) for _ in range(10)]
+        assert {pair.final(id, 60)["status"] for id in ids} == {"sent"}
+        words = f"waits for a free connection of account stuck: its server, {smtpd.host}:{smtpd.port}, has taken no mail since"
+        wait_until(lambda: sum(words in pair.message(id)["why"] for id in stuck) == len(stuck) - SHARE, 60, what="the rest says so")
+    assert {pair.final(id, 60)["status"] for id in stuck} == {"sent"}
+    assert len(smtpd.payloads) == len(stuck)
+    assert worker.stop(60) == 0
+
+
+@pytest.mark.usefixtures("hasty")
+def test_where_the_only_account_hangs_it_is_named_to_all_that_wait_until_it_answers(
+        app: Flask, client: FlaskClient, smtpd: ScriptedSMTP) -> None:
+    database = app.extensions["mailasync"].outbox.database
+    with bench(database, default=(smtpd.port, "none")) as made, hanging(smtpd, "DOT") as hold:
+        begun, waiting = made.accept(CONNECTIONS), made.accept(1)
+        made.outbox.mark_published(waiting)
+        made.nudge(begun)
+        wait_until(lambda: len(hold.connections) == CONNECTIONS and made.turns.hanging(), 60, what="all connections hang")
+        assert told(client, waiting[0]) == "waits for a worker to take it"
+        made.worker.beat()
+        words = f"its server, 127.0.0.1:{smtpd.port}, has taken no mail since 20"
+        assert told(client, waiting[0]).startswith(f"waits for a free connection of account default: {words}")
+        assert told(client, begun[0]).startswith(f"a worker is handing it to the mail server, attempt 1; {words}")
+        assert client.get("/v1/accounts").get_json()["data"][0]["why"].startswith(f"all of a worker's connections are taken: {words}")
+        hold.release()
+        wait_until(lambda: made.are_sent(begun), 60, what="they are sent")
+        made.worker.beat()
+        assert told(client, waiting[0]) == "waits for a worker to take it"
+        assert client.get("/v1/accounts").get_json()["data"][0]["why"] == "mail goes by this account"
+
+
+def test_what_a_worker_says_of_an_account_is_forgotten_with_it(database: Database) -> None:
+    for id in ("one", "two"):
+        Worker(database, id, f"{id}@here", ["mail"], hanging=lambda: {"ops": "its server hangs"}).beat()
+    assert hanging_accounts(database, 20) == {"ops": "its server hangs"}
+    Worker(database, "one", "one@here", ["mail"]).beat()
+    assert hanging_accounts(database, 20) == {"ops": "its server hangs"}
+    Worker(database, "two", "two@here", ["mail"]).stop()
+    assert hanging_accounts(database, 20) == {}
+
+
+def told(client: FlaskClient, id: str) -> str:
+    return str(client.get(f"/v1/messages/{id}").get_json()["why"])

@@ -8,6 +8,7 @@ from werkzeug.exceptions import Conflict, NotFound
 from mailroom.api.services import services
 from mailroom.api.shown import timestamp
 from mailroom.mail.message import AccountState
+from mailroom.store.workers import hanging_accounts
 
 blueprint = Blueprint("accounts", __name__)
 
@@ -31,12 +32,13 @@ def retry_account(account: str) -> Response:
 def shown_accounts() -> list[dict[str, Any]]:
     """The accounts as the API shows them."""
     known = {account.name: account for account in services().known_accounts}
-    return [_shown(row, known[row["name"]]) for row in services().accounts.standing()]
+    hanging = hanging_accounts(services().outbox.database, services().settings.LEASE_SECONDS)
+    return [_shown(row, known[row["name"]], hanging.get(row["name"], "")) for row in services().accounts.standing()]
 
 
-def _shown(row: dict[str, Any], account: Any) -> dict[str, Any]:
+def _shown(row: dict[str, Any], account: Any, hangs: str) -> dict[str, Any]:
     return {
-        "name": row["name"], "from": account.sender.address, "next_hop": str(account.hop), "status": row["state"], "why": _why(row),
+        "name": row["name"], "from": account.sender.address, "next_hop": str(account.hop), "status": row["state"], "why": _why(row, hangs),
         "since": timestamp(row["since"]), "tried_again_at": timestamp(row["until"]),
         "messages": _budget(account.messages_per_day, row["messages"]),
         "recipients": _budget(account.recipients_per_day, row["recipients"]),
@@ -48,8 +50,10 @@ def _budget(limit: int, sent: int) -> dict[str, int] | None:
     return {"limit": limit, "sent": sent, "left": max(0, limit - sent)} if limit else None
 
 
-def _why(row: dict[str, Any]) -> str:
+def _why(row: dict[str, Any], hangs: str) -> str:
     """One sentence: whether mail goes by it, and what it waits for."""
+    if row["state"] == AccountState.OK and hangs:
+        return f"all of a worker's connections are taken: {hangs}; its mails wait for a free one"
     if row["state"] == AccountState.OK:
         return "mail goes by this account"
     what = {AccountState.PAUSED: "the server asked for a pause", AccountState.HALTED: "the server refused the login",

@@ -10,8 +10,10 @@ from werkzeug.exceptions import NotFound
 from mailroom.api.idempotency import REPLAYED
 from mailroom.api.services import services
 from mailroom.api.why import why
+from mailroom.mail.message import FINAL
 from mailroom.store.idempotency import Answer
 from mailroom.store.outbox import Standing, is_id
+from mailroom.store.workers import hanging_accounts
 
 
 def find(id: str) -> Standing:
@@ -45,7 +47,7 @@ def shown(standing: Standing) -> dict[str, Any]:
         "subject": standing.content.get("subject", ""),
         "tags": standing.content.get("tags", []),
         "metadata": standing.content.get("metadata", {}),
-        "why": why(standing, services().relay(), lease_seconds=services().settings.LEASE_SECONDS),
+        "why": _why(standing),
         "created_at": timestamp(row["created_at"]),
         "next_attempt_at": timestamp(row["next_attempt_at"]),
         "expires_at": timestamp(row["expires_at"]),
@@ -59,6 +61,13 @@ def shown(standing: Standing) -> dict[str, Any]:
                                  "progress": standing.job["progress"] / 1000, "step": standing.job["step"]},
         "timeline": timeline(standing),
     }
+
+
+def _why(standing: Standing) -> str:
+    lease_seconds = services().settings.LEASE_SECONDS
+    hanging = {} if standing.row["state"] in FINAL else hanging_accounts(services().outbox.database, lease_seconds)
+    return why(standing, services().relay(), lease_seconds=lease_seconds, hanging=hanging,
+               accounts=[account.name for account in services().known_accounts])
 
 
 def timeline(standing: Standing) -> list[dict[str, Any]]:

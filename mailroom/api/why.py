@@ -1,5 +1,6 @@
 """Says in words what a message or a job waits for."""
 
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 
 from mailroom.jobs import registry
@@ -9,8 +10,11 @@ from mailroom.store.jobs import JobStanding, JobState
 from mailroom.store.outbox import Standing
 
 
-def why(standing: Standing, relay: Relay | None, *, lease_seconds: float) -> str:
-    """One sentence: what it waits for and since when, or how it ended."""
+def why(standing: Standing, relay: Relay | None, *, lease_seconds: float, hanging: Mapping[str, str], accounts: Collection[str]) -> str:
+    """One sentence: what it waits for and since when, or how it ended.
+
+    `hanging` has words about each of the `accounts` whose server hangs.
+    """
     row, state = standing.row, State(standing.row["state"])
     if state in FINAL:
         return f"{state}: {row['reason']}" if row["reason"] else str(state)
@@ -26,7 +30,8 @@ def why(standing: Standing, relay: Relay | None, *, lease_seconds: float) -> str
         return f"held: {row['reason'] or 'until a person lets it go'}"
     job = standing.job
     if state in (State.SENDING, State.IN_DATA):
-        return f"a worker is handing it to the mail server, attempt {row['attempt']}"
+        words = f"; {hanging[row['account']]}" if row["account"] in hanging else ""
+        return f"a worker is handing it to the mail server, attempt {row['attempt']}{words}"
     if state is State.WAITING and job and job["state"] == "running":
         return f"its job {job['name']} is running" + (f": {job['step']}" if job["step"] else "")
     if blocked := faults(relay, now=standing.now, seen_at=standing.worker_seen_at, beat_at=standing.worker_beat_at,
@@ -34,6 +39,9 @@ def why(standing: Standing, relay: Relay | None, *, lease_seconds: float) -> str
         return "; ".join(blocked)
     if state is State.WAITING and job:
         return f"its job {job['name']} is {job['state']}"
+    able = {row["sender"]} if row["sender"] else {*accounts}
+    if able and able <= hanging.keys():
+        return "waits for " + "; ".join(f"a free connection of account {name}: {hanging[name]}" for name in sorted(able))
     return "waits for a worker to take it" if row["published_at"] else "waits to be handed to the broker"
 
 

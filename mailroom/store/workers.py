@@ -1,6 +1,7 @@
 """The workers' heartbeats. A worker that is seen holds its lease; one that is not loses every row it owns."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,13 @@ def alive(database: Database, lease_seconds: float) -> list[dict[str, Any]]:
     return database.read(lambda connection: [dict(row) for row in connection.execute(found).mappings()])
 
 
+def hanging_accounts(database: Database, lease_seconds: float) -> dict[str, str]:
+    """The accounts of which some worker has all connections taken by a server that hangs, and what is to be said of each."""
+    found = select(workers.c.hanging).where(is_alive(lease_seconds), workers.c.hanging.is_not(None))
+    rows = database.read(lambda connection: connection.scalars(found).all())
+    return {account: words for row in rows for account, words in json.loads(row).items()}
+
+
 @dataclass
 class Worker:
     """The row of one worker process."""
@@ -44,10 +52,12 @@ class Worker:
     queues: Sequence[str]
     broker_trouble: str | None = None
     celery_queue_left: str | None = None
+    hanging: Callable[[], Mapping[str, str]] = dict  #: the accounts whose server hangs, and what is to be said of each
 
     def beat(self) -> None:
         """Say that we are alive; the first time makes the row, and a row that somebody deleted is made again."""
-        self.database.write(self._beat, None)
+        accounts = self.hanging()
+        self.database.write(self._beat, json.dumps(accounts) if accounts else None)
 
     def leave_celery_queue(self, reason: str) -> None:
         """Say, with the next beat, that we take nothing more from the queue `celery`; writes nothing itself."""
@@ -70,11 +80,11 @@ class Worker:
         connection.execute(workers.update().values(stopped_at=now_ms()).where(workers.c.id != self.id, workers.c.stopped_at.is_(None)))
         return asked
 
-    def _beat(self, connection: Connection, asked: list[None]) -> list[None]:
+    def _beat(self, connection: Connection, hanging: list[str | None]) -> list[None]:
         now = {"seen_at": now_ms(), "queues": ",".join(self.queues), "broker_trouble": self.broker_trouble,
-               "celery_queue_left": self.celery_queue_left}
+               "celery_queue_left": self.celery_queue_left, "hanging": hanging[-1]}
         beaten = connection.execute(workers.update().values(now).where(workers.c.id == self.id))
         if not beaten.rowcount:
             connection.execute(workers.insert().values(id=self.id, name=self.name, started_at=now_ms(), **now))
             connection.execute(workers.delete().where(workers.c.seen_at < now_ms() - FORGET_AFTER_MS))
-        return asked
+        return [None] * len(hanging)

@@ -1,4 +1,4 @@
-"""Signing out, attempts' numbers, the database's clock, moments that clients named, and workers' brokers."""
+"""Signing out, attempts' numbers, the database's clock, moments that clients named, and more of what workers say."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -34,3 +34,4 @@ def upgrade() -> None:
     op.add_column("messages", sa.Column("first_attempt_at", sa.BigInteger()))
     op.add_column("workers", sa.Column("broker_trouble", sa.Text(), nullable=True))
     op.add_column("workers", sa.Column("celery_queue_left", sa.Text(), nullable=True))
+    op.add_column("workers", sa.Column("hanging", sa.Text(), nullable=True))
