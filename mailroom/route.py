@@ -70,7 +70,9 @@ class Account:
 
     @property
     def budget(self) -> Budget:
-        known = "\0".join((self.hop.host, self.hop.user, self.hop.password, _contents(self.hop.oauth2_file)))
+        hop = self.hop
+        known = "\0".join((hop.host, str(hop.port), hop.security, hop.ca_file, hop.user, hop.password,
+                           _contents(hop.oauth2_file)))
         return Budget(account=self.name, messages=self.messages_per_day, recipients=self.recipients_per_day,
                       credentials=hashlib.sha256(known.encode()).hexdigest())
 

@@ -27,15 +27,23 @@ from mailroom.store.outbox import Acceptance, Outbox, Standing
 from mailroom.store.sweeps import Sweeps
 from mailroom.store.workers import Worker
 from tests.services import wait_until
+from tests.services.certificates import Certificates, make_certificates
 from tests.services.smtpd import ScriptedSMTP
 
+UNREACHED = "127.0.0.1:… could not be reached: "
 SENT = Outcome(state=State.SENT, reason="250 ok", recipients={0: (State.SENT, "250 ok")})
+
+
+def next_hop(server: ScriptedSMTP, **more: Any) -> NextHop:
+    known = {"host": server.host, "port": server.port, "security": "none", "timeout_seconds": 5}
+    return NextHop(**known | more)  # type: ignore[arg-type]  # of which mypy sees only objects
 
 
 class Office:
     """A worker without a broker, with accounts "one" and "two" at a server each."""
 
-    def __init__(self, database: Database, *servers: ScriptedSMTP, budgets: list[Budget] | None = None, schedule: str = "10s*5") -> None:
+    def __init__(self, database: Database, *servers: ScriptedSMTP, budgets: list[Budget] | None = None,
+                 schedule: str = "10s*5", **hop: Any) -> None:
         self.database, self.outbox = database, Outbox(database)
         names = ("one", "two")[:len(servers)]
         self.budgets = tuple(budgets or (Budget(account=name) for name in names))
@@ -46,9 +54,8 @@ class Office:
         self.sweeps = Sweeps(database, 20, "resend", frozenset(budget.account for budget in self.budgets if budget.is_limited))
         turns = Turns(4, {name: f"{server.host}:{server.port}" for name, server in zip(names, servers, strict=True)})
         self.claims = Claims(database, worker.id, 20, self.budgets, turns.free)
-        senders = {name: Sender(Address(f"{name}@example.org"), Sessions(
-            NextHop(host=server.host, port=server.port, security="none", timeout_seconds=5))) for name, server in
-            zip(names, servers, strict=True)}
+        senders = {name: Sender(Address(f"{name}@example.org"), Sessions(next_hop(server, **hop)))
+                   for name, server in zip(names, servers, strict=True)}
         self.delivery = Delivery(self.claims, Agent(senders, Schedule.parse(schedule), "resend"), turns)
 
     def accept(self, count: int = 1, *, people: int = 1, sender: str | None = None) -> list[str]:
@@ -94,6 +101,11 @@ class Office:
 
     def close(self) -> None:
         self.delivery.close()
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture
@@ -255,6 +267,114 @@ def test_an_account_in_trouble_is_tried_again_with_one_mail_and_then_all_go(
     assert office.states([first, *others]) == ["sent"] * 5
 
 
+def assert_that_probes_cost_no_attempt(office: Office, ids: list[str]) -> None:
+    """Meanwhile nothing counts against a mail, however often one of them tries the account."""
+    for _ in range(3):
+        office.hours_pass(24)
+        assert len(office.sweep()) == 1
+        assert office.states(ids) == ["deferred"] * len(ids)
+    assert sum(office.row(id).row["attempt"] for id in ids) == len(ids) + 3
+    assert all(office.row(id).row["attempt"] == office.row(id).row["excused"] for id in ids)
+
+
+@pytest.mark.parametrize(("phase", "reply", "state", "words"), [
+    ("GREETING", "554 5.7.1 we do not know you", AccountState.HALTED, "554 5.7.1 we do not know you"),
+    ("GREETING", "450 4.3.2 not now", AccountState.PAUSED, "450 4.3.2 not now"),
+    ("GREETING", "421 4.3.2 not now", AccountState.PAUSED, "421 4.3.2 not now"),
+    ("GREETING", "what?", AccountState.PAUSED, "what?"),
+    ("GREETING", "", AccountState.PAUSED, f"{UNREACHED}connection lost: connection closed by the server"),
+    ("EHLO", "554 5.7.1 blocked", AccountState.HALTED, "554 5.7.1 blocked"),
+    ("EHLO", "501 5.5.4 no such name", AccountState.HALTED, "501 5.5.4 no such name"),
+    ("EHLO", "450 4.3.2 not now", AccountState.PAUSED, "450 4.3.2 not now"),
+    ("EHLO", "421 4.7.0 try again later", AccountState.PAUSED, "421 4.7.0 try again later"),
+    ("EHLO", "", AccountState.PAUSED, f"{UNREACHED}connection lost: connection closed by the server"),
+])
+def test_what_fails_before_mail_is_the_accounts_and_no_mail_loses_an_attempt(
+        database: Database, smtpd: ScriptedSMTP, offices: list[Office], phase: str, reply: str,
+        state: AccountState, words: str) -> None:
+    office = Office(database, smtpd, schedule="1s, 1s")
+    offices.append(office)
+    if reply:
+        smtpd.reply(phase, reply, times=None, close=True)
+    else:
+        smtpd.drop(phase, times=None)
+    ids = office.accept(3)
+    office.deliver(ids)
+    account = office.account()
+    assert (account["state"], account["reason"].replace(str(smtpd.port), "…")) == (state, words)
+    assert_that_probes_cost_no_attempt(office, ids)
+
+
+@pytest.mark.parametrize(("reply", "state", "words"), [
+    ("454 4.7.0 TLS not available", AccountState.PAUSED, "454 4.7.0 TLS not available"),
+    ("554 5.7.0 no TLS for you", AccountState.HALTED, "554 5.7.0 no TLS for you"),
+    ("220 go ahead", AccountState.PAUSED,
+     "the certificate of 127.0.0.1:… is not to be trusted: self-signed certificate"),
+])
+def test_a_tls_that_fails_is_the_accounts_too(
+        database: Database, offices: list[Office], certificates: Certificates, reply: str,
+        state: AccountState, words: str) -> None:
+    with ScriptedSMTP(tls="starttls", certificate=certificates.self_signed) as smtpd:
+        office = Office(database, smtpd, schedule="1s, 1s", security="starttls")
+        offices.append(office)
+        smtpd.reply("STARTTLS", reply, times=None)
+        ids = office.accept(3)
+        office.deliver(ids)
+        account = office.account()
+        assert (account["state"], account["reason"].replace(str(smtpd.port), "…")) == (state, words)
+        assert_that_probes_cost_no_attempt(office, ids)
+
+
+@pytest.mark.parametrize(("hop", "words"), [
+    ({"security": "starttls"}, "127.0.0.1:… offers no STARTTLS"),
+    ({"security": "ssl"}, UNREACHED),
+    ({"host": "mx.invalid"}, "mx.invalid:… could not be reached: "),
+    ({"port": 1}, "127.0.0.1:1 could not be reached: Connection refused"),
+])
+def test_a_server_that_is_not_where_it_should_be_is_the_accounts_too(
+        database: Database, smtpd: ScriptedSMTP, offices: list[Office], hop: dict[str, Any],
+        words: str) -> None:
+    office = Office(database, smtpd, schedule="1s, 1s", **hop)
+    offices.append(office)
+    ids = office.accept(3)
+    office.deliver(ids)
+    account = office.account()
+    assert account["state"] == AccountState.PAUSED
+    assert account["reason"].replace(str(smtpd.port), "…").startswith(words)
+    assert_that_probes_cost_no_attempt(office, ids)
+
+
+def test_a_server_that_is_away_for_long_is_looked_at_every_ten_minutes(
+        database: Database, smtpd: ScriptedSMTP, offices: list[Office]) -> None:
+    office = Office(database, smtpd, schedule="30s, 4h*5")
+    offices.append(office)
+    smtpd.stop()
+    ids = office.accept(2)
+    office.deliver(ids)
+    for _ in range(4):
+        office.hours_pass(0.17)
+        assert len(office.sweep()) == 1
+    smtpd.start()
+    office.hours_pass(0.17)
+    office.sweep()
+    office.sweep()
+    assert office.states(ids) == ["sent"] * 2
+
+
+@pytest.mark.parametrize("phase", ["MAIL", "RCPT", "DATA"])
+def test_a_mail_at_which_the_link_always_ends_counts_its_attempts_and_is_no_trouble_of_the_account(
+        database: Database, smtpd: ScriptedSMTP, offices: list[Office], phase: str) -> None:
+    office = Office(database, smtpd, schedule="0s, 0s")
+    offices.append(office)
+    smtpd.drop(phase, times=None)
+    [id] = office.accept()
+    office.deliver([id])
+    for _ in range(2):
+        assert office.account()["state"] == "ok"
+        assert office.sweep() == [id]
+    assert office.states([id]) == ["failed"]
+
+
 def test_an_account_is_tried_at_once_when_a_person_says_so(database: Database, smtpd: ScriptedSMTP, offices: list[Office]) -> None:
     office = Office(database, smtpd)
     offices.append(office)
@@ -344,6 +464,18 @@ def test_a_halted_account_is_tried_again_when_a_worker_starts_or_its_credentials
         assert sum(office.accounts.capacity().values()) == 1
         assert len(office.sweep()) == 1
         assert office.account()["state"] == "ok"
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("SMTP_PORT", "2525"), ("SMTP_SECURITY", "starttls"), ("SMTP_HOST", "mx2.example.org"),
+    ("MAIL_PASSWORD", "y")])
+def test_an_account_is_tried_again_when_how_it_is_reached_changes(
+        tmp_path: Path, name: str, value: str) -> None:
+    known = {"MAIL_USERNAME": "me@example.org", "MAIL_PASSWORD": "x", "SMTP_HOST": "mx.example.org",
+             "SMTP_PORT": "587"}
+    changes: list[dict[str, str]] = [{}, {}, {name: value}]
+    [before], [same], [after] = (accounts(settings(tmp_path, **known | change)) for change in changes)
+    assert before.budget == same.budget != after.budget
 
 
 # --- the file ------------------------------------------------------------------------------------------------------

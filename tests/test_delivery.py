@@ -198,6 +198,7 @@ class TestOutcomes:
         smtpd.drop(phase)
         found = office.send()
         assert (found.row["state"], found.row["uncertain_attempts"], told(found)) == ("deferred", 0, [("deferred", 1)])
+        assert office.again(found.row["id"]).row["state"] == "sent"
         assert office.send().row["state"] == "sent"
 
     def test_a_next_hop_that_is_down_defers_it(self, office: Office, smtpd: ScriptedSMTP) -> None:

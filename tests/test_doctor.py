@@ -85,7 +85,8 @@ def test_a_login_that_is_refused_is_told_and_halts_the_account(tmp_path: Path, b
         wait_until(lambda: made.message(id)["status"] == "deferred", what="it is refused")
         [account] = made.get("/v1/accounts")["data"]
         assert (account["name"], account["status"]) == ("default", "halted")
-        assert account["why"].startswith(f"the server refused the login: {reply}; its mails are kept, and one is tried at 20")
+        assert account["why"].startswith(
+            f"the server refuses this account: {reply}; its mails are kept, and one is tried at 20")
         assert made.message(id)["why"].endswith(f": {reply}")
         code, found = examined(made)
         assert (code, found["budget of account default"]["ok"]) == (1, False)

@@ -56,6 +56,7 @@ def _why(row: dict[str, Any], hangs: str) -> str:
         return f"all of a worker's connections are taken: {hangs}; its mails wait for a free one"
     if row["state"] == AccountState.OK:
         return "mail goes by this account"
-    what = {AccountState.PAUSED: "the server asked for a pause", AccountState.HALTED: "the server refused the login",
+    what = {AccountState.PAUSED: "no mail goes by it for now",
+            AccountState.HALTED: "the server refuses this account",
             AccountState.PARKED: "the server's daily limit is reached"}[AccountState(row["state"])]
     return f"{what}: {row['reason']}; its mails are kept, and one is tried at {timestamp(row['until'])}"

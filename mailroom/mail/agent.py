@@ -57,8 +57,7 @@ class Agent:
         except SessionLost:
             raise
         except NotTaken as e:
-            said = Reply(e.code, e.reply.removeprefix(f"{e.code} "))
-            return self._later(claim, e.reply, trouble=trouble_of(said, self.schedule, of_message=e.of_message))
+            return self._later(claim, e.reply, trouble=self._trouble_of(e))
         except (FenceRefused, StoreUnavailable):
             raise
         except Exception as e:  # A fault of ours, before the dot: transport says Unanswered whatever happens after it.
@@ -68,6 +67,11 @@ class Agent:
         # A reply to MAIL, DATA or the dot may have the same code, and does not say of whom.
         bounced = frozenset(at for at, reply in receipt.refused.items() if is_of_bad_address(reply))
         return replace(outcome, bounced=bounced) if bounced else outcome
+
+    def _trouble_of(self, error: NotTaken) -> Trouble | None:
+        said = Reply(error.code, error.reply.removeprefix(f"{error.code} "))
+        trouble = trouble_of(said, self.schedule, of_message=error.of_message)
+        return trouble and replace(trouble, reason=error.reply)  # A code may be one that nobody said.
 
     def _judge(self, claim: Claim, receipt: Receipt) -> Outcome:
         """Turn replies into an outcome for each recipient, and for the message."""

@@ -68,7 +68,9 @@ class TransportError(MailroomError):
 class NotTaken(TransportError):
     """The attempt ended before the final dot, or the dot was answered with a refusal: nobody has the mail.
 
-    `of_message` is False where the trouble is not this mail's but the session's or the account's (connect, TLS, AUTH).
+    `of_message` is False where the trouble came before MAIL (connect, greeting, EHLO, TLS, AUTH): it is the
+    account's or the server's, and no mail fails for it. `code` is then what SMTP would say to it, 5xx where a
+    person has to act; 0: the server was not reached.
     """
 
     def __init__(self, reply: str, *, code: int = 0, of_message: bool = True) -> None:

@@ -7,6 +7,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -61,6 +62,19 @@ class Link(smtplib.SMTP):
         link: socket.socket = super()._get_socket(host, port, timeout)  # type: ignore[misc]  # which the stubs do not have
         link.setblocking(False)
         return link
+
+    def ehlo(self, name: str = "") -> tuple[int, bytes]:
+        """Introduce ourselves, by HELO where EHLO is refused for good.
+
+        SMTPHeloError has what was said to EHLO, also where the link ended with that.
+        """
+        said = super().ehlo(name)
+        if said[0] // 100 == 2:
+            return said
+        with suppress(smtplib.SMTPServerDisconnected):
+            if said[0] // 100 == 5 and (old := self.helo(name))[0] // 100 == 2:
+                return old
+        raise smtplib.SMTPHeloError(*said)
 
     def starttls(self, *, context: Any = None) -> tuple[int, bytes]:  # type: ignore[override]  # narrower
         return super().starttls(context=_Handshake(context or ssl.create_default_context(), self.patience))  # type: ignore[call-overload, no-any-return]

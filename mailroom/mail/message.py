@@ -145,8 +145,8 @@ class AccountState(StrEnum):
     """Whether an account can send. All but OK end with one mail that goes through."""
 
     OK = "ok"
-    PAUSED = "paused"  #: the server asked us to come back later
-    HALTED = "halted"  #: the server refused our login
+    PAUSED = "paused"  #: the server asked us to come back later, or could not be reached
+    HALTED = "halted"  #: the server refused our login, or to speak with us at all
     PARKED = "parked"  #: the server's daily limit is reached
 
 

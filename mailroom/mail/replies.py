@@ -6,7 +6,7 @@ from mailroom.mail.link import Reply
 from mailroom.mail.message import AccountState, State, Trouble
 from mailroom.mail.schedule import Schedule
 
-#: A wrong or missing login. A person has to mend it, so no number of attempts should end that.
+#: A wrong or missing login, said to a mail. A person has to mend it: no number of attempts should end that.
 _LOGIN_CODES = frozenset({530, 534, 535})
 #: Too many logins, or authentication is out of order (RFC 4954, 6); Gmail says it to who logs in too often.
 _LOGINS_CODE = 454
@@ -19,6 +19,8 @@ _DAILY_LIMIT = re.compile(r"5\.4\.5\s|.*(?:Daily SMTP relay limit|Daily user sen
 #: 5.1.0 can be about anything.
 _BAD_ADDRESS = re.compile(r"5\.1\.(?:[1236]|10)(?![\d.])")
 
+#: A look at a server that was away costs one connection, and once it is back its mails should go soon.
+CONNECT_WAIT_MAX_SECONDS = 600.0
 #: Often enough for a person who has just mended the account, too rare for a server to take offence.
 LOGIN_WAITS_SECONDS = (15 * 60.0,)
 LOGINS_WAITS_SECONDS = (15 * 60.0, 30 * 60.0, 3600.0)
@@ -36,19 +38,29 @@ def state_of(reply: Reply) -> State:
 
 
 def trouble_of(reply: Reply, schedule: Schedule, *, of_message: bool = True) -> Trouble | None:
-    """What a reply means for the account. `of_message`: it came after a login, in the transaction of a mail."""
+    """What a reply means for the account. `of_message`: it came after a login, in the transaction of a mail.
+
+    Whatever came before that is the account's or the server's, also where nobody said a word (code 0).
+    """
     reason = str(reply)
     if _DAILY_LIMIT.match(reply.text):
         return Trouble(state=AccountState.PARKED, reason=reason, waits=DAILY_WAITS_SECONDS)
-    if reply.code in _LOGIN_CODES:
+    if reply.code in _LOGIN_CODES or (reply.code >= 500 and not of_message):
         return Trouble(state=AccountState.HALTED, reason=reason, waits=LOGIN_WAITS_SECONDS)
-    if reply.code == _LOGINS_CODE and not of_message:
-        return Trouble(state=AccountState.PAUSED, reason=reason, waits=LOGINS_WAITS_SECONDS)
-    if reply.code == _BUSY_CODE:
-        waits = PACE_WAITS_SECONDS if reply.text.startswith("4.7.") else tuple(map(float, schedule.waits))
-        # It counts: a mail at which the server always hangs up must end some day, and not keep the others for ever.
-        return Trouble(state=AccountState.PAUSED, reason=reason, waits=waits, excuses=not of_message)
+    if reply.code == _BUSY_CODE or not of_message:
+        # 421 to a mail counts: one at which the server always hangs up must not keep the others for ever.
+        return Trouble(state=AccountState.PAUSED, reason=reason, waits=_pauses(reply, schedule, of_message),
+                       excuses=not of_message)
     return None
+
+
+def _pauses(reply: Reply, schedule: Schedule, of_message: bool) -> tuple[float, ...]:
+    if reply.code == _LOGINS_CODE:
+        return LOGINS_WAITS_SECONDS
+    if reply.code == _BUSY_CODE and reply.text.startswith("4.7."):
+        return PACE_WAITS_SECONDS
+    most = float("inf") if of_message else CONNECT_WAIT_MAX_SECONDS
+    return tuple(min(float(wait), most) for wait in schedule.waits)
 
 
 def is_of_bad_address(reply: Reply) -> bool:

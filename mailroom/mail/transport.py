@@ -149,8 +149,8 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
         except (OSError, smtplib.SMTPException) as e:
             self.drop()
             code, lost = getattr(e, "smtp_code", 0), SessionLost if self.kept else NotTaken
-            # A 421 may be about this very mail: there are servers that hang up at what they do not like.
-            raise lost(str(Reply(code, words_of(e))), code=code, of_message=bool(code)) from e
+            # It may be about this very mail: there are servers that hang up at what they do not like.
+            raise lost(str(Reply(code, words_of(e))), code=code) from e
         if not mail.accepts or len(refused) == len(recipients):
             if data is not None and data.code == 354:
                 yield from self._end_empty(mail, *refused.values())
@@ -192,14 +192,14 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
             raise
         if self.smtp.spoke_unasked:
             self.drop()
-            raise NotTaken("the server spoke or hung up before the payload", of_message=False)
+            raise NotTaken("the server spoke or hung up before the payload")
         stuffed = payload.replace(b"\r\n.", b"\r\n..")
         stuffed = (b"." + stuffed if stuffed.startswith(b".") else stuffed) + (b".\r\n" if stuffed.endswith(b"\r\n") else b"\r\n.\r\n")
         try:
             yield from self.smtp.sending(stuffed)  # The dot comes last: what fails here was not handed over.
         except (OSError, smtplib.SMTPException) as e:
             self.drop()
-            raise NotTaken(words_of(e), of_message=False) from e
+            raise NotTaken(words_of(e)) from e
         try:
             self.smtp.patience = AFTER_DOT_TIMEOUT_SECONDS
             final = yield from self._reply()
@@ -224,7 +224,7 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
         if data is not None and data.refuses:
             return data
         self.drop()
-        raise NotTaken(f"expected 354 or a refusal, got {data}", of_message=False)
+        raise NotTaken(f"expected 354 or a refusal, got {data}")
 
     def _end_empty(self, mail: Reply, *recipients: Reply) -> Steps[None]:
         """A server that said 354 with nobody to write to gets an empty mail, which it has to refuse (RFC 2920, 3.1)."""
@@ -288,6 +288,8 @@ def _as_not_taken(error: Exception, hop: NextHop) -> NotTaken:
         return NotTaken(f"no access token: {error}", code=error.code, of_message=False)
     if isinstance(error, UnicodeError):  # Its text would show a part of the password.
         return NotTaken(f"{hop}: expected host, user and password in ASCII", of_message=False)
+    if isinstance(error, smtplib.SMTPNotSupportedError):
+        return NotTaken(f"{hop} offers no STARTTLS", of_message=False)
     if isinstance(error, ssl.SSLCertVerificationError):
         return NotTaken(f"the certificate of {hop} is not to be trusted: {error.verify_message}", of_message=False)
     return NotTaken(f"{hop} could not be reached: {words_of(error)}", of_message=False)
