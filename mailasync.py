@@ -44,6 +44,7 @@ from mailroom.store.samples import Samples
 from mailroom.store.suppressions import Unsubscribes
 from mailroom.store.sweeps import Sweeps
 from mailroom.store.templates import Templates
+from mailroom.supervisor import troubles
 from mailroom.task_arguments import is_uuid, read_job, read_nudge
 
 log = logging.getLogger("mailasync")
@@ -336,7 +337,8 @@ def _start_station(sender: Any, **kwargs: object) -> None:
         database = _process.database or open_database(settings)
         _process.station = Station(settings, database, name=sender.hostname, queues=list(celery_app.amqp.queues.consume_from),
                                    connections=min(settings.SMTP_CONNECTIONS, int(sender.concurrency)), relay=start_relay(database),
-                                   orders=orders(settings, database), sweeps=sweeps_of(settings, database))
+                                   orders=orders(settings, database), sweeps=sweeps_of(settings, database),
+                                   threads=tuple if _process.database else troubles)
     except MailroomError as e:
         raise SystemExit(f"mailasync: {e}") from None
     except Exception as e:  # Celery swallows it, and the worker would go on without a station.

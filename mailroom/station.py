@@ -2,7 +2,7 @@
 
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from mailroom.address_guard import AddressGuard
 from mailroom.ids import new_id
@@ -42,7 +42,8 @@ class Station:
     """What makes a process a worker: heartbeat, sweeper, deliveries and jobs, on one database."""
 
     def __init__(self, settings: Settings, database: Database, *, name: str, queues: Sequence[str], connections: int, relay: Relay,
-                 orders: Orders, sweeps: Sweeps) -> None:
+                 orders: Orders, sweeps: Sweeps, threads: Callable[[], Sequence[str]] = tuple) -> None:
+        """`threads` gives words about threads that ended, for readers in other processes."""
         self.database = database
         self.outbox = Outbox(database)
         self.jobs = Jobs(database, settings.LEASE_SECONDS)
@@ -54,7 +55,7 @@ class Station:
         self.relay = relay
         self.orders = orders
         turns = Turns(connections, {account.name: str(account.hop) for account in known})
-        self.worker = Worker(database, owner, name, queues, hanging=turns.hanging)
+        self.worker = Worker(database, owner, name, queues, hanging=turns.hanging, threads=threads)
         runs = Runs(database, owner, settings.LEASE_SECONDS)
         claims = Claims(database, owner, settings.LEASE_SECONDS, budgets, turns.free)
         senders = {account.name: Sender(account.sender, Sessions(account.hop)) for account in known}

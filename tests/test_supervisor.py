@@ -7,9 +7,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from flask import Flask
 from flask.testing import FlaskClient
 
 from mailroom import supervisor
+from mailroom.store.workers import Worker
 from mailroom.supervisor import SupervisedThread
 from tests.services import free_port, wait_until
 from tests.services.processes import Service, service
@@ -90,6 +92,30 @@ def test_one_that_was_never_started_is_not_missed() -> None:
     loop = Loop()
     loop.thread.join(0)
     assert not loop.thread.is_down and not supervisor.is_any_down()
+
+
+def test_a_worker_tells_of_its_threads_with_its_heartbeat(client: FlaskClient, app: Flask) -> None:
+    database, words = app.extensions["mailasync"].outbox.database, ["jobs: down, restarted once so far"]
+    worker = Worker(database, "worker-1", "worker@there", ["mail"], threads=lambda: words)
+    worker.beat()
+    answer = client.get("/readyz")
+    assert answer.json and answer.json["checks"]["threads"] == "worker@there: jobs: down, restarted once so far"
+    assert (answer.status_code, answer.json["checks"]["worker"]) == (200, "ok")
+    words.clear()
+    worker.beat()
+    assert (client.get("/readyz").json or {})["checks"]["threads"] == "ok"
+
+
+def test_the_pair_tells_of_its_workers_threads(tmp_path: Path, broker_url: str, sqlite_url: str,
+                                               to_smtpd: dict[str, str]) -> None:
+    settings = {"BROKER_URL": broker_url, "DATABASE_URL": sqlite_url, "JOBS": "tests.jobs_for_tests"} | to_smtpd
+    with service(tmp_path, **settings) as pair:
+        pair.upgrade()
+        pair.web()
+        pair.worker()
+        assert pair.request("POST", "/v1/jobs", {"name": "end thread", "args": {"name": "heartbeat"}})[0] == 202
+        wait_until(partial(was_restarted, pair, "heartbeat"), 60, what="it is told")
+        assert pair.final(pair.post(), timeout=60)["status"] == "sent"
 
 
 @pytest.fixture(params=["memory", "rabbitmq"])

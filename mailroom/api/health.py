@@ -1,5 +1,7 @@
 """Whether the service lives and is ready."""
 
+from contextlib import suppress
+
 from flask import Blueprint, Response, jsonify
 
 from mailroom.api.guard import refusal
@@ -7,6 +9,7 @@ from mailroom.api.services import services
 from mailroom.mail.errors import StoreUnavailable
 from mailroom.relay import Relay
 from mailroom.store.clock import Clock
+from mailroom.store.workers import thread_troubles
 from mailroom.supervisor import is_any_down, troubles
 
 blueprint = Blueprint("health", __name__)
@@ -36,7 +39,7 @@ def readyz() -> Response:
     relay = services().relay()
     worker, reads_another = _worker(relay)
     checks = {"database": trouble or "ok", "clock": _clock(), "broker": _broker(relay), "worker": worker,
-              "threads": "; ".join(troubles()) or "ok"}
+              "threads": _threads()}
     if refusal() is not None:  # To strangers no host, no port and no server's words.
         checks = {name: "ok" if said == "ok" else "not ok" for name, said in checks.items()}
     is_ready = not trouble and not reads_another and not is_any_down()
@@ -50,6 +53,14 @@ def _clock() -> str:
         return Clock(services().outbox.database).trouble() or "ok"
     except StoreUnavailable:
         return _NOT_KNOWN
+
+
+def _threads() -> str:
+    """Which have ended: of this process and, as their heartbeats tell, of workers elsewhere."""
+    words = troubles()
+    with suppress(StoreUnavailable):
+        words += thread_troubles(services().outbox.database, services().settings.LEASE_SECONDS)
+    return "; ".join(words) or "ok"
 
 
 def _broker(relay: Relay | None) -> str:

@@ -42,6 +42,14 @@ def hanging_accounts(database: Database, lease_seconds: float) -> dict[str, str]
     return {account: words for row in rows for account, words in json.loads(row).items()}
 
 
+def thread_troubles(database: Database, lease_seconds: float) -> list[str]:
+    """Words about threads that ended in workers whose lease runs."""
+    found = select(workers.c.name, workers.c.thread_trouble).where(
+        is_alive(lease_seconds), workers.c.thread_trouble.is_not(None)).order_by(workers.c.name)
+    rows = database.read(lambda connection: connection.execute(found).all())
+    return [f"{row.name}: {row.thread_trouble}" for row in rows]
+
+
 @dataclass
 class Worker:
     """The row of one worker process."""
@@ -53,6 +61,7 @@ class Worker:
     broker_trouble: str | None = None
     celery_queue_left: str | None = None
     hanging: Callable[[], Mapping[str, str]] = dict  #: the accounts whose server hangs, and what is to be said of each
+    threads: Callable[[], Sequence[str]] = tuple  #: words about those that are down, or were a moment ago
 
     def beat(self) -> None:
         """Say that we are alive; the first time makes the row, and a row that somebody deleted is made again."""
@@ -82,7 +91,8 @@ class Worker:
 
     def _beat(self, connection: Connection, hanging: list[str | None]) -> list[None]:
         now = {"seen_at": now_ms(), "queues": ",".join(self.queues), "broker_trouble": self.broker_trouble,
-               "celery_queue_left": self.celery_queue_left, "hanging": hanging[-1]}
+               "celery_queue_left": self.celery_queue_left, "hanging": hanging[-1],
+               "thread_trouble": "; ".join(self.threads()) or None}
         beaten = connection.execute(workers.update().values(now).where(workers.c.id == self.id))
         if not beaten.rowcount:
             connection.execute(workers.insert().values(id=self.id, name=self.name, started_at=now_ms(), **now))

@@ -35,3 +35,4 @@ def upgrade() -> None:
     op.add_column("workers", sa.Column("broker_trouble", sa.Text(), nullable=True))
     op.add_column("workers", sa.Column("celery_queue_left", sa.Text(), nullable=True))
     op.add_column("workers", sa.Column("hanging", sa.Text(), nullable=True))
+    op.add_column("workers", sa.Column("thread_trouble", sa.Text(), nullable=True))
