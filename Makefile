@@ -1,7 +1,7 @@
 # What you can do here: `make help`.
 
 .DEFAULT_GOAL := help
-.PHONY: help install run web worker inbox flower example test check check-clients lock soak mutations scale bench bench-scale bench-pages pictures contract fuzz
+.PHONY: help install run web worker inbox flower example test test-fast check check-clients lock soak mutations scale bench bench-scale bench-pages pictures contract fuzz
 
 # The first of these that is there; the service needs 3.11 or newer.
 PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,$(shell \
@@ -41,6 +41,9 @@ example: $(if $(wildcard examples/$(NAME)/Procfile),.venv/.installed-examples)  
 test: .venv/.installed-dev  ## all tests; finds, installs or unpacks RabbitMQ and PostgreSQL first
 	@$(RUN) tests.services.provide
 	@unset PYTHONDONTWRITEBYTECODE; $(RUN) pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+test-fast: .venv/.installed-dev  ## those within one process, on SQLite and memory, in less than a minute
+	@$(RUN) pytest -n auto --fast $(ARGS)
 
 soak: .venv/.installed-dev  ## random faults over 10,000 mails; ARGS="--database postgresql --mails 1000 --faults 20", ARGS=--help
 	@$(RUN) tests.services.provide
