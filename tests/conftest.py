@@ -14,7 +14,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from mailroom.store.database import Database
-from tests.services import Server, locked, processes, scratch
+from tests.services import Server, first_locked, locked, processes, scratch
 from tests.services.application import made
 from tests.services.forks import Forks
 from tests.services.lossy_link import LossyLink
@@ -27,6 +27,7 @@ from tests.services.smtpd import ScriptedSMTP
 RUN_DIRECTORY = pytest.StashKey[Path]()
 
 
+PRIVATE_NODES = 3
 #: What tests/services starts, or starts processes; `--fast` leaves out the tests whose code, or whose fixtures' code, names one of these.
 SLOW = {
     "Children", "Cluster", "Popen", "Postgres", "Service", "private_servers", "rabbitmq_node", "service", "subprocess",
@@ -130,11 +131,16 @@ def broker_url(rabbitmq: RabbitMQ) -> Iterator[str]:
 
 @pytest.fixture
 def private_rabbitmq(run_directory: Path) -> Iterator[RabbitMQ]:
-    """A started node of the test's own, to stop, pause and kill; it takes seconds to start."""
-    node = rabbitmq_node(run_directory / f"rabbitmq-{secrets.token_hex(4)}")
-    node.start()
-    yield node
-    node.close()
+    """A node that nobody else uses meanwhile, empty and started: to stop, pause and kill. There are few, as a start takes seconds."""
+    places = [run_directory / f"private-{number}" for number in range(PRIVATE_NODES)]
+    with first_locked(places) as directory:
+        node = rabbitmq_node(directory)
+        if not node.is_running():
+            node.start()
+        yield node
+        if node.is_running():
+            node.resume()
+            node.wipe_vhost("/")
 
 
 @pytest.fixture(scope="session")

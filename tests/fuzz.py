@@ -70,7 +70,8 @@ class Watch:
         self.on = False
         self.seen: list[str] = []
         pages = [PROJECT / "mailroom" / "web" / name for name in ("static", "templates")]
-        self.roots = tuple({f"{Path(root).resolve()}/" for root in [sys.prefix, sys.base_prefix, *map(str, pages)]})
+        roots = [Path(root) for root in [sys.prefix, sys.base_prefix, *map(str, pages)]]
+        self.roots = tuple({f"{root}/" for root in [*roots, *(root.resolve() for root in roots)]})
         sys.addaudithook(self._hook)
 
     def _hook(self, event: str, args: tuple[Any, ...]) -> None:

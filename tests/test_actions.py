@@ -28,6 +28,7 @@ from mailroom.store.workers import Worker
 from tests.services import wait_until
 from tests.services.postgres import Postgres
 from tests.services.processes import Service
+from tests.services.schema import on_postgresql, on_sqlite
 from tests.services.smtpd import ScriptedSMTP
 from tests.test_api import MAIL
 from tests.test_outbox import run
@@ -497,6 +498,7 @@ def flask(pair: Service, *arguments: str) -> tuple[int, str]:
     return code, program.text().strip()
 
 
+@on_postgresql
 def test_commands_work_on_the_database_and_a_worker_follows(pair: Service, smtpd: ScriptedSMTP, tmp_path: Path) -> None:
     # Given messages that no worker has seen
     pair.web()
@@ -529,6 +531,7 @@ def test_commands_work_on_the_database_and_a_worker_follows(pair: Service, smtpd
     assert len(smtpd.payloads) == 4
 
 
+@on_sqlite
 def test_a_failed_mail_that_is_retried_goes_with_the_same_message_id(pair: Service, smtpd: ScriptedSMTP) -> None:
     pair.web()
     pair.worker()
@@ -543,6 +546,7 @@ def test_a_failed_mail_that_is_retried_goes_with_the_same_message_id(pair: Servi
     assert smtpd.copies(failed["message_id"]) == 1
 
 
+@on_sqlite
 def test_all_that_is_held_is_released_by_one_command(pair: Service) -> None:
     pair.web()
     ids = [pair.post(subject=str(number)) for number in range(5)]

@@ -83,7 +83,7 @@ def generated(seed: int) -> Message:
     return Message(to=to, subject=subject, html=f"<p>{text}</p>") if dice.random() < 0.3 else Message(to=to, subject=subject, text=text)
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(4))
 def test_a_reader_gets_back_what_was_asked_for(seed: int) -> None:
     for message in map(generated, range(seed * 40, seed * 40 + 40)):
         data = compose(claim(message), sender=ALICE)
@@ -99,7 +99,7 @@ def test_a_reader_gets_back_what_was_asked_for(seed: int) -> None:
         assert [part.get_content_type() for part in mail.walk()] == ["multipart/alternative", "text/plain", "text/html"]
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(4))
 def test_the_wire_carries_ascii_in_lines_that_every_server_takes(seed: int) -> None:
     for message in map(generated, range(seed * 40, seed * 40 + 40)):
         data = compose(claim(message), sender=ALICE)
@@ -122,14 +122,14 @@ def test_no_value_begins_a_header_of_its_own(change: dict[str, Any]) -> None:
         compose(claim(message), sender=ALICE)
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(4))
 def test_each_attempt_writes_the_same_bytes(seed: int) -> None:
     message = generated(seed)
     first = compose(claim(message), sender=ALICE)
     assert compose(claim(message, attempt=2), sender=ALICE) == first
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(4))
 def test_there_is_one_of_each_header_and_none_that_nobody_asked_for(seed: int) -> None:
     mail = read(compose(claim(generated(seed)), sender=ALICE))
     assert sorted(mail.keys()) == ["Content-Type", "Date", "From", "MIME-Version", "Message-ID", "Subject", "To"]

@@ -21,6 +21,7 @@ from mailroom.route import next_hop, schedule, sender
 from mailroom.settings import SECRETS, Settings, load
 from tests.services import free_port, wait_until
 from tests.services.processes import PROJECT, Service, service
+from tests.services.schema import on_postgresql, on_sqlite
 
 DOCKERFILE = (PROJECT / "Dockerfile").read_text()
 COMPOSE: dict[str, Any] = YAML(typ="safe", pure=True).load(PROJECT / "compose.yaml")
@@ -232,6 +233,7 @@ def test_a_port_that_answers_is_told_from_one_that_does_not(tmp_path: Path) -> N
     assert gone.returncode == 1
 
 
+@on_postgresql
 def test_a_worker_that_lives_is_told_from_one_that_does_not(pair: Service) -> None:
     def beats(name: str) -> int:
         return pair.run("-m", "deploy.beats", name=name).process.wait(60)
@@ -248,6 +250,7 @@ def test_a_worker_that_lives_is_told_from_one_that_does_not(pair: Service) -> No
     assert gone.process.wait(60) == 1 and "Traceback" not in gone.text()
 
 
+@on_sqlite
 def test_a_worker_elsewhere_does_not_count(pair: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     pair.worker("--loglevel=INFO", "-n", "worker@elsewhere")
     asked = "import socket, runpy; socket.gethostname = lambda: {!r}; runpy.run_module('deploy.beats', run_name='__main__')"

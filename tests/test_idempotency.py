@@ -27,6 +27,7 @@ from tests.services import free_port, wait_until
 from tests.services.application import made
 from tests.services.lossy_link import HELD, LOST, UNANSWERED, LossyLink
 from tests.services.processes import Service, service
+from tests.services.schema import on_postgresql, on_sqlite
 from tests.services.smtpd import ScriptedSMTP
 from tests.test_api import MAIL
 
@@ -116,6 +117,7 @@ def test_a_key_may_be_bare_or_quoted(client: FlaskClient, database: Database, fi
     assert count(database) == 1
 
 
+@on_sqlite
 @pytest.mark.parametrize("wrong", ["", '""', '"', '"a', '"a"b', '"a"; x=1', "ü", '"ü"', "~" * 257, "a\tb"])
 def test_a_key_of_another_form_is_400_and_says_what_was_expected(client: FlaskClient, database: Database, wrong: str) -> None:
     answer = post(client, key=wrong)
@@ -316,6 +318,7 @@ def test_two_web_processes_make_one_mail_of_one_key(tmp_path: Path, broker_url: 
         assert len(smtpd.payloads) == 5
 
 
+@on_postgresql
 def test_a_web_process_killed_while_it_answers_keeps_message_and_key_together(pair: Service, smtpd: ScriptedSMTP) -> None:
     ids: dict[int, str] = {}
     for _ in range(3):

@@ -22,6 +22,7 @@ from mailroom.store.runs import Runs
 from tests.services import wait_until
 from tests.services.application import made
 from tests.services.processes import Service
+from tests.services.schema import on_sqlite
 from tests.test_runner import Bench
 from tests.test_runs import LEASE_SECONDS, claim, lose, new, standing, worker
 
@@ -298,6 +299,7 @@ def test_claiming_looks_at_no_more_of_those_that_wait_than_it_takes(database: Da
     assert "Sort" not in told and "B-TREE" not in told
 
 
+@on_sqlite
 def test_the_id_of_a_clients_task_is_never_taken_for_the_name_of_a_job(pair: Service) -> None:
     """A worker that does not serve the job's queue nudges one that does; a bare string would be read as a job of that name."""
     pair.settings["JOBS"] = "tests.jobs_for_tests"

@@ -209,7 +209,7 @@ def test_swagger_ui_is_as_it_was_published() -> None:
 
 def test_the_api_keeps_to_its_description(tmp_path: Path) -> None:
     with served(tmp_path) as app:
-        found = contract.run(app, examples=3, seconds=40, phases=("fuzzing", "coverage"))
+        found = contract.run(app, examples=8, phases=("fuzzing",))
     assert not found.failures, "\n".join(f"{what}: {how}" for what, how in found.failures.items())
     assert found.errors == []
     assert sum(found.cases.values()) > 300

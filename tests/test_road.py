@@ -12,6 +12,7 @@ from tests.services import let_pass, wait_until
 from tests.services.postgres import Postgres
 from tests.services.processes import Service, service
 from tests.services.rabbitmq import RabbitMQ
+from tests.services.schema import on_postgresql, on_sqlite
 from tests.services.smtpd import ScriptedSMTP
 
 #: Times as long as in quiet: who waits for a broker that does not answer takes hundreds of times as long.
@@ -64,6 +65,7 @@ def test_the_answer_does_not_wait_for_the_work(tmp_path: Path, broker_url: str, 
         assert len(smtpd.payloads) == 21
 
 
+@on_sqlite
 def test_a_stock_celery_client_sends_a_mail_by_task_name(pair: Service, smtpd: ScriptedSMTP) -> None:
     # Given the pair, and a script that knows only the broker's URL
     pair.web()
@@ -89,6 +91,7 @@ def test_a_stock_celery_client_sends_a_mail_by_task_name(pair: Service, smtpd: S
     assert len(smtpd.payloads) == 2
 
 
+@on_postgresql
 def test_whatever_a_stock_client_sends_is_recorded_and_not_logged(pair: Service, smtpd: ScriptedSMTP) -> None:
     pair.web()
     worker = pair.worker()
@@ -110,6 +113,7 @@ def test_whatever_a_stock_client_sends_is_recorded_and_not_logged(pair: Service,
     assert "raised unexpected" not in worker.text()
 
 
+@on_sqlite
 def test_events_for_flower_tell_no_mail(pair: Service, smtpd: ScriptedSMTP) -> None:
     pair.worker()
     stock = Celery(broker=pair.settings["BROKER_URL"])
@@ -171,6 +175,7 @@ def test_an_outage_of_the_database_longer_than_the_lease_loses_and_doubles_nothi
     cluster.close()
 
 
+@on_sqlite
 def test_mails_that_were_there_when_a_worker_died_are_not_taken_for_its_cause(pair: Service, smtpd: ScriptedSMTP) -> None:
     pair.web()
     ids = [pair.post(subject=f"mail {n}") for n in range(4)]
@@ -246,6 +251,7 @@ def test_a_frozen_broker_slows_no_answer(tmp_path: Path, private_rabbitmq: Rabbi
             assert smtpd.copies(pair.final(id)["message_id"]) == 1
 
 
+@on_postgresql
 def test_a_worker_killed_before_the_final_dot_loses_and_doubles_nothing(pair: Service, smtpd: ScriptedSMTP) -> None:
     # Given a worker that is held by the mail server before the payload
     pair.web()
@@ -265,6 +271,7 @@ def test_a_worker_killed_before_the_final_dot_loses_and_doubles_nothing(pair: Se
     assert smtpd.copies(told["message_id"]) == 1
 
 
+@on_sqlite
 def test_a_worker_killed_after_the_final_dot_sends_again_and_says_so(pair: Service, smtpd: ScriptedSMTP) -> None:
     pair.web()
     worker = pair.worker()
@@ -282,6 +289,7 @@ def test_a_worker_killed_after_the_final_dot_sends_again_and_says_so(pair: Servi
     assert len({mail.message_id for mail in smtpd.payloads}) == 1
 
 
+@on_postgresql
 def test_a_web_process_killed_after_its_answer_loses_nothing(pair: Service, smtpd: ScriptedSMTP) -> None:
     web = pair.web()
     ids = [pair.post(subject=f"mail {number}") for number in range(20)]
@@ -292,6 +300,7 @@ def test_a_web_process_killed_after_its_answer_loses_nothing(pair: Service, smtp
         assert smtpd.copies(pair.final(id)["message_id"]) == 1
 
 
+@on_sqlite
 def test_a_worker_stopped_by_sigterm_gives_back_at_once_what_it_has_not_sent(pair: Service, smtpd: ScriptedSMTP) -> None:
     # Given a worker with one mail past the fence and one before it
     pair.settings["LEASE_SECONDS"] = "600"
@@ -330,6 +339,7 @@ def test_a_job_of_a_stopped_worker_is_taken_over(tmp_path: Path, broker_url: str
             second.stop()
 
 
+@on_sqlite
 def test_no_address_and_no_body_reaches_a_log_at_debug(pair: Service, smtpd: ScriptedSMTP) -> None:
     web = pair.web()
     worker = pair.worker("--loglevel=DEBUG")
@@ -354,6 +364,7 @@ def test_no_address_and_no_body_reaches_a_log_at_debug(pair: Service, smtpd: Scr
     assert "550" in worker.text()
 
 
+@on_sqlite
 def test_a_worker_on_another_database_is_noticed(tmp_path: Path, pair: Service) -> None:
     pair.web()
     other = Service(tmp_path, {**pair.settings, "DATABASE_URL": f"sqlite:///{tmp_path}/other.sqlite3"})

@@ -96,7 +96,7 @@ def test_whatever_a_job_does_its_end_can_be_read_and_its_mail_comes_once(jobs_pa
         assert jobs_pair.request("POST", "/v1/jobs", wrong)[0] == 422
 
 
-@pytest.mark.parametrize("name", ["nap", "patient"])
+@pytest.mark.parametrize(("database_url", "name"), [("sqlite", "nap"), ("postgresql", "patient")], indirect=["database_url"])
 def test_a_killed_workers_job_ends_and_its_failure_mail_comes_once(pair: Service, smtpd: ScriptedSMTP, name: str) -> None:
     pair.settings["JOBS"] = "tests.jobs_for_tests"
     pair.web()
@@ -247,6 +247,7 @@ def test_a_job_longer_than_rabbitmq_waits_for_an_ack_runs_once_and_its_worker_li
         assert [ended(pair, id)["attempts"] for id in ids] == [1, 1]
         assert [ended(pair, id)["status"] for id in ids] == ["succeeded"] * 2
         assert not any(word in worker.text() for word in ("PreconditionFailed", "ConsumerCancelled")) and worker.process.poll() is None
+    private_rabbitmq.kill()  # which ends what was set
 
 
 def test_a_long_queue_of_beers_holds_up_neither_coffee_nor_mail(tmp_path: Path, broker_url: str, sqlite_url: str,

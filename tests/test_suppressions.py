@@ -33,6 +33,7 @@ from mailroom.store.suppressions import (
 )
 from mailroom.store.webhooks import Webhooks
 from tests.services.application import made
+from tests.services.schema import on_sqlite
 from tests.services.smtpd import ScriptedSMTP
 from tests.test_api import MAIL
 from tests.test_delivery import BOB, CAROL, Office, people, told
@@ -126,6 +127,7 @@ def test_a_bad_address_is_suppressed_with_the_servers_words(office: Office, smtp
     assert (found.row["state"], found.recipients[1]["state"]) == ("sent", "failed")
 
 
+@on_sqlite
 @pytest.mark.parametrize("reply", [
     "550 no such user", "550 5.2.1 disabled", "552 5.2.2 mailbox full", "554 5.7.1 blocked", "550 5.1.0 refused", "553 5.1.7 your address",
     "550 5.1.8 your domain", "550 5.1.11 what", "450 4.1.1 later", "450 5.1.1 later", "550 5.4.5 Daily user sending limit exceeded",
@@ -381,6 +383,7 @@ def test_one_is_added_shown_and_removed(client: FlaskClient) -> None:
         assert (gone.status_code, gone.content_type) == (404, "application/problem+json")
 
 
+@on_sqlite
 @pytest.mark.parametrize("address", ["a/b=c@example.org", "a+b?c#d%e@example.org", "bob@xn--mller-kva.example", "bob@müller.example"])
 def test_any_address_has_a_url(client: FlaskClient, address: str) -> None:
     where = client.post("/v1/suppressions", json={"address": address}).headers["Location"]
@@ -409,6 +412,7 @@ def test_pages_over_http(client: FlaskClient) -> None:
     assert client.get("/v1/suppressions?reason=bounced").json == {"data": [], "has_more": False, "next": None}
 
 
+@on_sqlite
 @pytest.mark.parametrize(("body", "pointer", "detail"), [
     ({}, "#", "expected either `address` or `addresses`, got none"),
     ({"address": "bob@example.org", "addresses": ["bob@example.org"]}, "#", "got both"),
@@ -430,6 +434,7 @@ def test_what_cannot_be_added_is_refused_with_a_reason(client: FlaskClient, body
     assert client.get("/v1/suppressions").json["data"] == []  # type: ignore[index]
 
 
+@on_sqlite
 @pytest.mark.parametrize("query", ["limit=0", "limit=101", "limit=x", "limit=%C2%B2", "after=x", "after=%C3%BC", "after=MQ", "after=MSAA",
                                    "after=OTk5OTk5OTk5OTk5OTk5OTk5OTk5OTk5OSBh", "reason=x", "reason=%00"])
 def test_a_query_of_another_form_is_422(client: FlaskClient, query: str) -> None:
@@ -437,6 +442,7 @@ def test_a_query_of_another_form_is_422(client: FlaskClient, query: str) -> None
     assert answer.status_code == (200 if query == "after=MQ" else 422)
 
 
+@on_sqlite
 @pytest.mark.parametrize("path", ["nobody", "%00@example.org", "a%0Ab@example.org", "%FF", "x" * 5000])
 def test_what_is_no_address_is_404(client: FlaskClient, path: str) -> None:
     assert client.get(f"/v1/suppressions/{path}").status_code == 404

@@ -42,7 +42,7 @@ from mailroom.webhook import SCHEDULE, Exchange, Notifier, judge, retry_after_se
 from tests.services import is_alive, wait_until
 from tests.services.logs import broken_log
 from tests.services.processes import Service
-from tests.services.schema import ready
+from tests.services.schema import on_postgresql, ready
 from tests.test_api import MAIL
 
 LEASE_SECONDS = 20.0
@@ -847,6 +847,7 @@ def test_accepting_a_mail_tells_of_it(client: FlaskClient, app: Flask) -> None:
 
 # --- real processes ------------------------------------------------------------------------------------------------
 
+@on_postgresql
 def test_web_and_worker_tell_a_client_what_became_of_its_mail(pair: Service, tmp_path: Path) -> None:
     with Receiver() as receiver:
         receiver.authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))

@@ -235,9 +235,17 @@ def end_on_sigterm() -> None:
         signal.signal(which, signal.default_int_handler)
 
 
+def _started(directory: Path, nodes: int, stack: contextlib.ExitStack) -> RabbitMQ | Cluster:
+    broker = rabbitmq_node(directory / "rabbitmq") if nodes == 1 else Cluster(directory / "rabbitmq", nodes)
+    stack.callback(broker.close)
+    broker.start()
+    return broker
+
+
 @contextmanager
-def private_servers(directory: Path, *, database: str, rabbitmq: int = 1, fsync: bool = True) -> Iterator[dict[str, Any]]:
-    """Start a database and a broker for one run; yields what a Rig needs to know of them."""
+def private_servers(directory: Path, *, database: str, rabbitmq: int = 1, node: RabbitMQ | None = None, fsync: bool = True
+                    ) -> Iterator[dict[str, Any]]:
+    """Start a database and a broker for one run, unless that is `node`; yields what a Rig needs to know of them."""
     directory.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         postgres = None
@@ -248,9 +256,7 @@ def private_servers(directory: Path, *, database: str, rabbitmq: int = 1, fsync:
             postgres.start()
             postgres.create_database("mail")
             url = postgres.url("mail")
-        broker = rabbitmq_node(directory / "rabbitmq") if rabbitmq == 1 else Cluster(directory / "rabbitmq", rabbitmq)
-        stack.callback(broker.close)
-        broker.start()
+        broker = node or _started(directory, rabbitmq, stack)
         smtpd = stack.enter_context(ScriptedSMTP())
         yield {"directory": directory, "smtpd": smtpd, "database_url": url, "broker_url": broker.url(), "broker": broker,
                "postgres": postgres}

@@ -207,7 +207,7 @@ def web_killed_at_work(rig: Rig, mails: int = 40) -> None:
     rig.load.end()
 
 
-def poison(rig: Rig, mails: int = 1000) -> str:
+def poison(rig: Rig, mails: int = 300) -> str:
     """One of so many mails, in the middle of them, kills whoever gets as far as its RCPT, for ever. Returns its id."""
     rig.load.rate = 300.0  # So that it meets its first victim while they are on their way.
     held = rig.smtpd.hold("RCPT", match="poison@", times=None)
@@ -219,7 +219,7 @@ def poison(rig: Rig, mails: int = 1000) -> str:
     killer.start()
     try:
         rig.load.end()
-        wait_until(lambda: rig.service.message(id)["status"] == "failed", timeout=110, what="the poison failed")
+        wait_until(lambda: rig.service.message(id)["status"] == "failed", timeout=120, what="the poison failed")
     finally:
         stopped.set()
         killer.join()

@@ -8,11 +8,16 @@ from pathlib import Path
 from uuid import uuid4
 
 import psycopg
+import pytest
 from sqlalchemy import URL, make_url
 
 from mailroom.store.database import Database
 from mailroom.store.migrate import upgrade
 from tests.services.postgres import create_database
+
+#: For a test that runs on one kind of database only: what makes the difference is tested on both, below it.
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+on_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 
 #: On each server of PostgreSQL, the one that is copied.
 TEMPLATE = "mailasync_template"
