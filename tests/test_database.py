@@ -1,5 +1,6 @@
 """The database: many writes in one commit, each with its own result; migrations; what it says when it is away."""
 
+import resource
 import signal
 import sqlite3
 import threading
@@ -20,7 +21,7 @@ from sqlalchemy import Connection, event, literal, select, text
 from sqlalchemy.exc import IntegrityError
 
 from mailroom.ids import new_id
-from mailroom.mail.errors import StoreUnavailable
+from mailroom.mail.errors import CommitUnanswered, StoreUnavailable
 from mailroom.mail.message import Message
 from mailroom.store.database import BATCH_MAX, Database
 from mailroom.store.listing import Search, listed
@@ -215,6 +216,40 @@ def test_a_writer_that_a_signal_stops_stops_nobody_else(database: Database) -> N
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert {"stopped", "other"} <= stored(database)
+
+
+def test_a_commit_that_was_interrupted_may_have_gone_through_and_is_not_done_again(database: Database) -> None:
+    def stop_after_commit(connection: Connection) -> None:
+        driver: Any = connection.connection.dbapi_connection
+        driver.commit()
+        raise _Stopped
+    event.listen(database.engine, "commit", stop_after_commit)
+    [[one, two]] = database.write_all((insert, ["one", "two"]))
+    event.remove(database.engine, "commit", stop_after_commit)
+    for written in (one, two):
+        with pytest.raises(CommitUnanswered):
+            written()
+    assert {"one", "two"} <= stored(database)
+
+
+def test_a_disk_that_is_full_at_the_commit_is_told_and_nothing_is_written(sqlite_url: str) -> None:
+    database = Database(sqlite_url)
+    upgrade(database)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(connection: Connection) -> None:  # SQLite's log can get no longer, and it writes there at the commit.
+        length = Path(f"{database.url.database}-wal").stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (length, limits[1]))
+    event.listen(database.engine, "commit", fill)
+    try:
+        with pytest.raises(StoreUnavailable, match="disk") as e:
+            database.write(insert, "late")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        event.remove(database.engine, "commit", fill)
+    assert not isinstance(e.value, CommitUnanswered)
+    assert "late" not in stored(database)
+    database.close()
 
 
 def test_a_large_write_does_not_wait_for_its_turn(database: Database, commits: list[Connection]) -> None:

@@ -240,7 +240,7 @@ def test_a_post_whose_commit_got_no_answer_finds_out_by_its_key(link: LossyLink,
             # When the link is lost at COMMIT
             link.at_commit(fate, having=KEYED)
             lost = post(client, path, body)
-            assert (lost.status_code, json.loads(lost.data)["code"]) == (503, "store_unavailable")
+            assert (lost.status_code, json.loads(lost.data)["code"]) == (503, "commit_unconfirmed")
             wait_until(partial(is_count, direct, table, 1 + committed), what="the server has settled it")
             # Then the same request again is answered, and there is one message
             again = post(client, path, body)

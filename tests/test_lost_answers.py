@@ -95,7 +95,7 @@ def test_the_mail_of_a_release_that_is_done_again_goes_once(outbox: Outbox, clai
     hold = smtpd.hold("DOT")
     threads.append(threading.Thread(target=deliveries[1].deliver, args=([id],), daemon=True))
     threads[1].start()
-    wait_until(hold.reached.is_set, 60, what="the mail is at the dot")
+    wait_until(hold.reached.is_set, what="the mail is at the dot")
     link.go_on.set()
     threads[0].join(60)
     # Then nobody else can have the mail

@@ -1,10 +1,11 @@
 """PostgreSQL in earnest: many processes on it, its restarts, its silence, and the server that takes its place."""
 
+import json
 import secrets
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -23,10 +24,11 @@ from mailroom.store.suppressions import Suppressions, Unsubscribes
 from mailroom.store.sweeps import Sweeps
 from mailroom.store.webhooks import Webhooks
 from mailroom.store.workers import Worker
-from tests.services import wait_until
+from tests.services import application, wait_until
 from tests.services.postgres import Postgres
 from tests.services.processes import Service, service
 from tests.services.smtpd import ScriptedSMTP
+from tests.test_api import MAIL
 
 SENT = Outcome(state=State.SENT, reason="250 ok", recipients={0: (State.SENT, "250 ok")})
 
@@ -310,6 +312,31 @@ def test_a_stand_by_takes_over(cluster: Postgres, run_directory: Path) -> None:
         assert has(follower, "before") and has(follower, "after")
         database.close()
     finally:
+        follower.close()
+
+
+def test_what_a_frozen_stand_by_keeps_from_being_confirmed_may_have_been_accepted(
+        cluster: Postgres, run_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    follower = cluster.stand_by(run_directory / f"postgres-{secrets.token_hex(4)}")
+    try:
+        with contextmanager(application.made)(cluster.url("mail")) as app:
+            client = app.test_client()
+            cluster.wait_for_stand_by(True)
+            assert client.post("/v1/messages", json=MAIL).status_code == 202
+            monkeypatch.setattr(BoundedConnection, "answer_seconds", 1.0)
+            # When the stand-by does not say that it has it
+            follower.pause()
+            answer = client.post("/v1/messages", json=MAIL)
+            told = json.loads(answer.data)
+            assert (answer.status_code, told["code"]) == (503, "commit_unconfirmed")
+            # Then it is there as soon as that goes on
+            follower.resume()
+            wait_until(lambda: client.get(answer.headers["Location"]).status_code == 200, what="it is accepted")
+            assert len(json.loads(client.get("/v1/messages").data)["data"]) == 2
+            cluster.wait_for_stand_by(False)
+    finally:
+        follower.resume()
+        cluster.wait_for_stand_by(False)
         follower.close()
 
 

@@ -1,12 +1,14 @@
 """What a person does with a message: take it back, stop it, let it go, try it, send it at another time or once more."""
 
 from collections.abc import Callable
+from urllib.parse import quote
 
 from flask import Blueprint, Response, jsonify
 from werkzeug.exceptions import Conflict
 
 from mailroom.api.bodies import json_body
 from mailroom.api.idempotency import once
+from mailroom.api.problems import may_make
 from mailroom.api.services import services
 from mailroom.api.shown import answered, find, shown, unknown
 from mailroom.ids import new_id
@@ -68,6 +70,7 @@ def resend(id: str, form: Key | None = None) -> Response:
         new = new_id()
         answer = Answer(status=202, location=f"/v1/messages/{new}")
         kept = Kept(key=key, answer=answer) if key else None
+        may_make(new, location=answer.location)
         _done(id, lambda id: services().actions.resend(id, new, message_id=services().orders.message_id(new), kept=kept))
         _hand_over(find(new))
         return answer
@@ -75,6 +78,7 @@ def resend(id: str, form: Key | None = None) -> Response:
 
 
 def _act(id: str, action: Callable[[str], None]) -> Response:
+    may_make(location=f"/v1/messages/{quote(id, safe='')}")
     _done(id, action)
     standing = find(id)
     _hand_over(standing)

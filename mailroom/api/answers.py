@@ -63,10 +63,12 @@ _WEBHOOK = _with({
     "id": TEXT, "url": or_null(TEXT), "events": array(one_of(TYPES)), "enabled": FLAG, "reason": or_null(TEXT), "created_at": TIME},
     id=f"`{OWN}` stands for the URLs that messages name themselves.", events="None: all.", reason="Why it is told nothing.")
 
+_UNCONFIRMED = _with({"id": ID, "ids": array(ID)}, id="What may have been accepted.", ids="All of a batch, which may have been accepted.")
+
 SCHEMAS: dict[str, Schema] = {
     "Problem": exactly(
         {"type": TEXT, "title": TEXT, "status": {"type": "integer"}, "detail": TEXT},
-        sometimes={"code": TEXT, "request_id": TEXT, "scopes": array(TEXT), "errors": array(exactly(
+        sometimes={"code": TEXT, "request_id": TEXT, "scopes": array(TEXT), **_UNCONFIRMED, "errors": array(exactly(
             {"detail": TEXT}, sometimes={"pointer": TEXT, "parameter": TEXT}, told="What is wrong, and where: a JSON pointer."))},
         told="What was expected, and what came (RFC 9457)."),
     "Accepted": exactly({"id": ID, "status": one_of(State)}),

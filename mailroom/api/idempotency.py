@@ -8,7 +8,7 @@ from collections.abc import Callable
 from flask import abort, request
 
 from mailroom.api.guard import current_key
-from mailroom.api.problems import problem
+from mailroom.api.problems import may_repeat, problem
 from mailroom.api.services import services
 from mailroom.store.idempotency import Answer, Kept, Key, KeyTaken
 
@@ -31,9 +31,11 @@ def once(accept: Callable[[Key | None], Answer], key: Key | None = None) -> tupl
 
     `accept` writes the key in the commit of what it accepts, or raises KeyTaken; what it refuses leaves the key free.
     """
+    how = "send this form again" if key else "send the same request again with the same Idempotency-Key"
     key = key or _key()
     if key is None:
         return accept(None), False
+    may_repeat(how)
     deadline, pause = time.monotonic() + WAIT_SECONDS, LOOK_MIN_SECONDS
     with services().keys.in_hand(key, until=deadline) as is_ours:
         while is_ours:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from io import BytesIO
 from typing import Any
+from urllib.parse import quote
 
 from flask import Blueprint, Response, jsonify, request, send_file
 from werkzeug.exceptions import Conflict, NotFound
@@ -18,6 +19,7 @@ from mailroom.api.bodies import job_body
 from mailroom.api.idempotency import REPLAYED, once
 from mailroom.api.paging import asked_page, one_of, page, place, word
 from mailroom.api.permission import permitted
+from mailroom.api.problems import may_make
 from mailroom.api.services import services
 from mailroom.api.shown import answered, timestamp
 from mailroom.api.waiting import preferred_seconds, wait_for
@@ -42,7 +44,7 @@ def start_job(asked: object) -> str:
 
     Raises:
       InvalidMessage: it is no job. The application answers 422.
-      StoreUnavailable: it was not accepted. The application answers 503.
+      StoreUnavailable: it was not accepted; CommitUnanswered, which is one, that it may have been. The application answers 503.
     """
     return _accept(services().orders.job(asked))
 
@@ -103,6 +105,7 @@ def get_file(id: str) -> Response:
 @blueprint.post("/v1/jobs/<id>/cancel")
 def cancel_job(id: str) -> Response:
     """Take a job back, with the mail that waits for it; 409 if it has ended."""
+    may_make(location=f"/v1/jobs/{quote(id, safe='')}")
     found = services().jobs.cancel(id) if is_id(id) else None
     if found is None:
         raise _unknown(id)
@@ -195,7 +198,9 @@ def _shortened(value: Any) -> Any:
 
 
 def _accept(order: Order, key: Key | None = None) -> str:
-    kept = Kept(key=key, answer=_kept_answer(order.job.id)) if key else None
+    answer = _kept_answer(order.job.id)
+    kept = Kept(key=key, answer=answer) if key else None
+    may_make(order.job.id, location=answer.location)
     if order.acceptance:
         services().outbox.accept(permitted(order.acceptance), kept, guard.charge())
     elif kept:

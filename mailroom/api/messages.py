@@ -11,6 +11,7 @@ from mailroom.api.bodies import json_body, mail_body
 from mailroom.api.idempotency import once
 from mailroom.api.paging import asked_page, one_of, page_of, place, word, written
 from mailroom.api.permission import account_sender, permitted
+from mailroom.api.problems import may_make
 from mailroom.api.services import services
 from mailroom.api.shown import answered, find, shown, summary, timeline
 from mailroom.api.waiting import preferred_seconds, wait_for
@@ -47,6 +48,7 @@ def post_batch() -> Response:
         accepted = [permitted(acceptance, at=f"{at}/{index}") for index, acceptance in enumerate(services().orders.batch(body))]
         told = {"data": [{"id": acceptance.id, "status": acceptance.state} for acceptance in accepted]}
         answer = Answer(status=202, location="", body=told)
+        may_make(*(acceptance.id for acceptance in accepted))
         services().outbox.accept_all(Batch(accepted, Kept(key=key, answer=answer) if key else None, guard.charge(len(accepted))))
         _hand_over(accepted)
         return answer
@@ -103,6 +105,7 @@ def accept_mail(asked: object, *, work_seconds: float = 0, status: int = 202, ke
     acceptance = permitted(here.orders.mail(asked, work_seconds=work_seconds))
     answer = Answer(status=status, location=f"/v1/messages/{acceptance.id}", body={"id": acceptance.id, "status": acceptance.state})
     if not acceptance.dry_run:
+        may_make(acceptance.id, location=answer.location)
         here.outbox.accept(acceptance, Kept(key=key, answer=answer) if key else None, guard.charge())
         if acceptance.job:
             here.run(acceptance.job)

@@ -71,7 +71,9 @@ REFUSALS: dict[int, Returned] = {status: Returned(told=told, content={PROBLEM: "
     (422, "Fields or parameters are wrong; `errors` has each of them.", ()),
     (429, "The key has sent as much as it may for now; or too many wrong keys came from this address.",
      ("Retry-After!", *_RATES)),
-    (503, "The database is away.", ("Retry-After!",)),
+    (503, "The database is away, and nothing was done; or, where `code` is `commit_unconfirmed`, it may have been: `Location`, `id` or "
+          "`ids` say where to look. `Retry-After` is there where sending the request again does nothing twice.",
+     ("Retry-After", "Location")),
 )}
 _BODY = (400, 413, 415, 422)
 

@@ -4,11 +4,12 @@ import json
 import logging
 from typing import Any
 
-from flask import Blueprint, Response, request
+from flask import Blueprint, Response, g, request
 from werkzeug.exceptions import HTTPException, InternalServerError, RequestEntityTooLarge
 
 from mailroom.logs import request_id
-from mailroom.mail.errors import InvalidMessage, MalformedJSON, StoreUnavailable
+from mailroom.mail.errors import CommitUnanswered, InvalidMessage, MalformedJSON, StoreUnavailable
+from mailroom.store.database import written
 
 log = logging.getLogger("mailasync.api")
 blueprint = Blueprint("problems", __name__)
@@ -37,11 +38,47 @@ def invalid(error: InvalidMessage) -> Response:
     return problem(422, error.code, "The request is not valid", f"{count} wrong: {error}", errors=errors)
 
 
+@blueprint.before_app_request
+def _note_written() -> None:
+    g.written_before = written.get()
+
+
+def may_make(*ids: str, location: str = "") -> None:
+    """Note what this request may make, and where that is or what it changes, for a 503 that cannot tell whether it has."""
+    g.may_make = ids, location
+
+
+def may_repeat(how: str) -> None:
+    """Note that this request has a key by which it is done once, however often it is sent; and how to send it again."""
+    g.may_repeat = how
+
+
 @blueprint.app_errorhandler(StoreUnavailable)
 def unavailable(error: StoreUnavailable) -> Response:
+    """Nothing was done, or it may have been: its commit got no answer, or the database was lost after that."""
     log.error("%s", error)
-    return problem(503, "store_unavailable", "The database is not available", "nothing can be accepted or told; try again",
+    if isinstance(error, CommitUnanswered) or written.get() > g.get("written_before", written.get()):
+        return _unconfirmed()
+    return problem(503, "store_unavailable", "The database is not available", "nothing was accepted or changed; try again",
                    headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
+
+
+def _unconfirmed() -> Response:
+    """No Retry-After where sending it again could do it twice: some clients do so by themselves."""
+    ids, location = g.get("may_make", ((), ""))
+    how: str = g.get("may_repeat", "")
+    title = f"It may have been {'accepted' if ids else 'done'}"
+    place = location or (f"/v1/messages/{ids[0]}" if ids else "")
+    look = f"look at {place}" if place else "look how things stand"
+    if how:
+        advice = f"{how}, and it is accepted once; or {look}"
+    elif ids:
+        advice = f"{look} before you send it again, as it may take a while to appear; with an Idempotency-Key sending it again is safe"
+    else:
+        advice = f"{look} before you repeat it"
+    made = {} if not ids else {"id": ids[0]} if location else {"ids": ids}
+    return problem(503, "commit_unconfirmed", title, f"the database did not confirm it; {advice}", **made, headers={
+        **({"Location": location} if location else {}), **({"Retry-After": str(RETRY_AFTER_SECONDS)} if how else {})})
 
 
 @blueprint.app_errorhandler(HTTPException)

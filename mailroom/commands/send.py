@@ -16,7 +16,7 @@ from mailroom.api.services import Services
 from mailroom.commands.output import told
 from mailroom.commands.watch import Tell, Working, as_step, follow, standing
 from mailroom.mail.compose import compose
-from mailroom.mail.errors import FieldError, InvalidMessage, MalformedJSON
+from mailroom.mail.errors import CommitUnanswered, FieldError, InvalidMessage, MalformedJSON
 from mailroom.mail.intake import ENCODED_MAX_BYTES
 from mailroom.mail.media_types import OCTET_STREAM, parse_media_type
 from mailroom.mail.message import Claim, State
@@ -96,7 +96,11 @@ def send_command(working: Working) -> click.Command:
 
 def accept(services: Services, acceptance: Acceptance) -> str:
     """Commit it, and tell a worker; return what a person should know of that. The mail is kept from the commit on."""
-    services.outbox.accept(acceptance)
+    try:
+        services.outbox.accept(acceptance)
+    except CommitUnanswered as e:
+        raise click.ClickException(f"{e}; the mail may have been accepted: look with `flask status {acceptance.id}` before you send it "
+                                   "again") from None
     try:
         if acceptance.job:
             services.run(acceptance.job)

@@ -4,6 +4,7 @@
     ├── MalformedJSON           the bytes are not one JSON object
     ├── InvalidMessage          the object is not a message; lists every wrong field
     ├── StoreUnavailable        the database did not take or give what it was asked for
+    │   └── CommitUnanswered    it was told to commit, and nobody knows whether it has
     └── TransportError          an attempt ended without a reply that takes the mail
         ├── NotTaken            the next hop said no, or could not be reached, before it had the whole mail
         └── Unanswered          the whole mail went out and no reply came back
@@ -45,7 +46,11 @@ class WrongDatabaseURL(MailroomError):
 
 
 class StoreUnavailable(MailroomError):
-    """The database could not be reached, or could not write: nothing that was asked for has happened."""
+    """The database could not be reached, or could not write: nothing that was asked for has happened, unless it is a CommitUnanswered."""
+
+
+class CommitUnanswered(StoreUnavailable):
+    """The database was told to commit, and the link broke before it answered: all that was asked for has happened, or nothing."""
 
 
 class TransportError(MailroomError):

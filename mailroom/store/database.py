@@ -5,17 +5,18 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from contextvars import ContextVar
 from itertools import chain
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, select
-from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from mailroom.lazy import Lazy
-from mailroom.mail.errors import StoreUnavailable, WrongDatabaseURL
+from mailroom.mail.errors import CommitUnanswered, StoreUnavailable, WrongDatabaseURL
 from mailroom.store.schema import identity
 from mailroom.store.sqlite import SQLiteFile, spilling
 
@@ -29,6 +30,9 @@ BUSY_LOOK_SECONDS = 0.001
 CONFLICT_TRIES = 4
 #: deadlock_detected, serialization_failure
 CONFLICTS = frozenset({"40P01", "40001"})
+
+#: How many writes of this thread are on disk: whoever has to tell of an error can see whether something was done before it.
+written: ContextVar[int] = ContextVar("written", default=0)
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -72,8 +76,7 @@ class Database:
     def transaction(self, work: Callable[[Connection], None]) -> None:
         """Do something rare, such as a migration, in a transaction of its own that keeps all other writers out."""
         is_sqlite = self.engine.dialect.name == "sqlite"
-        with _translated(self._file), self.engine.begin() as connection, \
-                nullcontext() if is_sqlite else postgresql.unlimited(connection):
+        with self._committed() as connection, nullcontext() if is_sqlite else postgresql.unlimited(connection):
             work(connection)
 
     def rehearse(self, work: Callable[[Connection], None]) -> None:
@@ -89,7 +92,8 @@ class Database:
         for what is large, or what locks rows that others hold.
 
         Raises:
-          StoreUnavailable: the transaction was not committed, or its commit got no answer.
+          CommitUnanswered: the transaction may have been committed.
+          StoreUnavailable: it was not.
           Exception: whatever `work` raises for this item, and for no other.
         """
         write = _Write(work, item)
@@ -97,7 +101,9 @@ class Database:
             self._commit([write])
         else:
             self._do([write])
-        return write.outcome()  # type: ignore[no-any-return]  # a queue of all works cannot know each one's type
+        outcome: R = write.outcome()
+        written.set(written.get() + 1)
+        return outcome
 
     def write_all(self, *asked: tuple[Work[Any, Any], Sequence[Any]]) -> list[list[Callable[[], Any]]]:
         """The same for several works with several items each, at once; each result, or error, is had by a call."""
@@ -145,7 +151,7 @@ class Database:
                     after.leads = True
             for write in together:
                 if not write.is_done:
-                    write.fail(StoreUnavailable("database: the commit was interrupted"))
+                    write.fail(CommitUnanswered("database: the commit was interrupted"))
             for write in [*([after] if after else []), *together]:
                 write.wake()
 
@@ -160,7 +166,7 @@ class Database:
         """Commit all in one transaction; if one of them cannot be done, each in its own, so that the others do not suffer."""
         results: dict[_Write, Any] = {}
         try:
-            with _translated(self._file), self.engine.begin() as connection:
+            with self._committed() as connection:
                 for work, alike in _grouped(writes).items():
                     results |= zip(alike, work(connection, [write.item for write in alike]), strict=True)
         except _Conflict as e:  # Alone each holds fewer locks, and holds them for a shorter time.
@@ -177,6 +183,31 @@ class Database:
         else:
             for write in writes:
                 write.succeed(results[write])
+
+    @contextmanager
+    def _committed(self) -> Iterator[Connection]:
+        """A transaction, committed at the end of the block."""
+        with _translated(self._file), self.engine.begin() as connection:
+            yield connection
+            try:
+                connection.commit()
+            except BaseException as e:
+                if _is_undone(e):
+                    raise
+                words = getattr(e, "orig", None) or type(e).__name__
+                raise CommitUnanswered(f"database: no answer to COMMIT: {' '.join(str(words).split())}") from None
+
+
+def _is_undone(error: BaseException) -> bool:
+    """Whether the transaction of a commit that raised this is known to have been undone."""
+    if not isinstance(error, DBAPIError):
+        return False  # A signal's handler raised, and the commit may have gone through before.
+    if error.statement is not None:
+        return True  # Of the counts that go with it, before COMMIT was sent.
+    if isinstance(error.orig, sqlite3.Error):
+        # SQLite has rolled back. But what was written and could not be synced may be there again after a crash.
+        return error.orig.sqlite_errorcode != sqlite3.SQLITE_IOERR_FSYNC
+    return not error.connection_invalidated  # A server that answers with an error has rolled back.
 
 
 def run(connection: Connection, statements: list[Any]) -> list[Any]:

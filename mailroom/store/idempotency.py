@@ -68,7 +68,7 @@ class Keys:
         return Kept(key=Key(owner=row.owner, key=row.key, request_hash=row.request_hash), answer=Answer.from_json(row.answer))
 
     def accept_job(self, job: NewJob, kept: Kept) -> None:
-        """Commit a job without a message together with its key. Raises KeyTaken, StoreUnavailable: it was not accepted."""
+        """Commit a job without a message together with its key. Raises KeyTaken, and what `Jobs.accept` raises."""
         if not self.database.write(_accept_jobs, (job, kept), alone=is_large(job)):
             raise KeyTaken
 

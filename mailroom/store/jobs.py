@@ -100,7 +100,8 @@ class Jobs:
         """Commit a job without a message; on return it is kept. False: one with this id was accepted before.
 
         Raises:
-          StoreUnavailable: it was not accepted.
+          CommitUnanswered: it may have been accepted.
+          StoreUnavailable: it was not.
         """
         try:
             return self.database.write(insert, job, alone=is_large(job))

@@ -105,7 +105,8 @@ class Outbox:
         Raises:
           KeyTaken: it was not accepted, as another request with this Idempotency-Key was, or is about to be.
           RateLimited: it was not accepted, as the API key has no room for it.
-          StoreUnavailable: it was not accepted.
+          CommitUnanswered: it may have been accepted.
+          StoreUnavailable: it was not.
         """
         try:
             self.accept_all(Batch([acceptance], kept, charge))

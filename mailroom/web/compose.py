@@ -77,7 +77,8 @@ def _accepted(fields: Mapping[str, str]) -> Answer:
 def _page(fields: Mapping[str, str], *, wrong: list[FieldError] | None = None, names: list[str] | None = None, shows_code: bool = False,
           sent: Any = None, left_out: list[str] | None = None, status: int = 200) -> Response:
     return page(
-        "compose.html", live=sent is not None, status=status, fields=fields, wrong=_by_field(wrong or []), sent=sent,
+        "compose.html", live=sent is not None, status=status, once=fields.get("once", ""),
+        fields=fields, wrong=_by_field(wrong or []), sent=sent,
         code=code_of(base_url(), _asked(fields, strict=False), files=names or [], needs_key=needs_key()), shows_code=shows_code,
         kinds=registry.job_types(), inbox="inbox" in current_app.blueprints and may("GET", "/inbox/"), names=names or [],
         left_out=left_out or [], stays_here=stays_here(), inbox_port=services().settings.INBOX_PORT)

@@ -52,11 +52,11 @@ def pages(name: str) -> Blueprint:
     return blueprint
 
 
-def page(template: str, *, status: int = 200, live: bool = False, **values: Any) -> Response:
-    """A page. `live`: it looks again by itself when something has happened."""
+def page(template: str, *, status: int = 200, live: bool = False, once: str = "", **values: Any) -> Response:
+    """A page. `live`: it looks again by itself when something has happened. `once`: the name of a form that is shown again."""
     html = render_template(
         f"web/{template}", places=places(), key=current_key(), is_signed_in=bool(session.current()), token=session.form_token(), may=may,
-        has_inbox="inbox" in current_app.blueprints and may("GET", "/inbox/"), once=secrets.token_urlsafe(12),
+        has_inbox="inbox" in current_app.blueprints and may("GET", "/inbox/"), once=once or secrets.token_urlsafe(12),
         notice=NOTICES.get(request.args.get("done", ""), ""),
         pulse=g.get("pulse", "") if live else "", here=_here(), **values)
     answer = make_response(unicode_text(html))
@@ -145,7 +145,7 @@ def _error(answer: Response) -> Response:
         return see(f"{SIGN_IN}?next={quote(request.full_path.rstrip('?'))}")
     told: dict[str, Any] = answer.get_json(force=True)
     try:
-        shown = page("error.html", status=answer.status_code, told=told)
+        shown = page("error.html", status=answer.status_code, told=told, place=answer.headers.get("Location", "").removeprefix("/v1"))
     except StoreUnavailable:  # Not even a form's token can be had.
         return answer
     for name in ("Retry-After", "Allow"):

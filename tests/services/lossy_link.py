@@ -13,8 +13,9 @@ PASSED = "passed"  #: all is well
 LOST = "lost"  #: it never arrives
 UNANSWERED = "unanswered"  #: the server commits, and its answer is lost
 HELD = "held"  #: it waits for `go_on`
-#: What becomes of the statement that it is chosen by: it waits for `go_on`.
-LATE = "late"
+#: What becomes of the statement that it is chosen by.
+LATE = "late"  #: it waits for `go_on`
+CUT = "cut"  #: it never arrives
 
 
 class LossyLink:
@@ -74,7 +75,7 @@ class LossyLink:
                 if fate in (HELD, LATE):
                     self.reached.set()
                     assert self.go_on.wait(60)
-                if fate == LOST:
+                if fate in (LOST, CUT):
                     break
                 if fate == UNANSWERED:
                     unanswered.set()
@@ -86,7 +87,7 @@ class LossyLink:
             if not self._fates:
                 return PASSED
             having, fate = self._fates[0]
-            if having not in said or is_commit is (fate == LATE):
+            if having not in said or is_commit is (fate in (LATE, CUT)):
                 return PASSED
             self._fates.popleft()
             return fate

@@ -108,6 +108,18 @@ class Postgres(Server):
         follower.start()
         return follower
 
+    def wait_for_stand_by(self, waits: bool) -> None:
+        """Let each commit wait until a stand-by has it, or no longer."""
+        with psycopg.connect(self.url(), autocommit=True) as connection:
+            connection.execute(sql.SQL("ALTER SYSTEM SET synchronous_standby_names = {}").format("*" if waits else ""))
+            connection.execute("SELECT pg_reload_conf()")
+        wait_until(lambda: self._waits() is waits, 60, what="it is configured so")
+
+    def _waits(self) -> bool:
+        with psycopg.connect(self.url(), autocommit=True) as connection:
+            row = connection.execute("SHOW synchronous_standby_names").fetchone()
+        return bool(row and row[0])
+
     def promote(self) -> None:
         """Let a stand-by take the place of the server it followed."""
         with psycopg.connect(self.url(), autocommit=True) as connection:
