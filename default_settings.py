@@ -45,7 +45,8 @@ SMTP_AUTH: Literal["on", "off"] = "on"
 #: Path of a PEM file with the authority that signed the server's certificate. "": the system's authorities.
 SMTP_CA_FILE: str = ""
 
-#: Sessions that one worker keeps open at most, shared equally by its accounts. Gmail drops clients that open many more.
+#: Sessions that one worker keeps open at most, shared equally by its accounts. Gmail drops clients that open
+#: many more.
 SMTP_CONNECTIONS: int = 10
 
 #: Seconds to wait for connect and for each reply; after the final dot it is 600 (RFC 5321, 4.5.3.2.6).

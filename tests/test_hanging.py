@@ -1,9 +1,9 @@
 """One account whose server hangs keeps no connection, thread or row from another one."""
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from sqlalchemy import Connection, text
 
 from mailroom.api.why import why
 from mailroom.ids import new_id
+from mailroom.mail import delivery as delivery_module
 from mailroom.mail import turns as turns_module
 from mailroom.mail.agent import Agent, Sender
 from mailroom.mail.delivery import Delivery
@@ -36,20 +37,19 @@ from tests.services.smtpd import Hold, ScriptedSMTP
 CONNECTIONS = 4
 #: Of each of two accounts.
 SHARE = CONNECTIONS // 2
+HANGS = "has taken no mail since 20"
 
-#: A port of this machine, and how to have who is there answer.
-Server = tuple[int, Callable[[], None]]
-
+#: Port and security of a server, by the name of its account.
+Servers = Mapping[str, tuple[int, str]]
 
 class Bench:
-    """A worker without a broker: threads as Celery's, which take nudges in their order, and accounts with a server each."""
+    """A worker without a broker: threads like Celery's, which take nudges in order, and accounts."""
 
-    def __init__(self, database: Database, **servers: tuple[int, str]) -> None:
-        """`servers`: port and security, by the name of the account."""
+    def __init__(self, database: Database, servers: Servers, connections: int) -> None:
         hops = {name: NextHop(host="127.0.0.1", port=port, security=security, timeout_seconds=60)
                 for name, (port, security) in servers.items()}
         budgets = tuple(Budget(account=name) for name in servers)
-        self.turns = Turns(CONNECTIONS, {name: str(hop) for name, hop in hops.items()})
+        self.turns = Turns(connections, {name: str(hop) for name, hop in hops.items()})
         self.accounts = Accounts(database, budgets, self.turns.free)
         self.accounts.register()
         self.database, self.outbox, self.sweeps = database, Outbox(database), Sweeps(database, 20, "resend")
@@ -58,24 +58,32 @@ class Bench:
         self.claims = Claims(database, self.worker.id, 20, budgets, self.turns.free)
         senders = {name: Sender(Address(f"{name}@example.org"), Sessions(hop)) for name, hop in hops.items()}
         self.delivery = Delivery(self.claims, Agent(senders, Schedule.parse("10s*5"), "resend"), self.turns)
-        self.threads = ThreadPoolExecutor(CONNECTIONS)
+        self.threads = ThreadPoolExecutor(connections)
 
     def accept(self, count: int, account: str | None = None, to: str = "bob@example.org") -> list[str]:
         """Mails that `account` has to send; None: any."""
         ids = [new_id() for _ in range(count)]
         for id in ids:
             message = Message(to=(Address(to),), subject=id, text="x")
-            self.outbox.accept(Acceptance(id=id, message=message, message_id=f"{id}@example.org", sender=account))
+            message_id = f"{id}@example.org"
+            self.outbox.accept(Acceptance(id=id, message=message, message_id=message_id, sender=account))
         return ids
 
     def nudge(self, ids: list[str], size: int = 1) -> list[Future[bool]]:
-        return [self.threads.submit(self.delivery.deliver, ids[at:at + size]) for at in range(0, len(ids), size)]
+        chunks = [ids[at:at + size] for at in range(0, len(ids), size)]
+        return [self.threads.submit(self.delivery.deliver, chunk) for chunk in chunks]
 
     def sweep(self) -> list[str]:
-        """One round of a sweeper: what it finds is nudged."""
-        ids = [nudge.id for nudge in self.sweeps.unparked(1000, self.accounts.capacity()) + self.sweeps.unpublished(1000)]
+        """Nudge what a sweeper finds in one round."""
+        found = self.sweeps.unparked(1000, self.accounts.capacity()) + self.sweeps.unpublished(1000)
+        ids = [nudge.id for nudge in found]
         self.nudge(ids)
         return ids
+
+    def comes_to(self, state: str, ids: list[str], count: int) -> bool:
+        """Sweep, and tell whether so many of these are in this state."""
+        self.sweep()
+        return self.states(ids).count(state) == count
 
     def states(self, ids: list[str]) -> list[str]:
         return [str(self.outbox.state(id)) for id in ids]
@@ -107,12 +115,19 @@ class Bench:
 
 
 @contextmanager
-def bench(database: Database, **servers: tuple[int, str]) -> Iterator[Bench]:
-    made = Bench(database, **servers)
+def bench(database: Database, servers: Servers, *, connections: int = CONNECTIONS) -> Iterator[Bench]:
+    made = Bench(database, servers, connections)
     try:
         yield made
     finally:
         made.close()
+
+
+def two(database: Database, smtpd: ScriptedSMTP, healthy: ScriptedSMTP, *, connections: int = CONNECTIONS
+        ) -> AbstractContextManager[Bench]:
+    """Make a bench with the accounts "stuck", whose server is `smtpd`, and "well"."""
+    servers = {"stuck": (smtpd.port, "none"), "well": (healthy.port, "none")}
+    return bench(database, servers, connections=connections)
 
 
 @pytest.fixture
@@ -154,7 +169,7 @@ def deaf() -> Iterator[socket.socket]:
 @pytest.mark.parametrize("phase", ["GREETING", "EHLO", "MAIL", "RCPT", "DATA", "DOT"])
 def test_all_of_an_account_goes_while_the_server_of_another_hangs(
         sqlite_database: Database, smtpd: ScriptedSMTP, healthy: ScriptedSMTP, phase: str, size: int) -> None:
-    with bench(sqlite_database, stuck=(smtpd.port, "none"), well=(healthy.port, "none")) as made, hanging(smtpd, phase) as hold:
+    with two(sqlite_database, smtpd, healthy) as made, hanging(smtpd, phase) as hold:
         stuck = made.accept(24, "stuck")
         made.nudge(stuck, size)
         wait_until(lambda: len(hold.connections) == SHARE, 60, what="its share of the connections hangs")
@@ -165,16 +180,17 @@ def test_all_of_an_account_goes_while_the_server_of_another_hangs(
         assert not hold.released.is_set()
         assert smtpd.max_open_connections == SHARE
         hold.release()
-        wait_until(lambda: made.are_sent(stuck) or made.sweep() is None, 60, what="its own are sent when it answers")
+        wait_until(lambda: made.comes_to("sent", stuck, 24), 60, what="its own are sent when it answers")
     assert len(smtpd.payloads) == len({mail.message_id for mail in smtpd.payloads}) == 24
 
 
 @pytest.mark.parametrize("size", [1, 12], ids=["single mails", "bulk"])
 @pytest.mark.parametrize("security", ["none", "ssl", "starttls"])
 def test_all_of_an_account_goes_while_nobody_speaks_where_another_connects(
-        sqlite_database: Database, deaf: socket.socket, healthy: ScriptedSMTP, security: str, size: int) -> None:
-    port = deaf.getsockname()[1]
-    with bench(sqlite_database, stuck=(port, security), well=(healthy.port, "none")) as made:
+        sqlite_database: Database, deaf: socket.socket, healthy: ScriptedSMTP, security: str,
+        size: int) -> None:
+    servers = {"stuck": (deaf.getsockname()[1], security), "well": (healthy.port, "none")}
+    with bench(sqlite_database, servers) as made:
         made.nudge(made.accept(24, "stuck"), size)
         ids = made.accept(10, "well")
         made.nudge(ids, size)
@@ -185,48 +201,50 @@ def test_all_of_an_account_goes_while_nobody_speaks_where_another_connects(
 @pytest.mark.usefixtures("hasty")
 def test_what_waits_for_a_server_that_hangs_says_so_and_goes_when_it_answers(
         database: Database, smtpd: ScriptedSMTP, healthy: ScriptedSMTP) -> None:
-    with bench(database, stuck=(smtpd.port, "none"), well=(healthy.port, "none")) as made, hanging(smtpd, "DOT") as hold:
+    with two(database, smtpd, healthy) as made, hanging(smtpd, "DOT") as hold:
         ids = made.accept(12, "stuck")
         made.nudge(ids, 6)
         wait_until(lambda: made.states(ids).count("in_data") == SHARE, 60, what="its share hangs")
         wait_until(lambda: made.states(ids).count("queued") == 10, 60, what="what was in line is given back")
         made.grow_old()
-        wait_until(lambda: made.sweep() is not None and made.states(ids).count("deferred") == 10, 60, what="it waits in the outbox")
+        wait_until(lambda: made.comes_to("deferred", ids, 10), 60, what="it waits in the outbox")
         assert made.sweep() == []
         waiting = next(row for row in map(made.row, ids) if row["state"] == "deferred")
-        assert why(made.standing(str(waiting["id"])), None, lease_seconds=20, hanging={}, accounts=[]).startswith(
-            f"waits for a free connection of account stuck: its server, 127.0.0.1:{smtpd.port}, has taken no mail since 20")
+        words = why(made.standing(waiting["id"]), None, lease_seconds=20, hanging={}, accounts=[])
+        assert words.startswith(f"waits for a free connection of account stuck: {server_of(smtpd)}, {HANGS}")
         assert (waiting["attempt"] - waiting["given_back"], waiting["next_attempt_at"]) == (0, None)
         hold.release()
-        wait_until(lambda: made.sweep() is not None and made.are_sent(ids), 60, what="all are sent when it answers")
+        wait_until(lambda: made.comes_to("sent", ids, 12), 60, what="all are sent when it answers")
     assert sorted(mail.message_id for mail in smtpd.payloads) == sorted(f"<{id}@example.org>" for id in ids)
 
 
 @pytest.mark.usefixtures("hasty")
 def test_a_mail_that_any_account_may_send_goes_by_one_that_does_not_hang(
         database: Database, smtpd: ScriptedSMTP, healthy: ScriptedSMTP) -> None:
-    with bench(database, stuck=(smtpd.port, "none"), well=(healthy.port, "none")) as made, hanging(smtpd, "RCPT") as hold:
+    with two(database, smtpd, healthy) as made, hanging(smtpd, "RCPT") as hold:
         stuck, ids = made.accept(SHARE, "stuck"), made.accept(12)
         made.nudge(stuck)
         wait_until(lambda: len(hold.connections) == SHARE, 60, what="its share hangs")
         made.nudge(ids, 4)
-        wait_until(lambda: made.sweep() is not None and made.are_sent(ids), 60, what="all are sent")
+        wait_until(lambda: made.comes_to("sent", ids, 12), 60, what="all are sent")
         assert len(healthy.payloads) == 12
 
 
 def test_a_mail_with_no_connection_free_waits_in_the_outbox_and_no_client_is_told_of_that(
-        database: Database, smtpd: ScriptedSMTP, healthy: ScriptedSMTP, monkeypatch: pytest.MonkeyPatch) -> None:
+        database: Database, smtpd: ScriptedSMTP, healthy: ScriptedSMTP,
+        monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turns_module, "WAITING_PER_CONNECTION", 1)
     webhook = Webhooks(database).create("https://example.org/")
-    with bench(database, stuck=(smtpd.port, "none"), well=(healthy.port, "none")) as made, hanging(smtpd, "RCPT") as hold:
+    with two(database, smtpd, healthy) as made, hanging(smtpd, "RCPT") as hold:
         ids = made.accept(12, "stuck")
         made.nudge(ids, 12)
-        wait_until(lambda: made.states(ids).count("deferred") == 12 - 2 * SHARE, 60, what="what is too much is left in the outbox")
-        assert {row["reason"] for row in map(made.row, ids) if row["state"] == "deferred"} == {
-            "waits for a free connection of account stuck"}
+        wait_until(lambda: made.states(ids).count("deferred") == 12 - 2 * SHARE, 60, what="the rest waits")
+        reasons = {row["reason"] for row in map(made.row, ids) if row["state"] == "deferred"}
+        assert reasons == {"waits for a free connection of account stuck"}
         hold.release()
-        wait_until(lambda: made.sweep() is not None and made.are_sent(ids), 60, what="all are sent")
-    assert {told["event"] for told in Webhooks(database).page(webhook, limit=100)} == {"message.accepted", "message.sent"}
+        wait_until(lambda: made.comes_to("sent", ids, 12), 60, what="all are sent")
+    events = {event["event"] for event in Webhooks(database).page(webhook, limit=100)}
+    assert events == {"message.accepted", "message.sent"}
 
 
 @pytest.mark.parametrize("size", [1, 12], ids=["single mails", "bulk"])
@@ -234,11 +252,14 @@ def test_a_mail_with_no_connection_free_waits_in_the_outbox_and_no_client_is_tol
 def test_a_worker_that_stops_gives_back_at_once_what_was_not_sent_and_finishes_the_rest(
         database: Database, smtpd: ScriptedSMTP, healthy: ScriptedSMTP, others: int, size: int) -> None:
     most = CONNECTIONS // (1 + others)
-    servers = {"stuck": (smtpd.port, "none"), "well": (healthy.port, "none")} if others else {"stuck": (smtpd.port, "none")}
-    with bench(database, **servers) as made, hanging(smtpd, "RCPT", match="carol@") as envelopes, hanging(smtpd, "DOT") as dot:
+    servers = {"stuck": (smtpd.port, "none")}
+    if others:
+        servers["well"] = (healthy.port, "none")
+    with (bench(database, servers) as made, hanging(smtpd, "RCPT", "carol@") as envelopes,
+          hanging(smtpd, "DOT") as dot):
         sent, ids = made.accept(1, "stuck"), made.accept(11, "stuck", to="carol@example.org")
         nudges = made.nudge(sent + ids, size)
-        wait_until(lambda: dot.reached.is_set() and len(envelopes.connections) == most - 1, 60, what="all connections hang")
+        wait_until(lambda: len(dot.connections + envelopes.connections) == most, 60, what="all hang")
         made.delivery.stop()
         wait_until(lambda: made.states(ids) == ["queued"] * 11, 60, what="all others are given back")
         assert made.states(sent) == ["in_data"]
@@ -254,7 +275,7 @@ def test_a_worker_that_stops_gives_back_at_once_what_was_not_sent_and_finishes_t
 @pytest.mark.usefixtures("hasty")
 def test_one_that_must_be_alone_keeps_no_other_account_waiting_for_its_server(
         sqlite_database: Database, smtpd: ScriptedSMTP, healthy: ScriptedSMTP) -> None:
-    with bench(sqlite_database, stuck=(smtpd.port, "none"), well=(healthy.port, "none")) as made, hanging(smtpd, "DOT") as hold:
+    with two(sqlite_database, smtpd, healthy) as made, hanging(smtpd, "DOT") as hold:
         begun, suspect = made.accept(1, "stuck"), made.accept(1, "stuck")
         made.sql(f"UPDATE messages SET crashes = 1 WHERE id = '{suspect[0]}'")
         made.nudge(begun)
@@ -266,6 +287,21 @@ def test_one_that_must_be_alone_keeps_no_other_account_waiting_for_its_server(
         wait_until(lambda: made.are_sent(ids), 60, what="the other account's mails are sent")
         hold.release()
         wait_until(lambda: made.are_sent(begun + suspect), 60, what="its own are sent when it answers")
+
+
+def test_one_that_must_be_alone_holds_the_only_thread_for_a_moment(
+        sqlite_database: Database, smtpd: ScriptedSMTP, healthy: ScriptedSMTP,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery_module, "HANGS_AFTER_SECONDS", 0.2)
+    monkeypatch.setattr(turns_module, "HANGS_AFTER_SECONDS", 0.2)
+    with two(sqlite_database, smtpd, healthy, connections=1) as made, hanging(smtpd, "DOT") as hold:
+        suspect, ids = made.accept(1, "stuck"), made.accept(3, "well")
+        made.sql(f"UPDATE messages SET crashes = 1 WHERE id = '{suspect[0]}'")
+        made.nudge(suspect + ids)
+        wait_until(lambda: made.are_sent(ids), 60, what="the other account's mails are sent")
+        assert made.states(suspect) == ["in_data"]
+        hold.release()
+        wait_until(lambda: made.are_sent(suspect), 60, what="its own is sent when it answers")
 
 
 def test_the_pair_sends_all_of_one_account_while_the_server_of_another_hangs(
@@ -289,8 +325,9 @@ def test_the_pair_sends_all_of_one_account_while_the_server_of_another_hangs(
         wait_until(lambda: len(hold.connections) == SHARE, 60, what="its share hangs")
         ids = [pair.post("/v1/messages", **{"from": "well@example.org"}) for _ in range(10)]
         assert {pair.final(id, 60)["status"] for id in ids} == {"sent"}
-        words = f"waits for a free connection of account stuck: its server, {smtpd.host}:{smtpd.port}, has taken no mail since"
-        wait_until(lambda: sum(words in pair.message(id)["why"] for id in stuck) == len(stuck) - SHARE, 60, what="the rest says so")
+        words = f"waits for a free connection of account stuck: {server_of(smtpd)}, {HANGS}"
+        wait_until(lambda: sum(words in pair.message(id)["why"] for id in stuck) == len(stuck) - SHARE,
+                   60, what="the rest says so")
     assert {pair.final(id, 60)["status"] for id in stuck} == {"sent"}
     assert len(smtpd.payloads) == len(stuck)
     assert worker.stop(60) == 0
@@ -300,22 +337,22 @@ def test_the_pair_sends_all_of_one_account_while_the_server_of_another_hangs(
 def test_where_the_only_account_hangs_it_is_named_to_all_that_wait_until_it_answers(
         app: Flask, client: FlaskClient, smtpd: ScriptedSMTP) -> None:
     database = app.extensions["mailasync"].outbox.database
-    with bench(database, default=(smtpd.port, "none")) as made, hanging(smtpd, "DOT") as hold:
+    with bench(database, {"default": (smtpd.port, "none")}) as made, hanging(smtpd, "DOT") as hold:
         begun, waiting = made.accept(CONNECTIONS), made.accept(1)
         made.outbox.mark_published(waiting)
         made.nudge(begun)
-        wait_until(lambda: len(hold.connections) == CONNECTIONS and made.turns.hanging(), 60, what="all connections hang")
+        wait_until(made.turns.hanging, 60, what="all connections hang")
         assert told(client, waiting[0]) == "waits for a worker to take it"
         made.worker.beat()
-        words = f"its server, 127.0.0.1:{smtpd.port}, has taken no mail since 20"
+        words = f"{server_of(smtpd)}, {HANGS}"
         assert told(client, waiting[0]).startswith(f"waits for a free connection of account default: {words}")
-        assert told(client, begun[0]).startswith(f"a worker is handing it to the mail server, attempt 1; {words}")
-        assert client.get("/v1/accounts").get_json()["data"][0]["why"].startswith(f"all of a worker's connections are taken: {words}")
+        assert f"a worker is handing it to the mail server, attempt 1; {words}" in told(client, begun[0])
+        assert f"all of a worker's connections are taken: {words}" in account(client)
         hold.release()
         wait_until(lambda: made.are_sent(begun), 60, what="they are sent")
         made.worker.beat()
         assert told(client, waiting[0]) == "waits for a worker to take it"
-        assert client.get("/v1/accounts").get_json()["data"][0]["why"] == "mail goes by this account"
+        assert account(client) == "mail goes by this account"
 
 
 def test_what_a_worker_says_of_an_account_is_forgotten_with_it(database: Database) -> None:
@@ -330,3 +367,11 @@ def test_what_a_worker_says_of_an_account_is_forgotten_with_it(database: Databas
 
 def told(client: FlaskClient, id: str) -> str:
     return str(client.get(f"/v1/messages/{id}").get_json()["why"])
+
+
+def account(client: FlaskClient) -> str:
+    return str(client.get("/v1/accounts").get_json()["data"][0]["why"])
+
+
+def server_of(smtpd: ScriptedSMTP) -> str:
+    return f"its server, {smtpd.host}:{smtpd.port}"

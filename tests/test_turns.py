@@ -1,4 +1,4 @@
-"""Turns are given in the order they were asked for, to single mails and to many by turns, and to each account its own."""
+"""Turns are given in their order, to single mails and to many by turns, and to each account its own."""
 
 import threading
 from collections.abc import Iterator
@@ -33,7 +33,8 @@ class Line:
         self.ends[name].set()
 
     def _count(self) -> int:
-        return len(self.share.singles) + len(self.turns._to_be_alone) + len(self.admitted) + len(self.withdrawn)
+        waiting = len(self.share.singles) + len(self.turns._to_be_alone)
+        return waiting + len(self.admitted) + len(self.withdrawn)
 
     def _take(self, name: str) -> None:
         with self.turns.shared() as is_given:
@@ -192,7 +193,7 @@ class TestAccounts:
 
     @pytest.mark.usefixtures("hasty")
     def test_nobody_waits_any_more_for_one_that_hangs_where_there_are_others(self) -> None:
-        for servers, withdrawn in (({"stuck": "a"}, 0), ({"stuck": "a", "well": "b"}, 8), ({"stuck": "a", "well": "b"}, 8)):
+        for servers, withdrawn in (({"stuck": "a"}, 0), ({"stuck": "a", "well": "b"}, 8)):
             turns = Turns(2 * len(servers), servers)
             stuck = Group(turns, "stuck", 10)
             turns.withdraw_hanging()
@@ -200,7 +201,8 @@ class TestAccounts:
             assert turns.hanging().keys() == {"stuck"}
             assert turns.hanging()["stuck"].startswith("its server, a, has taken no mail since 20")
 
-    def test_of_each_only_so_many_are_claimed_that_its_connections_have_enough_to_do(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_of_each_no_more_are_claimed_than_its_connections_can_take_soon(
+            self, monkeypatch: pytest.MonkeyPatch) -> None:
         turns = Turns(4, {"one": "a", "two": "b"})
         most = 2 + 2 * WAITING_PER_CONNECTION
         assert turns.free("one") == (most, "a free connection of account one")
@@ -214,7 +216,8 @@ class TestAccounts:
         assert turns.free("one").mails == most - 8
         monkeypatch.setattr(turns_module, "HANGS_AFTER_SECONDS", 0.0)
         assert turns.free("one").mails == 0
-        assert turns.free("one").words.startswith("a free connection of account one: its server, a, has taken no mail since 20")
+        words = turns.free("one").words
+        assert "a free connection of account one: its server, a, has taken no mail since 20" in words
 
     def test_one_that_is_the_only_one_takes_all(self) -> None:
         turns = Turns(4)

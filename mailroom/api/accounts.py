@@ -33,12 +33,14 @@ def shown_accounts() -> list[dict[str, Any]]:
     """The accounts as the API shows them."""
     known = {account.name: account for account in services().known_accounts}
     hanging = hanging_accounts(services().outbox.database, services().settings.LEASE_SECONDS)
-    return [_shown(row, known[row["name"]], hanging.get(row["name"], "")) for row in services().accounts.standing()]
+    rows = services().accounts.standing()
+    return [_shown(row, known[row["name"]], hanging.get(row["name"], "")) for row in rows]
 
 
 def _shown(row: dict[str, Any], account: Any, hangs: str) -> dict[str, Any]:
     return {
-        "name": row["name"], "from": account.sender.address, "next_hop": str(account.hop), "status": row["state"], "why": _why(row, hangs),
+        "name": row["name"], "from": account.sender.address, "next_hop": str(account.hop),
+        "status": row["state"], "why": _why(row, hangs),
         "since": timestamp(row["since"]), "tried_again_at": timestamp(row["until"]),
         "messages": _budget(account.messages_per_day, row["messages"]),
         "recipients": _budget(account.recipients_per_day, row["recipients"]),

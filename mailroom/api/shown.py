@@ -64,10 +64,11 @@ def shown(standing: Standing) -> dict[str, Any]:
 
 
 def _why(standing: Standing) -> str:
-    lease_seconds = services().settings.LEASE_SECONDS
-    hanging = {} if standing.row["state"] in FINAL else hanging_accounts(services().outbox.database, lease_seconds)
-    return why(standing, services().relay(), lease_seconds=lease_seconds, hanging=hanging,
-               accounts=[account.name for account in services().known_accounts])
+    lease_seconds, hanging = services().settings.LEASE_SECONDS, dict[str, str]()
+    if standing.row["state"] not in FINAL:
+        hanging = hanging_accounts(services().outbox.database, lease_seconds)
+    accounts = [account.name for account in services().known_accounts]
+    return why(standing, services().relay(), lease_seconds=lease_seconds, hanging=hanging, accounts=accounts)
 
 
 def timeline(standing: Standing) -> list[dict[str, Any]]:

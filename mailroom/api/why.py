@@ -10,7 +10,8 @@ from mailroom.store.jobs import JobStanding, JobState
 from mailroom.store.outbox import Standing
 
 
-def why(standing: Standing, relay: Relay | None, *, lease_seconds: float, hanging: Mapping[str, str], accounts: Collection[str]) -> str:
+def why(standing: Standing, relay: Relay | None, *, lease_seconds: float, hanging: Mapping[str, str],
+        accounts: Collection[str]) -> str:
     """One sentence: what it waits for and since when, or how it ended.
 
     `hanging` has words about each of the `accounts` whose server hangs.
@@ -39,9 +40,10 @@ def why(standing: Standing, relay: Relay | None, *, lease_seconds: float, hangin
         return "; ".join(blocked)
     if state is State.WAITING and job:
         return f"its job {job['name']} is {job['state']}"
-    able = {row["sender"]} if row["sender"] else {*accounts}
-    if able and able <= hanging.keys():
-        return "waits for " + "; ".join(f"a free connection of account {name}: {hanging[name]}" for name in sorted(able))
+    able = sorted([row["sender"]] if row["sender"] else accounts)
+    if able and all(name in hanging for name in able):
+        waits = [f"a free connection of account {name}: {hanging[name]}" for name in able]
+        return "waits for " + "; ".join(waits)
     return "waits for a worker to take it" if row["published_at"] else "waits to be handed to the broker"
 
 

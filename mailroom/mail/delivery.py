@@ -6,7 +6,7 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +17,7 @@ from mailroom.mail.errors import StoreUnavailable
 from mailroom.mail.message import Claim, Outcome
 from mailroom.mail.steps import Attempts, Steps, run
 from mailroom.mail.transport import FenceRefused, SessionLost
-from mailroom.mail.turns import Turns
+from mailroom.mail.turns import HANGS_AFTER_SECONDS, Turns
 from mailroom.supervisor import SupervisedThread
 
 log = logging.getLogger("mailasync.delivery")
@@ -57,18 +57,19 @@ class Delivery:
     _stopping: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
-        # Twice as many as there are connections: what waits for the database need not wait for those that wait for a server.
+        # Twice as many as connections: what waits for the database need not wait for what waits for a server.
         self._threads = ThreadPoolExecutor(2 * self.turns.connections, thread_name_prefix="smtp")
         self._releasing = SupervisedThread("release", self._release_unsent, self._stopping)
-        self._releasing.start()  # Now, as `stop` is called by a signal's handler, which must wait for no lock.
+        self._releasing.start()  # Now: `stop` is called by a signal's handler, which must wait for no lock.
         self._side_by_side: _SideBySide | None = None
         self._lock = threading.Lock()
 
     def deliver(self, ids: Sequence[str]) -> bool:
-        """Try each of `ids` that is queued, once, and record how it went. False: some were given back, as we are stopping.
+        """Try each of `ids` that is queued, once, and record how it went; False where some were given back.
 
-        Where there are several accounts nobody waits here for a mail server, as all threads might come to wait for one that hangs: the
-        mails are ours now, and go when it is their turn; what is given back then comes again by the sweeper.
+        Where there are several accounts nobody waits here for a mail server, as all threads might come to
+        wait for one that hangs: the mails are ours now, and go when it is their turn; what is given back
+        later comes again by the sweeper.
         """
         if self._stopping.is_set():
             return False
@@ -83,7 +84,7 @@ class Delivery:
         return self._deliver_one(claims[0]) if len(claims) == 1 else self._many().deliver(claims)
 
     def stop(self) -> None:
-        """Begin no attempt any more, and pass no fence; what is past it goes on, and the rest is given back at once."""
+        """Begin no attempt any more, and pass no fence: what is past it goes on, the rest is given back."""
         self._stopping.set()
 
     def close(self) -> None:
@@ -109,11 +110,16 @@ class Delivery:
             claim = None if self._stopping.is_set() else self.outbox.claim_alone(id)
             if claim is None:
                 return not self._stopping.is_set()
-            with self.turns.at_once(claim.account):
-                return self._settle(claim)
+            settled = self._threads.submit(self._settle_at_once, claim)
+            wait([settled], HANGS_AFTER_SECONDS if self.turns.is_divided else None)
+        return not settled.done() or settled.result()
+
+    def _settle_at_once(self, claim: Claim) -> bool:
+        with self.turns.at_once(claim.account):
+            return self._settle(claim)
 
     def _release_unsent(self) -> None:
-        """When we stop, give back the rows whose attempts wait, perhaps for long, for a server: they pass no fence any more."""
+        """Give back, when we stop, the rows whose attempts wait for a server: they pass no fence any more."""
         self._stopping.wait()
         self.turns.close()
         try:
@@ -140,8 +146,9 @@ class Delivery:
             return None
 
     def _give_row_back(self, claim: Claim) -> bool:
-        """Whether somebody else has it already. When we stop, its nudge goes back at any rate: the row may be released before this."""
-        return not self._record(claim, lambda: self.outbox.release(claim), needed=False) and not self._stopping.is_set()
+        """Return whether somebody else has it; when we stop, False, so that its nudge goes back as well."""
+        is_released = self._record(claim, lambda: self.outbox.release(claim), needed=False)
+        return not is_released and not self._stopping.is_set()
 
     def _finish(self, claim: Claim, outcome: Outcome, began_at: float) -> bool:
         """Put it on record, however long that takes."""
@@ -245,8 +252,9 @@ class _SideBySide:
         for claim in claims:
             lines[claim.account].append(claim)
         for account, line in lines.items():
-            self.turns.ask(account, len(line), partial(self._move, line, nudge, self.todo), partial(self._move, line, nudge, self.given_up),
-                           single=len(claims) == 1)
+            given = partial(self._move, line, nudge, self.todo)
+            withdrawn = partial(self._move, line, nudge, self.given_up)
+            self.turns.ask(account, len(line), given, withdrawn, single=len(claims) == 1)
         return nudge
 
     def _move(self, line: deque[Claim], nudge: _Nudge, to: deque[tuple[Claim, _Nudge]], count: int) -> None:
@@ -283,7 +291,8 @@ class _SideBySide:
         if self.attempts.fenced or self.outcomes:
             self._commit()
         elif not self.attempts.ended and (self.attempts or not self._closing.is_set()):
-            self.attempts.wait(self.gather_seconds, at_most_seconds=LOOK_SECONDS if is_awaited else None)
+            at_most_seconds = LOOK_SECONDS if is_awaited else float("inf")
+            self.attempts.wait(self.gather_seconds, at_most_seconds=at_most_seconds)
         self._end()
 
     def _begin(self) -> None:
@@ -361,8 +370,8 @@ class _SideBySide:
         begun.nudge.end(settled, error=error)
         if error is not None:  # Nobody may wait to be told.
             with suppress(Exception):
-                log.error("message %s attempt %d: not on record: %s", begun.claim.id, begun.claim.attempt, type(error).__name__,
-                          extra={"message_id": begun.claim.id})
+                log.error("message %s attempt %d: not on record: %s", begun.claim.id, begun.claim.attempt,
+                          type(error).__name__, extra={"message_id": begun.claim.id})
 
     def _give_back(self, begun: _Begun) -> None:
         self.turns.give_back(begun.claim.account, time.monotonic() - begun.at)

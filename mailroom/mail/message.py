@@ -175,7 +175,7 @@ class Budget:
 
 
 class Free(NamedTuple):
-    """How many more mails of an account a worker can take now, and what the others wait for, as `waits for …` goes on."""
+    """The room that a worker has for an account: how many mails, and what more of them wait for."""
 
     mails: int
     words: str

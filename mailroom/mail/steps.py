@@ -93,11 +93,11 @@ class Attempts(Generic[K, R]):
             self._is_woken = True
             self._waker.send(b"!")
 
-    def wait(self, gather_seconds: float = 0, *, at_most_seconds: float | None = None) -> None:
+    def wait(self, gather_seconds: float = 0, *, at_most_seconds: float = float("inf")) -> None:
         """Until something has come for one of them, or the first has waited long enough, or somebody calls `wake`; and then for as long
         as the others get to come, too."""
         first = min((deadline for _, _, deadline in self._waiting.values()), default=float("inf"))
-        seconds = min(max(0.0, first - time.monotonic()), float("inf") if at_most_seconds is None else at_most_seconds)
+        seconds = min(max(0.0, first - time.monotonic()), at_most_seconds)
         ready = self._poll.poll(None if seconds == float("inf") else seconds * 1000)
         if gather_seconds and 0 < len(ready) < len(self._waiting):
             time.sleep(gather_seconds)
@@ -105,7 +105,7 @@ class Attempts(Generic[K, R]):
         for number, _ in ready:
             if number == self._woken.fileno():
                 self._woken.recv(4096)
-                self._is_woken = False  # Whoever calls it after this wakes the next wait; what others called it for is there already.
+                self._is_woken = False  # What others have called it for until now is there already.
                 continue
             key, steps, _ = self._forget(number)
             self.go_on(key, steps, partial(steps.send, None))

@@ -1,4 +1,4 @@
-"""Who may deliver now: of each account as many side by side as its share, or one that must be alone."""
+"""Says who may deliver now: of each account as many side by side as its share, or one that must be alone."""
 
 import threading
 import time
@@ -11,9 +11,10 @@ from queue import SimpleQueue
 
 from mailroom.mail.message import DEFAULT_ACCOUNT, Free
 
-#: An account hangs when all its connections are taken, and for so long none was given back; one mail that takes as long slows it.
+#: An account hangs when all its connections are taken, and none was given back for so long. One that has just
+#: taken so long over a mail is slow.
 HANGS_AFTER_SECONDS = 5.0
-#: Mails that may wait for each connection of an account where there are others: as many as a sweeper would publish for it.
+#: Mails that may wait for each connection of an account where there are others.
 WAITING_PER_CONNECTION = 50
 #: How often one that is to be alone looks whether those before it hang.
 ALONE_LOOK_SECONDS = 0.5
@@ -34,8 +35,8 @@ class Asked:
 class _Share:
     """The connections of one account, and who waits for them.
 
-    There are two lines, one for single mails and one for many at a time. The first of each is let in by turns: so a single mail, for
-    which somebody may wait, gets the next turn or the one after that, whatever else there is to do.
+    There are two lines, one for single mails and one for many at a time. The first of each is let in by
+    turns: so a single mail, for which somebody may wait, gets the next turn or the one after that.
     """
 
     connections: int
@@ -50,7 +51,7 @@ class _Share:
 
     @property
     def waiting(self) -> int:
-        return sum(asked.left for line in (self.singles, self.many) for asked in line)
+        return sum(asked.left for asked in (*self.singles, *self.many))
 
     @property
     def hangs(self) -> bool:
@@ -87,16 +88,18 @@ class _Share:
 
 
 class Turns:
-    """The connections of a worker, divided among its accounts so that one whose server hangs keeps none from another.
+    """The connections of a worker, divided among its accounts so that one that hangs keeps none from another.
 
-    A turn has two ends: its connection is free for the next one, and all is on record, for which one alone waits.
+    A turn has two ends: its connection is free for the next one, and all is on record, for which one that is
+    to be alone waits.
     """
 
     def __init__(self, connections: int, servers: Mapping[str, str] | None = None) -> None:
-        """`servers`: the accounts, and who takes the mails of each, in words. An account has one connection at least."""
+        """Give each account its share, or one connection; `servers` says who takes the mails of each."""
         servers = servers or {DEFAULT_ACCOUNT: "the mail server"}
         self.is_divided = len(servers) > 1
-        self._shares = {name: _Share(max(1, connections // len(servers)), server) for name, server in servers.items()}
+        share = max(1, connections // len(servers))
+        self._shares = {name: _Share(share, server) for name, server in servers.items()}
         self._alone: threading.Event | None = None  #: who is alone now
         self._to_be_alone: deque[threading.Event] = deque()
         self._head_since = 0.0  #: when the first of them came to be the first
@@ -106,7 +109,7 @@ class Turns:
 
     @property
     def connections(self) -> int:
-        """All of them together."""
+        """Count all of them together."""
         return sum(share.connections for share in self._shares.values())
 
     @contextmanager
@@ -124,15 +127,17 @@ class Turns:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Wait until all others are on record, and keep new ones out; neither for longer than HANGS_AFTER_SECONDS.
+        """Wait until all others are on record, and keep new ones out.
 
-        Whatever takes longer waits for a mail server, and not for us.
+        Neither is for longer than HANGS_AFTER_SECONDS: whatever takes longer waits for a mail server.
         """
         admitted = threading.Event()
         with self._lock:
             if not self._to_be_alone:
                 self._head_since = time.monotonic()
             self._to_be_alone.append(admitted)
+            if self._is_closed:
+                admitted.set()
             self._admit_all()
         while not admitted.wait(ALONE_LOOK_SECONDS):
             with self._lock:
@@ -160,18 +165,21 @@ class Turns:
             self.give_back(account, time.monotonic() - began_at)
             self.leave(account)
 
-    def ask(self, account: str, most: int, given: Callable[[int], None], withdrawn: Callable[[int], None], *, single: bool = False) -> None:
+    def ask(self, account: str, most: int, given: Callable[[int], None], withdrawn: Callable[[int], None], *,
+            single: bool = False) -> None:
         """Line up for so many turns, and go on.
 
-        `given` is called with a number whenever some are free, perhaps at once, until it was so many; or `withdrawn` with the rest.
+        `given` is called with a number whenever some are free, perhaps at once, until it was so many; or
+        `withdrawn` is with the rest of them. Both are called while others wait for the lock.
         """
-        share, asked = self._shares[account], Asked(most, given, withdrawn)
+        share = self._shares[account]
+        line = share.singles if single else share.many
         with self._lock:
-            (share.singles if single else share.many).append(asked)
+            line.append(Asked(most, given, withdrawn))
             self._admit(share)
 
     def give_back(self, account: str = DEFAULT_ACCOUNT, seconds: float = 0.0) -> None:
-        """The connection of a turn, which took so long, is free."""
+        """Free the connection of a turn, which took so long."""
         share = self._shares[account]
         with self._lock:
             share.running -= 1
@@ -180,14 +188,14 @@ class Turns:
             self._admit(share)
 
     def leave(self, account: str = DEFAULT_ACCOUNT) -> None:
-        """A turn is over."""
+        """End a turn, as all is on record."""
         with self._lock:
             self._shares[account].inside -= 1
             if self._to_be_alone:
                 self._admit_all()
 
     def withdraw_hanging(self) -> bool:
-        """Let nobody wait for an account that hangs, where there are others; whether somebody waits still."""
+        """Let nobody wait for an account that hangs, where there are others; return whether anybody waits."""
         if not self.is_divided:
             return False
         with self._lock:
@@ -200,47 +208,58 @@ class Turns:
         """Let nobody wait, now or later: nothing is begun any more."""
         with self._lock:
             self._is_closed = True
-            self._admit_all()
+            for share in self._shares.values():
+                share.withdraw()
+            for admitted in self._to_be_alone:
+                admitted.set()
 
     def free(self, account: str) -> Free:
-        """How many more of this account may be claimed. One that is slow, or hangs, has no line: its mails wait in the outbox."""
+        """Return how many more of this account may be claimed.
+
+        One that is slow, or hangs, has no line: its mails wait in the outbox, and another may take them.
+        """
         if not self.is_divided:
             return Free(PLENTY, "")
+        words = f"a free connection of account {account}"
         with self._lock:
             share = self._shares[account]
-            most = share.connections * (1 + (WAITING_PER_CONNECTION if share.flows and not share.hangs else 0))
-            words = f"a free connection of account {account}" + (f": {share.words}" if share.hangs else "")
+            most = share.connections
+            if share.hangs:
+                words += f": {share.words}"
+            elif share.flows:
+                most += share.connections * WAITING_PER_CONNECTION
             return Free(max(0, most - share.inside - share.waiting), words)
 
     def hanging(self) -> dict[str, str]:
-        """The accounts that hang, and what is to be said of each."""
+        """Return the accounts that hang, and what is to be said of each."""
         with self._lock:
             return {account: share.words for account, share in self._shares.items() if share.hangs}
 
     def _admit(self, share: _Share) -> None:
         if self._is_closed:
             share.withdraw()
-        elif not self._alone and not self._to_be_alone:
-            share.admit()
-        else:
+        elif self._alone or self._to_be_alone:
             self._admit_all()
+        else:
+            share.admit()
 
     def _admit_all(self) -> None:
-        """Let in all that fit; where one is to be alone, once after each that was."""
-        if self._alone and not self._is_closed:
+        """Let in all that fit; where some are to be alone, once after each of them."""
+        if self._alone:
             return
-        if self._others_first or self._is_closed or not self._to_be_alone:
+        if self._others_first or not self._to_be_alone:
             self._others_first = False
             for share in self._shares.values():
-                share.withdraw() if self._is_closed else share.admit()
-        while self._to_be_alone and (self._is_closed or (self._alone is None and self._is_empty())):
+                share.admit()
+        if self._to_be_alone and self._is_empty():
             self._alone = self._to_be_alone.popleft()
             self._alone.set()
 
     def _is_empty(self) -> bool:
-        """Whether nobody is inside, but for those that hang."""
-        is_late = time.monotonic() - self._head_since > HANGS_AFTER_SECONDS
-        return is_late or not any(share.inside for share in self._shares.values() if not share.hangs)
+        """Return whether nobody is inside, but for those that hang."""
+        if time.monotonic() - self._head_since > HANGS_AFTER_SECONDS:
+            return True
+        return not any(share.inside for share in self._shares.values() if not share.hangs)
 
     def _end_alone(self, whose: threading.Event) -> None:
         with self._lock:

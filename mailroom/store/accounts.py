@@ -60,7 +60,8 @@ class Accounts:
         """The room of each account; `locking` keeps others from dividing the same room, where there is a limit."""
         rows = {row.name: row for row in _ROOMS[locking and any(budget.is_limited for budget in self.budgets)](connection)}
         now = next((row.now for row in rows.values()), 0)
-        return [self._narrowed(self._room(connection, budget, rows.get(budget.account), now)) for budget in self.budgets]
+        rooms = (self._room(connection, budget, rows.get(budget.account), now) for budget in self.budgets)
+        return [self._narrowed(room) for room in rooms]
 
     def capacity(self) -> dict[str, int]:
         """How many of the messages that wait for an account can come due now, for each account that has room."""
@@ -91,11 +92,13 @@ class Accounts:
                     words=f"account {budget.account}, what it may send in 24 hours is used up")
 
     def _narrowed(self, room: Room) -> Room:
-        """As much of it as this worker has connections for; one that is tried after trouble is tried at any rate."""
+        """Leave as much of it as this worker has connections for; one in trouble is tried at any rate."""
         if self.free is None or room.is_probe or room.messages < 1:
             return room
         free = self.free(room.account)
-        return room if room.messages <= free.mails else replace(room, messages=free.mails, unlimited=False, until=None, words=free.words)
+        if room.messages <= free.mails:
+            return room
+        return replace(room, messages=free.mails, unlimited=False, until=None, words=free.words)
 
     def _register(self, connection: Connection, asked: list[None]) -> list[None]:
         known = {row.name: row for row in connection.execute(select(accounts).with_for_update())}

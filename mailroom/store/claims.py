@@ -95,7 +95,7 @@ class Claims:
         return self._let_go(claim, self._release, claim)
 
     def release_unsent(self) -> int:
-        """Give back every row whose fence was not passed, whoever works on it: it cannot be any more. Return how many."""
+        """Give back every row whose fence was not passed, as it cannot be any more; return how many."""
         return self.database.write(self._release_unsent, None)
 
     def not_in_hand(self) -> list[Any]:
@@ -199,7 +199,8 @@ class Claims:
         return _on_record(connection, claims, released)
 
     def _release_unsent(self, connection: Connection, asked: list[None]) -> list[int]:
-        released = connection.execute(_giving_back().where(messages.c.owner == self.owner, messages.c.state == State.SENDING)).all()
+        ours = (messages.c.owner == self.owner, messages.c.state == State.SENDING)
+        released = connection.execute(_giving_back().where(*ours)).all()
         return [len(released)] * len(asked)
 
     def _finish(self, connection: Connection, ended: list[tuple[Claim, Outcome]]) -> list[bool]:
@@ -250,8 +251,9 @@ def mine(owner: str, claims: Sequence[Any]) -> list[Any]:
 def _giving_back() -> ReturningUpdate[tuple[str, int]]:
     """End attempts of which nothing was sent; they do not count."""
     return messages.update().values(
-        state=State.QUEUED, owner=None, published_at=None, settled=messages.c.attempt, excused=messages.c.excused + 1,
-        given_back=messages.c.given_back + 1).returning(messages.c.id, messages.c.attempt)
+        state=State.QUEUED, owner=None, published_at=None, settled=messages.c.attempt,
+        excused=messages.c.excused + 1, given_back=messages.c.given_back + 1,
+    ).returning(messages.c.id, messages.c.attempt)
 
 
 def _named(rows: Iterable[Any]) -> set[tuple[str, int]]:
@@ -309,8 +311,9 @@ def _facts(connection: Connection, job_ids: list[str]) -> dict[str, JobFacts]:
 
 
 def _park(connection: Connection, ids: list[str], rooms: list[Room]) -> None:
-    """Let rows wait until an account has room; clients are told of that where it takes more than a free connection."""
-    until = None if any(room.until is None for room in rooms) else min((room.until for room in rooms if room.until), default=None)
+    """Let rows wait until an account has room; clients are told, unless all it takes is a free connection."""
+    times = [room.until for room in rooms if room.until is not None]
+    until = min(times) if len(times) == len(rooms) else None
     reason = "waits for " + "; ".join(room.words for room in rooms if room.words)
     parked = connection.scalars(
         messages.update().values(state=State.DEFERRED, parked=1, published_at=None, next_attempt_at=until, reason=reason)

@@ -331,7 +331,7 @@ workers = Table(
     Column("stopped_at", BigInteger),
     Column("broker_trouble", Text),  # what keeps it from its queues, while something does
     Column("celery_queue_left", Text),  # why it takes nothing from the queue `celery` any more
-    Column("hanging", Text),  # JSON: the accounts whose server has not answered it for a while, with what is to be said of each
+    Column("hanging", Text),  # JSON: by account, what is to be said of a server that hangs
     Column("thread_trouble", Text),  # which of its threads are down, or were a moment ago
 )
 

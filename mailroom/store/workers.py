@@ -36,7 +36,7 @@ def alive(database: Database, lease_seconds: float) -> list[dict[str, Any]]:
 
 
 def hanging_accounts(database: Database, lease_seconds: float) -> dict[str, str]:
-    """The accounts of which some worker has all connections taken by a server that hangs, and what is to be said of each."""
+    """Return the accounts whose server hangs, as some worker says, and what is to be said of each."""
     found = select(workers.c.hanging).where(is_alive(lease_seconds), workers.c.hanging.is_not(None))
     rows = database.read(lambda connection: connection.scalars(found).all())
     return {account: words for row in rows for account, words in json.loads(row).items()}
@@ -60,7 +60,7 @@ class Worker:
     queues: Sequence[str]
     broker_trouble: str | None = None
     celery_queue_left: str | None = None
-    hanging: Callable[[], Mapping[str, str]] = dict  #: the accounts whose server hangs, and what is to be said of each
+    hanging: Callable[[], Mapping[str, str]] = dict  #: as `hanging_accounts`, of this worker
     threads: Callable[[], Sequence[str]] = tuple  #: words about those that are down, or were a moment ago
 
     def beat(self) -> None:
