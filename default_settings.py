@@ -49,6 +49,9 @@ SMTP_CA_FILE: str = ""
 #: many more.
 SMTP_CONNECTIONS: int = 10
 
+#: Mails on one connection before it is closed and another is opened. 0: 80 for Gmail and the inbox, 10 for other servers.
+SMTP_MAILS_PER_CONNECTION: int = 0
+
 #: Seconds to wait for connect and for each reply; after the final dot it is 600 (RFC 5321, 4.5.3.2.6).
 SMTP_TIMEOUT_SECONDS: float = 60.0
 

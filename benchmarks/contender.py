@@ -131,7 +131,8 @@ class Ours(Contender):
         self.engine = create_engine(url if url.drivername == "sqlite" else url.set(drivername="postgresql+psycopg"), poolclass=NullPool)
 
     def environment(self, sink: Sink | None = None, *, connections: int = CONNECTIONS) -> dict[str, str]:
-        hop = {"SMTP_HOST": "127.0.0.1", "SMTP_PORT": str(sink.port if sink else 9), "SMTP_CONNECTIONS": str(connections)}
+        hop = {"SMTP_HOST": "127.0.0.1", "SMTP_PORT": str(sink.port if sink else 9), "SMTP_CONNECTIONS": str(connections),
+               "SMTP_MAILS_PER_CONNECTION": "80"}
         login = {"MAIL_USERNAME": "alice@example.org", "MAIL_PASSWORD": "secret", "SMTP_SECURITY": "ssl",
                  "SMTP_CA_FILE": str(self.bench.certificates.ca_file)}
         plain = {"SMTP_SECURITY": "none", "SMTP_AUTH": "off", "MAIL_FROM": "alice@example.org"}

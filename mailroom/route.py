@@ -36,14 +36,27 @@ def schedule(settings: Settings) -> Schedule:
         raise SettingsError(f"MAILASYNC_RETRY_SCHEDULE: {e}") from None
 
 
+#: Exim delivers no more than that of one connection, and leaves the rest to its next queue run
+#: (smtp_accept_queue_per_connection); no server is known that minds fewer.
+MAILS_PER_CONNECTION = 10
+#: Gmail has been seen to drop a session after 80 to 100 mails; the inbox takes any number.
+MAILS_PER_CONNECTION_KNOWN = 80
+_GMAIL = (".gmail.com", ".googlemail.com")
+
+
 def next_hop(settings: Settings) -> NextHop:
     """Who takes our mail: the server that was set, Gmail if there is an account, else the disposable inbox."""
     account = bool(settings.MAIL_USERNAME and (settings.MAIL_PASSWORD or settings.MAIL_OAUTH2_FILE))
     if not account and not settings.SMTP_HOST:
-        return NextHop(host="127.0.0.1", port=settings.INBOX_SMTP_PORT, security="none", timeout_seconds=settings.SMTP_TIMEOUT_SECONDS)
+        return NextHop(host="127.0.0.1", port=settings.INBOX_SMTP_PORT, security="none",
+                       timeout_seconds=settings.SMTP_TIMEOUT_SECONDS,
+                       mails_per_connection=settings.SMTP_MAILS_PER_CONNECTION or MAILS_PER_CONNECTION_KNOWN)
     known = account and settings.SMTP_AUTH == "on"
+    host = settings.SMTP_HOST or "smtp.gmail.com"
+    most = MAILS_PER_CONNECTION_KNOWN if host.lower().endswith(_GMAIL) else MAILS_PER_CONNECTION
     return NextHop(
-        host=settings.SMTP_HOST or "smtp.gmail.com",
+        host=host,
+        mails_per_connection=settings.SMTP_MAILS_PER_CONNECTION or most,
         port=settings.SMTP_PORT or {"ssl": 465, "starttls": 587, "none": 25}[settings.SMTP_SECURITY],
         security=settings.SMTP_SECURITY, ca_file=settings.SMTP_CA_FILE, timeout_seconds=settings.SMTP_TIMEOUT_SECONDS,
         user=settings.MAIL_USERNAME if known else "", password=settings.MAIL_PASSWORD if known else "",

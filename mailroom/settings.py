@@ -68,6 +68,7 @@ class Settings:
     SMTP_AUTH: Literal["on", "off"]
     SMTP_CA_FILE: str
     SMTP_CONNECTIONS: int
+    SMTP_MAILS_PER_CONNECTION: int
     SMTP_TIMEOUT_SECONDS: float
     RETRY_SCHEDULE: str
     ON_UNCERTAIN: Literal["resend", "hold"]
@@ -217,6 +218,9 @@ def refuse_wrong_forms(settings: Settings) -> None:
                  "SMTP_TIMEOUT_SECONDS"):
         if getattr(settings, name) < 1:
             raise SettingsError(f"{PREFIX}{name}: expected at least 1, got {getattr(settings, name)!r}")
+    if settings.SMTP_MAILS_PER_CONNECTION < 0:
+        raise SettingsError(f"{PREFIX}SMTP_MAILS_PER_CONNECTION: expected a number from 0 up (0: what suits the server), "
+                            f"got {settings.SMTP_MAILS_PER_CONNECTION}")
     for name in ("PORT", "SMTP_PORT", "INBOX_PORT", "INBOX_SMTP_PORT"):
         if getattr(settings, name) > 65535:
             raise SettingsError(f"{PREFIX}{name}: expected a port up to 65535, got {getattr(settings, name)}")

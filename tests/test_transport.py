@@ -306,16 +306,17 @@ class TestPatience:
 
 class TestReuse:
     def test_many_mails_go_over_one_session(self, smtpd: ScriptedSMTP, sessions: Sessions) -> None:
-        for _ in range(20):
+        for _ in range(10):
             attempt(sessions)
-        assert (smtpd.connections, len(smtpd.messages)) == (1, 20)
+        assert (smtpd.connections, len(smtpd.messages)) == (1, 10)
 
     def test_a_session_is_renewed_before_the_server_would_end_it(
-            self, smtpd: ScriptedSMTP, sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(transport, "MAILS_PER_SESSION", 3)
+            self, smtpd: ScriptedSMTP) -> None:
+        sessions = Sessions(hop(smtpd, mails_per_connection=3))
         for _ in range(7):
             attempt(sessions)
         assert (smtpd.connections, verbs(smtpd).count("QUIT")) == (3, 2)
+        sessions.close()
 
     def test_an_old_session_is_not_used_again(
             self, smtpd: ScriptedSMTP, sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from mailroom.mail.compose import compose
 from mailroom.mail.errors import NotTaken, StoreUnavailable, Unanswered
 from mailroom.mail.link import Reply
 from mailroom.mail.message import Address, Claim, Outcome, State, Trouble
-from mailroom.mail.replies import is_of_bad_address, state_of, trouble_of
+from mailroom.mail.replies import is_of_bad_address, is_one_too_many, state_of, trouble_of
 from mailroom.mail.schedule import Schedule
 from mailroom.mail.sessions import Sessions
 from mailroom.mail.steps import Steps
@@ -78,11 +78,13 @@ class Agent:
         replies = {position: receipt.refused.get(position, receipt.final) or Reply(0, "no reply") for position in claim.pending}
         found = {position: (state_of(reply), str(reply)) for position, reply in replies.items()}
         states = {state for state, _ in found.values()}
+        surplus = [position for position, reply in replies.items() if is_one_too_many(reply)]
+        if State.SENT in states and surplus:  # One was taken at least, so this comes to an end.
+            found |= {position: (State.DEFERRED, str(replies[position])) for position in surplus}
+            return Outcome(state=State.DEFERRED, reason=str(replies[surplus[0]]), recipients=found, wait_seconds=0)
         worst = max(replies.values(), key=lambda reply: reply.code)
         if State.DEFERRED in states:
             temporary = next(reply for reply in replies.values() if state_of(reply) is State.DEFERRED)
-            if State.SENT in states and temporary.text.startswith("4.5.3 "):  # Too many at once: the rest now (RFC 5321, 4.5.3.1.10).
-                return Outcome(state=State.DEFERRED, reason=str(temporary), recipients=found, wait_seconds=0)
             return self._later(claim, str(temporary), found, trouble=trouble_of(temporary, self.schedule))
         sent = State.SENT in states or claim.sent_before
         return Outcome(state=State.SENT if sent else State.FAILED, reason=str(worst), recipients=found)

@@ -5,6 +5,7 @@ import re
 from mailroom.mail.link import Reply
 from mailroom.mail.message import AccountState, State, Trouble
 from mailroom.mail.schedule import Schedule
+from mailroom.mail.sending_limits import find_limit
 
 #: A wrong or missing login, said to a mail. A person has to mend it: no number of attempts should end that.
 _LOGIN_CODES = frozenset({530, 534, 535})
@@ -12,8 +13,8 @@ _LOGIN_CODES = frozenset({530, 534, 535})
 _LOGINS_CODE = 454
 #: The server closes the session: it restarts, or has enough of us.
 _BUSY_CODE = 421
-#: Gmail's daily limit looks permanent and is not.
-_DAILY_LIMIT = re.compile(r"5\.4\.5\s|.*(?:Daily SMTP relay limit|Daily user sending limit)", re.IGNORECASE | re.DOTALL)
+#: More recipients than the server takes at a time; RFC 5321, 4.5.3.1.10 has 452, and 552 of old servers as the same.
+_TOO_MANY_RECIPIENTS = re.compile(r"[45]\.5\.3(?![\d.])|.*too many recipients", re.IGNORECASE | re.DOTALL)
 
 #: There is no such mailbox or domain, or none that takes mail (RFC 3463, 3.2; RFC 7505); 5.1.7 and 5.1.8 are about the sender, and
 #: 5.1.0 can be about anything.
@@ -24,8 +25,6 @@ CONNECT_WAIT_MAX_SECONDS = 600.0
 #: Often enough for a person who has just mended the account, too rare for a server to take offence.
 LOGIN_WAITS_SECONDS = (15 * 60.0,)
 LOGINS_WAITS_SECONDS = (15 * 60.0, 30 * 60.0, 3600.0)
-#: A rolling window frees at a moment that nobody tells.
-DAILY_WAITS_SECONDS = (3600.0,)
 #: 421 4.7.x is about our pace.
 PACE_WAITS_SECONDS = tuple(300.0 * 2**n for n in range(6))
 
@@ -43,8 +42,8 @@ def trouble_of(reply: Reply, schedule: Schedule, *, of_message: bool = True) -> 
     Whatever came before that is the account's or the server's, also where nobody said a word (code 0).
     """
     reason = str(reply)
-    if _DAILY_LIMIT.match(reply.text):
-        return Trouble(state=AccountState.PARKED, reason=reason, waits=DAILY_WAITS_SECONDS)
+    if reply.refuses and (limit := find_limit(reply.text)):
+        return Trouble(state=limit.state, reason=reason, waits=limit.waits)
     if reply.code in _LOGIN_CODES or (reply.code >= 500 and not of_message):
         return Trouble(state=AccountState.HALTED, reason=reason, waits=LOGIN_WAITS_SECONDS)
     if reply.code == _BUSY_CODE or not of_message:
@@ -69,4 +68,9 @@ def is_of_bad_address(reply: Reply) -> bool:
 
 
 def _of_account(reply: Reply) -> bool:
-    return reply.code in _LOGIN_CODES or _DAILY_LIMIT.match(reply.text) is not None
+    return reply.code in _LOGIN_CODES or find_limit(reply.text) is not None
+
+
+def is_one_too_many(reply: Reply) -> bool:
+    """Tell a refusal of a recipient only because the mail has others: the next attempt may take it at once."""
+    return reply.refuses and _TOO_MANY_RECIPIENTS.match(reply.text) is not None

@@ -22,8 +22,6 @@ from mailroom.mail.steps import FENCE, Steps
 
 #: RFC 5321, 4.5.3.2.6: hanging up earlier would make copies of mails that were taken.
 AFTER_DOT_TIMEOUT_SECONDS = 600
-#: Gmail has been seen to drop a session after 80 to 100 mails; a session is cheap to renew before that.
-MAILS_PER_SESSION = 80
 SESSION_AGE_MAX_SECONDS = 300
 QUIT_TIMEOUT_SECONDS = 1
 #: How long the certificates that we trust are kept, of which a system's file takes 10 ms to read.
@@ -47,6 +45,7 @@ class NextHop:
     oauth2_file: str = ""
     ca_file: str = ""
     timeout_seconds: float = 60.0
+    mails_per_connection: int = 10
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
@@ -252,7 +251,7 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
     @property
     def worn(self) -> bool:
         """Whether it is closed, or has sent enough, or is old."""
-        return self.smtp is None or self.smtp.sock is None or self.num_mail_sent >= MAILS_PER_SESSION \
+        return self.smtp is None or self.smtp.sock is None or self.num_mail_sent >= self.hop.mails_per_connection \
             or time.monotonic() - self.born > SESSION_AGE_MAX_SECONDS
 
     @property
