@@ -21,7 +21,7 @@ from mailroom.mail.errors import StoreUnavailable
 from mailroom.mail.message import DEFAULT_ACCOUNT, Budget, Claim, Free, JobFacts, Outcome, State
 from mailroom.store.accounts import Accounts, Room, begin_probe, lock, note_ends, note_sent
 from mailroom.store.contents import load, load_attachments
-from mailroom.store.database import Database, Work
+from mailroom.store.database import Database, Work, run
 from mailroom.store.deliveries import storable, tell
 from mailroom.store.events import record
 from mailroom.store.jobs import SUMMARY
@@ -96,7 +96,8 @@ class Claims:
 
     def release_unsent(self) -> int:
         """Give back every row whose fence was not passed, as it cannot be any more; return how many."""
-        return self.database.write(self._release_unsent, None)
+        unsent = (messages.c.owner == self.owner, messages.c.state == State.SENDING)
+        return len(self.database.write(run, _giving_back().where(*unsent)))
 
     def not_in_hand(self) -> list[Any]:
         """Rows (id, attempt) that are ours and that no thread of ours works on: a commit went through, and the word of it got lost."""
@@ -197,11 +198,6 @@ class Claims:
         released = _named(connection.execute(_giving_back().where(
             *mine(self.owner, claims), messages.c.state.in_([State.SENDING, State.IN_DATA]))))
         return _on_record(connection, claims, released)
-
-    def _release_unsent(self, connection: Connection, asked: list[None]) -> list[int]:
-        ours = (messages.c.owner == self.owner, messages.c.state == State.SENDING)
-        released = connection.execute(_giving_back().where(*ours)).all()
-        return [len(released)] * len(asked)
 
     def _finish(self, connection: Connection, ended: list[tuple[Claim, Outcome]]) -> list[bool]:
         """Write outcomes, and what they say of the accounts."""
