@@ -26,8 +26,8 @@ from kombu.exceptions import OperationalError
 
 from mailroom import logs, terminal, webhook
 from mailroom.address_guard import AddressGuard
-from mailroom.broker import declared
-from mailroom.consumer import REFUSE, SHARED_QUEUE, left_queue
+from mailroom.broker import queues_of, words
+from mailroom.consumer import REFUSE, SHARED_QUEUE, left_queue, refused
 from mailroom.jobs import registry
 from mailroom.mail.errors import MailroomError, StoreUnavailable
 from mailroom.order import Orders
@@ -57,7 +57,7 @@ CONFIRM_TIMEOUT_SECONDS = 3
 #: How long a task waits before it gives its message back because the database is away.
 REQUEUE_WAIT_SECONDS = 1.0
 
-celery_app = Celery("mailasync", set_as_current=False)
+celery_app = Celery("mailasync", set_as_current=False, events="mailroom.events:OptionalEvents")
 
 
 def configure(settings: Settings) -> None:
@@ -100,9 +100,9 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
 
 
 def queues(settings: Settings) -> list[Queue]:
-    ours = declared((*MAIL_QUEUES, *registry.queues(), webhook.QUEUE), settings.QUEUE_TYPE)
+    ours = queues_of((*MAIL_QUEUES, *registry.queues(), webhook.QUEUE), settings.QUEUE_TYPE)
     # Classic, as a stock client declares it.
-    return [*ours, *declared((SHARED_QUEUE,), "classic")] if settings.SERVE_CELERY_QUEUE == "on" else ours
+    return [*ours, *queues_of((SHARED_QUEUE,), "classic")] if settings.SERVE_CELERY_QUEUE == "on" else ours
 
 
 class Nudge(Task):  # type: ignore[type-arg]  # celery-types makes Task generic, Celery does not
@@ -352,21 +352,27 @@ def _say_where_mail_goes(**kwargs: object) -> None:
 
 
 def refuse_other_queues() -> None:
-    """Stop where the broker has one of our queues with other arguments: no worker could ever declare it."""
+    """Stop where the broker has one of our queues with other arguments: no worker could ever use it."""
     try:
         connection = bounded_connection()
     except (OperationalError, amqp.exceptions.AMQPError, OSError):
-        return  # The broker is away, or does not know us yet: Celery itself keeps trying, and says so.
+        return  # The consumer keeps trying, and says what is wrong.
     try:
         for queue in celery_app.amqp.queues.values():
-            queue(connection.default_channel).declare()
+            if queue.name != SHARED_QUEUE:
+                queue(connection.default_channel).declare()
     except amqp.exceptions.PreconditionFailed as e:
-        raise SystemExit(f"mailasync: a queue exists with other arguments ({e.reply_text}); delete it, or set MAILASYNC_QUEUE_TYPE "
-                         "to what it is") from None
-    except (amqp.exceptions.AMQPError, OSError) as e:  # Such as a user without the right to configure: the queues may be there already.
-        log.info("queues not declared: %s", type(e).__name__)
+        raise SystemExit(f"mailasync: {words(e)}") from None
+    except (amqp.exceptions.AMQPError, OSError):
+        pass
     finally:
         connection.collect()
+
+
+@refused.connect
+def _note_refusal(reason: str, **kwargs: object) -> None:
+    if _process.station is not None:
+        _process.station.refusal = reason
 
 
 @left_queue.connect

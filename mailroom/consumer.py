@@ -2,12 +2,17 @@
 
 import json
 import logging
+import time
+from contextlib import suppress
 from typing import Any
 
 from celery.utils.dispatch import Signal
 from celery.worker.consumer import Consumer
+from celery.worker.state import maybe_shutdown
 from kombu.exceptions import ContentDisallowed
 from kombu.message import Message
+
+from mailroom.broker import words
 
 log = logging.getLogger("mailasync.consumer")
 
@@ -21,6 +26,16 @@ TASKS = (f"{PREFIX}sendMail", f"{PREFIX}runJob")
 REFUSE = "mailasync.refuse"
 REASON_MAX_CHARACTERS = 300
 
+#: How long to rest after RabbitMQ refused us something; twice as long each time.
+REST_MIN_SECONDS = 1.0
+REST_MAX_SECONDS = 60.0
+#: How soon a worker that rests notices that it is to end.
+REST_LOOK_SECONDS = 0.2
+#: For dropping a connection that may be dead.
+COLLECT_SECONDS = 5.0
+
+#: Sent, with `reason`, when RabbitMQ refuses us what we cannot do without; "" when it no longer does.
+refused = Signal(name="refused", providing_args=["reason"])
 #: Sent, with `reason`, when this worker leaves SHARED_QUEUE alone from now on.
 left_queue = Signal(name="left_queue", providing_args=["reason"])
 
@@ -38,7 +53,12 @@ class CarefulConsumer(Consumer):
     task_consumer: Any
 
     def __init__(self, *args: Any, **options: Any) -> None:
+        # What these two do is for workers that take orders or elect one of them, and needs further rights.
+        spared = {"without_mingle": True, "without_gossip": True}
+        options["worker_options"] = {**(options.get("worker_options") or {}), **spared}
         super().__init__(*args, **options)
+        self._refusal = ""  #: what RabbitMQ refuses us now
+        self._rest_seconds = REST_MIN_SECONDS
         self._shared_tag: str | None = None  #: our consumer of SHARED_QUEUE, once we are leaving it
         self._held: list[Any] = []  #: messages of SHARED_QUEUE, until no more of them come
 
@@ -47,6 +67,45 @@ class CarefulConsumer(Consumer):
         self._handle = super().create_task_handler(*args)
         self._held.clear()  # RabbitMQ gives them out again, as the connection that brought them has ended.
         return self._receive
+
+    def on_ready(self) -> None:
+        """Called each time when all queues are consumed."""
+        super().on_ready()
+        self._rest_seconds = REST_MIN_SECONDS
+        if self._refusal:
+            self._refusal = ""
+            refused.send(sender=self, reason="")
+            log.info("RabbitMQ lets us work")
+
+    def on_connection_error_before_connected(self, exc: Exception) -> None:
+        self._note_refusal(exc)
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        """Celery tries again at once, whatever it is: that suits a lost connection, and no refusal."""
+        if not isinstance(exc, self.channel_errors):
+            super().on_connection_error_after_connected(exc)
+            return
+        connection: Any = self.connection
+        self.connection = None
+        with suppress(Exception):
+            connection.collect(socket_timeout=COLLECT_SECONDS)
+        if f"'{SHARED_QUEUE}' in vhost" in str(exc):
+            self.leave_shared_queue(words(exc))
+        else:
+            self._note_refusal(exc)
+
+    def _note_refusal(self, error: Exception) -> None:
+        """Say what it is, once, and rest before the next try."""
+        reason = words(error)
+        if reason != self._refusal:
+            self._refusal = reason
+            refused.send(sender=self, reason=reason)
+            log.error("no mail is taken from the queues: %s; this is tried again and again", reason)
+        deadline = time.monotonic() + self._rest_seconds
+        while time.monotonic() < deadline:
+            maybe_shutdown()
+            time.sleep(REST_LOOK_SECONDS)
+        self._rest_seconds = min(2 * self._rest_seconds, REST_MAX_SECONDS)
 
     def on_unknown_message(self, body: object, message: Any) -> None:
         self._refuse(message, "expected a Celery message that names its task, got one that does not")

@@ -155,6 +155,8 @@ class Doctor:
         ok = ms <= self.settings.LEASE_SECONDS * 1000
         yield Finding("worker", ok, f"seen {ms / 1000:.0f} s ago" + ("" if ok else f"; {start}"))
         for row in alive(self.database, self.settings.LEASE_SECONDS):
+            if trouble := row["broker_trouble"]:
+                yield Finding("worker", False, f"{row['name']} cannot take mail: {trouble}")
             if reason := row["celery_queue_left"]:
                 yield Finding("queue celery", False, f"{row['name']} takes nothing from it, as {reason}; {CELERY_QUEUE}")
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from amqp.exceptions import ChannelError
+from amqp.exceptions import AccessRefused, ChannelError
 from kombu import Connection, Producer
 
 from mailroom.broker import words
@@ -29,6 +29,7 @@ NOTED_MAX = 1000
 NOTE_SECONDS = 0.1
 #: How often the broker is looked at while nothing is published, so that an outage is known before the next mail; and while something is.
 WATCH_SECONDS = 5.0
+FIRST_LOOK_SECONDS = 1.0
 LOOK_SECONDS = 1.0
 #: Reasons of one outage that are logged, where it has more than one.
 REASONS_MAX = 20
@@ -60,7 +61,7 @@ class Relay:
         self._confirmed_at = 0.0  #: when the first of them was sent, when they are to be noted, and when others were
         self._note_at = float("inf")
         self._noted_at = float("-inf")
-        self._look_at = time.monotonic() + WATCH_SECONDS  #: when the queue is to be looked at next
+        self._look_at = time.monotonic() + FIRST_LOOK_SECONDS  #: when the queues are to be looked at next
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread = SupervisedThread("relay", self._run, self._stopping)
@@ -69,6 +70,7 @@ class Relay:
         #: Since when the broker could not be reached, in seconds since 1970, and what it said; None while all is well.
         self.down: tuple[float, str] | None = None
         self._reasons: set[str] = set()  #: what it said since then
+        self._is_refused = False  #: we may not publish, so that a look which succeeds proves nothing
         #: Nudges on each watched queue, and workers that consume it, when they were last looked at; nothing before that.
         self.queues: dict[str, tuple[int, int]] = {}
 
@@ -141,7 +143,7 @@ class Relay:
 
     def _send(self, queue: str, ids: list[str]) -> bool:
         started = time.monotonic()
-        if self._try(lambda producer: self._publish(producer, queue, ids)):
+        if self._try(lambda producer: self._publish(producer, queue, ids), publishes=True):
             if not self._confirmed:
                 self._confirmed_at, self._note_at = started, self._noted_at + NOTE_SECONDS
             self._confirmed += [(id, queue) for id in ids]
@@ -177,7 +179,7 @@ class Relay:
                 self.queues[name] = (found.message_count, found.consumer_count)
                 channel.close()
 
-    def _try(self, act: Callable[[Producer], None]) -> bool:
+    def _try(self, act: Callable[[Producer], None], *, publishes: bool = False) -> bool:
         """Do it on a connection that is open; False if the broker did not let us."""
         try:
             if self._producer is None:
@@ -185,10 +187,12 @@ class Relay:
                 self._producer = Producer(self._connection)
             act(self._producer)
         except Exception as e:  # kombu's errors have no common base, and whatever it is, the answer is the same.
+            self._is_refused = publishes and self._producer is not None and isinstance(e, AccessRefused)
             self._note_outage(words(e))
             self._drop()
             return False
-        if self.down is not None:
+        self._is_refused = self._is_refused and not publishes
+        if self.down is not None and not self._is_refused:
             self.down = None
             self._reasons.clear()
             log.info("the broker is back")

@@ -53,9 +53,11 @@ class Station:
         budgets = tuple(account.budget for account in known)
         self.hops = ", ".join(dict.fromkeys(str(account.hop) for account in known))
         self.relay = relay
+        self.refusal = ""  #: what RabbitMQ refuses our consumer
         self.orders = orders
         turns = Turns(connections, {account.name: str(account.hop) for account in known})
-        self.worker = Worker(database, owner, name, queues, hanging=turns.hanging, threads=threads)
+        self.worker = Worker(database, owner, name, queues, hanging=turns.hanging, threads=threads,
+                             broker_trouble=self._broker_trouble)
         runs = Runs(database, owner, settings.LEASE_SECONDS)
         claims = Claims(database, owner, settings.LEASE_SECONDS, budgets, turns.free)
         senders = {account.name: Sender(account.sender, Sessions(account.hop)) for account in known}
@@ -76,6 +78,10 @@ class Station:
 
     def __str__(self) -> str:
         return f"worker {self.worker.name}: mail goes to {self.hops}; outbox {self.database!r}"
+
+    def _broker_trouble(self) -> str:
+        """What keeps us from our queues. Our relay knows it too, where no connection can be had at all."""
+        return self.refusal or (self.relay.down[1] if self.relay.down else "")
 
     def _queue(self, id: str) -> None:
         self.relay.offer(id, queue="mail")

@@ -27,12 +27,13 @@ MAY_IMPORT = {
     "sweeper": f"relay jobs store supervisor {TRADE}",
     "http_answer": "", "webhook": f"address_guard http_answer mail.schedule store supervisor {TRADE}", "address_guard": "", "peer": "",
     "store": TRADE, "mail": "supervisor settings lazy", "mail.message": TRADE, "mail.errors": TRADE, "inbox": "",
-    "consumer": "", "task_arguments": "store",
+    "consumer": "broker", "events": "broker", "task_arguments": "store",
     "logs": "log_file settings", "settings": "default_settings", "lazy": "", "ids": "", "text": "", "quiet": "",
     "migrations": "store", "default_settings": "", "mailroom": ""}
 MAY_KNOW = {"sqlalchemy": "store migrations", "alembic": "store migrations", "flask": "app web api inbox",
             "werkzeug": "app web api inbox serving", "granian": "serving",
-            "yagmail": "mail.transport mail.oauth2", "celery": "app mailasync embedded quiet consumer", "amqp": "mailasync relay",
+            "yagmail": "mail.transport mail.oauth2", "celery": "app mailasync embedded quiet consumer events",
+            "amqp": "mailasync relay broker events",
             "kombu": "mailasync relay embedded broker consumer",
             "jinja2": "mail.template mail.sandbox mail.filters", "css_inline": "mail.letter",
             "PIL": "jobs.thumbnail", "prometheus_client": "api.metrics"}

@@ -154,7 +154,7 @@ def names_on(url: str, queue: str) -> list[str]:
 def is_left(rabbitmq: RabbitMQ, url: str) -> bool:
     """Tell whether nobody consumes `celery` any more, or holds a message of it."""
     queue = rabbitmq.queues(url.rpartition("/")[2])["celery"]
-    return (queue["consumers"], queue["messages_unacknowledged"]) == (0, 0)
+    return (queue.get("consumers"), queue.get("messages_unacknowledged")) == (0, 0)
 
 
 def shop_and_ours(url: str) -> list[str]:
@@ -213,6 +213,7 @@ def test_a_broken_connection_brings_no_worker_back_to_the_queue(served: Service,
     worker = served.worker()
     stock = Celery(broker=url)
     stock.send_task("shop.tasks.charge_card", [1])
+    worker.says("Canceling queue celery")
     wait_until(lambda: is_left(rabbitmq, url), 60, what="it is given back")
     rabbitmq.close_connections_of(url.rpartition("/")[2])
     wait_until(lambda: worker.text().count("Connected to amqp") == 2, 60, what="the worker is back")
@@ -226,9 +227,10 @@ def test_a_broken_connection_brings_no_worker_back_to_the_queue(served: Service,
 def test_what_nobody_can_read_on_the_shared_queue_is_given_back_too(served: Service,
                                                                     rabbitmq: RabbitMQ) -> None:
     url = served.settings["BROKER_URL"]
-    served.worker()
+    worker = served.worker()
     with channel_to(url) as channel:
         put(channel, "celery", {}, b"\x80\x04K\x11.", content_type="application/x-python-serialize")
+    worker.says("Canceling queue celery")
     wait_until(lambda: is_left(rabbitmq, url), 60, what="it is given back")
     with channel_to(url) as channel:
         assert channel.basic_get("celery", no_ack=True).body == b"\x80\x04K\x11."

@@ -17,7 +17,7 @@ from tests.services.rabbitmq import RabbitMQ
 class Post:
     """A relay, and what became of the ids it was offered."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, looked: Callable[[], None] = lambda: None) -> None:
         self.url = url
         self.nudges: list[tuple[str, list[str]]] = []
         self.published: list[str] = []
@@ -26,7 +26,7 @@ class Post:
         self.hold.set()
         self.notes = 0
         self.relay = Relay(self.connect, self.publish, published=self.note,
-                           unpublished=self.unpublished.extend, watched=("mail", "mail.bulk"))
+                           unpublished=self.unpublished.extend, watched=("mail", "mail.bulk"), looked=looked)
         self.relay.start()
 
     def note(self, queue: str, ids: Sequence[str], seconds_ago: float) -> None:
@@ -191,3 +191,27 @@ def test_what_waits_is_published_before_the_end(post: Post) -> None:
     assert len(post.published) == 50
 
 
+
+
+def test_what_may_not_be_published_is_down_until_it_may(rabbitmq: RabbitMQ, broker_url: str,
+                                                        post: Post) -> None:
+    vhost = broker_url.rpartition("/")[2]
+    looks: list[object] = []
+    url = rabbitmq.add_user(vhost, vhost, write="^$")
+    refused = Post(url, looked=lambda: looks.append(refused.relay.queue))
+    try:
+        refused.relay.offer("id", queue="mail")
+        until(lambda: refused.unpublished == ["id"], "it is refused")
+        assert refused.relay.down and "the right to write exchange 'amq.default'" in refused.relay.down[1]
+        for _ in range(3):  # Looking is allowed, and proves nothing.
+            looks.clear()
+            refused.relay.look()
+            until(lambda: looks, "the queue was looked at")
+        assert looks[-1] == (0, 0)
+        assert refused.relay.down
+        rabbitmq.add_user(vhost, vhost)
+        until(lambda: refused.relay.offer("again", queue="mail") and refused.published, "it is taken then")
+        until(lambda: refused.relay.down is None, "all is well")
+    finally:
+        refused.relay.stop()
+        rabbitmq.delete_user(vhost)

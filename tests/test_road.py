@@ -139,7 +139,7 @@ def test_a_worker_may_start_before_the_broker_knows_it(tmp_path: Path, rabbitmq:
         pair.web()
         worker = pair.worker(wait=False)
         id = pair.post()
-        worker.says("annot connect")
+        worker.says("RabbitMQ does not let us in, correct user, password and vhost")
         rabbitmq.add_vhost(vhost)
         assert smtpd.copies(pair.final(id)["message_id"]) == 1
     rabbitmq.delete_vhost(vhost)

@@ -73,10 +73,11 @@ def _worker(relay: Relay | None) -> tuple[str, bool]:
     """When one was seen, and whether there are some that read another database."""
     try:
         seen_ms = services().outbox.worker_seen_ms_ago()
+        trouble = services().broker_trouble()
     except StoreUnavailable:
         return _NOT_KNOWN, False
     if seen_ms is not None and seen_ms <= services().settings.LEASE_SECONDS * 1000:
-        return "ok", False
+        return f"cannot take mail: {trouble}" if trouble else "ok", False
     words = "none is running" if seen_ms is None else f"none seen for {seen_ms / 1000:.0f} s"
     if relay is None or relay.down or not relay.queue or not relay.queue[1]:
         return words, False

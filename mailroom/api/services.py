@@ -19,6 +19,7 @@ from mailroom.store.suppressions import Suppressions, Unsubscribes
 from mailroom.store.templates import Templates
 from mailroom.store.vitals import Readiness
 from mailroom.store.webhooks import Webhooks
+from mailroom.store.workers import broker_trouble
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,10 @@ class Services:
     relay: Callable[[], Relay | None]  #: the publisher of this process, once it serves
     send: Callable[[Sequence[str], str], object]  #: sendMail, of ids on a queue
     run: Callable[[NewJob], object]  #: runJob, on the queue of the job
+
+    def broker_trouble(self) -> str:
+        """What keeps every worker from its queues; "" where nothing does. Raises StoreUnavailable."""
+        return broker_trouble(self.outbox.database, self.settings.LEASE_SECONDS)
 
 
 def services() -> Services:

@@ -68,7 +68,8 @@ def _why(standing: Standing) -> str:
     if standing.row["state"] not in FINAL:
         hanging = hanging_accounts(services().outbox.database, lease_seconds)
     accounts = [account.name for account in services().known_accounts]
-    return why(standing, services().relay(), lease_seconds=lease_seconds, hanging=hanging, accounts=accounts)
+    return why(standing, services().relay(), lease_seconds=lease_seconds, hanging=hanging, accounts=accounts,
+               broker_trouble=services().broker_trouble)
 
 
 def timeline(standing: Standing) -> list[dict[str, Any]]:

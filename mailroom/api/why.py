@@ -1,6 +1,6 @@
 """Says in words what a message or a job waits for."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 
 from mailroom.jobs import registry
@@ -11,10 +11,11 @@ from mailroom.store.outbox import Standing
 
 
 def why(standing: Standing, relay: Relay | None, *, lease_seconds: float, hanging: Mapping[str, str],
-        accounts: Collection[str]) -> str:
+        accounts: Collection[str], broker_trouble: Callable[[], str] = str) -> str:
     """One sentence: what it waits for and since when, or how it ended.
 
-    `hanging` has words about each of the `accounts` whose server hangs.
+    `hanging` has words about each of the `accounts` whose server hangs; `broker_trouble` is asked what keeps the
+    living workers from their queues, where nothing else is known.
     """
     row, state = standing.row, State(standing.row["state"])
     if state in FINAL:
@@ -36,7 +37,7 @@ def why(standing: Standing, relay: Relay | None, *, lease_seconds: float, hangin
     if state is State.WAITING and job and job["state"] == "running":
         return f"its job {job['name']} is running" + (f": {job['step']}" if job["step"] else "")
     if blocked := faults(relay, now=standing.now, seen_at=standing.worker_seen_at, beat_at=standing.worker_beat_at,
-                         lease_seconds=lease_seconds):
+                         lease_seconds=lease_seconds, broker_trouble=broker_trouble):
         return "; ".join(blocked)
     if state is State.WAITING and job:
         return f"its job {job['name']} is {job['state']}"
@@ -64,7 +65,8 @@ def why_job(standing: JobStanding, relay: Relay | None) -> str:
     return f"no worker serves the queue {row['queue']}; start one with `celery -A mailasync worker -Q {row['queue']}`{broker}"
 
 
-def faults(relay: Relay | None, *, now: int, seen_at: int | None, beat_at: int | None, lease_seconds: float) -> list[str]:
+def faults(relay: Relay | None, *, now: int, seen_at: int | None, beat_at: int | None, lease_seconds: float,
+           broker_trouble: Callable[[], str] = str) -> list[str]:
     """What keeps every mail from moving, if something does.
 
     `seen_at` is when any worker was last seen, and `beat_at` one that has not stopped since, both in milliseconds since 1970.
@@ -80,6 +82,8 @@ def faults(relay: Relay | None, *, now: int, seen_at: int | None, beat_at: int |
         found.append("no worker was ever seen; start one with `celery -A mailasync worker --loglevel=INFO`")
     elif not is_seen:
         found.append(f"no worker seen since {_at(seen_at)}")
+    elif not found and (trouble := broker_trouble()):
+        found.append(f"no worker can take it: {trouble}")
     return found
 
 

@@ -50,6 +50,13 @@ def thread_troubles(database: Database, lease_seconds: float) -> list[str]:
     return [f"{row.name}: {row.thread_trouble}" for row in rows]
 
 
+def broker_trouble(database: Database, lease_seconds: float) -> str:
+    """What keeps the living workers that serve mail from their queues; "" where one is not kept."""
+    serving = [row for row in alive(database, lease_seconds) if "mail" in row["queues"].split(",")]
+    troubles = [row["broker_trouble"] for row in serving]
+    return troubles[0] if troubles and all(troubles) else ""
+
+
 @dataclass
 class Worker:
     """The row of one worker process."""
@@ -58,7 +65,7 @@ class Worker:
     id: str
     name: str
     queues: Sequence[str]
-    broker_trouble: str | None = None
+    broker_trouble: Callable[[], str] = str  #: what keeps it from its queues just now
     celery_queue_left: str | None = None
     hanging: Callable[[], Mapping[str, str]] = dict  #: as `hanging_accounts`, of this worker
     threads: Callable[[], Sequence[str]] = tuple  #: words about those that are down, or were a moment ago
@@ -90,7 +97,8 @@ class Worker:
         return asked
 
     def _beat(self, connection: Connection, hanging: list[str | None]) -> list[None]:
-        now = {"seen_at": now_ms(), "queues": ",".join(self.queues), "broker_trouble": self.broker_trouble,
+        now = {"seen_at": now_ms(), "queues": ",".join(self.queues),
+               "broker_trouble": self.broker_trouble() or None,
                "celery_queue_left": self.celery_queue_left, "hanging": hanging[-1],
                "thread_trouble": "; ".join(self.threads()) or None}
         beaten = connection.execute(workers.update().values(now).where(workers.c.id == self.id))

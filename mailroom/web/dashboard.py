@@ -43,7 +43,8 @@ def dashboard() -> Response:
     day = Tallies(database).over_time(minute - SPANS["day"][0] + 1, stretch=10)
     hour = Tallies(database).over_time(minute - SPANS["hour"][0] + 1)
     known = accounts.shown_accounts()
-    broken = faults(services().relay(), now=now, seen_at=seen_at, beat_at=beat_at, lease_seconds=lease_seconds)
+    broken = faults(services().relay(), now=now, seen_at=seen_at, beat_at=beat_at,
+                    lease_seconds=lease_seconds, broker_trouble=services().broker_trouble)
     return page(
         "dashboard.html", live=True, span=span, faults=broken, needs=_needs(known), depths=depths, accounts=known,
         verdict=_verdict(broken, known, depths, _sum(hour, "sent")),

@@ -109,6 +109,7 @@ class Service:
     def run(self, *command: str, name: str, env: Mapping[str, str] | None = None, fresh: bool = False) -> Program:
         """Start `python COMMAND`; `fresh`: by an interpreter of its own, also where forks are quicker."""
         log = self.directory / f"{name}-{len(self._programs)}.log"
+        log.touch()  # A fork makes it only when it begins.
         process = self._start(command, {**self.environment, **(env or {})}, (Path(os.devnull), log, log), fresh=fresh)
         self._programs.append(Program(process, log))
         return self._programs[-1]
