@@ -13,8 +13,9 @@ The road, each step with its file:
                         runs all attempts side by side; mail/agent.py: what one is, and how its replies are judged
     store/claims.py     claim: the rows are this worker's
     mail/compose.py     RFC 5322 bytes; mail/template.py fills in how the job ended
-    mail/transport.py   MAIL, RCPT, DATA over a yagmail session; mail/link.py reads what the server says, mail/steps.py waits for it, in
-                        one thread for all mails; mail/sessions.py keeps sessions open from mail to mail
+    mail/transport.py   MAIL, RCPT, DATA over a yagmail session; mail/login.py logs in, mail/link.py reads what
+                        the server says, mail/steps.py waits for it, in one thread for all mails;
+                        mail/sessions.py keeps sessions open from mail to mail
     store/claims.py     fence: before the payload, whether it is still ours
     store/claims.py     finish: per recipient, with the server's words
     store/events.py     record: the timeline's line, and with it store/deliveries.py for webhooks, and store/tallies.py for /metrics

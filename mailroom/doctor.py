@@ -15,7 +15,6 @@ from mailroom import peer
 from mailroom.broker import words
 from mailroom.mail.errors import MailroomError, NotTaken
 from mailroom.mail.message import AccountState
-from mailroom.mail.oauth2 import TokenSource
 from mailroom.mail.transport import Session
 from mailroom.route import Account
 from mailroom.settings import Settings
@@ -162,8 +161,7 @@ class Doctor:
 
     def _login(self, account: Account) -> Iterator[Finding]:
         what, hop = f"login of account {account.name}", replace(account.hop, timeout_seconds=min(STEP_SECONDS, account.hop.timeout_seconds))
-        tokens = TokenSource(hop.oauth2_file, timeout_seconds=hop.timeout_seconds) if hop.oauth2_file else None
-        session = Session(hop, tokens=tokens)
+        session = Session(hop)
         try:
             session.open()
             sock = session.smtp.sock
@@ -225,6 +223,8 @@ def _what_to_do(code: int) -> str:
         534: "Gmail wants an app password: myaccount.google.com/apppasswords",
         535: "user or password is wrong; for Gmail it has to be an app password: myaccount.google.com/apppasswords",
         530: "the server wants a login: set MAILASYNC_MAIL_USERNAME and MAILASYNC_MAIL_PASSWORD",
+        504: "try MAILASYNC_SMTP_SECURITY=ssl or starttls; for XOAUTH2 set MAILASYNC_MAIL_OAUTH2_FILE; "
+             "for a server that wants no login, MAILASYNC_SMTP_AUTH=off",
         454: "too many logins, or the server is out of order: wait a quarter of an hour",
         0: "check MAILASYNC_SMTP_HOST, _PORT and _SECURITY; without an account, start `flask inbox`",
     }.get(code, "ask who runs that server")

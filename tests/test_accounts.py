@@ -305,6 +305,61 @@ def test_what_fails_before_mail_is_the_accounts_and_no_mail_loses_an_attempt(
     assert_that_probes_cost_no_attempt(office, ids)
 
 
+@pytest.mark.parametrize(("reply", "state"), [
+    ("550 User has no permission", AccountState.HALTED),
+    ("550 5.7.30 Basic authentication is not supported for Client Submission", AccountState.HALTED),
+    ("553 5.3.0 no", AccountState.HALTED),
+    ("525 5.7.13 account is disabled", AccountState.HALTED),
+    ("538 5.7.11 encryption required", AccountState.HALTED),
+    ("554 5.7.1 suspended", AccountState.HALTED),
+    ("501 5.7.0 no", AccountState.HALTED),
+    ("451 Authentication failed: Maximum credits exceeded", AccountState.PAUSED),
+    ("432 4.7.12 a password transition is needed", AccountState.PAUSED),
+])
+def test_a_login_that_is_refused_in_whatever_way_is_the_accounts(
+        database: Database, offices: list[Office], reply: str, state: AccountState) -> None:
+    with ScriptedSMTP(auth={"alice": "secret"}) as smtpd:
+        office = Office(database, smtpd, schedule="1s, 1s", user="alice", password="secret")
+        offices.append(office)
+        smtpd.reply("AUTH", reply, times=None)
+        ids = office.accept(3)
+        office.deliver(ids)
+        assert (office.account()["state"], office.account()["reason"]) == (state, reply)
+        reasons = {office.row(id).row["reason"] for id in ids}
+        assert reasons <= {reply, f"waits for account one, {state}: {reply}"}
+        assert_that_probes_cost_no_attempt(office, ids)
+
+
+@pytest.mark.parametrize(("offered", "words"), [("XOAUTH2", "XOAUTH2"), ("NTLM", "NTLM"), ("", "none")])
+def test_a_login_that_cannot_be_tried_halts_the_account(
+        database: Database, offices: list[Office], offered: str, words: str) -> None:
+    with ScriptedSMTP(auth={"alice": "secret"}, mechanisms=offered) as smtpd:
+        office = Office(database, smtpd, schedule="1s, 1s", user="alice", password="secret")
+        offices.append(office)
+        ids = office.accept(3)
+        office.deliver(ids)
+        assert office.account()["state"] == AccountState.HALTED
+        assert office.account()["reason"] == (
+            f"127.0.0.1:{smtpd.port} offers no way to log in that we know (it offers {words})")
+        assert_that_probes_cost_no_attempt(office, ids)
+
+
+def test_of_many_mails_one_tries_a_login_that_is_refused(database: Database, offices: list[Office]) -> None:
+    with ScriptedSMTP(auth={"alice": "secret"}) as smtpd:
+        office = Office(database, smtpd, user="alice", password="wrong")
+        offices.append(office)
+        ids = office.accept(20)
+        office.deliver(ids)
+        reasons = {office.row(id).row["reason"] for id in ids}
+        assert reasons == {"535 5.7.8 user name and password not accepted"}
+        assert sum(line.upper().startswith("AUTH") for _, line in smtpd.commands) == 2  # PLAIN and LOGIN
+        smtpd.auth = {"alice": "wrong"}
+        office.hours_pass(0.3)
+        assert len(office.sweep()) == 1
+        assert len(office.sweep()) == 19
+        assert office.states(ids) == ["sent"] * 20
+
+
 @pytest.mark.parametrize(("reply", "state", "words"), [
     ("454 4.7.0 TLS not available", AccountState.PAUSED, "454 4.7.0 TLS not available"),
     ("554 5.7.0 no TLS for you", AccountState.HALTED, "554 5.7.0 no TLS for you"),

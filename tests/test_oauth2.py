@@ -12,6 +12,7 @@ import pytest
 
 from mailroom.mail import oauth2
 from mailroom.mail.errors import NotTaken
+from mailroom.mail.login import Login
 from mailroom.mail.oauth2 import TokenError, TokenSource
 from mailroom.mail.transport import NextHop, Session
 from tests.services.certificates import Certificates, make_certificates
@@ -78,7 +79,7 @@ def tokens(file: Path, endpoint: TokenServer) -> TokenSource:
 
 def session(smtpd: ScriptedSMTP, tokens: TokenSource, certificates: Certificates, security: str = "ssl") -> Session:
     return Session(NextHop(host=smtpd.host, port=smtpd.port, security=security, user=ALICE, oauth2_file="set", timeout_seconds=5,
-                           ca_file=str(certificates.ca_file)), tokens=tokens)
+                           ca_file=str(certificates.ca_file)), login=Login(ALICE, tokens=tokens))
 
 
 class TestTokens:

@@ -51,7 +51,8 @@ class Agent:
         people = {position: everyone[position].address for position in claim.pending}
         try:
             receipt = yield from sender.sessions.steps((message.sender or sender.address).address, people, payload,
-                                                       smtputf8=message.needs_smtputf8, open_only=open_only)
+                                                       smtputf8=message.needs_smtputf8, open_only=open_only,
+                                                       since=claim.claimed_at)
         except Unanswered as e:
             return self._uncertain(claim, e.reply)
         except SessionLost:

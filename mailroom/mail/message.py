@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -215,6 +216,7 @@ class Claim:
     excused: int = 0  #: earlier attempts that do not count: an account's trouble, or given back before anything was sent
     max_attempts: int | None = None  #: of those that count; None: as many as the schedule has
     has_attachments: bool = False
+    claimed_at: float = field(default_factory=time.monotonic, compare=False)  #: on time.monotonic
     #: Milliseconds since 1970; the Date of the mail, the same in every attempt. None: of a mail that is not tried, but shown.
     first_attempt_at_ms: int | None = None
 

@@ -5,9 +5,8 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from mailroom.mail.errors import NotTaken
-from mailroom.mail.oauth2 import TokenSource
 from mailroom.mail.steps import Steps
-from mailroom.mail.transport import NextHop, Receipt, Session, SessionLost, words_of
+from mailroom.mail.transport import NextHop, Receipt, Session, SessionLost, login_at, words_of
 
 
 class Sessions:
@@ -15,15 +14,16 @@ class Sessions:
 
     def __init__(self, hop: NextHop) -> None:
         self.hop = hop
-        self._tokens = TokenSource(hop.oauth2_file, hop.timeout_seconds) if hop.oauth2_file else None
+        self._login = login_at(hop)
         self._idle: list[Session] = []
         self._worn: list[Session] = []
 
-    def steps(self, *mail: Any, smtputf8: bool = False, open_only: bool = False) -> Steps[Receipt]:
+    def steps(self, *mail: Any, smtputf8: bool = False, open_only: bool = False,
+              since: float | None = None) -> Steps[Receipt]:
         """As `Session.attempt`, on a kept session; where the server has closed that meanwhile, at once on a new one.
 
         `open_only`: nothing here waits but by steps. Where a session would have to be opened, SessionLost is raised and nobody has the
-        mail; one that is worn then is closed before the next is opened.
+        mail; one that is worn then is closed before the next is opened. `since`: as for `Session.open`.
         """
         if open_only:
             session = self._reuse()
@@ -32,16 +32,16 @@ class Sessions:
             with self._lent(session, worn=self._worn):
                 return (yield from session.attempt(*mail, smtputf8=smtputf8))
         try:
-            with self.borrow() as found:
+            with self.borrow(since=since) as found:
                 return (yield from found.attempt(*mail, smtputf8=smtputf8))
         except SessionLost:
-            with self.borrow(fresh=True) as found:
+            with self.borrow(fresh=True, since=since) as found:
                 return (yield from found.attempt(*mail, smtputf8=smtputf8))
 
     @contextmanager
-    def borrow(self, *, fresh: bool = False) -> Iterator[Session]:
+    def borrow(self, *, fresh: bool = False, since: float | None = None) -> Iterator[Session]:
         """Lend an open session; it comes back by itself. Raises NotTaken if none can be opened."""
-        with self._lent((None if fresh else self._reuse()) or self._new()) as session:
+        with self._lent((None if fresh else self._reuse()) or self._new(since)) as session:
             yield session
 
     @contextmanager
@@ -74,12 +74,12 @@ class Sessions:
                 return session
             session.drop()
 
-    def _new(self) -> Session:
+    def _new(self, since: float | None) -> Session:
         with suppress(IndexError):
             self._worn.pop().close()  # So that there are never more at a time than threads borrow.
         try:
-            session = Session(self.hop, tokens=self._tokens)
+            session = Session(self.hop, login=self._login)
         except OSError as e:
             raise NotTaken(f"{self.hop.ca_file} is no file of certificates: {words_of(e)}", of_message=False) from e
-        session.open()
+        session.open(since=since)
         return session

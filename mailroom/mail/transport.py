@@ -1,7 +1,8 @@
 """Speaks SMTP over yagmail's sessions, and tames what yagmail makes of it.
 
-yagmail logs in: TLS, password, OAuth2. Overridden is what reads input as paths (`prepare_send`), retries by itself and hides
-replies (`send`), leaves certificates unchecked, waits for ever, or prompts. One call is one attempt, and every reply is told.
+yagmail connects, with TLS; mail/login.py logs in. Overridden is what reads input as paths (`prepare_send`), retries
+by itself and hides replies (`send`), leaves certificates unchecked, waits for ever, or prompts. One call is one attempt, and
+every reply is told.
 """
 
 import logging
@@ -17,6 +18,7 @@ import yagmail
 
 from mailroom.mail.errors import NotTaken, Unanswered
 from mailroom.mail.link import Link, Reply, TLSLink, one_line
+from mailroom.mail.login import Login, NoMechanism
 from mailroom.mail.oauth2 import TokenError, TokenSource
 from mailroom.mail.steps import FENCE, Steps
 
@@ -73,18 +75,17 @@ class SessionLost(NotTaken):
 class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
     """One connection to the next hop, logged in, for many mails one after the other. Not for two threads at once."""
 
-    def __init__(self, hop: NextHop, *, tokens: TokenSource | None = None) -> None:
+    def __init__(self, hop: NextHop, *, login: Login | None = None) -> None:
         tls: dict[str, Any] = {}
         if hop.security != "none":
             tls["context"] = _tls(hop.ca_file, int(time.monotonic() // TLS_AGE_MAX_SECONDS))  # stock yagmail verifies no certificate
         super().__init__(
-            user=hop.user or "nobody@localhost", password=hop.password, host=hop.host, port=hop.port,
+            user=hop.user or "nobody@localhost", host=hop.host, port=hop.port,
             smtp_ssl=hop.security == "ssl", smtp_starttls=tls if hop.security == "starttls" else False,
-            smtp_skip_login=not hop.user, soft_email_validation=False,
+            smtp_skip_login=True, soft_email_validation=False,
             timeout=hop.timeout_seconds, local_hostname=_host_name(), **(tls if hop.security == "ssl" else {}))
-        self.user = hop.user  # yagmail appends @gmail.com to a name without @, which is no other server's user.
         self.hop = hop
-        self.tokens = tokens
+        self.auth = login or login_at(hop)  #: None: the server wants none
         self.born = time.monotonic()
         self.kept = False  #: whether it was idle since its last mail, so that the server may have closed it
 
@@ -97,36 +98,29 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
     def connection(self) -> type[smtplib.SMTP]:
         return TLSLink if self.ssl else Link
 
-    def open(self) -> None:
-        """Connect and log in.
+    def open(self, *, since: float | None = None) -> None:
+        """Connect and log in. `since`: when the mail was claimed that this is for; by default now.
 
         Raises:
           NotTaken: with `of_message` False: refused, unreachable, not who it should be, or wrong credentials.
         """
         try:
-            if self.tokens is None:
-                self._login(self.credentials)
+            if self.auth is None:
+                self._connect()
+            elif self.auth.tokens and self.hop.security == "none":
+                raise TokenError("an access token goes over TLS only: set SMTP_SECURITY to ssl or starttls")
             else:
-                self._login_oauth2(self.tokens)
-            self.smtp.ehlo_or_helo_if_needed()
-        except (OSError, smtplib.SMTPException, TokenError, ValueError) as e:
+                self.auth.log_in(self._connect, since=time.monotonic() if since is None else since)
+        except (OSError, smtplib.SMTPException, TokenError, NoMechanism, ValueError) as e:
             self.drop()
             raise _as_not_taken(e, self.hop) from e
 
-    def _login_oauth2(self, tokens: TokenSource) -> None:
-        """As yagmail's, but the bearer token goes only over verified TLS, and the server's answer is looked at."""
-        if self.hop.security == "none":
-            raise TokenError("an access token goes over TLS only: set SMTP_SECURITY to ssl or starttls")
-        auth_string = tokens.auth_string(self.user)
-        self.smtp_skip_login = True
+    def _connect(self) -> Link:
+        """Connect, as yagmail does it, with TLS; hang up before that, where a login was refused."""
+        self.close()
         self._login("")
         self.smtp.ehlo_or_helo_if_needed()
-        code, text = self.smtp.docmd("AUTH", "XOAUTH2 " + auth_string)
-        if code == 334:  # Gmail puts the reason into a challenge, and gives the code after an empty answer.
-            code, text = self.smtp.docmd("")
-        if code != 235:
-            tokens.forget()
-            raise smtplib.SMTPAuthenticationError(code, text)
+        return self.smtp  # type: ignore[no-any-return]  # yagmail ships no types
 
     def send(self, *args: object, **kwargs: object) -> NoReturn:
         raise NotImplementedError("yagmail's send() may send three times and reads bodies as paths; use attempt()")
@@ -285,8 +279,10 @@ def _as_not_taken(error: Exception, hop: NextHop) -> NotTaken:
         return NotTaken(str(Reply(code, words_of(error))), code=code, of_message=False)
     if isinstance(error, TokenError):
         return NotTaken(f"no access token: {error}", code=error.code, of_message=False)
-    if isinstance(error, UnicodeError):  # Its text would show a part of the password.
-        return NotTaken(f"{hop}: expected host, user and password in ASCII", of_message=False)
+    if isinstance(error, NoMechanism):
+        return NotTaken(f"{hop} {error}", code=504, of_message=False)
+    if isinstance(error, UnicodeError):
+        return NotTaken(f"expected the name of a host, got {hop.host!r}", of_message=False)
     if isinstance(error, smtplib.SMTPNotSupportedError):
         return NotTaken(f"{hop} offers no STARTTLS", of_message=False)
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -301,6 +297,11 @@ def words_of(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return one_line(str(error)) or type(error).__name__
+
+
+def login_at(hop: NextHop) -> Login | None:
+    tokens = TokenSource(hop.oauth2_file, hop.timeout_seconds) if hop.oauth2_file else None
+    return Login(hop.user, hop.password, tokens) if hop.user else None
 
 
 @lru_cache(maxsize=8)

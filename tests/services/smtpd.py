@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import hmac
 import re
 import socket
 import ssl
@@ -25,10 +26,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NoReturn, Self, TypeVar
 
-#: A step of the script applies at one of these: when its command line has come (AUTH: when the
-#: credentials have), when the final dot has (DOT), or within the payload (PAYLOAD).
+#: A step of the script applies at one of these: when its command line has come (MECHANISM: that of
+#: AUTH; AUTH: when the credentials have), when the final dot has (DOT), or within the payload
+#: (PAYLOAD).
 PHASES = {
-    *("GREETING", "EHLO", "STARTTLS", "AUTH", "MAIL", "RCPT", "DATA", "PAYLOAD", "DOT"),
+    *("GREETING", "EHLO", "STARTTLS", "MECHANISM", "AUTH", "MAIL", "RCPT", "DATA", "PAYLOAD", "DOT"),
     *("RSET", "NOOP", "QUIT", "OTHER"),
 }
 #: Before these replies nothing more may come, whatever was offered (RFC 2920, 3.1).
@@ -433,7 +435,7 @@ class Session(asyncio.Protocol):
         if self.must_encrypt:
             yield "STARTTLS"
         elif self.smtpd.auth is not None:
-            yield "AUTH PLAIN LOGIN XOAUTH2"
+            yield f"AUTH {self.smtpd.mechanisms}".rstrip()
         yield f"SIZE {self.smtpd.size_max_bytes}"
         yield "8BITMIME"
         yield "ENHANCEDSTATUSCODES"
@@ -458,6 +460,9 @@ class Session(asyncio.Protocol):
             await self.answer("AUTH", line, "503 5.5.1 not now")
             return
         mechanism = words[1].upper() if len(words) > 1 else ""
+        if step := self.smtpd.take(Answer, "MECHANISM", line):
+            self.say(step)
+            return
         try:
             user, secret = await self.credentials(mechanism, words[2] if len(words) > 2 else None)
         except ValueError:
@@ -477,6 +482,8 @@ class Session(asyncio.Protocol):
         if mechanism == "LOGIN":
             user = first if first is not None else unbase64(await self.ask(b"Username:"))
             return user, unbase64(await self.ask(b"Password:"))
+        if mechanism == "CRAM-MD5":
+            return await self.cram_md5()
         if first is None:
             first = unbase64(await self.ask(b""))
         if mechanism == "PLAIN":
@@ -485,6 +492,13 @@ class Session(asyncio.Protocol):
         if found := XOAUTH2.fullmatch(first):
             return found[1], found[2]
         raise ValueError(mechanism)
+
+    async def cram_md5(self) -> tuple[str, str]:
+        challenge = b"<1896.697170952@mx.example.org>"
+        user, _, digest = unbase64(await self.ask(challenge)).rpartition(" ")
+        secret = (self.smtpd.auth or {}).get(user, "")
+        right = hmac.new(secret.encode(), challenge, "md5").hexdigest()
+        return user, secret if digest == right else ""
 
     async def ask(self, challenge: bytes) -> str:
         self.out += b"334 " + base64.b64encode(challenge) + b"\r\n"
@@ -631,6 +645,7 @@ class ScriptedSMTP(Script, Judge):
         tls: Literal["ssl", "starttls"] | None = None,
         certificate: Path | None = None,
         auth: dict[str, str] | None = None,
+        mechanisms: str = "PLAIN LOGIN XOAUTH2",
         pipelining: bool = True,
         smtputf8: bool = True,
         delay_seconds: float = 0.0,
@@ -641,6 +656,7 @@ class ScriptedSMTP(Script, Judge):
         Script.__init__(self)
         Judge.__init__(self)
         self.tls, self.auth, self.pipelining = tls, auth, pipelining
+        self.mechanisms = mechanisms  #: that it offers; it knows CRAM-MD5 as well
         self.smtputf8, self.size_max_bytes, self.port = smtputf8, size_max_bytes, port
         self.delay_seconds = delay_seconds  #: before each group of replies; may be changed
         self.context: ssl.SSLContext | None = None
