@@ -40,7 +40,7 @@ MUTATIONS = (
              scenarios.worker_frozen_past_its_lease, "sqlite"),
     Mutation("no owner check", (
         (CLAIMS, 'messages.c.attempt == given["attempt"], func.coalesce(messages.c.owner, "") == _WORKER,\n', "\n"),
-        (CLAIMS, '.where(messages.c.id == given["id"], messages.c.attempt == given["attempt"],\n',
+        (CLAIMS, '.where(messages.c.id == given["id"], messages.c.attempt == given["attempt"], messages.c.settled < given["attempt"],\n',
          '.where(messages.c.id == given["id"],\n')),
              scenarios.worker_frozen_while_another_has_its_mail, "postgresql"),
     Mutation("number used again", ((CLAIMS, "published_at=None, settled=messages.c.attempt,",

@@ -118,10 +118,6 @@ class Rig:
         with self.engine.connect() as connection:
             return connection.execute(text(query)).scalar()
 
-    def execute(self, statement: str) -> None:
-        with self.engine.begin() as connection:
-            connection.execute(text(statement))
-
     def settle(self, timeout: float) -> bool:
         """Wait until every message is final; False if they were not in time."""
         with contextlib.suppress(AssertionError):
