@@ -126,6 +126,8 @@ class Service:
     def _start(self, command: Sequence[str], environment: Mapping[str, str], files: tuple[Path, Path, Path], *,
                fresh: bool = False) -> "subprocess.Popen[bytes] | Fork":
         """Start a program with these as stdin, stdout and stderr."""
+        for file in files[1:]:
+            file.touch()  # so that whoever reads it finds it, however late the program is
         if forks and not fresh and _of_python(environment) == _of_python(os.environ):
             return forks.start(command, directory=self.project, environment=environment,
                                files=(str(files[0]), str(files[1]), str(files[2])))
