@@ -192,6 +192,8 @@ class Database:
             try:
                 connection.commit()
             except BaseException as e:
+                with suppress(Exception):  # SQLAlchemy would give the connection back in its transaction.
+                    connection.rollback()
                 if _is_undone(e):
                     raise
                 words = getattr(e, "orig", None) or type(e).__name__
