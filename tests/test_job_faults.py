@@ -221,7 +221,7 @@ def test_a_job_that_was_claimed_and_not_begun_when_its_worker_stops_is_given_bac
     bench.runner._stopping.set()
     bench.runner._begin(runner._Run(one, isolated=False))
     wait_until(lambda: bench.row(id)["state"] == "queued", what="it is given back")
-    assert bench.row(id)["attempt"] == 0
+    assert (bench.row(id)["attempt"], bench.row(id)["excused"]) == (1, 1)
 
 
 @job("deep", isolated=False)
