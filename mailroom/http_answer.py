@@ -69,8 +69,10 @@ def _read_status(source: BufferedReader) -> tuple[int, str]:
 def _read_header(source: BufferedReader, header: dict[str, str]) -> None:
     """Fill in the first value of each field, by its name in small letters."""
     left = HEADER_MAX_BYTES
-    while left > 0 and (line := source.readline(LINE_MAX_BYTES)).strip():
+    while (line := source.readline(LINE_MAX_BYTES)).strip():
         left -= len(line)
+        if left < 0:
+            raise ValueError("the header has no end")
         name, _, value = line.decode("latin-1").partition(":")
         header.setdefault(name.strip().lower(), value.strip())
 
