@@ -42,7 +42,7 @@ def read_answer(source: BufferedReader) -> Answer:
             _read_header(source, header)
             continue
         body = b""
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, HTTPException):
             _read_header(source, header)
             body = b"" if code in WITHOUT_BODY else _read_body(source, header)
         words = words_of(body.decode(errors="replace")) or words_of(reason)
@@ -72,7 +72,7 @@ def _read_header(source: BufferedReader, header: dict[str, str]) -> None:
     while (line := source.readline(LINE_MAX_BYTES)).strip():
         left -= len(line)
         if left < 0:
-            raise ValueError("the header has no end")
+            raise HTTPException("the header has no end")
         name, _, value = line.decode("latin-1").partition(":")
         header.setdefault(name.strip().lower(), value.strip())
 
