@@ -238,10 +238,12 @@ def test_postgresql_restarted_and_frozen_loses_nothing(tmp_path: Path, smtpd: Sc
 @contextmanager
 def postgres_of_its_own(directory: Path) -> Iterator[Postgres]:
     cluster = Postgres(directory)
-    cluster.start()
-    cluster.create_database("mail")
-    yield cluster
-    cluster.close()
+    try:
+        cluster.start()
+        cluster.create_database("mail")
+        yield cluster
+    finally:
+        cluster.close()
 
 
 def make_rig(servers: dict[str, Any], **more: Any) -> Rig:
