@@ -45,6 +45,10 @@ SMTP_AUTH: Literal["on", "off"] = "on"
 #: Path of a PEM file with the authority that signed the server's certificate. "": the system's authorities.
 SMTP_CA_FILE: str = ""
 
+#: What we call ourselves to the server: mail.example.org, or [192.0.2.1]. "": this machine's full name if it has
+#: one, else the domain of the sender's address, else our own address.
+EHLO_NAME: str = ""
+
 #: Sessions that one worker keeps open at most, shared equally by its accounts. Gmail drops clients that open
 #: many more.
 SMTP_CONNECTIONS: int = 10

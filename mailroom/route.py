@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from mailroom.mail.ehlo import given_name
 from mailroom.mail.errors import InvalidMessage
 from mailroom.mail.intake import message_from
 from mailroom.mail.message import DEFAULT_ACCOUNT, Address, Budget
@@ -46,6 +47,18 @@ _GMAIL = (".gmail.com", ".googlemail.com")
 
 def next_hop(settings: Settings) -> NextHop:
     """Who takes our mail: the server that was set, Gmail if there is an account, else the disposable inbox."""
+    return replace(_server(settings), ehlo_name=_ehlo_name(settings),
+                   sender_domain=sender(settings).address.rpartition("@")[2])
+
+
+def _ehlo_name(settings: Settings) -> str:
+    try:
+        return given_name(settings.EHLO_NAME) if settings.EHLO_NAME else ""
+    except ValueError as e:
+        raise SettingsError(f"MAILASYNC_EHLO_NAME: {e}") from None
+
+
+def _server(settings: Settings) -> NextHop:
     account = bool(settings.MAIL_USERNAME and (settings.MAIL_PASSWORD or settings.MAIL_OAUTH2_FILE))
     if not account and not settings.SMTP_HOST:
         return NextHop(host="127.0.0.1", port=settings.INBOX_SMTP_PORT, security="none",
@@ -84,8 +97,8 @@ class Account:
     @property
     def budget(self) -> Budget:
         hop = self.hop
-        known = "\0".join((hop.host, str(hop.port), hop.security, hop.ca_file, hop.user, hop.password,
-                           _contents(hop.oauth2_file)))
+        known = "\0".join((hop.host, str(hop.port), hop.security, hop.ca_file, hop.ehlo_name, hop.user,
+                           hop.password, _contents(hop.oauth2_file)))
         return Budget(account=self.name, messages=self.messages_per_day, recipients=self.recipients_per_day,
                       credentials=hashlib.sha256(known.encode()).hexdigest())
 
@@ -95,7 +108,7 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 #: What one [[account]] of ACCOUNTS_FILE may say, and the setting that it stands for.
 _FILE_FIELDS = {"username": "MAIL_USERNAME", "password": "MAIL_PASSWORD", "from": "MAIL_FROM", "oauth2_file": "MAIL_OAUTH2_FILE",
                 "smtp_host": "SMTP_HOST", "smtp_port": "SMTP_PORT", "smtp_security": "SMTP_SECURITY", "smtp_auth": "SMTP_AUTH",
-                "smtp_ca_file": "SMTP_CA_FILE", "aliases": "MAIL_ALIASES"}
+                "smtp_ca_file": "SMTP_CA_FILE", "ehlo_name": "EHLO_NAME", "aliases": "MAIL_ALIASES"}
 _LIMITS = ("messages_per_day", "recipients_per_day")
 
 

@@ -67,6 +67,7 @@ class Settings:
     SMTP_SECURITY: Literal["ssl", "starttls", "none"]
     SMTP_AUTH: Literal["on", "off"]
     SMTP_CA_FILE: str
+    EHLO_NAME: str
     SMTP_CONNECTIONS: int
     SMTP_MAILS_PER_CONNECTION: int
     SMTP_TIMEOUT_SECONDS: float

@@ -523,7 +523,7 @@ def test_a_halted_account_is_tried_again_when_a_worker_starts_or_its_credentials
 
 @pytest.mark.parametrize(("name", "value"), [
     ("SMTP_PORT", "2525"), ("SMTP_SECURITY", "starttls"), ("SMTP_HOST", "mx2.example.org"),
-    ("MAIL_PASSWORD", "y")])
+    ("MAIL_PASSWORD", "y"), ("EHLO_NAME", "mail.example.org")])
 def test_an_account_is_tried_again_when_how_it_is_reached_changes(
         tmp_path: Path, name: str, value: str) -> None:
     known = {"MAIL_USERNAME": "me@example.org", "MAIL_PASSWORD": "x", "SMTP_HOST": "mx.example.org",
@@ -587,6 +587,7 @@ def test_the_file_names_accounts_each_with_the_settings_for_what_it_does_not_say
     ("[[account]]\nname = 'a'\npassword_file = 'none'", "account 1: password_file: .*No such file"),
     ("[[account]]\nname = 'a'\n[[account]]\nname = 'a'", "expected another name for each account"),
     ("[[account]]\nname='a'\nusername='a@b.org'\npassword='geheim'\nsmtp_host='h.example.org'\nsmtp_security='none'", "in clear"),
+    ("[[account]]\nname='a'\nehlo_name='my_host'", "account 1: MAILASYNC_EHLO_NAME: expected a host name"),
     ("[[account]]\nname='a'\nsmtp_security='tls'", "account 1: expected one of ssl, starttls, none, got 'tls'"),
 ])
 def test_a_wrong_file_stops_the_start_with_account_and_field(tmp_path: Path, toml: str, words: str) -> None:

@@ -62,6 +62,7 @@ def test_a_secret_may_be_in_a_file(tmp_path: Path) -> None:
     ("DATABASE_URL", "sqlite:///:memory:", "got a database in memory"),
     ("DATABASE_URL", "sqlite:///file:x?mode=memory&uri=true", "got a database in memory"),
     ("DATABASE_URL", "sqlite://mail.sqlite3", "expected three slashes before a path from here and four before"),
+    ("EHLO_NAME", "my_host", "expected a host name like mail.example.org, or [192.0.2.1]"),
     ("MAIL_FROM", "nobody", "expected an address, got"),
     ("MAIL_OAUTH2_FILE", "/nowhere.json", "expected a readable file, got '/nowhere.json'"),
     ("SMTP_CA_FILE", "/nowhere.pem", "expected a readable file, got '/nowhere.pem'"),

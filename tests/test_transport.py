@@ -1,6 +1,5 @@
 """One attempt is one conversation: every reply is told, and nothing is handed over twice or by mistake."""
 
-import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -464,12 +463,3 @@ def test_yagmails_own_send_is_not_to_be_used(smtpd: ScriptedSMTP) -> None:
 
 def test_the_password_is_not_in_the_repr_of_the_hop() -> None:
     assert "secret" not in repr(NextHop(host="mx", port=1, security="ssl", user=ALICE, password="secret"))
-
-
-def test_a_next_hop_without_a_name_of_its_own_hears_an_address_literal(smtpd: ScriptedSMTP, sessions: Sessions,
-                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
-    transport._host_name.cache_clear()
-    monkeypatch.setattr(socket, "getfqdn", lambda: "laptop")
-    attempt(sessions)
-    transport._host_name.cache_clear()
-    assert smtpd.commands[0] == (1, "ehlo [127.0.0.1]")

@@ -11,6 +11,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
+from mailroom.mail.ehlo import literal
 from mailroom.mail.steps import Steps, Wait, run
 
 REPLY_LINES_MAX = 100
@@ -64,10 +65,11 @@ class Link(smtplib.SMTP):
         return link
 
     def ehlo(self, name: str = "") -> tuple[int, bytes]:
-        """Introduce ourselves, by HELO where EHLO is refused for good.
+        """Introduce ourselves, by HELO where EHLO is refused for good, and by our address if we have no name.
 
         SMTPHeloError has what was said to EHLO, also where the link ended with that.
         """
+        self.local_hostname = self.local_hostname or literal(self.sock.getsockname()[0])
         said = super().ehlo(name)
         if said[0] // 100 == 2:
             return said

@@ -7,15 +7,15 @@ every reply is told.
 
 import logging
 import smtplib
-import socket
 import ssl
 import time
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any, NoReturn
 
 import yagmail
 
+from mailroom.mail.ehlo import default_name
 from mailroom.mail.errors import NotTaken, Unanswered
 from mailroom.mail.link import Link, Reply, TLSLink, one_line
 from mailroom.mail.login import Login, NoMechanism
@@ -47,6 +47,8 @@ class NextHop:
     oauth2_file: str = ""
     ca_file: str = ""
     timeout_seconds: float = 60.0
+    ehlo_name: str = ""  #: "": this machine's own name, or else `sender_domain`
+    sender_domain: str = ""
     mails_per_connection: int = 10
 
     def __str__(self) -> str:
@@ -83,7 +85,8 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
             user=hop.user or "nobody@localhost", host=hop.host, port=hop.port,
             smtp_ssl=hop.security == "ssl", smtp_starttls=tls if hop.security == "starttls" else False,
             smtp_skip_login=True, soft_email_validation=False,
-            timeout=hop.timeout_seconds, local_hostname=_host_name(), **(tls if hop.security == "ssl" else {}))
+            timeout=hop.timeout_seconds, local_hostname=hop.ehlo_name or default_name(hop.sender_domain),
+            **(tls if hop.security == "ssl" else {}))
         self.hop = hop
         self.auth = login or login_at(hop)  #: None: the server wants none
         self.born = time.monotonic()
@@ -308,10 +311,3 @@ def login_at(hop: NextHop) -> Login | None:
 def _tls(ca_file: str, stretch: int) -> ssl.SSLContext:
     """What is trusted in this stretch of time."""
     return ssl.create_default_context(cafile=ca_file or None)
-
-
-@cache
-def _host_name() -> str:
-    """What we call ourselves in EHLO (RFC 5321, 4.1.4); looked up once, where smtplib would ask DNS for each connection."""
-    name = socket.getfqdn()
-    return name if "." in name else "[127.0.0.1]"
