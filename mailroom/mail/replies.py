@@ -44,7 +44,7 @@ def trouble_of(reply: Reply, schedule: Schedule, *, of_message: bool = True) -> 
     reason = str(reply)
     if reply.refuses and (limit := find_limit(reply.text)):
         return Trouble(state=limit.state, reason=reason, waits=limit.waits)
-    if reply.code in _LOGIN_CODES or (reply.code >= 500 and not of_message):
+    if reply.code in _LOGIN_CODES or (500 <= reply.code < 600 and not of_message):
         return Trouble(state=AccountState.HALTED, reason=reason, waits=LOGIN_WAITS_SECONDS)
     if reply.code == _BUSY_CODE or not of_message:
         # 421 to a mail counts: one at which the server always hangs up must not keep the others for ever.
