@@ -258,7 +258,10 @@ def test_a_worker_that_stops_gives_back_at_once_what_was_not_sent_and_finishes_t
     with (bench(database, servers) as made, hanging(smtpd, "RCPT", "carol@") as envelopes,
           hanging(smtpd, "DOT") as dot):
         sent, ids = made.accept(1, "stuck"), made.accept(11, "stuck", to="carol@example.org")
-        nudges = made.nudge(sent + ids, size)
+        first = sent + ids[:size - 1]
+        nudges = made.nudge(first, size)
+        wait_until(lambda: bool(dot.connections), 60, what="one is past its fence")
+        nudges += made.nudge([id for id in ids if id not in first], size)
         wait_until(lambda: len(dot.connections + envelopes.connections) == most, 60, what="all hang")
         made.delivery.stop()
         wait_until(lambda: made.states(ids) == ["queued"] * 11, 60, what="all others are given back")
