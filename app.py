@@ -60,7 +60,16 @@ from mailroom.mail.errors import MailroomError, WrongDatabaseURL
 from mailroom.route import accounts, next_hop
 from mailroom.serving import watch
 from mailroom.serving.limits import LIMITS, LONG_BODIES_MAX, Limits
-from mailroom.settings import PREFIX, UP_FILE, Settings, SettingsError, database_url, load, notices
+from mailroom.settings import (
+    PREFIX,
+    UP_FILE,
+    Settings,
+    SettingsError,
+    database_url,
+    host_and_port,
+    load,
+    notices,
+)
 from mailroom.store.accounts import Accounts
 from mailroom.store.actions import Actions
 from mailroom.store.database import Database
@@ -286,7 +295,8 @@ def inbox_app(settings: Settings, served: Settings) -> Flask:
     except PortTaken as e:
         end_child(e)
     at_exit(smtp.stop)
-    say(f"the inbox takes mail on {settings.HOST}:{settings.INBOX_SMTP_PORT} and shows it at {url(settings)}/inbox/")
+    listener = host_and_port(settings.HOST, settings.INBOX_SMTP_PORT)
+    say(f"the inbox takes mail on {listener} and shows it at {url(settings)}/inbox/")
     app = Flask("inbox")
     app.config["MAX_CONTENT_LENGTH"] = settings.REQUEST_MAX_BYTES
     app.json.sort_keys = False  # type: ignore[attr-defined]  # of the default provider
@@ -363,12 +373,13 @@ def refuse_taken(host: str, port: int, setting: str) -> None:
             probe.bind((host, port))
         except OSError as e:
             airplay = " (on a Mac, AirPlay's receiver holds 5000)" if port == 5000 else ""
-            sys.exit(f"mailasync: {host}:{port} cannot be used: {e.strerror}{airplay}; set {PREFIX}{setting} to another port")
+            sys.exit(f"mailasync: {host_and_port(host, port)} cannot be used: {e.strerror}{airplay}; "
+                     f"set {PREFIX}{setting} to another port")
 
 
 def url(settings: Settings) -> str:
-    host = {"localhost": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.HOST, settings.HOST)
-    return f"http://{f'[{host}]' if ':' in host and '[' not in host else host}:{settings.PORT}"
+    host = {"localhost": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.HOST, settings.HOST)
+    return f"http://{host_and_port(host, settings.PORT)}"
 
 
 def curl(settings: Settings) -> str:

@@ -30,7 +30,8 @@ ACCOUNTS_FILE: str = ""
 
 # --- The next hop: the server that takes our mail -----------------------------------------------------------------
 
-#: Host name. "": smtp.gmail.com if there is an account, else the disposable inbox on 127.0.0.1.
+#: Host name or address; ::1 and [::1] are the same, in every setting.
+#: "": smtp.gmail.com if there is an account, else the disposable inbox on 127.0.0.1.
 SMTP_HOST: str = ""
 
 #: TCP port. 0: what SMTP_SECURITY implies: 465 for ssl, 587 for starttls, 25 for none.

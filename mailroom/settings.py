@@ -25,6 +25,8 @@ SECRETS = frozenset({"MAIL_PASSWORD", "API_KEY", "BROKER_URL", "DATABASE_URL"})
 PAIR_BROKER_URL = "pyamqp://guest@localhost//"
 #: What may follow the `?` of its URL, and is heeded.
 BROKER_OPTIONS = ("heartbeat", "login_method")
+#: Where an IPv6 address may be in brackets, as a URL has it.
+_HOSTS = ("SMTP_HOST", "HOST", "INBOX_HOST")
 #: The database of `flask up`, beside the pair's: what that accepted is not sent from here.
 UP_FILE = "up.sqlite3"
 
@@ -96,6 +98,11 @@ class Settings:
     INBOX_PORT: int
     LOG_FILE: str
     LOG_FORMAT: Literal["text", "json"]
+
+    def __post_init__(self) -> None:
+        """Take the brackets off an IPv6 address: sockets know none."""
+        for name in _HOSTS:
+            object.__setattr__(self, name, without_brackets(getattr(self, name)))
 
     def __repr__(self) -> str:
         shown = {f.name: "***" if f.name in SECRETS and getattr(self, f.name) else getattr(self, f.name) for f in fields(self)}
@@ -304,6 +311,25 @@ def refuse_contradictions(settings: Settings, given: Mapping[str, str]) -> None:
     if database_url(settings).startswith("sqlite") and broker_host and not is_loopback(broker_host):
         raise SettingsError(f"{PREFIX}BROKER_URL is on another host ({broker_host}), where a worker cannot read this machine's "
                             f"SQLite file; set {PREFIX}DATABASE_URL to a PostgreSQL database")
+
+
+def without_brackets(host: str) -> str:
+    """Return "::1" for "[::1]" (RFC 3986, 3.2.2), and any other text as it came."""
+    bare = host.strip()[1:-1]
+    return bare if host.strip() == f"[{bare}]" and _is_address(bare) else host
+
+
+def host_and_port(host: str, port: int) -> str:
+    """Write both as a URL has them, an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 @lru_cache(64)

@@ -562,14 +562,22 @@ def test_the_file_names_accounts_each_with_the_settings_for_what_it_does_not_say
         smtp_security = "starttls"
         smtp_auth = "off"
         from = "relay@example.org"
+
+        [[account]]
+        name = "here"
+        smtp_host = "[::1]"
+        smtp_port = 25
+        from = "here@example.org"
         """))
-    ops, news, relay = found
+    ops, news, relay, here = found
     assert (ops.name, ops.hop.host, ops.hop.password, ops.messages_per_day, ops.recipients_per_day) == (
         "ops", "smtp.gmail.com", "geheim", 500, 500)
     assert (news.name, news.sender, news.messages_per_day, news.recipients_per_day) == (
         "news@example.org", Address("news@example.org", "News"), 100, 10_000)
     assert (relay.hop.host, relay.hop.port, relay.hop.user, relay.messages_per_day) == ("relay.example.org", 587, "", 0)
-    assert len({account.budget.credentials for account in found}) == 3
+    assert (here.hop.host, str(here.hop)) == ("::1", "[::1]:25")
+    assert here.may_send_from("anybody@example.org")
+    assert len({account.budget.credentials for account in found}) == 4
     assert "geheim" not in repr(found)
 
 

@@ -135,6 +135,23 @@ def test_a_password_never_goes_out_in_clear() -> None:
     assert next_hop(read(**account, SMTP_SECURITY="none", SMTP_AUTH="off")).password == ""
 
 
+@pytest.mark.parametrize(("given", "host"), [
+    ("[::1]", "::1"), ("::1", "::1"), (" [2001:db8::25] ", "2001:db8::25"), ("[127.0.0.1]", "127.0.0.1"),
+    ("[fe80::1%eth0]", "fe80::1%eth0"), ("[mail.example.org]", "[mail.example.org]"), ("[]", "[]"),
+    ("[::1", "[::1"), ("mail.example.org", "mail.example.org")])
+@pytest.mark.parametrize("name", ["SMTP_HOST", "HOST", "INBOX_HOST"])
+def test_an_address_may_be_in_brackets_as_in_a_url(name: str, given: str, host: str) -> None:
+    assert getattr(read(**{name: given}, API_KEY="k"), name) == host
+
+
+def test_an_ipv6_address_is_shown_in_brackets() -> None:
+    settings = read(HOST="[::1]", SMTP_HOST="[::1]", SMTP_PORT="2525")
+    assert (next_hop(settings).host, str(next_hop(settings))) == ("::1", "[::1]:2525")
+    assert web.url(settings) == web.url(read(HOST="::", API_KEY="k")) == "http://[::1]:5000"
+    with pytest.raises(SystemExit, match=r"\[2001:db8::1\]:1025 cannot be used: .* set MAILASYNC_INBOX_"):
+        web.refuse_taken("2001:db8::1", 1025, "INBOX_SMTP_PORT")
+
+
 def test_sqlite_with_a_broker_elsewhere_stops_the_start() -> None:
     with pytest.raises(SettingsError, match="PostgreSQL"):
         read(BROKER_URL="pyamqp://rabbit.example.org//")

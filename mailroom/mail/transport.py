@@ -21,6 +21,7 @@ from mailroom.mail.link import Link, Reply, TLSLink, one_line
 from mailroom.mail.login import Login, NoMechanism
 from mailroom.mail.oauth2 import TokenError, TokenSource
 from mailroom.mail.steps import FENCE, Steps
+from mailroom.settings import host_and_port
 
 #: RFC 5321, 4.5.3.2.6: hanging up earlier would make copies of mails that were taken.
 AFTER_DOT_TIMEOUT_SECONDS = 600
@@ -52,7 +53,7 @@ class NextHop:
     mails_per_connection: int = 10
 
     def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
+        return host_and_port(self.host, self.port)
 
 
 @dataclass(frozen=True, kw_only=True)
