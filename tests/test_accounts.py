@@ -282,10 +282,13 @@ def assert_that_probes_cost_no_attempt(office: Office, ids: list[str]) -> None:
     ("GREETING", "450 4.3.2 not now", AccountState.PAUSED, "450 4.3.2 not now"),
     ("GREETING", "421 4.3.2 not now", AccountState.PAUSED, "421 4.3.2 not now"),
     ("GREETING", "what?", AccountState.PAUSED, "what?"),
+    ("GREETING", "999 what?", AccountState.PAUSED, "999 what?"),
+    ("GREETING", "600 what?", AccountState.PAUSED, "600 what?"),
     ("GREETING", "", AccountState.PAUSED, f"{UNREACHED}connection lost: connection closed by the server"),
     ("EHLO", "554 5.7.1 blocked", AccountState.HALTED, "554 5.7.1 blocked"),
     ("EHLO", "501 5.5.4 no such name", AccountState.HALTED, "501 5.5.4 no such name"),
     ("EHLO", "450 4.3.2 not now", AccountState.PAUSED, "450 4.3.2 not now"),
+    ("EHLO", "999 what?", AccountState.PAUSED, "999 what?"),
     ("EHLO", "421 4.7.0 try again later", AccountState.PAUSED, "421 4.7.0 try again later"),
     ("EHLO", "", AccountState.PAUSED, f"{UNREACHED}connection lost: connection closed by the server"),
 ])
@@ -315,6 +318,7 @@ def test_what_fails_before_mail_is_the_accounts_and_no_mail_loses_an_attempt(
     ("501 5.7.0 no", AccountState.HALTED),
     ("451 Authentication failed: Maximum credits exceeded", AccountState.PAUSED),
     ("432 4.7.12 a password transition is needed", AccountState.PAUSED),
+    ("999 what?", AccountState.PAUSED),
 ])
 def test_a_login_that_is_refused_in_whatever_way_is_the_accounts(
         database: Database, offices: list[Office], reply: str, state: AccountState) -> None:
