@@ -26,7 +26,8 @@ MAY_IMPORT = {
     "relay": f"broker store supervisor {TRADE}", "broker": "",
     "sweeper": f"relay jobs store supervisor {TRADE}",
     "http_answer": "", "webhook": f"address_guard http_answer mail.schedule store supervisor {TRADE}", "address_guard": "", "peer": "",
-    "store": TRADE, "mail": "supervisor settings lazy", "mail.message": TRADE, "mail.errors": TRADE, "inbox": "",
+    "store": TRADE, "mail": "supervisor settings lazy", "mail.message": TRADE, "mail.errors": TRADE,
+    "inbox": "supervisor",
     "consumer": "broker", "events": "broker", "task_arguments": "store",
     "logs": "log_file settings", "settings": "default_settings", "lazy": "", "ids": "", "text": "", "quiet": "",
     "migrations": "store", "default_settings": "", "mailroom": ""}
@@ -38,7 +39,7 @@ MAY_KNOW = {"sqlalchemy": "store migrations", "alembic": "store migrations", "fl
             "jinja2": "mail.template mail.sandbox mail.filters", "css_inline": "mail.letter",
             "PIL": "jobs.thumbnail", "prometheus_client": "api.metrics"}
 #: Who starts a thread by hand, which ends with one piece of work. The supervisor keeps all others running.
-SHORT_THREADS = frozenset({"doctor", "jobs.runner", "jobs.child", "mail.letter", "store.keys", "supervisor", "inbox.smtp"})
+SHORT_THREADS = frozenset({"doctor", "jobs.runner", "jobs.child", "mail.letter", "store.keys", "supervisor"})
 DOES_NOTHING = """import sys, threading; told = []
 def hook(event, args):  # urllib3 looks whether there is IPv6 by binding port 0 for a moment.
     if event in ("socket.connect", "socket.bind", "sqlite3.connect", "os.fork") and args[1:] != (("::1", 0),): told.append(event)

@@ -1,6 +1,7 @@
 """The disposable inbox: real SMTP into a real server, the pages, and the API that tests wait on."""
 
 import base64
+import ctypes
 import json
 import logging
 import smtplib
@@ -8,8 +9,10 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import datetime, timedelta
 from email.message import EmailMessage
+from functools import partial
 from typing import Any
 
 import pytest
@@ -21,6 +24,7 @@ from mailroom.inbox.contents import Image
 from mailroom.inbox.letters import WAITERS_MAX
 from mailroom.inbox.pages import IMAGES_MAX_CHARS, local_time, size_in_words, with_images
 from mailroom.inbox.smtp import MAIL_MAX_BYTES
+from mailroom.supervisor import troubles
 from tests.measure import hold_to, min_ratio
 from tests.services import wait_until
 
@@ -242,6 +246,44 @@ def test_a_taken_port_says_the_way_out(inbox: Inbox) -> None:
     way_out = "set MAILASYNC_INBOX_SMTP_PORT or stop the other program"
     assert str(raised.value) == f"port {inbox.port} is taken; {way_out}"
     assert isinstance(raised.value, OSError)
+
+
+def end_thread(inbox: Inbox) -> None:
+    """End the thread that serves; it closes its connections."""
+    line = Line(inbox)
+    [thread] = [thread for thread in threading.enumerate() if thread.name == "inbox"]
+    number = ctypes.c_ulong(thread.ident or 0)
+    assert ctypes.pythonapi.PyThreadState_SetAsyncExc(number, ctypes.py_object(SystemExit)) == 1
+    with suppress(ConnectionError):
+        line.write(b"NOOP\r\n")  # It runs Python again, and ends.
+        assert line.reply() == ""
+    line.close()
+
+
+def test_when_its_thread_ends_it_listens_again_on_the_same_port(inbox: Inbox, letters: Letters) -> None:
+    send(inbox, mail("before"))
+    end_thread(inbox)
+    wait_until(lambda: any(words.startswith("inbox: restarted once") for words in troubles()))
+    wait_until(partial(takes_mail, inbox))
+    assert [letter.head.subject for letter in letters.newest()] == ["after", "before"]
+
+
+def takes_mail(inbox: Inbox) -> bool:
+    try:
+        send(inbox, mail("after"))
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+def test_it_can_be_stopped_while_its_thread_is_down(letters: Letters) -> None:
+    inbox = Inbox(port=0, letters=letters)
+    inbox.start()
+    end_thread(inbox)
+    inbox.stop()
+    assert troubles() == []
+    with Inbox(port=inbox.port):
+        pass
 
 
 def test_stop_frees_the_port_and_drops_who_is_connected(letters: Letters) -> None:

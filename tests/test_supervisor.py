@@ -1,6 +1,7 @@
 """Threads that end before their time: they are started anew, and /readyz tells of it."""
 
 import re
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -144,3 +145,20 @@ def test_each_thread_of_the_service_that_ends_is_started_anew_and_mail_goes_on(a
             wait_until(partial(was_restarted, alone, name), 60, what=f"{name} is told")
     assert alone.final(alone.post(), timeout=60)["status"] == "sent"
     assert alone.get("/readyz")["status"] == "ok"
+
+
+def test_the_thread_of_the_inbox_is_started_anew_too(alone: Service) -> None:
+    alone.up("--deliver")
+    assert alone.request("POST", "/v1/jobs", {"name": "end thread", "args": {"name": "inbox"}})[0] == 202
+    wait_until(lambda: call_inbox(alone) and was_restarted(alone, "inbox"), 60, what="it is told")
+    wait_until(lambda: call_inbox(alone).startswith("220 "), 60, what="it takes mail again")
+
+
+def call_inbox(alone: Service) -> str:
+    """Return its greeting, or words; a thread that is to end does so when it is called."""
+    try:
+        place = "127.0.0.1", int(alone.settings["INBOX_SMTP_PORT"])
+        with socket.create_connection(place, timeout=60) as link:
+            return link.recv(100).decode() or "hung up"
+    except ConnectionError as e:
+        return str(e)

@@ -7,7 +7,7 @@
     inbox.stop()
 
 It keeps what it took in memory (letters.py), takes it apart when somebody looks (contents.py), makes
-mails fail that are to (dial.py), and imports nothing else of this project.
+mails fail that are to (dial.py), and imports nothing else of this project but what keeps its thread running.
 """
 
 from mailroom.inbox.dial import Dial, Failure

@@ -7,6 +7,8 @@ import os
 import re
 import socket
 import threading
+from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -14,6 +16,7 @@ from aiosmtpd.smtp import SMTP, Envelope, Session
 
 from mailroom.inbox.dial import Dial, Failure
 from mailroom.inbox.letters import Letters
+from mailroom.supervisor import SupervisedThread
 
 #: What Gmail announces as SIZE, so that what fits here fits there.
 MAIL_MAX_BYTES = 35_882_577
@@ -46,7 +49,7 @@ class PortTaken(OSError):
 
 
 class Inbox:
-    """The SMTP server, in a thread of its own; what it takes goes to `letters`.
+    """The SMTP server, in a supervised thread of its own; what it takes goes to `letters`.
 
     With port 0 the system chooses, and `port` tells which after `start()`.
     """
@@ -63,10 +66,10 @@ class Inbox:
         self.port = port
         self.letters = Letters() if letters is None else letters
         self.dial = Dial() if dial is None else dial
-        self._transports: set[asyncio.Transport] = set()
-        self._thread: threading.Thread | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._stopping: asyncio.Event | None = None
+        self._listener: socket.socket | None = None  #: for the next run
+        self._stopping = threading.Event()
+        self._thread: SupervisedThread | None = None
+        self._wake: Callable[[], object] = lambda: None  #: has a run look at `_stopping`
         self._ready = threading.Event()
 
     def start(self) -> None:
@@ -78,20 +81,21 @@ class Inbox:
         """
         # aiosmtpd logs addresses at INFO and every line of a mail at DEBUG.
         logging.getLogger("mail.log").setLevel(logging.ERROR)
-        listener = _listen(self.host, self.port)
-        self.port = listener.getsockname()[1]
+        self._listener = _listen(self.host, self.port)
+        self.port = self._listener.getsockname()[1]
+        self._stopping.clear()
         self._ready.clear()
-        self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._serve(listener)), name="inbox", daemon=True
-        )
+        self._thread = SupervisedThread("inbox", self._run, self._stopping)
         self._thread.start()
         self._ready.wait()
 
     def stop(self) -> None:
         """Close the port and all connections; a mail without its 250 is not kept."""
-        if self._thread is None or self._loop is None or self._stopping is None:
+        if self._thread is None:
             return
-        self._loop.call_soon_threadsafe(self._stopping.set)
+        self._stopping.set()
+        with suppress(RuntimeError):  # Its loop is closed: a run has just ended by itself.
+            self._wake()
         self._thread.join()
         self._thread = None
 
@@ -107,18 +111,27 @@ class Inbox:
     ) -> None:
         self.stop()
 
+    def _run(self) -> None:
+        """Take mail until stop(); a run after one that ended early listens again, on the same port."""
+        listener, self._listener = self._listener or _listen(self.host, self.port), None
+        try:
+            asyncio.run(self._serve(listener))
+        finally:
+            listener.close()
+
     async def _serve(self, listener: socket.socket) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._stopping = asyncio.Event()
+        loop, asked, transports = asyncio.get_running_loop(), asyncio.Event(), set[asyncio.Transport]()
+        self._wake = lambda: loop.call_soon_threadsafe(asked.set)
         handler = _Keeper(self.letters, self.dial)
-        server = await self._loop.create_server(
-            lambda: _Conversation(handler, self._transports), sock=listener
-        )
-        self._ready.set()
-        await self._stopping.wait()
-        server.close()
-        for transport in list(self._transports):
-            transport.abort()
+        server = await loop.create_server(lambda: _Conversation(handler, transports), sock=listener)
+        try:
+            self._ready.set()
+            if not self._stopping.is_set():  # After `_wake` is there, so that no stop() is missed.
+                await asked.wait()
+        finally:
+            server.close()
+            for transport in list(transports):
+                transport.abort()
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         if tasks:
             await asyncio.wait(tasks)
