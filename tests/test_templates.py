@@ -252,6 +252,53 @@ def test_css_is_inlined_and_media_rules_stay() -> None:
     assert filled("<p class=a>as it was", "html") == "<p class=a>as it was"
 
 
+@pytest.mark.parametrize("rule", [
+    "a:hover { color: blue }", "p::after { content: '!' }", "td.gap { width: 9px }", ".Read { width: 100% }",
+    "@media print { p { color: blue } }", "@font-face { font-family: A; src: url(a) }", "p, a:visited {c: d}"])
+def test_what_cannot_be_inlined_stays_in_a_style(rule: str) -> None:
+    comment = "<!--[if mso]><td class=gap></td><![endif]-->"
+    html = filled(f"<style>p {{ color: red }} {rule}</style><p>x{comment}</p>", "html")
+    style = html[html.index("<style>"):html.index("</style>")]
+    assert rule in style and '<p style="color: red;' in html
+
+
+def test_css_for_elements_in_a_conditional_comment_stays_where_others_have_it_too() -> None:
+    css = "<style>td { width: 600px }</style>"
+    html = filled(f"{css}<table><tr><td>x</table><!--[if mso]><td><![endif]-->", "html")
+    assert '<td style="width: 600px;">' in html and css in html
+
+
+@pytest.mark.parametrize(("media", "is_inlined"), [
+    ("print", False), ("(max-width: 600px)", False), ("screen and (max-width: 600px)", False),
+    ("all", True), ("screen", True), ("", True)])
+def test_css_of_a_style_for_some_media_is_not_inlined(media: str, is_inlined: bool) -> None:
+    style = f'<style type="text/css" media="{media}">p {{ color: red }}</style>'
+    html = filled(f"{style}<p>x", "html")
+    assert style in html and ('<p style="color: red;">' in html) is is_inlined
+
+
+@pytest.mark.parametrize("part", [
+    "<!--[if mso]><table><tr><td><![endif]-->", "<!--[if (gte mso 9)|(IE)]><td width=600><![endif]-->",
+    "<![if !mso]><b>x</b><![endif]>", "<![IF !vml]><b>x</b><![ENDIF]>", "<![if !mso]-->x<![endif]-->",
+    "<!--[if !mso]><!--><b>x</b><!--<![endif]-->", "<!--[if !mso]> --><b>x</b><!-- <![endif]-->",
+    "<!--[if mso]><style media=print>td{a:b}</style><xml><o:A/></xml><![endif]-->",
+    """<b title="<![if mso]>">x</b>"""])
+def test_conditional_comments_stay_byte_for_byte(part: str) -> None:
+    html = filled(f"<style>p {{ color: red }}</style><p>a</p>{part}<p>b</p>", "html")
+    assert html.replace(' style="color: red;"', "").endswith(f"<p>a</p>{part}<p>b</p></body></html>")
+
+
+@pytest.mark.parametrize("doctype", [
+    "<!doctype html>", "<!DOCTYPE html>", "", '<!DOCTYPE html SYSTEM "about:legacy-compat">',
+    """<!DOCTYPE html PUBLIC
+    "-//W3C//DTD XHTML 1.0 Transitional//EN" "http://www.w3.org/TR/xhtml1/DTD/xhtml1-transitional.dtd">"""])
+@pytest.mark.parametrize("before", ["", "<!--a--><!-- <!doctype b> -->"])
+def test_the_doctype_stays_byte_for_byte(before: str, doctype: str) -> None:
+    html = filled(f"{before}{doctype}<html><style>p {{ color: red }}</style><p>x", "html")
+    assert html.startswith(f"{before}{doctype}<html>")
+    assert '<p style="color: red;">' in html
+
+
 @pytest.fixture
 def asked() -> Iterator[tuple[int, list[str]]]:
     """A server's port, and what it was asked for."""

@@ -1,6 +1,7 @@
 """Mail merge: makes a letter of a stored template and the variables of one recipient."""
 
 import re
+import secrets
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -29,8 +30,18 @@ _SUBJECT_SOURCE_MAX_CHARACTERS = 5000
 _BREAKS = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _HAS_CSS = re.compile(r"<(?:style|link)[\s/>]", re.IGNORECASE)
 _TAG = re.compile(r"<[a-zA-Z]")
-#: Nothing is fetched, and no file opened: what a link names is left away, and @import stays as it is, for the reader's program.
-_INLINER = CSSInliner(load_remote_stylesheets=False, keep_at_rules=True)
+#: Nothing is fetched, and no file opened: what a link names is left away, and @import stays, for the reader's
+#: program. So do all rules, beside what is inlined: there is no other place for `a:hover` and `@media`, nor
+#: for those of elements inside Outlook's conditional comments, which the inliner does not see.
+_INLINER = CSSInliner(load_remote_stylesheets=False, keep_style_tags=True)
+#: The inliner's parser rewrites these (WHATWG HTML, 13.2.5.41 and 13.2.5.53): the doctype, after what may
+#: come before it, and conditional comments that other programs read as well.
+_DOCTYPE = re.compile(r"(?>\s+|<!--.*?-->|<\?[^>]*>)*+(<!doctype\b[^>]*>)", re.IGNORECASE | re.DOTALL)
+_CONDITION = re.compile(r"<!(\[(?:if|endif)\b[^<>]*)>", re.IGNORECASE)
+#: A style element for some media, whose rules are not for the elements' own styles.
+_STYLE_FOR_MEDIA = re.compile(
+    r"""<style(?=\s[^<>]*(?<=\s)media\s*=\s*+(?!(["'])\s*(?:all|screen)?\s*\1|(?:all|screen)[\s>]))""",
+    re.IGNORECASE)
 
 
 class Sources(Protocol):
@@ -148,10 +159,20 @@ def _inlined(html: str) -> str:
         raise Unfit(f"expected at most {TAGS_MAX} tags beside a style element, got {tags}")
     if css * tags > CSS_MAX_CHARACTERS_TIMES_TAGS or len(html) * tags > HTML_MAX_CHARACTERS_TIMES_TAGS:
         raise Unfit(f"expected less CSS or fewer tags, got {css} characters in style elements and {tags} tags")
-    done = _INLINER.inline(html) if tags <= _SHALLOW_TAGS else _deep(html)
+    done = _inline(html) if tags <= _SHALLOW_TAGS else _deep(html)
     if len(done) > RENDERED_MAX_CHARACTERS:
         raise Unfit(f"expected at most {RENDERED_MAX_CHARACTERS:,} characters with CSS inlined, got {len(done):,}")
     return done
+
+
+def _inline(html: str) -> str:
+    """Inline the CSS; the doctype and conditional comments stay byte for byte."""
+    mark = secrets.token_hex(8)  # In comments and attributes, which the parser keeps.
+    ignored = f' data-css-inline="ignore" data-{mark}=""'
+    marked = _CONDITION.sub(rf"<!--{mark}\g<1>{mark}-->", _STYLE_FOR_MEDIA.sub(rf"\g<0>{ignored}", html))
+    done = _INLINER.inline(marked).replace(f"--{mark}", "").replace(f"{mark}--", "").replace(ignored, "")
+    was, made = _DOCTYPE.match(html), _DOCTYPE.match(done)
+    return done[:made.start(1)] + was[1] + done[made.end(1):] if was and made else done
 
 
 def _css_end(html: str) -> int:
@@ -170,7 +191,7 @@ def _deep(html: str) -> str:
 
     def work() -> None:
         try:
-            done.set_result(_INLINER.inline(html))
+            done.set_result(_inline(html))
         except BaseException as e:
             done.set_exception(e)
 
