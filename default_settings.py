@@ -51,7 +51,7 @@ SMTP_CA_FILE: str = ""
 EHLO_NAME: str = ""
 
 #: Sessions that one worker keeps open at most, shared equally by its accounts. Gmail drops clients that open
-#: many more.
+#: many more; where a server takes fewer, fewer are used.
 SMTP_CONNECTIONS: int = 10
 
 #: Mails on one connection before it is closed and another is opened. 0: 80 for Gmail and the inbox, 10 for other servers.

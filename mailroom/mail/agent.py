@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from mailroom.mail.compose import compose
-from mailroom.mail.errors import NotTaken, StoreUnavailable, Unanswered
+from mailroom.mail.errors import NotTaken, StoreUnavailable, TooManyConnections, Unanswered
 from mailroom.mail.link import Reply
 from mailroom.mail.message import Address, Claim, Outcome, State, Trouble
 from mailroom.mail.replies import is_of_bad_address, is_one_too_many, state_of, trouble_of
@@ -38,7 +38,8 @@ class Agent:
             sender.sessions.close()
 
     def attempt(self, claim: Claim, *, open_only: bool = False) -> Steps[Outcome]:
-        """One attempt. `open_only`: SessionLost is raised where it takes a new session; FenceRefused and StoreUnavailable always are."""
+        """One attempt. `open_only`: SessionLost is raised where it takes a new session; FenceRefused,
+        StoreUnavailable and TooManyConnections always are."""
         sender = self.senders[claim.account]
         try:
             payload = compose(claim, sender=sender.address)
@@ -59,7 +60,7 @@ class Agent:
             raise
         except NotTaken as e:
             return self._later(claim, e.reply, trouble=self._trouble_of(e))
-        except (FenceRefused, StoreUnavailable):
+        except (FenceRefused, StoreUnavailable, TooManyConnections):
             raise
         except Exception as e:  # A fault of ours, before the dot: transport says Unanswered whatever happens after it.
             log.error("message %s attempt %d: %s", claim.id, claim.attempt, type(e).__name__, extra={"message_id": claim.id})

@@ -10,11 +10,12 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from mailroom.mail.agent import Agent
-from mailroom.mail.errors import StoreUnavailable
+from mailroom.mail.errors import StoreUnavailable, TooManyConnections
 from mailroom.mail.message import Claim, Outcome
+from mailroom.mail.nudge import Begun, Nudge
 from mailroom.mail.steps import Attempts, Steps, run
 from mailroom.mail.transport import FenceRefused, SessionLost
 from mailroom.mail.turns import HANGS_AFTER_SECONDS, Turns
@@ -101,8 +102,13 @@ class Delivery:
             return self._side_by_side
 
     def _deliver_one(self, claim: Claim) -> bool:
-        with self.turns.shared(claim.account) as is_given:
-            return self._settle(claim) if is_given else self._give_row_back(claim)
+        again = False
+        while True:
+            with self.turns.shared(claim.account, again=again) as is_given:
+                try:
+                    return self._settle_narrowing(claim) if is_given else self._give_row_back(claim)
+                except TooManyConnections:
+                    again = True
 
     def _deliver_alone(self, id: str) -> bool:
         """Its last worker died with it; if this one does too, it shall take no other mail along."""
@@ -116,7 +122,10 @@ class Delivery:
 
     def _settle_at_once(self, claim: Claim) -> bool:
         with self.turns.at_once(claim.account):
-            return self._settle(claim)
+            try:
+                return self._settle_narrowing(claim)
+            except TooManyConnections:
+                return self._give_row_back(claim)
 
     def _release_unsent(self) -> None:
         """Give back, when we stop, the rows whose attempts wait for a server: they pass no fence any more."""
@@ -134,6 +143,18 @@ class Delivery:
         if outcome is None:
             return self._give_row_back(claim)
         return self._finish(claim, outcome, began_at)
+
+    def _settle_narrowing(self, claim: Claim) -> bool:
+        """Settle it. Where its connection was one too many, use fewer, and raise TooManyConnections."""
+        try:
+            return self._settle(claim)
+        except TooManyConnections as e:
+            count = self.turns.narrow(claim.account, e.standing)
+            log.info("the server of account %s takes no further connection (%s); at most %d are used now",
+                     claim.account, e.code or "hung up", count)
+            if self._stopping.is_set():
+                return self._give_row_back(claim)
+            raise
 
     def _outcome(self, claim: Claim, attempt: Callable[[], Outcome | None]) -> Outcome | None:
         """How it went; None if nothing was sent."""
@@ -188,41 +209,6 @@ class Delivery:
                 wait_seconds = min(2 * wait_seconds, RECORD_WAIT_MAX_SECONDS)
 
 
-class _Nudge:
-    """Mails whose end somebody may wait for."""
-
-    def __init__(self, count: int) -> None:
-        self._left = count
-        self._settled = True
-        self._error: BaseException | None = None
-        self._lock = threading.Lock()
-        self._over = threading.Event()
-
-    def end(self, settled: bool = True, *, error: BaseException | None = None) -> None:
-        """Of one of them; `settled` False: it was given back."""
-        with self._lock:
-            self._left -= 1
-            self._settled &= settled
-            self._error = self._error or error
-            if not self._left:
-                self._over.set()
-
-    def wait(self) -> bool:
-        """Whether all were settled; raises an error of one of them."""
-        self._over.wait()
-        if self._error is not None:
-            raise self._error
-        return self._settled
-
-
-class _Begun(NamedTuple):
-    """A claim whose attempt has begun, or was given up, and when, on time.monotonic."""
-
-    claim: Claim
-    nudge: _Nudge
-    at: float
-
-
 class _SideBySide:
     """The mails of all nudges, in one thread: as many at a time as there are turns.
 
@@ -233,10 +219,10 @@ class _SideBySide:
     def __init__(self, delivery: Delivery) -> None:
         self.delivery = delivery
         self.turns = delivery.turns
-        self.todo: deque[tuple[Claim, _Nudge]] = deque()  #: those whose turn it is
-        self.given_up: deque[tuple[Claim, _Nudge]] = deque()  #: those that are to wait no more
-        self.attempts: Attempts[_Begun, Outcome | None] = Attempts()
-        self.outcomes: list[tuple[_Begun, Outcome]] = []  #: which are not on record yet
+        self.todo: deque[tuple[Claim, Nudge]] = deque()  #: those whose turn it is
+        self.given_up: deque[tuple[Claim, Nudge]] = deque()  #: those that are to wait no more
+        self.attempts: Attempts[Begun, Outcome | None] = Attempts()
+        self.outcomes: list[tuple[Begun, Outcome]] = []  #: which are not on record yet
         self.gather_seconds = 0.0
         self._closing = threading.Event()
         self._thread = SupervisedThread("deliveries", self._run, self._closing)
@@ -246,9 +232,9 @@ class _SideBySide:
         """Wait until all have ended; False: some were given back. Raises what kept one from being put on record."""
         return self.take(claims).wait()
 
-    def take(self, claims: Sequence[Claim]) -> _Nudge:
+    def take(self, claims: Sequence[Claim]) -> Nudge:
         """Line them up, those of each account by themselves."""
-        nudge, lines = _Nudge(len(claims)), defaultdict[str, deque[Claim]](deque)
+        nudge, lines = Nudge(len(claims)), defaultdict[str, deque[Claim]](deque)
         for claim in claims:
             lines[claim.account].append(claim)
         for account, line in lines.items():
@@ -257,7 +243,15 @@ class _SideBySide:
             self.turns.ask(account, len(line), given, withdrawn, single=len(claims) == 1)
         return nudge
 
-    def _move(self, line: deque[Claim], nudge: _Nudge, to: deque[tuple[Claim, _Nudge]], count: int) -> None:
+    def _line_up_again(self, begun: Begun) -> None:
+        """Give up a turn without a connection, and wait for another one."""
+        line, account = deque([begun.claim]), begun.claim.account
+        given, withdrawn = (partial(self._move, line, begun.nudge, to) for to in (self.todo, self.given_up))
+        self._give_back(begun)
+        self.turns.ask(account, 1, given, withdrawn, again=True)
+        self.turns.leave(account)
+
+    def _move(self, line: deque[Claim], nudge: Nudge, to: deque[tuple[Claim, Nudge]], count: int) -> None:
         to.extend((line.popleft(), nudge) for _ in range(count))
         self.attempts.wake()
 
@@ -297,12 +291,12 @@ class _SideBySide:
 
     def _begin(self) -> None:
         while self.given_up:
-            begun = _Begun(*self.given_up.popleft(), time.monotonic())
+            begun = Begun(*self.given_up.popleft(), time.monotonic())
             self._go_on_elsewhere(begun, partial(self.delivery._give_row_back, begun.claim), connected=False)
         while self.todo:
-            begun = _Begun(*self.todo.popleft(), time.monotonic())
+            begun = Begun(*self.todo.popleft(), time.monotonic())
             if begun.claim.has_attachments:
-                self._go_on_elsewhere(begun, partial(self.delivery._settle, begun.claim))
+                self._go_on_elsewhere(begun, partial(self.delivery._settle_narrowing, begun.claim))
             else:
                 steps = self.delivery._attempt(begun.claim, open_only=True)
                 self.attempts.go_on(begun, steps, partial(steps.send, None))
@@ -325,7 +319,7 @@ class _SideBySide:
         for (begun, outcome), is_written in zip(outcomes, written, strict=True):
             self._say(begun, outcome, is_written)
 
-    def _say(self, begun: _Begun, outcome: Outcome, is_written: Callable[[], bool]) -> None:
+    def _say(self, begun: Begun, outcome: Outcome, is_written: Callable[[], bool]) -> None:
         try:
             self.delivery._say(begun.claim, outcome, begun.at, written=is_written())
         except StoreUnavailable:
@@ -342,7 +336,7 @@ class _SideBySide:
             try:
                 outcome = self.delivery._outcome(begun.claim, told)
             except SessionLost:  # There was none, or the server had closed it meanwhile; a new one may take the mail at once.
-                self._go_on_elsewhere(begun, partial(self.delivery._settle, begun.claim))
+                self._go_on_elsewhere(begun, partial(self.delivery._settle_narrowing, begun.claim))
             except BaseException as e:
                 self._leave(begun, error=e)
             else:
@@ -352,18 +346,20 @@ class _SideBySide:
                     self.outcomes.append((begun, outcome))
                     self._give_back(begun)
 
-    def _go_on_elsewhere(self, begun: _Begun, act: Callable[[], bool], *, connected: bool = True) -> None:
+    def _go_on_elsewhere(self, begun: Begun, act: Callable[[], bool], *, connected: bool = True) -> None:
         """In another thread, which ends the turn; `connected`: the connection is part of it still."""
         def go_on() -> None:
             try:
                 settled = act()
+            except TooManyConnections:
+                self._line_up_again(begun)
             except BaseException as e:
                 self._leave(begun, connected=connected, error=e)
             else:
                 self._leave(begun, settled, connected=connected)
         self.delivery._threads.submit(go_on)
 
-    def _leave(self, begun: _Begun, settled: bool = True, *, connected: bool = True, error: BaseException | None = None) -> None:
+    def _leave(self, begun: Begun, settled: bool = True, *, connected: bool = True, error: BaseException | None = None) -> None:
         if connected:
             self._give_back(begun)
         self.turns.leave(begun.claim.account)
@@ -373,7 +369,7 @@ class _SideBySide:
                 log.error("message %s attempt %d: not on record: %s", begun.claim.id, begun.claim.attempt,
                           type(error).__name__, extra={"message_id": begun.claim.id})
 
-    def _give_back(self, begun: _Begun) -> None:
+    def _give_back(self, begun: Begun) -> None:
         self.turns.give_back(begun.claim.account, time.monotonic() - begun.at)
 
 

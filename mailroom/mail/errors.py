@@ -87,5 +87,18 @@ class NotTaken(TransportError):
         return self.of_message and super().permanent
 
 
+class ConnectionRefused(NotTaken):
+    """The next hop took no connection: refused or reset it, hung up, or said that there are too many."""
+
+
+class TooManyConnections(MailroomError):
+    """A further connection was refused while `standing` others are open; one of those can take the mail."""
+
+    def __init__(self, reply: str, *, code: int, standing: int) -> None:
+        self.code = code
+        self.standing = standing
+        super().__init__(reply)
+
+
 class Unanswered(TransportError):
     """The link broke after the final dot went out: the next hop may have the mail (RFC 5321, 4.5.3.2.6; RFC 1047)."""

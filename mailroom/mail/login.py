@@ -8,8 +8,9 @@ import time
 import unicodedata
 from collections.abc import Callable
 
-from mailroom.mail.link import Link, one_line
+from mailroom.mail.link import Link, Reply, one_line
 from mailroom.mail.oauth2 import TokenError, TokenSource
+from mailroom.mail.replies import may_be_of_connections
 
 #: In this order. CRAM-MD5 needs a server that can read its passwords: it is often offered, and then refuses all.
 MECHANISMS = ("PLAIN", "LOGIN", "CRAM-MD5")
@@ -66,7 +67,7 @@ class Login:
         try:
             self._try_each(connect)
         except Exception as e:
-            if not self._works or isinstance(e, (smtplib.SMTPAuthenticationError, NoMechanism, TokenError)):
+            if not self._works or _is_of_login(e):
                 self._works, self._failure, self._failed_at = False, e, time.monotonic()
             raise
         self._works = True
@@ -139,6 +140,13 @@ class Login:
             return code, challenge
         digest = hmac.new(self._password, base64.b64decode(challenge), "md5").hexdigest()
         return link.docmd(_base64(self._user + b" " + digest.encode()))
+
+
+def _is_of_login(error: Exception) -> bool:
+    """Tell a login that no longer works from a session too many."""
+    if isinstance(error, smtplib.SMTPAuthenticationError):
+        return not may_be_of_connections(Reply(error.smtp_code, one_line(error.smtp_error)))
+    return isinstance(error, (NoMechanism, TokenError))
 
 
 def _dialog(link: Link, command: str, *answers: bytes) -> Said:

@@ -16,6 +16,11 @@ _BUSY_CODE = 421
 #: More recipients than the server takes at a time; RFC 5321, 4.5.3.1.10 has 452, and 552 of old servers as the same.
 _TOO_MANY_RECIPIENTS = re.compile(r"[45]\.5\.3(?![\d.])|.*too many recipients", re.IGNORECASE | re.DOTALL)
 
+#: As Postfix, Exim, Exchange ("maximum number of concurrent server connections", "sender thread limit") say it.
+_TOO_MANY_CONNECTIONS = re.compile(
+    r"too many\b.*\b(?:connections|sessions)\b|\b(?:connections?|sessions?) (?:count |rate )?limit"
+    r"|\bmaximum\b.*\bconnections\b|\bconcurrent\b|\bsimultaneous\b|\bthread limit\b", re.IGNORECASE | re.DOTALL)
+
 #: There is no such mailbox or domain, or none that takes mail (RFC 3463, 3.2; RFC 7505); 5.1.7 and 5.1.8 are about the sender, and
 #: 5.1.0 can be about anything.
 _BAD_ADDRESS = re.compile(r"5\.1\.(?:[1236]|10)(?![\d.])")
@@ -25,6 +30,8 @@ CONNECT_WAIT_MAX_SECONDS = 600.0
 #: Often enough for a person who has just mended the account, too rare for a server to take offence.
 LOGIN_WAITS_SECONDS = (15 * 60.0,)
 LOGINS_WAITS_SECONDS = (15 * 60.0, 30 * 60.0, 3600.0)
+#: Others have all connections that the server takes, and any of them may end.
+CONNECTIONS_WAITS_SECONDS = (5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0)
 #: 421 4.7.x is about our pace.
 PACE_WAITS_SECONDS = tuple(300.0 * 2**n for n in range(6))
 
@@ -44,6 +51,8 @@ def trouble_of(reply: Reply, schedule: Schedule, *, of_message: bool = True) -> 
     reason = str(reply)
     if reply.refuses and (limit := find_limit(reply.text)):
         return Trouble(state=limit.state, reason=reason, waits=limit.waits)
+    if not of_message and reply.code not in _LOGIN_CODES and says_too_many_connections(reply):
+        return Trouble(state=AccountState.PAUSED, reason=reason, waits=CONNECTIONS_WAITS_SECONDS)
     if reply.code in _LOGIN_CODES or (500 <= reply.code < 600 and not of_message):
         return Trouble(state=AccountState.HALTED, reason=reason, waits=LOGIN_WAITS_SECONDS)
     if reply.code == _BUSY_CODE or not of_message:
@@ -74,3 +83,13 @@ def _of_account(reply: Reply) -> bool:
 def is_one_too_many(reply: Reply) -> bool:
     """Tell a refusal of a recipient only because the mail has others: the next attempt may take it at once."""
     return reply.refuses and _TOO_MANY_RECIPIENTS.match(reply.text) is not None
+
+
+def says_too_many_connections(reply: Reply) -> bool:
+    """Tell a refusal of a connection, or of what is said on it, only because there are others."""
+    return reply.refuses and _TOO_MANY_CONNECTIONS.search(reply.text) is not None
+
+
+def may_be_of_connections(reply: Reply) -> bool:
+    """Tell a reply before MAIL that can be about the number of connections: it says so, or is 421, or none (0)."""
+    return reply.code in (0, _BUSY_CODE) or says_too_many_connections(reply)

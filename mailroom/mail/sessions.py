@@ -1,10 +1,11 @@
-"""Keeps sessions with a next hop open from mail to mail."""
+"""Keeps sessions with a next hop open from mail to mail, and as many as it takes."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from mailroom.mail.errors import NotTaken
+from mailroom.mail.errors import ConnectionRefused, NotTaken, TooManyConnections
 from mailroom.mail.steps import Steps
 from mailroom.mail.transport import NextHop, Receipt, Session, SessionLost, login_at, words_of
 
@@ -17,6 +18,10 @@ class Sessions:
         self._login = login_at(hop)
         self._idle: list[Session] = []
         self._worn: list[Session] = []
+        self._counts = threading.Condition()
+        self._standing = 0  #: sessions that are open: idle, worn or lent
+        self._opening = 0
+        self._opened = 0  #: in all
 
     def steps(self, *mail: Any, smtputf8: bool = False, open_only: bool = False,
               since: float | None = None) -> Steps[Receipt]:
@@ -40,29 +45,39 @@ class Sessions:
 
     @contextmanager
     def borrow(self, *, fresh: bool = False, since: float | None = None) -> Iterator[Session]:
-        """Lend an open session; it comes back by itself. Raises NotTaken if none can be opened."""
+        """Lend an open session; it comes back by itself.
+
+        Raises:
+          TooManyConnections: others are open, and the server takes no further one.
+          NotTaken: none can be opened.
+        """
         with self._lent((None if fresh else self._reuse()) or self._new(since)) as session:
             yield session
 
     @contextmanager
     def _lent(self, session: Session, *, worn: list[Session] | None = None) -> Iterator[Session]:
+        opened = self._opened
         try:
             yield session
+        except ConnectionRefused as e:  # It says so as late as at MAIL.
+            self._drop(session)
+            self._check_others(e, opened)
+            raise
         except BaseException:
-            session.drop()  # Nobody knows what was left half said.
+            self._drop(session)  # Nobody knows what was left half said.
             raise
         if not session.worn:
             session.kept = True
             self._idle.append(session)
-        elif worn is None:
-            session.close()
+        elif worn is None or session.smtp.sock is None:
+            self._close(session)
         else:
             worn.append(session)
 
     def close(self) -> None:
         for sessions in (self._idle, self._worn):
             while sessions:
-                sessions.pop().close()
+                self._close(sessions.pop())
 
     def _reuse(self) -> Session | None:
         while True:
@@ -72,14 +87,48 @@ class Sessions:
                 return None
             if session.reusable:
                 return session
-            session.drop()
+            self._drop(session)
 
     def _new(self, since: float | None) -> Session:
         with suppress(IndexError):
-            self._worn.pop().close()  # So that there are never more at a time than threads borrow.
+            self._close(self._worn.pop())  # So that there are never more at a time than threads borrow.
+        with self._counts:
+            self._opening += 1
+            opened = self._opened
+        is_open = False
         try:
             session = Session(self.hop, login=self._login)
+            session.open(since=since)
+            is_open = True
+            return session
+        except ConnectionRefused as e:
+            refusal = e
         except OSError as e:
             raise NotTaken(f"{self.hop.ca_file} is no file of certificates: {words_of(e)}", of_message=False) from e
-        session.open(since=since)
-        return session
+        finally:
+            self._count(opening=-1, opened=int(is_open))
+        self._check_others(refusal, opened)
+        raise refusal
+
+    def _check_others(self, refusal: ConnectionRefused, opened: int) -> None:
+        """Raise TooManyConnections if the server has others; `opened`: how many it had taken before this one."""
+        with self._counts:
+            self._counts.wait_for(lambda: self._standing or self._opened > opened or not self._opening)
+            if self._standing or self._opened > opened:
+                found = self._standing
+                raise TooManyConnections(refusal.reply, code=refusal.code, standing=found) from refusal
+
+    def _drop(self, session: Session) -> None:
+        session.drop()
+        self._count(ended=1)
+
+    def _close(self, session: Session) -> None:
+        session.close()
+        self._count(ended=1)
+
+    def _count(self, *, opening: int = 0, opened: int = 0, ended: int = 0) -> None:
+        with self._counts:
+            self._opening += opening
+            self._opened += opened
+            self._standing += opened - ended
+            self._counts.notify_all()

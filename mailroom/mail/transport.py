@@ -16,10 +16,11 @@ from typing import Any, NoReturn
 import yagmail
 
 from mailroom.mail.ehlo import default_name
-from mailroom.mail.errors import NotTaken, Unanswered
+from mailroom.mail.errors import ConnectionRefused, NotTaken, Unanswered
 from mailroom.mail.link import Link, Reply, TLSLink, one_line
 from mailroom.mail.login import Login, NoMechanism
 from mailroom.mail.oauth2 import TokenError, TokenSource
+from mailroom.mail.replies import may_be_of_connections, says_too_many_connections
 from mailroom.mail.steps import FENCE, Steps
 from mailroom.settings import host_and_port
 
@@ -106,7 +107,8 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
         """Connect and log in. `since`: when the mail was claimed that this is for; by default now.
 
         Raises:
-          NotTaken: with `of_message` False: refused, unreachable, not who it should be, or wrong credentials.
+          NotTaken: with `of_message` False: refused, unreachable, not who it should be, or wrong credentials;
+            a ConnectionRefused where that can be of the number of connections.
         """
         try:
             if self.auth is None:
@@ -145,9 +147,11 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
             mail, refused, data = yield from self._envelope(sender, recipients, len(payload), smtputf8)
         except (OSError, smtplib.SMTPException) as e:
             self.drop()
+            self._check_welcome(Reply(getattr(e, "smtp_code", 0), words_of(e)))
             code, lost = getattr(e, "smtp_code", 0), SessionLost if self.kept else NotTaken
             # It may be about this very mail: there are servers that hang up at what they do not like.
             raise lost(str(Reply(code, words_of(e))), code=code) from e
+        self._check_welcome(mail)
         if not mail.accepts or len(refused) == len(recipients):
             if data is not None and data.code == 354:
                 yield from self._end_empty(mail, *refused.values())
@@ -179,6 +183,12 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
         rcpt = dict(zip(recipients, replies[1:len(recipients) + 1], strict=False))
         return (replies[0], {position: reply for position, reply in rcpt.items() if not reply.accepts},
                 replies[-1] if len(replies) == len(commands) else None)
+
+    def _check_welcome(self, reply: Reply) -> None:
+        """Raise ConnectionRefused if the server says as late as at MAIL that there are too many sessions."""
+        if says_too_many_connections(reply):
+            self.drop()
+            raise ConnectionRefused(str(reply), code=reply.code, of_message=False)
 
     def _payload(self, payload: bytes) -> Steps[Reply]:
         try:
@@ -279,8 +289,9 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
 
 def _as_not_taken(error: Exception, hop: NextHop) -> NotTaken:
     if isinstance(error, smtplib.SMTPResponseException):
-        code = max(error.smtp_code, 0)
-        return NotTaken(str(Reply(code, words_of(error))), code=code, of_message=False)
+        reply = Reply(max(error.smtp_code, 0), words_of(error))
+        kind = ConnectionRefused if may_be_of_connections(reply) else NotTaken
+        return kind(str(reply), code=reply.code, of_message=False)
     if isinstance(error, TokenError):
         return NotTaken(f"no access token: {error}", code=error.code, of_message=False)
     if isinstance(error, NoMechanism):
@@ -291,7 +302,15 @@ def _as_not_taken(error: Exception, hop: NextHop) -> NotTaken:
         return NotTaken(f"{hop} offers no STARTTLS", of_message=False)
     if isinstance(error, ssl.SSLCertVerificationError):
         return NotTaken(f"the certificate of {hop} is not to be trusted: {error.verify_message}", of_message=False)
-    return NotTaken(f"{hop} could not be reached: {words_of(error)}", of_message=False)
+    kind = ConnectionRefused if _hangs_up(error) else NotTaken
+    return kind(f"{hop} could not be reached: {words_of(error)}", of_message=False)
+
+
+def _hangs_up(error: Exception) -> bool:
+    """Tell a server that refuses or ends a connection from one that does not answer, or cannot be found."""
+    if isinstance(error, smtplib.SMTPServerDisconnected):
+        return not isinstance(error.__cause__, TimeoutError)
+    return isinstance(error, (ConnectionError, ssl.SSLEOFError))
 
 
 def words_of(error: Exception) -> str:

@@ -14,6 +14,8 @@ from mailroom.mail.message import DEFAULT_ACCOUNT, Free
 #: An account hangs when all its connections are taken, and none was given back for so long. One that has just
 #: taken so long over a mail is slow.
 HANGS_AFTER_SECONDS = 5.0
+#: After so long a server that took no further connection is asked for one more.
+WIDENS_AFTER_SECONDS = 60.0
 #: Mails that may wait for each connection of an account where there are others.
 WAITING_PER_CONNECTION = 50
 #: How often one that is to be alone looks whether those before it hang.
@@ -39,7 +41,7 @@ class _Share:
     turns: so a single mail, for which somebody may wait, gets the next turn or the one after that.
     """
 
-    connections: int
+    most: int  #: its part of the worker's connections
     server: str
     running: int = 0  #: turns that use a connection
     inside: int = 0  #: those, and those that are not on record yet
@@ -48,6 +50,11 @@ class _Share:
     let_single_in: bool = False  #: whether that was the last thing done
     moved_at: float = field(default_factory=time.monotonic)  #: when a connection was last taken or given back
     flows: bool = True  #: whether the last mail took less than HANGS_AFTER_SECONDS
+    connections: int = 0  #: those that the server takes, as far as we know: at most `most`
+    changed_at: float = 0.0  #: when `connections` was
+
+    def __post_init__(self) -> None:
+        self.connections = self.most
 
     @property
     def waiting(self) -> int:
@@ -62,7 +69,20 @@ class _Share:
         since = datetime.now(UTC) - timedelta(seconds=time.monotonic() - self.moved_at)
         return f"its server, {self.server}, has taken no mail since {since:%Y-%m-%d %H:%M:%SZ}"
 
+    def narrow(self, standing: int) -> None:
+        """Use one connection less than now, or `standing` ones, as the server refused one."""
+        self.connections = min(self.connections, max(1, standing, self.running - 1))
+        self.changed_at = time.monotonic()
+
+    def widen(self) -> None:
+        """Try one more, where there were fewer for a while."""
+        if self.connections < self.most and time.monotonic() - self.changed_at > WIDENS_AFTER_SECONDS:
+            self.connections += 1
+            self.changed_at = time.monotonic()
+
     def admit(self) -> None:
+        if self.singles or self.many:
+            self.widen()
         while self.running < self.connections and (line := self._next()):
             asked = line[0]
             count = min(asked.left, self.connections - self.running)
@@ -109,14 +129,15 @@ class Turns:
 
     @property
     def connections(self) -> int:
-        """Count all of them together."""
-        return sum(share.connections for share in self._shares.values())
+        """Count all of them together, whatever their servers take."""
+        return sum(share.most for share in self._shares.values())
 
     @contextmanager
-    def shared(self, account: str = DEFAULT_ACCOUNT) -> Iterator[bool]:
-        """Wait in the line of single mails. False: it was withdrawn."""
+    def shared(self, account: str = DEFAULT_ACCOUNT, *, again: bool = False) -> Iterator[bool]:
+        """Wait in the line of single mails. False: it was withdrawn. `again`: as for `ask`."""
         answer: SimpleQueue[bool] = SimpleQueue()
-        self.ask(account, 1, lambda count: answer.put(True), lambda count: answer.put(False), single=True)
+        self.ask(account, 1, lambda count: answer.put(True), lambda count: answer.put(False),
+                 single=True, again=again)
         is_given, began_at = answer.get(), time.monotonic()
         try:
             yield is_given
@@ -166,8 +187,8 @@ class Turns:
             self.leave(account)
 
     def ask(self, account: str, most: int, given: Callable[[int], None], withdrawn: Callable[[int], None], *,
-            single: bool = False) -> None:
-        """Line up for so many turns, and go on.
+            single: bool = False, again: bool = False) -> None:
+        """Line up for so many turns, and go on. `again`: before the others, for one whose turn was in vain.
 
         `given` is called with a number whenever some are free, perhaps at once, until it was so many; or
         `withdrawn` is with the rest of them. Both are called while others wait for the lock.
@@ -175,7 +196,7 @@ class Turns:
         share = self._shares[account]
         line = share.singles if single else share.many
         with self._lock:
-            line.append(Asked(most, given, withdrawn))
+            line.insert(0 if again else len(line), Asked(most, given, withdrawn))
             self._admit(share)
 
     def give_back(self, account: str = DEFAULT_ACCOUNT, seconds: float = 0.0) -> None:
@@ -186,6 +207,15 @@ class Turns:
             share.moved_at = time.monotonic()
             share.flows = seconds < HANGS_AFTER_SECONDS
             self._admit(share)
+
+    def narrow(self, account: str, standing: int) -> int:
+        """Use fewer connections, `standing` at least, until one more is tried after a while; return how many.
+
+        For a turn whose connection was refused, before it ends.
+        """
+        with self._lock:
+            self._shares[account].narrow(standing)
+            return self._shares[account].connections
 
     def leave(self, account: str = DEFAULT_ACCOUNT) -> None:
         """End a turn, as all is on record."""

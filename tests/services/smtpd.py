@@ -112,6 +112,7 @@ class Script:
     """
 
     def __init__(self) -> None:
+        self.limit: tuple[int, str, Answer | None] = (0, "", None)
         self._steps: list[Step] = []
         self._holds: list[Hold] = []
         self._lock = threading.Lock()
@@ -167,6 +168,19 @@ class Script:
     def hang(self, phase: str, *, match: str = "") -> Hold:
         """Never answer at `phase`, to anybody, until release()."""
         return self.hold(phase, match=match, times=None)
+
+    def limit_connections(
+        self,
+        limit: int,
+        reply: str = "",
+        *,
+        at: str = "GREETING",
+        close: bool = True,
+        reset: bool = False,
+    ) -> None:
+        """Take so many sessions at a time; a further one is answered `reply`, or nothing."""
+        said = f"{reply}\r\n".encode() if reply else b""
+        self.limit = (limit, at, Answer(at, reply=said, close=close, reset=reset))
 
     def release(self) -> None:
         """Release every hold."""
@@ -278,6 +292,7 @@ class Session(asyncio.Protocol):
 
     def ended(self, task: asyncio.Task[None]) -> None:
         self.smtpd.sessions.discard(self)
+        self.smtpd.taken.discard(self)
         self.transport.close()
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, Gone):
@@ -383,13 +398,24 @@ class Session(asyncio.Protocol):
             await self.wait_for(hold)
         if self.buffer and (phase in WAIT_FOR or not self.pipelines):
             self.violation(f"bytes came before the reply to {phase}")
-        step = self.smtpd.take(Answer, phase, text)
+        step = self.smtpd.take(Answer, phase, text) or self.surplus(phase)
         if step is None:
             self.out += right.encode() + b"\r\n"
             return right
         self.say(step)
         whole = step.reply.endswith(b"\r\n") and step.reply[:3].isdigit()
         return step.reply.decode(errors="replace").rstrip() if whole else ""
+
+    def surplus(self, phase: str) -> Answer | None:
+        """Return what a session too many is told, or note that it is none."""
+        limit, phase_of_limit, refusal = self.smtpd.limit
+        if phase != phase_of_limit:
+            return None
+        if len(self.smtpd.taken | {self}) > limit:
+            self.smtpd.refused += 1
+            return refusal
+        self.smtpd.taken.add(self)
+        return None
 
     def say(self, step: Answer) -> None:
         self.out += step.reply
@@ -638,6 +664,7 @@ class ScriptedSMTP(Script, Judge):
 
     host = "127.0.0.1"
     _stopping: asyncio.Event  # of the loop that runs
+    _deaf: asyncio.Event
 
     def __init__(
         self,
@@ -666,6 +693,8 @@ class ScriptedSMTP(Script, Judge):
             self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             self.context.load_cert_chain(certificate)
         self.sessions: set[Session] = set()
+        self.taken: set[Session] = set()  #: those within the limit of connections
+        self.refused = 0  #: how many were not
         self.errors: list[BaseException] = []  #: the server's own, raised by stop()
         self._accepting: set[asyncio.Task[object]] = set()
         self._thread: threading.Thread | None = None
@@ -682,7 +711,7 @@ class ScriptedSMTP(Script, Judge):
             self._reservation.close()
         listener = socket.create_server((self.host, self.port), backlog=1024)
         self.port = listener.getsockname()[1]
-        ready = threading.Event()
+        ready, self._is_deaf = threading.Event(), threading.Event()
         self._thread = threading.Thread(
             target=lambda: asyncio.run(self._serve(listener, ready)), name="smtpd", daemon=True
         )
@@ -692,14 +721,16 @@ class ScriptedSMTP(Script, Judge):
 
     async def _serve(self, listener: socket.socket, ready: threading.Event) -> None:
         self._loop = asyncio.get_running_loop()
-        self._stopping = asyncio.Event()
+        self._stopping, self._deaf = asyncio.Event(), asyncio.Event()
         # asyncio's own server leaks a link that is accepted while it closes.
         listener.setblocking(False)
         self._loop.add_reader(listener, self._accept, listener)
         ready.set()
-        await self._stopping.wait()
+        await self._deaf.wait()
         self._loop.remove_reader(listener)
         listener.close()
+        self._is_deaf.set()
+        await self._stopping.wait()
         await asyncio.gather(*self._accepting, return_exceptions=True)
         await asyncio.gather(*(session.die() for session in list(self.sessions)))
 
@@ -711,6 +742,12 @@ class ScriptedSMTP(Script, Judge):
             self._accepting.add(task)
             task.add_done_callback(self._accepting.discard)
 
+    def stop_listening(self) -> None:
+        """Refuse new connections, and go on with those that stand."""
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._deaf.set)
+        self._is_deaf.wait()
+
     def stop(self) -> None:
         """Cut every link and stop listening; the port stays reserved for start().
 
@@ -719,6 +756,7 @@ class ScriptedSMTP(Script, Judge):
         """
         if self._thread is None or self._loop is None:
             return
+        self.stop_listening()
         self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join()
         self._thread = None

@@ -1,0 +1,148 @@
+"""A server that takes few connections at a time gets all mails on those, and no account is paused for it."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mailroom.api.shown import attempts
+from mailroom.mail import turns as turns_module
+from mailroom.mail.link import Reply
+from mailroom.mail.message import AccountState
+from mailroom.mail.replies import says_too_many_connections, trouble_of
+from mailroom.mail.schedule import Schedule
+from mailroom.mail.turns import Turns
+from mailroom.store.database import Database
+from tests.services import wait_until
+from tests.services.schema import ready
+from tests.services.smtpd import ScriptedSMTP
+from tests.test_delivery import Office
+
+POSTFIX = "421 4.7.0 mx Error: too many connections from 192.0.2.1"
+EXIM = "421 Too many concurrent SMTP connections; please try again later."
+EXCHANGE = "421 4.3.2 The maximum number of concurrent server connections has exceeded a limit, closing"
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    made = ready(f"sqlite:///{tmp_path}/mailasync.sqlite3")
+    yield made
+    made.close()
+
+
+def assert_all_are_sent(office: Office, ids: list[str]) -> None:
+    rows = [office.standing(id).row for id in ids]
+    assert {(row["state"], attempts(row)) for row in rows} == {("sent", 1)}
+    assert [office.smtpd.copies(row["message_id"]) for row in rows] == [1] * len(ids)
+    [account] = office.accounts.standing()
+    assert (account["state"], account["failures"]) == (AccountState.OK, 0)
+
+
+@pytest.mark.parametrize("mails_per_connection", [80, 2])
+@pytest.mark.parametrize(("phase", "reply"), [
+    ("GREETING", POSTFIX), ("GREETING", EXIM), ("GREETING", EXCHANGE), ("GREETING", ""),
+    ("GREETING", "554 5.7.0 Too many connections"), ("EHLO", POSTFIX), ("EHLO", ""),
+    ("AUTH", "421 4.7.0 Too many concurrent connections"), ("AUTH", "454 4.7.0 too many concurrent logins"),
+    ("MAIL", "432 4.3.2 Concurrent connections limit exceeded"), ("MAIL", EXCHANGE)])
+def test_mails_go_by_those_that_it_takes(
+        database: Database, phase: str, reply: str, mails_per_connection: int) -> None:
+    with ScriptedSMTP(auth={"alice": "secret"}) as smtpd:
+        smtpd.limit_connections(3, reply, at=phase, close=not reply.startswith(("454", "432")))
+        office = Office(database, smtpd, connections=10, mails_per_connection=mails_per_connection,
+                        user="alice", password="secret")
+        hold = smtpd.hang("DOT")  # So that all connections are tried before the first is free.
+        ids = [office.accept() for _ in range(60)]
+        thread = threading.Thread(target=office.delivery.deliver, args=(ids,))
+        thread.start()
+        wait_until(lambda: smtpd.refused == 7, what="seven of ten are refused")
+        hold.release()
+        thread.join(60)
+        assert_all_are_sent(office, ids)
+        assert smtpd.refused == 7
+        office.delivery.close()
+
+
+def test_mails_one_by_one_go_by_those_that_it_takes_as_well(database: Database) -> None:
+    with ScriptedSMTP() as smtpd:
+        smtpd.limit_connections(3, POSTFIX)
+        office = Office(database, smtpd, connections=10)
+        hold = smtpd.hang("DOT")
+        ids = [office.accept() for _ in range(20)]
+        threads = [threading.Thread(target=office.delivery.deliver, args=([id],)) for id in ids]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: smtpd.refused > 0 and len(hold.connections) == 3, what="three go on")
+        hold.release()
+        for thread in threads:
+            thread.join(60)
+        assert_all_are_sent(office, ids)
+        office.delivery.close()
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_connection_that_is_refused_or_reset_is_one_too_many_while_others_stand(
+        database: Database, reset: bool) -> None:
+    with ScriptedSMTP() as smtpd:
+        office = Office(database, smtpd, connections=4)
+        office.open_sessions(2)
+        if reset:
+            smtpd.limit_connections(0, reset=True)
+        else:
+            smtpd.stop_listening()
+        ids = [office.accept() for _ in range(20)]
+        assert office.delivery.deliver(ids)
+        assert_all_are_sent(office, ids)
+        office.delivery.close()
+
+
+def test_a_server_that_takes_none_pauses_the_account_and_no_mail_loses_an_attempt(database: Database) -> None:
+    with ScriptedSMTP() as smtpd:
+        smtpd.limit_connections(0, POSTFIX)
+        office = Office(database, smtpd, connections=4)
+        ids = [office.accept() for _ in range(8)]
+        office.delivery.deliver(ids)
+        rows = [office.standing(id).row for id in ids]
+        assert {row["state"] for row in rows} <= {"deferred"}
+        assert all(row["attempt"] == row["excused"] for row in rows)
+        [account] = office.accounts.standing()
+        assert (account["state"], account["reason"]) == (AccountState.PAUSED, POSTFIX)
+        office.delivery.close()
+
+
+def test_one_more_is_tried_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = Turns(10)
+    given: list[int] = []
+    turns.ask("default", 100, given.append, given.append)
+    assert sum(given) == 10
+    left = []
+    for _ in range(7):
+        left.append(turns.narrow("default", 3))
+        turns.give_back()
+    assert (left, sum(given)) == ([9, 8, 7, 6, 5, 4, 3], 10)
+    monkeypatch.setattr(turns_module, "WIDENS_AFTER_SECONDS", -1.0)
+    turns.give_back()
+    assert sum(given) == 12  # The place that became free, and one more.
+
+
+def test_one_is_used_at_least() -> None:
+    turns = Turns(1)
+    turns.ask("default", 1, lambda count: None, lambda count: None)
+    assert turns.narrow("default", 0) == 1
+
+
+@pytest.mark.parametrize(("reply", "told"), [
+    (Reply(421, "4.7.0 Too many connections from your IP"), True),
+    (Reply(421, "4.3.2 Connection count limit exceeded"), True),
+    (Reply(432, "4.3.2 STOREDRV.ClientSubmit; sender thread limit exceeded"), True),
+    (Reply(554, "5.7.0 too many sessions"), True),
+    (Reply(421, "4.7.0 Too many simultaneous sessions"), True),
+    (Reply(454, "4.7.0 Too many login attempts, please try again later"), False),
+    (Reply(452, "4.5.3 Too many recipients"), False),
+    (Reply(421, "4.4.2 Connection timed out"), False),
+    (Reply(421, "4.7.0 Error: too many errors"), False),
+    (Reply(250, "no concurrent sessions"), False)])
+def test_words_about_their_number_are_told_from_others(reply: Reply, told: bool) -> None:
+    assert says_too_many_connections(reply) == told
+    trouble = trouble_of(reply, Schedule((7,)), of_message=False)
+    assert (trouble is not None and trouble.waits[0] == 5.0) == told
