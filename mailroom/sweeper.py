@@ -59,6 +59,7 @@ class Sweeper:
 
     def start(self) -> None:
         self.worker.beat()
+        self.clock.watch()  # A step back shows only beside a time that was noted before it.
         self._distrust()
         rounds = (("heartbeat", lambda: self.lease_seconds / BEATS_PER_LEASE, self.worker.beat),
                   ("sweeper", lambda: BEHIND_INTERVAL_SECONDS if self._behind else INTERVAL_SECONDS, self.sweep))
@@ -142,8 +143,13 @@ class Sweeper:
             self.sweeps.unpublish(refused)
 
     def _distrust(self) -> None:
-        """Judge no worker for half a lease: after an outage of the database all look dead until they have had time to say otherwise."""
+        """Judge no worker for half a lease, and no nudge for a few seconds.
+
+        After an outage of the database all look dead until they have had time to say otherwise, and what the
+        queues held before it is not what they hold now.
+        """
         self._trusts_from = time.monotonic() + self.lease_seconds / 2
+        self._lost_at = time.monotonic()
 
     def _every(self, pause_seconds: Callable[[], float], act: Callable[[], None]) -> None:
         down = False

@@ -269,6 +269,15 @@ def test_a_leap_ahead_makes_no_worker_dead(clock: MovableClock, moved: Database)
     wait_until(is_given_back, 60, what="its rows are given back")
 
 
+def test_a_step_in_the_first_second_of_the_first_worker_is_noticed(clock: MovableClock) -> None:
+    database = clock.open()
+    sweeper = a_sweeper(database)
+    sweeper.start()
+    clock.move(-HOUR)
+    wait_until(lambda: Clock(database).trouble().startswith("set back by 3,"), 60, what="it is told")
+    sweeper.stop()
+
+
 def a_sweeper(database: Database) -> Sweeper:
     """One that a test has do its rounds; its lease is short, so that it judges soon again."""
     relay = Relay(
