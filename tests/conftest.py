@@ -137,6 +137,7 @@ def private_rabbitmq(run_directory: Path) -> Iterator[RabbitMQ]:
         node = rabbitmq_node(directory)
         if not node.is_running():
             node.start()
+            node.wipe_vhost("/")  # A test that left it dead left its queues too.
         yield node
         if node.is_running():
             node.resume()

@@ -1,6 +1,7 @@
 """Job types that the tests of running jobs need; loaded by JOBS=tests.jobs_for_tests."""
 
 import ctypes
+import linecache
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import threading
 import time
 from importlib import import_module
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from mailroom.jobs.registry import File, Interrupted, Progress, job
@@ -101,8 +103,27 @@ def odd_result() -> object:
 def end_thread(name: str) -> None:
     """End a thread of the worker's process, as soon as it runs Python again."""
     [thread] = [thread for thread in threading.enumerate() if thread.name == name]
-    number = ctypes.c_ulong(thread.ident or 0)
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(number, ctypes.py_object(SystemExit))
+    number, error = ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit)
+    while not _can_be_cut_short(sys._current_frames()[thread.ident or 0]):
+        time.sleep(0)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(number, error)
+
+
+def _can_be_cut_short(frame: FrameType | None) -> bool:
+    """Tell whether an error thrown in here does what one from within could do as well.
+
+    Python's library would keep a lock for ever if cut short between taking it and the `try`, and amqp would wait
+    for ever for the rest of a frame of which it has read a part.
+    """
+    if frame and frame.f_code is threading.Condition.wait.__code__:
+        return "waiter.acquire(" in linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+    if frame and frame.f_globals["__name__"] in ("logging", "queue", "threading"):
+        return False
+    while frame:
+        if frame.f_globals["__name__"].startswith("amqp."):
+            return False
+        frame = frame.f_back
+    return True
 
 
 @job("nap")

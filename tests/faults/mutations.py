@@ -23,9 +23,9 @@ class Mutation:
 
     name: str
     edits: tuple[tuple[str, str, str], ...]
-    scenario: Callable[[Rig], object]
+    scenario: Callable[[Rig], object]  #: returns how many nudges the broker lost, where it is judged by that
     database: str
-    by: str = "mails"  #: mails, that are lost or doubled; or nudges, that the sweeper had to recover
+    by: str = "mails"  #: mails, that are lost or doubled; nudges, that the sweeper had to recover; or what the scenario returns
 
 
 class Moved(Exception):
@@ -60,7 +60,7 @@ MUTATIONS = (
     Mutation("no mandatory", (("mailasync.py", '"mandatory": True,', '"mandatory": False,'),), scenarios.queue_gone, "sqlite",
              by="nudges"),
     Mutation("no acks_late", (("mailasync.py", '"task_acks_late": True,', '"task_acks_late": False,'),),
-             scenarios.nudges_met_by_a_locked_database, "sqlite", by="nudges"),
+             scenarios.nudges_met_by_a_locked_database, "sqlite", by="scenario"),
 )
 
 
@@ -87,16 +87,16 @@ def copy_tree(directory: Path) -> Path:
 def reds(project: Path, directory: Path, mutation: Mutation) -> str:
     """Run the scenario on this code; return what is wrong in words, "" if nothing is."""
     with private_servers(directory / "servers", database=mutation.database) as servers, running(Rig(**servers, project=project)) as rig:
+        returned, stuck = None, ""
         try:
-            mutation.scenario(rig)
-            stuck = ""
+            returned = mutation.scenario(rig)
         except AssertionError as e:
             stuck = " ".join(str(e).split())[-200:]
         verdict = rig.verdict(SETTLE_SECONDS)
-        lost_nudges = rig.nudges_recovered.get("lost", 0)
+        lost_nudges = {"nudges": rig.nudges_recovered.get("lost", 0), "scenario": returned}.get(mutation.by, 0)
     told = {"lost": verdict.lost, "never final": verdict.unfinished, "doubled and not recorded": verdict.unexplained,
             "doubled where nothing left it open": verdict.duplicated, "not asked for": verdict.unexpected,
-            "nudges lost after a confirm": lost_nudges if mutation.by == "nudges" else 0}
+            "nudges lost after a confirm": lost_nudges}
     found = ", ".join(f"{count} {what}" for what, count in told.items() if count)
     return found or (f"not judged: {stuck}" if stuck else "")
 

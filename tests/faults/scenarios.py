@@ -151,15 +151,20 @@ def database_away_after_the_dot(rig: Rig, mails: int = 5) -> None:
         rig.workers[0].says("its outcome waits for the database", 30)
 
 
-def nudges_met_by_a_locked_database(rig: Rig, mails: int = 20) -> None:
-    """The worker gets its nudges while it can claim nothing; they go back to the queue, and are not lost."""
+def nudges_met_by_a_locked_database(rig: Rig, mails: int = 20) -> int:
+    """The worker gets its nudges while it can claim nothing. Return how many the broker has not kept for it.
+
+    As soon as the database is there again the sweeper may be faster than a nudge, and take it for lost.
+    """
     worker = rig.workers[0]
     with contextlib.ExitStack() as stack:
         with rig.frozen(worker):
             rig.post(mails, "nudges and a locked database")
             _wait_published(rig)
             stack.enter_context(rig.database_away())
+            before = _nudges_held(rig)
         worker.says("the message goes back to the queue", 60)
+        return before - _nudges_held(rig)
 
 
 def broker_killed_with_nudges_in_it(rig: Rig, mails: int = 100) -> None:
@@ -259,6 +264,12 @@ def _wait_beat(rig: Rig, pid: int) -> None:
     query = f"SELECT seen_at FROM workers WHERE name LIKE 'mailasync-{pid}-%'"
     before = rig.scalar(query)
     wait_until(lambda: rig.scalar(query) != before, what="its heart beats again")
+
+
+def _nudges_held(rig: Rig) -> int:
+    """Count those that wait and those that a worker has, and has not acknowledged."""
+    assert rig.broker
+    return int(rig.broker.queues(rig.vhost)["mail"]["messages"])  # type: ignore[union-attr]  # a single node
 
 
 def _wait_published(rig: Rig) -> None:

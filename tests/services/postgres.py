@@ -56,6 +56,10 @@ def find_postgres() -> Path:
     )
 
 
+#: A server that was killed, or a child of it, needs a moment to be gone, and none starts meanwhile.
+STILL_THERE = ("still in use", 'lock file "postmaster.pid" already exists')
+
+
 class Postgres(Server):
     """One cluster; its databases and its port outlive `stop` and `kill`, for the next `start`."""
 
@@ -219,8 +223,7 @@ class Postgres(Server):
 
     def _serves(self) -> bool:
         if not self.is_running():
-            # Children of a server that was killed need a moment to end, and none starts meanwhile.
-            assert "still in use" in self.log_tail(5), "PostgreSQL ended while it started"
+            assert any(words in self.log_tail(5) for words in STILL_THERE), "PostgreSQL ended while it started"
             self._launch()
         try:
             psycopg.connect(self.url(), connect_timeout=2).close()
