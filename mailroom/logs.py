@@ -12,7 +12,9 @@ from pathlib import Path
 from mailroom.log_file import LogFileHandler
 from mailroom.settings import Settings
 
-_ADDRESS = re.compile(r"[^\s<>()\[\]{},;:\"'`=]+@[^\s<>()\[\]{},;\"'`]+")
+#: Also one with quotes, which may be escaped: "odd user"@example.org.
+_ADDRESS = re.compile(
+    r"""(?:\\?"(?:\\.|[^"\\\n]){1,130}\\?"|[^\s<>()\[\]{},;:"'`=]+)@[^\s<>()\[\]{},;"'`]+""")
 #: Loggers that write out task arguments (a client's whole mail) below WARNING, and nothing else that is worth it.
 _ARGUMENTS_SHOWN = frozenset({"celery.pool", "celery.concurrency.base"})
 

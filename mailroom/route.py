@@ -176,13 +176,16 @@ def _account(name: str, settings: Settings, given: dict[str, Any]) -> Account:
 
 def _aliases(settings: Settings) -> tuple[str, ...]:
     """MAIL_ALIASES as a mail's From is compared with them."""
-    found = tuple(word.strip().lower() for word in settings.MAIL_ALIASES.split(",") if word.strip())
-    for word in found:
-        try:
-            message_from({"to": f"a{word}" if word.startswith("@") else word})
-        except InvalidMessage as e:
-            raise SettingsError(f"MAILASYNC_MAIL_ALIASES: {e.errors[0].detail}") from None
-    return found
+    return tuple(_alias(word.strip()) for word in settings.MAIL_ALIASES.split(",") if word.strip())
+
+
+def _alias(word: str) -> str:
+    of_domain = word.startswith("@")
+    try:
+        address = message_from({"to": f"a{word}" if of_domain else word}).to[0].address.lower()
+    except InvalidMessage as e:
+        raise SettingsError(f"MAILASYNC_MAIL_ALIASES: {e.errors[0].detail}") from None
+    return address[1:] if of_domain else address
 
 
 def _gmail_limits(settings: Settings) -> tuple[int, int]:

@@ -52,6 +52,7 @@ ADDRESSES = (
     "a @example.org",
     "a@exam ple.org", "a@example.org\r\nRCPT TO:<e@example.net>", "a@example.org\nDATA", "a@example.org\0", "|id@example.org",
     "-oQ/tmp@example.org",
+    '"a@example.org', '"a\r\nRCPT TO:<e@example.net>"@example.org', '"a@b"@example.org', "a..b@example.org",
     "a(comment)@example.org", "(x)a@example.org", "a@example..org", ".a@example.org", "a.@example.org", "a@-example.org",
     "a@xn--example.org",
     "a@xn--mnchen-3ya.example.org", "jürgen@example.org", "bob@münchen.example.org", "bob@例え.テスト", "bob@ｅxample.org",

@@ -185,7 +185,15 @@ def _person(value: Any) -> Person:
     if name.startswith('"') and name.endswith('"') and len(name) > 1:
         name = re.sub(r"\\(.)", r"\1", name[1:-1])
     local, _, domain = address.strip().rpartition("@")
-    return f"{unicodedata.normalize('NFC', local)}@{idna.encode(domain, uts46=True).decode().lower()}", name.strip()
+    local = _quoted(unicodedata.normalize("NFC", local))
+    return f"{local}@{idna.encode(domain, uts46=True).decode().lower()}", name.strip()
+
+
+def _quoted(local: str) -> str:
+    """With quotes where it needs them (RFC 5321, 4.1.2)."""
+    bare = re.sub(r"\\(.)", r"\1", local[1:-1]) if local.startswith('"') else local
+    is_plain = all(bare.split(".")) and not set(bare) & set(' "(),:;<>@[\\]')
+    return bare if is_plain else '"' + re.sub(r'(["\\])', r"\\\1", bare) + '"'
 
 
 def addresses(field: str, text: str) -> list[Person]:

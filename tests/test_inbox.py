@@ -397,6 +397,14 @@ def test_messages_are_newest_first_and_filtered_by_recipient(
     assert [one["subject"] for one in messages(client, "?to=bob+tag@example.org")] == ["3"]
 
 
+@pytest.mark.parametrize("to", ['"abc."@docomo.ne.jp', "abc.@docomo.ne.jp"])
+def test_a_recipient_is_one_with_quotes_or_without(inbox: Inbox, client: FlaskClient, to: str) -> None:
+    send(inbox, mail("quoted"), '"abc."@docomo.ne.jp')
+    found = messages(client, f"?to={to.upper()}")
+    assert [(one["subject"], one["to"]) for one in found] == [("quoted", ['"abc."@docomo.ne.jp'])]
+    assert "quoted" in client.get("/inbox/", query_string={"q": to}).text
+
+
 @pytest.mark.parametrize("wait", ["soon", "-1", "61", "nan", "inf", "1e1", "", "٣", "1" * 5000])
 def test_a_bad_wait_says_what_was_expected(client: FlaskClient, wait: str) -> None:
     response = client.get("/inbox/api/messages", query_string={"wait": wait})

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mailroom.mail.addresses import parse_address
 from mailroom.mail.errors import InvalidMessage, MalformedJSON
 from mailroom.mail.intake import message_from, read_message
 from mailroom.mail.message import Address, Message
@@ -52,6 +53,34 @@ class TestAccepted:
     ])
     def test_an_address_may_have_a_name_and_an_international_domain(self, given: str, address: str, name: str) -> None:
         assert message_from({"to": given}).to == (Address(address, name),)
+
+    @pytest.mark.parametrize(("given", "address", "name"), [
+        ('"odd user"@example.net', '"odd user"@example.net', ""),
+        ('"a@b"@example.net', '"a@b"@example.net', ""),
+        ('"abc..def."@docomo.ne.jp', '"abc..def."@docomo.ne.jp', ""),
+        ("abc..def.@docomo.ne.jp", '"abc..def."@docomo.ne.jp', ""),
+        ("abc.@docomo.ne.jp", '"abc."@docomo.ne.jp', ""),
+        (".abc@docomo.ne.jp", '".abc"@docomo.ne.jp', ""),
+        ("J. Abe <abc.@docomo.ne.jp>", '"abc."@docomo.ne.jp', "J. Abe"),
+        ("<a..b@example.net>", '"a..b"@example.net', ""),
+        ('"A, B" <.a@example.net>', '".a"@example.net', "A, B"),
+        ('A <"a b"@example.net>', '"a b"@example.net', "A"),
+        ('"bob"@example.org', BOB, ""),
+        ('"b\\ob"@example.org', BOB, ""),
+        ('"a\\"b"@example.net', '"a\\"b"@example.net', ""),
+        ('"x <a..b@c"@example.net', '"x <a..b@c"@example.net', ""),
+        ("ü..x@example.net", '"ü..x"@example.net', ""),
+        ("a." * 30 + "a.@example.net", f'"{"a." * 31}"@example.net', "")])
+    def test_what_is_before_the_at_sign_has_quotes_where_it_needs_them(
+            self, given: str, address: str, name: str) -> None:
+        assert message_from({"to": given}).to == (Address(address, name),)
+        assert parse_address({"email": given}) == Address(address, name)
+        assert parse_address(address) == Address(address), "its own form stays"
+
+    def test_an_address_gets_one_copy_with_quotes_or_without(self) -> None:
+        message = message_from(
+            {"to": ["abc.@docomo.ne.jp", '"bob"@example.org'], "cc": ['"abc."@docomo.ne.jp', BOB]})
+        assert (message.to, message.cc) == ((Address('"abc."@docomo.ne.jp'), Address(BOB)), ())
 
     def test_a_hundred_recipients_are_not_too_many(self) -> None:
         assert len(message_from({"to": [f"bob{n}@example.org" for n in range(100)]}).to) == 100
@@ -130,7 +159,22 @@ class TestRefused:
         ({"to": "eve@example.org <bob@example.org>"}, "#/to", "got"),
         ({"to": "Doe, Bob <bob@example.org>"}, "#/to", "when not quoted"),
         ({"to": '"Bob <bob@example.org>'}, "#/to", "got"),
-        ({"to": '"b b"@example.org'}, "#/to", "Quoting"),
+        ({"to": '"b b@example.org'}, "#/to", "must have an @-sign"),
+        ({"to": '"b b\\"@example.org'}, "#/to", "must have an @-sign"),
+        ({"to": '"b b"b@example.org'}, "#/to", "after close quote"),
+        ({"to": '"b"."b"@example.org'}, "#/to", "after close quote"),
+        ({"to": 'b"b"@example.org'}, "#/to", "invalid characters"),
+        ({"to": '""@example.org'}, "#/to", "something before the @-sign"),
+        ({"to": '"b\tb"@example.org'}, "#/to", r"got '\t' at 2"),
+        ({"to": '"b\r\nRCPT TO:<eve@example.org>"@example.org'}, "#/to", r"got '\r' at 2"),
+        ({"to": {"email": '"b\nb"@example.org', "name": "Bob"}}, "#/to", r"got '\n' at 2"),
+        ({"to": "b..b b@example.org"}, "#/to", "invalid characters"),
+        ({"to": "b..(b)@example.org"}, "#/to", "invalid characters"),
+        ({"to": "bob.@example..org"}, "#/to", "two periods"),
+        ({"to": "b" * 65 + "@example.org"}, "#/to", "at most 64 bytes, not 65"),
+        ({"to": "ü" * 33 + "@example.org"}, "#/to", "at most 64 bytes, not 66"),
+        ({"to": "b" * 62 + ".@example.org"}, "#/to", "at most 64 bytes, not 65"),
+        ({"to": '"' + "b " * 31 + 'b"@example.org'}, "#/to", "at most 64 bytes, not 65"),
         ({"to": "bob@[127.0.0.1]"}, "#/to", "IP address"),
         ({"to": "bob@[IPv6:::1]"}, "#/to", "IP address"),
         ({"to": "bob@127.0.0.1"}, "#/to", "not an IP address"),

@@ -60,7 +60,8 @@ def written(logger: logging.Logger) -> str:
 
 @pytest.mark.parametrize("text", [
     "550 5.1.1 <bob@example.org>: no such user", "to=bob@example.org,", "{'to': 'bob@example.org'}", "pyamqp://bob:x@example.org//",
-    "bob+tag@bücher.example", '"bob@example.org"'])
+    "bob+tag@bücher.example", '"bob@example.org"', '<"bob@ bob@"@example.org>',
+    r'{"to": "\"bob@ \\\"x\"@example.org"}', 'to="bob@."@example.org', "'\"bob@ b\"@example.org'"])
 def test_no_address_is_written(logger: logging.Logger, text: str) -> None:
     logs.finish_setup(read(), logger)
     logger.info("heard %s", text)

@@ -21,6 +21,9 @@ from sqlalchemy import event, text
 from mailroom.mail.compose import compose
 from mailroom.mail.intake import message_from
 from mailroom.mail.message import Attachment, Claim, Message
+from mailroom.mail.sessions import Sessions
+from mailroom.mail.steps import run
+from mailroom.mail.transport import NextHop
 from tests.services import wait_until
 from tests.services.application import made
 from tests.services.processes import Service
@@ -163,10 +166,12 @@ def test_both_of_two_ways_to_say_one_thing_are_too_many(client: FlaskClient) -> 
 
 
 def test_a_from_that_no_account_may_use_is_refused(sqlite_url: str) -> None:
-    for app in made(sqlite_url, SMTP_HOST="mail.example.org", MAIL_FROM="alice@example.org", MAIL_ALIASES="ops@example.org,@example.net"):
+    aliases = "ops@example.org,@example.net,o..ps@example.org"
+    for app in made(sqlite_url, SMTP_HOST="mail.example.org", MAIL_FROM="alice@example.org", MAIL_ALIASES=aliases):
         answers = [app.test_client().post("/v1/messages", json={"to": BOB, "from": given}) for given in (
-            "Alice <ALICE@example.org>", "ops@example.org", "anybody@example.net", "eve@example.org", "eve@mail.example.net")]
-        assert [answer.status_code for answer in answers] == [202, 202, 202, 422, 422]
+            "Alice <ALICE@example.org>", "ops@example.org", "anybody@example.net", '"O..ps"@example.org',
+            "o..ps@example.org", "eve@example.org", "eve@mail.example.net")]
+        assert [answer.status_code for answer in answers] == [202, 202, 202, 202, 202, 422, 422]
         assert json.loads(answers[-1].data)["code"] == "invalid_from_address"
 
 
@@ -331,6 +336,54 @@ def test_a_scheduled_mail_comes_at_its_time_and_not_before(pair: Service, smtpd:
     wait_until(lambda: len(smtpd.payloads) == 2, what="both have come")
     assert [read(payload.data)["Subject"] for payload in smtpd.payloads] == ["now", "later"]
     assert pair.final(id)["status"] == "sent"
+
+
+@pytest.mark.parametrize("pipelining", [True, False])
+def test_a_quoted_address_goes_out_quoted_in_envelope_and_header(pipelining: bool) -> None:
+    message = message_from({
+        "from": "Alice <alice.@example.org>", "reply_to": '"re ply"@example.org',
+        "to": ["abc.@docomo.ne.jp", '"odd user"@example.net'],
+        "cc": {"email": '"a@b"@example.net', "name": "Grüße"}, "bcc": ['"c \\"d"@example.net', BOB]})
+    with ScriptedSMTP(pipelining=pipelining) as smtpd:
+        sessions = Sessions(NextHop(host=smtpd.host, port=smtpd.port, security="none"))
+        sender = message.sender or ALICE
+        people = {at: person.address for at, person in enumerate(message.everyone)}
+        run(sessions.steps(sender.address, people, compose(claim(message), sender=ALICE)), lambda: True)
+        sessions.close()
+        said = [line.partition(" SIZE=")[0] for _, line in smtpd.commands]
+        assert [line for line in said if line.startswith(("MAIL", "RCPT"))] == [
+            'MAIL FROM:<"alice."@example.org>',
+            'RCPT TO:<"abc."@docomo.ne.jp>', 'RCPT TO:<"odd user"@example.net>',
+            'RCPT TO:<"a@b"@example.net>', 'RCPT TO:<"c \\"d"@example.net>', "RCPT TO:<bob@example.org>"]
+        head = smtpd.payloads[0].data
+        assert smtpd.violations == []
+    for field in (b'From: Alice <"alice."@example.org>', b'Reply-To: "re ply"@example.org',
+                  b'To: "abc."@docomo.ne.jp,\r\n "odd user"@example.net',
+                  b'Cc: =?utf-8?b?R3LDvMOfZQ==?= <"a@b"@example.net>'):
+        assert b"\r\n" + field + b"\r\n" in b"\r\n" + head
+
+
+def test_no_line_of_a_quoted_address_is_folded_at_its_spaces_or_too_long() -> None:
+    address = f'"{"a b " * 15}"@example.org'
+    people = [{"email": address, "name": name} for name in ("", "Bob", "Grüße " * 60, "b " * 200)]
+    data = compose(claim(message_from({"to": BOB, "cc": people[:1], "reply_to": people[1:]})), sender=ALICE)
+    assert data.count(address.encode()) == 2 and data.count(b"Reply-To") == 1
+    lists = [compose(claim(message_from({"to": person})), sender=ALICE) for person in people]
+    for each in (data, *lists):
+        assert address.encode() in each and max(map(len, each.split(b"\r\n"))) <= 998
+    assert [names(each) for each in lists] == [[one["name"].strip()] for one in people]
+
+
+@pytest.mark.parametrize("field", ["to", "cc", "bcc", "from", "reply_to"])
+def test_a_quoted_address_is_taken_and_found_in_each_field(client: FlaskClient, field: str) -> None:
+    mail = {"to": BOB, field: "abc.@docomo.ne.jp"}
+    id = (client.post("/v1/messages", json=mail).json or {})["id"]
+    assert ('"abc."@docomo.ne.jp' in client.get(f"/v1/messages/{id}/raw").text) is (field != "bcc")
+    if field in ("to", "cc", "bcc"):
+        for query in ({"to": "abc.@docomo.ne.jp"}, {"to": '"abc."@docomo.ne.jp'}, {"q": "ABC.@docomo"},
+                      {"q": '"abc."@doc'}, {"q": "abc."}):
+            found = client.get("/v1/messages", query_string=query).json or {}
+            assert [row["id"] for row in found["data"]] == [id], query
 
 
 @on_sqlite

@@ -384,11 +384,33 @@ def test_one_is_added_shown_and_removed(client: FlaskClient) -> None:
 
 
 @on_sqlite
-@pytest.mark.parametrize("address", ["a/b=c@example.org", "a+b?c#d%e@example.org", "bob@xn--mller-kva.example", "bob@müller.example"])
+@pytest.mark.parametrize("address", ["a/b=c@example.org", "a+b?c#d%e@example.org", "bob@xn--mller-kva.example", "bob@müller.example",
+                                     '"odd user/?"@example.org', "abc..@example.org"])
 def test_any_address_has_a_url(client: FlaskClient, address: str) -> None:
     where = client.post("/v1/suppressions", json={"address": address}).headers["Location"]
     assert client.get(where).status_code == 200
     assert client.delete(where).status_code == 204
+
+
+@pytest.mark.parametrize(("one", "other"), [
+    ("abc.@docomo.ne.jp", '"ABC."@docomo.ne.jp'), ('"abc..d"@docomo.ne.jp', "Abc..d@docomo.ne.jp"),
+    ('"bob"@example.org', "Bob@example.org")])
+def test_an_address_is_one_with_quotes_or_without(
+        app: Flask, client: FlaskClient, one: str, other: str) -> None:
+    for given, again in ((one, other), (other, one)):
+        assert client.post("/v1/suppressions", json={"address": given}).status_code == 201
+        assert client.post("/v1/suppressions", json={"addresses": [again]}).json == {"added": 0, "known": 1}
+        assert status(client, again) == "suppressed"
+        assert flask(app, "add", again)[1].endswith("; was so before")
+        assert client.get(f"/v1/suppressions/{again}").status_code == 200
+        assert flask(app, "remove", again)[0] == 0
+        assert status(client, given) == "queued"
+
+
+def status(client: FlaskClient, to: str) -> object:
+    """Send a mail; return how it stands."""
+    where = client.post("/v1/messages", json={"to": to}).headers["Location"]
+    return (client.get(where).json or {})["status"]
 
 
 def test_many_are_added_in_one_request(client: FlaskClient) -> None:

@@ -1,5 +1,6 @@
 """Keeps what was received: the newest letters, in memory, until the process ends."""
 
+import re
 import secrets
 import threading
 import time
@@ -47,13 +48,22 @@ class Letter:
     def has(self, words: str) -> bool:
         """Whether it is in the subject, a name or an address, or the Message-ID; in any case of letters."""
         head = self.head
+        people = self.sender, *self.recipients, *self.addresses
         return words.casefold() in "\n".join(
-            (head.subject, head.author, head.to, head.message_id, self.sender, *self.recipients)).casefold()
+            (head.subject, head.author, head.to, head.message_id, *people)).casefold()
 
     @cached_property
     def addresses(self) -> frozenset[str]:
         """The recipients as they are compared."""
-        return frozenset(address.casefold() for address in self.recipients)
+        return frozenset(map(_compared, self.recipients))
+
+
+def _compared(address: str) -> str:
+    """Return it in one case, and without quotes: "bob"@example.org is bob@example.org (RFC 5321, 4.1.2)."""
+    local, at, domain = address.casefold().rpartition("@")
+    if len(local) > 1 and local[0] == local[-1] == '"':
+        local = re.sub(r"\\(.)", r"\1", local[1:-1])
+    return f"{local}{at}{domain}"
 
 
 class Letters:
@@ -115,7 +125,7 @@ class Letters:
             letters = list(self._letters.values())
         letters.reverse()
         if to is not None:
-            address = to.casefold()
+            address = _compared(to)
             letters = [letter for letter in letters if address in letter.addresses]
         return [letter for letter in letters if letter.has(words)] if words else letters
 

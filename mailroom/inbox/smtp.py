@@ -34,7 +34,8 @@ _CUT = "421 4.3.2 cut"
 _LONE_DOT = b".\r\n"
 _END = b"\r\n" + _LONE_DOT
 _STARTS_OF_END = tuple(_END[:n] for n in range(1, len(_END)))
-_PLAIN_ADDRESS = re.compile(r"<([\w.!#$%&'*+/=?^`{|}~-]+@[\w.-]+)>(.*)", re.ASCII)
+#: With its quotes, which the library's parser takes away.
+_PLAIN_ADDRESS = re.compile(r"""<((?:[\w.!#$%&'*+/=?^`{|}~-]+|"(?:[^"\\]|\\.)+")@[\w.-]+)>(.*)""", re.ASCII)
 
 
 class PortTaken(OSError):

@@ -45,10 +45,10 @@ def compose(claim: Claim, *, sender: Address) -> bytes:
 
 
 def _headers(claim: Claim, message: Message, sender: Address) -> Iterator[bytes]:
-    yield _header("From", _written(message.sender or sender))
+    yield _people("From", [message.sender or sender])
     for name, people in (("To", message.to), ("Cc", message.cc), ("Reply-To", message.reply_to)):
         if people:
-            yield _header(name, _list(people))
+            yield _people(name, people)
     yield _header("Subject", _text(message.subject, "Subject"))
     yield _header("Date", _date((claim.first_attempt_at_ms or claim.created_at_ms) // 1000))
     yield _unfolded("Message-ID", f"<{claim.message_id}>", spaces=False)
@@ -190,11 +190,12 @@ def _text(value: str, name: str) -> str | Header:
     return Header(value, "utf-8", header_name=name)
 
 
-def _list(people: Sequence[Address]) -> str:
-    if all(person.is_ascii for person in people):
-        return ", ".join(_written(person) for person in people)
-    # Bytes that are no ASCII go out as they are (RFC 6532), and nobody folds them for us.
-    return ",\r\n ".join(_written(person) for person in people)
+def _people(name: str, people: Sequence[Address]) -> bytes:
+    if all(person.is_ascii and " " not in person.address for person in people):
+        return _header(name, ", ".join(_written(person) for person in people))
+    # Bytes that are no ASCII go out as they are (RFC 6532), and a quoted address is not folded at its spaces.
+    listed = ",\r\n ".join(_written(person, linesep="\r\n") for person in people)
+    return f"{name}: {listed}\r\n".encode("ascii", "surrogateescape")
 
 
 def _survives(text: str) -> bool:
@@ -203,12 +204,13 @@ def _survives(text: str) -> bool:
         and all(len(word) < 70 for word in text.split(" "))
 
 
-def _written(person: Address) -> str:
+def _written(person: Address, *, linesep: str = "") -> str:
     address = person.address.encode().decode("ascii", "surrogateescape")
-    if _survives(person.name) and person.is_ascii:
-        return formataddr((person.name, address))
+    if not person.name or (_survives(person.name) and person.is_ascii):
+        return formataddr((person.name, address)) if person.is_ascii else address
     # In words of at most 75 characters (RFC 2047, 2), which formataddr does not do.
-    return f"{Header(person.name, 'utf-8').encode(linesep='', maxlinelen=_LINE_MAX - 1)} <{address}>" if person.name else address
+    words = Header(person.name, "utf-8", header_name="Reply-To" if linesep else None)
+    return f"{words.encode(linesep=linesep, maxlinelen=_LINE_MAX - 1)} <{address}>"
 
 
 def _boundary(message_id: str, kind: str = "") -> str:

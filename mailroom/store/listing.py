@@ -146,9 +146,13 @@ def _on_sight(search: Search) -> list[ColumnElement[bool]]:
 
 
 def _in_addresses(words: str) -> list[str]:
-    """How these words may stand in an address, where SQLite makes only ASCII lower, and a domain is in ASCII."""
+    """How these words may stand in an address, where SQLite makes only ASCII lower, and a domain is in ASCII.
+
+    Quotes are where the address needs them, and not where somebody has typed them.
+    """
     if words.isascii():
-        return [words.lower()]
+        small = words.lower()
+        return list(dict.fromkeys([small, small.replace("@", '"@'), small.replace('"', "")]))
     typed = "".join(letter.lower() if letter.isascii() else letter for letter in words)
     found = [words.casefold(), typed, "".join(letter if letter.isascii() else letter.upper() for letter in typed)]
     for one in [*found]:

@@ -38,7 +38,7 @@ WAIT_FOR = PHASES - {"MAIL", "RCPT", "PAYLOAD", "DOT", "RSET"}
 VERBS = ("EHLO", "HELO", "STARTTLS", "AUTH", "MAIL", "RCPT", "DATA", "RSET", "NOOP", "QUIT")
 
 SIZE_MAX_BYTES = 35_882_577  # Gmail's
-PATH = rb"(?i:%s):[ ]?<([^<>\s]*)>((?: [^ ]+)*)[ ]?"
+PATH = rb'(?i:%s):[ ]?<((?:"(?:[^"\\]|\\.)+"@)?[^<>\s"]*)>((?: [^ ]+)*)[ ]?'
 MAIL = re.compile(PATH % rb"MAIL FROM")
 RCPT = re.compile(PATH % rb"RCPT TO")
 MESSAGE_ID = re.compile(rb"^message-id:[ \t]*(?:\r\n[ \t]+)?(\S+)", re.IGNORECASE | re.MULTILINE)
