@@ -104,11 +104,11 @@ class Delivery:
     def _deliver_one(self, claim: Claim) -> bool:
         again = False
         while True:
-            with self.turns.shared(claim.account, again=again) as is_given:
-                try:
-                    return self._settle_narrowing(claim) if is_given else self._give_row_back(claim)
-                except TooManyConnections:
-                    again = True
+            try:
+                with self.turns.shared(claim.account, again=again) as is_given:
+                    return self._settle(claim) if is_given else self._give_row_back(claim)
+            except TooManyConnections:
+                again = True
 
     def _deliver_alone(self, id: str) -> bool:
         """Its last worker died with it; if this one does too, it shall take no other mail along."""
@@ -121,11 +121,11 @@ class Delivery:
         return not settled.done() or settled.result()
 
     def _settle_at_once(self, claim: Claim) -> bool:
-        with self.turns.at_once(claim.account):
-            try:
-                return self._settle_narrowing(claim)
-            except TooManyConnections:
-                return self._give_row_back(claim)
+        try:
+            with self.turns.at_once(claim.account):
+                return self._settle(claim)
+        except TooManyConnections:
+            return self._give_row_back(claim)
 
     def _release_unsent(self) -> None:
         """Give back, when we stop, the rows whose attempts wait for a server: they pass no fence any more."""
@@ -139,22 +139,15 @@ class Delivery:
     def _settle(self, claim: Claim) -> bool:
         """One attempt in this thread, and its outcome on record; False if the row was given back."""
         began_at, steps = time.monotonic(), self._attempt(claim)
-        outcome = self._outcome(claim, lambda: run(steps, lambda: not self._stopping.is_set() and self.outbox.fence(claim)))
+        try:
+            outcome = self._outcome(claim, lambda: run(steps, lambda: not self._stopping.is_set() and self.outbox.fence(claim)))
+        except TooManyConnections:
+            if not self._stopping.is_set():
+                raise
+            outcome = None
         if outcome is None:
             return self._give_row_back(claim)
         return self._finish(claim, outcome, began_at)
-
-    def _settle_narrowing(self, claim: Claim) -> bool:
-        """Settle it. Where its connection was one too many, use fewer, and raise TooManyConnections."""
-        try:
-            return self._settle(claim)
-        except TooManyConnections as e:
-            count = self.turns.narrow(claim.account, e.standing)
-            log.info("the server of account %s takes no further connection (%s); at most %d are used now",
-                     claim.account, e.code or "hung up", count)
-            if self._stopping.is_set():
-                return self._give_row_back(claim)
-            raise
 
     def _outcome(self, claim: Claim, attempt: Callable[[], Outcome | None]) -> Outcome | None:
         """How it went; None if nothing was sent."""
@@ -243,11 +236,11 @@ class _SideBySide:
             self.turns.ask(account, len(line), given, withdrawn, single=len(claims) == 1)
         return nudge
 
-    def _line_up_again(self, begun: Begun) -> None:
+    def _line_up_again(self, begun: Begun, refused: TooManyConnections) -> None:
         """Give up a turn without a connection, and wait for another one."""
         line, account = deque([begun.claim]), begun.claim.account
         given, withdrawn = (partial(self._move, line, begun.nudge, to) for to in (self.todo, self.given_up))
-        self._give_back(begun)
+        self._give_back(begun, refused=refused)
         self.turns.ask(account, 1, given, withdrawn, again=True)
         self.turns.leave(account)
 
@@ -296,7 +289,7 @@ class _SideBySide:
         while self.todo:
             begun = Begun(*self.todo.popleft(), time.monotonic())
             if begun.claim.has_attachments:
-                self._go_on_elsewhere(begun, partial(self.delivery._settle_narrowing, begun.claim))
+                self._go_on_elsewhere(begun, partial(self.delivery._settle, begun.claim))
             else:
                 steps = self.delivery._attempt(begun.claim, open_only=True)
                 self.attempts.go_on(begun, steps, partial(steps.send, None))
@@ -336,7 +329,7 @@ class _SideBySide:
             try:
                 outcome = self.delivery._outcome(begun.claim, told)
             except SessionLost:  # There was none, or the server had closed it meanwhile; a new one may take the mail at once.
-                self._go_on_elsewhere(begun, partial(self.delivery._settle_narrowing, begun.claim))
+                self._go_on_elsewhere(begun, partial(self.delivery._settle, begun.claim))
             except BaseException as e:
                 self._leave(begun, error=e)
             else:
@@ -351,8 +344,8 @@ class _SideBySide:
         def go_on() -> None:
             try:
                 settled = act()
-            except TooManyConnections:
-                self._line_up_again(begun)
+            except TooManyConnections as e:
+                self._line_up_again(begun, e)
             except BaseException as e:
                 self._leave(begun, connected=connected, error=e)
             else:
@@ -369,8 +362,8 @@ class _SideBySide:
                 log.error("message %s attempt %d: not on record: %s", begun.claim.id, begun.claim.attempt,
                           type(error).__name__, extra={"message_id": begun.claim.id})
 
-    def _give_back(self, begun: Begun) -> None:
-        self.turns.give_back(begun.claim.account, time.monotonic() - begun.at)
+    def _give_back(self, begun: Begun, *, refused: TooManyConnections | None = None) -> None:
+        self.turns.give_back(begun.claim.account, time.monotonic() - begun.at, refused=refused)
 
 
 def _refused() -> bool:

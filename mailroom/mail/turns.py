@@ -1,5 +1,6 @@
 """Says who may deliver now: of each account as many side by side as its share, or one that must be alone."""
 
+import logging
 import threading
 import time
 from collections import deque
@@ -9,7 +10,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from queue import SimpleQueue
 
+from mailroom.mail.errors import TooManyConnections
 from mailroom.mail.message import DEFAULT_ACCOUNT, Free
+
+log = logging.getLogger("mailasync.delivery")
 
 #: An account hangs when all its connections are taken, and none was given back for so long. One that has just
 #: taken so long over a mail is slow.
@@ -69,10 +73,12 @@ class _Share:
         since = datetime.now(UTC) - timedelta(seconds=time.monotonic() - self.moved_at)
         return f"its server, {self.server}, has taken no mail since {since:%Y-%m-%d %H:%M:%SZ}"
 
-    def narrow(self, standing: int) -> None:
-        """Use one connection less than now, or `standing` ones, as the server refused one."""
-        self.connections = min(self.connections, max(1, standing, self.running - 1))
+    def narrow(self, refused: TooManyConnections) -> None:
+        """Use as many connections as there are, until one more is tried after a while."""
+        self.connections = min(self.connections, max(1, refused.standing, self.running))
         self.changed_at = time.monotonic()
+        log.info("%s takes no further connection (%s); at most %d are used now", self.server, refused.code or "it hung up",
+                 self.connections)
 
     def widen(self) -> None:
         """Try one more, where there were fewer for a while."""
@@ -138,12 +144,15 @@ class Turns:
         answer: SimpleQueue[bool] = SimpleQueue()
         self.ask(account, 1, lambda count: answer.put(True), lambda count: answer.put(False),
                  single=True, again=again)
-        is_given, began_at = answer.get(), time.monotonic()
+        is_given, began_at, refused = answer.get(), time.monotonic(), None
         try:
             yield is_given
+        except TooManyConnections as e:
+            refused = e
+            raise
         finally:
             if is_given:
-                self.give_back(account, time.monotonic() - began_at)
+                self.give_back(account, time.monotonic() - began_at, refused=refused)
             self.leave(account)
 
     @contextmanager
@@ -199,23 +208,17 @@ class Turns:
             line.insert(0 if again else len(line), Asked(most, given, withdrawn))
             self._admit(share)
 
-    def give_back(self, account: str = DEFAULT_ACCOUNT, seconds: float = 0.0) -> None:
-        """Free the connection of a turn, which took so long."""
+    def give_back(self, account: str = DEFAULT_ACCOUNT, seconds: float = 0.0, *,
+                  refused: TooManyConnections | None = None) -> None:
+        """Free the connection of a turn, which took so long; `refused`: it got none."""
         share = self._shares[account]
         with self._lock:
             share.running -= 1
             share.moved_at = time.monotonic()
             share.flows = seconds < HANGS_AFTER_SECONDS
+            if refused:
+                share.narrow(refused)
             self._admit(share)
-
-    def narrow(self, account: str, standing: int) -> int:
-        """Use fewer connections, `standing` at least, until one more is tried after a while; return how many.
-
-        For a turn whose connection was refused, before it ends.
-        """
-        with self._lock:
-            self._shares[account].narrow(standing)
-            return self._shares[account].connections
 
     def leave(self, account: str = DEFAULT_ACCOUNT) -> None:
         """End a turn, as all is on record."""
