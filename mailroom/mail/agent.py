@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from mailroom.mail.compose import compose
 from mailroom.mail.errors import NotTaken, StoreUnavailable, TooManyConnections, Unanswered
+from mailroom.mail.groups import Groups
 from mailroom.mail.link import Reply
 from mailroom.mail.message import Address, Claim, Outcome, State, Trouble
-from mailroom.mail.replies import is_of_bad_address, is_one_too_many, state_of, trouble_of
+from mailroom.mail.replies import is_of_bad_address, is_one_too_many, limit_of, state_of, trouble_of
 from mailroom.mail.schedule import Schedule
 from mailroom.mail.sessions import Sessions
 from mailroom.mail.steps import Steps
@@ -32,6 +33,7 @@ class Agent:
     senders: Mapping[str, Sender]  #: by the name of the account
     schedule: Schedule
     on_uncertain: str  #: resend or hold
+    groups: Groups = field(default_factory=Groups)
 
     def close(self) -> None:
         for sender in self.senders.values():
@@ -40,15 +42,20 @@ class Agent:
     def attempt(self, claim: Claim, *, open_only: bool = False) -> Steps[Outcome]:
         """One attempt. `open_only`: SessionLost is raised where it takes a new session; FenceRefused,
         StoreUnavailable and TooManyConnections always are."""
-        sender = self.senders[claim.account]
         try:
-            payload = compose(claim, sender=sender.address)
+            payload = compose(claim, sender=self.senders[claim.account].address)
         except Exception as e:  # Whatever it is, it would be so again; its text may hold the content.
             log.error("message %s could not be composed: %s", claim.id, type(e).__name__, extra={"message_id": claim.id})
             return self._for_all(claim, State.FAILED, f"could not be composed: {type(e).__name__}")
         if not claim.pending:
             return Outcome(state=State.SENT if claim.sent_before else State.FAILED, reason="nobody is left to send it to")
-        message, everyone = claim.message, claim.message.everyone
+        group = replace(claim, pending=self.groups.choose(claim))
+        outcome = yield from self._hand_over(group, payload, open_only=open_only)
+        return outcome if group.pending == claim.pending else _of_group(outcome)
+
+    def _hand_over(self, claim: Claim, payload: bytes, *, open_only: bool) -> Steps[Outcome]:
+        """Hand it to those who are pending, and judge how that went."""
+        sender, message, everyone = self.senders[claim.account], claim.message, claim.message.everyone
         people = {position: everyone[position].address for position in claim.pending}
         try:
             receipt = yield from sender.sessions.steps((message.sender or sender.address).address, people, payload,
@@ -65,13 +72,25 @@ class Agent:
         except Exception as e:  # A fault of ours, before the dot: transport says Unanswered whatever happens after it.
             log.error("message %s attempt %d: %s", claim.id, claim.attempt, type(e).__name__, extra={"message_id": claim.id})
             return self._later(claim, f"internal error: {type(e).__name__}")
-        outcome = self._judge(claim, receipt)
+        outcome = self._cut_off(claim, receipt, receipt.end) if receipt.end else self._judge(claim, receipt)
         # A reply to MAIL, DATA or the dot may have the same code, and does not say of whom.
         bounced = frozenset(at for at, reply in receipt.refused.items() if is_of_bad_address(reply))
         return replace(outcome, bounced=bounced) if bounced else outcome
 
+    def _cut_off(self, claim: Claim, receipt: Receipt, end: Reply) -> Outcome:
+        """Keep the replies that came before the server hung up; ask for the others at once, fewer at a time."""
+        self.groups.narrow(claim.id, claim.pending, receipt.answered)
+        found = dict.fromkeys(claim.pending, (State.DEFERRED, str(end)))
+        found |= {position: (state_of(reply), str(reply)) for position, reply in receipt.refused.items()}
+        troubles = [trouble_of(reply, self.schedule) for reply in receipt.refused.values()]
+        trouble = next((each for each in [limit_of(end), *troubles] if each), None)
+        return Outcome(state=State.DEFERRED, reason=str(end), recipients=found, wait_seconds=0, excused=True,
+                       trouble=trouble)
+
     def _trouble_of(self, error: NotTaken) -> Trouble | None:
         said = Reply(error.code, error.reply.removeprefix(f"{error.code} "))
+        if error.after_rcpt:
+            return limit_of(said)
         trouble = trouble_of(said, self.schedule, of_message=error.of_message)
         return trouble and replace(trouble, reason=error.reply)  # A code may be one that nobody said.
 
@@ -120,3 +139,11 @@ class Agent:
 
     def _for_all(self, claim: Claim, state: State, reason: str, *, uncertain: bool = False) -> Outcome:
         return Outcome(state=state, reason=reason, recipients=dict.fromkeys(claim.pending, (state, reason)), uncertain=uncertain)
+
+
+def _of_group(outcome: Outcome) -> Outcome:
+    """Return the outcome of a mail of which some were asked for: the others come next, at once if that helped."""
+    brought_further = any(state is not State.DEFERRED for state, _ in outcome.recipients.values())
+    if outcome.state is State.DEFERRED and (outcome.trouble or not brought_further):
+        return outcome
+    return replace(outcome, state=State.DEFERRED, wait_seconds=0, excused=True)

@@ -75,12 +75,14 @@ class NotTaken(TransportError):
 
     `of_message` is False where the trouble came before MAIL (connect, greeting, EHLO, TLS, AUTH): it is the
     account's or the server's, and no mail fails for it. `code` is then what SMTP would say to it, 5xx where a
-    person has to act; 0: the server was not reached.
+    person has to act; 0: the server was not reached. `after_rcpt` is True where recipients of this mail had
+    been answered for, so that the end may be about them.
     """
 
-    def __init__(self, reply: str, *, code: int = 0, of_message: bool = True) -> None:
+    def __init__(self, reply: str, *, code: int = 0, of_message: bool = True, after_rcpt: bool = False) -> None:
         super().__init__(reply, code=code)
         self.of_message = of_message
+        self.after_rcpt = after_rcpt
 
     @property
     def permanent(self) -> bool:

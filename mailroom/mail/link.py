@@ -47,6 +47,15 @@ def one_line(text: bytes | str) -> str:
     return " ".join(_UNPRINTABLE.sub(" ", said).split())[:REPLY_MAX_CHARACTERS]
 
 
+def words_of(error: Exception) -> str:
+    """Return what is worth saying of an error of a link."""
+    if isinstance(error, smtplib.SMTPResponseException):
+        return one_line(error.smtp_error)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return one_line(str(error)) or type(error).__name__
+
+
 class Link(smtplib.SMTP):
     """What our links add to smtplib: no server can hold us with a reply that never ends or trickles in byte by byte.
 
@@ -56,6 +65,7 @@ class Link(smtplib.SMTP):
 
     sock: socket.socket
     patience: float  #: how long a whole reply may take, or the server to take in more of what we send; in seconds
+    broken = False  #: whether not all could be sent; what the server had said before can still be read
     _refused: smtplib.SMTPAuthenticationError | None = None
 
     def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:
@@ -82,7 +92,7 @@ class Link(smtplib.SMTP):
         return super().starttls(context=_Handshake(context or ssl.create_default_context(), self.patience))  # type: ignore[call-overload, no-any-return]
 
     def send(self, s: Any) -> None:
-        """As smtplib's, of bytes or of ASCII; SMTPServerDisconnected, and the link is closed, if it is not taken."""
+        """Send bytes or ASCII, as smtplib does; of a link that breaks the next `getreply` tells."""
         run(self.sending(s))
 
     def sending(self, s: Any) -> Steps[None]:
@@ -95,9 +105,8 @@ class Link(smtplib.SMTP):
                 taken = yield from _patiently(self.sock, partial(self.sock.send, left), time.monotonic() + self.patience,
                                               awaits=select.POLLOUT)
                 left = left[taken:]
-        except OSError as e:
-            self.close()
-            raise smtplib.SMTPServerDisconnected("Server not connected") from e
+        except OSError:
+            self.broken, self.patience = True, 0.0  # Nothing more comes.
 
     def auth(self, *args: Any, **kwargs: Any) -> tuple[int, bytes]:
         """As smtplib's, which tries the next mechanism after a refusal, and forgets the refusal where the server hung up with it."""
@@ -123,6 +132,23 @@ class Link(smtplib.SMTP):
             self.close()
             words = e.strerror or str(e)
             raise smtplib.SMTPServerDisconnected(f"connection lost: {words}") from e
+
+    def replying(self) -> Steps[Reply]:
+        """Read a reply; raises SMTPServerDisconnected as well if what comes is none."""
+        code, text = yield from self.reading()
+        if code < 200 or code >= 600:
+            raise smtplib.SMTPServerDisconnected(f"expected an SMTP reply, got {one_line(text)!r}")
+        return Reply(code, one_line(text))
+
+    def last_words(self) -> Steps[Reply | None]:
+        """Return the refusal that is there to be read, of a server that ends the conversation."""
+        self.patience = 0.0
+        try:
+            while not (reply := (yield from self.replying())).refuses:
+                pass
+        except smtplib.SMTPServerDisconnected:
+            return None
+        return reply
 
     @property
     def spoke_unasked(self) -> bool:

@@ -234,6 +234,7 @@ class Outcome:
     reason: str = ""  #: the server's words, or ours
     recipients: Mapping[int, tuple[State, str]] = field(default_factory=dict)  #: position: state, reply
     wait_seconds: float | None = None  #: until the next attempt, where there is to be one
+    excused: bool = False  #: whether the attempt does not count, as it brought the mail further
     uncertain: bool = False  #: whether the payload went out and no reply came
     trouble: Trouble | None = None  #: set where the account cannot send; the message waits until one can
     bounced: frozenset[int] = frozenset()  #: positions of those whose server says that there is no such address

@@ -49,8 +49,8 @@ def trouble_of(reply: Reply, schedule: Schedule, *, of_message: bool = True) -> 
     Whatever came before that is the account's or the server's, also where nobody said a word (code 0).
     """
     reason = str(reply)
-    if reply.refuses and (limit := find_limit(reply.text)):
-        return Trouble(state=limit.state, reason=reason, waits=limit.waits)
+    if limit := limit_of(reply):
+        return limit
     if not of_message and reply.code not in _LOGIN_CODES and says_too_many_connections(reply):
         return Trouble(state=AccountState.PAUSED, reason=reason, waits=CONNECTIONS_WAITS_SECONDS)
     if reply.code in _LOGIN_CODES or (500 <= reply.code < 600 and not of_message):
@@ -60,6 +60,12 @@ def trouble_of(reply: Reply, schedule: Schedule, *, of_message: bool = True) -> 
         return Trouble(state=AccountState.PAUSED, reason=reason, waits=_pauses(reply, schedule, of_message),
                        excuses=not of_message)
     return None
+
+
+def limit_of(reply: Reply) -> Trouble | None:
+    """Return what a reply says of how much an account may send, in the words of its server."""
+    limit = find_limit(reply.text) if reply.refuses else None
+    return limit and Trouble(state=limit.state, reason=str(reply), waits=limit.waits)
 
 
 def _pauses(reply: Reply, schedule: Schedule, of_message: bool) -> tuple[float, ...]:

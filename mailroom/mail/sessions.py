@@ -6,8 +6,9 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from mailroom.mail.errors import ConnectionRefused, NotTaken, TooManyConnections
+from mailroom.mail.link import words_of
 from mailroom.mail.steps import Steps
-from mailroom.mail.transport import NextHop, Receipt, Session, SessionLost, login_at, words_of
+from mailroom.mail.transport import NextHop, Receipt, Session, SessionLost, login_at
 
 
 class Sessions:

@@ -16,8 +16,9 @@ from typing import Any, NoReturn
 import yagmail
 
 from mailroom.mail.ehlo import default_name
+from mailroom.mail.envelope import Envelope, hand_over
 from mailroom.mail.errors import ConnectionRefused, NotTaken, Unanswered
-from mailroom.mail.link import Link, Reply, TLSLink, one_line
+from mailroom.mail.link import Link, Reply, TLSLink, words_of
 from mailroom.mail.login import Login, NoMechanism
 from mailroom.mail.oauth2 import TokenError, TokenSource
 from mailroom.mail.replies import may_be_of_connections, says_too_many_connections
@@ -61,11 +62,14 @@ class NextHop:
 class Receipt:
     """All replies of one attempt. `final` answers the last step that was reached: MAIL, DATA or the dot.
 
-    `refused` has the recipients (by position) whose RCPT was refused; `final` is None where that was all of them.
+    `refused` has the recipients (by position) whose RCPT was refused; `final` is None where that was all of them,
+    or where the server hung up over them.
     """
 
     refused: dict[int, Reply]
     final: Reply | None
+    end: Reply | None = None  #: how it hung up after it had answered for some; nobody has the mail
+    answered: int = 0  #: for how many that was
 
 
 class FenceRefused(Exception):
@@ -143,14 +147,14 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
         """
         if smtputf8 and not self.smtp.has_extn("smtputf8"):
             return Receipt(refused={}, final=NO_SMTPUTF8)
-        try:
-            mail, refused, data = yield from self._envelope(sender, recipients, len(payload), smtputf8)
-        except (OSError, smtplib.SMTPException) as e:
-            self.drop()
-            self._check_welcome(Reply(getattr(e, "smtp_code", 0), words_of(e)))
-            code, lost = getattr(e, "smtp_code", 0), SessionLost if self.kept else NotTaken
-            # It may be about this very mail: there are servers that hang up at what they do not like.
-            raise lost(str(Reply(code, words_of(e))), code=code) from e
+        options = (f" SIZE={len(payload)}" if self.smtp.has_extn("size") else "")
+        options += " BODY=8BITMIME SMTPUTF8" if smtputf8 else ""
+        self.smtp.command_encoding = "utf-8" if smtputf8 else "ascii"
+        envelope = yield from hand_over(self.smtp, f"MAIL FROM:<{sender}>{options}", recipients,
+                                        pipelined=self.smtp.has_extn("pipelining"))
+        if envelope.end is not None or envelope.mail is None:
+            return self._cut_off(envelope)
+        mail, refused, data = envelope.mail, envelope.refused, envelope.data
         self._check_welcome(mail)
         if not mail.accepts or len(refused) == len(recipients):
             if data is not None and data.code == 354:
@@ -161,28 +165,24 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
             return Receipt(refused=refused, final=(yield from self._clean_after(self._refusal(data))))
         return Receipt(refused=refused, final=(yield from self._payload(payload)))
 
-    def _envelope(self, sender: str, recipients: dict[int, str], size: int,
-                  smtputf8: bool) -> Steps[tuple[Reply, dict[int, Reply], Reply | None]]:
-        """MAIL, RCPT for each, DATA; in one write where the server takes that (PIPELINING, RFC 2920)."""
-        options = (f" SIZE={size}" if self.smtp.has_extn("size") else "") + (" BODY=8BITMIME SMTPUTF8" if smtputf8 else "")
-        self.smtp.command_encoding = "utf-8" if smtputf8 else "ascii"
-        commands = [f"MAIL FROM:<{sender}>{options}", *(f"RCPT TO:<{address}>" for address in recipients.values()), "DATA"]
-        pipelined = self.smtp.has_extn("pipelining")
-        if pipelined:
-            yield from self.smtp.sending("".join(f"{command}\r\n" for command in commands))
-        replies: list[Reply] = []
-        for command in commands:
-            refused_all = len(replies) > 1 and not any(reply.accepts for reply in replies[1:])
-            if not pipelined and replies and (not replies[0].accepts or (command == "DATA" and refused_all)):
-                break
-            if not pipelined:
-                yield from self.smtp.sending(f"{command}\r\n")
-            replies.append((yield from self._reply()))
-            if replies[-1].code == 421:  # It hangs up; these are its last words.
-                raise smtplib.SMTPResponseException(*replies[-1])
-        rcpt = dict(zip(recipients, replies[1:len(recipients) + 1], strict=False))
-        return (replies[0], {position: reply for position, reply in rcpt.items() if not reply.accepts},
-                replies[-1] if len(replies) == len(commands) else None)
+    def _cut_off(self, envelope: Envelope) -> Receipt:
+        """Return what was answered before the link ended; raise NotTaken where that is of no use."""
+        self.drop()
+        mail, end = envelope.mail, envelope.end or Reply(0, "no reply")
+        for reply in (mail, end):
+            if reply is not None:
+                self._check_welcome(reply)
+        if mail is not None and mail.refuses:
+            return Receipt(refused={}, final=mail)
+        refused = {position: reply for position, reply in envelope.refused.items() if reply.refuses}
+        if len(refused) == len(envelope.positions):
+            return Receipt(refused=refused, final=None)
+        if refused or (not self.kept and envelope.rcpt and len(envelope.positions) > 1):
+            return Receipt(refused=refused, final=None, end=end, answered=len(envelope.rcpt))
+        if self.kept:
+            raise SessionLost(str(end), code=end.code)
+        # It may be about this very mail: there are servers that hang up at what they do not like.
+        raise NotTaken(str(end), code=end.code, after_rcpt=bool(envelope.rcpt))
 
     def _check_welcome(self, reply: Reply) -> None:
         """Raise ConnectionRefused if the server says as late as at MAIL that there are too many sessions."""
@@ -198,18 +198,15 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
             self.drop()  # After 354 there is no other way to take a mail back.
             raise
         if self.smtp.spoke_unasked:
-            self.drop()
-            raise NotTaken("the server spoke or hung up before the payload")
+            return (yield from self._last_words("the server spoke or hung up before the payload"))
         stuffed = payload.replace(b"\r\n.", b"\r\n..")
         stuffed = (b"." + stuffed if stuffed.startswith(b".") else stuffed) + (b".\r\n" if stuffed.endswith(b"\r\n") else b"\r\n.\r\n")
-        try:
-            yield from self.smtp.sending(stuffed)  # The dot comes last: what fails here was not handed over.
-        except (OSError, smtplib.SMTPException) as e:
-            self.drop()
-            raise NotTaken(words_of(e)) from e
+        yield from self.smtp.sending(stuffed)
+        if self.smtp.broken:  # The dot comes last, so it was not handed over.
+            return (yield from self._last_words("the server hung up within the payload"))
         try:
             self.smtp.patience = AFTER_DOT_TIMEOUT_SECONDS
-            final = yield from self._reply()
+            final = yield from self.smtp.replying()
             self.smtp.patience = self.hop.timeout_seconds
         except Exception as e:  # Whatever it is, the mail may have arrived.
             self.drop()
@@ -220,11 +217,13 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
         self.num_mail_sent += 1
         return (yield from self._clean_after(final))
 
-    def _reply(self) -> Steps[Reply]:
-        code, text = yield from self.smtp.reading()
-        if code < 200 or code >= 600:
-            raise smtplib.SMTPServerDisconnected(f"expected an SMTP reply, got {one_line(text)!r}")
-        return Reply(code, one_line(text))
+    def _last_words(self, otherwise: str) -> Steps[Reply]:
+        """Return what a payload was refused with that did not arrive; raise NotTaken if that cannot be read."""
+        refusal: Reply | None = yield from self.smtp.last_words()
+        self.drop()
+        if refusal is None:
+            raise NotTaken(otherwise)
+        return refusal
 
     def _refusal(self, data: Reply | None) -> Reply:
         """What DATA was answered with, if that is a refusal; anything else but 354 is no answer to it, least of all a 250."""
@@ -239,7 +238,7 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
             return self.drop()  # It contradicts itself, so it might give somebody that empty mail.
         try:
             yield from self.smtp.sending(".\r\n")
-            yield from self._reply()
+            yield from self.smtp.replying()
         except (OSError, smtplib.SMTPException):
             self.drop()
 
@@ -311,15 +310,6 @@ def _hangs_up(error: Exception) -> bool:
     if isinstance(error, smtplib.SMTPServerDisconnected):
         return not isinstance(error.__cause__, TimeoutError)
     return isinstance(error, (ConnectionError, ssl.SSLEOFError))
-
-
-def words_of(error: Exception) -> str:
-    """What is worth saying of an error of a link."""
-    if isinstance(error, smtplib.SMTPResponseException):
-        return one_line(error.smtp_error)
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return one_line(str(error)) or type(error).__name__
 
 
 def login_at(hop: NextHop) -> Login | None:

@@ -322,10 +322,12 @@ def _write_outcomes(connection: Connection, ended: list[tuple[Claim, Outcome]], 
     """Write outcomes; return the rows that were still theirs."""
     rows = []
     for claim, outcome in ended:
-        parked = claim.account if outcome.trouble and outcome.state is State.DEFERRED else None
+        trouble = outcome.trouble
+        parked = claim.account if trouble and outcome.state is State.DEFERRED else None
+        excused = outcome.excused or bool(parked and trouble and trouble.excuses)
         rows.append({
-            "id": claim.id, "attempt": claim.attempt, "state": outcome.state, "reason": outcome.reason, "uncertain": int(outcome.uncertain),
-            "parked": 1 if parked else None, "excused": int(bool(parked and outcome.trouble and outcome.trouble.excuses)),
+            "id": claim.id, "attempt": claim.attempt, "state": outcome.state, "reason": outcome.reason,
+            "uncertain": int(outcome.uncertain), "parked": 1 if parked else None, "excused": int(excused),
             "next_at": until.get(parked) if parked else None,
             "wait_ms": None if parked or outcome.wait_seconds is None else int(outcome.wait_seconds * 1000)})
     return _FINISH(connection, rows)

@@ -113,6 +113,8 @@ class Script:
 
     def __init__(self) -> None:
         self.limit: tuple[int, str, Answer | None] = (0, "", None)
+        self.errors_max: tuple[int, bytes] = (0, b"")  #: those of a session; 0: any number
+        self.recipients_max: tuple[str, int, bytes] = ("", 0, b"")
         self._steps: list[Step] = []
         self._holds: list[Hold] = []
         self._lock = threading.Lock()
@@ -181,6 +183,17 @@ class Script:
         """Take so many sessions at a time; a further one is answered `reply`, or nothing."""
         said = f"{reply}\r\n".encode() if reply else b""
         self.limit = (limit, at, Answer(at, reply=said, close=close, reset=reset))
+
+    def hang_up_after(
+        self, count: int, phase: str, reply: str, *, match: str = "", last: str = ""
+    ) -> None:
+        """Answer `reply` always, and after so many of them in a session say `last` and close it."""
+        self.reply(phase, reply, match=match, times=None)
+        self.errors_max = (count, f"{last}\r\n".encode())
+
+    def end_sessions(self, phase: str, *, recipients: int, reply: str) -> None:
+        """Say `reply`, or nothing, and close at `phase` of a mail with so many recipients."""
+        self.recipients_max = (phase, recipients, f"{reply}\r\n".encode() if reply else b"")
 
     def release(self) -> None:
         """Release every hold."""
@@ -255,6 +268,7 @@ class Session(asyncio.Protocol):
         self.batch: list[str] | None = None
         self.welcome = self.helo = self.extended = self.secure = False
         self.user: str | None = None
+        self.errors = 0  #: refusals so far
         self.mail_from: str | None = None
         self.mail_options: list[str] = []
         self.rcpt_tos: list[str] = []
@@ -398,7 +412,7 @@ class Session(asyncio.Protocol):
             await self.wait_for(hold)
         if self.buffer and (phase in WAIT_FOR or not self.pipelines):
             self.violation(f"bytes came before the reply to {phase}")
-        step = self.smtpd.take(Answer, phase, text) or self.surplus(phase)
+        step = self.smtpd.take(Answer, phase, text) or self.surplus(phase) or self.excess(phase)
         if step is None:
             self.out += right.encode() + b"\r\n"
             return right
@@ -417,7 +431,16 @@ class Session(asyncio.Protocol):
         self.smtpd.taken.add(self)
         return None
 
+    def excess(self, phase: str) -> Answer | None:
+        """Return the end of a session whose mail has too many recipients."""
+        at, most, reply = self.smtpd.recipients_max
+        count = len(self.rcpt_tos) + (phase == "RCPT")
+        return Answer(phase, reply=reply, close=True) if phase == at and count >= most else None
+
     def say(self, step: Answer) -> None:
+        self.errors += step.reply[:1] in (b"4", b"5")
+        if self.errors == self.smtpd.errors_max[0] > 0:
+            step = Answer(step.phase, reply=step.reply + self.smtpd.errors_max[1], close=True)
         self.out += step.reply
         self.closing, self.reset_link = step.close, step.reset
         self.drip_seconds = step.drip_seconds
