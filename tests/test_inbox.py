@@ -14,13 +14,14 @@ from datetime import datetime, timedelta
 from email.message import EmailMessage
 from functools import partial
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
 from mailroom.inbox import Around, Inbox, Letters, PortTaken, api, create_blueprint
-from mailroom.inbox.contents import Image
+from mailroom.inbox.contents import Image, read_body, read_head
 from mailroom.inbox.letters import WAITERS_MAX
 from mailroom.inbox.pages import IMAGES_MAX_CHARS, local_time, size_in_words, with_images
 from mailroom.inbox.smtp import MAIL_MAX_BYTES
@@ -384,6 +385,92 @@ def test_what_is_not_there_is_null(client: FlaskClient, letters: Letters) -> Non
     (found,) = messages(client)
     assert (found["text"], found["html"], found["attachments"]) == (None, "<p>only", [])
     assert (found["subject"], found["from"], found["message_id"]) == ("", "", "")
+
+
+@pytest.mark.parametrize(("charset", "codec", "text"), [
+    ("gb2312", "gb18030", "朱镕基 €"), ("GBK", "gb18030", "镕 𠮷"), ("x-gbk", "gbk", "朱镕基"),
+    ("iso-8859-1", "cp1252", "“5 €” – done…"), ("latin1", "cp1252", "œuvre"),
+    ("iso-8859-9", "cp1254", "“ığş”"),
+    ("ks_c_5601-1987", "cp949", "똠방각하"), ("euc-kr", "cp949", "햏"), ("shift_jis", "cp932", "①㈱髙～"),
+    ("x-sjis", "cp932", "①"), ("windows-874", "cp874", "“ไทย”"), ("big5", "big5hkscs", "嘅 香港"),
+    ("iso-8859-8-i", "iso8859-8", "שלום"), ("utf-8", "utf-8-sig", "Grüße"),
+    ("us-ascii", "utf-8", "Grüße"), ("us-ascii", "cp1252", "Grüße “x”"), ("unknown-8bit", "utf-8", "日本"),
+    ("klingon", "cp1252", "café"), (None, "utf-8", "Grüße"), (None, "cp1252", "Grüße"),
+    ("utf-8", "utf-16", "Grüße")])
+def test_text_is_decoded_as_what_its_label_means_in_practice(
+        charset: str | None, codec: str, text: str) -> None:
+    label = f"; charset={charset}" if charset else ""
+    head = f"Content-Transfer-Encoding: 8bit\r\nContent-Type: text/plain{label}\r\n\r\n".encode()
+    assert read_body(head + text.encode(codec)).text == text
+    assert read_body(head.replace(b"plain", b"html") + text.encode(codec)).html == text
+
+
+@pytest.mark.parametrize(("charset", "codec", "text"), [
+    ("gb2312", "gb18030", "朱镕基"), ("iso-8859-1", "cp1252", "5 €"), ("ks_c_5601-1987*ko", "cp949", "똠"),
+    ("us-ascii", "utf-8", "Grüße"), ("unknown", "utf-8", "Grüße"), ("shift_jis", "cp932", "①")])
+def test_so_are_words_of_headers_and_names_of_files(charset: str, codec: str, text: str) -> None:
+    word = f"=?{charset}?B?{base64.b64encode(text.encode(codec)).decode()}?="
+    head = f"Subject: {word}\r\nFrom: {word} <{ALICE}>\r\n"
+    name = quote(text.encode(codec))
+    disposition = f"attachment; filename*={charset.partition('*')[0]}\'\'{name}"
+    raw = f"{head}Content-Type: text/plain\r\nContent-Disposition: {disposition}\r\n\r\nx".encode()
+    assert (read_head(raw).subject, read_head(raw).author) == (text, f"{text} <{ALICE}>")
+    assert read_body(raw).attachments[0].filename == text
+
+
+@pytest.mark.parametrize("meta", [
+    '<meta charset="{}">', "<META CHARSET={} />",
+    '<meta http-equiv="Content-Type" content="text/html; charset={}">'])
+@pytest.mark.parametrize(("said", "label", "codec", "text"), [
+    ("gb2312", "", "gbk", "朱镕基"), ("windows-1251", "", "cp1251", "Привет"),
+    ("iso-8859-2", "us-ascii", "iso8859-2", "Łódź"),
+    ("shift_jis", "klingon", "cp932", "①"), ("utf-16", "", "utf-8", "Grüße"),
+    ("koi8-r", "utf-8", "utf-8", "Привет"), ("klingon", "", "utf-8", "Grüße")])
+def test_html_is_decoded_by_its_own_meta_where_the_mail_names_no_charset(
+        meta: str, said: str, label: str, codec: str, text: str) -> None:
+    html = f"<html><head>{meta.format(said)}</head><body>{text}</body></html>"
+    label = f"; charset={label}" if label else ""
+    head = f"Content-Type: text/html{label}\r\nContent-Transfer-Encoding: 8bit\r\n\r\n"
+    assert read_body(head.encode() + html.encode(codec)).html == html
+
+
+def parts(kind: str, *inside: str) -> str:
+    between = f"{kind}{len(inside)}{sum(map(len, inside))}"
+    head = f'Content-Type: multipart/{kind}; boundary="{between}"\n\n'
+    return head + "".join(f"--{between}\n{part}\n" for part in inside) + f"--{between}--\n"
+
+
+def plain(text: str) -> str:
+    return f"Content-Type: text/plain\n\n{text}"
+
+
+def html(text: str) -> str:
+    return f"Content-Type: text/html\n\n{text}"
+
+
+PDF = "Content-Type: application/pdf\nContent-Disposition: inline; filename=a.pdf\n\n%PDF"
+LIST_PRE = '<pre style="white-space: pre-wrap">{}</pre>'
+
+
+@pytest.mark.parametrize(("raw", "text", "shown"), [
+    (parts("mixed", plain("one"), PDF, plain("two")), "one\ntwo", None),
+    (parts("mixed", plain("one"), PDF, plain("two"), PDF, plain("three")), "one\ntwo\nthree", None),
+    (parts("mixed", html("<p>one"), PDF, html("<p>two")), None, "<p>one\n<p>two"),
+    (parts("alternative", plain("both"), parts("mixed", html("<p>one"), PDF, html("<p>two"))), "both",
+     "<p>one\n<p>two"),
+    (parts("mixed", parts("alternative", plain("one"), html("<p>one")), PDF, plain("<list>")), "one\n<list>",
+     f"<p>one\n{LIST_PRE.format('&lt;list&gt;')}"),
+    (parts("mixed", plain("one"), PDF, html("<p>two"), plain("three")), "one\nthree",
+     f"{LIST_PRE.format('one')}\n<p>two\n{LIST_PRE.format('three')}"),
+    (parts("mixed", parts("alternative", plain("one"), html("<p>1")), PDF,
+           parts("alternative", plain("two"), html("<p>2"))),
+     "one\ntwo", "<p>1\n<p>2"),
+    (parts("mixed", plain("one"), html("<p>one")), "one", "<p>one"),
+    (parts("alternative", plain("one"), plain("other"), html("<p>one")), "one", "<p>one")])
+def test_all_text_is_shown_whatever_stands_between(raw: str, text: str | None, shown: str | None) -> None:
+    body = read_body(raw.encode())
+    assert (body.text, body.html) == (text, shown)
+    assert [file.filename for file in body.attachments if file.filename] == ["a.pdf"] * raw.count("%PDF")
 
 
 def test_messages_are_newest_first_and_filtered_by_recipient(

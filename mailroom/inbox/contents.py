@@ -1,6 +1,5 @@
 """Takes a mail apart, whatever it is made of: a hostile one gives poorer words, never an error."""
 
-import codecs
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -8,7 +7,9 @@ from email.headerregistry import HeaderRegistry
 from email.message import Message
 from email.parser import BytesParser
 from email.policy import Compat32, EmailPolicy
-from html import unescape
+from html import escape, unescape
+
+from mailroom.inbox.charsets import decode, with_wider_words
 
 HEAD_MAX_BYTES = 262_144
 HEADER_MAX_CHARS = 16_384
@@ -29,8 +30,8 @@ _URL = re.compile(r"https?://[^\s<>\"')\]]{1,2000}", re.IGNORECASE)
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 _CONTAINER = re.compile(rb"(?:multipart|message)\s*/", re.IGNORECASE)
 _SURROGATES = re.compile("[\ud800-\udfff]")
-#: Codecs that the standard library decodes in quadratic time.
-_SLOW_CODECS = {"idna", "punycode"}
+#: What the mail itself says, where it does not ask to be a file.
+_SHOWN = ("text/plain", "text/html")
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,15 @@ class Body:
     attachments: list[Attachment] = field(default_factory=list)
     images: dict[str, Image] = field(default_factory=dict)
     trouble: str | None = None
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A part of what a mail says; `in_alternative`: another part says it in another form."""
+
+    text: str
+    is_html: bool
+    in_alternative: bool
 
 
 class _Bounded(Compat32):
@@ -160,49 +170,83 @@ def _too_much(raw: bytes) -> str | None:
 
 def _decoded(name: str, value: str) -> str:
     try:
-        return scrub(str(_WORDS.header_fetch_parse(name, value)))
+        return scrub(str(_WORDS.header_fetch_parse(name, with_wider_words(value))))
     except Exception:  # As in read_body; the undecoded header is better than none.
         return scrub(value)
 
 
 def _sort(message: Message) -> Body:
-    text: str | None = None
-    html: str | None = None
+    shown: list[_Text] = []
     attachments: list[Attachment] = []
     images: dict[str, Image] = {}
-    for part in _leaves(message):
+    seen: set[tuple[int, str]] = set()  #: forms that an alternative has given
+    for part, parent in _leaves(message):
         content_type, filename, attached = _label(part)
         data = _payload(part)
-        charset = part.get_param("charset") if content_type.startswith("text/") else None
-        if content_type == "text/plain" and text is None and not attached:
-            text = _decode(data, str(charset or "utf-8"))
-        elif content_type == "text/html" and html is None and not attached:
-            html = _decode(data, str(charset or "utf-8"))
+        in_alternative = parent is not None and parent.get_content_subtype() == "alternative"
+        form = id(parent), content_type
+        if content_type in _SHOWN and not attached and not (in_alternative and form in seen):
+            seen.add(form)
+            is_html = content_type == "text/html"
+            text = _decode(data, str(part.get_param("charset") or ""), is_html=is_html)
+            shown.append(_Text(text, is_html, in_alternative))
         else:
             attachments.append(Attachment(filename, content_type, data))
             content_id = scrub(str(part.get("content-id", ""))).strip(" <>\t\r\n")
             if content_id and content_type.startswith("image/"):
                 images[content_id] = Image(content_type, data)
-    return Body(text, html, attachments, images)
+    return Body(*_both_forms(shown), attachments, images)
 
 
-def _leaves(message: Message) -> Iterator[Message]:
+def _both_forms(shown: list[_Text]) -> tuple[str | None, str | None]:
+    """Return text and HTML, all parts of each; text that stands alone is a part of the HTML too."""
+    texts = [part.text for part in shown if not part.is_html]
+    if len(shown) == len(texts):
+        return (_joined(texts) if texts else None), None
+    if len(texts) == 1 and len(shown) == 2:  # Two forms of one text, wherever they stand.
+        html = [part.text for part in shown if part.is_html]
+    else:
+        html = [part.text if part.is_html else f'<pre style="white-space: pre-wrap">{escape(part.text)}</pre>'
+                for part in shown if part.is_html or not part.in_alternative]
+    return (_joined(texts) if texts else None), _joined(html)
+
+
+def _joined(texts: list[str]) -> str:
+    """Each begins on a line of its own."""
+    ended = [text if text.endswith("\n") else f"{text}\n" for text in texts[:-1]]
+    return "".join([*ended, texts[-1]])
+
+
+def _leaves(message: Message) -> Iterator[tuple[Message, Message | None]]:
+    """Yield each part that holds no others, and what holds it."""
     # A loop and not message.walk(), which calls itself once per level. A mail inside a mail is
     # one attachment and is not opened.
-    stack = [message]
+    stack: list[tuple[Message, Message | None]] = [(message, None)]
     while stack:
-        part = stack.pop()
+        part, parent = stack.pop()
         if part.get_content_maintype() == "multipart" and part.is_multipart():
-            stack.extend(reversed(part.get_payload()))  # type: ignore[arg-type]  # a list here
+            inside: list[Message] = part.get_payload()  # type: ignore[assignment]  # a list here
+            stack.extend((inner, part) for inner in reversed(inside))
         else:
-            yield part
+            yield part, parent
 
 
 def _label(part: Message) -> tuple[str, str | None, bool]:
     """Return type, file name, and whether the part asks not to be shown as the mail's own text."""
-    filename = part.get_filename()
+    filename = _filename(part)
     attached = part.get_content_disposition() == "attachment" or filename is not None
     return scrub(part.get_content_type()), filename and _decoded("filename", filename), attached
+
+
+def _filename(part: Message) -> str | None:
+    """As `get_filename`, in the charset that was meant (RFC 2231, 4)."""
+    for name, header in (("filename", "content-disposition"), ("name", "content-type")):
+        value = part.get_param(name, header=header)
+        if isinstance(value, tuple):
+            return decode(value[2].encode("latin-1", "replace"), value[0] or "").strip()
+        if value is not None:
+            return value.strip()
+    return None
 
 
 def _payload(part: Message) -> bytes:
@@ -212,11 +256,6 @@ def _payload(part: Message) -> bytes:
     return data if isinstance(data, bytes) else b""
 
 
-def _decode(data: bytes, charset: str) -> str:
-    """Return the text with LF line ends, whatever the charset is or claims to be."""
-    try:
-        codec = codecs.lookup(charset)
-        text = data.decode("utf-8" if codec.name in _SLOW_CODECS else codec.name, "replace")
-    except Exception:  # Unknown, not a text encoding, NUL in its name, or a codec that gives up.
-        text = data.decode("utf-8", "replace")
-    return scrub(text).replace("\r\n", "\n")
+def _decode(data: bytes, charset: str, *, is_html: bool = False) -> str:
+    """Return the text with LF line ends."""
+    return scrub(decode(data, charset, is_html=is_html)).replace("\r\n", "\n")
