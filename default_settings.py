@@ -57,6 +57,10 @@ SMTP_CONNECTIONS: int = 10
 #: Mails on one connection before it is closed and another is opened. 0: 80 for Gmail and the inbox, 10 for other servers.
 SMTP_MAILS_PER_CONNECTION: int = 0
 
+#: auto: say MAIL, RCPT and DATA in one write to a server that announces PIPELINING, unless it turns out to lose
+#: or garble them; off: always one by one. `flask doctor` tries it.
+SMTP_PIPELINING: Literal["auto", "off"] = "auto"
+
 #: Seconds to wait for connect and for each reply; after the final dot it is 600 (RFC 5321, 4.5.3.2.6).
 SMTP_TIMEOUT_SECONDS: float = 60.0
 

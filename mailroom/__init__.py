@@ -13,7 +13,8 @@ The road, each step with its file:
                         runs all attempts side by side; mail/agent.py: what one is, and how its replies are judged
     store/claims.py     claim: the rows are this worker's
     mail/compose.py     RFC 5322 bytes; mail/template.py fills in how the job ended
-    mail/transport.py   MAIL, RCPT, DATA over a yagmail session; mail/envelope.py keeps each reply, mail/groups.py asks for fewer
+    mail/transport.py   MAIL, RCPT, DATA over a yagmail session; mail/envelope.py keeps each reply,
+                        mail/pipelining.py remembers who takes commands in one write, mail/groups.py asks for fewer
                         recipients at a time where a server hung up over all; mail/login.py logs in, mail/link.py reads what
                         the server says, mail/steps.py waits for it, in one thread for all mails;
                         mail/sessions.py keeps sessions open from mail to mail

@@ -171,6 +171,7 @@ class Doctor:
                 yield _certificate(f"certificate of account {account.name}", sock)
             else:
                 yield Finding(what, True, f"{hop} {user}, without TLS")
+            yield from _pipelining(account, session)
         except NotTaken as e:
             yield Finding(what, False, f"{e.reply}; {_what_to_do(e.code)}")
         finally:
@@ -216,6 +217,16 @@ def _certificate(what: str, sock: ssl.SSLSocket) -> Finding:
     days = (ssl.cert_time_to_seconds(certificate["notAfter"]) - time.time()) / 86400
     ok = days >= CERTIFICATE_MIN_DAYS
     return Finding(what, ok, f"valid for {days:.0f} days" + ("" if ok else ": whoever runs that server has to renew it"))
+
+
+def _pipelining(account: Account, session: Session) -> Iterator[Finding]:
+    what = f"pipelining of account {account.name}"
+    if not account.hop.pipelining:
+        yield Finding(what, True, "off, as MAILASYNC_SMTP_PIPELINING says: commands go one by one")
+    elif (works := session.pipelines()) is not None:
+        yield Finding(what, works, "the server takes commands in one write" if works else
+                      "the server announces it, and loses or garbles commands; each worker finds that out with "
+                      "its first mails, and goes on one by one: set MAILASYNC_SMTP_PIPELINING=off")
 
 
 def _what_to_do(code: int) -> str:

@@ -48,6 +48,7 @@ _GMAIL = (".gmail.com", ".googlemail.com")
 def next_hop(settings: Settings) -> NextHop:
     """Who takes our mail: the server that was set, Gmail if there is an account, else the disposable inbox."""
     return replace(_server(settings), ehlo_name=_ehlo_name(settings),
+                   pipelining=settings.SMTP_PIPELINING == "auto",
                    sender_domain=sender(settings).address.rpartition("@")[2])
 
 
@@ -108,6 +109,7 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 #: What one [[account]] of ACCOUNTS_FILE may say, and the setting that it stands for.
 _FILE_FIELDS = {"username": "MAIL_USERNAME", "password": "MAIL_PASSWORD", "from": "MAIL_FROM", "oauth2_file": "MAIL_OAUTH2_FILE",
                 "smtp_host": "SMTP_HOST", "smtp_port": "SMTP_PORT", "smtp_security": "SMTP_SECURITY", "smtp_auth": "SMTP_AUTH",
+                "smtp_pipelining": "SMTP_PIPELINING",
                 "smtp_ca_file": "SMTP_CA_FILE", "ehlo_name": "EHLO_NAME", "aliases": "MAIL_ALIASES"}
 _LIMITS = ("messages_per_day", "recipients_per_day")
 
@@ -152,7 +154,7 @@ def _from_file(number: int, given: dict[str, Any], settings: Settings, directory
     for setting, value in values.items():
         if type(value) is not kinds[setting]:
             raise SettingsError(f"{where}: expected {setting.lower()} to be {'a number' if kinds[setting] is int else 'a text'}")
-    for setting in ("SMTP_SECURITY", "SMTP_AUTH"):
+    for setting in ("SMTP_SECURITY", "SMTP_AUTH", "SMTP_PIPELINING"):
         allowed = get_args(get_type_hints(Settings)[setting])
         if values.get(setting, allowed[0]) not in allowed:
             raise SettingsError(f"{where}: expected one of {', '.join(allowed)}, got {values[setting]!r}")

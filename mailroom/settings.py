@@ -72,6 +72,7 @@ class Settings:
     EHLO_NAME: str
     SMTP_CONNECTIONS: int
     SMTP_MAILS_PER_CONNECTION: int
+    SMTP_PIPELINING: Literal["auto", "off"]
     SMTP_TIMEOUT_SECONDS: float
     RETRY_SCHEDULE: str
     ON_UNCERTAIN: Literal["resend", "hold"]

@@ -40,7 +40,7 @@ def test_where_all_is_well_each_line_is_ok(pair: Service, smtpd: ScriptedSMTP) -
     pair.worker()
     code, found = examined(pair)
     assert [*found] == ["versions", "database", "broker", "durability", "worker", "queue", "keys", "PUBLIC_URL", "login of account default",
-                         "budget of account default"]
+                         "pipelining of account default", "budget of account default"]
     assert (code, {one["ok"] for one in found.values()}) == (0, {True})
     assert "guest:**@" in found["broker"]["words"]
     assert re.search(r"answers; RabbitMQ \d+\.\d+", found["broker"]["words"])

@@ -14,6 +14,7 @@ class Envelope:
     positions: tuple[int, ...]
     replies: tuple[Reply, ...]
     end: Reply | None = None  #: why there are no more: 421, or how the link was lost (code 0)
+    timed_out: bool = False  #: whether they did not come in time
 
     @property
     def mail(self) -> Reply | None:
@@ -37,7 +38,7 @@ def hand_over(link: Link, mail: str, recipients: dict[int, str], *, pipelined: b
     """Say them, in one write where the server takes that (PIPELINING, RFC 2920); no error of the link is raised."""
     commands = [mail, *(f"RCPT TO:<{address}>" for address in recipients.values()), "DATA"]
     replies: list[Reply] = []
-    end = None
+    end, timed_out = None, False
     try:
         if pipelined:
             yield from link.sending("".join(f"{command}\r\n" for command in commands))
@@ -52,8 +53,8 @@ def hand_over(link: Link, mail: str, recipients: dict[int, str], *, pipelined: b
                 break
             replies.append(reply)
     except (OSError, smtplib.SMTPException) as e:
-        end = Reply(0, words_of(e))
-    return Envelope(positions=tuple(recipients), replies=tuple(replies), end=end)
+        end, timed_out = Reply(0, words_of(e)), isinstance(e.__cause__, TimeoutError)
+    return Envelope(positions=tuple(recipients), replies=tuple(replies), end=end, timed_out=timed_out)
 
 
 def _is_over(command: str, replies: list[Reply]) -> bool:

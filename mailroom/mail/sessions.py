@@ -8,7 +8,15 @@ from typing import Any
 from mailroom.mail.errors import ConnectionRefused, NotTaken, TooManyConnections
 from mailroom.mail.link import words_of
 from mailroom.mail.steps import Steps
-from mailroom.mail.transport import NextHop, Receipt, Session, SessionLost, login_at
+from mailroom.mail.transport import (
+    NextHop,
+    PipeliningDoubted,
+    Receipt,
+    Session,
+    SessionLost,
+    login_at,
+    pipelining_with,
+)
 
 
 class Sessions:
@@ -17,6 +25,7 @@ class Sessions:
     def __init__(self, hop: NextHop) -> None:
         self.hop = hop
         self._login = login_at(hop)
+        self._pipelining = pipelining_with(hop)
         self._idle: list[Session] = []
         self._worn: list[Session] = []
         self._counts = threading.Condition()
@@ -28,6 +37,8 @@ class Sessions:
               since: float | None = None) -> Steps[Receipt]:
         """As `Session.attempt`, on a kept session; where the server has closed that meanwhile, at once on a new one.
 
+        Where commands in one write may have been lost or garbled, they are said one by one on a new one.
+
         `open_only`: nothing here waits but by steps. Where a session would have to be opened, SessionLost is raised and nobody has the
         mail; one that is worn then is closed before the next is opened. `since`: as for `Session.open`.
         """
@@ -37,12 +48,17 @@ class Sessions:
                 raise SessionLost("no session is open", of_message=False)
             with self._lent(session, worn=self._worn):
                 return (yield from session.attempt(*mail, smtputf8=smtputf8))
-        try:
-            with self.borrow(since=since) as found:
-                return (yield from found.attempt(*mail, smtputf8=smtputf8))
-        except SessionLost:
-            with self.borrow(fresh=True, since=since) as found:
-                return (yield from found.attempt(*mail, smtputf8=smtputf8))
+        fresh = step_by_step = False
+        while True:
+            try:
+                with self.borrow(fresh=fresh, since=since) as found:
+                    receipt = yield from found.attempt(*mail, smtputf8=smtputf8, step_by_step=step_by_step)
+                    break
+            except SessionLost as e:  # A new session raises none, but for the doubt of its first try.
+                fresh, step_by_step = True, step_by_step or isinstance(e, PipeliningDoubted)
+        if step_by_step and receipt.final is not None and receipt.final.accepts:
+            self._pipelining.give_up()
+        return receipt
 
     @contextmanager
     def borrow(self, *, fresh: bool = False, since: float | None = None) -> Iterator[Session]:
@@ -98,7 +114,7 @@ class Sessions:
             opened = self._opened
         is_open = False
         try:
-            session = Session(self.hop, login=self._login)
+            session = Session(self.hop, login=self._login, pipelining=self._pipelining)
             session.open(since=since)
             is_open = True
             return session

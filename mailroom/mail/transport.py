@@ -21,6 +21,7 @@ from mailroom.mail.errors import ConnectionRefused, NotTaken, Unanswered
 from mailroom.mail.link import Link, Reply, TLSLink, words_of
 from mailroom.mail.login import Login, NoMechanism
 from mailroom.mail.oauth2 import TokenError, TokenSource
+from mailroom.mail.pipelining import Pipelining
 from mailroom.mail.replies import may_be_of_connections, says_too_many_connections
 from mailroom.mail.steps import FENCE, Steps
 from mailroom.settings import host_and_port
@@ -53,6 +54,7 @@ class NextHop:
     ehlo_name: str = ""  #: "": this machine's own name, or else `sender_domain`
     sender_domain: str = ""
     mails_per_connection: int = 10
+    pipelining: bool = True  #: whether it gets commands in one write, where it says that it takes that
 
     def __str__(self) -> str:
         return host_and_port(self.host, self.port)
@@ -80,10 +82,15 @@ class SessionLost(NotTaken):
     """A session that was kept turned out to be closed by the server; nobody has the mail, and a new session may take it at once."""
 
 
+class PipeliningDoubted(SessionLost):
+    """Commands that came in one write may have been lost or garbled; a new session may take them one by one."""
+
+
 class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
     """One connection to the next hop, logged in, for many mails one after the other. Not for two threads at once."""
 
-    def __init__(self, hop: NextHop, *, login: Login | None = None) -> None:
+    def __init__(self, hop: NextHop, *, login: Login | None = None,
+                 pipelining: Pipelining | None = None) -> None:
         tls: dict[str, Any] = {}
         if hop.security != "none":
             tls["context"] = _tls(hop.ca_file, int(time.monotonic() // TLS_AGE_MAX_SECONDS))  # stock yagmail verifies no certificate
@@ -95,6 +102,7 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
             **(tls if hop.security == "ssl" else {}))
         self.hop = hop
         self.auth = login or login_at(hop)  #: None: the server wants none
+        self.pipelining = pipelining or pipelining_with(hop)
         self.born = time.monotonic()
         self.kept = False  #: whether it was idle since its last mail, so that the server may have closed it
 
@@ -135,23 +143,21 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
     def send(self, *args: object, **kwargs: object) -> NoReturn:
         raise NotImplementedError("yagmail's send() may send three times and reads bodies as paths; use attempt()")
 
-    def attempt(self, sender: str, recipients: dict[int, str], payload: bytes, *, smtputf8: bool = False) -> Steps[Receipt]:
+    def attempt(self, sender: str, recipients: dict[int, str], payload: bytes, *, smtputf8: bool = False,
+                step_by_step: bool = False) -> Steps[Receipt]:
         """Hand one mail over, once. FENCE is asked for after 354 and before the payload; False ends it there.
 
         `smtputf8`: an address in it is not ASCII; a server that does not take such is not asked (RFC 6531, 3.1).
 
         Raises:
-          NotTaken: the link was lost before the final dot; nobody has the mail.
+          NotTaken: the link was lost before the final dot; nobody has the mail. A PipeliningDoubted where the
+            commands are to be said again, `step_by_step`.
           Unanswered: the link was lost after it.
           FenceRefused: the fence said no.
         """
         if smtputf8 and not self.smtp.has_extn("smtputf8"):
             return Receipt(refused={}, final=NO_SMTPUTF8)
-        options = (f" SIZE={len(payload)}" if self.smtp.has_extn("size") else "")
-        options += " BODY=8BITMIME SMTPUTF8" if smtputf8 else ""
-        self.smtp.command_encoding = "utf-8" if smtputf8 else "ascii"
-        envelope = yield from hand_over(self.smtp, f"MAIL FROM:<{sender}>{options}", recipients,
-                                        pipelined=self.smtp.has_extn("pipelining"))
+        envelope = yield from self._envelope(sender, recipients, len(payload), smtputf8, step_by_step)
         if envelope.end is not None or envelope.mail is None:
             return self._cut_off(envelope)
         mail, refused, data = envelope.mail, envelope.refused, envelope.data
@@ -164,6 +170,19 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
         if data is None or data.code != 354:
             return Receipt(refused=refused, final=(yield from self._clean_after(self._refusal(data))))
         return Receipt(refused=refused, final=(yield from self._payload(payload)))
+
+    def _envelope(self, sender: str, recipients: dict[int, str], size: int, smtputf8: bool,
+                  step_by_step: bool) -> Steps[Envelope]:
+        options = f" SIZE={size}" if self.smtp.has_extn("size") else ""
+        options += " BODY=8BITMIME SMTPUTF8" if smtputf8 else ""
+        self.smtp.command_encoding = "utf-8" if smtputf8 else "ascii"
+        pipelined = self.pipelining.is_used and self.smtp.has_extn("pipelining") and not step_by_step
+        mail = f"MAIL FROM:<{sender}>{options}"
+        envelope: Envelope = yield from hand_over(self.smtp, mail, recipients, pipelined=pipelined)
+        if pipelined and self.pipelining.doubts(envelope):
+            self.drop()
+            raise PipeliningDoubted(str(envelope.end or envelope.replies[-1]))
+        return envelope
 
     def _cut_off(self, envelope: Envelope) -> Receipt:
         """Return what was answered before the link ended; raise NotTaken where that is of no use."""
@@ -255,6 +274,16 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
                 self.drop()
         return replies[0]
 
+    def pipelines(self) -> bool | None:
+        """Try whether the server takes commands in one write; None: it does not say so. Ends the session."""
+        if not self.smtp.has_extn("pipelining"):
+            return None
+        self.smtp.send("RSET\r\nRSET\r\nNOOP\r\n")
+        try:
+            return [self.smtp.getreply()[0] for _ in range(3)] == [250] * 3
+        except smtplib.SMTPException:
+            return False
+
     @property
     def worn(self) -> bool:
         """Whether it is closed, or has sent enough, or is old."""
@@ -315,6 +344,10 @@ def _hangs_up(error: Exception) -> bool:
 def login_at(hop: NextHop) -> Login | None:
     tokens = TokenSource(hop.oauth2_file, hop.timeout_seconds) if hop.oauth2_file else None
     return Login(hop.user, hop.password, tokens) if hop.user else None
+
+
+def pipelining_with(hop: NextHop) -> Pipelining:
+    return Pipelining(str(hop), is_used=hop.pipelining)
 
 
 @lru_cache(maxsize=8)

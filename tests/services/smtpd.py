@@ -390,7 +390,18 @@ class Session(asyncio.Protocol):
             await self.more()
         text = self.buffer[:end].decode(errors="surrogateescape")
         self.smtpd.commands.append((self.number, text))
-        return self.consume(end + 2, text or "\r\n")[:-2]
+        line = self.consume(end + 2, text or "\r\n")[:-2]
+        self.spoil(line)
+        return line
+
+    def spoil(self, line: bytes) -> None:
+        """Lose or garble what came in one read with a MAIL or RSET."""
+        if line[:4].upper() not in (b"MAIL", b"RSET") or not self.buffer:
+            return
+        if self.smtpd.pipelining == "loses":
+            self.consume(len(self.buffer))
+        elif self.smtpd.pipelining == "garbles":
+            self.buffer[:4] = b"XXXX"
 
     # The conversation
 
@@ -460,7 +471,7 @@ class Session(asyncio.Protocol):
 
     @property
     def pipelines(self) -> bool:
-        return self.smtpd.pipelining and self.extended
+        return bool(self.smtpd.pipelining) and self.extended
 
     def violation(self, what: str) -> None:
         self.smtpd.violations.append((self.number, what))
@@ -696,7 +707,7 @@ class ScriptedSMTP(Script, Judge):
         certificate: Path | None = None,
         auth: dict[str, str] | None = None,
         mechanisms: str = "PLAIN LOGIN XOAUTH2",
-        pipelining: bool = True,
+        pipelining: bool | Literal["loses", "garbles"] = True,
         smtputf8: bool = True,
         delay_seconds: float = 0.0,
         size_max_bytes: int = SIZE_MAX_BYTES,
