@@ -206,8 +206,7 @@ def spawn(
 def is_alive(pid: int) -> bool:
     if not pid:
         return False
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)
+    _collect(pid)
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, PermissionError):
@@ -216,9 +215,17 @@ def is_alive(pid: int) -> bool:
     process = Path(f"/proc/{pid}")
     try:
         is_dead = (process / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
-        return not is_dead or len(list((process / "task").iterdir())) > 1
+        if not is_dead or len(list((process / "task").iterdir())) > 1:
+            return True
+        _collect(pid)  # It has ended since: else its id stays taken, and a server's lock file names it.
+        return False
     except (FileNotFoundError, ProcessLookupError):
         return not process.parent.joinpath("self").exists()
+
+
+def _collect(pid: int) -> None:
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
 
 
 def send_signal(pid: int, which: signal.Signals) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import ssl
 import threading
 from contextlib import suppress
+from inspect import CORO_CREATED, getcoroutinestate
 from pathlib import Path
 from types import TracebackType
 
@@ -57,6 +58,9 @@ class TLSFront:
 
     async def _drop(self) -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}
+        # One that is cancelled before its first step closes nothing of what it was given.
+        while any(getcoroutinestate(task.get_coro()) == CORO_CREATED for task in others):  # type: ignore[arg-type]
+            await asyncio.sleep(0)
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
