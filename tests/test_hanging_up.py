@@ -1,4 +1,4 @@
-"""A server that refuses and hangs up: what was read before the link went is the answer, and the rest goes on."""
+"""A server that refuses some, or hangs up: what was read before is the answer, and the rest goes on."""
 
 import socket
 import threading
@@ -104,6 +104,57 @@ def test_a_server_that_only_takes_small_groups_gets_those(
     assert (found.row["state"], set(states(found).values())) == ("sent", {"sent"})
     assert max(len(message.rcpt_tos) for message in smtpd.messages) <= 3
     assert sum(len(message.rcpt_tos) for message in smtpd.messages) == 10
+
+
+def test_a_round_of_groups_counts_as_one_attempt(office: Office, smtpd: ScriptedSMTP) -> None:
+    smtpd.end_sessions("RCPT", recipients=2, reply="421 4.3.0 one at a time")
+    for address in addresses("friend", 12):
+        smtpd.reply("RCPT", "450 4.2.0 greylisted", match=address.address, times=2)
+    found = office.send(*addresses("friend", 12))
+    while found.row["state"] == "deferred":
+        found = office.again(found.row["id"])
+    assert (found.row["state"], set(states(found).values())) == ("sent", {"sent"})
+    assert attempts(found.row) - found.row["excused"] <= 3
+
+
+@pytest.mark.parametrize(("phase", "reply"), [
+    ("DOT", "451 4.3.0 later"), ("DOT", "554 5.7.1 not these words"),
+    ("DATA", "451 4.3.0 later"), ("RCPT", UNKNOWN),
+])
+def test_one_too_many_does_not_fail_with_what_the_others_get(
+        office: Office, smtpd: ScriptedSMTP, phase: Literal["DOT", "DATA", "RCPT"], reply: str) -> None:
+    smtpd.reply("RCPT", "552 5.5.3 too many", match="friend01")
+    smtpd.reply(phase, reply)
+    found = office.send(*addresses("friend", 2))
+    assert (found.row["state"], states(found)["friend01@example.org"]) == ("deferred", "deferred")
+    found = office.again(found.row["id"])
+    assert states(found)["friend01@example.org"] == "sent"
+
+
+def test_recipients_who_go_one_by_one_use_up_no_attempts(office: Office, smtpd: ScriptedSMTP) -> None:
+    for position in range(1, 6):
+        smtpd.reply("RCPT", "452 4.5.3 too many", match=f"friend{position:02}", times=position)
+    smtpd.reply("RCPT", "450 4.2.0 greylisted", match="friend05")
+    found = until_final(office, *addresses("friend", 6))
+    assert (found.row["reason"], attempts(found.row) - found.row["excused"]) == ("450 4.2.0 greylisted", 1)
+    assert office.again(found.row["id"]).row["state"] == "sent"
+
+
+def test_too_many_recipients_at_data_go_in_smaller_groups(office: Office, smtpd: ScriptedSMTP) -> None:
+    smtpd.reply("DATA", "552 5.5.3 too many recipients", times=2)
+    found = until_final(office, *addresses("friend", 8))
+    assert (found.row["state"], set(states(found).values())) == ("sent", {"sent"})
+    assert [len(message.rcpt_tos) for message in smtpd.messages] == [2, 2, 2, 2]
+
+
+def test_an_account_at_its_limit_is_parked_though_another_reply_came_first(
+        office: Office, smtpd: ScriptedSMTP) -> None:
+    smtpd.reply("RCPT", "450 4.2.1 greylisted", match="friend00")
+    smtpd.reply("RCPT", "550 5.4.5 Daily user sending limit exceeded", match="friend01")
+    found = office.send(*addresses("friend", 3))
+    assert sorted(states(found).values()) == ["deferred", "deferred", "sent"]
+    [account] = office.accounts.standing()
+    assert (account["state"], found.row["parked"], found.row["excused"]) == (AccountState.PARKED, 1, 1)
 
 
 def test_those_who_are_deferred_in_a_group_wait_by_the_schedule_and_keep_none_from_the_others(

@@ -1,7 +1,7 @@
 """What one attempt is, and how its replies are judged: mail/delivery.py makes many of them."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from mailroom.mail.compose import compose
@@ -51,7 +51,9 @@ class Agent:
             return Outcome(state=State.SENT if claim.sent_before else State.FAILED, reason="nobody is left to send it to")
         group = replace(claim, pending=self.groups.choose(claim))
         outcome = yield from self._hand_over(group, payload, open_only=open_only)
-        return outcome if group.pending == claim.pending else _of_group(outcome)
+        if group.pending == claim.pending:
+            return outcome
+        return _of_group(outcome, ends_round=claim.pending[-1] in group.pending)
 
     def _hand_over(self, claim: Claim, payload: bytes, *, open_only: bool) -> Steps[Outcome]:
         """Hand it to those who are pending, and judge how that went."""
@@ -81,11 +83,17 @@ class Agent:
         """Keep the replies that came before the server hung up; ask for the others at once, fewer at a time."""
         self.groups.narrow(claim.id, claim.pending, receipt.answered)
         found = dict.fromkeys(claim.pending, (State.DEFERRED, str(end)))
-        found |= {position: (state_of(reply), str(reply)) for position, reply in receipt.refused.items()}
-        troubles = [trouble_of(reply, self.schedule) for reply in receipt.refused.values()]
-        trouble = next((each for each in [limit_of(end), *troubles] if each), None)
+        for position, reply in receipt.refused.items():
+            is_surplus = is_one_too_many(reply) and len(claim.pending) > 1
+            found[position] = (State.DEFERRED if is_surplus else state_of(reply), str(reply))
+        trouble = limit_of(end) or self._trouble_among(receipt.refused.values())
         return Outcome(state=State.DEFERRED, reason=str(end), recipients=found, wait_seconds=0, excused=True,
                        trouble=trouble)
+
+    def _trouble_among(self, replies: Iterable[Reply]) -> Trouble | None:
+        """Return what one of them says of the account; the others may be about their recipients."""
+        troubles = (trouble_of(reply, self.schedule) for reply in replies)
+        return next((trouble for trouble in troubles if trouble), None)
 
     def _trouble_of(self, error: NotTaken) -> Trouble | None:
         said = Reply(error.code, error.reply.removeprefix(f"{error.code} "))
@@ -98,15 +106,23 @@ class Agent:
         """Turn replies into an outcome for each recipient, and for the message."""
         replies = {position: receipt.refused.get(position, receipt.final) or Reply(0, "no reply") for position in claim.pending}
         found = {position: (state_of(reply), str(reply)) for position, reply in replies.items()}
+        surplus = {position: (State.DEFERRED, str(reply)) for position, reply in replies.items()
+                   if is_one_too_many(reply) and len(replies) > 1}
+        found |= surplus
         states = {state for state, _ in found.values()}
-        surplus = [position for position, reply in replies.items() if is_one_too_many(reply)]
-        if State.SENT in states and surplus:  # One was taken at least, so this comes to an end.
-            found |= {position: (State.DEFERRED, str(replies[position])) for position in surplus}
-            return Outcome(state=State.DEFERRED, reason=str(replies[surplus[0]]), recipients=found, wait_seconds=0)
+        trouble = self._trouble_among(replies.values())
+        if len(surplus) == len(found):
+            self.groups.narrow(claim.id, claim.pending, len(surplus))
+        elif states == {State.DEFERRED}:
+            surplus = {}  # At once it would come to no end.
+        if surplus and not trouble:
+            _, reason = next(iter(surplus.values()))
+            return Outcome(state=State.DEFERRED, reason=reason, recipients=found, wait_seconds=0,
+                           excused=True)
         worst = max(replies.values(), key=lambda reply: reply.code)
         if State.DEFERRED in states:
-            temporary = next(reply for reply in replies.values() if state_of(reply) is State.DEFERRED)
-            return self._later(claim, str(temporary), found, trouble=trouble_of(temporary, self.schedule))
+            temporary = next(reply for state, reply in found.values() if state is State.DEFERRED)
+            return self._later(claim, trouble.reason if trouble else temporary, found, trouble=trouble)
         sent = State.SENT in states or claim.sent_before
         return Outcome(state=State.SENT if sent else State.FAILED, reason=str(worst), recipients=found)
 
@@ -141,9 +157,14 @@ class Agent:
         return Outcome(state=state, reason=reason, recipients=dict.fromkeys(claim.pending, (state, reason)), uncertain=uncertain)
 
 
-def _of_group(outcome: Outcome) -> Outcome:
-    """Return the outcome of a mail of which some were asked for: the others come next, at once if that helped."""
+def _of_group(outcome: Outcome, *, ends_round: bool) -> Outcome:
+    """Return the outcome of a mail of which some were asked for: the others come next, at once.
+
+    Where all had their turn and none was settled by the last of them, they wait by the schedule: one attempt
+    that counts for each round.
+    """
     brought_further = any(state is not State.DEFERRED for state, _ in outcome.recipients.values())
-    if outcome.state is State.DEFERRED and (outcome.trouble or not brought_further):
+    waits = outcome.trouble or outcome.uncertain or (ends_round and not brought_further)
+    if outcome.state is State.DEFERRED and waits:
         return outcome
     return replace(outcome, state=State.DEFERRED, wait_seconds=0, excused=True)
