@@ -157,6 +157,20 @@ def test_an_account_at_its_limit_is_parked_though_another_reply_came_first(
     assert (account["state"], found.row["parked"], found.row["excused"]) == (AccountState.PARKED, 1, 1)
 
 
+@pytest.mark.parametrize(("phase", "reply"), [
+    ("MAIL", "550 5.7.0 too many messages in this connection"),
+    ("MAIL", "451 Maximum messages per session reached"),
+    ("MAIL", "550 MI:DMC 163 smtp10"), ("RCPT", "550 RP:DRC 163 smtp10"),
+    ("RCPT", "552 5.5.3 too many recipients"),
+])
+def test_a_session_that_takes_no_more_mails_is_followed_by_another(
+        office: Office, smtpd: ScriptedSMTP, phase: Literal["MAIL", "RCPT"], reply: str) -> None:
+    office.send()
+    smtpd.reply(phase, reply)
+    found = office.send()
+    assert (found.row["state"], found.row["attempt"], smtpd.connections) == ("sent", 1, 2)
+
+
 def test_those_who_are_deferred_in_a_group_wait_by_the_schedule_and_keep_none_from_the_others(
         office: Office, smtpd: ScriptedSMTP) -> None:
     smtpd.end_sessions("RCPT", recipients=4, reply="421 4.3.0 too many")

@@ -21,6 +21,11 @@ _TOO_MANY_CONNECTIONS = re.compile(
     r"too many\b.*\b(?:connections|sessions)\b|\b(?:connections?|sessions?) (?:count |rate )?limit"
     r"|\bmaximum\b.*\bconnections\b|\bconcurrent\b|\bsimultaneous\b|\bthread limit\b", re.IGNORECASE | re.DOTALL)
 
+#: As "too many messages in this connection"; NetEase's codes are in mail.163.com/help/help_spam_16.htm.
+_SESSION_USED_UP = re.compile(
+    r"\b(?:this|per|each|one|single|same)[- ](?:smtp )?(?:connection|session)\b|^(?:MI:DMC|RP:DRC)\b",
+    re.IGNORECASE)
+
 #: There is no such mailbox or domain, or none that takes mail (RFC 3463, 3.2; RFC 7505); 5.1.7 and 5.1.8 are about the sender, and
 #: 5.1.0 can be about anything.
 _BAD_ADDRESS = re.compile(r"5\.1\.(?:[1236]|10)(?![\d.])")
@@ -89,6 +94,11 @@ def _of_account(reply: Reply) -> bool:
 def is_one_too_many(reply: Reply) -> bool:
     """Tell a refusal of a recipient only because the mail has others: the next attempt may take it at once."""
     return reply.refuses and _TOO_MANY_RECIPIENTS.match(reply.text) is not None
+
+
+def is_of_session(reply: Reply) -> bool:
+    """Tell a refusal because of what the session has had already; a new one has had nothing."""
+    return reply.refuses and (is_one_too_many(reply) or _SESSION_USED_UP.search(reply.text) is not None)
 
 
 def says_too_many_connections(reply: Reply) -> bool:

@@ -22,7 +22,7 @@ from mailroom.mail.link import Link, Reply, TLSLink, words_of
 from mailroom.mail.login import Login, NoMechanism
 from mailroom.mail.oauth2 import TokenError, TokenSource
 from mailroom.mail.pipelining import Pipelining
-from mailroom.mail.replies import may_be_of_connections, says_too_many_connections
+from mailroom.mail.replies import is_of_session, may_be_of_connections, says_too_many_connections
 from mailroom.mail.steps import FENCE, Steps
 from mailroom.settings import host_and_port
 
@@ -162,6 +162,7 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
             return self._cut_off(envelope)
         mail, refused, data = envelope.mail, envelope.refused, envelope.data
         self._check_welcome(mail)
+        self._check_session(mail, refused, len(recipients))
         if not mail.accepts or len(refused) == len(recipients):
             if data is not None and data.code == 354:
                 yield from self._end_empty(mail, *refused.values())
@@ -208,6 +209,13 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
         if says_too_many_connections(reply):
             self.drop()
             raise ConnectionRefused(str(reply), code=reply.code, of_message=False)
+
+    def _check_session(self, mail: Reply, refused: dict[int, Reply], asked: int) -> None:
+        """Raise SessionLost if a session that had mails before takes no more of them."""
+        replies = [mail, *(refused.values() if len(refused) == asked else [])]
+        if self.kept and any(map(is_of_session, replies)):
+            self.drop()
+            raise SessionLost(str(replies[-1]), code=replies[-1].code)
 
     def _payload(self, payload: bytes) -> Steps[Reply]:
         try:
