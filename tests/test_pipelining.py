@@ -88,6 +88,7 @@ TIMED_OUT, LOST = Reply(0, "timed out"), Reply(0, "connection closed by the serv
     ([Reply(503, "not now"), Reply(503, "not now"), Reply(503, "not now")], None, False),
     ([OK, Reply(503, "5.5.0 improper command pipelining")], LOST, True),
     ([Reply(554, "SMTP synchronization error")], LOST, True),
+    ([OK, Reply(550, "5.1.1 <bob@pipeline.example> unknown"), Reply(554, "no valid RCPT")], None, False),
     ([], TIMED_OUT, False), ([OK], TIMED_OUT, True), ([OK, OK], TIMED_OUT, True), ([OK], LOST, False)])
 def test_it_is_doubted_for_some_replies(replies: list[Reply], end: Reply | None, doubted: bool) -> None:
     assert Pipelining("mx", is_used=True).doubts(envelope(*replies, end=end)) == doubted

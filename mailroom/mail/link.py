@@ -20,6 +20,9 @@ LINE_MAX_BYTES = 8192
 REPLY_MAX_CHARACTERS = 500
 
 T = TypeVar("T")
+#: URLs, addresses and names of hosts.
+_NAMES = re.compile(
+    r"""https?://\S+|<[^<>]*>|"[^"]*"@\S+|\S*@\S+|\b[\w-]+(?:\.[\w-]+)*\.[a-z]{2,}\b""", re.IGNORECASE)
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -31,6 +34,11 @@ class Reply(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.code} {self.text}".strip() if self.code > 0 else self.text
+
+    @property
+    def words(self) -> str:
+        """The text without URLs, addresses and hosts: bob@daily-limit.example says nothing of a limit."""
+        return _NAMES.sub("", self.text)
 
     @property
     def accepts(self) -> bool:

@@ -36,7 +36,7 @@ class Pipelining:
 
 def _is_garbled(envelope: Envelope) -> bool:
     said = [*envelope.replies, *([envelope.end] if envelope.end else [])]
-    if any(reply.refuses and _OUT_OF_STEP.search(reply.text) for reply in said):
+    if any(reply.refuses and _OUT_OF_STEP.search(reply.words) for reply in said):
         return True
     if envelope.mail is None or not envelope.mail.accepts:
         return False

@@ -69,7 +69,7 @@ def trouble_of(reply: Reply, schedule: Schedule, *, of_message: bool = True) -> 
 
 def limit_of(reply: Reply) -> Trouble | None:
     """Return what a reply says of how much an account may send, in the words of its server."""
-    limit = find_limit(reply.text) if reply.refuses else None
+    limit = find_limit(reply.words) if reply.refuses else None
     return limit and Trouble(state=limit.state, reason=str(reply), waits=limit.waits)
 
 
@@ -88,22 +88,22 @@ def is_of_bad_address(reply: Reply) -> bool:
 
 
 def _of_account(reply: Reply) -> bool:
-    return reply.code in _LOGIN_CODES or find_limit(reply.text) is not None
+    return reply.code in _LOGIN_CODES or find_limit(reply.words) is not None
 
 
 def is_one_too_many(reply: Reply) -> bool:
     """Tell a refusal of a recipient only because the mail has others: the next attempt may take it at once."""
-    return reply.refuses and _TOO_MANY_RECIPIENTS.match(reply.text) is not None
+    return reply.refuses and _TOO_MANY_RECIPIENTS.match(reply.words) is not None
 
 
 def is_of_session(reply: Reply) -> bool:
     """Tell a refusal because of what the session has had already; a new one has had nothing."""
-    return reply.refuses and (is_one_too_many(reply) or _SESSION_USED_UP.search(reply.text) is not None)
+    return reply.refuses and (is_one_too_many(reply) or _SESSION_USED_UP.search(reply.words) is not None)
 
 
 def says_too_many_connections(reply: Reply) -> bool:
     """Tell a refusal of a connection, or of what is said on it, only because there are others."""
-    return reply.refuses and _TOO_MANY_CONNECTIONS.search(reply.text) is not None
+    return reply.refuses and _TOO_MANY_CONNECTIONS.search(reply.words) is not None
 
 
 def may_be_of_connections(reply: Reply) -> bool:
