@@ -99,12 +99,16 @@ def clean_environment() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def patient_database() -> Iterator[None]:
-    """PostgreSQL bears with threads of a test's own process that a busy machine holds up within a transaction."""
+def server_limits() -> Iterator[str]:
+    """What a connection asks of PostgreSQL, for a test to put it back.
+
+    In a test's own process PostgreSQL bears with a thread that a busy machine holds up within a transaction.
+    """
+    real = postgresql.SERVER_LIMITS
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(postgresql, "SERVER_LIMITS", postgresql.SERVER_LIMITS.replace("'5s'", "'60s'"))
-        assert "60s" in postgresql.SERVER_LIMITS
-        yield
+        patch.setattr(postgresql, "SERVER_LIMITS", real.replace("'5s'", "'60s'"))
+        assert real != postgresql.SERVER_LIMITS
+        yield real
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, text
 from mailroom.ids import new_id
 from mailroom.mail.errors import StoreUnavailable
 from mailroom.mail.message import Address, Message, Outcome, State
+from mailroom.store import postgresql
 from mailroom.store.claims import Claims
 from mailroom.store.database import Database
 from mailroom.store.jobs import Jobs
@@ -279,7 +280,9 @@ def test_a_frozen_server_hangs_no_request_and_no_heartbeat(on_cluster: Service, 
     assert (told["status"], smtpd.copies(told["message_id"])) == ("sent", 1)
 
 
-def test_a_process_that_was_stopped_in_a_transaction_holds_nobody_up_for_long(postgres_url: str) -> None:
+def test_a_process_that_was_stopped_in_a_transaction_holds_nobody_up_for_long(
+        postgres_url: str, server_limits: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgresql, "SERVER_LIMITS", server_limits)
     stopped, other = Database(postgres_url), Database(postgres_url)
     upgrade(other)
     id = accept(Outbox(other))

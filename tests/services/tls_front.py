@@ -60,7 +60,7 @@ class TLSFront:
         others = asyncio.all_tasks() - {asyncio.current_task()}
         # One that is cancelled before its first step closes nothing of what it was given.
         while any(getcoroutinestate(task.get_coro()) == CORO_CREATED for task in others):  # type: ignore[arg-type]
-            await asyncio.sleep(0)
+            await asyncio.wait(others, timeout=0)
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
