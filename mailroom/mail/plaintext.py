@@ -16,6 +16,10 @@ profiles, elements, properties = (Lazy(f"inscriptis.{name}") for name in (
 TABLES_MAX_CHARACTERS_TIMES_ROWS = 50_000_000
 _LINKS = ("http:", "https:", "mailto:", "tel:", "sms:")
 _RULE = "-" * 40
+#: In a style attribute; inscriptis knows three of its values, and not `!important`.
+_DISPLAY = re.compile(r"(?<![\w-])display\s*:\s*([\w-]+)[^;]*", re.IGNORECASE)
+_KNOWN_DISPLAYS = frozenset({"none", "inline", "block"})
+_LIKE_BLOCKS = frozenset({"flex", "grid", "table", "list-item", "flow-root"})
 #: A character that XML cannot hold, and its reference (XML 1.0, 2.2).
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
@@ -46,6 +50,11 @@ def _parse(html: str) -> Any:
 
 def _write_out(tree: Any) -> None:
     """Put into words what a reader without HTML would not see."""
+    for styled in tree.iter():
+        if declared := _DISPLAY.findall(style := styled.get("style") or ""):
+            styled.set("style", f"{_DISPLAY.sub('', style)};{_display(declared[-1].lower())}")
+        if styled.get("hidden") is not None:
+            styled.set("style", "display:none")
     for image in [*tree.iter("img")]:
         image.tag, image.text = "span", image.get("alt") or ""
     for rule in [*tree.iter("hr")]:
@@ -54,6 +63,13 @@ def _write_out(tree: Any) -> None:
         target = (link.get("href") or "").strip()
         if target.lower().startswith(_LINKS) and target not in (said := link.text_content().strip(), f"mailto:{said}"):
             link.append(_span(f" ({target})"))
+
+
+def _display(value: str) -> str:
+    """Declare it as inscriptis knows it; without that, an element is shown as others of its name are."""
+    if value in _KNOWN_DISPLAYS:
+        return f"display:{value}"
+    return "display:block" if value in _LIKE_BLOCKS else ""
 
 
 def _span(text: str) -> Any:
