@@ -54,6 +54,7 @@ def test_a_plain_file_name_is_written_once() -> None:
 @pytest.mark.parametrize(("given", "written"), [
     ("text/csv; charset=utf-8", "text/csv; charset=utf-8"),
     ("Text/Calendar; METHOD=REQUEST; charset=UTF-8", "text/calendar; method=REQUEST; charset=UTF-8"),
+    ("application/pdf; name*=utf-8''x.exe", "application/pdf"), ("image/png; Name*0*=a; NAME*1=b", "image/png"),
     ('text/plain;format="flowed"', 'text/plain; format="flowed"'), ('application/pdf; name="x.pdf"', "application/pdf"),
 ])
 def test_a_media_type_keeps_its_parameters(given: str, written: str) -> None:

@@ -5,10 +5,12 @@ from typing import NamedTuple
 
 OCTET_STREAM = "application/octet-stream"
 #: A message or a multipart may not be in base64 (RFC 2045, 6.4).
-_NAME = re.compile(r"(?!message/|multipart/)[a-z0-9][a-z0-9!#$&^_.+-]{0,126}/[a-z0-9][a-z0-9!#$&^_.+-]{0,126}", re.IGNORECASE)
-_PARAMETER = re.compile(r"""\s*;\s*([A-Za-z0-9!#$%&'*+.^_`{|}~-]+)=([A-Za-z0-9!#$%&'*+.^_`{|}~-]+|"[ !#-\[\]-~]*")""", re.ASCII)
-#: The file's name is written beside the type, and says it once.
-_NOT_KEPT = frozenset({"name"})
+_NAME = re.compile(
+    r"(?!message/|multipart/)[a-z0-9][a-z0-9!#$&^_.+-]{0,126}/[a-z0-9][a-z0-9!#$&^_.+-]{0,126}", re.IGNORECASE)
+_PARAMETER = re.compile(
+    r"""\s*;\s*([A-Za-z0-9!#$%&'*+.^_`{|}~-]+)=([A-Za-z0-9!#$%&'*+.^_`{|}~-]+|"[ !#-\[\]-~]*")""", re.ASCII)
+#: The file's name, also in the forms of RFC 2231 (name*, name*0): it is written beside the type, once.
+_FILE_NAME = re.compile(r"name(?:\*.*)?")
 
 
 class MediaType(NamedTuple):
@@ -33,5 +35,5 @@ def parse_media_type(value: str) -> MediaType | None:
             return None
         parameters[parameter[1].lower()] = f"{parameter[1].lower()}={parameter[2]}"
         at = parameter.end()
-    kept = tuple(text for key, text in parameters.items() if key not in _NOT_KEPT)
+    kept = tuple(text for key, text in parameters.items() if not _FILE_NAME.fullmatch(key))
     return MediaType(name[0].lower(), kept)
