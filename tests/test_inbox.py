@@ -394,6 +394,7 @@ def test_what_is_not_there_is_null(client: FlaskClient, letters: Letters) -> Non
     ("ks_c_5601-1987", "cp949", "똠방각하"), ("euc-kr", "cp949", "햏"), ("shift_jis", "cp932", "①㈱髙～"),
     ("x-sjis", "cp932", "①"), ("windows-874", "cp874", "“ไทย”"), ("big5", "big5hkscs", "嘅 香港"),
     ("iso-8859-8-i", "iso8859-8", "שלום"), ("utf-8", "utf-8-sig", "Grüße"),
+    ("GB_2312-80", "gb18030", "朱镕基"), ("windows-31j", "cp932", "①"), ("koi8-ru", "koi8-u", "їжак"),
     ("us-ascii", "utf-8", "Grüße"), ("us-ascii", "cp1252", "Grüße “x”"), ("unknown-8bit", "utf-8", "日本"),
     ("klingon", "cp1252", "café"), (None, "utf-8", "Grüße"), (None, "cp1252", "Grüße"),
     ("utf-8", "utf-16", "Grüße")])

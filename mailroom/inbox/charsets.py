@@ -14,7 +14,9 @@ _LABELS = {
     "windows-949": "cp949", "windows-874": "cp874", "dos-874": "cp874",
     "iso-8859-8-i": "iso8859-8", "iso-8859-8-e": "iso8859-8",
     "iso-8859-6-i": "iso8859-6", "x-mac-cyrillic": "mac-cyrillic", "x-cp1250": "cp1250", "x-cp1251": "cp1251",
-    "x-cp1252": "cp1252", "unicode-1-1-utf-8": "utf-8", "utf8mb4": "utf-8",
+    "x-cp1252": "cp1252", "gb_2312-80": "gb18030", "windows-31j": "cp932", "x-mac-roman": "mac-roman",
+    "koi": "koi8-r", "koi8": "koi8-r", "koi8_r": "koi8-r", "koi8-ru": "koi8-u", "x-windows-949": "cp949",
+    "unicode-1-1-utf-8": "utf-8", "utf8mb4": "utf-8",
 }
 #: Codecs that say too little, and those that the standard library decodes in quadratic time.
 _OF_NO_USE = {"ascii", "idna", "punycode"}
