@@ -58,6 +58,17 @@ def test_a_server_that_answers_so_step_by_step_too_is_believed(database: Databas
         office.delivery.close()
 
 
+def test_it_stays_where_one_of_several_is_refused_so_step_by_step_too(database: Database) -> None:
+    with ScriptedSMTP() as smtpd:
+        smtpd.reply("RCPT", "503 5.5.1 this mail server requires authentication", match="bob@", times=2)
+        office = Office(database, smtpd)
+        assert people(office.send(BOB, CAROL)) == [
+            ("failed", "503 5.5.1 this mail server requires authentication"), ("sent", "250 2.0.0 ok")]
+        assert office.send(CAROL).row["state"] == "sent"
+        assert [batch for batch in smtpd.batches if batch[-1] == "DATA"][-1][0].startswith("MAIL")
+        office.delivery.close()
+
+
 def test_it_can_be_turned_off(database: Database) -> None:
     with ScriptedSMTP() as smtpd:
         office = Office(database, smtpd, pipelining=False)

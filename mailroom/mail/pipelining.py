@@ -2,8 +2,10 @@
 
 import logging
 import re
+from collections.abc import Iterable
 
 from mailroom.mail.envelope import Envelope
+from mailroom.mail.link import Reply
 
 log = logging.getLogger("mailasync.delivery")
 
@@ -26,8 +28,13 @@ class Pipelining:
             self._is_proven = True
         return _is_garbled(envelope) or (_is_silent(envelope) and not self._is_proven)
 
-    def give_up(self) -> None:
-        """Speak step by step from now on: in that way a mail went that had not before."""
+    def give_up(self, refused: Iterable[Reply]) -> None:
+        """Speak step by step from now on, as a mail went in that way; `refused` are the replies to its recipients.
+
+        Not where some are such as had been doubted: so they were not about the commands.
+        """
+        if any(reply.code in _GARBLED_CODES for reply in refused):
+            return
         if self.is_used:
             log.warning("%s announces PIPELINING, and loses or garbles commands; it gets them one by one now; "
                         "SMTP_PIPELINING=off saves the first try", self._server)

@@ -57,7 +57,7 @@ class Sessions:
             except SessionLost as e:  # A new session raises none, but for the doubt of its first try.
                 fresh, step_by_step = True, step_by_step or isinstance(e, PipeliningDoubted)
         if step_by_step and receipt.final is not None and receipt.final.accepts:
-            self._pipelining.give_up()
+            self._pipelining.give_up(receipt.refused.values())
         return receipt
 
     @contextmanager
