@@ -18,7 +18,7 @@ from mailroom.store.runs import Runs
 from mailroom.store.sweeps import CRASHES_MAX, Sweeps
 from mailroom.store.workers import Worker
 
-LEASE_SECONDS = 20.0
+LEASE_SECONDS = 600.0  # None runs out by itself, however busy the machine is.
 SENT = Outcome(state=State.SENT, reason="250 ok", recipients={0: (State.SENT, "250 ok")})
 DEFERRED = Outcome(state=State.DEFERRED, reason="450 later", recipients={0: (State.DEFERRED, "450 later")}, wait_seconds=60)
 
@@ -71,7 +71,7 @@ def age(database: Database, **seconds: float) -> None:
 
 def lose(database: Database, owner: str) -> None:
     """Let the lease of a worker run out."""
-    run(database, "/* test */ UPDATE workers SET seen_at = seen_at - 60000 WHERE id = :id", id=owner)
+    run(database, "/* test */ UPDATE workers SET seen_at = seen_at - 601000 WHERE id = :id", id=owner)
 
 
 def run(database: Database, statement: str, **values: object) -> None:

@@ -16,7 +16,7 @@ from mailroom.store.outbox import Acceptance, Outbox
 from mailroom.store.runs import JobClaim, Runs
 from mailroom.store.workers import Worker
 
-LEASE_SECONDS = 20.0
+LEASE_SECONDS = 600.0  # None runs out by itself, however busy the machine is.
 SUCCEEDED = JobEnd(state=JobState.SUCCEEDED, result='{"n": 1}')
 FAILED = JobEnd(state=JobState.FAILED, error="ValueError: no")
 
@@ -72,7 +72,7 @@ def run(database: Database, statement: str) -> None:
 
 
 def lose(database: Database, id: str) -> None:
-    run(database, f"UPDATE workers SET seen_at = seen_at - 60000 WHERE id = '{id}'")
+    run(database, f"UPDATE workers SET seen_at = seen_at - 601000 WHERE id = '{id}'")
 
 
 # --- claim ---------------------------------------------------------------------------------------------------------
