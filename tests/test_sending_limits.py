@@ -36,6 +36,7 @@ MENDED = (AccountState.HALTED, 900)
     (550, "5.4.6 Unusual sending activity detected. Please try after sometime", DAY),
     (550, "MI:STC 163 smtp10,NuRpCgC3", DAY), (451, "MI:SFQ 163 smtp10,NuRpCgC3", DAY),
     (550, "Domain example.org has exceeded the max defers and failures per hour (5/5 (100%)) allowed.", DAY),
+    (550, "Ip frequency limited", DAY), (550, "Domain frequency limited", DAY),
     (550, "sorry, too many emails (#5.7.1)", DAY), (550, "User has exceeded outgoing email quota", DAY),
     (552, "Monthly sending quota exceeded", DAY), (552, "Not enough sending quota", DAY),
     (554, "5.7.1 <DATA>: Data command rejected: limit of 400 rcpts per 24 hours for client reached", DAY),
@@ -96,3 +97,13 @@ def test_a_name_in_a_reply_says_nothing_of_connections_or_sessions(name: str) ->
     assert says_too_many_connections(Reply(550, "5.7.1 too many concurrent sessions"))
     assert not says_too_many_connections(Reply(550, f"5.7.1 <{name}>: {name} is not welcome"))
     assert not is_of_session(Reply(550, "5.7.1 <per-session@one-connection.example>: unknown"))
+
+
+@pytest.mark.parametrize("text", [
+    "Connection frequency limited", "Too many connexions, slow down. LPN105_107", "5.7.1 Connection count exceeded",
+    "Max connections reached", "5.7.0 Too many open sessions", "4.3.2 sender thread limit exceeded",
+])
+def test_a_connection_too_many_pauses_for_seconds_whatever_its_code(text: str) -> None:
+    trouble = trouble_of(Reply(550, text), SCHEDULE, of_message=False)
+    assert trouble
+    assert (trouble.state, trouble.waits[0], trouble.excuses) == (AccountState.PAUSED, 5, True)

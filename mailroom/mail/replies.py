@@ -16,10 +16,13 @@ _BUSY_CODE = 421
 #: More recipients than the server takes at a time; RFC 5321, 4.5.3.1.10 has 452, and 552 of old servers as the same.
 _TOO_MANY_RECIPIENTS = re.compile(r"[45]\.5\.3(?![\d.])|.*too many recipients", re.IGNORECASE | re.DOTALL)
 
-#: As Postfix, Exim, Exchange ("maximum number of concurrent server connections", "sender thread limit") say it.
+#: As Postfix, Exim, Exchange ("maximum number of concurrent server connections", "sender thread limit"), Orange
+#: ("too many connexions, slow down") and QQ ("connection frequency limited") say it.
 _TOO_MANY_CONNECTIONS = re.compile(
-    r"too many\b.*\b(?:connections|sessions)\b|\b(?:connections?|sessions?) (?:count |rate )?limit"
-    r"|\bmaximum\b.*\bconnections\b|\bconcurrent\b|\bsimultaneous\b|\bthread limit\b", re.IGNORECASE | re.DOTALL)
+    r"too many\b.*\b(?:conne(?:ct|x)ions|sessions)\b"
+    r"|\b(?:connections?|sessions?) (?:(?:count |rate )?limit|count exceeded|frequency limited)"
+    r"|\bmax(?:imum)?\b.*\bconnections\b|\bconcurrent\b|\bsimultaneous\b|\bthread limit\b",
+    re.IGNORECASE | re.DOTALL)
 
 #: As "too many messages in this connection"; NetEase's codes are in mail.163.com/help/help_spam_16.htm.
 _SESSION_USED_UP = re.compile(

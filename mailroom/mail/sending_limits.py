@@ -50,6 +50,8 @@ LIMITS = (
     # NetEase (163, 126, yeah.net): mail.163.com/help/help_spam_16.htm
     SendingLimit(r"^(?:MI:STC|RP:TRC)\b", _PARKED, OF_A_DAY),
     SendingLimit(r"^(?:MI:SFQ|RP:QRC)\b", _PARKED, OF_AN_HOUR),
+    # QQ: "550 Ip frequency limited", "Domain frequency limited"; service.mail.qq.com, no. 1000725
+    SendingLimit(r"\b(?:ip|domain|sender|user) frequency limited", _PARKED, OF_AN_HOUR),
     # Hosts with cPanel: docs.cpanel.net, "max emails per hour", "max defers and failures per hour"
     SendingLimit(r"exceeded (?:the )?(?:hour|hourly|max(?:imum)? (?:emails|defers and failures) per hour)\b",
                  _PARKED, OF_AN_HOUR),
