@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -108,6 +109,24 @@ def test_a_server_that_takes_none_pauses_the_account_and_no_mail_loses_an_attemp
         assert all(row["attempt"] == row["excused"] for row in rows)
         [account] = office.accounts.standing()
         assert (account["state"], account["reason"]) == (AccountState.PAUSED, POSTFIX)
+        office.delivery.close()
+
+
+@pytest.mark.parametrize("phase", ["RCPT", "DATA", "DOT"])
+@pytest.mark.parametrize("reply", [
+    "432 4.3.2 STOREDRV.ClientSubmit; sender thread limit exceeded", "554 5.7.0 too many concurrent sessions",
+])
+def test_a_mail_that_hears_of_it_late_loses_no_attempt(
+        database: Database, phase: Literal["RCPT", "DATA", "DOT"], reply: str) -> None:
+    with ScriptedSMTP() as smtpd:
+        smtpd.reply(phase, reply)
+        office = Office(database, smtpd)
+        found = office.send()
+        assert (found.row["state"], found.row["reason"], attempts(found.row)) == ("deferred", reply, 1)
+        assert found.row["excused"] == 1
+        [account] = office.accounts.standing()
+        assert (account["state"], account["reason"]) == (AccountState.PAUSED, reply)
+        assert office.again(found.row["id"]).row["state"] == "sent"
         office.delivery.close()
 
 

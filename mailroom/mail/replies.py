@@ -59,7 +59,7 @@ def trouble_of(reply: Reply, schedule: Schedule, *, of_message: bool = True) -> 
     reason = str(reply)
     if limit := limit_of(reply):
         return limit
-    if not of_message and reply.code not in _LOGIN_CODES and says_too_many_connections(reply):
+    if reply.code not in _LOGIN_CODES and says_too_many_connections(reply):
         return Trouble(state=AccountState.PAUSED, reason=reason, waits=CONNECTIONS_WAITS_SECONDS)
     if reply.code in _LOGIN_CODES or (500 <= reply.code < 600 and not of_message):
         return Trouble(state=AccountState.HALTED, reason=reason, waits=LOGIN_WAITS_SECONDS)
@@ -91,7 +91,8 @@ def is_of_bad_address(reply: Reply) -> bool:
 
 
 def _of_account(reply: Reply) -> bool:
-    return reply.code in _LOGIN_CODES or find_limit(reply.words) is not None
+    is_limited = find_limit(reply.words) is not None or says_too_many_connections(reply)
+    return is_limited or reply.code in _LOGIN_CODES
 
 
 def is_one_too_many(reply: Reply) -> bool:
