@@ -182,7 +182,7 @@ def refuse(task: Task, reason: str, name: str) -> None:  # type: ignore[type-arg
 
 @contextmanager
 def settling(task: Task) -> Iterator[Station]:  # type: ignore[type-arg]
-    """What this process works with; while it cannot, the task goes back to its queue. One that has expired is not done."""
+    """Give the station to a task; while there is none, the task goes back to its queue. One that has expired is not done."""
     station = _process.station
     if station is None:
         time.sleep(REQUEUE_WAIT_SECONDS)

@@ -204,7 +204,7 @@ def bounded(what: str, probe: Callable[[], Iterator[Finding]]) -> list[Finding]:
 
 
 def _keyless() -> str:
-    """What it means to have no key, and where that is not safe."""
+    """Tell what it means to have no key, and where that is not safe."""
     served = "none: whoever works on this machine as this user or as root may do everything"
     if peer.working() is None:
         served = ("none: whoever works on this machine may do everything, and strangers by a proxy here that adds no header, "

@@ -22,7 +22,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x20\x7f-\x9f\u2028\u2029\ufffd]+")
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back. Without a code nothing did, and `words` say why."""
+    """A receiver's final answer. Without a code there was none, and `words` say why."""
 
     code: int | None
     words: str
@@ -78,7 +78,7 @@ def _read_header(source: BufferedReader, header: dict[str, str]) -> None:
 
 
 def _read_body(source: BufferedReader, header: dict[str, str]) -> bytes:
-    """What is there of it at once; a server may keep the connection, or be in no hurry."""
+    """Return what is there of it at once; a server may keep the connection, or be in no hurry."""
     size = BODY_MAX_BYTES
     if "chunked" in header.get("transfer-encoding", "").lower():
         size = int(source.readline(LINE_MAX_BYTES).partition(b";")[0], 16)

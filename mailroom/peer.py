@@ -103,7 +103,7 @@ def _rows() -> Iterator[list[str]]:
 
 
 def _written(end: End) -> tuple[str, str]:
-    """As /proc/net/tcp writes it, and as tcp6 does: each word of an address in the order of this machine."""
+    """Write an address as /proc/net/tcp and tcp6 do: each word of an address in the order of this machine."""
     mapped = end.packed if end.family == socket.AF_INET6 else b"\0" * 10 + b"\xff\xff" + end.packed
     return _in_words(end.packed, end.port), _in_words(mapped, end.port)
 
@@ -118,7 +118,7 @@ LOOKS = (ask_kernel, read_proc)
 
 
 def is_own(environ: Mapping[str, Any], *, uids: Collection[int] | None = None, looks: tuple[Look, ...] = LOOKS) -> bool | None:
-    """Whether the peer of a request is a process of this service's user or of root; None where nobody can tell."""
+    """Tell whether the peer of a request is a process of this service's user or of root; None where nobody can tell."""
     peer = _end(environ.get("REMOTE_ADDR"), environ.get("REMOTE_PORT"))
     ours = _end(environ.get("SERVER_NAME"), environ.get("SERVER_PORT"))
     if not peer or not ours:

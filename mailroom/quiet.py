@@ -1,4 +1,4 @@
-"""What a worker received, without what its events would tell, and without what Celery would drop."""
+"""The request of a task, which shows nothing of a mail to events, and is not dropped by Celery when it has expired."""
 
 from datetime import UTC, datetime
 from typing import Any

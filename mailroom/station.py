@@ -80,7 +80,7 @@ class Station:
         return f"worker {self.worker.name}: mail goes to {self.hops}; outbox {self.database!r}"
 
     def _broker_trouble(self) -> str:
-        """What keeps us from our queues. Our relay knows it too, where no connection can be had at all."""
+        """Name what keeps us from our queues. Our relay knows it too, where no connection can be had at all."""
         return self.refusal or (self.relay.down[1] if self.relay.down else "")
 
     def _queue(self, id: str) -> None:

@@ -99,7 +99,7 @@ def troubles() -> list[str]:
 
 
 def is_any_down() -> bool:
-    """Whether some thread of this process does not run now, although it should."""
+    """Tell whether some thread of this process does not run now, although it should."""
     return any(thread.is_down for thread in _threads())
 
 

@@ -23,5 +23,5 @@ def read_job(args: Sequence[Any], kwargs: Mapping[str, Any]) -> object:
 
 
 def is_uuid(value: object) -> bool:
-    """Whether it is the id of an outbox, or of a row and nothing else that a client may send."""
+    """Tell whether it is the id of an outbox, or of a row and nothing else that a client may send."""
     return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", value) is not None

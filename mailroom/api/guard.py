@@ -83,7 +83,7 @@ def standing() -> Callable[[], bool]:
 
 
 def _is_valid(key: ApiKey, here: Services) -> bool:
-    """Whether this key, by which somebody was served a moment ago, is as it was. Raises StoreUnavailable."""
+    """Tell whether this key, by which somebody was served a moment ago, is as it was. Raises StoreUnavailable."""
     if key is LOCAL:
         return not _needs_key(here)
     if key is DEFAULT:
@@ -249,7 +249,7 @@ def _check_local() -> Response | None:
 
 
 def _sign_of_proxy(environ: Mapping[str, Any]) -> str:
-    """What shows that a request came through a proxy; "" if nothing does."""
+    """Name what shows that a request came through a proxy; "" if nothing does."""
     for name in environ:  # Not request.headers, which makes a header field's name of each of these first.
         if name in ("HTTP_FORWARDED", "HTTP_VIA") or name.startswith("HTTP_X_FORWARDED_"):
             return f"the header {name.removeprefix('HTTP_').replace('_', '-').title()} is there"

@@ -79,7 +79,7 @@ _BODY = (400, 413, 415, 422)
 
 
 def is_strict(route: str) -> bool:
-    """Whether a route refuses parameters that it does not know; those for people and monitors ignore them."""
+    """Tell whether a route refuses parameters that it does not know; those for people and monitors ignore them."""
     return route == "POST /" or route.partition(" ")[2].startswith(("/v1/", "/inbox/api/"))
 
 

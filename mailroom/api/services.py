@@ -43,7 +43,7 @@ class Services:
     run: Callable[[NewJob], object]  #: runJob, on the queue of the job
 
     def broker_trouble(self) -> str:
-        """What keeps every worker from its queues; "" where nothing does. Raises StoreUnavailable."""
+        """Name what keeps every worker from its queues; "" where nothing does. Raises StoreUnavailable."""
         return broker_trouble(self.outbox.database, self.settings.LEASE_SECONDS)
 
 

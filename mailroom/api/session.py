@@ -60,7 +60,7 @@ class Sessions:
         return None if self.has_ended(found) else found
 
     def has_ended(self, session: Session) -> bool:
-        """Whether somebody signed out of it. Raises StoreUnavailable."""
+        """Tell whether somebody signed out of it. Raises StoreUnavailable."""
         return bool(session.key_id and self._sign_outs and self._sign_outs.has(session.nonce))
 
     def end(self, session: Session) -> None:

@@ -54,7 +54,7 @@ class WrongKeys:
 
 
 def note_wrong_key() -> int:
-    """The same for the address of the present request."""
+    """Count one more of the address of the present request; return for how many seconds others are held up."""
     counted: WrongKeys = current_app.extensions.setdefault(_EXTENSION, WrongKeys())
     return counted.note(request.remote_addr or "")
 

@@ -88,7 +88,7 @@ def result_of(returned: Any) -> Result:
 
 
 def _unicode(value: Any) -> Any:
-    """The same JSON without lone surrogates, which only some readers of JSON take (RFC 8259, 8.2)."""
+    """Return the JSON without lone surrogates, which only some readers of JSON take (RFC 8259, 8.2)."""
     text = json.dumps(value, ensure_ascii=False)
     return json.loads(clean) if (clean := unicode_text(text)) != text else value
 

@@ -253,5 +253,5 @@ def _filename(name: str) -> str:
 
 
 def _is_plain_name(name: str) -> bool:
-    """Whether every reader takes it between quotes: many decode an encoded word there, too, and stumble over \\"."""
+    """Tell whether every reader takes it between quotes: many decode an encoded word there, too, and stumble over \\"."""
     return name.isascii() and "=?" not in name and '"' not in name

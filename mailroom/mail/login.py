@@ -97,7 +97,7 @@ class Login:
         raise smtplib.SMTPAuthenticationError(*_most_telling(refusals))
 
     def _mechanisms(self, link: Link) -> list[str]:
-        """Those that both sides know; first the one that was taken before."""
+        """Return the mechanisms that both sides know; first the one that was taken before."""
         offered = one_line(link.esmtp_features.get("auth", "")).upper().split()
         known = ("XOAUTH2",) if self.tokens else MECHANISMS
         both = [mechanism for mechanism in known if mechanism in offered]

@@ -94,7 +94,7 @@ def _shown_flat(tree: Any) -> str:
 
 @cache
 def _config() -> Any:
-    """What inscriptis is told of elements that its profile lacks; the rest is as browsers show it."""
+    """Tell inscriptis of elements that its profile lacks; the rest is as browsers show it."""
     element, display = elements.HtmlElement, properties.Display
     css = profiles.CSS_PROFILES["strict"].copy()
     blocks = ("caption", "center", "dd", "details", "dl", "dt", "fieldset", "form", "legend", "option", "section", "summary")

@@ -52,7 +52,7 @@ def state_of(reply: Reply) -> State:
 
 
 def trouble_of(reply: Reply, schedule: Schedule, *, of_message: bool = True) -> Trouble | None:
-    """What a reply means for the account. `of_message`: it came after a login, in the transaction of a mail.
+    """Judge what a reply means for the account. `of_message`: it came after a login, in the transaction of a mail.
 
     Whatever came before that is the account's or the server's, also where nobody said a word (code 0).
     """

@@ -102,7 +102,7 @@ class Body(io.RawIOBase):
         return self._bodies.limits.body_due(self.began, self.received)
 
     def timeout(self) -> HTTPException:
-        """What the client is told where no more is waited for."""
+        """Make what the client is told where no more is waited for."""
         if self._bodies.is_stopping:
             return ServiceUnavailable("this service is being stopped; send it again", retry_after=RETRY_SECONDS)
         limits, expected = self._bodies.limits, "the whole body" if self._length is None else f"{self._length} bytes"

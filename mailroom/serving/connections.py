@@ -12,7 +12,7 @@ _FILES = next((path for path in ("/proc/self/fd", "/dev/fd") if os.path.isdir(pa
 
 
 class Connections:
-    """Those of the server's port, of which so many are allowed at the same time."""
+    """The connections to the server's port, of which so many are allowed at the same time."""
 
     def __init__(self, port: int, allowed: int) -> None:
         self._port = port

@@ -101,7 +101,7 @@ class Exchange:
         self._headers: list[tuple[str, str]] = []
 
     def start(self, status: str, headers: list[tuple[str, str]], exc_info: object = None) -> None:
-        """What the application calls first; the answer goes when there is content."""
+        """Take status and headers, which the application gives first; the answer goes when there is content."""
         self._status, self._headers = int(status[:3]), headers
 
     def answer(self, content: Iterable[bytes]) -> None:
@@ -120,7 +120,10 @@ class Exchange:
 
 
 def _was_taken(sent: Any) -> bool:
-    """Whether what was sent will reach the client, unless it goes away now. granian has the answer at once, though it is to be awaited."""
+    """Tell whether what was sent will reach the client, unless it goes away now.
+
+    granian has the answer at once, though it is to be awaited.
+    """
     try:
         next(sent)
     except StopIteration:

@@ -1,4 +1,4 @@
-"""What one client, and all together, may hold of a web process."""
+"""The limits on what one client, and all together, may hold of a web process."""
 
 import resource
 from dataclasses import dataclass

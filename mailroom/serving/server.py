@@ -38,7 +38,7 @@ def serve(host: str, port: int, *, loader: Callable[[], Any], threads: int, limi
 
 
 class _Loop:
-    """What granian takes for an event loop: calls back at once, in the thread that has the result."""
+    """Stands for the event loop that granian wants: calls back at once, in the thread that has the result."""
 
     def call_soon(self, call: Callable[..., object], *values: object, context: object = None) -> None:
         call(*values)

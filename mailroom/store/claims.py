@@ -265,7 +265,7 @@ def _on_record(connection: Connection, claims: Sequence[Claim], written: set[tup
 
 
 def _new(connection: Connection, ended: list[tuple[Claim, Outcome]]) -> list[tuple[Claim, Outcome]]:
-    """Those that may say something of an account, and whose end is not on record: no trouble counts twice."""
+    """Pick those that may say something of an account, and whose end is not on record: no trouble counts twice."""
     telling = [(claim, outcome) for claim, outcome in ended if outcome.trouble or claim.is_probe]
     if not telling:
         return []

@@ -38,7 +38,7 @@ class Clock:
         return now
 
     def trouble(self) -> str:
-        """What an operator should know of it; "" if it was not set back of late."""
+        """Tell what an operator should know of it; "" if it was not set back of late."""
         now, latest, stepped_at, step_ms = self._look()
         if latest - now > STEP_MIN_MS:
             return f"set back by {_seconds(latest - now)}; what waits is moved by that in a moment"

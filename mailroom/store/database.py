@@ -201,7 +201,7 @@ class Database:
 
 
 def _is_undone(error: BaseException) -> bool:
-    """Whether the transaction of a commit that raised this is known to have been undone."""
+    """Tell whether the transaction of a commit that raised this is known to have been undone."""
     if not isinstance(error, DBAPIError):
         return False  # A signal's handler raised, and the commit may have gone through before.
     if error.statement is not None:

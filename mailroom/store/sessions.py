@@ -22,7 +22,7 @@ class SignOuts:
         self._database.write(_insert, id)
 
     def has(self, id: str) -> bool:
-        """Whether this session has ended. Raises StoreUnavailable."""
+        """Tell whether this session has ended. Raises StoreUnavailable."""
         found = select(signed_out.c.id).where(signed_out.c.id == id)
         return self._database.read(lambda connection: connection.scalar(found)) is not None
 

@@ -1,4 +1,4 @@
-"""What the database says of itself, and whether it takes mail."""
+"""Reads what the database says of itself, and whether it takes mail."""
 
 import logging
 import threading
@@ -38,7 +38,7 @@ def vitals(database: Database) -> Vitals:
 
 @dataclass(frozen=True, kw_only=True)
 class Durability:
-    """What decides whether a commit outlives its server."""
+    """The settings that decide whether a commit outlives its server."""
 
     fsync: str
     synchronous_commit: str
@@ -46,7 +46,7 @@ class Durability:
     hosts: int  #: that the URL names
 
     def dangers(self) -> list[str]:
-        """What can be lost though it was committed, and what to do."""
+        """Tell what can be lost though it was committed, and what to do."""
         found = []
         if self.fsync == "off":
             found.append("fsync is off, so that accepted mail is lost in a power cut: set it to on")
@@ -74,7 +74,7 @@ def durability(database: Database) -> Durability | None:
 
 
 class Readiness:
-    """Whether mail would be accepted just now. It is tried for whoever asks, by one thread at a time."""
+    """Tells whether mail would be accepted just now. It is tried for whoever asks, by one thread at a time."""
 
     def __init__(self, outbox: Outbox) -> None:
         self._outbox = outbox

@@ -51,7 +51,7 @@ def thread_troubles(database: Database, lease_seconds: float) -> list[str]:
 
 
 def broker_trouble(database: Database, lease_seconds: float) -> str:
-    """What keeps the living workers that serve mail from their queues; "" where one is not kept."""
+    """Name what keeps the living workers that serve mail from their queues; "" where one is not kept."""
     serving = [row for row in alive(database, lease_seconds) if "mail" in row["queues"].split(",")]
     troubles = [row["broker_trouble"] for row in serving]
     return troubles[0] if troubles and all(troubles) else ""
