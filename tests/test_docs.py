@@ -105,6 +105,21 @@ def test_readme_names_every_make_target_and_no_other() -> None:
     assert set(re.findall(r"\bmake ([a-z-]+)", CODE)) == set(targets)
 
 
+def test_contributing_names_only_make_targets_that_exist() -> None:
+    named = set(re.findall(r"\bmake ([a-z-]+)", (PROJECT / "CONTRIBUTING.md").read_text()))
+    assert named and named <= set(re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE))
+
+
+def test_the_example_of_an_env_file_has_only_settings_that_exist() -> None:
+    named = set(re.findall(r"^#?MAILASYNC_(\w+)=", (PROJECT / ".env.example").read_text(), re.MULTILINE))
+    assert named and named <= {setting.name for setting in fields(Settings)}
+
+
+def test_the_workflow_of_a_pull_request_is_the_command_of_this_repository() -> None:
+    assert re.search(r"^ +- run: \.ci/run$", (PROJECT / ".github/workflows/ci.yml").read_text(), re.MULTILINE)
+    assert (PROJECT / ".ci/run").stat().st_mode & 0o100
+
+
 def test_flask_commands_in_readme_exist(served: Flask) -> None:
     named = re.findall(r"\bflask ([a-z]+)(?: ([a-z]+))?", CODE)
     assert named
