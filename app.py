@@ -5,8 +5,8 @@
 
 The tutorial this service began with is three lines in a route; here is where each went:
 
-    request.get_json()        mailroom/api/messages.py reads bytes, mailroom/mail/intake.py says what is wrong with them
-    sendMail.delay(...)       the message is committed first (mailroom/store/outbox.py), then `sendMail.delay(id)` carries its id
+    request.get_json()        mailroom/api/routes/messages.py reads bytes, mailroom/submission/message.py says what is wrong with them
+    sendMail.delay(...)       the message is committed first (mailroom/store/messages/outbox.py), then `sendMail.delay(id)` carries its id
     return "sent", 200        the answer has the id, with which `GET /v1/messages/<id>` tells where the mail is
 """
 
@@ -29,73 +29,55 @@ from flask import Blueprint, Flask
 from werkzeug.utils import import_string
 
 import mailasync
-from mailroom import commands, logs, terminal, web
-from mailroom.api import accounts as api_accounts
-from mailroom.api import (
-    actions,
-    guard,
-    health,
-    jobs,
-    limits,
-    messages,
-    metrics,
-    openapi,
-    problems,
-    queries,
-    suppressions,
-    templates,
-    unsubscribe,
-    waiting,
-    webhooks,
-)
+from mailroom import cli, web
+from mailroom.api import problems
+from mailroom.api.auth import guard
+from mailroom.api.auth import rate_limits as limits
+from mailroom.api.auth.sessions import Sessions, form_token, refuse_form
+from mailroom.api.http import prefer_wait
+from mailroom.api.openapi import document, queries
+from mailroom.api.routes import accounts as api_accounts
+from mailroom.api.routes import actions, health, jobs, messages, metrics, suppressions, templates, unsubscribe, webhooks
 from mailroom.api.services import Services
-from mailroom.api.session import Sessions, form_token, refuse_form
-from mailroom.commands.database import choose, opened, pair
-from mailroom.doctor import Doctor, Finding
-from mailroom.embedded import EmbeddedWorker
+from mailroom.cli.database import choose, opened, pair
+from mailroom.cli.doctor import Doctor, Finding
+from mailroom.config import logs
+from mailroom.config.accounts import accounts, next_hop
+from mailroom.config.settings import PREFIX, UP_FILE, Settings, SettingsError, database_url, host_and_port, load, notices
 from mailroom.inbox import WAITERS_MAX as INBOX_WAITERS_MAX
 from mailroom.inbox import Around, Dial, Inbox, Letters, PortTaken, create_blueprint
-from mailroom.lazy import Lazy
-from mailroom.mail.errors import MailroomError, WrongDatabaseURL
-from mailroom.route import accounts, next_hop
-from mailroom.serving import watch
-from mailroom.serving.limits import LIMITS, LONG_BODIES_MAX, Limits
-from mailroom.settings import (
-    PREFIX,
-    UP_FILE,
-    Settings,
-    SettingsError,
-    database_url,
-    host_and_port,
-    load,
-    notices,
-)
+from mailroom.model.errors import MailroomError, WrongDatabaseURL
+from mailroom.process import terminal
+from mailroom.process.lazy_import import Lazy
+from mailroom.process.supervisor import SupervisedThread
+from mailroom.server import watch
+from mailroom.server.embedded_worker import EmbeddedWorker
+from mailroom.server.limits import LIMITS, LONG_BODIES_MAX, Limits
 from mailroom.store.accounts import Accounts
-from mailroom.store.actions import Actions
-from mailroom.store.database import Database
-from mailroom.store.idempotency import Keys
-from mailroom.store.jobs import Jobs
-from mailroom.store.keys import ApiKeys
-from mailroom.store.migrate import upgrade
-from mailroom.store.outbox import Outbox
-from mailroom.store.runs import Runs
-from mailroom.store.secrets import secret
-from mailroom.store.sessions import SignOuts
-from mailroom.store.suppressions import Suppressions, Unsubscribes
+from mailroom.store.db.database import Database
+from mailroom.store.db.migrate import upgrade
+from mailroom.store.events.webhooks import Webhooks
+from mailroom.store.jobs.claims import Runs
+from mailroom.store.jobs.jobs import Jobs
+from mailroom.store.keys.api_keys import ApiKeys
+from mailroom.store.keys.sign_outs import SignOuts
+from mailroom.store.keys.signing import secret
+from mailroom.store.maintenance.health import Readiness
+from mailroom.store.messages.actions import Actions
+from mailroom.store.messages.idempotency import Keys
+from mailroom.store.messages.outbox import Outbox
+from mailroom.store.messages.suppressions import Suppressions, Unsubscribes
 from mailroom.store.templates import Templates
-from mailroom.store.vitals import Readiness
-from mailroom.store.webhooks import Webhooks
 from mailroom.store.workers import Worker
-from mailroom.supervisor import SupervisedThread
 
 log = logging.getLogger("mailasync.web")
 
-server = Lazy("mailroom.serving.server")
+server = Lazy("mailroom.server.http_server")
 
 STOP_SECONDS = 20
 PARENT_LOOK_SECONDS = 1.0
 #: Threads for requests that wait: for a message or job, for events, for a mail in the inbox, and for the rest of a long body.
-WAITING_THREADS = waiting.WAITERS_MAX + web.live.STREAMS_MAX + INBOX_WAITERS_MAX + LONG_BODIES_MAX
+WAITING_THREADS = prefer_wait.WAITERS_MAX + web.event_stream.STREAMS_MAX + INBOX_WAITERS_MAX + LONG_BODIES_MAX
 
 
 class Application(Flask):
@@ -130,10 +112,10 @@ def create_app(settings: Settings | None = None, *blueprints: Blueprint, databas
     app.before_request(guard.check)
     app.before_request(partial(start_relay, database))  # In the process that serves, whichever server that is.
     ours = (problems, queries, limits, messages, actions, jobs, api_accounts, health, metrics, suppressions,
-            templates, unsubscribe, webhooks, openapi)
+            templates, unsubscribe, webhooks, document)
     for blueprint in (*(module.blueprint for module in ours), *web.BLUEPRINTS, *blueprints):
         app.register_blueprint(blueprint)
-    for command in commands.commands(up=partial(up, settings), inbox=partial(inbox, settings), upgrade=partial(db_upgrade, settings),
+    for command in cli.commands(up=partial(up, settings), inbox=partial(inbox, settings), upgrade=partial(db_upgrade, settings),
                                       examine=partial(examine, settings), settings=settings, opened=partial(opened, settings),
                                       opened_pair=partial(opened, settings, pair(settings)), message_id=orders.message_id,
                                       working=partial(working, app, settings)):
@@ -227,7 +209,7 @@ def serve(settings: Settings, *, loader: "partial[Flask]", port_setting: str = "
 
 def serving_app(settings: Settings, *blueprints: str) -> Flask:
     """In granian's child: the application on its opened database."""
-    start_child(settings, waiting.stop, watch.stop)
+    start_child(settings, prefer_wait.stop, watch.stop)
     try:
         database = mailasync.open_database(settings)
         refuse_keyless(settings, database)
@@ -248,7 +230,7 @@ def serving_app(settings: Settings, *blueprints: str) -> Flask:
 def all_in_one(settings: Settings, deliver: bool) -> Flask:
     """In granian's child: the application, a worker thread and the inbox."""
     letters, dial = Letters(), Dial()
-    start_child(settings, waiting.stop, letters.stop, watch.stop)
+    start_child(settings, prefer_wait.stop, letters.stop, watch.stop)
     mailasync.configure(settings)
     smtp = Inbox(port=settings.INBOX_SMTP_PORT, letters=letters, dial=dial)
     try:

@@ -24,28 +24,30 @@ from celery.result import AsyncResult
 from kombu import Connection, Producer, Queue
 from kombu.exceptions import OperationalError
 
-from mailroom import logs, terminal, webhook
-from mailroom.address_guard import AddressGuard
-from mailroom.broker import queues_of, words
-from mailroom.consumer import REFUSE, SHARED_QUEUE, left_queue, refused
+from mailroom.broker.celery_request import has_expired
+from mailroom.broker.consumer import REFUSE, SHARED_QUEUE, left_queue, refused
+from mailroom.broker.publisher import Relay
+from mailroom.broker.queues import queues_of, words
+from mailroom.broker.task_arguments import is_uuid, read_job, read_nudge
+from mailroom.config import logs
+from mailroom.config.accounts import accounts, schedule
+from mailroom.config.settings import PAIR_BROKER_URL, Settings, SettingsError, database_url, load
 from mailroom.jobs import registry
-from mailroom.mail.errors import MailroomError, StoreUnavailable
-from mailroom.order import Orders
-from mailroom.quiet import has_expired
-from mailroom.relay import Relay
-from mailroom.route import accounts, schedule
-from mailroom.settings import PAIR_BROKER_URL, Settings, SettingsError, database_url, load
-from mailroom.station import Station
-from mailroom.store.clock import Clock
-from mailroom.store.database import Database
-from mailroom.store.migrate import check, upgrade
-from mailroom.store.outbox import Outbox
-from mailroom.store.samples import Samples
-from mailroom.store.suppressions import Unsubscribes
-from mailroom.store.sweeps import Sweeps
+from mailroom.model.errors import MailroomError, StoreUnavailable
+from mailroom.process import terminal
+from mailroom.process.supervisor import troubles
+from mailroom.store.db.database import Database
+from mailroom.store.db.migrate import check, upgrade
+from mailroom.store.events.queue_history import Samples
+from mailroom.store.maintenance.clock import Clock
+from mailroom.store.maintenance.rescue import Sweeps
+from mailroom.store.messages.outbox import Outbox
+from mailroom.store.messages.suppressions import Unsubscribes
 from mailroom.store.templates import Templates
-from mailroom.supervisor import troubles
-from mailroom.task_arguments import is_uuid, read_job, read_nudge
+from mailroom.submission.reader import Orders
+from mailroom.webhooks import notifier
+from mailroom.webhooks.ssrf import AddressGuard
+from mailroom.worker.worker import Station
 
 log = logging.getLogger("mailasync")
 
@@ -57,7 +59,7 @@ CONFIRM_TIMEOUT_SECONDS = 3
 #: How long a task waits before it gives its message back because the database is away.
 REQUEUE_WAIT_SECONDS = 1.0
 
-celery_app = Celery("mailasync", set_as_current=False, events="mailroom.events:OptionalEvents")
+celery_app = Celery("mailasync", set_as_current=False, events="mailroom.broker.events:OptionalEvents")
 
 
 def configure(settings: Settings) -> None:
@@ -85,12 +87,12 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
         "broker_channel_error_retry": True, "broker_native_delayed_delivery_queue_type": "classic",
         "task_queues": queues(settings), "task_create_missing_queues": False,
         "task_routes": {"mailasync.sendMail": {"queue": "mail"}, "mailasync.runJob": {"queue": registry.DEFAULT_QUEUE},
-                        "mailasync.tellClients": {"queue": webhook.QUEUE}},
+                        "mailasync.tellClients": {"queue": notifier.QUEUE}},
         "task_serializer": "json", "accept_content": ["json"], "task_ignore_result": True, "result_backend": None,
         "task_acks_late": True, "task_reject_on_worker_lost": True,
         "task_publish_retry": False,  # the sweeper publishes again; retries here only multiply messages
         "task_send_sent_event": False, "worker_send_task_events": True,  # Flower lives on events
-        "worker_consumer": "mailroom.consumer:CarefulConsumer",
+        "worker_consumer": "mailroom.broker.consumer:CarefulConsumer",
         "worker_pool": "threads", "worker_concurrency": settings.SMTP_CONNECTIONS, "worker_prefetch_multiplier": 1,
         "worker_cancel_long_running_tasks_on_connection_loss": False,  # it would kill in the middle of a mail
         "worker_enable_prefetch_count_reduction": False,  # it speaks on the channel from threads of the pool, which then wait for ever
@@ -100,7 +102,7 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
 
 
 def queues(settings: Settings) -> list[Queue]:
-    ours = queues_of((*MAIL_QUEUES, *registry.queues(), webhook.QUEUE), settings.QUEUE_TYPE)
+    ours = queues_of((*MAIL_QUEUES, *registry.queues(), notifier.QUEUE), settings.QUEUE_TYPE)
     # Classic, as a stock client declares it.
     return [*ours, *queues_of((SHARED_QUEUE,), "classic")] if settings.SERVE_CELERY_QUEUE == "on" else ours
 
@@ -108,7 +110,7 @@ def queues(settings: Settings) -> list[Queue]:
 class Nudge(Task):  # type: ignore[type-arg]  # celery-types makes Task generic, Celery does not
     """Publishes without ever hanging or multiplying: through the relay where one runs, else on a connection of its own."""
 
-    Request = "mailroom.quiet:QuietRequest"
+    Request = "mailroom.broker.celery_request:QuietRequest"
     typing = False  # Whatever a client sends is answered in the outbox, not by a TypeError in the log.
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> AsyncResult[Any]:  # type: ignore[override]  # narrower
@@ -175,7 +177,7 @@ def tellClients(task: Task, *args: Any, **kwargs: Any) -> None:  # type: ignore[
 
 @celery_app.task(name=REFUSE, bind=True, base=Nudge)
 def refuse(task: Task, reason: str, name: str) -> None:  # type: ignore[type-arg]
-    """Record why the message that this one stands for is no task; mailroom/consumer.py makes it of that."""
+    """Record why the message that this one stands for is no task; mailroom/broker/consumer.py makes it of that."""
     with settling(task) as station:
         station.refuse(str(task.request.id), name, reason)
 
@@ -251,7 +253,7 @@ def start_relay(database: Database) -> Relay:
             if queue in MAIL_QUEUES:
                 sendMail.publish(producer, (list(ids), database.outbox_id), queue=queue)
             else:
-                (tellClients if queue == webhook.QUEUE else runJob).publish(producer, (ids[0],), queue=queue)
+                (tellClients if queue == notifier.QUEUE else runJob).publish(producer, (ids[0],), queue=queue)
 
         def published(queue: str, ids: Sequence[str], seconds_ago: float) -> None:
             if queue in MAIL_QUEUES:

@@ -15,11 +15,11 @@ from sqlalchemy import text
 
 import app as web
 import mailasync
-from mailroom.ids import new_id
-from mailroom.mail.message import Address, Message
-from mailroom.settings import load
-from mailroom.store.database import Database
-from mailroom.store.outbox import Acceptance, Batch, Outbox
+from mailroom.config.settings import load
+from mailroom.model.ids import new_id
+from mailroom.model.message import Address, Message
+from mailroom.store.db.database import Database
+from mailroom.store.messages.outbox import Acceptance, Batch, Outbox
 from tests.services.postgres import Postgres
 
 DAY_MS = 24 * 3600_000

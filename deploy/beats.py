@@ -8,10 +8,10 @@ import sys
 
 from sqlalchemy import Connection, func, select
 
-from mailroom.mail.errors import StoreUnavailable
-from mailroom.settings import database_url, load
-from mailroom.store.database import Database
-from mailroom.store.schema import workers
+from mailroom.config.settings import database_url, load
+from mailroom.model.errors import StoreUnavailable
+from mailroom.store.db.database import Database
+from mailroom.store.db.schema import workers
 from mailroom.store.workers import is_alive
 
 

@@ -13,8 +13,8 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from mailroom.store import postgresql
-from mailroom.store.database import Database
+from mailroom.store.db import postgresql
+from mailroom.store.db.database import Database
 from tests.services import Server, first_locked, locked, processes, scratch
 from tests.services.application import made
 from tests.services.forks import Forks

@@ -27,10 +27,11 @@ from werkzeug.test import Client, TestResponse
 
 import app as web
 import mailasync
-from mailroom.api import waiting, wrong_keys
+from mailroom.api.auth import wrong_keys
+from mailroom.api.http import prefer_wait
+from mailroom.config.settings import load
 from mailroom.inbox import Letters, create_blueprint
-from mailroom.settings import load
-from mailroom.store.database import Database
+from mailroom.store.db.database import Database
 
 API_KEY = "the key of this run"
 #: 422 to a request that the schemas allow: that a name is known, that an address exists in DNS' grammar, or that of two fields only one
@@ -76,7 +77,7 @@ def served(directory: Path) -> Iterator[Flask]:
     letters.stop()
     made = web.create_app(settings, database=database)
     made.register_blueprint(create_blueprint(letters))
-    with mock.patch.object(waiting, "WAIT_MAX_SECONDS", 0), mock.patch.object(wsgi, "get_client", _Client), \
+    with mock.patch.object(prefer_wait, "WAIT_MAX_SECONDS", 0), mock.patch.object(wsgi, "get_client", _Client), \
             mock.patch.object(wrong_keys, "WRONG_MAX", 1_000_000):
         yield made
     mailasync.stop_relay()

@@ -27,20 +27,20 @@ from werkzeug.wrappers import Request as WsgiRequest
 
 import app as web
 import mailasync
-from mailroom.ids import new_id
-from mailroom.mail.agent import Agent, Sender
-from mailroom.mail.delivery import Delivery
-from mailroom.mail.message import DEFAULT_ACCOUNT, Address
-from mailroom.mail.schedule import Schedule
-from mailroom.mail.sessions import Sessions
-from mailroom.mail.transport import NextHop
-from mailroom.mail.turns import Turns
-from mailroom.settings import load
-from mailroom.store.claims import Claims
-from mailroom.store.database import Database
-from mailroom.store.jobs import JobEnd, JobState
-from mailroom.store.runs import Runs
-from mailroom.store.sweeps import Sweeps
+from mailroom.config.settings import load
+from mailroom.delivery.admission import Turns
+from mailroom.delivery.attempt import Agent, Sender
+from mailroom.delivery.delivery import Delivery
+from mailroom.model.ids import new_id
+from mailroom.model.message import DEFAULT_ACCOUNT, Address
+from mailroom.model.retry import Schedule
+from mailroom.smtp.pool import Sessions
+from mailroom.smtp.session import NextHop
+from mailroom.store.db.database import Database
+from mailroom.store.jobs.claims import Runs
+from mailroom.store.jobs.jobs import JobEnd, JobState
+from mailroom.store.maintenance.rescue import Sweeps
+from mailroom.store.messages.claims import Claims
 from mailroom.store.workers import Worker
 from tests.hostile import TEMPLATES, Maker, Request
 from tests.oracle import SENDER, Asked, asked_mails, differences

@@ -9,9 +9,9 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 from sqlalchemy import select
 
-from mailroom.store.database import Database
-from mailroom.store.schema import now_ms, samples, tallies
-from mailroom.store.tallies import MINUTE_MS
+from mailroom.store.db.database import Database
+from mailroom.store.db.schema import now_ms, samples, tallies
+from mailroom.store.events.counters import MINUTE_MS
 from tests.services import free_port, wait_until
 from tests.services.chromium import ARGUMENTS, find_chromium
 from tests.services.processes import PROJECT, Service, service

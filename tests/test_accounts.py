@@ -10,21 +10,21 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, text
 
-from mailroom.ids import new_id
-from mailroom.mail.agent import Agent, Sender
-from mailroom.mail.delivery import Delivery
-from mailroom.mail.message import AccountState, Address, Budget, Message, Outcome, State
-from mailroom.mail.schedule import Schedule
-from mailroom.mail.sessions import Sessions
-from mailroom.mail.transport import NextHop
-from mailroom.mail.turns import Turns
-from mailroom.route import accounts
-from mailroom.settings import Settings, SettingsError, load
+from mailroom.config.accounts import accounts
+from mailroom.config.settings import Settings, SettingsError, load
+from mailroom.delivery.admission import Turns
+from mailroom.delivery.attempt import Agent, Sender
+from mailroom.delivery.delivery import Delivery
+from mailroom.model.ids import new_id
+from mailroom.model.message import AccountState, Address, Budget, Message, Outcome, State
+from mailroom.model.retry import Schedule
+from mailroom.smtp.pool import Sessions
+from mailroom.smtp.session import NextHop
 from mailroom.store.accounts import Accounts
-from mailroom.store.claims import Claims
-from mailroom.store.database import Database
-from mailroom.store.outbox import Acceptance, Outbox, Standing
-from mailroom.store.sweeps import Sweeps
+from mailroom.store.db.database import Database
+from mailroom.store.maintenance.rescue import Sweeps
+from mailroom.store.messages.claims import Claims
+from mailroom.store.messages.outbox import Acceptance, Outbox, Standing
 from mailroom.store.workers import Worker
 from tests.services import wait_until
 from tests.services.certificates import Certificates, make_certificates

@@ -13,17 +13,17 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import event
 
-from mailroom.ids import new_id
-from mailroom.mail.message import FINAL, Address, Message, Outcome, State, Terms
-from mailroom.store.actions import Actions, UnknownMessage, WrongState
-from mailroom.store.claims import Claims
-from mailroom.store.database import Database
-from mailroom.store.expiry import Expiry
-from mailroom.store.jobs import JobEnd, Jobs, JobState, NewJob
-from mailroom.store.migrate import upgrade
-from mailroom.store.outbox import Acceptance, Outbox, Standing
-from mailroom.store.runs import Runs
-from mailroom.store.sweeps import Sweeps
+from mailroom.model.ids import new_id
+from mailroom.model.message import FINAL, Address, Message, Outcome, State, Terms
+from mailroom.store.db.database import Database
+from mailroom.store.db.migrate import upgrade
+from mailroom.store.jobs.claims import Runs
+from mailroom.store.jobs.jobs import JobEnd, Jobs, JobState, NewJob
+from mailroom.store.maintenance.expiry import Expiry
+from mailroom.store.maintenance.rescue import Sweeps
+from mailroom.store.messages.actions import Actions, UnknownMessage, WrongState
+from mailroom.store.messages.claims import Claims
+from mailroom.store.messages.outbox import Acceptance, Outbox, Standing
 from mailroom.store.workers import Worker
 from tests.services import wait_until
 from tests.services.postgres import Postgres

@@ -10,12 +10,12 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from mailroom.api.operations import OPERATIONS
+from mailroom.api.openapi.operations import OPERATIONS
 from mailroom.inbox import Letters, create_blueprint
-from mailroom.mail.message import Outcome, State
-from mailroom.store.claims import Claims
-from mailroom.store.outbox import Outbox
-from mailroom.store.schema import contents as contents_table
+from mailroom.model.message import Outcome, State
+from mailroom.store.db.schema import contents as contents_table
+from mailroom.store.messages.claims import Claims
+from mailroom.store.messages.outbox import Outbox
 from mailroom.store.workers import Worker
 from tests.services import wait_until
 from tests.services.application import made

@@ -9,16 +9,16 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from mailroom.api import waiting
-from mailroom.jobs import shipped
-from mailroom.mail.message import Attachment, State
-from mailroom.store.jobs import JobEnd, JobState
-from mailroom.store.runs import JobClaim, Runs
+from mailroom.api.http import prefer_wait
+from mailroom.jobs import builtin
+from mailroom.model.message import Attachment, State
+from mailroom.store.jobs.claims import JobClaim, Runs
+from mailroom.store.jobs.jobs import JobEnd, JobState
 from mailroom.store.workers import Worker
 from tests import jobs_for_tests
 from tests.services import wait_until
 
-assert shipped.__name__ and jobs_for_tests.__name__
+assert builtin.__name__ and jobs_for_tests.__name__
 SIMULATE = {"name": "simulate", "args": {"seconds": 1}}
 NOTIFY = {"to": "bob@example.org", "subject": "Done", "contents": "It is {{ job.result }}."}
 
@@ -273,13 +273,13 @@ def test_a_preference_that_cannot_be_read_is_passed_over(client: FlaskClient, pr
 
 
 def test_at_most_so_many_wait_and_the_next_is_answered_at_once(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "WAIT_MAX_SECONDS", 600)
+    monkeypatch.setattr(prefer_wait, "WAIT_MAX_SECONDS", 600)
     id = post(app.test_client())["id"]
     waiters = [threading.Thread(target=lambda: app.test_client().get(f"/v1/jobs/{id}", headers={"Prefer": "wait=600"}))
-               for _ in range(waiting.WAITERS_MAX)]
+               for _ in range(prefer_wait.WAITERS_MAX)]
     for waiter in waiters:
         waiter.start()
-    wait_until(lambda: waiting._places._value == 0, what="all places are taken")
+    wait_until(lambda: prefer_wait._places._value == 0, what="all places are taken")
     answer = app.test_client().get(f"/v1/jobs/{id}", headers={"Prefer": "wait=600"})
     assert "Preference-Applied" not in answer.headers
     assert app.test_client().post(f"/v1/jobs/{id}/cancel").status_code == 200

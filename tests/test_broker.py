@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from kombu import Connection
 
-from mailroom.broker import words
-from mailroom.settings import SettingsError, load
+from mailroom.broker.queues import words
+from mailroom.config.settings import SettingsError, load
 from tests.services import free_port, wait_until
 from tests.services.certificates import Certificates, make_certificates
 from tests.services.processes import service

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from mailroom.jobs import children as constants
-from mailroom.jobs import shipped
-from mailroom.jobs.children import PROJECT, ChildError, Children, ChildTimeout
+from mailroom.jobs import builtin
+from mailroom.jobs import process_pool as constants
+from mailroom.jobs.process_pool import PROJECT, ChildError, Children, ChildTimeout
 from mailroom.jobs.registry import FILE_MAX_BYTES, File, Interrupted, Result
 from tests import jobs_for_tests
 from tests.services import freeze, is_alive, send_signal, wait_until
 
-MODULES = [shipped.__name__, jobs_for_tests.__name__]
+MODULES = [builtin.__name__, jobs_for_tests.__name__]
 ids = map(str, itertools.count(1))
 
 

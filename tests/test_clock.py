@@ -9,27 +9,27 @@ import pytest
 from kombu import Connection as Broker
 from sqlalchemy import select
 
-from mailroom.ids import new_id
-from mailroom.mail.message import AccountState, Address, Budget, Message, Outcome, State, Terms, Trouble
-from mailroom.relay import Relay
+from mailroom.broker.publisher import Relay
+from mailroom.model.ids import new_id
+from mailroom.model.message import AccountState, Address, Budget, Message, Outcome, State, Terms, Trouble
 from mailroom.store.accounts import Accounts
-from mailroom.store.actions import Actions
-from mailroom.store.claims import Claims
-from mailroom.store.clock import Clock
-from mailroom.store.database import Database
-from mailroom.store.deliveries import Deliveries, Told
-from mailroom.store.expiry import Expiry
-from mailroom.store.jobs import JobEnd, Jobs, JobState, NewJob
-from mailroom.store.outbox import Acceptance, Outbox
-from mailroom.store.retention import Retention
-from mailroom.store.runs import Runs
-from mailroom.store.samples import Samples
-from mailroom.store.schema import now_ms
-from mailroom.store.sweeps import Sweeps
-from mailroom.store.tallies import Tallies
-from mailroom.store.webhooks import Webhooks
+from mailroom.store.db.database import Database
+from mailroom.store.db.schema import now_ms
+from mailroom.store.events.counters import Tallies
+from mailroom.store.events.deliveries import Deliveries, Told
+from mailroom.store.events.queue_history import Samples
+from mailroom.store.events.webhooks import Webhooks
+from mailroom.store.jobs.claims import Runs
+from mailroom.store.jobs.jobs import JobEnd, Jobs, JobState, NewJob
+from mailroom.store.maintenance.clock import Clock
+from mailroom.store.maintenance.expiry import Expiry
+from mailroom.store.maintenance.rescue import Sweeps
+from mailroom.store.maintenance.retention import Retention
+from mailroom.store.messages.actions import Actions
+from mailroom.store.messages.claims import Claims
+from mailroom.store.messages.outbox import Acceptance, Outbox
 from mailroom.store.workers import Worker
-from mailroom.sweeper import Sweeper
+from mailroom.worker.sweeper import Sweeper
 from tests.services import wait_until
 from tests.services.clocks import MovableClock
 from tests.services.processes import service

@@ -15,13 +15,13 @@ from flask.testing import FlaskCliRunner
 from sqlalchemy import Connection
 
 import app as web
-from mailroom.ids import new_id
-from mailroom.mail.intake import message_from
-from mailroom.settings import load, origins
-from mailroom.store.database import Database
-from mailroom.store.events import record
-from mailroom.store.following import OVERLAP, Changes
-from mailroom.store.outbox import Acceptance, Outbox
+from mailroom.config.settings import load, origins
+from mailroom.model.ids import new_id
+from mailroom.store.db.database import Database
+from mailroom.store.events.changes import OVERLAP, Changes
+from mailroom.store.events.timeline import record
+from mailroom.store.messages.outbox import Acceptance, Outbox
+from mailroom.submission.message import message_from
 from tests.services import free_port, wait_until
 from tests.services.processes import Done, Service, service
 from tests.services.schema import ready

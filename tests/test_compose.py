@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from mailroom.mail.compose import both_forms, compose
-from mailroom.mail.message import Address, Attachment, Claim, JobFacts, Message
-from mailroom.mail.plaintext import plain_text
+from mailroom.model.message import Address, Attachment, Claim, JobFacts, Message
+from mailroom.smtp.mime import both_forms, compose
+from mailroom.smtp.plaintext import plain_text
 from tests.measure import hold_to, min_ratio, own_clock
 
 ALICE = Address("alice@example.org")

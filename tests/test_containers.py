@@ -16,9 +16,9 @@ from ruamel.yaml import YAML
 
 import app
 import default_settings
+from mailroom.config.accounts import next_hop, schedule, sender
+from mailroom.config.settings import SECRETS, Settings, load
 from mailroom.inbox import Letters, create_blueprint
-from mailroom.route import next_hop, schedule, sender
-from mailroom.settings import SECRETS, Settings, load
 from tests.services import free_port, wait_until
 from tests.services.processes import PROJECT, Service, service
 from tests.services.schema import on_postgresql, on_sqlite

@@ -20,14 +20,14 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, event, literal, select, text
 from sqlalchemy.exc import IntegrityError
 
-from mailroom.ids import new_id
-from mailroom.mail.errors import CommitUnanswered, StoreUnavailable
-from mailroom.mail.message import Message
-from mailroom.store.database import BATCH_MAX, Database
-from mailroom.store.listing import Search, listed
-from mailroom.store.migrate import MIGRATIONS, SchemaOutdated, check, head, upgrade
-from mailroom.store.rows import CHARACTERS_MAX, inserted
-from mailroom.store.schema import events, metadata, now_ms
+from mailroom.model.errors import CommitUnanswered, StoreUnavailable
+from mailroom.model.ids import new_id
+from mailroom.model.message import Message
+from mailroom.store.db.database import BATCH_MAX, Database
+from mailroom.store.db.migrate import MIGRATIONS, SchemaOutdated, check, head, upgrade
+from mailroom.store.db.schema import events, metadata, now_ms
+from mailroom.store.db.statements import CHARACTERS_MAX, inserted
+from mailroom.store.messages.search import Search, listed
 from tests.services import wait_until
 from tests.services.postgres import Postgres
 

@@ -14,24 +14,24 @@ from typing import Any, NoReturn
 import pytest
 from sqlalchemy import Connection, text
 
-from mailroom import supervisor
-from mailroom.api.shown import attempts
-from mailroom.ids import new_id
-from mailroom.mail.agent import Agent, Sender
-from mailroom.mail.delivery import Delivery
-from mailroom.mail.errors import StoreUnavailable
-from mailroom.mail.message import DEFAULT_ACCOUNT, Address, Attachment, Claim, Message, Outcome
-from mailroom.mail.schedule import Schedule
-from mailroom.mail.sessions import Sessions
-from mailroom.mail.transport import NextHop
-from mailroom.mail.turns import Turns
-from mailroom.store import claims as claims_module
-from mailroom.store import database as database_module
+from mailroom.api.http.serialize import attempts
+from mailroom.delivery.admission import Turns
+from mailroom.delivery.attempt import Agent, Sender
+from mailroom.delivery.delivery import Delivery
+from mailroom.model.errors import StoreUnavailable
+from mailroom.model.ids import new_id
+from mailroom.model.message import DEFAULT_ACCOUNT, Address, Attachment, Claim, Message, Outcome
+from mailroom.model.retry import Schedule
+from mailroom.process import supervisor
+from mailroom.smtp.pool import Sessions
+from mailroom.smtp.session import NextHop
 from mailroom.store.accounts import Accounts
-from mailroom.store.claims import Claims
-from mailroom.store.database import Database
-from mailroom.store.outbox import Acceptance, Outbox, Standing
-from mailroom.store.sweeps import Sweeps
+from mailroom.store.db import database as database_module
+from mailroom.store.db.database import Database
+from mailroom.store.maintenance.rescue import Sweeps
+from mailroom.store.messages import claims as claims_module
+from mailroom.store.messages.claims import Claims
+from mailroom.store.messages.outbox import Acceptance, Outbox, Standing
 from mailroom.store.workers import Worker
 from tests.services import wait_until
 from tests.services.logs import broken_log
@@ -793,7 +793,7 @@ class TestLog:
 def test_the_outcome_is_tried_again_less_and_less_often(
         office: Office, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     waits: list[float] = []
-    monkeypatch.setattr("mailroom.mail.delivery.time.sleep", lambda seconds: waits.append(seconds) if seconds else None)
+    monkeypatch.setattr("mailroom.delivery.delivery.time.sleep", lambda seconds: waits.append(seconds) if seconds else None)
 
     class Away(Claims):
         def finish(self, claim: Claim, outcome: Outcome) -> bool:

@@ -17,19 +17,20 @@ import default_settings
 import mailasync
 import mailroom
 from benchmarks import report
-from mailroom.api import jobs, problems
+from mailroom.api import problems
+from mailroom.api.http.serialize import shown
+from mailroom.api.routes import jobs
 from mailroom.api.services import Services
-from mailroom.api.shown import shown
+from mailroom.config.settings import SECRETS, Settings
 from mailroom.inbox import Letters, create_blueprint
-from mailroom.mail.errors import InvalidMessage
-from mailroom.mail.intake import read_message
-from mailroom.mail.message import State
-from mailroom.order import Orders
-from mailroom.settings import SECRETS, Settings
-from mailroom.store.database import Database
-from mailroom.store.jobs import Jobs, JobState
-from mailroom.store.migrate import upgrade
-from mailroom.store.outbox import Outbox
+from mailroom.model.errors import InvalidMessage
+from mailroom.model.message import State
+from mailroom.store.db.database import Database
+from mailroom.store.db.migrate import upgrade
+from mailroom.store.jobs.jobs import Jobs, JobState
+from mailroom.store.messages.outbox import Outbox
+from mailroom.submission.message import read_message
+from mailroom.submission.reader import Orders
 
 PROJECT = Path(__file__).resolve().parents[1]
 ORDERS = Orders("localhost", account_of=lambda address: "default", template=lambda name: None, unsubscribe_url=lambda id: "",

@@ -11,15 +11,15 @@ import pytest
 import trustme
 from sqlalchemy import text
 
-from mailroom.doctor import Doctor, Finding
-from mailroom.mail.intake import message_from
-from mailroom.route import accounts
-from mailroom.settings import load
-from mailroom.store.database import Database
-from mailroom.store.keys import ApiKeys, Scope
-from mailroom.store.outbox import Acceptance, Outbox
-from mailroom.store.schema import messages
-from mailroom.store.vitals import Durability
+from mailroom.cli.doctor import Doctor, Finding
+from mailroom.config.accounts import accounts
+from mailroom.config.settings import load
+from mailroom.store.db.database import Database
+from mailroom.store.db.schema import messages
+from mailroom.store.keys.api_keys import ApiKeys, Scope
+from mailroom.store.maintenance.health import Durability
+from mailroom.store.messages.outbox import Acceptance, Outbox
+from mailroom.submission.message import message_from
 from tests.services import wait_until
 from tests.services.certificates import make_certificates
 from tests.services.postgres import Postgres

@@ -5,21 +5,21 @@ from collections.abc import Iterator
 
 import pytest
 
-from mailroom.mail import ehlo
-from mailroom.mail.ehlo import default_name, given_name, host_name, literal
-from mailroom.mail.sessions import Sessions
-from mailroom.mail.transport import NextHop
-from mailroom.route import next_hop
-from mailroom.settings import load
+from mailroom.config.accounts import next_hop
+from mailroom.config.settings import load
+from mailroom.model import host_names
+from mailroom.model.host_names import default_name, given_name, host_name, literal
+from mailroom.smtp.pool import Sessions
+from mailroom.smtp.session import NextHop
 from tests.services.smtpd import ScriptedSMTP
 
 
 @pytest.fixture(autouse=True)
 def forget_name() -> Iterator[None]:
     """Have the name of this machine looked up in each test."""
-    ehlo._full_name.cache_clear()
+    host_names._full_name.cache_clear()
     yield
-    ehlo._full_name.cache_clear()
+    host_names._full_name.cache_clear()
 
 
 @pytest.mark.parametrize(("name", "taken"), [

@@ -7,15 +7,15 @@ from typing import Literal
 
 import pytest
 
-from mailroom.api.shown import attempts
-from mailroom.mail import turns as turns_module
-from mailroom.mail.errors import TooManyConnections
-from mailroom.mail.link import Reply
-from mailroom.mail.message import AccountState
-from mailroom.mail.replies import says_too_many_connections, trouble_of
-from mailroom.mail.schedule import Schedule
-from mailroom.mail.turns import Turns
-from mailroom.store.database import Database
+from mailroom.api.http.serialize import attempts
+from mailroom.delivery import admission as turns_module
+from mailroom.delivery.admission import Turns
+from mailroom.model.errors import TooManyConnections
+from mailroom.model.message import AccountState
+from mailroom.model.retry import Schedule
+from mailroom.smtp.connection import Reply
+from mailroom.smtp.replies import says_too_many_connections, trouble_of
+from mailroom.store.db.database import Database
 from tests.services import wait_until
 from tests.services.schema import ready
 from tests.services.smtpd import ScriptedSMTP

@@ -15,10 +15,10 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from mailroom.mail.compose import compose
-from mailroom.mail.intake import HEADERS_ALLOWED, message_from
-from mailroom.mail.message import Address, Claim, Message
-from mailroom.mail.plaintext import plain_text
+from mailroom.model.message import Address, Claim, Message
+from mailroom.smtp.mime import compose
+from mailroom.smtp.plaintext import plain_text
+from mailroom.submission.message import HEADERS_ALLOWED, message_from
 from tests.fuzz import NO_BROKER_PORT, fuzzing, watch
 from tests.hostile import Request
 from tests.measure import hold_to
@@ -169,7 +169,7 @@ class TestSmallRequestsThatAskForMuch:
         hold_to(800, post)
 
     def test_a_batch_of_slow_letters_ends(self, client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("mailroom.order.BATCH_MAX_SECONDS", 0.2)
+        monkeypatch.setattr("mailroom.submission.reader.BATCH_MAX_SECONDS", 0.2)
         bomb = "{% for a in l %}{% for b in l %}{% if a < b %}{% endif %}{% endfor %}{% endfor %}"
         client.put("/v1/templates/bomb", json={"subject": "x", "text": bomb})
         answer = client.post("/v1/messages/batch", json={

@@ -11,23 +11,23 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import Connection, text
 
-from mailroom.api.why import why
-from mailroom.ids import new_id
-from mailroom.mail import delivery as delivery_module
-from mailroom.mail import turns as turns_module
-from mailroom.mail.agent import Agent, Sender
-from mailroom.mail.delivery import Delivery
-from mailroom.mail.message import Address, Budget, Message
-from mailroom.mail.schedule import Schedule
-from mailroom.mail.sessions import Sessions
-from mailroom.mail.transport import NextHop
-from mailroom.mail.turns import Turns
+from mailroom.api.http.why import why
+from mailroom.delivery import admission as turns_module
+from mailroom.delivery import delivery as delivery_module
+from mailroom.delivery.admission import Turns
+from mailroom.delivery.attempt import Agent, Sender
+from mailroom.delivery.delivery import Delivery
+from mailroom.model.ids import new_id
+from mailroom.model.message import Address, Budget, Message
+from mailroom.model.retry import Schedule
+from mailroom.smtp.pool import Sessions
+from mailroom.smtp.session import NextHop
 from mailroom.store.accounts import Accounts
-from mailroom.store.claims import Claims
-from mailroom.store.database import Database
-from mailroom.store.outbox import Acceptance, Outbox, Standing
-from mailroom.store.sweeps import Sweeps
-from mailroom.store.webhooks import Webhooks
+from mailroom.store.db.database import Database
+from mailroom.store.events.webhooks import Webhooks
+from mailroom.store.maintenance.rescue import Sweeps
+from mailroom.store.messages.claims import Claims
+from mailroom.store.messages.outbox import Acceptance, Outbox, Standing
 from mailroom.store.workers import Worker, hanging_accounts
 from tests.services import wait_until
 from tests.services.processes import Service

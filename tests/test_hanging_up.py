@@ -10,16 +10,16 @@ from typing import Any, Literal
 
 import pytest
 
-from mailroom.api.shown import attempts
-from mailroom.mail.errors import NotTaken, Unanswered
-from mailroom.mail.groups import MAILS_MAX, Groups
-from mailroom.mail.link import Reply
-from mailroom.mail.message import AccountState, Address, Claim, Message
-from mailroom.mail.sessions import Sessions
-from mailroom.mail.steps import run
-from mailroom.mail.transport import NextHop, Receipt
-from mailroom.store.database import Database
-from mailroom.store.outbox import Standing
+from mailroom.api.http.serialize import attempts
+from mailroom.delivery.groups import MAILS_MAX, Groups
+from mailroom.model.errors import NotTaken, Unanswered
+from mailroom.model.message import AccountState, Address, Claim, Message
+from mailroom.smtp.connection import Reply
+from mailroom.smtp.poller import run
+from mailroom.smtp.pool import Sessions
+from mailroom.smtp.session import NextHop, Receipt
+from mailroom.store.db.database import Database
+from mailroom.store.messages.outbox import Standing
 from tests.services.certificates import make_certificates
 from tests.services.schema import ready
 from tests.services.smtpd import ScriptedSMTP

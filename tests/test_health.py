@@ -15,10 +15,10 @@ from sqlalchemy import event, make_url, text
 
 import app as web
 import mailasync
-from mailroom.doctor import Doctor
-from mailroom.settings import load
-from mailroom.store import vitals
-from mailroom.store.database import Database
+from mailroom.cli.doctor import Doctor
+from mailroom.config.settings import load
+from mailroom.store.db.database import Database
+from mailroom.store.maintenance import health
 from tests.services import wait_until
 from tests.services.schema import ready
 from tests.test_api import MAIL
@@ -133,7 +133,7 @@ def test_readiness_leaves_nothing_behind_and_comes_back(app: Flask, client: Flas
 def test_who_asks_often_gets_no_write_for_each_time(
     app: Flask, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vitals, "TRIED_SECONDS", 1e9)
+    monkeypatch.setattr(health, "TRIED_SECONDS", 1e9)
     statements: list[str] = []
     engine = app.extensions["mailasync"].outbox.database.engine
     event.listen(

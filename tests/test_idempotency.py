@@ -17,13 +17,13 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import Connection, event, select, text
 
-from mailroom.api import idempotency as idempotent
-from mailroom.api.idempotency import _request_hash
-from mailroom.store.database import Database
-from mailroom.store.idempotency import Answer, Kept, Key, Keys, take
-from mailroom.store.keys import ApiKeys, Scope
-from mailroom.store.outbox import Outbox
-from mailroom.store.schema import idempotency, jobs, messages
+from mailroom.api.http import idempotency as idempotent
+from mailroom.api.http.idempotency import _request_hash
+from mailroom.store.db.database import Database
+from mailroom.store.db.schema import idempotency, jobs, messages
+from mailroom.store.keys.api_keys import ApiKeys, Scope
+from mailroom.store.messages.idempotency import Answer, Kept, Key, Keys, take
+from mailroom.store.messages.outbox import Outbox
 from tests.services import free_port, wait_until
 from tests.services.application import made
 from tests.services.lossy_link import HELD, LOST, UNANSWERED, LossyLink
@@ -149,7 +149,7 @@ def test_a_repeated_request_is_answered_also_when_it_could_not_be_accepted_now(
     body = MAIL | {"expires_at": (datetime.now(UTC) + timedelta(minutes=30)).isoformat(timespec="seconds")}
     first = post(client, body=body)
     assert first.status_code == 202
-    monkeypatch.setattr("mailroom.mail.terms.datetime", Later)
+    monkeypatch.setattr("mailroom.submission.times.datetime", Later)
     assert client.post("/v1/messages", json=body).status_code == 422
     assert post(client, body=body).data == first.data
 

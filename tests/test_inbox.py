@@ -21,11 +21,11 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from mailroom.inbox import Around, Inbox, Letters, PortTaken, api, create_blueprint
-from mailroom.inbox.contents import Image, read_body, read_head
-from mailroom.inbox.letters import WAITERS_MAX
 from mailroom.inbox.pages import IMAGES_MAX_CHARS, local_time, size_in_words, with_images
+from mailroom.inbox.parser import Image, read_body, read_head
 from mailroom.inbox.smtp import MAIL_MAX_BYTES
-from mailroom.supervisor import troubles
+from mailroom.inbox.storage import WAITERS_MAX
+from mailroom.process.supervisor import troubles
 from tests.measure import hold_to, min_ratio
 from tests.services import wait_until
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from mailroom.mail.addresses import parse_address
-from mailroom.mail.errors import InvalidMessage, MalformedJSON
-from mailroom.mail.intake import message_from, read_message
-from mailroom.mail.message import Address, Message
-from mailroom.mail.reading import ERRORS_MAX
+from mailroom.model.errors import InvalidMessage, MalformedJSON
+from mailroom.model.message import Address, Message
+from mailroom.submission.addresses import parse_address
+from mailroom.submission.fields import ERRORS_MAX
+from mailroom.submission.message import message_from, read_message
 from tests.measure import hold_to
 
 BOB = "bob@example.org"

@@ -12,12 +12,12 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import event
 
-from mailroom.jobs import registry, runner, shipped
+from mailroom.jobs import builtin, registry, runner
 from mailroom.jobs.registry import File, Progress, job
-from mailroom.mail.errors import InvalidMessage
-from mailroom.store.database import Database
-from mailroom.store.jobs import JobEnd, Jobs, JobState, NewJob
-from mailroom.store.runs import Runs
+from mailroom.model.errors import InvalidMessage
+from mailroom.store.db.database import Database
+from mailroom.store.jobs.claims import Runs
+from mailroom.store.jobs.jobs import JobEnd, Jobs, JobState, NewJob
 from tests.services import wait_until
 from tests.services.application import made
 from tests.services.processes import Service
@@ -25,7 +25,7 @@ from tests.services.schema import on_sqlite
 from tests.test_runner import Bench
 from tests.test_runs import LEASE_SECONDS, claim, lose, new, standing, worker
 
-assert shipped.__name__
+assert builtin.__name__
 TIMED_OUT = JobEnd(state=JobState.TIMED_OUT, error="killed after 1 s", wait_seconds=0)
 
 

@@ -7,12 +7,12 @@ from typing import Annotated
 import pytest
 from pydantic import Field
 
-from mailroom.jobs import registry, shipped
+from mailroom.jobs import builtin, registry
 from mailroom.jobs.registry import FILE_MAX_BYTES, RESULT_MAX_BYTES, File, job, result_of
-from mailroom.mail.errors import InvalidMessage
+from mailroom.model.errors import InvalidMessage
 from tests import jobs_for_tests
 
-assert shipped.__name__ and jobs_for_tests.__name__
+assert builtin.__name__ and jobs_for_tests.__name__
 
 
 def test_arguments_are_checked_by_the_annotations() -> None:
@@ -82,4 +82,4 @@ def test_the_arguments_as_json_schema_say_what_check_takes() -> None:
 
 def test_modules_that_are_listed_come_after_ours() -> None:
     assert registry.modules(" a.b, ,c ")[-2:] == ["a.b", "c"]
-    assert registry.modules("")[0] == "mailroom.jobs.shipped"
+    assert registry.modules("")[0] == "mailroom.jobs.builtin"

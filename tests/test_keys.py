@@ -18,18 +18,18 @@ from sqlalchemy import Connection, event, select, text
 
 import app as web
 import mailasync
-from mailroom.api import guard
-from mailroom.api.scopes import SCOPES
+from mailroom.api.auth import guard
+from mailroom.api.auth.scopes import SCOPES
 from mailroom.api.services import services
+from mailroom.config.settings import load
 from mailroom.inbox import Letters, create_blueprint
-from mailroom.mail.errors import StoreUnavailable
-from mailroom.settings import load
-from mailroom.store import keys as keys_module
-from mailroom.store.database import Database
-from mailroom.store.idempotency import Answer, Kept, Key, give_back, take
-from mailroom.store.keys import ApiKey, ApiKeys, Scope, UnknownKey
-from mailroom.store.rates import Charge, RateLimited, debit
-from mailroom.store.schema import idempotency, keys, messages, rates
+from mailroom.model.errors import StoreUnavailable
+from mailroom.store.db.database import Database
+from mailroom.store.db.schema import idempotency, keys, messages, rates
+from mailroom.store.keys import api_keys as keys_module
+from mailroom.store.keys.api_keys import ApiKey, ApiKeys, Scope, UnknownKey
+from mailroom.store.keys.rate_limits import Charge, RateLimited, debit
+from mailroom.store.messages.idempotency import Answer, Kept, Key, give_back, take
 from tests.services import free_port, wait_until
 from tests.services.processes import Service, service
 

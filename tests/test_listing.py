@@ -6,13 +6,13 @@ from itertools import count
 import pytest
 from sqlalchemy import text
 
-from mailroom.ids import new_id
-from mailroom.mail.message import Address, Message
-from mailroom.store import listing
-from mailroom.store.database import Database
-from mailroom.store.following import pulse
-from mailroom.store.listing import Page, Place, Search, listed, newest
-from mailroom.store.outbox import Acceptance, Batch, Outbox
+from mailroom.model.ids import new_id
+from mailroom.model.message import Address, Message
+from mailroom.store.db.database import Database
+from mailroom.store.events.changes import pulse
+from mailroom.store.messages import search as listing
+from mailroom.store.messages.outbox import Acceptance, Batch, Outbox
+from mailroom.store.messages.search import Page, Place, Search, listed, newest
 
 _numbers = count()
 

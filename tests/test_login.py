@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from mailroom.mail.errors import NotTaken
-from mailroom.mail.sessions import Sessions
-from mailroom.mail.transport import NextHop
+from mailroom.model.errors import NotTaken
+from mailroom.smtp.pool import Sessions
+from mailroom.smtp.session import NextHop
 from tests.services import wait_until
 from tests.services.smtpd import ScriptedSMTP
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from celery import Celery
 
-from mailroom import logs
-from mailroom.log_file import LogFileHandler
-from mailroom.settings import Settings, SettingsError, load
+from mailroom.config import logs
+from mailroom.config.settings import Settings, SettingsError, load
+from mailroom.process.log_file import LogFileHandler
 from tests.services import free_port, wait_until
 from tests.services.processes import Service, service
 from tests.services.smtpd import ScriptedSMTP

@@ -6,19 +6,19 @@ from dataclasses import replace
 
 import pytest
 
-from mailroom.mail.agent import Agent, Sender
-from mailroom.mail.delivery import Delivery
-from mailroom.mail.errors import StoreUnavailable
-from mailroom.mail.message import DEFAULT_ACCOUNT, AccountState, Address, Claim, Outcome, State, Trouble
-from mailroom.mail.schedule import Schedule
-from mailroom.mail.sessions import Sessions
-from mailroom.mail.transport import NextHop
-from mailroom.mail.turns import Turns
+from mailroom.delivery.admission import Turns
+from mailroom.delivery.attempt import Agent, Sender
+from mailroom.delivery.delivery import Delivery
+from mailroom.model.errors import StoreUnavailable
+from mailroom.model.message import DEFAULT_ACCOUNT, AccountState, Address, Claim, Outcome, State, Trouble
+from mailroom.model.retry import Schedule
+from mailroom.smtp.pool import Sessions
+from mailroom.smtp.session import NextHop
 from mailroom.store.accounts import Accounts
-from mailroom.store.actions import Actions
-from mailroom.store.claims import Claims
-from mailroom.store.database import Database
-from mailroom.store.outbox import Outbox
+from mailroom.store.db.database import Database
+from mailroom.store.messages.actions import Actions
+from mailroom.store.messages.claims import Claims
+from mailroom.store.messages.outbox import Outbox
 from mailroom.store.workers import Worker
 from tests.services import wait_until
 from tests.services.lossy_link import LATE, LOST, UNANSWERED, LossyLink

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from sqlalchemy import text
 
-from mailroom.store.database import Database, run
+from mailroom.store.db.database import Database, run
 from tests.services import wait_until
 from tests.services.processes import Service, service
 from tests.services.rabbitmq import RabbitMQ

@@ -18,12 +18,12 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import event, text
 
-from mailroom.mail.compose import compose
-from mailroom.mail.intake import message_from
-from mailroom.mail.message import Attachment, Claim, Message
-from mailroom.mail.sessions import Sessions
-from mailroom.mail.steps import run
-from mailroom.mail.transport import NextHop
+from mailroom.model.message import Attachment, Claim, Message
+from mailroom.smtp.mime import compose
+from mailroom.smtp.poller import run
+from mailroom.smtp.pool import Sessions
+from mailroom.smtp.session import NextHop
+from mailroom.submission.message import message_from
 from tests.services import wait_until
 from tests.services.application import made
 from tests.services.processes import Service

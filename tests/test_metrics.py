@@ -11,20 +11,20 @@ from flask.testing import FlaskClient
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Connection, event
 
-from mailroom import logs
 from mailroom.api.services import Services
-from mailroom.mail.errors import StoreUnavailable
-from mailroom.mail.message import Outcome, State
-from mailroom.store.actions import Actions
-from mailroom.store.claims import Claims
-from mailroom.store.database import Database
-from mailroom.store.expiry import Expiry
-from mailroom.store.jobs import JobEnd, Jobs, JobState, NotifyOn
-from mailroom.store.outbox import Outbox
-from mailroom.store.retention import Retention
-from mailroom.store.samples import Samples
-from mailroom.store.sweeps import Sweeps
-from mailroom.store.tallies import KEPT_MINUTES, LATENCY_SECONDS, SENT_WITHIN, Tallies, count, count_events
+from mailroom.config import logs
+from mailroom.model.errors import StoreUnavailable
+from mailroom.model.message import Outcome, State
+from mailroom.store.db.database import Database
+from mailroom.store.events.counters import KEPT_MINUTES, LATENCY_SECONDS, SENT_WITHIN, Tallies, count, count_events
+from mailroom.store.events.queue_history import Samples
+from mailroom.store.jobs.jobs import JobEnd, Jobs, JobState, NotifyOn
+from mailroom.store.maintenance.expiry import Expiry
+from mailroom.store.maintenance.rescue import Sweeps
+from mailroom.store.maintenance.retention import Retention
+from mailroom.store.messages.actions import Actions
+from mailroom.store.messages.claims import Claims
+from mailroom.store.messages.outbox import Outbox
 from tests.services.application import made
 from tests.test_outbox import DEFERRED, LEASE_SECONDS, SENT, accept, age, claim_one, run, worker
 from tests.test_runs import FAILED, SUCCEEDED, claim, new, waiting

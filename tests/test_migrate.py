@@ -8,11 +8,11 @@ from sqlalchemy import text
 
 import app as web
 import mailasync
-from mailroom.doctor import Doctor
-from mailroom.mail.errors import MailroomError
-from mailroom.settings import Settings, load
-from mailroom.store.database import Database
-from mailroom.store.migrate import NotUTF8, SchemaNewer, check, head, upgrade
+from mailroom.cli.doctor import Doctor
+from mailroom.config.settings import Settings, load
+from mailroom.model.errors import MailroomError
+from mailroom.store.db.database import Database
+from mailroom.store.db.migrate import NotUTF8, SchemaNewer, check, head, upgrade
 from tests.services.postgres import Postgres
 
 NEWER = f"this database is newer than this mailasync (9999, known to {head()}): start the newer version"

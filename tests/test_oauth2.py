@@ -10,11 +10,11 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from mailroom.mail import oauth2
-from mailroom.mail.errors import NotTaken
-from mailroom.mail.login import Login
-from mailroom.mail.oauth2 import TokenError, TokenSource
-from mailroom.mail.transport import NextHop, Session
+from mailroom.model.errors import NotTaken
+from mailroom.smtp import oauth2
+from mailroom.smtp.login import Login
+from mailroom.smtp.oauth2 import TokenError, TokenSource
+from mailroom.smtp.session import NextHop, Session
 from tests.services.certificates import Certificates, make_certificates
 from tests.services.smtpd import ScriptedSMTP
 

@@ -13,9 +13,9 @@ from flask.testing import FlaskClient
 from openapi_schema_validator import OAS31Validator, oas31_format_checker
 from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 
-from mailroom.api.openapi import document, routes
-from mailroom.api.operations import OPERATIONS, PAGES
-from mailroom.api.scopes import SCOPES
+from mailroom.api.auth.scopes import SCOPES
+from mailroom.api.openapi.document import document, routes
+from mailroom.api.openapi.operations import OPERATIONS, PAGES
 from mailroom.inbox import Letters, create_blueprint
 from tests import contract
 from tests.contract import served

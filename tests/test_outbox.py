@@ -7,15 +7,15 @@ from uuid import RFC_4122, UUID
 import pytest
 from sqlalchemy import Connection, event, text
 
-from mailroom.ids import new_id
-from mailroom.mail.message import Address, Claim, Message, Outcome, State
-from mailroom.store.claims import Claims
-from mailroom.store.database import Database
-from mailroom.store.jobs import JobEnd, Jobs, JobState, NewJob
-from mailroom.store.migrate import upgrade
-from mailroom.store.outbox import Acceptance, Outbox
-from mailroom.store.runs import Runs
-from mailroom.store.sweeps import CRASHES_MAX, Sweeps
+from mailroom.model.ids import new_id
+from mailroom.model.message import Address, Claim, Message, Outcome, State
+from mailroom.store.db.database import Database
+from mailroom.store.db.migrate import upgrade
+from mailroom.store.jobs.claims import Runs
+from mailroom.store.jobs.jobs import JobEnd, Jobs, JobState, NewJob
+from mailroom.store.maintenance.rescue import CRASHES_MAX, Sweeps
+from mailroom.store.messages.claims import Claims
+from mailroom.store.messages.outbox import Acceptance, Outbox
 from mailroom.store.workers import Worker
 
 LEASE_SECONDS = 600.0  # None runs out by itself, however busy the machine is.

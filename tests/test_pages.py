@@ -23,14 +23,14 @@ from sqlalchemy import event, text
 from werkzeug.test import TestResponse
 
 import app as web
+from mailroom.api.auth.wrong_keys import WRONG_MAX
 from mailroom.api.services import Services
-from mailroom.api.wrong_keys import WRONG_MAX
 from mailroom.inbox import Dial, Letters
-from mailroom.mail.message import Address, Message, State
-from mailroom.store.following import pulse
-from mailroom.store.keys import Scope
-from mailroom.store.outbox import Acceptance
-from mailroom.web import live
+from mailroom.model.message import Address, Message, State
+from mailroom.store.events.changes import pulse
+from mailroom.store.keys.api_keys import Scope
+from mailroom.store.messages.outbox import Acceptance
+from mailroom.web import event_stream
 from mailroom.web.charts import Line, Times, amount, chart, nice
 from mailroom.web.layout import NOTICES, apart, here
 from tests.services import wait_until
@@ -673,7 +673,7 @@ def test_what_happens_while_a_page_is_made_is_news_to_it(client: FlaskClient, ap
 
 
 def test_there_are_so_many_streams_and_no_more(client: FlaskClient, app: Flask) -> None:
-    open_streams = [app.test_client().get("/live", buffered=False) for _ in range(live.STREAMS_MAX)]
+    open_streams = [app.test_client().get("/live", buffered=False) for _ in range(event_stream.STREAMS_MAX)]
     refused = client.get("/live")
     assert refused.status_code == 503 and refused.headers["Retry-After"] == "30"
     for stream in open_streams:
@@ -683,7 +683,7 @@ def test_there_are_so_many_streams_and_no_more(client: FlaskClient, app: Flask) 
 
 
 def test_a_stream_ends_by_itself(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "STREAM_SECONDS", 0.2)
+    monkeypatch.setattr(event_stream, "STREAM_SECONDS", 0.2)
     answer = client.get("/live")
     assert answer.data.startswith(b"retry: 2000\n\ndata: ")
 

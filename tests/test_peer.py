@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mailroom import peer
+from mailroom.api.auth import peer
 from tests.services import accepts, free_port, wait_until
 from tests.services.processes import Service, service
 

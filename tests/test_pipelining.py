@@ -7,13 +7,13 @@ from typing import Literal
 
 import pytest
 
-from mailroom.doctor import Doctor, Finding
-from mailroom.mail.envelope import Envelope
-from mailroom.mail.link import Reply
-from mailroom.mail.pipelining import Pipelining
-from mailroom.route import accounts, next_hop
-from mailroom.settings import load
-from mailroom.store.database import Database
+from mailroom.cli.doctor import Doctor, Finding
+from mailroom.config.accounts import accounts, next_hop
+from mailroom.config.settings import load
+from mailroom.smtp.connection import Reply
+from mailroom.smtp.envelope import Envelope
+from mailroom.smtp.pipelining import Pipelining
+from mailroom.store.db.database import Database
 from tests.services.schema import ready
 from tests.services.smtpd import ScriptedSMTP
 from tests.test_delivery import BOB, CAROL, Office, people

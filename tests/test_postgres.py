@@ -11,19 +11,19 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection, text
 
-from mailroom.ids import new_id
-from mailroom.mail.errors import StoreUnavailable
-from mailroom.mail.message import Address, Message, Outcome, State
-from mailroom.store import postgresql
-from mailroom.store.claims import Claims
-from mailroom.store.database import Database
-from mailroom.store.jobs import Jobs
-from mailroom.store.migrate import upgrade
-from mailroom.store.outbox import Acceptance, Outbox
-from mailroom.store.postgresql import BoundedConnection
-from mailroom.store.suppressions import Suppressions, Unsubscribes
-from mailroom.store.sweeps import Sweeps
-from mailroom.store.webhooks import Webhooks
+from mailroom.model.errors import StoreUnavailable
+from mailroom.model.ids import new_id
+from mailroom.model.message import Address, Message, Outcome, State
+from mailroom.store.db import postgresql
+from mailroom.store.db.database import Database
+from mailroom.store.db.migrate import upgrade
+from mailroom.store.db.postgresql import BoundedConnection
+from mailroom.store.events.webhooks import Webhooks
+from mailroom.store.jobs.jobs import Jobs
+from mailroom.store.maintenance.rescue import Sweeps
+from mailroom.store.messages.claims import Claims
+from mailroom.store.messages.outbox import Acceptance, Outbox
+from mailroom.store.messages.suppressions import Suppressions, Unsubscribes
 from mailroom.store.workers import Worker
 from tests.services import application, wait_until
 from tests.services.postgres import Postgres

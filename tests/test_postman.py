@@ -12,12 +12,12 @@ from flask import Flask
 
 import app
 import default_settings
-from mailroom.api.operations import OPERATIONS
-from mailroom.commands.postman import FOLDERS
+from mailroom.api.openapi.operations import OPERATIONS
+from mailroom.cli.postman import FOLDERS
 from mailroom.inbox import Letters, create_blueprint
-from mailroom.mail.errors import InvalidMessage
-from mailroom.mail.letter import AskedTexts
-from mailroom.mail.reading import parse_json, read_fields
+from mailroom.model.errors import InvalidMessage
+from mailroom.submission.fields import parse_json, read_fields
+from mailroom.templating.stored import AskedTexts
 from tests.test_docs import BODIES, ORDERS
 
 FILE = Path(__file__).resolve().parents[1] / "mailasync.postman_collection.json"

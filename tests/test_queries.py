@@ -11,7 +11,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 import app as web
-from mailroom.api.operations import OPERATIONS, is_strict
+from mailroom.api.openapi.operations import OPERATIONS, is_strict
 from mailroom.inbox import Dial, Letters, create_blueprint
 from mailroom.inbox.api import QUERIES
 from tests.services.application import made

@@ -9,10 +9,10 @@ from email.message import Message as Parsed
 
 import pytest
 
-from mailroom.mail.compose import both_forms, compose
-from mailroom.mail.intake import mail_from
-from mailroom.mail.message import Address, Attachment, Claim, Message
-from mailroom.mail.plaintext import plain_text
+from mailroom.model.message import Address, Attachment, Claim, Message
+from mailroom.smtp.mime import both_forms, compose
+from mailroom.smtp.plaintext import plain_text
+from mailroom.submission.message import mail_from
 
 BOB = Address("bob@example.org")
 DAY_MS = 86_400_000

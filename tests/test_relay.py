@@ -7,8 +7,9 @@ from functools import partial
 import pytest
 from kombu import Connection, Producer
 
-from mailroom import relay, supervisor
-from mailroom.relay import CHUNK_MAX, Relay
+from mailroom.broker import publisher
+from mailroom.broker.publisher import CHUNK_MAX, Relay
+from mailroom.process import supervisor
 from tests.services import free_port, wait_until
 from tests.services.logs import broken_log
 from tests.services.rabbitmq import RabbitMQ
@@ -93,7 +94,7 @@ def test_ids_that_wait_share_nudges_in_the_order_they_came(post: Post) -> None:
 
 
 def test_the_first_goes_and_is_noted_at_once_and_a_rush_is_noted_together(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay, "NOTE_SECONDS", 1.0)
+    monkeypatch.setattr(publisher, "NOTE_SECONDS", 1.0)
     post.relay.offer("first", queue="mail")
     until(lambda: post.nudges, "it is published")
     post.hold.clear()

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, event, make_url, select, text
 
-from mailroom.ids import new_id
-from mailroom.mail.message import FINAL, Address, Attachment, Message, State
-from mailroom.store.database import Database
-from mailroom.store.jobs import JobEnd, Jobs, JobState, NewJob, NotifyOn
-from mailroom.store.migrate import upgrade
-from mailroom.store.outbox import Acceptance, Outbox
-from mailroom.store.restored import StillRunning, hold
-from mailroom.store.retention import Retention
-from mailroom.store.runs import Runs
-from mailroom.store.schema import messages, metadata, workers
+from mailroom.model.ids import new_id
+from mailroom.model.message import FINAL, Address, Attachment, Message, State
+from mailroom.store.db.database import Database
+from mailroom.store.db.migrate import upgrade
+from mailroom.store.db.schema import messages, metadata, workers
+from mailroom.store.jobs.claims import Runs
+from mailroom.store.jobs.jobs import JobEnd, Jobs, JobState, NewJob, NotifyOn
+from mailroom.store.maintenance.restore import StillRunning, hold
+from mailroom.store.maintenance.retention import Retention
+from mailroom.store.messages.outbox import Acceptance, Outbox
 from mailroom.store.workers import Worker, is_alive
 from tests.services import wait_until
 from tests.services.postgres import Postgres

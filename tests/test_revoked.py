@@ -15,11 +15,12 @@ from sqlalchemy import text
 from werkzeug.test import EnvironBuilder, TestResponse
 
 import app as web
-from mailroom.api import guard, session, waiting
+from mailroom.api.auth import guard, sessions
+from mailroom.api.http import prefer_wait
 from mailroom.api.services import Services
 from mailroom.inbox import Dial, Letters
-from mailroom.store.keys import ApiKeys, Scope
-from mailroom.store.sessions import SignOuts
+from mailroom.store.keys.api_keys import ApiKeys, Scope
+from mailroom.store.keys.sign_outs import SignOuts
 from tests.services import wait_until
 from tests.services.application import made
 
@@ -49,7 +50,7 @@ def app(sqlite_url: str, letters: Letters) -> Iterator[Flask]:
 @pytest.fixture(autouse=True)
 def nobody_waits_for_less_than_a_day(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a wait that ends has been ended."""
-    monkeypatch.setattr(waiting, "WAIT_MAX_SECONDS", 86400)
+    monkeypatch.setattr(prefer_wait, "WAIT_MAX_SECONDS", 86400)
     monkeypatch.setattr("mailroom.inbox.api.WAIT_MAX_SECONDS", 86400)
 
 
@@ -121,7 +122,7 @@ def waiting_request(one: Asking, is_waiting: Callable[[], bool]) -> Iterator[Ask
 
 
 def somebody_waits() -> bool:
-    return waiting._places._value < waiting.WAITERS_MAX
+    return prefer_wait._places._value < prefer_wait.WAITERS_MAX
 
 
 # --- keys ---------------------------------------------------------------------------------------------
@@ -272,7 +273,7 @@ def test_a_form_that_came_when_its_browser_had_signed_out_does_nothing(
     cookie = sign_in(client, secret)
     token = token_in(client.get("/compose", headers=HTML))
     with app.test_request_context():
-        found = session.sessions().read(cookie)
+        found = sessions.sessions().read(cookie)
     assert found
     data, content_type = form_of(token=token, to="bob@example.org", contents="Hi")
     ended = SignOuts(services(app).outbox.database)

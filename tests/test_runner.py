@@ -7,21 +7,21 @@ from typing import Any
 
 import pytest
 
-from mailroom.ids import new_id
-from mailroom.jobs import registry, runner, shipped
-from mailroom.jobs.children import Children
+from mailroom.jobs import builtin, registry, runner
+from mailroom.jobs.process_pool import Children
 from mailroom.jobs.registry import File, Interrupted, Progress, job
 from mailroom.jobs.runner import Runner
 from mailroom.jobs.slots import Slots
-from mailroom.store.jobs import FINAL, Jobs, JobState, NewJob
-from mailroom.store.runs import Runs
+from mailroom.model.ids import new_id
+from mailroom.store.jobs.claims import Runs
+from mailroom.store.jobs.jobs import FINAL, Jobs, JobState, NewJob
 from mailroom.store.workers import Worker
 from tests import jobs_for_tests
 from tests.services import is_alive, wait_until
 from tests.services.schema import ready
 
 MODULES = registry.modules(jobs_for_tests.__name__)
-assert shipped.__name__ in MODULES
+assert builtin.__name__ in MODULES
 QUEUES = ["jobs", "coffee"]
 
 

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, text
 
-from mailroom.ids import new_id
-from mailroom.mail.message import Address, Attachment, Message, State
-from mailroom.store.claims import Claims
-from mailroom.store.database import Database
-from mailroom.store.jobs import FINAL, JobEnd, Jobs, JobState, NewJob, NotifyOn
-from mailroom.store.outbox import Acceptance, Outbox
-from mailroom.store.runs import JobClaim, Runs
+from mailroom.model.ids import new_id
+from mailroom.model.message import Address, Attachment, Message, State
+from mailroom.store.db.database import Database
+from mailroom.store.jobs.claims import JobClaim, Runs
+from mailroom.store.jobs.jobs import FINAL, JobEnd, Jobs, JobState, NewJob, NotifyOn
+from mailroom.store.messages.claims import Claims
+from mailroom.store.messages.outbox import Acceptance, Outbox
 from mailroom.store.workers import Worker
 
 LEASE_SECONDS = 600.0  # None runs out by itself, however busy the machine is.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mailroom.mail.schedule import JITTER, Schedule
+from mailroom.model.retry import JITTER, Schedule
 
 
 @pytest.mark.parametrize(("text", "waits"), [

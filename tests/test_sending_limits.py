@@ -2,18 +2,12 @@
 
 import pytest
 
-from mailroom.mail.link import Reply
-from mailroom.mail.message import AccountState, State
-from mailroom.mail.replies import (
-    is_of_bad_address,
-    is_of_session,
-    says_too_many_connections,
-    state_of,
-    trouble_of,
-)
-from mailroom.mail.schedule import Schedule
-from mailroom.route import next_hop
-from mailroom.settings import load
+from mailroom.config.accounts import next_hop
+from mailroom.config.settings import load
+from mailroom.model.message import AccountState, State
+from mailroom.model.retry import Schedule
+from mailroom.smtp.connection import Reply
+from mailroom.smtp.replies import is_of_bad_address, is_of_session, says_too_many_connections, state_of, trouble_of
 
 SCHEDULE = Schedule.parse("30s, 2m")
 DAY, SECONDS = (AccountState.PARKED, 600), (AccountState.PAUSED, 1)

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from mailroom.serving.gateway import environment
-from mailroom.serving.limits import LIMITS, SHORT_BYTES, Limits, raise_files_limit
-from mailroom.store.suppressions import Unsubscribes
+from mailroom.server.gateway import environment
+from mailroom.server.limits import LIMITS, SHORT_BYTES, Limits, raise_files_limit
+from mailroom.store.messages.suppressions import Unsubscribes
 from tests.services import wait_until
 from tests.services.processes import Program, Service, service
 from tests.services.schema import ready
@@ -31,8 +31,8 @@ NEIGHBOUR = "127.0.0.2"
 SERVE = """
 import app
 from functools import partial
-from mailroom.serving.gateway import environment
-from mailroom.serving.limits import Limits
+from mailroom.server.gateway import environment
+from mailroom.server.limits import Limits
 settings = app.load()
 app.serve(settings, loader=partial(app.serving_app, settings), limits=Limits(header_seconds=600, body_seconds={body_seconds}))
 """

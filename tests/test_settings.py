@@ -6,8 +6,8 @@ import pytest
 
 import app as web
 import mailasync
-from mailroom.route import next_hop, sender
-from mailroom.settings import (
+from mailroom.config.accounts import next_hop, sender
+from mailroom.config.settings import (
     Settings,
     SettingsError,
     database_url,

@@ -14,8 +14,8 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from mailroom.mail.errors import StoreUnavailable
-from mailroom.store.database import Database
+from mailroom.model.errors import StoreUnavailable
+from mailroom.store.db.database import Database
 from mailroom.store.templates import Templates
 from tests.services import free_port
 from tests.services.processes import service

@@ -11,9 +11,9 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from mailroom import supervisor
+from mailroom.process import supervisor
+from mailroom.process.supervisor import SupervisedThread
 from mailroom.store.workers import Worker
-from mailroom.supervisor import SupervisedThread
 from tests.services import free_port, wait_until
 from tests.services.processes import Service, service
 

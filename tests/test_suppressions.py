@@ -11,16 +11,17 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import event, text
 
-from mailroom.mail.message import Address, Budget, Message, State, Terms
-from mailroom.mail.steps import run
-from mailroom.settings import SettingsError, load
-from mailroom.store.actions import Actions
-from mailroom.store.claims import Claims
-from mailroom.store.database import Database
-from mailroom.store.jobs import Jobs, NewJob
-from mailroom.store.outbox import Acceptance, Outbox
-from mailroom.store.schema import suppressions
-from mailroom.store.suppressions import (
+from mailroom.config.settings import SettingsError, load
+from mailroom.model.message import Address, Budget, Message, State, Terms
+from mailroom.smtp.poller import run
+from mailroom.store.db.database import Database
+from mailroom.store.db.schema import suppressions
+from mailroom.store.events.webhooks import Webhooks
+from mailroom.store.jobs.jobs import Jobs, NewJob
+from mailroom.store.messages.actions import Actions
+from mailroom.store.messages.claims import Claims
+from mailroom.store.messages.outbox import Acceptance, Outbox
+from mailroom.store.messages.suppressions import (
     REASON,
     REPLY,
     Reason,
@@ -31,7 +32,6 @@ from mailroom.store.suppressions import (
     state_at_acceptance,
     suppressed_among,
 )
-from mailroom.store.webhooks import Webhooks
 from tests.services.application import made
 from tests.services.schema import on_sqlite
 from tests.services.smtpd import ScriptedSMTP

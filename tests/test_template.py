@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from mailroom.mail import template
-from mailroom.mail.compose import compose
-from mailroom.mail.errors import FieldError, InvalidMessage
-from mailroom.mail.message import Address, Attachment, Claim, JobFacts, Message
-from mailroom.mail.template import RENDERED_MAX_CHARACTERS, SUBJECT_MAX_CHARACTERS, check, fill
+from mailroom.model.errors import FieldError, InvalidMessage
+from mailroom.model.message import Address, Attachment, Claim, JobFacts, Message
+from mailroom.smtp.mime import compose
+from mailroom.templating import job as template
+from mailroom.templating.job import RENDERED_MAX_CHARACTERS, SUBJECT_MAX_CHARACTERS, check, fill
 from tests.measure import hold_to
 from tests.test_compose import body, lines, read
 

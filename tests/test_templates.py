@@ -13,13 +13,13 @@ from click.testing import Result
 from flask import Flask
 from flask.testing import FlaskClient
 
-from mailroom.mail import letter
-from mailroom.mail.errors import FieldError, InvalidMessage
-from mailroom.mail.intake import SUBJECT_MAX_CHARACTERS
-from mailroom.mail.letter import CSS_MAX_CHARACTERS_TIMES_TAGS, TAGS_MAX, VARIABLES_MAX_CHARACTERS, Letter, check, merge
-from mailroom.mail.sandbox import DEPTH_MAX, PROGRAMS_MAX, SOURCE_MAX_CHARACTERS, TOKENS_MAX, program
-from mailroom.store.database import Database
+from mailroom.model.errors import FieldError, InvalidMessage
+from mailroom.store.db.database import Database
 from mailroom.store.templates import Templates, is_name
+from mailroom.submission.message import SUBJECT_MAX_CHARACTERS
+from mailroom.templating import stored
+from mailroom.templating.sandbox import DEPTH_MAX, PROGRAMS_MAX, SOURCE_MAX_CHARACTERS, TOKENS_MAX, program
+from mailroom.templating.stored import CSS_MAX_CHARACTERS_TIMES_TAGS, TAGS_MAX, VARIABLES_MAX_CHARACTERS, Letter, check, merge
 from tests.measure import hold_to
 
 HELLO = {"subject": "Order {{ order.number }}", "text": "Hello {{ name }}", "html": "<p>Hello {{ name }}</p>"}
@@ -351,7 +351,7 @@ def test_html_of_any_depth_does_not_end_the_process() -> None:
     before = threading.stack_size()
     done = filled("<style>p{color:red}</style>" + "<div>" * (TAGS_MAX - 1), "html")
     assert done.count("<div>") == TAGS_MAX - 1 and threading.stack_size() == before
-    assert filled("<style>p{color:red}</style>" + "<div>" * (letter._SHALLOW_TAGS - 1), "html").count("<div>") == letter._SHALLOW_TAGS - 1
+    assert filled("<style>p{color:red}</style>" + "<div>" * (stored._SHALLOW_TAGS - 1), "html").count("<div>") == stored._SHALLOW_TAGS - 1
 
 
 # --- store ----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from PIL import Image
 from mailroom.jobs import registry
 from mailroom.jobs.registry import File, Progress, job_type
 from mailroom.jobs.thumbnail import WIDTH_MAX, thumbnail
-from mailroom.mail.errors import InvalidMessage
+from mailroom.model.errors import InvalidMessage
 
 RED, GREEN, BLUE = (254, 0, 0), (0, 128, 0), (0, 0, 254)
 

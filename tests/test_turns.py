@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from mailroom.mail import turns as turns_module
-from mailroom.mail.turns import PLENTY, WAITING_PER_CONNECTION, Turns
+from mailroom.delivery import admission as turns_module
+from mailroom.delivery.admission import PLENTY, WAITING_PER_CONNECTION, Turns
 from tests.services import wait_until
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from mailroom.store.outbox import Outbox
+from mailroom.store.messages.outbox import Outbox
 from tests.services.application import made
 from tests.services.lossy_link import CUT, LOST, PASSED, UNANSWERED, LossyLink
 from tests.services.processes import service

@@ -26,19 +26,19 @@ from flask.testing import FlaskClient
 from sqlalchemy import Connection, select, text
 from standardwebhooks import Webhook
 
-from mailroom.address_guard import AddressGuard, Forbidden, is_public
-from mailroom.http_answer import Answer
-from mailroom.mail.message import State
-from mailroom.store.database import Database
-from mailroom.store.deliveries import OWN, Deliveries, Told, have_own, tell
-from mailroom.store.events import record
-from mailroom.store.jobs import JobEnd, JobState, let_go
-from mailroom.store.keys import Scope
-from mailroom.store.retention import Retention
-from mailroom.store.schema import contents, deliveries, events, jobs, messages, now_ms, tags
-from mailroom.store.webhooks import Webhooks
+from mailroom.model.message import State
+from mailroom.store.db.database import Database
+from mailroom.store.db.schema import contents, deliveries, events, jobs, messages, now_ms, tags
+from mailroom.store.events.deliveries import OWN, Deliveries, Told, have_own, tell
+from mailroom.store.events.timeline import record
+from mailroom.store.events.webhooks import Webhooks
+from mailroom.store.jobs.jobs import JobEnd, JobState, let_go
+from mailroom.store.keys.api_keys import Scope
+from mailroom.store.maintenance.retention import Retention
 from mailroom.store.workers import Worker
-from mailroom.webhook import SCHEDULE, Exchange, Notifier, judge, retry_after_seconds
+from mailroom.webhooks.http import Answer
+from mailroom.webhooks.notifier import SCHEDULE, Exchange, Notifier, judge, retry_after_seconds
+from mailroom.webhooks.ssrf import AddressGuard, Forbidden, is_public
 from tests.services import is_alive, wait_until
 from tests.services.logs import broken_log
 from tests.services.processes import Service
@@ -717,11 +717,11 @@ def test_a_name_that_there_is_not_and_a_closed_port_are_told() -> None:
 
 
 WORKER = """import sys, threading, ssl
-from mailroom.address_guard import AddressGuard
-from mailroom.store.database import Database
-from mailroom.store.deliveries import Deliveries
+from mailroom.webhooks.ssrf import AddressGuard
+from mailroom.store.db.database import Database
+from mailroom.store.events.deliveries import Deliveries
 from mailroom.store.workers import Worker
-from mailroom.webhook import Notifier
+from mailroom.webhooks.notifier import Notifier
 database = Database(sys.argv[1])
 Worker(database, sys.argv[2], "killed@host", ["webhooks"]).beat()
 Notifier(Deliveries(database, sys.argv[2], 20), AddressGuard(to_loopback=True)).start()

@@ -12,10 +12,10 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from mailroom.api import guard
-from mailroom.api.wrong_keys import ADDRESSES_MAX, WRONG_MAX, WRONG_SECONDS, WrongKeys, network
+from mailroom.api.auth import guard
+from mailroom.api.auth.wrong_keys import ADDRESSES_MAX, WRONG_MAX, WRONG_SECONDS, WrongKeys, network
 from mailroom.inbox import Letters, create_blueprint
-from mailroom.store.keys import Scope
+from mailroom.store.keys.api_keys import Scope
 from tests.services.application import made
 
 KEY = "s3cret"

@@ -24,13 +24,13 @@ import pytest
 import yagmail
 from yagmail import oauth2 as stock_oauth2
 
-from mailroom.mail.compose import compose
-from mailroom.mail.errors import InvalidMessage, NotTaken, Unanswered
-from mailroom.mail.intake import message_from
-from mailroom.mail.message import Address, Claim
-from mailroom.mail.sessions import Sessions
-from mailroom.mail.steps import run
-from mailroom.mail.transport import NextHop, Receipt, Session
+from mailroom.model.errors import InvalidMessage, NotTaken, Unanswered
+from mailroom.model.message import Address, Claim
+from mailroom.smtp.mime import compose
+from mailroom.smtp.poller import run
+from mailroom.smtp.pool import Sessions
+from mailroom.smtp.session import NextHop, Receipt, Session
+from mailroom.submission.message import message_from
 from tests.measure import hold_to
 from tests.services import wait_until
 from tests.services.certificates import Certificates, make_certificates

@@ -18,8 +18,8 @@ from flask import Blueprint, request
 
 from app import main
 from examples.blocking.jobs import SECONDS_MAX, work
-from mailroom.api.jobs import start_job
-from mailroom.mail.errors import FieldError, InvalidMessage
+from mailroom.api.routes.jobs import start_job
+from mailroom.model.errors import FieldError, InvalidMessage
 
 blueprint = Blueprint("blocking", __name__)
 

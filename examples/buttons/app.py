@@ -19,8 +19,8 @@ from werkzeug.exceptions import NotFound
 
 from app import main
 from examples import as_celery
-from mailroom.api.jobs import find_job, start_job
-from mailroom.mail.errors import FieldError, InvalidMessage
+from mailroom.api.routes.jobs import find_job, start_job
+from mailroom.model.errors import FieldError, InvalidMessage
 
 blueprint = Blueprint("buttons", __name__, template_folder="templates", static_folder="static", static_url_path="/static/buttons")
 

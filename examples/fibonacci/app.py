@@ -20,9 +20,9 @@ from werkzeug.exceptions import NotFound
 from app import main
 from examples import as_celery
 from examples.fibonacci.jobs import N_MAX
-from mailroom.api.bodies import json_body
-from mailroom.api.jobs import find_job, start_job
-from mailroom.mail.errors import FieldError, InvalidMessage
+from mailroom.api.http.request import json_body
+from mailroom.api.routes.jobs import find_job, start_job
+from mailroom.model.errors import FieldError, InvalidMessage
 
 blueprint = Blueprint("fibonacci", __name__)
 

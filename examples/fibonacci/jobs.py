@@ -1,6 +1,6 @@
 """The work: a plain function. It knows nothing of HTTP, Celery or mail, so a test may just call it.
 
-Next: put your own work here. A `progress: Progress` argument tells how far it is (mailroom/jobs/shipped.py), and a client that
+Next: put your own work here. A `progress: Progress` argument tells how far it is (mailroom/jobs/builtin.py), and a client that
 wants a mail at the end starts it by `POST /v1/jobs` with `notify`.
 """
 

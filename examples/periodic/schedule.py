@@ -22,7 +22,7 @@ from celery import Celery
 from celery.schedules import crontab
 from celery.signals import before_task_publish
 
-from mailroom.settings import PAIR_BROKER_URL, PROJECT, load
+from mailroom.config.settings import PAIR_BROKER_URL, PROJECT, load
 
 TIMEZONE = "UTC"
 #: Seconds, to try it out: a report every so often instead of one a day.

@@ -7,9 +7,9 @@ from typing import Any
 from flask import Blueprint, Response, g, request
 from werkzeug.exceptions import HTTPException, InternalServerError, RequestEntityTooLarge
 
-from mailroom.logs import request_id
-from mailroom.mail.errors import CommitUnanswered, InvalidMessage, MalformedJSON, StoreUnavailable
-from mailroom.store.database import written
+from mailroom.config.logs import request_id
+from mailroom.model.errors import CommitUnanswered, InvalidMessage, MalformedJSON, StoreUnavailable
+from mailroom.store.db.database import written
 
 log = logging.getLogger("mailasync.api")
 blueprint = Blueprint("problems", __name__)

@@ -5,21 +5,21 @@ from dataclasses import dataclass
 
 from flask import current_app
 
-from mailroom.order import Orders
-from mailroom.relay import Relay
-from mailroom.route import Account
-from mailroom.settings import Settings
+from mailroom.broker.publisher import Relay
+from mailroom.config.accounts import Account
+from mailroom.config.settings import Settings
 from mailroom.store.accounts import Accounts
-from mailroom.store.actions import Actions
-from mailroom.store.idempotency import Keys
-from mailroom.store.jobs import Jobs, NewJob
-from mailroom.store.keys import ApiKeys
-from mailroom.store.outbox import Outbox
-from mailroom.store.suppressions import Suppressions, Unsubscribes
+from mailroom.store.events.webhooks import Webhooks
+from mailroom.store.jobs.jobs import Jobs, NewJob
+from mailroom.store.keys.api_keys import ApiKeys
+from mailroom.store.maintenance.health import Readiness
+from mailroom.store.messages.actions import Actions
+from mailroom.store.messages.idempotency import Keys
+from mailroom.store.messages.outbox import Outbox
+from mailroom.store.messages.suppressions import Suppressions, Unsubscribes
 from mailroom.store.templates import Templates
-from mailroom.store.vitals import Readiness
-from mailroom.store.webhooks import Webhooks
 from mailroom.store.workers import broker_trouble
+from mailroom.submission.reader import Orders
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,16 +6,16 @@
     app.register_blueprint(create_blueprint(letters, dial))  # pages.py: a person or a test looks
     inbox.stop()
 
-It keeps what it took in memory (letters.py), takes it apart when somebody looks (contents.py), makes
-mails fail that are to (dial.py), and imports nothing else of this project but what keeps its thread running.
+It keeps what it took in memory (storage.py), takes it apart when somebody looks (parser.py), makes
+mails fail that are to (chaos.py), and imports nothing else of this project but what keeps its thread running.
 """
 
-from mailroom.inbox.dial import Dial, Failure
-from mailroom.inbox.letters import WAITERS_MAX as _READERS_MAX
-from mailroom.inbox.letters import Letter, Letters
+from mailroom.inbox.chaos import Dial, Failure
 from mailroom.inbox.pages import STREAMS_MAX as _STREAMS_MAX
 from mailroom.inbox.pages import Around, create_blueprint
 from mailroom.inbox.smtp import Inbox, PortTaken
+from mailroom.inbox.storage import WAITERS_MAX as _READERS_MAX
+from mailroom.inbox.storage import Letter, Letters
 
 #: Requests that wait at the same time, each in a thread of the server.
 WAITERS_MAX = _READERS_MAX + _STREAMS_MAX

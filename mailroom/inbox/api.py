@@ -8,8 +8,8 @@ from typing import Any
 from flask import Response, jsonify, request
 from flask.typing import ResponseReturnValue
 
-from mailroom.inbox.dial import COUNT_MAX, Dial, Failure
-from mailroom.inbox.letters import Letter, Letters, address_asked
+from mailroom.inbox.chaos import COUNT_MAX, Dial, Failure
+from mailroom.inbox.storage import Letter, Letters, address_asked
 
 WAIT_MAX_SECONDS = 60
 

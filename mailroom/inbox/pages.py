@@ -14,9 +14,9 @@ from flask import Blueprint, Response, make_response, redirect, render_template,
 from flask.typing import ResponseReturnValue
 
 from mailroom.inbox.api import Api
-from mailroom.inbox.contents import Body, Image, links_in
-from mailroom.inbox.dial import COUNT_MAX, Dial, Failure
-from mailroom.inbox.letters import Letter, Letters, address_asked
+from mailroom.inbox.chaos import COUNT_MAX, Dial, Failure
+from mailroom.inbox.parser import Body, Image, links_in
+from mailroom.inbox.storage import Letter, Letters, address_asked
 
 REFRESH_SECONDS = 3
 PAGE_LENGTH = 100

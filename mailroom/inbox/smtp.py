@@ -14,9 +14,9 @@ from typing import Self
 
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
-from mailroom.inbox.dial import Dial, Failure
-from mailroom.inbox.letters import Letters
-from mailroom.supervisor import SupervisedThread
+from mailroom.inbox.chaos import Dial, Failure
+from mailroom.inbox.storage import Letters
+from mailroom.process.supervisor import SupervisedThread
 
 #: What Gmail announces as SIZE, so that what fits here fits there.
 MAIL_MAX_BYTES = 35_882_577

@@ -15,8 +15,8 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from mailroom.mail.errors import FieldError, InvalidMessage, MailroomError
-from mailroom.text import unicode_text
+from mailroom.model.errors import FieldError, InvalidMessage, MailroomError
+from mailroom.model.text import unicode_text
 
 DEFAULT_QUEUE = "jobs"
 DEFAULT_TIMEOUT_SECONDS = 3600.0
@@ -204,5 +204,5 @@ def queues() -> list[str]:
 
 def modules(listed: str) -> list[str]:
     """The modules of JOBS, ours first; thumbnail needs Pillow, which is not installed by default."""
-    ours = ["mailroom.jobs.shipped", *(["mailroom.jobs.thumbnail"] if find_spec("PIL") else [])]
+    ours = ["mailroom.jobs.builtin", *(["mailroom.jobs.thumbnail"] if find_spec("PIL") else [])]
     return [*ours, *(name.strip() for name in listed.split(",") if name.strip())]

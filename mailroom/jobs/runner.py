@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mailroom.jobs import registry
-from mailroom.jobs.children import Children, ChildTimeout
+from mailroom.jobs.process_pool import Children, ChildTimeout
 from mailroom.jobs.registry import Interrupted, JobType, Result, job_type, result_of
 from mailroom.jobs.slots import Slots
-from mailroom.mail.errors import MailroomError, StoreUnavailable
-from mailroom.mail.message import Attachment, file_name
-from mailroom.mail.schedule import Schedule
-from mailroom.store.jobs import JobEnd, JobState
-from mailroom.store.runs import JobClaim, Runs
-from mailroom.supervisor import SupervisedThread
+from mailroom.model.errors import MailroomError, StoreUnavailable
+from mailroom.model.message import Attachment, file_name
+from mailroom.model.retry import Schedule
+from mailroom.process.supervisor import SupervisedThread
+from mailroom.store.jobs.claims import JobClaim, Runs
+from mailroom.store.jobs.jobs import JobEnd, JobState
 
 log = logging.getLogger("mailasync.jobs")
 

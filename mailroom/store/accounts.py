@@ -9,10 +9,10 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, func, select, update
 
-from mailroom.mail.message import AccountState, Budget, Free, State, Trouble
-from mailroom.store.database import Database
-from mailroom.store.rows import Prepared
-from mailroom.store.schema import accounts, insertion, messages, now_ms, recipients, usage
+from mailroom.model.message import AccountState, Budget, Free, State, Trouble
+from mailroom.store.db.database import Database
+from mailroom.store.db.schema import accounts, insertion, messages, now_ms, recipients, usage
+from mailroom.store.db.statements import Prepared
 
 BUCKET_MS = 10 * 60_000
 DAY_MS = 24 * 3600_000

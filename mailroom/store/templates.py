@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, delete, select, update
 
-from mailroom.store.database import Database
-from mailroom.store.schema import insertion, now_ms, templates
+from mailroom.store.db.database import Database
+from mailroom.store.db.schema import insertion, now_ms, templates
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}", re.ASCII)
 

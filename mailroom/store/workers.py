@@ -7,8 +7,8 @@ from typing import Any
 
 from sqlalchemy import Column, ColumnElement, Connection, and_, literal, select
 
-from mailroom.store.database import Database
-from mailroom.store.schema import now_ms, workers
+from mailroom.store.db.database import Database
+from mailroom.store.db.schema import now_ms, workers
 
 #: Rows of workers gone longer than this are deleted; nothing refers to them any more.
 FORGET_AFTER_MS = 24 * 3600 * 1000

@@ -9,18 +9,18 @@ from typing import Any
 from flask import Response, current_app, request
 from werkzeug.exceptions import HTTPException
 
-from mailroom.api.guard import needs_key
-from mailroom.api.idempotency import form_key, once
-from mailroom.api.messages import accept_mail
+from mailroom.api.auth.guard import needs_key
+from mailroom.api.http.idempotency import form_key, once
+from mailroom.api.http.serialize import find, shown
+from mailroom.api.routes.messages import accept_mail
 from mailroom.api.services import services
-from mailroom.api.shown import find, shown
 from mailroom.jobs import registry
-from mailroom.mail.errors import FieldError, InvalidMessage, MailroomError, MalformedJSON
-from mailroom.mail.message import Message
-from mailroom.mail.reading import parse_json
-from mailroom.store.idempotency import Answer, Key
-from mailroom.store.outbox import is_id
-from mailroom.web.code import body_of, code_of
+from mailroom.model.errors import FieldError, InvalidMessage, MailroomError, MalformedJSON
+from mailroom.model.message import Message
+from mailroom.store.messages.idempotency import Answer, Key
+from mailroom.store.messages.outbox import is_id
+from mailroom.submission.fields import parse_json
+from mailroom.web.code_samples import body_of, code_of
 from mailroom.web.layout import base_url, decimal, may, page, pages, see, stays_here
 
 blueprint = pages("compose")

@@ -6,15 +6,15 @@ from typing import Any
 
 from flask import Response, request
 
-from mailroom.api import accounts
+from mailroom.api.http.serialize import summary, timestamp
+from mailroom.api.http.why import faults
+from mailroom.api.routes import accounts
 from mailroom.api.services import services
-from mailroom.api.shown import summary, timestamp
-from mailroom.api.why import faults
-from mailroom.mail.message import AccountState, State
-from mailroom.store.deliveries import ENABLED
-from mailroom.store.listing import Search, listed, number
-from mailroom.store.samples import WAITING, Samples
-from mailroom.store.tallies import LATENCY_SECONDS, SENT_WITHIN, Depths, Tallies
+from mailroom.model.message import AccountState, State
+from mailroom.store.events.counters import LATENCY_SECONDS, SENT_WITHIN, Depths, Tallies
+from mailroom.store.events.deliveries import ENABLED
+from mailroom.store.events.queue_history import WAITING, Samples
+from mailroom.store.messages.search import Search, listed, number
 from mailroom.store.workers import alive
 from mailroom.web.charts import Line, Times, chart
 from mailroom.web.layout import done, page, pages

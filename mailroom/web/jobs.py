@@ -5,12 +5,12 @@ import json
 from flask import Response, request
 from werkzeug.exceptions import NotFound
 
-from mailroom.api import jobs
-from mailroom.api.idempotency import form_key
-from mailroom.api.paging import next_place
+from mailroom.api.http.idempotency import form_key
+from mailroom.api.http.pagination import next_place
+from mailroom.api.routes import jobs
 from mailroom.jobs import registry
-from mailroom.mail.errors import InvalidMessage
-from mailroom.store.jobs import FINAL, JobState
+from mailroom.model.errors import InvalidMessage
+from mailroom.store.jobs.jobs import FINAL, JobState
 from mailroom.web.layout import at, done, page, pages
 
 blueprint = pages("jobs")

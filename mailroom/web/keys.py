@@ -6,11 +6,11 @@ from typing import Any
 from flask import Response, request
 from werkzeug.exceptions import NotFound
 
-from mailroom.api import keys
-from mailroom.api.guard import needs_key
+from mailroom.api.auth import keys
+from mailroom.api.auth.guard import needs_key
 from mailroom.api.services import services
-from mailroom.mail.errors import InvalidMessage
-from mailroom.store.keys import Scope, UnknownKey, hashed
+from mailroom.model.errors import InvalidMessage
+from mailroom.store.keys.api_keys import Scope, UnknownKey, hashed
 from mailroom.web.layout import done, page, pages
 from mailroom.web.sign_in import enter
 

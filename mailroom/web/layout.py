@@ -10,15 +10,15 @@ from urllib.parse import quote
 from flask import Blueprint, Response, current_app, g, make_response, redirect, render_template, request
 from markupsafe import Markup
 
-from mailroom.api import session
-from mailroom.api.guard import check_after_body, current_key
+from mailroom.api.auth import sessions
+from mailroom.api.auth.guard import check_after_body, current_key
+from mailroom.api.auth.scopes import needed
 from mailroom.api.problems import PROBLEM_TYPE
-from mailroom.api.scopes import needed
 from mailroom.api.services import services
-from mailroom.mail.errors import StoreUnavailable
-from mailroom.store.following import pulse
-from mailroom.store.keys import Scope
-from mailroom.text import unicode_text
+from mailroom.model.errors import StoreUnavailable
+from mailroom.model.text import unicode_text
+from mailroom.store.events.changes import pulse
+from mailroom.store.keys.api_keys import Scope
 
 #: The files of all pages; anybody may have them, as they are in every copy of this project.
 assets = Blueprint("web", __name__, template_folder="templates", static_folder="static", static_url_path="/static/web")
@@ -46,7 +46,7 @@ def pages(name: str) -> Blueprint:
     blueprint = Blueprint(f"{name}_page", __name__)
     blueprint.before_request(_note_pulse)
     blueprint.before_request(_take_large_forms)
-    blueprint.before_request(session.refuse_form)
+    blueprint.before_request(sessions.refuse_form)
     blueprint.before_request(check_after_body)
     blueprint.after_request(finish)
     return blueprint
@@ -55,7 +55,7 @@ def pages(name: str) -> Blueprint:
 def page(template: str, *, status: int = 200, live: bool = False, once: str = "", **values: Any) -> Response:
     """A page. `live`: it looks again by itself when something has happened. `once`: the name of a form that is shown again."""
     html = render_template(
-        f"web/{template}", places=places(), key=current_key(), is_signed_in=bool(session.current()), token=session.form_token(), may=may,
+        f"web/{template}", places=places(), key=current_key(), is_signed_in=bool(sessions.current()), token=sessions.form_token(), may=may,
         has_inbox="inbox" in current_app.blueprints and may("GET", "/inbox/"), once=once or secrets.token_urlsafe(12),
         notice=NOTICES.get(request.args.get("done", ""), ""),
         pulse=g.get("pulse", "") if live else "", here=_here(), **values)
@@ -104,7 +104,7 @@ def finish(answer: Response) -> Response:
 
 def base_url() -> str:
     """This service's own address, as it stands in what a reader may copy."""
-    scheme = "https" if session.is_https() else "http"
+    scheme = "https" if sessions.is_https() else "http"
     return f"{scheme}://{request.host}".replace("//localhost:", "//127.0.0.1:")
 
 

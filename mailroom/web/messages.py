@@ -10,18 +10,18 @@ from urllib.parse import urlsplit
 from flask import Response, make_response, request
 from werkzeug.exceptions import Conflict, NotFound
 
-from mailroom.api import actions, messages
-from mailroom.api.guard import needs_key
-from mailroom.api.idempotency import form_key
-from mailroom.api.paging import written
+from mailroom.api.auth.guard import needs_key
+from mailroom.api.http.idempotency import form_key
+from mailroom.api.http.pagination import written
+from mailroom.api.http.serialize import find, shown, summary
+from mailroom.api.routes import actions, messages
 from mailroom.api.services import services
-from mailroom.api.shown import find, shown, summary
-from mailroom.mail.compose import both_forms
-from mailroom.mail.errors import InvalidMessage
-from mailroom.mail.message import Message, State
-from mailroom.store.actions import CANCEL, HOLD, RELEASE, RESCHEDULE, RESENDABLE, RETRY_ENDED, RETRY_NOW
-from mailroom.store.outbox import is_id
-from mailroom.web.code import body_of, code_of, is_short
+from mailroom.model.errors import InvalidMessage
+from mailroom.model.message import Message, State
+from mailroom.smtp.mime import both_forms
+from mailroom.store.messages.actions import CANCEL, HOLD, RELEASE, RESCHEDULE, RESENDABLE, RETRY_ENDED, RETRY_NOW
+from mailroom.store.messages.outbox import is_id
+from mailroom.web.code_samples import body_of, code_of, is_short
 from mailroom.web.layout import at, base_url, decimal, done, page, pages, see
 
 blueprint = pages("messages")

@@ -4,9 +4,9 @@ import hmac
 
 from flask import Blueprint, Response, g, request
 
-from mailroom.api import guard, session
-from mailroom.api.wrong_keys import note_wrong_key
-from mailroom.store.keys import ApiKey, hashed
+from mailroom.api.auth import guard, sessions
+from mailroom.api.auth.wrong_keys import note_wrong_key
+from mailroom.store.keys.api_keys import ApiKey, hashed
 from mailroom.web.layout import SIGN_IN, done, finish, here, home, page, pages, see
 
 #: Of the form, which anybody may send.
@@ -22,7 +22,7 @@ sign_out_blueprint = pages("sign_out")
 def ask() -> Response:
     """Ask for the key, unless none is needed, or this browser has signed in."""
     if not guard.needs_key() or guard.enter_by_session():
-        return see(here(request.args.get("next", "")) or (home() if session.current() else "/dashboard"))
+        return see(here(request.args.get("next", "")) or (home() if sessions.current() else "/dashboard"))
     return _asking()
 
 
@@ -32,9 +32,9 @@ def sign_in() -> Response:
     request.max_content_length = FORM_MAX_BYTES
     if guard.enter_by_session():  # In another window, since this form was shown.
         return see(here(request.form.get("next", "")) or home())
-    began = session.sessions().read(request.cookies.get(session.COOKIE, ""))
-    token = session.sessions().token("", began.nonce) if began else ""
-    if not hmac.compare_digest(request.form.get(session.FIELD, "").encode(), token.encode()) or not token:
+    began = sessions.sessions().read(request.cookies.get(sessions.COOKIE, ""))
+    token = sessions.sessions().token("", began.nonce) if began else ""
+    if not hmac.compare_digest(request.form.get(sessions.FIELD, "").encode(), token.encode()) or not token:
         return _asking(403, "This form was not valid any more, or the browser keeps no cookies for this site. Try once more.")
     given = request.form.get("key", "").strip()
     key = guard.known(given) if given else None
@@ -47,16 +47,16 @@ def sign_in() -> Response:
 @sign_out_blueprint.post("/sign-out")
 def sign_out() -> Response:
     """End the session, for whoever has its cookie."""
-    if found := session.sessions().read(request.cookies.get(session.COOKIE, "")):
-        session.sessions().end(found)
+    if found := sessions.sessions().read(request.cookies.get(sessions.COOKIE, "")):
+        sessions.sessions().end(found)
     answer = done(SIGN_IN if guard.needs_key() else "/dashboard", "signed-out")
-    answer.delete_cookie(session.COOKIE)
+    answer.delete_cookie(sessions.COOKIE)
     return answer
 
 
 def enter(answer: Response, key: ApiKey, key_hash: str) -> Response:
     """Have the browser be signed in with this key."""
-    return session.sessions().give(answer, session.sessions().begin(key.id, key_hash))
+    return sessions.sessions().give(answer, sessions.sessions().begin(key.id, key_hash))
 
 
 def _refuse(given: str) -> Response:
@@ -73,8 +73,8 @@ def _refuse(given: str) -> Response:
 
 def _asking(status: int = 200, wrong: str = "") -> Response:
     """The form, with a session that has no key yet and a token of it; a form in another window stays valid."""
-    found = session.sessions().read(request.cookies.get(session.COOKIE, ""))
-    began = found if found and not found.key_id else session.sessions().begin()
+    found = sessions.sessions().read(request.cookies.get(sessions.COOKIE, ""))
+    began = found if found and not found.key_id else sessions.sessions().begin()
     next = here(request.values.get("next", ""))
-    answer = page("sign_in.html", status=status, wrong=wrong, next=next, own_token=session.sessions().token("", began.nonce))
-    return session.sessions().give(answer, began)
+    answer = page("sign_in.html", status=status, wrong=wrong, next=next, own_token=sessions.sessions().token("", began.nonce))
+    return sessions.sessions().give(answer, began)

@@ -2,9 +2,9 @@
 
 from flask import Response, request
 
-from mailroom.api import suppressions
-from mailroom.mail.errors import InvalidMessage
-from mailroom.store.suppressions import Reason
+from mailroom.api.routes import suppressions
+from mailroom.model.errors import InvalidMessage
+from mailroom.store.messages.suppressions import Reason
 from mailroom.web.layout import done, page, pages
 
 blueprint = pages("suppressions")

@@ -4,12 +4,12 @@ from typing import Any
 
 from flask import Response, request
 
-from mailroom.api import templates
+from mailroom.api.http.serialize import timestamp
+from mailroom.api.routes import templates
 from mailroom.api.services import services
-from mailroom.api.shown import timestamp
-from mailroom.mail.errors import FieldError, InvalidMessage, MalformedJSON
-from mailroom.mail.reading import parse_json
+from mailroom.model.errors import FieldError, InvalidMessage, MalformedJSON
 from mailroom.store.templates import is_name
+from mailroom.submission.fields import parse_json
 from mailroom.web.layout import done, page, pages, see
 
 blueprint = pages("templates")

@@ -2,10 +2,10 @@
 
 from flask import Response, request
 
-from mailroom.api import webhooks
+from mailroom.api.routes import webhooks
 from mailroom.api.services import services
-from mailroom.mail.errors import InvalidMessage
-from mailroom.store.deliveries import OWN, TYPES
+from mailroom.model.errors import InvalidMessage
+from mailroom.store.events.deliveries import OWN, TYPES
 from mailroom.web.layout import done, may, page, pages
 
 blueprint = pages("webhooks")

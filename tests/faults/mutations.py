@@ -32,7 +32,7 @@ class Moved(Exception):
     """The text to be replaced is not in the code any more, or more than once: the mutation has to follow it."""
 
 
-DELIVERY, CLAIMS = "mailroom/mail/delivery.py", "mailroom/store/claims.py"
+DELIVERY, CLAIMS = "mailroom/delivery/delivery.py", "mailroom/store/messages/claims.py"
 MUTATIONS = (
     Mutation("no fence", (
         (DELIVERY, "lambda: not self._stopping.is_set() and self.outbox.fence(claim)", "lambda: True"),
@@ -46,7 +46,7 @@ MUTATIONS = (
     Mutation("number used again", ((CLAIMS, "published_at=None, settled=messages.c.attempt,",
                                     "published_at=None, attempt=messages.c.attempt - 1,"),),
              scenarios.release_done_again, "postgresql"),
-    Mutation("no sweeper", (("mailroom/sweeper.py", "                step()\n", "                pass\n"),),
+    Mutation("no sweeper", (("mailroom/worker/sweeper.py", "                step()\n", "                pass\n"),),
              scenarios.worker_killed_after_rcpt, "sqlite"),
     Mutation("no heartbeat check", (
         (CLAIMS, ', exists().where(workers.c.id == _WORKER, is_seen_within(asked("lease_ms", BigInteger))))', ")"),),

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from sqlalchemy import text
 
-from mailroom.store.claims import Claims
-from mailroom.store.database import Database
+from mailroom.store.db.database import Database
+from mailroom.store.messages.claims import Claims
 from mailroom.store.workers import Worker
 from tests.faults import backlog
 from tests.faults.rig import Rig, end_on_sigterm, private_servers, running

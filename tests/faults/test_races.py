@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from mailroom.ids import new_id
-from mailroom.mail.message import Address, Message
-from mailroom.store import postgresql
-from mailroom.store.claims import Claims
-from mailroom.store.database import Database
-from mailroom.store.outbox import Acceptance, Outbox
+from mailroom.model.ids import new_id
+from mailroom.model.message import Address, Message
+from mailroom.store.db import postgresql
+from mailroom.store.db.database import Database
+from mailroom.store.messages.claims import Claims
+from mailroom.store.messages.outbox import Acceptance, Outbox
 from mailroom.store.workers import Worker
 from tests.faults import backlog
 

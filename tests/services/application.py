@@ -9,7 +9,7 @@ from werkzeug.routing import Rule
 
 import app as web
 import mailasync
-from mailroom.settings import load
+from mailroom.config.settings import load
 from tests.services.schema import ready
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import event, text
 
-from mailroom.store.database import Database
+from mailroom.store.db.database import Database
 from tests.services.schema import ready
 
 #: julianday of 1970-01-01, and of a second.

@@ -11,8 +11,8 @@ import psycopg
 import pytest
 from sqlalchemy import URL, make_url
 
-from mailroom.store.database import Database
-from mailroom.store.migrate import upgrade
+from mailroom.store.db.database import Database
+from mailroom.store.db.migrate import upgrade
 from tests.services.postgres import create_database
 
 #: For a test that runs on one kind of database only: what makes the difference is tested on both, below it.

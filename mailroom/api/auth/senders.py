@@ -1,0 +1,22 @@
+"""Holds a mail against what the API key of the request may send."""
+
+from dataclasses import replace
+
+from mailroom.api.auth import guard
+from mailroom.api.services import services
+from mailroom.model.message import Address
+from mailroom.store.messages.outbox import Acceptance
+
+
+def permitted(acceptance: Acceptance, *, at: str = "#") -> Acceptance:
+    """The same with the key of this request; answers 403 where that may not send from its address. `at` is where it stands."""
+    key = guard.current_key()
+    if key.senders:
+        guard.check_sender((acceptance.message.sender or account_sender(acceptance.sender)).address, pointer=f"{at}/from")
+    return replace(acceptance, key_id=key.id) if key.id else acceptance
+
+
+def account_sender(account: str | None) -> Address:
+    """Who the mails of this account are from, where they do not say; of the first one, where there is no account of this name."""
+    known = services().known_accounts
+    return next((one.sender for one in known if one.name == account), known[0].sender)

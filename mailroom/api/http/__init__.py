@@ -1,0 +1,1 @@
+"""HTTP as every route speaks it: bodies, lists in pages, idempotency keys, answers."""

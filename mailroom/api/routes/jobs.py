@@ -1,0 +1,259 @@
+"""Jobs over HTTP: start one, see how far it is, take it back, run it once more; and what types there are.
+
+`start_job` and `find_job` are for Flask views of one's own that run in this application.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from io import BytesIO
+from typing import Any
+from urllib.parse import quote
+
+from flask import Blueprint, Response, jsonify, request, send_file
+from werkzeug.exceptions import Conflict, NotFound
+
+from mailroom.api.auth import guard
+from mailroom.api.auth.senders import permitted
+from mailroom.api.http.idempotency import REPLAYED, once
+from mailroom.api.http.pagination import asked_page, one_of, page, place, word
+from mailroom.api.http.prefer_wait import preferred_seconds, wait_for
+from mailroom.api.http.request import job_body
+from mailroom.api.http.serialize import answered, timestamp
+from mailroom.api.http.why import why_job
+from mailroom.api.problems import may_make
+from mailroom.api.services import services
+from mailroom.jobs import registry
+from mailroom.model.errors import StoreUnavailable
+from mailroom.model.ids import new_id
+from mailroom.model.message import Terms, file_name
+from mailroom.store.jobs.jobs import FINAL, JobStanding, JobState
+from mailroom.store.messages.idempotency import Answer, Kept, Key
+from mailroom.store.messages.outbox import is_id
+from mailroom.submission.reader import Order
+
+blueprint = Blueprint("jobs", __name__)
+
+#: A longer string in the arguments, such as an image, is told by its length.
+SHOWN_MAX_CHARACTERS = 200
+
+
+def start_job(asked: object) -> str:
+    """Accept a job, as `POST /v1/jobs` does, and return its id; it is on disk then.
+
+    Raises:
+      InvalidMessage: it is no job. The application answers 422.
+      StoreUnavailable: it was not accepted; CommitUnanswered, which is one, that it may have been. The application answers 503.
+    """
+    return _accept(services().orders.job(asked))
+
+
+def find_job(id: str) -> dict[str, Any] | None:
+    """Where a job is, as `GET /v1/jobs/<id>` shows it; None if there is no such job."""
+    standing = _standing(id)
+    return None if standing is None else shown(standing)
+
+
+@blueprint.post("/v1/jobs")
+def post_job() -> Response:
+    """Accept a job; answers 202 at once, or when it has ended if the client prefers to wait."""
+    accepted, replayed = once(lambda key: _kept_answer(_accept(services().orders.job(job_body()), key)))
+    id = accepted.location.removeprefix("/v1/jobs/")
+    # For a replayed one, too: it has gone on since, and the client may want to wait for its end.
+    answer = _waited_for(id)
+    # 200 for those only who waited for it: another client shall not see 200 or 202 by chance.
+    answer.status_code = 200 if "Preference-Applied" in answer.headers and answer.json["status"] in FINAL else 202  # type: ignore[index]
+    answer.headers["Location"] = accepted.location
+    answer.headers.update(REPLAYED if replayed else {})
+    return answer
+
+
+@blueprint.get("/v1/jobs")
+def list_jobs() -> Response:
+    """The newest jobs, a page at a time."""
+    return page(*find_jobs(request.args), summary)
+
+
+def find_jobs(asked: Mapping[str, str]) -> tuple[list[Any], int]:
+    """The rows that a query asks for, and one more where there are others; and how many it asked for. Raises InvalidMessage."""
+    limit, after = asked_page(place, asked, also=one_of("status", JobState, asked))
+    status, name, queue = (word(field, asked) for field in ("status", "name", "queue"))
+    return services().jobs.page(limit=limit + 1, before=after, state=status, name=name, queue=queue), limit
+
+
+@blueprint.get("/v1/jobs/<id>")
+def get_job(id: str) -> Response:
+    """Where a job is; `Prefer: wait=N` answers when it has ended, after N seconds at most."""
+    if waited := _wait(id, guard.standing()):
+        guard.check_anew()
+    return _told(find_job(id), id, waited)
+
+
+@blueprint.get("/v1/jobs/<id>/file")
+def get_file(id: str) -> Response:
+    """What the job made."""
+    file = services().jobs.file(id) if is_id(id) else None
+    if file is None:
+        raise NotFound(f"expected the id of a job that made a file, got {id[:80]!r}")
+    # As a download and never as a page: what a job made may be anything.
+    answer = send_file(BytesIO(file.content), "application/octet-stream", as_attachment=True, download_name=file_name(file.name))
+    answer.headers["X-Content-Type-Options"] = "nosniff"
+    return answer
+
+
+@blueprint.post("/v1/jobs/<id>/cancel")
+def cancel_job(id: str) -> Response:
+    """Take a job back, with the mail that waits for it; 409 if it has ended."""
+    may_make(location=f"/v1/jobs/{quote(id, safe='')}")
+    found = services().jobs.cancel(id) if is_id(id) else None
+    if found is None:
+        raise _unknown(id)
+    if found in FINAL:
+        raise Conflict(f"expected a job that has not ended, got one that is {found}")
+    return jsonify(find_job(id))
+
+
+@blueprint.post("/v1/jobs/<id>/retry")
+def retry_job(id: str) -> Response:
+    """Run a job that has ended once more, as a new one with a mail of its own; 409 if it has not."""
+    return retry(id)
+
+
+def retry(id: str, form: Key | None = None) -> Response:
+    """The same, once for each form of a page."""
+    accepted, replayed = once(lambda key: _kept_answer(_accept(_again(id), key)), form)
+    return answered(replace(accepted, body=find_job(accepted.location.removeprefix("/v1/jobs/"))), replayed)
+
+
+def _again(id: str) -> Order:
+    """The same job once more, and its mail on the terms that it had; but no moment, as that may be past."""
+    standing = _standing(id)
+    if standing is None:
+        raise _unknown(id)
+    if standing.row["state"] not in FINAL:
+        raise Conflict(f"expected a job that has ended, got one that is {standing.row['state']}")
+    if not registry.is_known(name := standing.row["name"]):  # Nobody would ever run it; it may never have been a job.
+        raise Conflict(f"expected a job of a type that is known here, got one of {name!r}")
+    again = services().jobs.again(id, new_id())
+    mail, row = services().outbox.message_of(id), _mail_row(standing)
+    if mail is None or row is None:
+        return Order(again, None)
+    terms = Terms(max_attempts=row["max_attempts"])
+    return Order(again, replace(services().orders.again(mail, again), terms=terms, webhook=row["webhook"], queue=row["queue"]))
+
+
+def _mail_row(standing: JobStanding) -> dict[str, Any] | None:
+    message = services().outbox.standing(standing.message["id"]) if standing.message else None
+    return message.row if message else None
+
+
+@blueprint.get("/v1/job-types")
+def list_job_types() -> Response:
+    """What can be run here, with the arguments as JSON Schema."""
+    return jsonify({"data": [
+        {"name": kind.name, "description": kind.description, "queue": kind.queue, "isolated": kind.isolated,
+         "timeout_seconds": kind.timeout_seconds, "max_attempts": kind.max_attempts, "arguments": kind.schema()}
+        for kind in registry.job_types()]})
+
+
+def shown(standing: JobStanding) -> dict[str, Any]:
+    """A job as the API shows it."""
+    row = standing.row
+    return summary(row) | {
+        "why": why_job(standing, services().relay()),
+        "args": _shortened(json.loads(row["args"])),
+        "result": None if row["result"] is None else json.loads(row["result"]),
+        "file": standing.file and {**standing.file, "url": f"/v1/jobs/{row['id']}/file"},
+        "message": standing.message and {"id": standing.message["id"], "status": standing.message["state"]},
+        "timeline": _timeline(standing),
+    }
+
+
+def summary(row: Any) -> dict[str, Any]:
+    """A job in a list."""
+    return {
+        "id": row["id"], "name": row["name"], "status": row["state"], "progress": row["progress"] / 1000, "step": row["step"],
+        "error": row["error"], "queue": row["queue"], "attempts": row["attempt"] - row["excused"], "max_attempts": row["max_attempts"],
+        "timeout_seconds": row["timeout_ms"] / 1000, "notify_on": row["notify_on"], "retry_of": row["retry_of"],
+        "created_at": timestamp(row["created_at"]), "started_at": timestamp(row["started_at"]),
+        "finished_at": timestamp(row["finished_at"]), "next_attempt_at": timestamp(row["next_attempt_at"])}
+
+
+def _timeline(standing: JobStanding) -> list[dict[str, Any]]:
+    row = standing.row
+    steps = [(row["created_at"], "accepted", None, None), (row["started_at"], "job started", row["attempt"], None),
+             *((event["at"], event["event"], event["attempt"], event["detail"]) for event in standing.events)]
+    steps.sort(key=lambda step: step[0] or 0)
+    return [{"at": timestamp(at), "event": event} | ({"attempt": attempt} if attempt else {}) | ({"detail": detail} if detail else {})
+            for at, event, attempt, detail in steps if at is not None]
+
+
+def _shortened(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _shortened(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_shortened(inner) for inner in value]
+    return f"{value[:60]}… ({len(value)} characters)" if isinstance(value, str) and len(value) > SHOWN_MAX_CHARACTERS else value
+
+
+def _accept(order: Order, key: Key | None = None) -> str:
+    answer = _kept_answer(order.job.id)
+    kept = Kept(key=key, answer=answer) if key else None
+    may_make(order.job.id, location=answer.location)
+    if order.acceptance:
+        services().outbox.accept(permitted(order.acceptance), kept, guard.charge())
+    elif kept:
+        services().keys.accept_job(order.job, kept)
+    else:
+        services().jobs.accept(order.job)
+    services().run(order.job)
+    return order.job.id
+
+
+def _kept_answer(id: str) -> Answer:
+    return Answer(status=202, location=f"/v1/jobs/{id}")
+
+
+def _waited_for(id: str) -> Response:
+    """Tell how a job that was accepted stands, after waiting for its end if the client prefers that.
+
+    One that is no longer served by then, or a database that has gone away, leaves it at what was accepted.
+    """
+    found, is_served = find_job(id), guard.standing()
+    with suppress(StoreUnavailable):
+        if (waited := _wait(id, is_served)) and is_served():
+            return _told(find_job(id), id, waited)
+    return _told(found, id, 0)
+
+
+def _wait(id: str, is_served: Callable[[], bool]) -> int:
+    """Wait as the client prefers, until the job has ended or who asks is no longer served.
+
+    Return for how many seconds at most; 0: not at all.
+    """
+    seconds = preferred_seconds()
+    if not seconds or _state(id) is None:
+        return 0
+    return seconds if wait_for(lambda: _state(id) in FINAL or not is_served(), seconds) else 0
+
+
+def _told(found: dict[str, Any] | None, id: str, waited: int) -> Response:
+    if found is None:
+        raise _unknown(id)
+    answer = jsonify(found)
+    if waited:
+        answer.headers["Preference-Applied"] = f"wait={waited}"
+    return answer
+
+
+def _standing(id: str) -> JobStanding | None:
+    return services().jobs.standing(id) if is_id(id) else None
+
+
+def _state(id: str) -> JobState | None:
+    return services().jobs.state(id) if is_id(id) else None
+
+
+def _unknown(id: str) -> NotFound:
+    return NotFound(f"expected the id of a job, got {id[:80]!r}")

@@ -1,0 +1,217 @@
+"""Messages over HTTP: accept one or many, list them, tell where each is and what it looks like."""
+
+from collections.abc import Callable, Mapping
+
+from flask import Blueprint, Response, jsonify, request
+from pydantic_core import PydanticCustomError
+from werkzeug.exceptions import Conflict
+
+from mailroom.api.auth import guard
+from mailroom.api.auth.senders import account_sender, permitted
+from mailroom.api.http.idempotency import once
+from mailroom.api.http.pagination import asked_page, one_of, page_of, place, word, written
+from mailroom.api.http.prefer_wait import preferred_seconds, wait_for
+from mailroom.api.http.request import json_body, mail_body
+from mailroom.api.http.serialize import answered, find, shown, summary, timeline
+from mailroom.api.problems import may_make
+from mailroom.api.services import services
+from mailroom.model.errors import FieldError, InvalidMessage, StoreUnavailable
+from mailroom.model.message import FINAL, Claim, State
+from mailroom.smtp.mime import both_forms, compose
+from mailroom.store.messages.idempotency import Answer, Kept, Key
+from mailroom.store.messages.outbox import Acceptance, Batch, is_id
+from mailroom.store.messages.search import Page, Search, listed
+from mailroom.submission.addresses import parse_address
+from mailroom.submission.times import parse_time
+
+blueprint = Blueprint("messages", __name__)
+
+
+@blueprint.post("/")
+def post_tutorial() -> Response:
+    """Accept a mail that goes after the simulated heavy work; answers 200 as soon as it is on disk."""
+    return _accept(services().settings.SIMULATED_WORK_SECONDS, status=200)
+
+
+@blueprint.post("/v1/messages")
+def post_message() -> Response:
+    """Accept a mail that goes at once; answers 202."""
+    return _accept(0, status=202)
+
+
+@blueprint.post("/v1/messages/batch")
+def post_batch() -> Response:
+    """Accept up to 1,000 mails in one commit, or none of them; answers 202."""
+    def accept(key: Key | None) -> Answer:
+        body = json_body()
+        at = "#" if isinstance(body, list) else "#/messages"
+        accepted = [permitted(acceptance, at=f"{at}/{index}") for index, acceptance in enumerate(services().orders.batch(body))]
+        told = {"data": [{"id": acceptance.id, "status": acceptance.state} for acceptance in accepted]}
+        answer = Answer(status=202, location="", body=told)
+        may_make(*(acceptance.id for acceptance in accepted))
+        services().outbox.accept_all(Batch(accepted, Kept(key=key, answer=answer) if key else None, guard.charge(len(accepted))))
+        _hand_over(accepted)
+        return answer
+    return answered(*once(accept))
+
+
+@blueprint.get("/v1/messages")
+def list_messages() -> Response:
+    """The newest messages, a page at a time; one may be short, and even empty, though others come after it."""
+    found = find_messages(request.args)
+    return page_of(found.rows, written(*found.next) if found.next else None, summary)
+
+
+def find_messages(asked: Mapping[str, str]) -> Page:
+    """What a query asks for. Raises InvalidMessage."""
+    limit, after = asked_page(place, asked, also=one_of("status", State, asked))
+    status, to, tag, words = (word(name, asked) for name in ("status", "to", "tag", "q"))
+    return listed(services().outbox.database, Search(
+        status=status, to=_address(to), tag=tag, words=words, since=_time("since", asked), until=_time("until", asked), after=after,
+        limit=limit))
+
+
+@blueprint.get("/v1/messages/<id>")
+def get_message(id: str) -> Response:
+    """Where a message is, why it is there, and how it came there; `Prefer: wait=N` answers when it has ended, after N seconds at most."""
+    return _told_after_waiting(id)
+
+
+@blueprint.get("/v1/messages/<id>/events")
+def get_events(id: str) -> Response:
+    """What happened to it, in order."""
+    return jsonify({"data": timeline(find(id))})
+
+
+@blueprint.get("/v1/messages/<id>/raw")
+def get_raw(id: str) -> Response:
+    """The mail as it goes over the wire."""
+    row = find(id).row
+    message = services().outbox.content(id)
+    if message is None or not message.everyone:
+        raise Conflict("expected a message with content, got one that could not be accepted, or whose content is no longer kept")
+    if message.template:
+        raise Conflict("expected a message that tells of no job, got one that is written when its job has ended")
+    claim = Claim(id=id, attempt=1, message_id=row["message_id"], created_at_ms=row["created_at"],
+                  first_attempt_at_ms=row["first_attempt_at"], message=message, pending=())
+    # As a download and never as a page: what a client sent may be anything.
+    return Response(compose(claim, sender=account_sender(row["account"] or row["sender"])), content_type="message/rfc822", headers={
+        "Content-Disposition": f'attachment; filename="{row["message_id"].partition("@")[0]}.eml"', "X-Content-Type-Options": "nosniff"})
+
+
+def accept_mail(asked: object, *, work_seconds: float = 0, status: int = 202, key: Key | None = None) -> tuple[Acceptance, Answer]:
+    """Accept a mail, unless it asks only what would be sent; it is on disk then. Raises what reading and what accepting it raise."""
+    here = services()
+    acceptance = permitted(here.orders.mail(asked, work_seconds=work_seconds))
+    answer = Answer(status=status, location=f"/v1/messages/{acceptance.id}", body={"id": acceptance.id, "status": acceptance.state})
+    if not acceptance.dry_run:
+        may_make(acceptance.id, location=answer.location)
+        here.outbox.accept(acceptance, Kept(key=key, answer=answer) if key else None, guard.charge())
+        if acceptance.job:
+            here.run(acceptance.job)
+        else:
+            _hand_over([acceptance])
+    return acceptance, answer
+
+
+def _accept(work_seconds: float, *, status: int) -> Response:
+    dry: list[Response] = []
+
+    def accept(key: Key | None) -> Answer:
+        acceptance, answer = accept_mail(mail_body(), work_seconds=work_seconds, status=status, key=key)
+        dry.extend([_dry_run(acceptance)] if acceptance.dry_run else [])
+        return answer
+    told = answered(*once(accept))
+    return dry[0] if dry else _waited_for(told)
+
+
+def _hand_over(accepted: list[Acceptance]) -> None:
+    """Tell the workers now; what is to be sent later is found when its time has come."""
+    by_queue: dict[str, list[str]] = {}
+    for acceptance in accepted:
+        if acceptance.state is State.QUEUED:
+            by_queue.setdefault(acceptance.queue, []).append(acceptance.id)
+    for queue, ids in by_queue.items():
+        services().send(ids, queue)
+
+
+def _dry_run(acceptance: Acceptance) -> Response:
+    """What would be sent; nothing is kept."""
+    message = acceptance.message
+    sender = message.sender or account_sender(acceptance.sender)
+    text, html = both_forms(message)
+    claim = Claim(id=acceptance.id, attempt=1, message_id=acceptance.message_id, created_at_ms=0, message=message, pending=())
+    return jsonify({
+        "dry_run": True, "status": acceptance.state, "from": {"email": sender.address, "name": sender.name}, "subject": message.subject,
+        "recipients": [{"email": to.address, "name": to.name, "kind": kind}
+                       for to, kind in zip(message.everyone, message.kinds(), strict=True)],
+        "text": text, "html": html, "attachments": [
+            {"filename": file.name, "content_type": file.content_type, "size": len(file.content)} for file in message.attachments],
+        "size": len(compose(claim, sender=sender))})
+
+
+def _waited_for(told: Response) -> Response:
+    """A client that prefers to wait is told how the message stands when it has ended.
+
+    One that is no longer served by then, or a database that has gone away, leaves it at what was accepted.
+    """
+    seconds = preferred_seconds()
+    if not seconds or told.status_code >= 300:
+        return told
+    id, is_served = told.headers["Location"].removeprefix("/v1/messages/"), guard.standing()
+    try:
+        waited = _wait(id, seconds, is_served)
+        if not is_served():
+            return told
+        answer = _told(id, waited)
+    except StoreUnavailable:
+        return told
+    answer.headers["Location"] = told.headers["Location"]
+    # 200 for those only who waited for it: another client shall not see 200 or 202 by chance.
+    ended = waited and answer.json["status"] in FINAL  # type: ignore[index]  # it is an object
+    answer.status_code = 200 if ended else told.status_code
+    return answer
+
+
+def _told_after_waiting(id: str) -> Response:
+    seconds = preferred_seconds()
+    if not seconds or _state(id) is None:
+        return _told(id)
+    waited = _wait(id, seconds, guard.standing())
+    guard.check_anew()
+    return _told(id, waited)
+
+
+def _wait(id: str, seconds: int, is_served: Callable[[], bool]) -> int:
+    """Wait until the message has ended, or who asks is no longer served.
+
+    Return for how many seconds at most; 0 where too many wait already.
+    """
+    return seconds if wait_for(lambda: _state(id) in FINAL or not is_served(), seconds) else 0
+
+
+def _told(id: str, waited: int = 0) -> Response:
+    answer = jsonify(shown(find(id)))
+    if waited:
+        answer.headers["Preference-Applied"] = f"wait={waited}"
+    return answer
+
+
+def _state(id: str) -> State | None:
+    return services().outbox.state(id) if is_id(id) else None
+
+
+def _address(text: str) -> str:
+    """As it is in the envelope, its domain in ASCII."""
+    try:
+        return parse_address(text).address if text else ""
+    except PydanticCustomError as e:
+        raise InvalidMessage([FieldError("?to", e.message())]) from None
+
+
+def _time(name: str, asked: Mapping[str, str]) -> int | None:
+    given = asked.get(name)
+    try:
+        return None if given is None else parse_time(given)
+    except PydanticCustomError as e:
+        raise InvalidMessage([FieldError(f"?{name}", e.message())]) from None

@@ -1,0 +1,97 @@
+"""Stored templates over HTTP: list, save, show, delete, and look at what a mail would say."""
+
+from typing import Any
+
+from flask import Blueprint, Response, jsonify, request
+from werkzeug.exceptions import NotFound
+
+from mailroom.api.http.pagination import asked_page
+from mailroom.api.http.request import json_body
+from mailroom.api.http.serialize import timestamp
+from mailroom.api.services import services
+from mailroom.model.errors import FieldError, InvalidMessage
+from mailroom.smtp.plaintext import plain_text
+from mailroom.store.templates import Saved, Template, is_name
+from mailroom.submission.fields import read_fields
+from mailroom.templating.stored import AskedPreview, AskedTexts, Sources, check, merge
+
+blueprint = Blueprint("templates", __name__)
+
+
+@blueprint.get("/v1/templates")
+def list_templates() -> Response:
+    """The templates by name, a page at a time; `?after=` the last name of the page before."""
+    limit, after = asked_page(lambda cursor: cursor if is_name(cursor) else None, request.args, expected="the name of a template")
+    rows = services().templates.page(limit=limit + 1, after=after or "")
+    return jsonify({"data": [_times(row) for row in rows[:limit]], "has_more": len(rows) > limit})
+
+
+@blueprint.put("/v1/templates/<name>")
+def put_template(name: str) -> tuple[Response, int]:
+    """Create or replace a template; its syntax is checked. Messages that were accepted before stay as they are."""
+    saved = save(name, json_body())
+    return jsonify(shown(saved.template)), 201 if saved.is_new else 200
+
+
+def save(name: str, value: object) -> Saved:
+    """Raises InvalidMessage, as `read_texts` does."""
+    asked = read_texts(name, value)
+    return services().templates.save(name, subject=asked.subject, text=asked.text, html=asked.html)
+
+
+@blueprint.get("/v1/templates/<name>")
+def get_template(name: str) -> Response:
+    """A template with its texts."""
+    return jsonify(shown(_found(name)))
+
+
+@blueprint.delete("/v1/templates/<name>")
+def delete_template(name: str) -> Response:
+    """Delete a template. Messages that were accepted before stay as they are."""
+    if not services().templates.delete(name):
+        raise _unknown(name)
+    return Response(status=204)
+
+
+@blueprint.post("/v1/templates/<name>/preview")
+def preview_template(name: str) -> Response:
+    """What a mail of this template would say with these variables; nothing is sent."""
+    asked = read_fields(AskedPreview, json_body())
+    return jsonify(previewed(_found(name), asked.variables))
+
+
+def read_texts(name: str, value: object) -> AskedTexts:
+    """Raises InvalidMessage: the name is none, fields are wrong, or a text is no template."""
+    if not is_name(name):
+        raise InvalidMessage([FieldError("name", f"expected 1 to 100 of a-z, 0-9, ., _ and -, not . _ or - first, got {name[:80]!r}")])
+    asked = read_fields(AskedTexts, value)
+    check(asked)
+    return asked
+
+
+def shown(template: Template) -> dict[str, Any]:
+    """A template as the API shows it."""
+    return _times({"name": template.name, "subject": template.subject, "text": template.text, "html": template.html,
+                   "created_at": template.created_at, "updated_at": template.updated_at})
+
+
+def previewed(template: Sources, variables: dict[str, Any]) -> dict[str, str | None]:
+    """The parts of a mail, the text made from the HTML where the template has none, as composing makes it."""
+    letter = merge(template, variables)
+    text = plain_text(letter.html or "") if letter.text is None else letter.text
+    return {"subject": letter.subject, "text": text, "html": letter.html}
+
+
+def _times(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {"created_at": timestamp(row["created_at"]), "updated_at": timestamp(row["updated_at"])}
+
+
+def _found(name: str) -> Template:
+    template = services().templates.find(name)
+    if template is None:
+        raise _unknown(name)
+    return template
+
+
+def _unknown(name: str) -> NotFound:
+    return NotFound(f"expected the name of a template, got {name[:80]!r}")

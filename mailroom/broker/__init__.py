@@ -1,0 +1,1 @@
+"""RabbitMQ: our queues, the publisher, and what Celery makes of what comes."""

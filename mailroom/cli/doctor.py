@@ -1,0 +1,241 @@
+"""Looks at everything a mail needs on its road, one line each: well, or what to do."""
+
+import platform
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mailroom.api.auth import peer
+from mailroom.broker.queues import words
+from mailroom.config.accounts import Account
+from mailroom.config.settings import Settings
+from mailroom.model.errors import MailroomError, NotTaken
+from mailroom.model.message import AccountState
+from mailroom.smtp.session import Session
+from mailroom.store.accounts import Accounts
+from mailroom.store.db.database import Database
+from mailroom.store.db.migrate import check
+from mailroom.store.events.counters import Tallies
+from mailroom.store.keys.api_keys import ApiKeys
+from mailroom.store.maintenance.health import durability, vitals
+from mailroom.store.messages.outbox import Outbox
+from mailroom.store.workers import alive
+
+#: A certificate that ends sooner is worth a word.
+CERTIFICATE_MIN_DAYS = 14
+#: A mail that was queued for longer than this waits for something that somebody should look at.
+QUEUED_MAX_SECONDS = 300
+#: For one look, and for each step of it that can hang.
+LOOK_SECONDS = 12.0
+STEP_SECONDS = 5.0
+#: The ways out where a worker leaves the queue `celery` alone.
+CELERY_QUEUE = ('set MAILASYNC_SERVE_CELERY_QUEUE=off and have clients name queue="mail", or move the other application '
+                "to a vhost or queue of its own and restart the worker")
+PACKAGES = ("celery", "kombu", "flask", "yagmail", "sqlalchemy", "granian")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was looked at, whether it is well, and in words how it is, or what to do."""
+
+    what: str
+    ok: bool
+    words: str
+
+    def __str__(self) -> str:
+        return f"{'ok  ' if self.ok else 'FAIL'}  {self.what}: {self.words}"
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Changes nothing and sends nothing; every look ends within seconds."""
+
+    settings: Settings
+    database: Database
+    accounts: list[Account]
+    connect: Callable[[], Any] | None  #: a kombu connection to the broker, open; None where `flask up` is its own
+
+    def examine(self) -> Iterator[Finding]:
+        yield self._versions()
+        database = bounded("database", self._database)
+        yield from database
+        yield from bounded("broker", self._broker)
+        is_there = all(finding.ok for finding in database)
+        if is_there:
+            yield from bounded("durability", self._durability)
+            yield from bounded("worker", self._worker)
+            yield from bounded("queue", self._queue)
+            yield from bounded("keys", self._keys)
+        yield self._public_url()
+        for account in self.accounts:
+            yield from bounded(f"login of account {account.name}", partial(self._login, account))
+            if is_there:
+                yield from bounded(f"budget of account {account.name}", partial(self._account, account))
+
+    def _versions(self) -> Finding:
+        found = [f"{name} {version(name)}" for name in PACKAGES]
+        return Finding("versions", True, ", ".join([f"Python {platform.python_version()}", *found]))
+
+    def _database(self) -> Iterator[Finding]:
+        file = self.database.url.database if self.database.url.get_backend_name() == "sqlite" else None
+        if not self.settings.DATABASE_URL and file and not Path(file).exists():
+            yield Finding("database", False, f"{file} is not there yet; it is made when app.py or a worker first starts")
+            return
+        try:
+            check(self.database)
+            Outbox(self.database).rehearse()
+            found = vitals(self.database)
+        except MailroomError as e:
+            yield Finding("database", False, str(e))
+            return
+        yield Finding("database", True, f"{self.database!r} takes mail, and has the schema of this version; "
+                                        f"{found.version}, {found.size_bytes / 1e6:,.1f} MB")
+
+    def _durability(self) -> Iterator[Finding]:
+        found = durability(self.database)
+        dangers = found.dangers() if found else []
+        yield Finding("durability", not dangers, "; ".join(dangers) or "what is committed is on disk")
+
+    def _broker(self) -> Iterator[Finding]:
+        if self.connect is None:
+            yield Finding("broker", True, "inside of `flask up`")
+            return
+        try:
+            connection = self.connect()
+        except Exception as e:  # kombu's errors have no common base.
+            yield Finding("broker", False,
+                          f"cannot be reached ({words(e)}); start RabbitMQ, or correct MAILASYNC_BROKER_URL. "
+                          "Mail is accepted and kept meanwhile; `flask up` needs no broker")
+            return
+        try:
+            said = getattr(connection.connection, "server_properties", {})
+            version = f"{said.get('product', 'broker')} {said.get('version', 'of an unknown version')}"
+            yield Finding("broker", True, f"{connection.as_uri()} answers; {version}")
+        finally:
+            connection.collect()
+
+    def _queue(self) -> Iterator[Finding]:
+        depths = Tallies(self.database).depths(self.settings.LEASE_SECONDS)
+        counts = ", ".join(f"{count:,} {state}" for state, count in depths.messages.items() if count) or "nothing waits"
+        waits = f"; the oldest of the queued waits for {depths.oldest_seconds:,.0f} s" if depths.messages["queued"] else ""
+        is_late = depths.oldest_seconds > QUEUED_MAX_SECONDS
+        yield Finding("queue", not is_late, counts + waits + (": see what `flask status ID` says of it, or start more workers"
+                                                              if is_late else ""))
+
+    def _keys(self) -> Iterator[Finding]:
+        made = sum(row.revoked_at is None for row in ApiKeys(self.database).every())
+        words = " and ".join([*([f"{made} in the database"] if made else []), *(["API_KEY"] if self.settings.API_KEY else [])])
+        host = self.settings.HOST
+        if not words and not self.settings.listens_on_loopback:
+            yield Finding("keys", False, f"none, and HOST {host} can be reached from other machines: run `flask keys create NAME`")
+            return
+        yield Finding("keys", True, f"{words}; every request needs one" if words else _keyless())
+
+    def _public_url(self) -> Finding:
+        url = self.settings.PUBLIC_URL
+        return Finding("PUBLIC_URL", True, "not set: mails cannot have a link to unsubscribe by" if not url else
+                       f"{url}; a proxy there has to pass /unsubscribe/ on" if url.startswith("https:") else f"{url}, to try it out")
+
+    def _worker(self) -> Iterator[Finding]:
+        ms = Outbox(self.database).worker_seen_ms_ago()
+        start = "start one: celery -A mailasync worker --loglevel=INFO"
+        if ms is None:
+            yield Finding("worker", False, f"none is running on this database; {start}")
+            return
+        ok = ms <= self.settings.LEASE_SECONDS * 1000
+        yield Finding("worker", ok, f"seen {ms / 1000:.0f} s ago" + ("" if ok else f"; {start}"))
+        for row in alive(self.database, self.settings.LEASE_SECONDS):
+            if trouble := row["broker_trouble"]:
+                yield Finding("worker", False, f"{row['name']} cannot take mail: {trouble}")
+            if reason := row["celery_queue_left"]:
+                yield Finding("queue celery", False, f"{row['name']} takes nothing from it, as {reason}; {CELERY_QUEUE}")
+
+    def _login(self, account: Account) -> Iterator[Finding]:
+        what, hop = f"login of account {account.name}", replace(account.hop, timeout_seconds=min(STEP_SECONDS, account.hop.timeout_seconds))
+        session = Session(hop)
+        try:
+            session.open()
+            sock = session.smtp.sock
+            user = f"lets us in as {hop.user}" if hop.user else "takes us without a login"
+            if isinstance(sock, ssl.SSLSocket):
+                yield Finding(what, True, f"{hop} {user}; {sock.version()}")
+                yield _certificate(f"certificate of account {account.name}", sock)
+            else:
+                yield Finding(what, True, f"{hop} {user}, without TLS")
+            yield from _pipelining(account, session)
+        except NotTaken as e:
+            yield Finding(what, False, f"{e.reply}; {_what_to_do(e.code)}")
+        finally:
+            session.close()
+
+    def _account(self, account: Account) -> Iterator[Finding]:
+        [row] = Accounts(self.database, [account.budget]).standing()
+        left = [f"{limit - row[name]} of {limit} {name}" for name, limit in
+                (("messages", account.messages_per_day), ("recipients", account.recipients_per_day)) if limit]
+        budget = f"{' and '.join(left)} left for these 24 hours" if left else "no limit"
+        well = row["state"] == AccountState.OK
+        yield Finding(f"budget of account {account.name}", well,
+                      budget if well else f"{row['state']}: {row['reason']}; its mails wait, and go on by themselves; {budget}")
+
+
+def bounded(what: str, probe: Callable[[], Iterator[Finding]]) -> list[Finding]:
+    """What the probe finds, if it does so in time; one that hangs is left behind, in a thread that ends with the process."""
+    found: list[Finding] = []
+
+    def run() -> None:
+        try:
+            found.extend(probe())
+        except Exception as e:  # A look that fails is a finding, and the others go on.
+            found.append(Finding(what, False, f"{type(e).__name__}; this cannot be told now"))
+
+    thread = threading.Thread(target=run, name=f"look-{what}", daemon=True)
+    thread.start()
+    thread.join(LOOK_SECONDS)
+    return [*found] or [Finding(what, False, f"no answer within {LOOK_SECONDS:g} s: is its host right, and not frozen?")]
+
+
+def _keyless() -> str:
+    """Tell what it means to have no key, and where that is not safe."""
+    served = "none: whoever works on this machine as this user or as root may do everything"
+    if peer.working() is None:
+        served = ("none: whoever works on this machine may do everything, and strangers by a proxy here that adds no header, "
+                  "as this system does not tell whose a connection is")
+    return f"{served}; before you put a proxy in front, run `flask keys create NAME`"
+
+
+def _certificate(what: str, sock: ssl.SSLSocket) -> Finding:
+    certificate: Any = sock.getpeercert() or {}
+    days = (ssl.cert_time_to_seconds(certificate["notAfter"]) - time.time()) / 86400
+    ok = days >= CERTIFICATE_MIN_DAYS
+    return Finding(what, ok, f"valid for {days:.0f} days" + ("" if ok else ": whoever runs that server has to renew it"))
+
+
+def _pipelining(account: Account, session: Session) -> Iterator[Finding]:
+    what = f"pipelining of account {account.name}"
+    if not account.hop.pipelining:
+        yield Finding(what, True, "off, as MAILASYNC_SMTP_PIPELINING says: commands go one by one")
+    elif (works := session.pipelines()) is not None:
+        yield Finding(what, works, "the server takes commands in one write" if works else
+                      "the server announces it, and loses or garbles commands; each worker finds that out with "
+                      "its first mails, and goes on one by one: set MAILASYNC_SMTP_PIPELINING=off")
+
+
+def _what_to_do(code: int) -> str:
+    return {
+        534: "Gmail wants an app password: myaccount.google.com/apppasswords",
+        535: "user or password is wrong; for Gmail it has to be an app password: myaccount.google.com/apppasswords",
+        530: "the server wants a login: set MAILASYNC_MAIL_USERNAME and MAILASYNC_MAIL_PASSWORD",
+        504: "try MAILASYNC_SMTP_SECURITY=ssl or starttls; for XOAUTH2 set MAILASYNC_MAIL_OAUTH2_FILE; "
+             "for a server that wants no login, MAILASYNC_SMTP_AUTH=off",
+        454: "too many logins, or the server is out of order: wait a quarter of an hour",
+        0: "check MAILASYNC_SMTP_HOST, _PORT and _SECURITY; without an account, start `flask inbox`",
+    }.get(code, "ask who runs that server")

@@ -1,0 +1,26 @@
+"""What all commands share: how they open the database, and say what came of it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime
+
+import click
+
+from mailroom.model.errors import MailroomError
+from mailroom.store.db.database import Database
+
+Opened = Callable[[], AbstractContextManager[Database]]
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+
+
+def moment(ms: int | None) -> str | None:
+    return None if ms is None else datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """An error of ours as one sentence."""
+    try:
+        yield
+    except MailroomError as e:
+        raise click.ClickException(str(e)) from None

@@ -1,0 +1,1 @@
+"""Settings, the accounts that they describe, and the log."""

@@ -1,0 +1,1 @@
+"""The protocol: claim, fence, attempt, record. Read delivery.py first."""

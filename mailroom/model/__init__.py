@@ -1,0 +1,1 @@
+"""What all others speak of: messages, accounts, attempts, errors, ids. It knows nothing of the rest."""

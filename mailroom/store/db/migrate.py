@@ -1,0 +1,94 @@
+"""Brings a database to the present schema, one process at a time."""
+
+from pathlib import Path
+
+from sqlalchemy import Connection, inspect, text
+
+from mailroom.model.errors import MailroomError
+from mailroom.process.lazy_import import Lazy
+from mailroom.store.db.database import Database
+
+command, config = Lazy("alembic.command"), Lazy("alembic.config")
+
+MIGRATIONS = Path(__file__).resolve().parents[3] / "migrations"
+
+#: Any number that nobody else takes for a PostgreSQL advisory lock in this database.
+_LOCK = 7_263_501
+
+
+class SchemaOutdated(MailroomError):
+    """The database has not the schema of this version, and it is not ours to change it unasked."""
+
+
+class SchemaNewer(MailroomError):
+    """A newer version has changed the schema, and this one would read and write it wrongly."""
+
+
+class NotUTF8(MailroomError):
+    """The database cannot hold every character, so that what a client or a server said could not be kept."""
+
+
+def upgrade(database: Database) -> None:
+    """Apply what is missing. Of two processes that start together the second waits, and finds nothing to do.
+
+    Raises:
+      SchemaNewer, NotUTF8: nothing was changed.
+    """
+    database.transaction(_upgrade)
+
+
+def check(database: Database) -> None:
+    """Stop where this version cannot work with the database.
+
+    Raises:
+      SchemaOutdated: `flask db upgrade` has to be run first.
+      SchemaNewer, NotUTF8: see there.
+    """
+    found = database.read(_fitting_revision)
+    if found != head():
+        raise SchemaOutdated(f"{database}: expected schema {head()}, found {found or 'none'}; run `flask db upgrade`")
+
+
+def head() -> str:
+    """The revision of this version."""
+    return max(_known())
+
+
+def _known() -> set[str]:
+    """Name every revision up to this version's: each migration's file begins with its own, in their order."""
+    return {file.name.partition("_")[0] for file in (MIGRATIONS / "versions").glob("[0-9]*.py")}
+
+
+def _fitting_revision(connection: Connection) -> str | None:
+    """The revision of a database that is ours to read, or to bring up to date; None if it is empty."""
+    _refuse_encoding(connection)
+    found = _revision(connection)
+    if found is not None and found not in _known():
+        raise SchemaNewer(f"this database is newer than this mailasync ({found}, known to {head()}): "
+                          "start the newer version")
+    return found
+
+
+def _refuse_encoding(connection: Connection) -> None:
+    if connection.dialect.name != "postgresql":
+        return
+    encoding = connection.scalar(text("SHOW server_encoding"))
+    if encoding != "UTF8":
+        raise NotUTF8(f"this PostgreSQL database is encoded in {encoding}, which cannot hold every mail; "
+                      "create another with `CREATE DATABASE name ENCODING 'UTF8' TEMPLATE template0`")
+
+
+def _revision(connection: Connection) -> str | None:
+    has_any = inspect(connection).has_table("alembic_version")
+    return connection.scalar(text("SELECT version_num FROM alembic_version")) if has_any else None
+
+
+def _upgrade(connection: Connection) -> None:
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+    if _fitting_revision(connection) == head():
+        return
+    how = config.Config()
+    how.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    how.attributes["connection"] = connection
+    command.upgrade(how, "head")

@@ -1,0 +1,121 @@
+"""SQLite's file: says why it cannot be opened, and notices when it is no longer the one that was."""
+
+import os
+import pwd
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, event
+
+from mailroom.model.errors import StoreUnavailable
+
+#: By which the system knows a file, whatever its name.
+_Identity = tuple[int, int]
+
+
+class SQLiteFile:
+    """The file of an engine, and its log of what was committed last (-wal).
+
+    An open file outlives its name: what is committed to one that was moved or deleted is nowhere after the next
+    start.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        named = engine.url.database or ""
+        self._path = (
+            "" if named.startswith("file:") else os.path.abspath(named)
+        )  # SQLite itself tells what a URI names.
+        self._file: _Identity | None = None
+        self._log: _Identity | None = None
+        self._connections = 0
+        self._turn = threading.Lock()
+        event.listen(engine, "do_connect", self._connect)
+        event.listen(engine, "connect", self._note_opened)
+        event.listen(engine, "close", self._note_closed)
+
+    def check(self) -> None:
+        """Raises StoreUnavailable if the file or its log is no longer where it was opened."""
+        if self._file is not None and (found := _identity(self._path)) != self._file:
+            what = "was moved or deleted" if found is None else "was replaced by another file"
+            raise StoreUnavailable(
+                f"database: {self._path} {what} while it was open: put it back, or stop web and workers "
+                "and start them again"
+            )
+        if self._log is not None and _identity(f"{self._path}-wal") != self._log:
+            raise StoreUnavailable(
+                f"database: {self._path}-wal was moved or deleted while it was open: stop web and workers, "
+                "which saves what it held, and start them again"
+            )
+
+    def _connect(
+        self, dialect: Any, record: object, arguments: list[Any], parameters: dict[str, Any]
+    ) -> sqlite3.Connection:
+        self.check()  # SQLite would make a new file.
+        if self._path and self._file is None:
+            _prepare(Path(self._path))
+        opened: sqlite3.Connection | None = None
+        try:
+            opened = dialect.connect(*arguments, **parameters)
+            opened.execute("PRAGMA schema_version")  # Opening alone reads nothing of it.
+        except sqlite3.DatabaseError as e:
+            if opened is not None:
+                opened.close()
+            raise StoreUnavailable(f"database: {self._path or arguments[0]}: {e}") from None
+        return opened
+
+    def _note_opened(self, connection: sqlite3.Connection, record: object) -> None:
+        with self._turn:
+            self._connections += 1
+            self._path = self._path or connection.execute("PRAGMA database_list").fetchone()[2]
+            self._file = self._file or _identity(self._path)
+            self._log = self._log or _identity(f"{self._path}-wal")
+
+    def _note_closed(self, connection: sqlite3.Connection, record: object) -> None:
+        """With its last connection SQLite removes the log; the next one makes another."""
+        with self._turn:
+            self._connections -= 1
+            self._log = self._log if self._connections else None
+
+
+@contextmanager
+def spilling(connection: Connection) -> Iterator[None]:
+    """Let each change go to the log at once: else a commit, which is not made here, is the first to find the disk full."""
+    driver: Any = connection.connection.dbapi_connection
+    [pages] = driver.execute("PRAGMA cache_size").fetchone()
+    driver.execute("PRAGMA cache_size=1")
+    try:
+        yield
+    finally:
+        driver.execute(f"PRAGMA cache_size={pages}")
+
+
+def _identity(path: str) -> _Identity | None:
+    with suppress(FileNotFoundError, NotADirectoryError):
+        found = os.stat(path)
+        return found.st_dev, found.st_ino
+    return None
+
+
+def _prepare(file: Path) -> None:
+    """Make the directory, and say whose it is where we may not write."""
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        place = file if file.exists() else file.parent
+    except OSError as e:
+        raise StoreUnavailable(f"database: {file} cannot be opened: {e.filename}: {e.strerror}") from None
+    if not os.access(place, os.R_OK | os.W_OK):
+        raise StoreUnavailable(
+            f"database: {file} cannot be opened: {_user(os.getuid())} may not read and write {place}, "
+            f"which belongs to {_user(place.stat().st_uid)}"
+        )
+
+
+def _user(number: int) -> str:
+    try:
+        return f"user {pwd.getpwuid(number).pw_name}"
+    except KeyError:
+        return f"user {number}"

@@ -1,0 +1,1 @@
+"""API keys, rate limits, secrets and sign-outs."""

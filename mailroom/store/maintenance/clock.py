@@ -1,0 +1,106 @@
+"""Moves what waits when the database's clock is set back: it would wait for that long too, and who died seem alive."""
+
+import logging
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, case, delete, or_, select, update
+
+from mailroom.model.message import FINAL, State
+from mailroom.store.db.database import Database
+from mailroom.store.db.schema import accounts, clock, deliveries, jobs, messages, now_ms, samples, workers
+
+log = logging.getLogger("mailasync.clock")
+
+#: How old the latest time that is known may be: by so much a wait can be too long after a step.
+NOTED_MS = 5_000
+#: A smaller step is waited for.
+STEP_MIN_MS = 2_000
+#: For how long /readyz tells of a step.
+TOLD_MS = 24 * 3600_000
+MINUTE_MS = 60_000
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The clock of one database. Every process watches it, and one of them moves what waits."""
+
+    database: Database
+
+    def watch(self) -> int:
+        """Return the time in milliseconds since 1970. Where it was set back, all that waits was moved by then."""
+        now, latest, _, _ = self._look()
+        if latest - now > STEP_MIN_MS:
+            self.database.transaction(_move)
+        elif now - latest >= NOTED_MS:
+            self.database.write(_note, now, alone=True)
+        return now
+
+    def trouble(self) -> str:
+        """Tell what an operator should know of it; "" if it was not set back of late."""
+        now, latest, stepped_at, step_ms = self._look()
+        if latest - now > STEP_MIN_MS:
+            return f"set back by {_seconds(latest - now)}; what waits is moved by that in a moment"
+        if stepped_at is None or now - stepped_at > TOLD_MS:
+            return ""
+        at = datetime.fromtimestamp(stepped_at / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+        return f"set back by {_seconds(step_ms)} at {at}; what waited was moved by that"
+
+    def _look(self) -> tuple[int, int, int | None, int]:
+        """Now, the latest time that is known, and when the last step was noticed, and how large it was."""
+        now, latest, stepped_at, step_ms = self.database.read(
+            lambda connection: connection.execute(_LOOK).one()
+        )
+        return now, latest, stepped_at, step_ms
+
+
+_LOOK = select(now_ms(), clock.c.latest_at, clock.c.stepped_at, clock.c.step_ms)
+
+
+def _seconds(ms: int) -> str:
+    return f"{ms / 1000:,.0f} s"
+
+
+def _note(connection: Connection, times: list[int]) -> list[None]:
+    connection.execute(update(clock).where(clock.c.latest_at < max(times)).values(latest_at=max(times)))
+    return [None] * len(times)
+
+
+def _move(connection: Connection) -> None:
+    """Move all that waits by what the clock was set back, unless another process has done so."""
+    now, latest, _, _ = connection.execute(_LOOK.with_for_update()).one()
+    step = latest - now
+    if step <= STEP_MIN_MS:
+        return
+    for column, *which in _COMING:
+        connection.execute(update(column.table).where(column > now, *which).values({column: column - step}))
+    for column, *which in _GONE:
+        connection.execute(
+            update(column.table).where(column > now, *which).values({column: _not_after(now, column - step)})
+        )
+    connection.execute(delete(samples).where(samples.c.minute > now // MINUTE_MS))
+    connection.execute(update(clock).values(latest_at=now, stepped_at=now, step_ms=step))
+    log.warning("the database's clock was set back by %s; what waits was moved by that", _seconds(step))
+
+
+def _not_after(now: int, moment: ColumnElement[int]) -> ColumnElement[int]:
+    return case((moment > now, now), else_=moment)
+
+
+#: Moments to come, each some time after one that the old clock told. One that a client named is by the new clock
+#: what it was, and so is `expires_at`, past which nothing waits.
+_COMING: tuple[tuple[Any, ...], ...] = (
+    (messages.c.next_attempt_at, or_(messages.c.state == State.DEFERRED, messages.c.at_named.is_(None))),
+    (jobs.c.next_attempt_at,),
+    (deliveries.c.next_attempt_at,),
+    (accounts.c.until,),
+)
+#: Moments that are over, and cannot be later than now. What has ended keeps them as it told them.
+_GONE: tuple[tuple[Any, ...], ...] = (
+    (messages.c.created_at, messages.c.state.not_in(FINAL)),
+    (messages.c.published_at, messages.c.state == State.QUEUED),
+    (jobs.c.created_at, jobs.c.finished_at.is_(None)),
+    (jobs.c.started_at, jobs.c.finished_at.is_(None)),
+    (workers.c.seen_at,),
+)

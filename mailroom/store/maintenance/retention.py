@@ -1,0 +1,237 @@
+"""Forgets what ended long ago: messages with all that belongs to them, jobs, and the small rows that nothing refers to any more.
+
+Batches are small, so that no POST has to wait for one, and each looks only at what comes after the one before it: rows that stay,
+such as a mail that was held for a year, cost nothing but their first look.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Column, ColumnElement, Connection, Table, and_, delete, exists, func, literal, or_, select, text, tuple_
+
+from mailroom.model.message import FINAL
+from mailroom.store.db.database import Database
+from mailroom.store.db.schema import (
+    deliveries,
+    events,
+    files,
+    idempotency,
+    jobs,
+    messages,
+    now_ms,
+    samples,
+    signed_out,
+    tallies,
+    usage,
+    workers,
+)
+from mailroom.store.events.counters import KEPT_MINUTES, MINUTE_MS, fold, is_old
+from mailroom.store.jobs.jobs import FINAL as JOB_FINAL
+from mailroom.store.keys.sign_outs import KEPT_MS as SIGNED_OUT_MS
+from mailroom.store.workers import FORGET_AFTER_MS
+
+DAY_MS = 24 * 3600_000
+#: Rows that one batch looks at: with four tables behind each message some 20 ms of SQLite's write lock.
+BATCH = 200
+#: An Idempotency-Key is remembered for this long, whatever RETENTION_DAYS says.
+KEYS_MS = DAY_MS
+#: Budgets are about 24 hours; what is older than this can be in none.
+USAGE_MS = 2 * DAY_MS
+#: Tests of webhooks, which no message takes with it.
+TESTS_MS = 7 * DAY_MS
+#: Stretches of ten minutes, in which usage is counted.
+USAGE_BUCKET_MS = 600_000
+#: Rows that `old` counts in one look.
+LOOK = 5_000
+
+#: Any number that nobody else takes for a PostgreSQL advisory lock in this database.
+_LOCK = 7_263_502
+
+#: A place in the order of age: created_at and id.
+Place = tuple[int, str]
+START: Place = (0, "")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows that were looked at: how far that went, which of them can go, and whether any are left behind them."""
+
+    end: Place
+    ids: list[str]
+    is_last: bool
+
+
+@dataclass(eq=False)
+class Retention:
+    """What one process forgets, and how far it has come. Any number of processes may do it; one at a time does."""
+
+    database: Database
+    days: float
+    _places: dict[str, Place] = field(default_factory=dict)  #: by table, where its next batch begins
+
+    def purge(self, limit: int = BATCH) -> int:
+        """Delete what may go of the next `limit` rows of each kind; return how many messages and jobs that were.
+
+        `done` then tells whether a whole round has come to its end. While another process is at it, nothing is done. With 0 days
+        only the small rows go.
+        """
+        self._small(limit)
+        if not self.days:
+            return 0
+        return sum(self._step(table, limit) for table in (messages, jobs))
+
+    @property
+    def done(self) -> bool:
+        """Whether the next batch begins a new round."""
+        return not self._places
+
+    def rounds(self, limit: int = BATCH) -> Iterator[tuple[int, int]]:
+        """One whole round, by a person's wish: how many messages and how many jobs went in each batch."""
+        self._small(None)
+        self._places.clear()
+        for number, table in enumerate((messages, jobs)):
+            more = True
+            while more:
+                started = time.monotonic()
+                count = self._step(table, limit)
+                more = table.name in self._places
+                yield (0, count) if number else (count, 0)
+                time.sleep(time.monotonic() - started)  # Half of the time is for the others, who on SQLite wait for the same lock.
+
+    def old(self) -> tuple[int, int]:
+        """How many messages, and how many jobs without one, can go now."""
+        counts = {messages.name: 0, jobs.name: 0}
+        for table in (messages, jobs):
+            batch = Batch(START, [], False)
+            while not batch.is_last:
+                batch = self.database.read(partial(self._look, table, batch.end, LOOK))
+                counts[table.name] += len(batch.ids)
+        return counts[messages.name], counts[jobs.name]
+
+    def _step(self, table: Table, limit: int) -> int:
+        """Look without a lock, and take one only if there is something to delete."""
+        place = self._places.get(table.name, START)
+        batch = self.database.read(partial(self._look, table, place, limit))
+        count = self.database.write(self._delete_messages if table is messages else self._delete_jobs, batch.ids, alone=True) \
+            if batch.ids else 0
+        if count is None:
+            return 0  # Another process is at it; the next time we look at the same rows again.
+        if batch.is_last:
+            self._places.pop(table.name, None)
+        else:
+            self._places[table.name] = batch.end
+        return count
+
+    def _look(self, table: Table, place: Place, limit: int, connection: Connection) -> Batch:
+        until = self._until(connection)
+        gone = _message_can_go(until) if table is messages else _job_can_go(until)
+        rows = connection.execute(
+            select(table.c.id, table.c.created_at, gone.label("gone"))
+            .where(table.c.created_at < until, tuple_(table.c.created_at, table.c.id) > tuple_(*map(literal, place)))
+            .order_by(table.c.created_at, table.c.id).limit(limit)).all()
+        end = (rows[-1].created_at, rows[-1].id) if rows else place
+        return Batch(end, [row.id for row in rows if row.gone], len(rows) < limit)
+
+    def _until(self, connection: Connection) -> int:
+        return _now(connection) - int(self.days * DAY_MS)
+
+    def _delete_messages(self, connection: Connection, asked: list[list[str]]) -> list[int | None]:
+        return [self._delete_messages_of(connection, ids) if _alone(connection) else None for ids in asked]
+
+    def _delete_messages_of(self, connection: Connection, ids: list[str]) -> int:
+        # Looked at anew: somebody may have had one sent again meanwhile.
+        rows = connection.execute(delete(messages).where(messages.c.id.in_(ids), _message_can_go(self._until(connection)))
+                                  .returning(messages.c.id, messages.c.job_id)).all()
+        if rows:
+            self._delete_belongings(connection, [row.id for row in rows])
+            self._delete_jobs_of(connection, [row.job_id for row in rows if row.job_id])
+        return len(rows)
+
+    def _delete_jobs(self, connection: Connection, asked: list[list[str]]) -> list[int | None]:
+        return [self._delete_jobs_of(connection, ids) if _alone(connection) else None for ids in asked]
+
+    def _delete_jobs_of(self, connection: Connection, ids: list[str]) -> int:
+        if not ids:
+            return 0
+        gone = list(connection.scalars(delete(jobs).where(jobs.c.id.in_(ids), _job_can_go(self._until(connection))).returning(jobs.c.id)))
+        if gone:
+            self._delete_belongings(connection, gone)
+        return len(gone)
+
+    def _delete_belongings(self, connection: Connection, ids: list[str]) -> None:
+        """What has no foreign key: the timeline, the files, and what clients were told. Contents and recipients went with the row."""
+        for table in (events, files):
+            connection.execute(delete(table).where(table.c.id.in_(ids)))
+        connection.execute(delete(deliveries).where(deliveries.c.message_id.in_(ids)))
+
+    def _small(self, limit: int | None) -> None:
+        """Delete rows of small tables that are too old to mean anything; add up tallies that are old."""
+        if self.database.read(_has_small):
+            self.database.write(_delete_small, limit, alone=True)
+
+
+def _message_can_go(until: int) -> ColumnElement[bool]:
+    """It is final, and so is its job, which it stays with; the last thing that was told of either is older than that moment.
+
+    A message has no column for its end; its last event, or without one its beginning, stands for that.
+    """
+    return and_(
+        messages.c.state.in_(FINAL), messages.c.created_at < until, ~exists().where(events.c.id == messages.c.id, events.c.at >= until),
+        or_(messages.c.job_id.is_(None), ~exists().where(jobs.c.id == messages.c.job_id, ~_job_ended(until))))
+
+
+def _job_can_go(until: int) -> ColumnElement[bool]:
+    """It is final, old, and no message is there that shows it or may need what it made."""
+    return and_(_job_ended(until), ~exists().where(messages.c.job_id == jobs.c.id))
+
+
+def _job_ended(until: int) -> ColumnElement[bool]:
+    return and_(jobs.c.state.in_(JOB_FINAL), func.coalesce(jobs.c.finished_at, jobs.c.created_at) < until)
+
+
+def _small_tables(connection: Connection) -> list[tuple[Table, tuple[Column[Any], ...], ColumnElement[bool]]]:
+    """The small tables, each with its key and what is too old in it."""
+    now = _now(connection)
+    return [(idempotency, (idempotency.c.owner, idempotency.c.key), idempotency.c.created_at < now - KEYS_MS),
+            (usage, (usage.c.account, usage.c.bucket), usage.c.bucket < (now - USAGE_MS) // USAGE_BUCKET_MS),
+            (workers, (workers.c.id,), workers.c.seen_at < now - FORGET_AFTER_MS),
+            (deliveries, (deliveries.c.number,), and_(deliveries.c.message_id.is_(None), deliveries.c.at < now - TESTS_MS)),
+            (signed_out, (signed_out.c.id,), signed_out.c.at < now - SIGNED_OUT_MS),
+            (samples, (samples.c.minute,), samples.c.minute < now // MINUTE_MS - KEPT_MINUTES),
+            (tallies, (tallies.c.minute, tallies.c.event, tallies.c.source), is_old(now))]
+
+
+def _has_small(connection: Connection) -> bool:
+    return any(connection.execute(select(literal(1)).select_from(table).where(old).limit(1)).first()
+               for table, _, old in _small_tables(connection))
+
+
+def _delete_small(connection: Connection, limits: list[int | None]) -> list[None]:
+    if _alone(connection):
+        for table, key, old in _small_tables(connection):
+            # Every process adds some tallies a minute, and they are small: more of them at once.
+            found = select(*key).where(old).limit(limits[0] and (LOOK if table is tallies else limits[0]))
+            gone = delete(table).where((tuple_(*key) if len(key) > 1 else key[0]).in_(found), old)
+            if table is tallies:
+                fold(connection, connection.execute(gone.returning(tallies.c.event, tallies.c.count)))
+            else:
+                connection.execute(gone)
+    return [None] * len(limits)
+
+
+def _now(connection: Connection) -> int:
+    """The database's clock. As a number, because PostgreSQL uses no index for what it compares with a clock that runs on."""
+    return connection.scalar(select(now_ms())) or 0
+
+
+def _alone(connection: Connection) -> bool:
+    """Whether nobody else purges in this moment. The lock is the transaction's, so that it can neither be lost nor be left behind.
+
+    On SQLite the transaction itself is that lock.
+    """
+    if connection.dialect.name != "postgresql":
+        return True
+    return bool(connection.scalar(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": _LOCK}))

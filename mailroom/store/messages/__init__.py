@@ -1,0 +1,1 @@
+"""Messages: accepted, claimed, changed, found, suppressed."""

@@ -1,0 +1,1 @@
+"""A worker: what it is made of, and its sweeper."""
