@@ -11,19 +11,13 @@ The tutorial this service began with is three lines in a route; here is where ea
 """
 
 import logging
-import multiprocessing.util
-import os
-import signal
-import socket
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from secrets import token_bytes
-from typing import Any, NoReturn
+from typing import Any
 
 from flask import Blueprint, Flask
 from werkzeug.utils import import_string
@@ -31,31 +25,25 @@ from werkzeug.utils import import_string
 import mailasync
 from mailroom import cli, web
 from mailroom.api import problems
-from mailroom.api.auth import guard
-from mailroom.api.auth import rate_limits as limits
-from mailroom.api.auth.sessions import Sessions, form_token, refuse_form
+from mailroom.api.auth import guard, rate_limits
+from mailroom.api.auth.sessions import Sessions
 from mailroom.api.http import prefer_wait
 from mailroom.api.openapi import document, queries
 from mailroom.api.routes import accounts as api_accounts
 from mailroom.api.routes import actions, health, jobs, messages, metrics, suppressions, templates, unsubscribe, webhooks
 from mailroom.api.services import Services
-from mailroom.cli.database import choose, opened, pair
+from mailroom.cli.database import choose, db_upgrade, opened, pair
 from mailroom.cli.doctor import Doctor, Finding
-from mailroom.config import logs
 from mailroom.config.accounts import accounts, next_hop
-from mailroom.config.settings import PREFIX, UP_FILE, Settings, SettingsError, database_url, host_and_port, load, notices
-from mailroom.inbox import WAITERS_MAX as INBOX_WAITERS_MAX
-from mailroom.inbox import Around, Dial, Inbox, Letters, PortTaken, create_blueprint
+from mailroom.config.settings import UP_FILE, Settings, SettingsError, database_url, load
+from mailroom.inbox import Dial, Inbox, Letters, PortTaken
 from mailroom.model.errors import MailroomError, WrongDatabaseURL
-from mailroom.process import terminal
-from mailroom.process.lazy_import import Lazy
-from mailroom.process.supervisor import SupervisedThread
 from mailroom.server import watch
 from mailroom.server.embedded_worker import EmbeddedWorker
-from mailroom.server.limits import LIMITS, LONG_BODIES_MAX, Limits
+from mailroom.server.process import at_exit, end_child, start_child
+from mailroom.server.serve import beside, curl, inbox, refuse_keyless, refuse_taken, say, serve, url
 from mailroom.store.accounts import Accounts
 from mailroom.store.db.database import Database
-from mailroom.store.db.migrate import upgrade
 from mailroom.store.events.webhooks import Webhooks
 from mailroom.store.jobs.claims import Runs
 from mailroom.store.jobs.jobs import Jobs
@@ -69,15 +57,9 @@ from mailroom.store.messages.outbox import Outbox
 from mailroom.store.messages.suppressions import Suppressions, Unsubscribes
 from mailroom.store.templates import Templates
 from mailroom.store.workers import Worker
+from mailroom.worker import runtime
 
 log = logging.getLogger("mailasync.web")
-
-server = Lazy("mailroom.server.http_server")
-
-STOP_SECONDS = 20
-PARENT_LOOK_SECONDS = 1.0
-#: Threads for requests that wait: for a message or job, for events, for a mail in the inbox, and for the rest of a long body.
-WAITING_THREADS = prefer_wait.WAITERS_MAX + web.event_stream.STREAMS_MAX + INBOX_WAITERS_MAX + LONG_BODIES_MAX
 
 
 class Application(Flask):
@@ -95,7 +77,7 @@ def create_app(settings: Settings | None = None, *blueprints: Blueprint, databas
         database = database or Database(database_url(settings))
     except WrongDatabaseURL as e:
         raise SettingsError(str(e)) from None
-    known, orders, outbox = accounts(settings), mailasync.orders(settings, database), Outbox(database)
+    known, orders, outbox = accounts(settings), runtime.orders(settings, database), Outbox(database)
     app = Application(__name__)
     app.config["MAX_CONTENT_LENGTH"] = settings.REQUEST_MAX_BYTES  # Flask itself has no limit.
     app.json.sort_keys = False  # type: ignore[attr-defined]  # of the default provider
@@ -111,7 +93,7 @@ def create_app(settings: Settings | None = None, *blueprints: Blueprint, databas
     metrics.watch(app)  # First of all hooks, so that a refusal has an id too.
     app.before_request(guard.check)
     app.before_request(partial(start_relay, database))  # In the process that serves, whichever server that is.
-    ours = (problems, queries, limits, messages, actions, jobs, api_accounts, health, metrics, suppressions,
+    ours = (problems, queries, rate_limits, messages, actions, jobs, api_accounts, health, metrics, suppressions,
             templates, unsubscribe, webhooks, document)
     for blueprint in (*(module.blueprint for module in ours), *web.BLUEPRINTS, *blueprints):
         app.register_blueprint(blueprint)
@@ -148,22 +130,6 @@ def up(settings: Settings, deliver: bool) -> None:
     serve(settings, loader=partial(all_in_one, settings, deliver))
 
 
-def inbox(settings: Settings) -> None:
-    """Serve the inbox alone."""
-    refuse_taken(settings.INBOX_HOST, settings.INBOX_SMTP_PORT, "INBOX_SMTP_PORT")
-    alone = replace(settings, HOST=settings.INBOX_HOST, PORT=settings.INBOX_PORT)
-    serve(alone, loader=partial(inbox_app, alone, settings), port_setting="INBOX_PORT")
-
-
-def db_upgrade(settings: Settings) -> str:
-    database = Database(database_url(settings))
-    try:
-        upgrade(database)
-    finally:
-        database.close()
-    return f"{database} is up to date"
-
-
 @contextmanager
 def working(app: Flask, settings: Settings) -> Iterator[Services]:
     """What the API works with, for a command: on the database that it is about, and without a thread."""
@@ -171,7 +137,7 @@ def working(app: Flask, settings: Settings) -> Iterator[Services]:
     alone = choice.is_up and settings.embedded  # The broker is inside that process; its sweeper finds what is new.
     with opened(settings, choice) as database, app.app_context():
         app.extensions["mailasync"] = found = replace(
-            served, outbox=Outbox(database), orders=mailasync.orders(settings, database), relay=lambda: None,
+            served, outbox=Outbox(database), orders=runtime.orders(settings, database), relay=lambda: None,
             send=(lambda id, queue: None) if alone else partial(nudge, database), run=(lambda job: None) if alone else served.run)
         try:
             yield found
@@ -197,21 +163,11 @@ def examine(settings: Settings) -> Iterator[Finding]:
         database.close()
 
 
-def serve(settings: Settings, *, loader: "partial[Flask]", port_setting: str = "PORT", limits: Limits = LIMITS) -> None:
-    """Run granian until a signal; the application is made, and everything opened, in its child process."""
-    terminal.keep_open()
-    refuse_taken(settings.HOST, settings.PORT, port_setting)
-    for line in notices(settings, os.environ):
-        say(line)
-    server.serve(settings.HOST, settings.PORT, loader=loader, threads=settings.WEB_THREADS + WAITING_THREADS, limits=limits,
-                 stop_seconds=STOP_SECONDS)
-
-
 def serving_app(settings: Settings, *blueprints: str) -> Flask:
     """In granian's child: the application on its opened database."""
     start_child(settings, prefer_wait.stop, watch.stop)
     try:
-        database = mailasync.open_database(settings)
+        database = runtime.open_database(settings)
         refuse_keyless(settings, database)
     except (MailroomError, SettingsError) as e:
         end_child(e)
@@ -235,12 +191,12 @@ def all_in_one(settings: Settings, deliver: bool) -> Flask:
     smtp = Inbox(port=settings.INBOX_SMTP_PORT, letters=letters, dial=dial)
     try:
         smtp.start()
-        database = mailasync.open_database(settings, file_name=UP_FILE)
+        database = runtime.open_database(settings, file_name=UP_FILE)
         refuse_keyless(settings, database)
     except (MailroomError, PortTaken, SettingsError) as e:
         end_child(e)
     if settings.embedded:  # The broker is new and empty, and whoever worked here before has ended.
-        sweeps = mailasync.sweeps_of(settings, database)
+        sweeps = runtime.sweeps_of(settings, database)
         Worker(database, "", "", []).stop_others()
         sweeps.orphans()
         Runs(database, "", settings.LEASE_SECONDS).orphans()
@@ -257,49 +213,6 @@ def all_in_one(settings: Settings, deliver: bool) -> Flask:
     return app
 
 
-def beside(letters: Letters, dial: Dial, *, hint: str = "") -> Blueprint:
-    """The inbox as a part of this service's pages."""
-    blueprint = create_blueprint(letters, dial, Around(
-        hint=hint, scripts=web.layout.SCRIPTS, places=web.layout.places, origin=web.messages.origin, form_token=form_token,
-        refuse_form=refuse_form, may_act=partial(web.layout.may, "POST", "/inbox/delete"),
-        standing=guard.standing, refuse=guard.check))
-    blueprint.after_request(web.layout.for_people)
-    return blueprint
-
-
-def inbox_app(settings: Settings, served: Settings) -> Flask:
-    """In granian's child: the inbox alone, for this machine's user; for others with the API key."""
-    letters, dial = Letters(), Dial()
-    start_child(settings, letters.stop, watch.stop)
-    smtp = Inbox(settings.HOST, settings.INBOX_SMTP_PORT, letters=letters, dial=dial)
-    try:
-        smtp.start()
-    except PortTaken as e:
-        end_child(e)
-    at_exit(smtp.stop)
-    listener = host_and_port(settings.HOST, settings.INBOX_SMTP_PORT)
-    say(f"the inbox takes mail on {listener} and shows it at {url(settings)}/inbox/")
-    app = Flask("inbox")
-    app.config["MAX_CONTENT_LENGTH"] = settings.REQUEST_MAX_BYTES
-    app.json.sort_keys = False  # type: ignore[attr-defined]  # of the default provider
-    Sessions(partial(token_bytes, 32)).attach(app)
-    metrics.watch(app)
-    app.before_request(partial(guard.check_alone, "" if settings.listens_on_loopback else settings.API_KEY))
-    app.add_url_rule("/livez", view_func=health.livez)
-    app.register_blueprint(web.layout.assets)
-    app.register_blueprint(create_blueprint(letters, dial, Around(
-        hint=curl(served), scripts=web.layout.SCRIPTS, form_token=form_token, refuse_form=refuse_form,
-        origin=lambda message_id: [(f"{url(served)}/messages/{id}", "its message") for id in web.messages.ids_in(message_id)])))
-    return app
-
-
-def refuse_keyless(settings: Settings, database: Database) -> None:
-    """Stop where other machines could ask, and nobody has a key."""
-    if not (settings.listens_on_loopback or settings.API_KEY or ApiKeys(database).are_there()):
-        raise SettingsError(f"{PREFIX}HOST={settings.HOST!r} can be reached from other machines, and there is no key in {database}; "
-                            f"make one with `flask keys create NAME`, or set {PREFIX}API_KEY")
-
-
 def work_here(database: Database) -> Callable[[], None]:
     """Run a Celery worker in a thread of this process; return what ends it."""
     mailasync.share_database(database)
@@ -307,72 +220,6 @@ def work_here(database: Database) -> Callable[[], None]:
                             close=mailasync.close_station)
     worker.start()
     return worker.stop
-
-
-def start_child(settings: Settings, *at_signal: Callable[[], None]) -> None:
-    """The first thing in granian's child. `at_signal` ends what would let a request last on when the server is asked to stop."""
-    terminal.keep_open()
-    logs.setup_web(settings)
-    asked, asks = os.pipe()
-    os.set_blocking(asks, False)
-    signal.set_wakeup_fd(asks, warn_on_full_buffer=False)  # The handlers are granian's; this tells of the signal beside them.
-    ending, orphaned = threading.Event(), threading.Event()
-    SupervisedThread("signals", partial(end_at_signal, asked, at_signal, ending), ending).start()
-    SupervisedThread("parent", partial(end_with_parent, os.getppid(), orphaned), orphaned).start()
-
-
-def end_at_signal(asked: int, acts: Sequence[Callable[[], None]], ending: threading.Event) -> None:
-    """Call these when a signal asks us to end, and set `ending`."""
-    while os.read(asked, 1) not in (bytes([signal.SIGTERM]), bytes([signal.SIGINT])):
-        pass
-    for act in acts:
-        act()
-    ending.set()
-
-
-def end_with_parent(parent: int, orphaned: threading.Event) -> None:
-    """A supervisor that kills only the process it started must not leave this one behind, holding the port."""
-    while os.getppid() == parent:
-        time.sleep(PARENT_LOOK_SECONDS)
-    os.kill(os.getpid(), signal.SIGTERM)
-    orphaned.set()
-
-
-def end_child(error: Exception) -> NoReturn:
-    print(f"mailasync: {error}", file=sys.stderr, flush=True)
-    os._exit(1)
-
-
-def at_exit(stop: Callable[[], None]) -> None:
-    """granian's children end through multiprocessing, which skips atexit where it forked."""
-    multiprocessing.util.Finalize(None, stop, exitpriority=10)
-
-
-def refuse_taken(host: str, port: int, setting: str) -> None:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as e:
-            airplay = " (on a Mac, AirPlay's receiver holds 5000)" if port == 5000 else ""
-            sys.exit(f"mailasync: {host_and_port(host, port)} cannot be used: {e.strerror}{airplay}; "
-                     f"set {PREFIX}{setting} to another port")
-
-
-def url(settings: Settings) -> str:
-    host = {"localhost": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.HOST, settings.HOST)
-    return f"http://{host_and_port(host, settings.PORT)}"
-
-
-def curl(settings: Settings) -> str:
-    key = ' -H "Authorization: Bearer $API_KEY"' if settings.API_KEY else ""
-    return (f"curl {url(settings)}/{key} -H 'Content-Type: application/json' "
-            """-d '{"to": "you@example.org", "subject": "Hello", "contents": "The work is done."}'""")
-
-
-def say(*lines: str) -> None:
-    for line in lines:
-        print(line, flush=True)
 
 
 if __name__ == "__main__":

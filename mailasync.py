@@ -14,44 +14,37 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 import amqp
 from celery import Celery, Task, signals
 from celery.exceptions import Ignore, Reject
 from celery.result import AsyncResult
-from kombu import Connection, Producer, Queue
+from kombu import Connection, Producer
 from kombu.exceptions import OperationalError
 
 from mailroom.broker.celery_request import has_expired
 from mailroom.broker.consumer import REFUSE, SHARED_QUEUE, left_queue, refused
 from mailroom.broker.publisher import Relay
-from mailroom.broker.queues import queues_of, words
+from mailroom.broker.queues import words
 from mailroom.broker.task_arguments import is_uuid, read_job, read_nudge
 from mailroom.config import logs
 from mailroom.config.accounts import accounts, schedule
-from mailroom.config.settings import PAIR_BROKER_URL, Settings, SettingsError, database_url, load
-from mailroom.jobs import registry
+from mailroom.config.settings import Settings, SettingsError, load
 from mailroom.model.errors import MailroomError, StoreUnavailable
 from mailroom.process import terminal
 from mailroom.process.supervisor import troubles
 from mailroom.store.db.database import Database
-from mailroom.store.db.migrate import check, upgrade
 from mailroom.store.events.queue_history import Samples
 from mailroom.store.maintenance.clock import Clock
-from mailroom.store.maintenance.rescue import Sweeps
 from mailroom.store.messages.outbox import Outbox
-from mailroom.store.messages.suppressions import Unsubscribes
-from mailroom.store.templates import Templates
-from mailroom.submission.reader import Orders
 from mailroom.webhooks import notifier
-from mailroom.webhooks.ssrf import AddressGuard
+from mailroom.worker.celery_config import MAIL_QUEUES, celery_settings
+from mailroom.worker.runtime import load_jobs, open_database, orders, sweeps_of
 from mailroom.worker.worker import Station
 
 log = logging.getLogger("mailasync")
 
-MAIL_QUEUES = ("mail", "mail.bulk")
 #: Bulk mail in one nudge, or as many as a worker has connections: so one of its threads is free after about the time of one mail, for
 #: a mail that somebody waits for.
 BULK_CHUNK_MIN = 10
@@ -69,42 +62,6 @@ def configure(settings: Settings) -> None:
     load_jobs(settings)
     celery_app.conf.update(celery_settings(settings))
     _process.settings = settings
-
-
-def celery_settings(settings: Settings) -> dict[str, Any]:
-    """Every deviation from Celery's defaults prevents a loss, a hang or a double."""
-    memory = settings.BROKER_URL.startswith("memory:")
-    return {
-        "broker_url": settings.BROKER_URL or PAIR_BROKER_URL,
-        "broker_use_ssl": {"ca_certs": settings.BROKER_CA_FILE} if settings.BROKER_CA_FILE else None,
-        "broker_transport_options": {"polling_interval": 0.005} if memory else {
-            "confirm_publish": True,  # without it a broker that dies or is full loses what was "published"
-            "read_timeout": 5, "write_timeout": 5,  # a frozen broker must not hold us
-            "max_retries": 1, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.5},
-        "broker_connection_timeout": 2, "broker_heartbeat": 30, "broker_pool_acquire_timeout": 2,
-        "broker_connection_retry_on_startup": True,
-        "broker_connection_max_retries": None,  # 100 would end the worker after 45 minutes without a broker
-        "broker_channel_error_retry": True, "broker_native_delayed_delivery_queue_type": "classic",
-        "task_queues": queues(settings), "task_create_missing_queues": False,
-        "task_routes": {"mailasync.sendMail": {"queue": "mail"}, "mailasync.runJob": {"queue": registry.DEFAULT_QUEUE},
-                        "mailasync.tellClients": {"queue": notifier.QUEUE}},
-        "task_serializer": "json", "accept_content": ["json"], "task_ignore_result": True, "result_backend": None,
-        "task_acks_late": True, "task_reject_on_worker_lost": True,
-        "task_publish_retry": False,  # the sweeper publishes again; retries here only multiply messages
-        "task_send_sent_event": False, "worker_send_task_events": True,  # Flower lives on events
-        "worker_consumer": "mailroom.broker.consumer:CarefulConsumer",
-        "worker_pool": "threads", "worker_concurrency": settings.SMTP_CONNECTIONS, "worker_prefetch_multiplier": 1,
-        "worker_cancel_long_running_tasks_on_connection_loss": False,  # it would kill in the middle of a mail
-        "worker_enable_prefetch_count_reduction": False,  # it speaks on the channel from threads of the pool, which then wait for ever
-        "worker_enable_remote_control": False,  # whoever reaches the broker could revoke and shut down
-        "worker_hijack_root_logger": False, "worker_redirect_stdouts": False,
-    }
-
-
-def queues(settings: Settings) -> list[Queue]:
-    ours = queues_of((*MAIL_QUEUES, *registry.queues(), notifier.QUEUE), settings.QUEUE_TYPE)
-    # Classic, as a stock client declares it.
-    return [*ours, *queues_of((SHARED_QUEUE,), "classic")] if settings.SERVE_CELERY_QUEUE == "on" else ours
 
 
 class Nudge(Task):  # type: ignore[type-arg]  # celery-types makes Task generic, Celery does not
@@ -206,44 +163,6 @@ def bounded_connection() -> Connection:
     connection = celery_app.connection_for_write(connect_timeout=2)
     # connect() itself would sleep 2 s and try again. A retry is only for the next broker, where the URL names several.
     return connection.ensure_connection(max_retries=max(0, len(connection.alt or ()) - 1), interval_start=0, interval_step=0)
-
-
-def load_jobs(settings: Settings) -> None:
-    """Import the modules of JOBS, which registers the job types in them."""
-    for name in registry.modules(settings.JOBS):
-        try:
-            import_module(name)
-        except ImportError as e:
-            raise SettingsError(f"MAILASYNC_JOBS: expected modules that can be imported, got {name!r}: {e}") from None
-
-
-def orders(settings: Settings, database: Database) -> Orders:
-    """Reads what clients order, over HTTP or over the queue."""
-    known, links = accounts(settings), Unsubscribes(database, settings.PUBLIC_URL)
-    return Orders(
-        domain=known[0].sender.address.rpartition("@")[2], template=Templates(database).find,
-        account_of=lambda address: next((account.name for account in known if account.may_send_from(address)), None),
-        unsubscribe_url=lambda id: links.url(id, 0) if settings.PUBLIC_URL else "",
-        webhook_problem=AddressGuard(settings.WEBHOOKS_TO_LOOPBACK == "on").problem)
-
-
-def open_database(settings: Settings, *, file_name: str = "mailasync.sqlite3") -> Database:
-    """Open the outbox; the file that is ours by default is brought up to date, any other only by `flask db upgrade`."""
-    database = Database(database_url(settings, file_name=file_name))
-    try:
-        if not settings.DATABASE_URL:
-            upgrade(database)
-        check(database)
-    except MailroomError:
-        database.close()
-        raise
-    log.debug("outbox %s", database.outbox_id)  # read here, so that a nudge needs no database
-    return database
-
-
-def sweeps_of(settings: Settings, database: Database) -> Sweeps:
-    limited = frozenset(account.name for account in accounts(settings) if account.budget.is_limited)
-    return Sweeps(database, settings.LEASE_SECONDS, settings.ON_UNCERTAIN, limited)
 
 
 def start_relay(database: Database) -> Relay:

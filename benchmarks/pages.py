@@ -15,6 +15,7 @@ from sqlalchemy import text
 
 import app as web
 import mailasync
+from mailroom.cli import database as database_module
 from mailroom.config.settings import load
 from mailroom.model.ids import new_id
 from mailroom.model.message import Address, Message
@@ -112,7 +113,7 @@ def milliseconds(client: FlaskClient, path: str, rounds: int) -> list[float]:
 def served(url: str) -> Iterator[FlaskClient]:
     """The application on this database, and a client in the same process."""
     settings = load({"MAILASYNC_ENV_FILE": "", "MAILASYNC_BROKER_URL": "pyamqp://guest@127.0.0.1:9//", "MAILASYNC_DATABASE_URL": url})
-    web.db_upgrade(settings)
+    database_module.db_upgrade(settings)
     database = Database(url)
     client = web.create_app(settings, database=database).test_client()
     yield client

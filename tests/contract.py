@@ -29,6 +29,7 @@ import app as web
 import mailasync
 from mailroom.api.auth import wrong_keys
 from mailroom.api.http import prefer_wait
+from mailroom.cli import database as database_module
 from mailroom.config.settings import load
 from mailroom.inbox import Letters, create_blueprint
 from mailroom.store.db.database import Database
@@ -72,7 +73,7 @@ def served(directory: Path) -> Iterator[Flask]:
     given = {"ENV_FILE": "", "BROKER_URL": "pyamqp://guest@127.0.0.1:9//", "DATABASE_URL": f"sqlite:///{directory}/contract.sqlite3",
              "API_KEY": API_KEY, "PUBLIC_URL": "https://mail.example.org"}
     settings = load({f"MAILASYNC_{name}": value for name, value in given.items()})
-    web.db_upgrade(settings)
+    database_module.db_upgrade(settings)
     database, letters = Database(given["DATABASE_URL"]), Letters()
     letters.stop()
     made = web.create_app(settings, database=database)

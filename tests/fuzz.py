@@ -27,15 +27,16 @@ from werkzeug.wrappers import Request as WsgiRequest
 
 import app as web
 import mailasync
+from mailroom.cli import database as database_module
 from mailroom.config.settings import load
 from mailroom.delivery.admission import Turns
 from mailroom.delivery.attempt import Agent, Sender
 from mailroom.delivery.delivery import Delivery
+from mailroom.model.account import DEFAULT_ACCOUNT, NextHop
 from mailroom.model.ids import new_id
-from mailroom.model.message import DEFAULT_ACCOUNT, Address
+from mailroom.model.message import Address
 from mailroom.model.retry import Schedule
 from mailroom.smtp.pool import Sessions
-from mailroom.smtp.session import NextHop
 from mailroom.store.db.database import Database
 from mailroom.store.jobs.claims import Runs
 from mailroom.store.jobs.jobs import JobEnd, JobState
@@ -291,7 +292,7 @@ def fuzzing(directory: Path, *, seed: int) -> Iterator[Fuzz]:
     settings = load({f"MAILASYNC_{name}": value for name, value in {
         "ENV_FILE": "", "DATABASE_URL": url, "BROKER_URL": f"pyamqp://guest@127.0.0.1:{NO_BROKER_PORT}//", "MAIL_FROM": SENDER,
         "MAIL_ALIASES": "@example.org", "PUBLIC_URL": "https://mail.example.org", "SIMULATED_WORK_SECONDS": "0"}.items()})
-    web.db_upgrade(settings)
+    database_module.db_upgrade(settings)
     database, seer = Database(url), watch()
     secret = directory / "secret.css"
     maker = Maker(seed, canary=str(secret), port=0)

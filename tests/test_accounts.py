@@ -15,11 +15,12 @@ from mailroom.config.settings import Settings, SettingsError, load
 from mailroom.delivery.admission import Turns
 from mailroom.delivery.attempt import Agent, Sender
 from mailroom.delivery.delivery import Delivery
+from mailroom.model.account import AccountState, Budget, NextHop
+from mailroom.model.attempt import Outcome
 from mailroom.model.ids import new_id
-from mailroom.model.message import AccountState, Address, Budget, Message, Outcome, State
+from mailroom.model.message import Address, Message, State
 from mailroom.model.retry import Schedule
 from mailroom.smtp.pool import Sessions
-from mailroom.smtp.session import NextHop
 from mailroom.store.accounts import Accounts
 from mailroom.store.db.database import Database
 from mailroom.store.maintenance.rescue import Sweeps

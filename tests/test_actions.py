@@ -13,8 +13,9 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import event
 
+from mailroom.model.attempt import Outcome
 from mailroom.model.ids import new_id
-from mailroom.model.message import FINAL, Address, Message, Outcome, State, Terms
+from mailroom.model.message import FINAL, Address, Message, State, Terms
 from mailroom.store.db.database import Database
 from mailroom.store.db.migrate import upgrade
 from mailroom.store.jobs.claims import Runs

@@ -12,7 +12,8 @@ from flask.testing import FlaskClient
 
 from mailroom.api.openapi.operations import OPERATIONS
 from mailroom.inbox import Letters, create_blueprint
-from mailroom.model.message import Outcome, State
+from mailroom.model.attempt import Outcome
+from mailroom.model.message import State
 from mailroom.store.db.schema import contents as contents_table
 from mailroom.store.messages.claims import Claims
 from mailroom.store.messages.outbox import Outbox

@@ -10,8 +10,10 @@ from kombu import Connection as Broker
 from sqlalchemy import select
 
 from mailroom.broker.publisher import Relay
+from mailroom.model.account import AccountState, Budget, Trouble
+from mailroom.model.attempt import Outcome
 from mailroom.model.ids import new_id
-from mailroom.model.message import AccountState, Address, Budget, Message, Outcome, State, Terms, Trouble
+from mailroom.model.message import Address, Message, State, Terms
 from mailroom.store.accounts import Accounts
 from mailroom.store.db.database import Database
 from mailroom.store.db.schema import now_ms

@@ -15,9 +15,11 @@ from typing import Any
 
 import pytest
 
-from mailroom.model.message import Address, Attachment, Claim, JobFacts, Message
+from mailroom.model.attempt import Claim, JobFacts
+from mailroom.model.message import Address, Attachment, Message
 from mailroom.smtp.mime import both_forms, compose
 from mailroom.smtp.plaintext import plain_text
+from mailroom.templating.job import filled_in
 from tests.measure import hold_to, min_ratio, own_clock
 
 ALICE = Address("alice@example.org")
@@ -318,7 +320,7 @@ def test_the_file_of_a_job_that_did_not_succeed_stays_here(status: str) -> None:
 
 def test_a_template_is_filled_in_and_a_message_that_is_none_is_not() -> None:
     braces = Message(to=(ALICE,), subject="{{ job.name }}", text="{{ job.id }}")
-    told = read(compose(with_file(PDF, message=replace(braces, template=True)), sender=ALICE))
+    told = read(compose(filled_in(with_file(PDF, message=replace(braces, template=True))), sender=ALICE))
     assert (told["Subject"], body(told, "plain")) == ("thumbnail", "1")
     plain = read(compose(with_file(PDF, message=braces), sender=ALICE))
     assert (plain["Subject"], body(plain, "plain")) == ("{{ job.name }}", "{{ job.id }}")

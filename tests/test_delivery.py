@@ -18,13 +18,14 @@ from mailroom.api.http.serialize import attempts
 from mailroom.delivery.admission import Turns
 from mailroom.delivery.attempt import Agent, Sender
 from mailroom.delivery.delivery import Delivery
+from mailroom.model.account import DEFAULT_ACCOUNT, NextHop
+from mailroom.model.attempt import Claim, Outcome
 from mailroom.model.errors import StoreUnavailable
 from mailroom.model.ids import new_id
-from mailroom.model.message import DEFAULT_ACCOUNT, Address, Attachment, Claim, Message, Outcome
+from mailroom.model.message import Address, Attachment, Message
 from mailroom.model.retry import Schedule
 from mailroom.process import supervisor
 from mailroom.smtp.pool import Sessions
-from mailroom.smtp.session import NextHop
 from mailroom.store.accounts import Accounts
 from mailroom.store.db import database as database_module
 from mailroom.store.db.database import Database

@@ -25,6 +25,7 @@ from mailroom.config.settings import SECRETS, Settings
 from mailroom.inbox import Letters, create_blueprint
 from mailroom.model.errors import InvalidMessage
 from mailroom.model.message import State
+from mailroom.server import serve
 from mailroom.store.db.database import Database
 from mailroom.store.db.migrate import upgrade
 from mailroom.store.jobs.jobs import Jobs, JobState
@@ -195,7 +196,7 @@ def test_json_in_readme_is_json() -> None:
 
 def test_the_curl_line_is_the_one_that_flask_up_prints() -> None:
     settings = Settings(**{name: getattr(default_settings, name) for name in default_settings.__annotations__})
-    assert app.curl(settings) + "\n" in [block for kind, block in BLOCKS if kind == "sh"]
+    assert serve.curl(settings) + "\n" in [block for kind, block in BLOCKS if kind == "sh"]
 
 
 def test_readme_shows_a_message_as_the_api_does(served: Flask, tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ import pytest
 from mailroom.config.accounts import next_hop
 from mailroom.config.settings import load
 from mailroom.model import host_names
+from mailroom.model.account import NextHop
 from mailroom.model.host_names import default_name, given_name, host_name, literal
 from mailroom.smtp.pool import Sessions
-from mailroom.smtp.session import NextHop
 from tests.services.smtpd import ScriptedSMTP
 
 

@@ -10,8 +10,8 @@ import pytest
 from mailroom.api.http.serialize import attempts
 from mailroom.delivery import admission as turns_module
 from mailroom.delivery.admission import Turns
+from mailroom.model.account import AccountState
 from mailroom.model.errors import TooManyConnections
-from mailroom.model.message import AccountState
 from mailroom.model.retry import Schedule
 from mailroom.smtp.connection import Reply
 from mailroom.smtp.replies import says_too_many_connections, trouble_of

@@ -15,7 +15,8 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from mailroom.model.message import Address, Claim, Message
+from mailroom.model.attempt import Claim
+from mailroom.model.message import Address, Message
 from mailroom.smtp.mime import compose
 from mailroom.smtp.plaintext import plain_text
 from mailroom.submission.message import HEADERS_ALLOWED, message_from

@@ -17,11 +17,11 @@ from mailroom.delivery import delivery as delivery_module
 from mailroom.delivery.admission import Turns
 from mailroom.delivery.attempt import Agent, Sender
 from mailroom.delivery.delivery import Delivery
+from mailroom.model.account import Budget, NextHop
 from mailroom.model.ids import new_id
-from mailroom.model.message import Address, Budget, Message
+from mailroom.model.message import Address, Message
 from mailroom.model.retry import Schedule
 from mailroom.smtp.pool import Sessions
-from mailroom.smtp.session import NextHop
 from mailroom.store.accounts import Accounts
 from mailroom.store.db.database import Database
 from mailroom.store.events.webhooks import Webhooks

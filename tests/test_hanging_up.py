@@ -12,12 +12,14 @@ import pytest
 
 from mailroom.api.http.serialize import attempts
 from mailroom.delivery.groups import MAILS_MAX, Groups
+from mailroom.model.account import AccountState, NextHop
+from mailroom.model.attempt import Claim
 from mailroom.model.errors import NotTaken, Unanswered
-from mailroom.model.message import AccountState, Address, Claim, Message
+from mailroom.model.message import Address, Message
 from mailroom.smtp.connection import Reply
 from mailroom.smtp.poller import run
 from mailroom.smtp.pool import Sessions
-from mailroom.smtp.session import NextHop, Receipt
+from mailroom.smtp.session import Receipt
 from mailroom.store.db.database import Database
 from mailroom.store.messages.outbox import Standing
 from tests.services.certificates import make_certificates

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from mailroom.model.errors import InvalidMessage, MalformedJSON
+from mailroom.model.addresses import parse_address
+from mailroom.model.errors import ERRORS_MAX, InvalidMessage, MalformedJSON
 from mailroom.model.message import Address, Message
-from mailroom.submission.addresses import parse_address
-from mailroom.submission.fields import ERRORS_MAX
 from mailroom.submission.message import message_from, read_message
 from tests.measure import hold_to
 

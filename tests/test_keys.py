@@ -21,6 +21,7 @@ import mailasync
 from mailroom.api.auth import guard
 from mailroom.api.auth.scopes import SCOPES
 from mailroom.api.services import services
+from mailroom.cli import database as database_module
 from mailroom.config.settings import load
 from mailroom.inbox import Letters, create_blueprint
 from mailroom.model.errors import StoreUnavailable
@@ -246,7 +247,7 @@ def charged() -> Response:
 def made(url: str, **settings: str) -> Iterator[Flask]:
     given = {"ENV_FILE": "", "BROKER_URL": "pyamqp://guest@127.0.0.1:9//", "DATABASE_URL": url} | settings
     read = load({f"MAILASYNC_{name}": value for name, value in given.items()})
-    web.db_upgrade(read)
+    database_module.db_upgrade(read)
     database = Database(url)
     served = web.create_app(read, lead, database=database)
     served.register_blueprint(create_blueprint(Letters()))

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import pytest
 
+from mailroom.model.account import NextHop
 from mailroom.model.errors import NotTaken
 from mailroom.smtp.pool import Sessions
-from mailroom.smtp.session import NextHop
 from tests.services import wait_until
 from tests.services.smtpd import ScriptedSMTP
 

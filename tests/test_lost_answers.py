@@ -9,11 +9,12 @@ import pytest
 from mailroom.delivery.admission import Turns
 from mailroom.delivery.attempt import Agent, Sender
 from mailroom.delivery.delivery import Delivery
+from mailroom.model.account import DEFAULT_ACCOUNT, AccountState, NextHop, Trouble
+from mailroom.model.attempt import Claim, Outcome
 from mailroom.model.errors import StoreUnavailable
-from mailroom.model.message import DEFAULT_ACCOUNT, AccountState, Address, Claim, Outcome, State, Trouble
+from mailroom.model.message import Address, State
 from mailroom.model.retry import Schedule
 from mailroom.smtp.pool import Sessions
-from mailroom.smtp.session import NextHop
 from mailroom.store.accounts import Accounts
 from mailroom.store.db.database import Database
 from mailroom.store.messages.actions import Actions

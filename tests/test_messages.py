@@ -18,11 +18,12 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import event, text
 
-from mailroom.model.message import Attachment, Claim, Message
+from mailroom.model.account import NextHop
+from mailroom.model.attempt import Claim
+from mailroom.model.message import Attachment, Message
 from mailroom.smtp.mime import compose
 from mailroom.smtp.poller import run
 from mailroom.smtp.pool import Sessions
-from mailroom.smtp.session import NextHop
 from mailroom.submission.message import message_from
 from tests.services import wait_until
 from tests.services.application import made

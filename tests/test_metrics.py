@@ -13,8 +13,9 @@ from sqlalchemy import Connection, event
 
 from mailroom.api.services import Services
 from mailroom.config import logs
+from mailroom.model.attempt import Outcome
 from mailroom.model.errors import StoreUnavailable
-from mailroom.model.message import Outcome, State
+from mailroom.model.message import State
 from mailroom.store.db.database import Database
 from mailroom.store.events.counters import KEPT_MINUTES, LATENCY_SECONDS, SENT_WITHIN, Tallies, count, count_events
 from mailroom.store.events.queue_history import Samples

@@ -7,12 +7,12 @@ import pytest
 from sqlalchemy import text
 
 import app as web
-import mailasync
 from mailroom.cli.doctor import Doctor
 from mailroom.config.settings import Settings, load
 from mailroom.model.errors import MailroomError
 from mailroom.store.db.database import Database
 from mailroom.store.db.migrate import NotUTF8, SchemaNewer, check, head, upgrade
+from mailroom.worker import runtime
 from tests.services.postgres import Postgres
 
 NEWER = f"this database is newer than this mailasync (9999, known to {head()}): start the newer version"
@@ -24,7 +24,7 @@ def settings_of(url: str) -> Settings:
 
 def start(url: str) -> None:
     """As app.py and a worker do."""
-    mailasync.open_database(settings_of(url)).close()
+    runtime.open_database(settings_of(url)).close()
 
 
 def bring_up(url: str) -> None:

@@ -10,11 +10,12 @@ from urllib.parse import parse_qs
 
 import pytest
 
+from mailroom.model.account import NextHop
 from mailroom.model.errors import NotTaken
 from mailroom.smtp import oauth2
 from mailroom.smtp.login import Login
 from mailroom.smtp.oauth2 import TokenError, TokenSource
-from mailroom.smtp.session import NextHop, Session
+from mailroom.smtp.session import Session
 from tests.services.certificates import Certificates, make_certificates
 from tests.services.smtpd import ScriptedSMTP
 

@@ -7,8 +7,9 @@ from uuid import RFC_4122, UUID
 import pytest
 from sqlalchemy import Connection, event, text
 
+from mailroom.model.attempt import Claim, Outcome
 from mailroom.model.ids import new_id
-from mailroom.model.message import Address, Claim, Message, Outcome, State
+from mailroom.model.message import Address, Message, State
 from mailroom.store.db.database import Database
 from mailroom.store.db.migrate import upgrade
 from mailroom.store.jobs.claims import Runs

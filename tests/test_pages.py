@@ -22,11 +22,11 @@ from flask.testing import FlaskClient
 from sqlalchemy import event, text
 from werkzeug.test import TestResponse
 
-import app as web
 from mailroom.api.auth.wrong_keys import WRONG_MAX
 from mailroom.api.services import Services
 from mailroom.inbox import Dial, Letters
 from mailroom.model.message import Address, Message, State
+from mailroom.server import serve
 from mailroom.store.events.changes import pulse
 from mailroom.store.keys.api_keys import Scope
 from mailroom.store.messages.outbox import Acceptance
@@ -46,7 +46,7 @@ ADMIN, READ, SEND = Scope.ADMIN, Scope.READ, Scope.SEND
 @pytest.fixture
 def app(sqlite_url: str) -> Iterator[Flask]:
     for served in made(sqlite_url):
-        served.register_blueprint(web.beside(Letters(), Dial()))
+        served.register_blueprint(serve.beside(Letters(), Dial()))
         yield served
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection, text
 
+from mailroom.model.attempt import Outcome
 from mailroom.model.errors import StoreUnavailable
 from mailroom.model.ids import new_id
-from mailroom.model.message import Address, Message, Outcome, State
+from mailroom.model.message import Address, Message, State
 from mailroom.store.db import postgresql
 from mailroom.store.db.database import Database
 from mailroom.store.db.migrate import upgrade

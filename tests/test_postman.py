@@ -16,8 +16,9 @@ from mailroom.api.openapi.operations import OPERATIONS
 from mailroom.cli.postman import FOLDERS
 from mailroom.inbox import Letters, create_blueprint
 from mailroom.model.errors import InvalidMessage
-from mailroom.submission.fields import parse_json, read_fields
-from mailroom.templating.stored import AskedTexts
+from mailroom.submission.fields import read_fields
+from mailroom.submission.strict_json import parse_json
+from mailroom.submission.template import AskedTexts
 from tests.test_docs import BODIES, ORDERS
 
 FILE = Path(__file__).resolve().parents[1] / "mailasync.postman_collection.json"

@@ -10,10 +10,10 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-import app as web
 from mailroom.api.openapi.operations import OPERATIONS, is_strict
 from mailroom.inbox import Dial, Letters, create_blueprint
 from mailroom.inbox.api import QUERIES
+from mailroom.server import serve
 from tests.services.application import made
 
 LISTS = ("/v1/messages", "/v1/jobs", "/v1/templates", "/v1/suppressions", "/v1/webhooks/own/deliveries")
@@ -27,7 +27,7 @@ ODD_NUMBERS = ("00000001000000", "0" * 5000, "1" + "0" * 5000, "000000001" + "0"
 @pytest.fixture
 def app(sqlite_url: str) -> Iterator[Flask]:
     for served in made(sqlite_url):
-        served.register_blueprint(web.beside(Letters(), Dial()))
+        served.register_blueprint(serve.beside(Letters(), Dial()))
         yield served
 
 

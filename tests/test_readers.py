@@ -9,7 +9,8 @@ from email.message import Message as Parsed
 
 import pytest
 
-from mailroom.model.message import Address, Attachment, Claim, Message
+from mailroom.model.attempt import Claim
+from mailroom.model.message import Address, Attachment, Message
 from mailroom.smtp.mime import both_forms, compose
 from mailroom.smtp.plaintext import plain_text
 from mailroom.submission.message import mail_from

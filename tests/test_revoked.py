@@ -14,11 +14,11 @@ from flask.testing import FlaskClient
 from sqlalchemy import text
 from werkzeug.test import EnvironBuilder, TestResponse
 
-import app as web
 from mailroom.api.auth import guard, sessions
 from mailroom.api.http import prefer_wait
 from mailroom.api.services import Services
 from mailroom.inbox import Dial, Letters
+from mailroom.server import serve
 from mailroom.store.keys.api_keys import ApiKeys, Scope
 from mailroom.store.keys.sign_outs import SignOuts
 from tests.services import wait_until
@@ -43,7 +43,7 @@ def letters() -> Iterator[Letters]:
 @pytest.fixture
 def app(sqlite_url: str, letters: Letters) -> Iterator[Flask]:
     for served in made(sqlite_url):
-        served.register_blueprint(web.beside(letters, Dial()))
+        served.register_blueprint(serve.beside(letters, Dial()))
         yield served
 
 

@@ -4,7 +4,8 @@ import pytest
 
 from mailroom.config.accounts import next_hop
 from mailroom.config.settings import load
-from mailroom.model.message import AccountState, State
+from mailroom.model.account import AccountState
+from mailroom.model.message import State
 from mailroom.model.retry import Schedule
 from mailroom.smtp.connection import Reply
 from mailroom.smtp.replies import is_of_bad_address, is_of_session, says_too_many_connections, state_of, trouble_of

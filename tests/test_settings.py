@@ -16,6 +16,7 @@ from mailroom.config.settings import (
     kubernetes_variables,
     load,
 )
+from mailroom.server import serve
 
 
 def read(**variables: str) -> Settings:
@@ -147,9 +148,9 @@ def test_an_address_may_be_in_brackets_as_in_a_url(name: str, given: str, host: 
 def test_an_ipv6_address_is_shown_in_brackets() -> None:
     settings = read(HOST="[::1]", SMTP_HOST="[::1]", SMTP_PORT="2525")
     assert (next_hop(settings).host, str(next_hop(settings))) == ("::1", "[::1]:2525")
-    assert web.url(settings) == web.url(read(HOST="::", API_KEY="k")) == "http://[::1]:5000"
+    assert serve.url(settings) == serve.url(read(HOST="::", API_KEY="k")) == "http://[::1]:5000"
     with pytest.raises(SystemExit, match=r"\[2001:db8::1\]:1025 cannot be used: .* set MAILASYNC_INBOX_"):
-        web.refuse_taken("2001:db8::1", 1025, "INBOX_SMTP_PORT")
+        serve.refuse_taken("2001:db8::1", 1025, "INBOX_SMTP_PORT")
 
 
 def test_sqlite_with_a_broker_elsewhere_stops_the_start() -> None:

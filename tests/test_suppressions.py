@@ -12,7 +12,8 @@ from flask.testing import FlaskClient
 from sqlalchemy import event, text
 
 from mailroom.config.settings import SettingsError, load
-from mailroom.model.message import Address, Budget, Message, State, Terms
+from mailroom.model.account import Budget
+from mailroom.model.message import Address, Message, State, Terms
 from mailroom.smtp.poller import run
 from mailroom.store.db.database import Database
 from mailroom.store.db.schema import suppressions

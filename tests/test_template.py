@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from mailroom.model.attempt import Claim, JobFacts
 from mailroom.model.errors import FieldError, InvalidMessage
-from mailroom.model.message import Address, Attachment, Claim, JobFacts, Message
+from mailroom.model.message import Address, Attachment, Message
 from mailroom.smtp.mime import compose
 from mailroom.templating import job as template
-from mailroom.templating.job import RENDERED_MAX_CHARACTERS, SUBJECT_MAX_CHARACTERS, check, fill
+from mailroom.templating.job import RENDERED_MAX_CHARACTERS, SUBJECT_MAX_CHARACTERS, check, fill, filled_in
 from tests.measure import hold_to
 from tests.test_compose import body, lines, read
 
@@ -39,7 +40,7 @@ def html_of(template: str, result: Any) -> str:
 
 def mail(asked: Message, job: JobFacts) -> Any:
     claim = Claim(id="1", attempt=1, message_id="1@example.org", created_at_ms=0, message=asked, pending=(0,), job=job)
-    return read(compose(claim, sender=ALICE))
+    return read(compose(filled_in(claim), sender=ALICE))
 
 
 @pytest.mark.parametrize(("template", "text"), [

@@ -14,9 +14,9 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from mailroom.model.errors import FieldError, InvalidMessage
+from mailroom.model.text import SUBJECT_MAX_CHARACTERS
 from mailroom.store.db.database import Database
 from mailroom.store.templates import Templates, is_name
-from mailroom.submission.message import SUBJECT_MAX_CHARACTERS
 from mailroom.templating import stored
 from mailroom.templating.sandbox import DEPTH_MAX, PROGRAMS_MAX, SOURCE_MAX_CHARACTERS, TOKENS_MAX, program
 from mailroom.templating.stored import CSS_MAX_CHARACTERS_TIMES_TAGS, TAGS_MAX, VARIABLES_MAX_CHARACTERS, Letter, check, merge

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
+from mailroom.model.account import NextHop
 from mailroom.model.errors import NotTaken, Unanswered
 from mailroom.smtp import session as transport
 from mailroom.smtp.connection import LINE_MAX_BYTES, REPLY_LINES_MAX, REPLY_MAX_CHARACTERS, Reply
 from mailroom.smtp.poller import run
 from mailroom.smtp.pool import Sessions
-from mailroom.smtp.session import FenceRefused, NextHop, Receipt, Session
+from mailroom.smtp.session import FenceRefused, Receipt, Session
 from tests.services import wait_until
 from tests.services.certificates import Certificates, make_certificates
 from tests.services.smtpd import ScriptedSMTP

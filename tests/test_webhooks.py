@@ -36,8 +36,8 @@ from mailroom.store.jobs.jobs import JobEnd, JobState, let_go
 from mailroom.store.keys.api_keys import Scope
 from mailroom.store.maintenance.retention import Retention
 from mailroom.store.workers import Worker
-from mailroom.webhooks.http import Answer
-from mailroom.webhooks.notifier import SCHEDULE, Exchange, Notifier, judge, retry_after_seconds
+from mailroom.webhooks.http import Answer, Exchange
+from mailroom.webhooks.notifier import SCHEDULE, Notifier, judge, retry_after_seconds
 from mailroom.webhooks.ssrf import AddressGuard, Forbidden, is_public
 from tests.services import is_alive, wait_until
 from tests.services.logs import broken_log

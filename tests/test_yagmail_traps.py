@@ -24,12 +24,14 @@ import pytest
 import yagmail
 from yagmail import oauth2 as stock_oauth2
 
+from mailroom.model.account import NextHop
+from mailroom.model.attempt import Claim
 from mailroom.model.errors import InvalidMessage, NotTaken, Unanswered
-from mailroom.model.message import Address, Claim
+from mailroom.model.message import Address
 from mailroom.smtp.mime import compose
 from mailroom.smtp.poller import run
 from mailroom.smtp.pool import Sessions
-from mailroom.smtp.session import NextHop, Receipt, Session
+from mailroom.smtp.session import Receipt, Session
 from mailroom.submission.message import message_from
 from tests.measure import hold_to
 from tests.services import wait_until

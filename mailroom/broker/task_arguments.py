@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mailroom.store.messages.outbox import is_id
+from mailroom.model.ids import is_id
 
 
 def read_nudge(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[str], str] | None:

@@ -20,12 +20,12 @@ from mailroom.cli.templates import template_commands
 from mailroom.cli.watch import Working, watch_commands
 from mailroom.config.settings import Settings, origins
 from mailroom.model.errors import InvalidMessage
-from mailroom.model.ids import new_id
+from mailroom.model.ids import is_id, new_id
 from mailroom.store.db.database import Database
 from mailroom.store.maintenance.restore import hold
 from mailroom.store.maintenance.retention import Retention
 from mailroom.store.messages.actions import Actions, UnknownMessage, WrongState
-from mailroom.store.messages.outbox import Outbox, is_id
+from mailroom.store.messages.outbox import Outbox
 from mailroom.submission.fields import read_fields
 from mailroom.submission.times import AskedMoment
 

@@ -10,7 +10,7 @@ import click
 from mailroom.config.settings import PREFIX, UP_FILE, Settings, database_url
 from mailroom.model.errors import MailroomError, StoreUnavailable
 from mailroom.store.db.database import Database
-from mailroom.store.db.migrate import check
+from mailroom.store.db.migrate import check, upgrade
 from mailroom.store.messages.outbox import Outbox
 
 
@@ -79,3 +79,12 @@ def _works(choice: Choice, settings: Settings) -> bool:
     finally:
         database.close()
     return seen is not None and seen <= settings.LEASE_SECONDS * 1000
+
+
+def db_upgrade(settings: Settings) -> str:
+    database = Database(database_url(settings))
+    try:
+        upgrade(database)
+    finally:
+        database.close()
+    return f"{database} is up to date"

@@ -15,8 +15,8 @@ from mailroom.api.auth import peer
 from mailroom.broker.queues import words
 from mailroom.config.accounts import Account
 from mailroom.config.settings import Settings
+from mailroom.model.account import AccountState
 from mailroom.model.errors import MailroomError, NotTaken
-from mailroom.model.message import AccountState
 from mailroom.smtp.session import Session
 from mailroom.store.accounts import Accounts
 from mailroom.store.db.database import Database

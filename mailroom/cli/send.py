@@ -15,13 +15,14 @@ from mailroom.api.auth.senders import account_sender
 from mailroom.api.services import Services
 from mailroom.cli.output import told
 from mailroom.cli.watch import Tell, Working, as_step, follow, standing
+from mailroom.model.attempt import Claim
 from mailroom.model.errors import CommitUnanswered, FieldError, InvalidMessage, MalformedJSON
 from mailroom.model.media_types import OCTET_STREAM, parse_media_type
-from mailroom.model.message import Claim, State
+from mailroom.model.message import State
 from mailroom.smtp.mime import compose
 from mailroom.store.messages.outbox import Acceptance
-from mailroom.submission.fields import parse_json
 from mailroom.submission.message import ENCODED_MAX_BYTES
+from mailroom.submission.strict_json import parse_json
 
 STDIN = "-"
 #: Options that go into the request under another name, or as they are.

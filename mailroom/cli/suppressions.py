@@ -9,8 +9,8 @@ import click
 from pydantic_core import PydanticCustomError
 
 from mailroom.cli.output import AS_JSON, Opened, moment, told
+from mailroom.model.addresses import parse_address
 from mailroom.store.messages.suppressions import Reason, Suppression, Suppressions
-from mailroom.submission.addresses import parse_address
 
 PAGE = 500
 

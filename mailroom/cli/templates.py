@@ -8,7 +8,7 @@ import click
 from mailroom.api.routes.templates import previewed, read_texts, shown
 from mailroom.cli.output import AS_JSON, Opened, moment, told
 from mailroom.store.templates import Template, Templates
-from mailroom.submission.fields import parse_json
+from mailroom.submission.strict_json import parse_json
 
 
 def template_commands(opened: Opened) -> click.Group:

@@ -10,14 +10,15 @@ from typing import Any
 
 import click
 
-from mailroom.api.http.serialize import shown, summary, timestamp
+from mailroom.api.http.serialize import shown, summary
 from mailroom.api.services import Services
 from mailroom.cli.output import Opened, told
 from mailroom.cli.suppressions import parsed
+from mailroom.model.ids import is_id
 from mailroom.model.message import FINAL, State
+from mailroom.model.times import timestamp
 from mailroom.store.db.database import Database
 from mailroom.store.events.changes import Changes
-from mailroom.store.messages.outbox import is_id
 from mailroom.store.messages.search import Search, listed, newest
 
 #: What the API works with, on the database that a command is about.

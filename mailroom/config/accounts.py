@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from mailroom.config.settings import Settings, SettingsError, refuse_contradictions
-from mailroom.model.errors import InvalidMessage
+from mailroom.model.account import DEFAULT_ACCOUNT, Budget, NextHop
+from mailroom.model.addresses import parse_address
 from mailroom.model.host_names import given_name
-from mailroom.model.message import DEFAULT_ACCOUNT, Address, Budget
+from mailroom.model.message import Address
 from mailroom.model.retry import Schedule
-from mailroom.smtp.session import NextHop
-from mailroom.submission.message import message_from
 
 
 def sender(settings: Settings) -> Address:
@@ -22,9 +21,9 @@ def sender(settings: Settings) -> Address:
     if not address:
         return Address("mailasync@localhost")
     try:
-        found = message_from({"to": address}).to[0]
-    except InvalidMessage as e:
-        raise SettingsError(f"MAILASYNC_MAIL_FROM: {e.errors[0].detail}; set it where MAILASYNC_MAIL_USERNAME is no address") from None
+        found = parse_address(address)
+    except ValueError as e:
+        raise SettingsError(f"MAILASYNC_MAIL_FROM: {e}; set it where MAILASYNC_MAIL_USERNAME is no address") from None
     if not found.is_ascii:  # Every mail would need a server with SMTPUTF8.
         raise SettingsError("MAILASYNC_MAIL_FROM: expected an address with ASCII letters before the @-sign")
     return found
@@ -184,9 +183,9 @@ def _aliases(settings: Settings) -> tuple[str, ...]:
 def _alias(word: str) -> str:
     of_domain = word.startswith("@")
     try:
-        address = message_from({"to": f"a{word}" if of_domain else word}).to[0].address.lower()
-    except InvalidMessage as e:
-        raise SettingsError(f"MAILASYNC_MAIL_ALIASES: {e.errors[0].detail}") from None
+        address = parse_address(f"a{word}" if of_domain else word).address.lower()
+    except ValueError as e:
+        raise SettingsError(f"MAILASYNC_MAIL_ALIASES: {e}") from None
     return address[1:] if of_domain else address
 
 

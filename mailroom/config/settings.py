@@ -320,11 +320,6 @@ def without_brackets(host: str) -> str:
     return bare if host.strip() == f"[{bare}]" and _is_address(bare) else host
 
 
-def host_and_port(host: str, port: int) -> str:
-    """Write both as a URL has them, an IPv6 address in brackets."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def _is_address(text: str) -> bool:
     try:
         ip_address(text)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from queue import SimpleQueue
 
+from mailroom.model.account import DEFAULT_ACCOUNT, Free
 from mailroom.model.errors import TooManyConnections
-from mailroom.model.message import DEFAULT_ACCOUNT, Free
 
 log = logging.getLogger("mailasync.delivery")
 

@@ -5,8 +5,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from mailroom.delivery.groups import Groups
+from mailroom.model.account import Trouble
+from mailroom.model.attempt import Claim, Outcome
 from mailroom.model.errors import NotTaken, StoreUnavailable, TooManyConnections, Unanswered
-from mailroom.model.message import Address, Claim, Outcome, State, Trouble
+from mailroom.model.message import Address, State
 from mailroom.model.retry import Schedule
 from mailroom.smtp.connection import Reply
 from mailroom.smtp.mime import compose
@@ -14,6 +16,7 @@ from mailroom.smtp.poller import Steps
 from mailroom.smtp.pool import Sessions
 from mailroom.smtp.replies import is_of_bad_address, is_one_too_many, limit_of, state_of, trouble_of
 from mailroom.smtp.session import FenceRefused, Receipt, SessionLost
+from mailroom.templating.job import filled_in
 
 log = logging.getLogger("mailasync.delivery")
 
@@ -43,7 +46,7 @@ class Agent:
         """One attempt. `open_only`: SessionLost is raised where it takes a new session; FenceRefused,
         StoreUnavailable and TooManyConnections always are."""
         try:
-            payload = compose(claim, sender=self.senders[claim.account].address)
+            payload = compose(filled_in(claim), sender=self.senders[claim.account].address)
         except Exception as e:  # Whatever it is, it would be so again; its text may hold the content.
             log.error("message %s could not be composed: %s", claim.id, type(e).__name__, extra={"message_id": claim.id})
             return self._for_all(claim, State.FAILED, f"could not be composed: {type(e).__name__}")

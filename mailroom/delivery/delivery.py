@@ -15,8 +15,8 @@ from typing import Protocol
 from mailroom.delivery.admission import HANGS_AFTER_SECONDS, Turns
 from mailroom.delivery.attempt import Agent
 from mailroom.delivery.nudge import Begun, Nudge
+from mailroom.model.attempt import Claim, Outcome
 from mailroom.model.errors import StoreUnavailable, TooManyConnections
-from mailroom.model.message import Claim, Outcome
 from mailroom.process.supervisor import SupervisedThread
 from mailroom.smtp.poller import Attempts, Steps, run
 from mailroom.smtp.session import FenceRefused, SessionLost

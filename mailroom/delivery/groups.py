@@ -4,7 +4,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from mailroom.model.message import Claim
+from mailroom.model.attempt import Claim
 
 #: One that is forgotten is tried with all its recipients again.
 MAILS_MAX = 10_000

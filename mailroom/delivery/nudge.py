@@ -3,7 +3,7 @@
 import threading
 from typing import NamedTuple
 
-from mailroom.model.message import Claim
+from mailroom.model.attempt import Claim
 
 
 class Nudge:

@@ -10,7 +10,18 @@
         └── Unanswered          the whole mail went out and no reply came back
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NoReturn
+from urllib.parse import quote
+
+from pydantic_core import PydanticCustomError
+
+#: Wrong fields that are told; a body of a million unknown ones gets an answer that a person can read.
+ERRORS_MAX = 20
+
+#: Characters of a name that an answer repeats; a client's own may be as long as its request.
+NAME_MAX_CHARACTERS = 200
 
 
 class MailroomError(Exception):
@@ -104,3 +115,19 @@ class TooManyConnections(MailroomError):
 
 class Unanswered(TransportError):
     """The link broke after the final dot went out: the next hop may have the mail (RFC 5321, 4.5.3.2.6; RFC 1047)."""
+
+
+def refuse(detail: str) -> NoReturn:
+    """Say in a validator what was expected, and what came."""
+    raise PydanticCustomError("refused", "{detail}", {"detail": detail})
+
+
+def refuse_items(wrong: Sequence[tuple[list[str | int], str]]) -> NoReturn:
+    """The same of several places below the field: where each is, and what was expected there."""
+    raise PydanticCustomError("refused", "{detail}", {"detail": wrong[0][1], "items": list(wrong[:ERRORS_MAX])})
+
+
+def pointer(parts: list[Any]) -> str:
+    """The end of a JSON pointer as URI fragment (RFC 6901, 6)."""
+    path = "".join("/" + str(part)[:NAME_MAX_CHARACTERS].replace("~", "~0").replace("/", "~1") for part in parts)
+    return quote(path, safe="/~!$&'()*+,;=:@?", errors="backslashreplace")

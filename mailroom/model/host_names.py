@@ -1,4 +1,4 @@
-"""Finds the name by which we introduce ourselves to a mail server (RFC 5321, 2.3.5 and 4.1.4)."""
+"""Names of hosts: the one by which we introduce ourselves to a mail server (RFC 5321, 2.3.5 and 4.1.4), and one with its port."""
 
 import re
 import socket
@@ -61,3 +61,8 @@ def literal(address: str) -> str:
     """Write an IP address as EHLO has it (RFC 5321, 4.1.3)."""
     ip = ip_address(address.partition("%")[0])
     return f"[IPv6:{ip}]" if isinstance(ip, IPv6Address) else f"[{ip}]"
+
+
+def host_and_port(host: str, port: int) -> str:
+    """Write both as a URL has them, an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

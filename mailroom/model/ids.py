@@ -1,6 +1,7 @@
 """Ids that nobody can guess."""
 
 import os
+import re
 import struct
 import time
 from collections import deque
@@ -38,3 +39,8 @@ def _random() -> int:
 def _written(value: int) -> str:
     digits = f"{value:032x}"
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+def is_id(text: str) -> bool:
+    """Whether `text` can be the id of a message: a client chose it where it is the id of a task."""
+    return re.fullmatch(r"[\x20-\x7e]{1,200}", text) is not None

@@ -1,12 +1,11 @@
-"""What a mail is: the message a client gave us, the state it is in, a worker's claim on it and how an attempt ended."""
+"""What a mail is: the message a client gave us, and the state it is in."""
 
 import json
 import re
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 
 class State(StrEnum):
@@ -142,104 +141,6 @@ class Terms:
 ANYTIME = Terms()
 
 
-class AccountState(StrEnum):
-    """Whether an account can send. All but OK end with one mail that goes through."""
-
-    OK = "ok"
-    PAUSED = "paused"  #: the server asked us to come back later, or could not be reached
-    HALTED = "halted"  #: the server refused our login, or to speak with us at all
-    PARKED = "parked"  #: the server's daily limit is reached
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trouble:
-    """What a reply says about the account, and not about the mail."""
-
-    state: AccountState
-    reason: str  #: the server's words
-    waits: tuple[float, ...]  #: seconds until the account is tried again, after the first such reply in a row, the second, …
-    excuses: bool = True  #: whether the attempt does not count against the mail
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """What one account may send in 24 hours, whenever they begin. 0: as much as it is given."""
-
-    account: str
-    messages: int = 0
-    recipients: int = 0
-    credentials: str = ""  #: a hash that changes with them
-
-    @property
-    def is_limited(self) -> bool:
-        return bool(self.messages or self.recipients)
-
-
-class Free(NamedTuple):
-    """The room that a worker has for an account: how many mails, and what more of them wait for."""
-
-    mails: int
-    words: str
-
-
-#: The account of the settings MAIL_…, where there is no ACCOUNTS_FILE.
-DEFAULT_ACCOUNT = "default"
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobFacts:
-    """How the job before a mail ended, for the mail to tell; the names are those of `{{ job.… }}`."""
-
-    id: str
-    name: str
-    status: str  #: succeeded, failed or timed_out
-    result: Any = None  #: what it returned, as JSON has it
-    error: str = ""  #: one line, where it did not succeed
-    seconds: float = 0.0  #: how long its last attempt ran
-    file: Attachment | None = None  #: what it made, for the mail to carry
-
-
-@dataclass(frozen=True, kw_only=True)
-class Claim:
-    """One attempt at one message, by the worker that claimed it."""
-
-    id: str
-    attempt: int  #: from 1
-    message_id: str  #: for the header field, without angle brackets; the same in every attempt
-    created_at_ms: int  #: milliseconds since 1970
-    message: Message  #: its attachments are still in the outbox, if there are such
-    pending: tuple[int, ...]  #: positions in `message.everyone` of those who have no final outcome yet
-    sent_before: bool = False  #: whether an earlier attempt reached one of the others
-    job: JobFacts | None = None  #: set where the message is a template
-    account: str = DEFAULT_ACCOUNT  #: who sends it
-    is_probe: bool = False  #: whether it tries an account that had trouble
-    excused: int = 0  #: earlier attempts that do not count: an account's trouble, or given back before anything was sent
-    max_attempts: int | None = None  #: of those that count; None: as many as the schedule has
-    has_attachments: bool = False
-    claimed_at: float = field(default_factory=time.monotonic, compare=False)  #: on time.monotonic
-    #: Milliseconds since 1970; the Date of the mail, the same in every attempt. None: of a mail that is not tried, but shown.
-    first_attempt_at_ms: int | None = None
-
-    @property
-    def counted(self) -> int:
-        """Attempts that count, this one included."""
-        return self.attempt - self.excused
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How an attempt ended, for the message and for each recipient that it was about."""
-
-    state: State
-    reason: str = ""  #: the server's words, or ours
-    recipients: Mapping[int, tuple[State, str]] = field(default_factory=dict)  #: position: state, reply
-    wait_seconds: float | None = None  #: until the next attempt, where there is to be one
-    excused: bool = False  #: whether the attempt does not count, as it brought the mail further
-    uncertain: bool = False  #: whether the payload went out and no reply came
-    trouble: Trouble | None = None  #: set where the account cannot send; the message waits until one can
-    bounced: frozenset[int] = frozenset()  #: positions of those whose server says that there is no such address
-
-
 def file_name(name: str) -> str:
     """Return a name for a file that a reader may save: no path, nothing that hides or turns its letters, at most 255 bytes."""
     base = _NOT_IN_NAMES.sub("", re.split(r"[/\\]", name)[-1]).strip()
@@ -251,3 +152,7 @@ def file_name(name: str) -> str:
 
 
 _encode = json.JSONEncoder(ensure_ascii=False).encode
+
+
+#: Recipients that have no outcome yet.
+OPEN = (State.QUEUED, State.DEFERRED)

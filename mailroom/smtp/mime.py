@@ -12,10 +12,10 @@ from hashlib import sha256
 from html import escape
 from urllib.parse import quote
 
+from mailroom.model.attempt import Claim
 from mailroom.model.media_types import OCTET_STREAM, MediaType, parse_media_type
-from mailroom.model.message import STRUCTURED, Address, Attachment, Claim, Message, file_name
+from mailroom.model.message import STRUCTURED, Address, Attachment, Message, file_name
 from mailroom.smtp.plaintext import plain_text
-from mailroom.templating.job import fill
 
 #: The longest line that has an encoded word in it (RFC 2047, 2).
 _LINE_MAX = 76
@@ -28,9 +28,12 @@ _WIRE = policy.compat32.clone(linesep="\r\n", max_line_length=_LINE_MAX)
 
 
 def compose(claim: Claim, *, sender: Address) -> bytes:
-    """Return the mail with CRLF line ends, every line at most 998 bytes; an attempt that is repeated gives the same bytes."""
+    """Return the mail with CRLF line ends, every line at most 998 bytes; an attempt that is repeated gives the same bytes.
+
+    What the mail tells of its job is filled in already.
+    """
     job = claim.job
-    message = fill(claim.message, job) if job and claim.message.template else claim.message
+    message = claim.message
     text, html = both_forms(message)
     files = [*message.attachments, *([job.file] if job and job.file and job.status == "succeeded" else [])]
     shown = [file for file in files if file.content_id]

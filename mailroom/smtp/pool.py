@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from mailroom.model.account import NextHop
 from mailroom.model.errors import ConnectionRefused, NotTaken, TooManyConnections
 from mailroom.smtp.connection import words_of
 from mailroom.smtp.poller import Steps
-from mailroom.smtp.session import NextHop, PipeliningDoubted, Receipt, Session, SessionLost, login_at, pipelining_with
+from mailroom.smtp.session import PipeliningDoubted, Receipt, Session, SessionLost, login_at, pipelining_with
 
 
 class Sessions:

@@ -2,7 +2,8 @@
 
 import re
 
-from mailroom.model.message import AccountState, State, Trouble
+from mailroom.model.account import AccountState, Trouble
+from mailroom.model.message import State
 from mailroom.model.retry import Schedule
 from mailroom.smtp.connection import Reply
 from mailroom.smtp.sending_limits import find_limit

@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-from mailroom.model.message import AccountState
+from mailroom.model.account import AccountState
 
 
 class SendingLimit(NamedTuple):

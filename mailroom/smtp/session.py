@@ -9,13 +9,13 @@ import logging
 import smtplib
 import ssl
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NoReturn
 
 import yagmail
 
-from mailroom.config.settings import host_and_port
+from mailroom.model.account import NextHop
 from mailroom.model.errors import ConnectionRefused, NotTaken, Unanswered
 from mailroom.model.host_names import default_name
 from mailroom.smtp.connection import Link, Reply, TLSLink, words_of
@@ -37,27 +37,6 @@ NO_SMTPUTF8 = Reply(550, "5.6.7 the mail server takes no address with letters be
 
 _quiet = logging.getLogger("mailroom.yagmail")
 _quiet.setLevel(logging.CRITICAL + 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class NextHop:
-    """The server that takes our mail, and how we make ourselves known to it."""
-
-    host: str
-    port: int
-    security: str  #: ssl, starttls or none
-    user: str = ""  #: "": no login
-    password: str = field(default="", repr=False)
-    oauth2_file: str = ""
-    ca_file: str = ""
-    timeout_seconds: float = 60.0
-    ehlo_name: str = ""  #: "": this machine's own name, or else `sender_domain`
-    sender_domain: str = ""
-    mails_per_connection: int = 10
-    pipelining: bool = True  #: whether it gets commands in one write, where it says that it takes that
-
-    def __str__(self) -> str:
-        return host_and_port(self.host, self.port)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,8 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, func, select, update
 
-from mailroom.model.message import AccountState, Budget, Free, State, Trouble
+from mailroom.model.account import AccountState, Budget, Free, Trouble
+from mailroom.model.message import State
 from mailroom.store.db.database import Database
 from mailroom.store.db.schema import accounts, insertion, messages, now_ms, recipients, usage
 from mailroom.store.db.statements import Prepared

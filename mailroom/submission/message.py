@@ -21,14 +21,16 @@ from pydantic import (
     model_validator,
 )
 
+from mailroom.model.addresses import parse_address
+from mailroom.model.errors import refuse, refuse_items
 from mailroom.model.media_types import parse_media_type
 from mailroom.model.message import STRUCTURED, Address, Attachment, Message, Terms, file_name
-from mailroom.submission.addresses import CONTROL, RECIPIENTS_MAX, parse_address, parse_addresses
-from mailroom.submission.fields import encodable, is_unicode, parse_json, read_fields, refuse, refuse_items, shown, storable
+from mailroom.model.text import CONTROL, encodable, is_unicode, one_line, shown, storable
+from mailroom.submission.addresses import RECIPIENTS_MAX, parse_addresses
+from mailroom.submission.fields import read_fields
+from mailroom.submission.strict_json import parse_json
 from mailroom.submission.times import AHEAD_MAX_SECONDS, ATTEMPTS_MAX, Moment
 
-#: A header line is at most 998 characters (RFC 5322, 2.1.1).
-SUBJECT_MAX_CHARACTERS = 998
 ATTACHMENTS_MAX = 20
 #: Gmail takes 25 MB, encoded (support.google.com/mail/answer/6584).
 ENCODED_MAX_BYTES = 25_000_000
@@ -305,15 +307,6 @@ def _once_each(*lists: list[Address]) -> list[tuple[Address, ...]]:
         kept.append(tuple(person for person in people if person.address not in seen))
         seen |= {person.address for person in people}
     return kept
-
-
-def one_line(value: str) -> str:
-    """Refuse what is no subject."""
-    if found := CONTROL.search(value):
-        refuse(f"expected one line without control characters, got {found[0]!r} at {found.start()}")
-    if len(value) > SUBJECT_MAX_CHARACTERS:
-        refuse(f"expected at most {SUBJECT_MAX_CHARACTERS} characters, got {len(value)}")
-    return encodable(value)
 
 
 def _header_problem(name: str, value: str) -> str:

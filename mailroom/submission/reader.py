@@ -12,14 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 
 from mailroom.jobs import registry
 from mailroom.jobs.registry import JobType, UnknownJob
-from mailroom.model.errors import FieldError, InvalidMessage, MalformedJSON
+from mailroom.model.errors import ERRORS_MAX, FieldError, InvalidMessage, MalformedJSON
 from mailroom.model.ids import new_id
 from mailroom.model.message import ANYTIME, Message
 from mailroom.model.retry import Schedule
 from mailroom.store.jobs.jobs import NewJob, NotifyOn
 from mailroom.store.messages.outbox import Acceptance
 from mailroom.submission.batch import BatchReader
-from mailroom.submission.fields import ERRORS_MAX, read_fields
+from mailroom.submission.fields import read_fields
 from mailroom.submission.message import AskedTemplate, MailOrder, mail_from
 from mailroom.submission.times import ATTEMPTS_MAX
 from mailroom.templating.job import check

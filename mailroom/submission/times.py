@@ -6,7 +6,8 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
-from mailroom.submission.fields import refuse, shown
+from mailroom.model.errors import refuse
+from mailroom.model.text import shown
 
 #: A moment farther away than this is a slip of the pen.
 AHEAD_MAX_SECONDS = 366 * 86400

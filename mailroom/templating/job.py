@@ -16,8 +16,9 @@ from typing import Any, NamedTuple, NoReturn
 from jinja2 import Environment, TemplateSyntaxError, nodes
 from jinja2.lexer import Token, TokenStream
 
+from mailroom.model.attempt import Claim, JobFacts
 from mailroom.model.errors import FieldError, InvalidMessage, MailroomError
-from mailroom.model.message import JobFacts, Message
+from mailroom.model.message import Message
 from mailroom.templating.sandbox import Bounded
 
 #: Text or HTML with everything told; a result may be named often.
@@ -70,6 +71,13 @@ def check(message: Message, *, at: str = "#") -> None:
             wrong.append(FieldError(f"{at}/{field}", str(e)))
     if wrong:
         raise InvalidMessage(wrong)
+
+
+def filled_in(claim: Claim) -> Claim:
+    """Return the claim with everything told that its mail says of its job."""
+    if claim.job is None or not claim.message.template:
+        return claim
+    return replace(claim, message=fill(claim.message, claim.job))
 
 
 def fill(message: Message, job: JobFacts) -> Message:

@@ -6,15 +6,13 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 from css_inline import CSSInliner, InlineError
-from pydantic import BaseModel, ConfigDict, Field, StrictStr, field_validator, model_validator
 
-from mailroom.model.errors import FieldError, InvalidMessage
-from mailroom.submission.fields import is_unicode, pointer, refuse, storable
-from mailroom.submission.message import SUBJECT_MAX_CHARACTERS
-from mailroom.templating.sandbox import RENDERED_MAX_CHARACTERS, SOURCE_MAX_CHARACTERS, Unfit, Unknown, program
+from mailroom.model.errors import FieldError, InvalidMessage, pointer
+from mailroom.model.text import SUBJECT_MAX_CHARACTERS, is_unicode
+from mailroom.templating.sandbox import RENDERED_MAX_CHARACTERS, Unfit, Unknown, program
 
 #: Characters in all variables of one letter; an item and a name count as well.
 VARIABLES_MAX_CHARACTERS = 200_000
@@ -26,7 +24,6 @@ HTML_MAX_CHARACTERS_TIMES_TAGS = 200_000_000
 #: The inliner follows tags in tags by recursion, and a stack of 2 MB ends before 5,000 of them, and the process with it.
 _SHALLOW_TAGS = 200
 _DEEP_STACK_BYTES = 64 << 20
-_SUBJECT_SOURCE_MAX_CHARACTERS = 5000
 _BREAKS = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _HAS_CSS = re.compile(r"<(?:style|link)[\s/>]", re.IGNORECASE)
 _TAG = re.compile(r"<[a-zA-Z]")
@@ -62,35 +59,6 @@ class Letter:
     subject: str
     text: str | None
     html: str | None
-
-
-class AskedTexts(BaseModel):
-    """A template; `{{ name }}` in it stands for a variable."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    subject: StrictStr = Field(max_length=_SUBJECT_SOURCE_MAX_CHARACTERS, description="One line, when it is filled in.")
-    text: StrictStr | None = Field(None, max_length=SOURCE_MAX_CHARACTERS, description="The text form.")
-    html: StrictStr | None = Field(None, max_length=SOURCE_MAX_CHARACTERS, description="The HTML form; its CSS is inlined.")
-
-    @field_validator("subject", "text", "html")
-    @classmethod
-    def _storable(cls, value: str | None) -> str | None:
-        return value if value is None else storable(value)
-
-    @model_validator(mode="after")
-    def _one_at_least(self) -> Self:
-        if self.text is None and self.html is None:
-            refuse("expected text, html or both, got none")
-        return self
-
-
-class AskedPreview(BaseModel):
-    """What to fill in."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    variables: dict[str, Any] = Field(default_factory=dict, description="What {{ name }} in the template stands for.")
 
 
 def check(sources: Sources, *, at: str = "#") -> None:

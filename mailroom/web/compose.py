@@ -16,10 +16,10 @@ from mailroom.api.routes.messages import accept_mail
 from mailroom.api.services import services
 from mailroom.jobs import registry
 from mailroom.model.errors import FieldError, InvalidMessage, MailroomError, MalformedJSON
+from mailroom.model.ids import is_id
 from mailroom.model.message import Message
 from mailroom.store.messages.idempotency import Answer, Key
-from mailroom.store.messages.outbox import is_id
-from mailroom.submission.fields import parse_json
+from mailroom.submission.strict_json import parse_json
 from mailroom.web.code_samples import body_of, code_of
 from mailroom.web.layout import base_url, decimal, may, page, pages, see, stays_here
 

@@ -6,11 +6,13 @@ from typing import Any
 
 from flask import Response, request
 
-from mailroom.api.http.serialize import summary, timestamp
+from mailroom.api.http.serialize import summary
 from mailroom.api.http.why import faults
 from mailroom.api.routes import accounts
 from mailroom.api.services import services
-from mailroom.model.message import AccountState, State
+from mailroom.model.account import AccountState
+from mailroom.model.message import State
+from mailroom.model.times import timestamp
 from mailroom.store.events.counters import LATENCY_SECONDS, SENT_WITHIN, Depths, Tallies
 from mailroom.store.events.deliveries import ENABLED
 from mailroom.store.events.queue_history import WAITING, Samples

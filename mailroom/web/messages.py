@@ -17,10 +17,10 @@ from mailroom.api.http.serialize import find, shown, summary
 from mailroom.api.routes import actions, messages
 from mailroom.api.services import services
 from mailroom.model.errors import InvalidMessage
+from mailroom.model.ids import is_id
 from mailroom.model.message import Message, State
 from mailroom.smtp.mime import both_forms
 from mailroom.store.messages.actions import CANCEL, HOLD, RELEASE, RESCHEDULE, RESENDABLE, RETRY_ENDED, RETRY_NOW
-from mailroom.store.messages.outbox import is_id
 from mailroom.web.code_samples import body_of, code_of, is_short
 from mailroom.web.layout import at, base_url, decimal, done, page, pages, see
 

@@ -4,12 +4,12 @@ from typing import Any
 
 from flask import Response, request
 
-from mailroom.api.http.serialize import timestamp
 from mailroom.api.routes import templates
 from mailroom.api.services import services
 from mailroom.model.errors import FieldError, InvalidMessage, MalformedJSON
+from mailroom.model.times import timestamp
 from mailroom.store.templates import is_name
-from mailroom.submission.fields import parse_json
+from mailroom.submission.strict_json import parse_json
 from mailroom.web.layout import done, page, pages, see
 
 blueprint = pages("templates")

@@ -1,10 +1,18 @@
-"""Reads an HTTP/1.1 server's answer as far as it counts: its status, Retry-After, and the first words of its body."""
+"""Posts to an HTTP/1.1 server, and reads its answer as far as it counts: its status, Retry-After, and the first words of its body."""
 
+import http.client
 import re
-from contextlib import suppress
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.client import BadStatusLine, HTTPException, RemoteDisconnected
 from io import BufferedReader
+
+from mailroom.webhooks.ssrf import AddressGuard, Forbidden, Target
 
 BODY_MAX_BYTES = 4096
 WORDS_MAX_CHARACTERS = 300
@@ -18,6 +26,10 @@ WITHOUT_BODY = frozenset({204, 304})
 
 _STATUS = re.compile(rb"HTTP/\d(?:\.\d)? +(\d{3})(?: ([^\r\n]*))?\r?\n")
 _UNPRINTABLE = re.compile(r"[\x00-\x20\x7f-\x9f\u2028\u2029\ufffd]+")
+#: For the whole exchange, from looking up the name to the beginning of the answer.
+TIMEOUT_SECONDS = 15.0
+#: For each of the addresses that a name has.
+CONNECT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -85,3 +97,94 @@ def _read_body(source: BufferedReader, header: dict[str, str]) -> bytes:
     elif "content-length" in header:
         size = int(header["content-length"])
     return source.read1(min(size, BODY_MAX_BYTES)) if size > 0 else b""
+
+
+class Exchange:
+    """One POST to an address that was looked at before, and the beginning of the answer. No redirect, no proxy, no second try."""
+
+    def __init__(self, guard: AddressGuard, context: ssl.SSLContext, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+        self._guard = guard
+        self._context = context
+        self._until = time.monotonic() + timeout_seconds
+        self._socket: socket.socket | None = None
+        self._closing = threading.Lock()  #: a number of a socket that is closed may be another's in the next moment
+        self._aborted = threading.Event()
+
+    def post(self, url: str, body: bytes, headers: dict[str, str]) -> Answer:
+        """Never raises for what the other side does."""
+        # Each wait on a socket begins anew with each byte that comes, so that somebody else has to look at the clock.
+        watch = threading.Timer(max(0.0, self._until - time.monotonic()), self.abort)
+        watch.daemon = True
+        watch.start()
+        try:
+            target = self._guard.read(url)
+            with self._connected(target) as connection:
+                return self._ask(connection, target, body, headers)
+        except Forbidden as e:
+            return Answer(None, f"not called: {e}")
+        except (OSError, http.client.HTTPException, ValueError) as e:
+            return Answer(None, "no answer in time" if self._aborted.is_set() else words_of(f"{type(e).__name__} {e}"))
+        finally:
+            watch.cancel()
+
+    def abort(self) -> None:
+        """End it at once, from any thread."""
+        self._aborted.set()
+        with self._closing, suppress(OSError):
+            if self._socket is not None:
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # Of an SSLSocket its own would first forget that it is one.
+
+    @contextmanager
+    def _connected(self, target: Target) -> Iterator[http.client.HTTPConnection]:
+        line = self._connect(target)
+        try:
+            if target.scheme == "https":
+                line = self._context.wrap_socket(line, server_hostname=target.host, do_handshake_on_connect=False)
+                self._watch(line)
+                line.do_handshake()
+            connection = http.client.HTTPConnection(target.host, target.port)
+            connection.sock = line
+            yield connection
+        finally:
+            self._close(line)
+
+    def _connect(self, target: Target) -> socket.socket:
+        """A connection to the first of the addresses that takes it; the name is not looked up again."""
+        error: OSError = OSError("no address")
+        for address in self._guard.addresses(target):
+            line = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+            line.settimeout(max(0.1, min(CONNECT_SECONDS, self._until - time.monotonic())))
+            try:
+                self._watch(line)
+                line.connect((address, target.port))
+                line.settimeout(max(0.1, self._until - time.monotonic()))
+                return line
+            except OSError as e:
+                self._close(line)
+                error = e
+        raise error
+
+    def _close(self, line: socket.socket) -> None:
+        with self._closing:
+            self._socket = None
+        line.close()
+
+    def _watch(self, line: socket.socket) -> None:
+        self._socket = line
+        if self._aborted.is_set():
+            raise TimeoutError
+
+    def _ask(self, connection: http.client.HTTPConnection, target: Target, body: bytes, headers: dict[str, str]) -> Answer:
+        connection.putrequest("POST", target.path, skip_host=True, skip_accept_encoding=True)
+        for name, value in {"Host": target.authority, "Content-Length": str(len(body)), "Connection": "close", **headers}.items():
+            connection.putheader(name, value)
+        broken: OSError | None = None
+        try:
+            connection.endheaders(body)
+        except OSError as e:
+            broken = e  # There may be an answer all the same, to a request that was not read to its end.
+        with connection.sock.makefile("rb") as source:
+            try:
+                return read_answer(source)
+            except (OSError, http.client.HTTPException) as e:
+                raise broken or e from None

@@ -1,15 +1,12 @@
 """Tells clients what happened to their messages: signed POSTs (Standard Webhooks) from threads of its own, never one of mail's."""
 
-import http.client
 import json
 import logging
-import socket
 import ssl
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
@@ -20,8 +17,8 @@ from mailroom.model.errors import StoreUnavailable
 from mailroom.model.retry import Schedule
 from mailroom.process.supervisor import SupervisedThread
 from mailroom.store.events.deliveries import Deliveries, Due, Told
-from mailroom.webhooks.http import Answer, read_answer, words_of
-from mailroom.webhooks.ssrf import AddressGuard, Forbidden, Target
+from mailroom.webhooks.http import TIMEOUT_SECONDS, Answer, Exchange
+from mailroom.webhooks.ssrf import AddressGuard
 
 log = logging.getLogger("mailasync.webhook")
 
@@ -29,10 +26,6 @@ QUEUE = "webhooks"
 THREADS = 8
 #: … of which one webhook has so many at most: one that hangs leaves the others to the rest.
 THREADS_PER_WEBHOOK = 4
-#: For the whole exchange, from looking up the name to the beginning of the answer.
-TIMEOUT_SECONDS = 15.0
-#: For each of the addresses that a name has.
-CONNECT_SECONDS = 5.0
 SCHEDULE = Schedule.parse("5s, 5m, 30m, 2h, 5h, 10h, 14h, 20h, 24h")
 RETRY_AFTER_MAX_SECONDS = 86_400.0
 GONE = 410
@@ -40,96 +33,6 @@ GONE = 410
 STOP_SECONDS = 2.0
 #: Between two claims while the database is away.
 PAUSE_SECONDS = 1.0
-
-class Exchange:
-    """One POST to an address that was looked at before, and the beginning of the answer. No redirect, no proxy, no second try."""
-
-    def __init__(self, guard: AddressGuard, context: ssl.SSLContext, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
-        self._guard = guard
-        self._context = context
-        self._until = time.monotonic() + timeout_seconds
-        self._socket: socket.socket | None = None
-        self._closing = threading.Lock()  #: a number of a socket that is closed may be another's in the next moment
-        self._aborted = threading.Event()
-
-    def post(self, url: str, body: bytes, headers: dict[str, str]) -> Answer:
-        """Never raises for what the other side does."""
-        # Each wait on a socket begins anew with each byte that comes, so that somebody else has to look at the clock.
-        watch = threading.Timer(max(0.0, self._until - time.monotonic()), self.abort)
-        watch.daemon = True
-        watch.start()
-        try:
-            target = self._guard.read(url)
-            with self._connected(target) as connection:
-                return self._ask(connection, target, body, headers)
-        except Forbidden as e:
-            return Answer(None, f"not called: {e}")
-        except (OSError, http.client.HTTPException, ValueError) as e:
-            return Answer(None, "no answer in time" if self._aborted.is_set() else words_of(f"{type(e).__name__} {e}"))
-        finally:
-            watch.cancel()
-
-    def abort(self) -> None:
-        """End it at once, from any thread."""
-        self._aborted.set()
-        with self._closing, suppress(OSError):
-            if self._socket is not None:
-                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # Of an SSLSocket its own would first forget that it is one.
-
-    @contextmanager
-    def _connected(self, target: Target) -> Iterator[http.client.HTTPConnection]:
-        line = self._connect(target)
-        try:
-            if target.scheme == "https":
-                line = self._context.wrap_socket(line, server_hostname=target.host, do_handshake_on_connect=False)
-                self._watch(line)
-                line.do_handshake()
-            connection = http.client.HTTPConnection(target.host, target.port)
-            connection.sock = line
-            yield connection
-        finally:
-            self._close(line)
-
-    def _connect(self, target: Target) -> socket.socket:
-        """A connection to the first of the addresses that takes it; the name is not looked up again."""
-        error: OSError = OSError("no address")
-        for address in self._guard.addresses(target):
-            line = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
-            line.settimeout(max(0.1, min(CONNECT_SECONDS, self._until - time.monotonic())))
-            try:
-                self._watch(line)
-                line.connect((address, target.port))
-                line.settimeout(max(0.1, self._until - time.monotonic()))
-                return line
-            except OSError as e:
-                self._close(line)
-                error = e
-        raise error
-
-    def _close(self, line: socket.socket) -> None:
-        with self._closing:
-            self._socket = None
-        line.close()
-
-    def _watch(self, line: socket.socket) -> None:
-        self._socket = line
-        if self._aborted.is_set():
-            raise TimeoutError
-
-    def _ask(self, connection: http.client.HTTPConnection, target: Target, body: bytes, headers: dict[str, str]) -> Answer:
-        connection.putrequest("POST", target.path, skip_host=True, skip_accept_encoding=True)
-        for name, value in {"Host": target.authority, "Content-Length": str(len(body)), "Connection": "close", **headers}.items():
-            connection.putheader(name, value)
-        broken: OSError | None = None
-        try:
-            connection.endheaders(body)
-        except OSError as e:
-            broken = e  # There may be an answer all the same, to a request that was not read to its end.
-        with connection.sock.makefile("rb") as source:
-            try:
-                return read_answer(source)
-            except (OSError, http.client.HTTPException) as e:
-                raise broken or e from None
 
 
 class Notifier:

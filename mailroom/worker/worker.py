@@ -14,7 +14,7 @@ from mailroom.jobs import registry
 from mailroom.jobs.process_pool import Children
 from mailroom.jobs.runner import Runner
 from mailroom.model.errors import FieldError, InvalidMessage, MalformedJSON, StoreUnavailable
-from mailroom.model.ids import new_id
+from mailroom.model.ids import is_id, new_id
 from mailroom.model.message import Message, State
 from mailroom.smtp.pool import Sessions
 from mailroom.store.accounts import Accounts
@@ -28,7 +28,7 @@ from mailroom.store.maintenance.expiry import Expiry
 from mailroom.store.maintenance.rescue import Sweeps
 from mailroom.store.maintenance.retention import Retention
 from mailroom.store.messages.claims import Claims
-from mailroom.store.messages.outbox import Acceptance, Outbox, is_id
+from mailroom.store.messages.outbox import Acceptance, Outbox
 from mailroom.store.workers import Worker
 from mailroom.submission.reader import Orders
 from mailroom.webhooks.notifier import QUEUE, THREADS, Notifier

@@ -55,11 +55,11 @@ MUTATIONS = (
         (DELIVERY, "                if not needed and self._stopping.is_set():\n                    return False\n",
          "                return False\n"),),
              scenarios.database_away_after_the_dot, "sqlite"),
-    Mutation("no confirm", (("mailasync.py", '"confirm_publish": True,', '"confirm_publish": False,'),),
+    Mutation("no confirm", (("mailroom/worker/celery_config.py", '"confirm_publish": True,', '"confirm_publish": False,'),),
              scenarios.broker_killed_with_nudges_in_it, "postgresql", by="nudges"),
     Mutation("no mandatory", (("mailasync.py", '"mandatory": True,', '"mandatory": False,'),), scenarios.queue_gone, "sqlite",
              by="nudges"),
-    Mutation("no acks_late", (("mailasync.py", '"task_acks_late": True,', '"task_acks_late": False,'),),
+    Mutation("no acks_late", (("mailroom/worker/celery_config.py", '"task_acks_late": True,', '"task_acks_late": False,'),),
              scenarios.nudges_met_by_a_locked_database, "sqlite", by="scenario"),
 )
 

@@ -5,11 +5,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, field_validator
 from pydantic_core import PydanticCustomError
 
-from mailroom.api.http.serialize import timestamp
+from mailroom.model.addresses import parse_address
+from mailroom.model.errors import refuse, refuse_items
+from mailroom.model.times import timestamp
 from mailroom.store.keys.api_keys import ApiKey, ApiKeys, KeyRow, Scope
 from mailroom.store.keys.rate_limits import PER_MINUTE_MAX
-from mailroom.submission.addresses import parse_address
-from mailroom.submission.fields import read_fields, refuse, refuse_items
+from mailroom.submission.fields import read_fields
 
 NAME_MAX_CHARACTERS = 100
 

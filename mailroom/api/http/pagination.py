@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from flask import Response, jsonify
 
 from mailroom.model.errors import FieldError, InvalidMessage
-from mailroom.store.messages.outbox import is_id
+from mailroom.model.ids import is_id
 
 PAGE_DEFAULT = 20
 PAGE_MAX = 100

@@ -11,7 +11,7 @@ from mailroom.api.auth import guard
 from mailroom.api.problems import problem
 from mailroom.api.services import services
 from mailroom.model.errors import FieldError, InvalidMessage, MalformedJSON
-from mailroom.submission.fields import parse_json
+from mailroom.submission.strict_json import parse_json
 
 
 def json_body() -> object:

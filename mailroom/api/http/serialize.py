@@ -1,7 +1,6 @@
 """A message as the API shows it."""
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from flask import Response, jsonify
@@ -10,9 +9,11 @@ from werkzeug.exceptions import NotFound
 from mailroom.api.http.idempotency import REPLAYED
 from mailroom.api.http.why import why
 from mailroom.api.services import services
+from mailroom.model.ids import is_id
 from mailroom.model.message import FINAL
+from mailroom.model.times import timestamp
 from mailroom.store.messages.idempotency import Answer
-from mailroom.store.messages.outbox import Standing, is_id
+from mailroom.store.messages.outbox import Standing
 from mailroom.store.workers import hanging_accounts
 
 
@@ -84,11 +85,6 @@ def timeline(standing: Standing) -> list[dict[str, Any]]:
     steps.sort(key=lambda step: step[0] or 0)
     return [{"at": timestamp(at), "event": event} | ({"attempt": attempt} if attempt else {}) | ({"detail": detail} if detail else {})
             for at, event, attempt, detail in steps if at is not None]
-
-
-def timestamp(ms: int | None) -> str | None:
-    """RFC 3339, UTC."""
-    return None if ms is None else datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def summary(row: Mapping[str, Any]) -> dict[str, Any]:

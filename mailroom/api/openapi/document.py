@@ -28,8 +28,8 @@ from mailroom.api.routes.webhooks import AskedChange, AskedWebhook
 from mailroom.store.keys.api_keys import Scope
 from mailroom.submission.message import AskedMail, AskedMailAfterJob
 from mailroom.submission.reader import AskedBatch, AskedJob, AskedJobWithMail
+from mailroom.submission.template import AskedPreview, AskedTexts
 from mailroom.submission.times import AskedMoment
-from mailroom.templating.stored import AskedPreview, AskedTexts
 
 blueprint = Blueprint("openapi", __name__)
 

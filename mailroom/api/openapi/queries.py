@@ -3,8 +3,8 @@
 from flask import Blueprint, request
 
 from mailroom.api.openapi.operations import OPERATIONS, is_strict
-from mailroom.model.errors import FieldError, InvalidMessage
-from mailroom.submission.fields import ERRORS_MAX, NAME_MAX_CHARACTERS, unknown
+from mailroom.model.errors import ERRORS_MAX, NAME_MAX_CHARACTERS, FieldError, InvalidMessage
+from mailroom.submission.fields import unknown
 
 blueprint = Blueprint("queries", __name__)
 

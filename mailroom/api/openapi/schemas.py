@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
-from mailroom.model.message import AccountState, State
+from mailroom.model.account import AccountState
+from mailroom.model.message import State
 from mailroom.store.events.deliveries import DELIVERED, FAILED, OWN, PENDING, TEST, TYPES
 from mailroom.store.jobs.jobs import JobState, NotifyOn
 from mailroom.store.messages.suppressions import Reason

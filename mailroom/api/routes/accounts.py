@@ -5,9 +5,9 @@ from typing import Any
 from flask import Blueprint, Response, jsonify
 from werkzeug.exceptions import Conflict, NotFound
 
-from mailroom.api.http.serialize import timestamp
 from mailroom.api.services import services
-from mailroom.model.message import AccountState
+from mailroom.model.account import AccountState
+from mailroom.model.times import timestamp
 from mailroom.store.workers import hanging_accounts
 
 blueprint = Blueprint("accounts", __name__)

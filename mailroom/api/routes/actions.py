@@ -11,11 +11,11 @@ from mailroom.api.http.request import json_body
 from mailroom.api.http.serialize import answered, find, shown, unknown
 from mailroom.api.problems import may_make
 from mailroom.api.services import services
-from mailroom.model.ids import new_id
+from mailroom.model.ids import is_id, new_id
 from mailroom.model.message import State
 from mailroom.store.messages.actions import UnknownMessage, WrongState
 from mailroom.store.messages.idempotency import Answer, Kept, Key
-from mailroom.store.messages.outbox import Standing, is_id
+from mailroom.store.messages.outbox import Standing
 from mailroom.submission.fields import read_fields
 from mailroom.submission.times import AskedMoment
 

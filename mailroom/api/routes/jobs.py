@@ -20,17 +20,17 @@ from mailroom.api.http.idempotency import REPLAYED, once
 from mailroom.api.http.pagination import asked_page, one_of, page, place, word
 from mailroom.api.http.prefer_wait import preferred_seconds, wait_for
 from mailroom.api.http.request import job_body
-from mailroom.api.http.serialize import answered, timestamp
+from mailroom.api.http.serialize import answered
 from mailroom.api.http.why import why_job
 from mailroom.api.problems import may_make
 from mailroom.api.services import services
 from mailroom.jobs import registry
 from mailroom.model.errors import StoreUnavailable
-from mailroom.model.ids import new_id
+from mailroom.model.ids import is_id, new_id
 from mailroom.model.message import Terms, file_name
+from mailroom.model.times import timestamp
 from mailroom.store.jobs.jobs import FINAL, JobStanding, JobState
 from mailroom.store.messages.idempotency import Answer, Kept, Key
-from mailroom.store.messages.outbox import is_id
 from mailroom.submission.reader import Order
 
 blueprint = Blueprint("jobs", __name__)

@@ -15,13 +15,15 @@ from mailroom.api.http.request import json_body, mail_body
 from mailroom.api.http.serialize import answered, find, shown, summary, timeline
 from mailroom.api.problems import may_make
 from mailroom.api.services import services
+from mailroom.model.addresses import parse_address
+from mailroom.model.attempt import Claim
 from mailroom.model.errors import FieldError, InvalidMessage, StoreUnavailable
-from mailroom.model.message import FINAL, Claim, State
+from mailroom.model.ids import is_id
+from mailroom.model.message import FINAL, State
 from mailroom.smtp.mime import both_forms, compose
 from mailroom.store.messages.idempotency import Answer, Kept, Key
-from mailroom.store.messages.outbox import Acceptance, Batch, is_id
+from mailroom.store.messages.outbox import Acceptance, Batch
 from mailroom.store.messages.search import Page, Search, listed
-from mailroom.submission.addresses import parse_address
 from mailroom.submission.times import parse_time
 
 blueprint = Blueprint("messages", __name__)

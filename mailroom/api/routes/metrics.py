@@ -16,9 +16,9 @@ from prometheus_client.registry import Collector
 
 from mailroom.api.services import Services, services
 from mailroom.config.logs import request_id
+from mailroom.model.account import AccountState
 from mailroom.model.errors import StoreUnavailable
 from mailroom.model.ids import random_id
-from mailroom.model.message import AccountState
 from mailroom.store.events.counters import DEPTH_MAX, LATENCY_SECONDS, SENT_MS, SENT_WITHIN, Depths, Tallies
 
 access_log = logging.getLogger("mailasync.access")

@@ -12,11 +12,14 @@ from werkzeug.exceptions import NotFound
 
 from mailroom.api.http.pagination import asked_page, number, one_of, page
 from mailroom.api.http.request import json_body
-from mailroom.api.http.serialize import timestamp
 from mailroom.api.services import services
+from mailroom.model.addresses import parse_address
+from mailroom.model.errors import refuse
+from mailroom.model.text import CONTROL, encodable
+from mailroom.model.times import timestamp
 from mailroom.store.messages.suppressions import Reason, Suppression
-from mailroom.submission.addresses import CONTROL, parse_address, parse_each
-from mailroom.submission.fields import encodable, read_fields, refuse
+from mailroom.submission.addresses import parse_each
+from mailroom.submission.fields import read_fields
 
 ADDRESSES_MAX = 1000
 DETAIL_MAX_CHARACTERS = 500

@@ -7,13 +7,14 @@ from werkzeug.exceptions import NotFound
 
 from mailroom.api.http.pagination import asked_page
 from mailroom.api.http.request import json_body
-from mailroom.api.http.serialize import timestamp
 from mailroom.api.services import services
 from mailroom.model.errors import FieldError, InvalidMessage
+from mailroom.model.times import timestamp
 from mailroom.smtp.plaintext import plain_text
 from mailroom.store.templates import Saved, Template, is_name
 from mailroom.submission.fields import read_fields
-from mailroom.templating.stored import AskedPreview, AskedTexts, Sources, check, merge
+from mailroom.submission.template import AskedPreview, AskedTexts
+from mailroom.templating.stored import Sources, check, merge
 
 blueprint = Blueprint("templates", __name__)
 

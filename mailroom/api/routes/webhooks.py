@@ -11,15 +11,14 @@ from mailroom.api.auth.guard import current_key
 from mailroom.api.http.pagination import asked_page, page
 from mailroom.api.http.pagination import number as as_number
 from mailroom.api.http.request import json_body
-from mailroom.api.http.serialize import timestamp
 from mailroom.api.services import services
-from mailroom.model.errors import FieldError, InvalidMessage
-from mailroom.model.ids import new_id
+from mailroom.model.errors import FieldError, InvalidMessage, refuse_items
+from mailroom.model.ids import is_id, new_id
+from mailroom.model.times import timestamp
 from mailroom.store.events.deliveries import ENABLED, OWN, TYPES
 from mailroom.store.events.webhooks import TooMany
 from mailroom.store.keys.api_keys import Scope
-from mailroom.store.messages.outbox import is_id
-from mailroom.submission.fields import read_fields, refuse_items
+from mailroom.submission.fields import read_fields
 from mailroom.webhooks.notifier import QUEUE
 from mailroom.webhooks.ssrf import AddressGuard, Forbidden
 

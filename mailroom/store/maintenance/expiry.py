@@ -5,11 +5,10 @@ from datetime import UTC, datetime
 
 from sqlalchemy import Connection, select, update
 
-from mailroom.model.message import State
+from mailroom.model.message import OPEN, State
 from mailroom.store.db.database import Database
 from mailroom.store.db.schema import messages, now_ms, recipients
 from mailroom.store.events.timeline import record
-from mailroom.store.messages.actions import OPEN
 
 #: Where a message can expire. What a worker has goes on, and expires if it comes back.
 EXPIRING = (State.WAITING, State.SCHEDULED, State.QUEUED, State.DEFERRED, State.HELD)

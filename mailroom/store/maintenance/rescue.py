@@ -13,7 +13,8 @@ from mailroom.store.db.database import Database, Work, run
 from mailroom.store.db.schema import locked, messages, now_ms, recipients
 from mailroom.store.events.counters import count
 from mailroom.store.events.timeline import record
-from mailroom.store.messages.claims import Claims, mine
+from mailroom.store.messages.claims import Claims
+from mailroom.store.messages.ownership import mine
 from mailroom.store.workers import dead_owners
 
 #: Rows that one sweep takes of each kind; what is left over comes with the next.

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, case, exists, insert, literal, null, or_, select, update
 
 from mailroom.model.errors import MailroomError
-from mailroom.model.message import FINAL, State
+from mailroom.model.message import FINAL, OPEN, State
 from mailroom.store.content import copy
 from mailroom.store.db.database import Database
 from mailroom.store.db.schema import contents, jobs, messages, now_ms, recipients
@@ -22,8 +22,6 @@ from mailroom.store.messages.idempotency import Kept, KeyTaken, take
 #: In one commit.
 RELEASE_MAX = 200
 JOB_OPEN = (JobState.QUEUED, JobState.RUNNING)
-#: Recipients that have no outcome yet.
-OPEN = (State.QUEUED, State.DEFERRED)
 
 
 class UnknownMessage(MailroomError):

@@ -17,8 +17,10 @@ from typing import Any, NamedTuple
 from sqlalchemy import BigInteger, ColumnElement, Connection, String, and_, exists, func, or_, select, tuple_
 from sqlalchemy.sql.dml import ReturningUpdate
 
+from mailroom.model.account import DEFAULT_ACCOUNT, Budget, Free
+from mailroom.model.attempt import Claim, JobFacts, Outcome
 from mailroom.model.errors import StoreUnavailable
-from mailroom.model.message import DEFAULT_ACCOUNT, Budget, Claim, Free, JobFacts, Outcome, State
+from mailroom.model.message import State
 from mailroom.store.accounts import Accounts, Room, begin_probe, lock, note_ends, note_sent
 from mailroom.store.content import load, load_attachments
 from mailroom.store.db.database import Database, Work, run
@@ -28,6 +30,7 @@ from mailroom.store.events.counters import count_latencies
 from mailroom.store.events.deliveries import storable, tell
 from mailroom.store.events.timeline import record
 from mailroom.store.jobs.jobs import SUMMARY
+from mailroom.store.messages.ownership import mine
 from mailroom.store.messages.suppressions import drop_suppressed, note_bounces
 from mailroom.store.workers import is_seen_within
 
@@ -232,16 +235,6 @@ class Claimed(NamedTuple):
     excused: int
     max_attempts: int | None
     room: Room
-
-
-def mine(owner: str, claims: Sequence[Any]) -> list[Any]:
-    """The rows of `claims` (or of anything with an id and an attempt) that are still this owner's and this attempt's."""
-    return [
-        messages.c.id.in_([claim.id for claim in claims]),
-        tuple_(messages.c.id, messages.c.attempt).in_([(claim.id, claim.attempt) for claim in claims]),
-        # coalesce keeps SQLite from choosing the index on owner, which holds every row of the worker.
-        func.coalesce(messages.c.owner, "") == owner,
-    ]
 
 
 def _giving_back() -> ReturningUpdate[tuple[str, int]]:

@@ -1,7 +1,6 @@
 """Accepts messages, and tells where each one is. What a worker does with them is in claims.py."""
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -88,11 +87,6 @@ class Standing:
     job: dict[str, Any] | None
     worker_seen_at: int | None  #: when any worker was last seen
     worker_beat_at: int | None  #: the same, of those that have not said that they stop
-
-
-def is_id(text: str) -> bool:
-    """Whether `text` can be the id of a message: a client chose it where it is the id of a task."""
-    return re.fullmatch(r"[\x20-\x7e]{1,200}", text) is not None
 
 
 class Outbox:

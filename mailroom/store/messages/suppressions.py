@@ -13,13 +13,12 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, or_, select, tuple_, update
 
-from mailroom.model.message import State
+from mailroom.model.message import OPEN, State
 from mailroom.store.db.database import Database
 from mailroom.store.db.schema import insertion, messages, now_ms, recipients, suppressions
 from mailroom.store.db.statements import Rows
 from mailroom.store.events.timeline import record
 from mailroom.store.keys.signing import secret
-from mailroom.store.messages.actions import OPEN
 
 #: What the columns take.
 ADDRESS_MAX_CHARACTERS = 320

@@ -1,0 +1,120 @@
+"""Serves the application, or the inbox alone, until a signal."""
+
+import os
+import socket
+import sys
+from dataclasses import replace
+from functools import partial
+from secrets import token_bytes
+
+from flask import Blueprint, Flask
+
+from mailroom import web
+from mailroom.api.auth import guard
+from mailroom.api.auth.sessions import Sessions, form_token, refuse_form
+from mailroom.api.http import prefer_wait
+from mailroom.api.routes import health, metrics
+from mailroom.config.settings import PREFIX, Settings, SettingsError, notices
+from mailroom.inbox import WAITERS_MAX as INBOX_WAITERS_MAX
+from mailroom.inbox import Around, Dial, Inbox, Letters, PortTaken, create_blueprint
+from mailroom.model.host_names import host_and_port
+from mailroom.process import terminal
+from mailroom.process.lazy_import import Lazy
+from mailroom.server import watch
+from mailroom.server.limits import LIMITS, LONG_BODIES_MAX, Limits
+from mailroom.server.process import at_exit, end_child, start_child
+from mailroom.store.db.database import Database
+from mailroom.store.keys.api_keys import ApiKeys
+
+server = Lazy("mailroom.server.http_server")
+
+STOP_SECONDS = 20
+#: Threads for requests that wait: for a message or job, for events, for a mail in the inbox, and for the rest of a long body.
+WAITING_THREADS = prefer_wait.WAITERS_MAX + web.event_stream.STREAMS_MAX + INBOX_WAITERS_MAX + LONG_BODIES_MAX
+
+
+def inbox(settings: Settings) -> None:
+    """Serve the inbox alone."""
+    refuse_taken(settings.INBOX_HOST, settings.INBOX_SMTP_PORT, "INBOX_SMTP_PORT")
+    alone = replace(settings, HOST=settings.INBOX_HOST, PORT=settings.INBOX_PORT)
+    serve(alone, loader=partial(inbox_app, alone, settings), port_setting="INBOX_PORT")
+
+
+def serve(settings: Settings, *, loader: "partial[Flask]", port_setting: str = "PORT", limits: Limits = LIMITS) -> None:
+    """Run granian until a signal; the application is made, and everything opened, in its child process."""
+    terminal.keep_open()
+    refuse_taken(settings.HOST, settings.PORT, port_setting)
+    for line in notices(settings, os.environ):
+        say(line)
+    server.serve(settings.HOST, settings.PORT, loader=loader, threads=settings.WEB_THREADS + WAITING_THREADS, limits=limits,
+                 stop_seconds=STOP_SECONDS)
+
+
+def beside(letters: Letters, dial: Dial, *, hint: str = "") -> Blueprint:
+    """The inbox as a part of this service's pages."""
+    blueprint = create_blueprint(letters, dial, Around(
+        hint=hint, scripts=web.layout.SCRIPTS, places=web.layout.places, origin=web.messages.origin, form_token=form_token,
+        refuse_form=refuse_form, may_act=partial(web.layout.may, "POST", "/inbox/delete"),
+        standing=guard.standing, refuse=guard.check))
+    blueprint.after_request(web.layout.for_people)
+    return blueprint
+
+
+def inbox_app(settings: Settings, served: Settings) -> Flask:
+    """In granian's child: the inbox alone, for this machine's user; for others with the API key."""
+    letters, dial = Letters(), Dial()
+    start_child(settings, letters.stop, watch.stop)
+    smtp = Inbox(settings.HOST, settings.INBOX_SMTP_PORT, letters=letters, dial=dial)
+    try:
+        smtp.start()
+    except PortTaken as e:
+        end_child(e)
+    at_exit(smtp.stop)
+    listener = host_and_port(settings.HOST, settings.INBOX_SMTP_PORT)
+    say(f"the inbox takes mail on {listener} and shows it at {url(settings)}/inbox/")
+    app = Flask("inbox")
+    app.config["MAX_CONTENT_LENGTH"] = settings.REQUEST_MAX_BYTES
+    app.json.sort_keys = False  # type: ignore[attr-defined]  # of the default provider
+    Sessions(partial(token_bytes, 32)).attach(app)
+    metrics.watch(app)
+    app.before_request(partial(guard.check_alone, "" if settings.listens_on_loopback else settings.API_KEY))
+    app.add_url_rule("/livez", view_func=health.livez)
+    app.register_blueprint(web.layout.assets)
+    app.register_blueprint(create_blueprint(letters, dial, Around(
+        hint=curl(served), scripts=web.layout.SCRIPTS, form_token=form_token, refuse_form=refuse_form,
+        origin=lambda message_id: [(f"{url(served)}/messages/{id}", "its message") for id in web.messages.ids_in(message_id)])))
+    return app
+
+
+def refuse_keyless(settings: Settings, database: Database) -> None:
+    """Stop where other machines could ask, and nobody has a key."""
+    if not (settings.listens_on_loopback or settings.API_KEY or ApiKeys(database).are_there()):
+        raise SettingsError(f"{PREFIX}HOST={settings.HOST!r} can be reached from other machines, and there is no key in {database}; "
+                            f"make one with `flask keys create NAME`, or set {PREFIX}API_KEY")
+
+
+def refuse_taken(host: str, port: int, setting: str) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as e:
+            airplay = " (on a Mac, AirPlay's receiver holds 5000)" if port == 5000 else ""
+            sys.exit(f"mailasync: {host_and_port(host, port)} cannot be used: {e.strerror}{airplay}; "
+                     f"set {PREFIX}{setting} to another port")
+
+
+def url(settings: Settings) -> str:
+    host = {"localhost": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.HOST, settings.HOST)
+    return f"http://{host_and_port(host, settings.PORT)}"
+
+
+def curl(settings: Settings) -> str:
+    key = ' -H "Authorization: Bearer $API_KEY"' if settings.API_KEY else ""
+    return (f"curl {url(settings)}/{key} -H 'Content-Type: application/json' "
+            """-d '{"to": "you@example.org", "subject": "Hello", "contents": "The work is done."}'""")
+
+
+def say(*lines: str) -> None:
+    for line in lines:
+        print(line, flush=True)
