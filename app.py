@@ -132,7 +132,7 @@ def up(settings: Settings, deliver: bool) -> None:
 
 @contextmanager
 def working(app: Flask, settings: Settings) -> Iterator[Services]:
-    """What the API works with, for a command: on the database that it is about, and without a thread."""
+    """Yield the services of the API for a command: on the database that it is about, and without a thread."""
     choice, served = choose(settings), app.extensions["mailasync"]
     alone = choice.is_up and settings.embedded  # The broker is inside that process; its sweeper finds what is new.
     with opened(settings, choice) as database, app.app_context():
@@ -153,7 +153,7 @@ def nudge(database: Database, id: str, queue: str) -> None:
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
-    """What `flask doctor` tells."""
+    """Yield the findings of `flask doctor`."""
     choice = choose(settings)
     database = Database(choice.url)
     try:

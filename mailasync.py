@@ -198,7 +198,7 @@ def stop_relay() -> None:
 
 @dataclass
 class _Process:
-    """What this process runs, if it serves or works."""
+    """The parts that this process runs, if it serves or works."""
 
     settings: Settings
     relay: Relay | None = None

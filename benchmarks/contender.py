@@ -1,4 +1,7 @@
-"""What one would write or pick, each as its own documentation has it, and ours: how each is served, filled and worked."""
+"""Contenders that one would write or pick, each as its own documentation has it, and ours.
+
+Here is how each is served, filled and worked.
+"""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -21,7 +24,7 @@ CONNECTIONS = 50
 
 @dataclass
 class Contender:
-    """One service, on a broker of its own; `web` and `worker` run until their context ends."""
+    """A service, on a broker of its own; `web` and `worker` run until their context ends."""
 
     bench: Bench
     broker_url: str
@@ -68,14 +71,14 @@ class Tutorial(Contender):
 
     @contextmanager
     def worker(self, sink: Sink, *, connections: int) -> Iterator[Process]:
-        """It has as many processes as the machine, whatever `connections` is."""
+        """Run as many processes as the machine has processors, whatever `connections` is."""
         command = ["python", "-m", "celery", "-A", "tasks", "worker", "--loglevel=INFO"]
         with self.bench.process(command, name="worker", env=self.environment(sink)) as process:
             yield process
 
 
 class TutorialOnGunicorn(Tutorial):
-    """The same on gunicorn, two processes of eight threads."""
+    """The tutorial on gunicorn, two processes of eight threads."""
 
     def command(self) -> list[str]:
         return ["python", "-m", "gunicorn", "--workers", "2", "--threads", "8", "--bind", f"127.0.0.1:{self.port}", "app:app"]

@@ -1,4 +1,4 @@
-"""What the parts can do by themselves, which is what any service can at best: `python -m benchmarks.limits --help`.
+"""Measures the parts by themselves, the best that any service can do: `python -m benchmarks.limits --help`.
 
 It prints one line of JSON.
 """

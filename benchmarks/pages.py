@@ -1,4 +1,4 @@
-"""How long the server takes for each page, with many messages stored: `python -m benchmarks.pages --help`."""
+"""Times the server for each page, with many messages stored: `python -m benchmarks.pages --help`."""
 
 import argparse
 import re
@@ -99,7 +99,7 @@ def paths(client: FlaskClient) -> list[str]:
 
 
 def milliseconds(client: FlaskClient, path: str, rounds: int) -> list[float]:
-    """How long this process takes for it: no network, and no other process."""
+    """Measure how long this process takes for a page: no network, and no other process."""
     took = []
     for _ in range(rounds):
         started = time.perf_counter()

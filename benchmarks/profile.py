@@ -67,7 +67,7 @@ def names(pid: int) -> dict[int, str]:
 
 
 def by_function(pid: int, seconds: float, file: Path) -> Counter[str]:
-    """How often a function had the interpreter, or one that it called."""
+    """Count how often a function had the interpreter, or one that it called."""
     subprocess.run([_PY_SPY, "record", "--gil", "--nonblocking", "--rate", "200", "--duration", str(int(seconds)), "--format", "raw",
                     "--output", str(file), "--pid", str(pid)], capture_output=True, check=True)
     found: Counter[str] = Counter()

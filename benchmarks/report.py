@@ -1,4 +1,4 @@
-"""What was measured, against what was aimed at: benchmarks/results.md, and drawings for the README."""
+"""Reports what was measured, against what was aimed at: benchmarks/results.md and the README's drawings."""
 
 import json
 import os
@@ -25,7 +25,7 @@ TUTORIAL, GUNICORN, NODE = "tutorial", "tutorial on gunicorn", "Node.js"
 
 @dataclass(frozen=True)
 class Row:
-    """One target: what, how much, how it is read from the results, and whether that is enough."""
+    """A target: what, how much, how it is read from the results, and whether that is enough."""
 
     what: str
     target: str
@@ -120,7 +120,7 @@ def keep(told: str, results: Results) -> None:
 
 @dataclass(frozen=True)
 class Point:
-    """What was measured at one size."""
+    """The figures that were measured at one size."""
 
     at: float
     figures: Mapping[str, float]
@@ -128,7 +128,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """How the points of a measure are shown: the figure that is drawn, and what is along both sides."""
+    """The look of a measure's points: the figure that is drawn, and what is along both sides."""
 
     title: str
     figure: str

@@ -1,4 +1,4 @@
-"""What all contenders share: one RabbitMQ, one PostgreSQL, tools that make load, and ways to look at a process."""
+"""The rig that all contenders share: one RabbitMQ, one PostgreSQL, load tools, ways to look at a process."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def tool(name: str, package: str, *, libraries: str = "") -> Tool:
 
 @dataclass(frozen=True)
 class Load:
-    """What a number of clients measured who each POST one request after the other."""
+    """The measures of a number of clients who each POST one request after the other."""
 
     per_second: float
     p50_ms: float
@@ -84,7 +84,7 @@ def ask(port: int, path: str, body: object = None, *, timeout: float = 60) -> An
 
 @dataclass
 class Process:
-    """One process with all that it starts."""
+    """A process with all that it starts."""
 
     process: "subprocess.Popen[bytes]"
     log: Path
@@ -124,7 +124,7 @@ class Process:
 
 @dataclass
 class Bench:
-    """What is there for all contenders."""
+    """The things that are there for all contenders."""
 
     directory: Path
     broker: RabbitMQ
@@ -174,7 +174,7 @@ class Bench:
 
 
 def told_by(bench: Bench, command: Sequence[str]) -> dict[str, float]:
-    """What `python -m benchmarks.limits` prints."""
+    """Return what `python -m benchmarks.limits` prints."""
     with bench.process(["python", "-m", "benchmarks.limits", *command], name="limits") as process:
         assert process.process.wait(120) == 0, process.text()
         found: dict[str, float] = json.loads(process.text())

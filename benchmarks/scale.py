@@ -32,7 +32,7 @@ class Queue:
     made: int = 0
 
     def single_seconds(self) -> float:
-        """How long a mail of its own takes from its POST until it is sent."""
+        """Measure how long a mail of its own takes from its POST until it is sent."""
         began = time.perf_counter()
         id = ask(self.one.port, "/v1/messages", BODY)["id"]
         wait_until(lambda: self.one.count(f"id = '{id}' AND state = 'sent'"), 60, what="a single mail is sent")
@@ -76,14 +76,14 @@ def worked(queue: Queue, processes: Sequence[Process], *, queued: int, seconds: 
 
 
 def costs(bench: Bench, name: str, seconds: float) -> Iterator[report.Point]:
-    """What a mail costs, by how many wait."""
+    """Yield what a mail costs, by how many wait."""
     for queued in QUEUED:
         with immediate(bench) as sink, working(bench, name, sink, workers=1) as (queue, processes):
             yield worked(queue, processes, queued=queued, seconds=seconds)
 
 
 def workers(bench: Bench, name: str, seconds: float) -> Iterator[report.Point]:
-    """What more workers bring where the mail server takes its time."""
+    """Yield what more workers bring where the mail server takes its time."""
     for count in WORKERS:
         with gmail_like(bench, delay_ms=DELAY_MS) as sink, working(bench, name, sink, workers=count) as (queue, processes):
             yield replace(worked(queue, processes, queued=20_000, seconds=seconds), at=count)

@@ -21,7 +21,7 @@ _END = b"\r\n.\r\n"
 
 
 class Counts:
-    """What came: how many, when the first and when the last."""
+    """The mails that came: how many, when the first and when the last."""
 
     def __init__(self) -> None:
         self.mails = self.connections = self.logins = 0
@@ -34,7 +34,7 @@ class Counts:
 
 
 class Session(asyncio.Protocol):
-    """One connection. What comes while a reply is on its way waits for that."""
+    """A connection. What comes while a reply is on its way waits for that."""
 
     def __init__(self, counts: Counts, delay_seconds: float) -> None:
         self.counts = counts

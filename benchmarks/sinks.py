@@ -36,14 +36,14 @@ class Sink:
     count: Callable[[], Count]
 
     def environment(self, bench: Bench) -> Mapping[str, str]:
-        """How contenders find it."""
+        """Return the variables by which contenders find it."""
         login = {"SMTP_USER": "alice@example.org", "SMTP_PASSWORD": "secret", "SMTP_CA": str(bench.certificates.ca_file)}
         return {"SMTP_PORT": str(self.port)} | (login if self.tls else {})
 
 
 @dataclass
 class _Counters:
-    """What smtp-sink says of itself, as it comes."""
+    """The counts that smtp-sink gives of itself, as they come."""
 
     mails: int = 0
     first: float = 0.0

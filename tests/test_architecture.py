@@ -1,10 +1,11 @@
-"""Holds the picture of the house against the code: who imports whom, and that importing does nothing.
+"""Holds the picture of the house against the code: who imports whom, how docstrings begin, and that importing does nothing.
 
 app, mailasync -> server, cli -> web -> api -> submission, jobs, worker, webhooks -> broker, delivery
 -> smtp, templating, store -> config -> model, process
 """
 
 import ast
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -17,6 +18,10 @@ TREES = {".".join(file.relative_to(PROJECT).with_suffix("").parts).removesuffix(
          for file in FILES}
 PACKAGES = {".".join(file.relative_to(PROJECT).parts[:-1]) for file in FILES if file.name == "__init__.py"}
 MODULES_MAX = 15  #: in a folder
+
+DOCUMENTED = [*FILES, *PROJECT.glob("benchmarks/**/*.py"), *PROJECT.glob("examples/**/*.py")]
+#: A docstring begins with a verb, or names the thing; these do neither.
+IDLE_WORDS = re.compile(r"(What|Whether|Who|Which|How|Where|When|Why|The same|It|Those|They|As|One|Any)\b")
 
 STORE = "store store.db store.events store.jobs store.keys store.messages store.maintenance"
 API = "api api.auth api.http api.routes"
@@ -113,6 +118,13 @@ def is_in(name: str, parts: str) -> bool:
     return any(f"{short(name)}.".startswith(f"{part}.") for part in parts.split())
 
 
+def idle_docstrings(tree: ast.Module) -> list[str]:
+    """Return the first lines of the docstrings that begin with an idle word."""
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)]
+    docstrings = [ast.get_docstring(node) or "" for node in nodes]
+    return [text.splitlines()[0] for text in docstrings if IDLE_WORDS.match(text)]
+
+
 def test_imports_obey_the_picture() -> None:
     for name in TREES:
         here = folder(name)
@@ -146,6 +158,22 @@ def test_every_module_is_short_and_imports_at_its_top_by_name() -> None:
         assert not any(isinstance(node, ast.Import | ast.ImportFrom) for node in inside), f"{name} imports inside a function"
         assert not any(isinstance(node, ast.alias) and node.name == "*" for node in ast.walk(tree)), f"{name} imports *"
     assert {str(file): lines for file in FILES if (lines := len(file.read_text().splitlines())) > 400} == {}
+
+
+def test_docstrings_begin_with_a_verb_or_name_the_thing() -> None:
+    found = {file.relative_to(PROJECT).as_posix(): idle_docstrings(ast.parse(file.read_text())) for file in DOCUMENTED}
+    assert {file: lines for file, lines in found.items() if lines} == {}
+
+
+def test_idle_docstrings_are_found_in_modules_classes_and_functions() -> None:
+    code = ('"""What is here."""\nclass A:\n    """One thing."""\n'
+            '    async def f(self):\n        """The same, later.\n\n        More.\n        """')
+    assert idle_docstrings(ast.parse(code)) == ["What is here.", "One thing.", "The same, later."]
+
+
+def test_other_docstrings_are_left_alone() -> None:
+    code = '"""Tells what is here."""\ndef f():\n    """Return the same."""\ndef g():\n    """Item of a list."""\ndef h(): ...'
+    assert idle_docstrings(ast.parse(code)) == []
 
 
 def test_threads_that_last_are_supervised() -> None:

@@ -1,1 +1,1 @@
-"""The same work inside the request and in the background: why there are workers at all."""
+"""Does the same work inside the request and in the background: why there are workers at all."""

@@ -1,4 +1,4 @@
-"""The same work twice: inside the request, and in the background.
+"""Does the same work twice: inside the request, and in the background.
 
     make example NAME=blocking
     .venv/bin/python -m examples.blocking.compare               in a second terminal: both, with the times side by side

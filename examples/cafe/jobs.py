@@ -1,4 +1,4 @@
-"""What the café serves. Each drink has a queue of its own, so the one never waits behind the other."""
+"""The drinks that the café serves. Each has a queue of its own, so the one never waits behind the other."""
 
 from mailroom.jobs.registry import Progress, job
 

@@ -1,4 +1,4 @@
-"""When the report is due: Celery beat with its own scheduler.
+"""Says when the report is due: Celery beat with its own scheduler.
 
     REPORT_TO=you@example.org celery -A examples.periodic.schedule beat --loglevel=INFO
 

@@ -83,7 +83,10 @@ def _unconfirmed() -> Response:
 
 @blueprint.app_errorhandler(HTTPException)
 def http(error: HTTPException) -> Response:
-    """Any other refusal; its own headers stay, such as Allow with a 405 and Retry-After with a 429."""
+    """Answer with any other refusal.
+
+    Its own headers stay, such as Allow with a 405 and Retry-After with a 429.
+    """
     status = error.code or 500
     headers = {name: value for name, value in error.get_headers() if name.lower() not in ("content-type", "content-length")}
     code = (error.name or "error").lower().replace(" ", "_")

@@ -1,4 +1,4 @@
-"""What the HTTP side needs of the rest; app.py puts it together."""
+"""Holds what the HTTP side needs of the rest; app.py puts it together."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

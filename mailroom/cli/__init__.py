@@ -103,7 +103,10 @@ def commands(*, up: Callable[[bool], None], inbox: Callable[[], None], upgrade: 
 
 
 def message_commands(opened: Opened, message_id: Callable[[str], str]) -> list[click.Command]:
-    """What a person does with a message, directly in the database: no web process is needed, and a worker's sweeper sees it in a second."""
+    """Make the commands by which a person acts on a message, directly in the database.
+
+    No web process is needed, and a worker's sweeper sees it in a second.
+    """
 
     @click.command("release")
     @click.argument("id", required=False, default="")

@@ -68,7 +68,7 @@ def _file(choice: Choice) -> Path:
 
 
 def _works(choice: Choice, settings: Settings) -> bool:
-    """Whether a worker is alive on this file; one that cannot be read has none that we could help."""
+    """Tell whether a worker is alive on this file; one that cannot be read has none that we could help."""
     if not _file(choice).exists():
         return False
     database = Database(choice.url)

@@ -42,7 +42,7 @@ PACKAGES = ("celery", "kombu", "flask", "yagmail", "sqlalchemy", "granian")
 
 @dataclass(frozen=True)
 class Finding:
-    """What was looked at, whether it is well, and in words how it is, or what to do."""
+    """A thing that was looked at, whether it is well, and in words how it is, or what to do."""
 
     what: str
     ok: bool
@@ -188,7 +188,10 @@ class Doctor:
 
 
 def bounded(what: str, probe: Callable[[], Iterator[Finding]]) -> list[Finding]:
-    """What the probe finds, if it does so in time; one that hangs is left behind, in a thread that ends with the process."""
+    """Return what the probe finds, if it does so in time.
+
+    One that hangs is left behind, in a thread that ends with the process.
+    """
     found: list[Finding] = []
 
     def run() -> None:

@@ -1,4 +1,4 @@
-"""What all commands share: how they open the database, and say what came of it."""
+"""The parts that all commands share: how they open the database, and say what came of it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager

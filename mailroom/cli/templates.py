@@ -69,7 +69,7 @@ def template_commands(opened: Opened) -> click.Group:
     @click.option("--variables", default="{}", help='A JSON object, like {"name": "Bob"}.')
     @AS_JSON
     def preview_command(name: str, variables: str, as_json: bool) -> None:
-        """What a mail of it would say."""
+        """Show what a mail of it would say."""
         with told(), opened() as database:
             value = parse_json(variables.encode())
             if not isinstance(value, dict):

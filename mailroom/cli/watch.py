@@ -37,7 +37,7 @@ def watch_commands(opened: Opened, working: Working) -> list[click.Command]:
     @click.option("--watch", is_flag=True, help="Go on until it has ended; ends with 0 only if it was sent.")
     @click.option("--json", "as_json", is_flag=True, help="One JSON object; with --watch before it one a line for each step.")
     def status_command(id: str, watch: bool, as_json: bool) -> None:
-        """Where a message is, why, and what happened to it."""
+        """Show where a message is, why, and what happened to it."""
         with told(), working() as services:
             if not watch:
                 return say(look(services, id), as_json=as_json)
@@ -97,7 +97,7 @@ def standing(now: dict[str, Any]) -> str:
 
 
 def progress(words: str) -> None:
-    """One line of a terminal, written over; nothing where nobody looks."""
+    """Write over one line of a terminal; do nothing where nobody looks."""
     if sys.stderr.isatty():
         click.echo(f"\r\x1b[K{words[:100]}", nl=False, err=True)
 
@@ -124,7 +124,7 @@ def tail(database: Database, search: Search, *, follows: bool) -> Iterator[dict[
 
 
 def arrivals(database: Database, search: Search, since: int) -> list[dict[str, Any]]:
-    """Those since then, the oldest first, with all that may have been committed late."""
+    """List the messages since then, the oldest first, with all that may have been committed late."""
     page = listed(database, replace(search, since=since - COMMIT_MAX_MS, limit=TAIL_MAX))
     found = page.rows
     while page.next:

@@ -1,4 +1,4 @@
-"""Where mail goes, who it is from, how much of it, and when it is tried again, as the settings say."""
+"""Reads from the settings where mail goes, who it is from, how much of it, and when it is tried again."""
 
 import hashlib
 import tomllib
@@ -15,7 +15,7 @@ from mailroom.model.retry import Schedule
 
 
 def sender(settings: Settings) -> Address:
-    """Who our mails are from."""
+    """Return who our mails are from."""
     account = settings.MAIL_USERNAME
     address = settings.MAIL_FROM or (f"{account}@gmail.com" if account and "@" not in account and not settings.SMTP_HOST else account)
     if not address:
@@ -45,7 +45,7 @@ _GMAIL = (".gmail.com", ".googlemail.com")
 
 
 def next_hop(settings: Settings) -> NextHop:
-    """Who takes our mail: the server that was set, Gmail if there is an account, else the disposable inbox."""
+    """Return our next hop: the server set, Gmail if there is an account, else the disposable inbox."""
     return replace(_server(settings), ehlo_name=_ehlo_name(settings),
                    pipelining=settings.SMTP_PIPELINING == "auto",
                    sender_domain=sender(settings).address.rpartition("@")[2])
@@ -78,7 +78,7 @@ def _server(settings: Settings) -> NextHop:
 
 @dataclass(frozen=True, kw_only=True)
 class Account:
-    """Who sends: an address, the server that takes its mails, and how many of them."""
+    """A sending account: an address, the server that takes its mails, and how many of them."""
 
     name: str
     sender: Address
@@ -88,7 +88,10 @@ class Account:
     aliases: tuple[str, ...] = ()  #: further addresses that it may send from, and "@example.org" for all of a domain
 
     def may_send_from(self, address: str) -> bool:
-        """Whether a mail may name this address as its From. Without a login, on this very machine, it may name any."""
+        """Tell whether a mail may name this address as its From.
+
+        Without a login, on this very machine, it may name any.
+        """
         if not self.hop.user and self.hop.host in _LOOPBACK and not self.aliases:
             return True
         given = address.lower()

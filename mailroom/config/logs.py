@@ -1,4 +1,7 @@
-"""Where the log goes, how it looks, and which request a line is about; and what must never be in it: addresses and bodies."""
+"""Sets up where the log goes, how it looks, and which request a line is about.
+
+Addresses and bodies must never be in it.
+"""
 
 import json
 import logging
@@ -52,7 +55,7 @@ def _masked(found: re.Match[str]) -> str:
 
 
 class TextFormatter(logging.Formatter):
-    """One line, at whose end is the request that it is about, where it is about one."""
+    """Lines of text, each with the request that it is about at its end, where it is about one."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         line = super().formatMessage(record)
@@ -60,7 +63,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JSONFormatter(logging.Formatter):
-    """One object a line, with `request_id` and `message_id` where they are known.
+    """Lines of one JSON object, with `request_id` and `message_id` where they are known.
 
     Whoever logs about a message says `extra={"message_id": id}`. A client may have chosen that id, and an address for it.
     """

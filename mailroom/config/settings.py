@@ -111,7 +111,7 @@ class Settings:
 
     @property
     def embedded(self) -> bool:
-        """Whether `flask up` carries the mail by itself, as no broker was named."""
+        """Tell whether `flask up` carries the mail by itself, as no broker was named."""
         return not self.BROKER_URL or self.BROKER_URL.startswith("memory:")
 
     @property
@@ -148,7 +148,7 @@ def in_env_file(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def origins(environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Where the value of each setting comes from, in words; as `load` reads them."""
+    """Say where the value of each setting comes from, in words; as `load` reads them."""
     environ = os.environ if environ is None else environ
     env_file = in_env_file(environ)
     return {name: origin(name, environ, env_file) for name in default_settings.__annotations__}
@@ -203,7 +203,10 @@ def parse(name: str, value: str, kind: Any) -> Any:
 
 
 def is_kubernetes(variable: str, given: Mapping[str, str]) -> bool:
-    """Whether Kubernetes made `variable`. Its …_PORT is an address, "tcp://10.0.0.1:5000"; ours is a number."""
+    """Tell whether Kubernetes made `variable`.
+
+    Its …_PORT is an address, "tcp://10.0.0.1:5000"; ours is a number.
+    """
     return bool(_KUBERNETES.search(variable)) or (variable.endswith("_PORT") and "://" in given.get(variable, ""))
 
 

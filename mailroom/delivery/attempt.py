@@ -1,4 +1,4 @@
-"""What one attempt is, and how its replies are judged: delivery/delivery.py makes many of them."""
+"""Makes one attempt, and judges its replies: delivery/delivery.py makes many of them."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -23,7 +23,7 @@ log = logging.getLogger("mailasync.delivery")
 
 @dataclass(frozen=True)
 class Sender:
-    """One account: who its mails are from, and its sessions with its server."""
+    """An account: who its mails are from, and its sessions with its server."""
 
     address: Address
     sessions: Sessions
@@ -43,8 +43,11 @@ class Agent:
             sender.sessions.close()
 
     def attempt(self, claim: Claim, *, open_only: bool = False) -> Steps[Outcome]:
-        """One attempt. `open_only`: SessionLost is raised where it takes a new session; FenceRefused,
-        StoreUnavailable and TooManyConnections always are."""
+        """Make one attempt.
+
+        `open_only`: SessionLost is raised where it takes a new session; FenceRefused, StoreUnavailable and
+        TooManyConnections always are.
+        """
         try:
             payload = compose(filled_in(claim), sender=self.senders[claim.account].address)
         except Exception as e:  # Whatever it is, it would be so again; its text may hold the content.
@@ -145,7 +148,10 @@ class Agent:
                        reason=f"gave up after attempt {claim.attempt}: {reason}")
 
     def _wait_seconds(self, claim: Claim) -> float | None:
-        """How long until the next attempt; None if this was the last. A message's own number of attempts repeats the longest wait."""
+        """Return how long it is until the next attempt; None if this was the last.
+
+        A message's own number of attempts repeats the longest wait.
+        """
         most = claim.max_attempts
         if most is None:
             return self.schedule.wait_seconds(claim.counted)

@@ -34,7 +34,7 @@ LOOK_SECONDS = 1.0
 
 
 class Outbox(Protocol):
-    """What delivery needs of the outbox; store/messages/claims.py is it."""
+    """The part of the outbox that delivery needs; store/messages/claims.py is it."""
 
     def claim(self, ids: Sequence[str]) -> list[Claim]: ...
     def suspect(self, id: str) -> bool: ...
@@ -137,7 +137,7 @@ class Delivery:
             log.error("%s; what was not sent is given back when its attempt ends", e)
 
     def _settle(self, claim: Claim) -> bool:
-        """One attempt in this thread, and its outcome on record; False if the row was given back."""
+        """Make one attempt in this thread, with its outcome on record; False if the row was given back."""
         began_at, steps = time.monotonic(), self._attempt(claim)
         try:
             outcome = self._outcome(claim, lambda: run(steps, lambda: not self._stopping.is_set() and self.outbox.fence(claim)))
@@ -150,7 +150,7 @@ class Delivery:
         return self._finish(claim, outcome, began_at)
 
     def _outcome(self, claim: Claim, attempt: Callable[[], Outcome | None]) -> Outcome | None:
-        """How it went; None if nothing was sent."""
+        """Return how an attempt went; None if nothing was sent."""
         try:
             return attempt()
         except FenceRefused:

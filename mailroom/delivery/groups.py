@@ -11,7 +11,7 @@ MAILS_MAX = 10_000
 
 
 class Groups:
-    """How many recipients of which mail are asked for at a time, by this worker."""
+    """The number of recipients of each mail that this worker asks for at a time."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[str, tuple[int, int]] = OrderedDict()  #: by id: how many, and the last

@@ -7,7 +7,7 @@ COUNT_MAX = 1000
 
 
 class Failure(StrEnum):
-    """What becomes of a mail after its final dot."""
+    """The fate of a mail after its final dot."""
 
     DEFER = "defer"  #: 451, and it is not kept
     REFUSE = "refuse"  #: 550, and it is not kept
@@ -15,7 +15,7 @@ class Failure(StrEnum):
 
 
 class Dial:
-    """What is to fail, and how many times more. All methods may be called from any thread."""
+    """A dial for what is to fail, and how many times more. All methods may be called from any thread."""
 
     def __init__(self) -> None:
         self._failure: Failure | None = None
@@ -32,7 +32,7 @@ class Dial:
             return self._failure, self._count
 
     def take(self) -> Failure | None:
-        """What the present mail is to meet."""
+        """Return what the present mail is to meet."""
         with self._turn:
             failure = self._failure
             if failure:

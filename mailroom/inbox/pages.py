@@ -46,7 +46,7 @@ def _nothing(*arguments: object) -> Any:
 
 @dataclass(frozen=True)
 class Around:
-    """What the application around the inbox gives it."""
+    """The things that the application around the inbox gives it."""
 
     hint: str = ""  #: the command that sends, for an empty list
     scripts: Sequence[str] = ()  #: URLs; with them the list shows what comes as it comes

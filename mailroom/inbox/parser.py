@@ -68,7 +68,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Body:
-    """What a mail says, and what hangs on it; `trouble` says why it is shown undivided."""
+    """The content of a mail, and what hangs on it; `trouble` says why it is shown undivided."""
 
     text: str | None = None
     html: str | None = None
@@ -239,7 +239,7 @@ def _label(part: Message) -> tuple[str, str | None, bool]:
 
 
 def _filename(part: Message) -> str | None:
-    """As `get_filename`, in the charset that was meant (RFC 2231, 4)."""
+    """Return the name as `get_filename` does, in the charset that was meant (RFC 2231, 4)."""
     for name, header in (("filename", "content-disposition"), ("name", "content-type")):
         value = part.get_param(name, header=header)
         if isinstance(value, tuple):

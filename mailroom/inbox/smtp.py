@@ -164,7 +164,7 @@ class _Keeper:
 
 
 class _Conversation(SMTP):
-    """One connection. Takes lines of any length, and the payload in big pieces instead of lines."""
+    """A connection. Takes lines of any length, and the payload in big pieces instead of lines."""
 
     line_length_limit = _CHUNK_BYTES
 

@@ -21,7 +21,7 @@ LOOK_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Letter:
-    """One mail as it came: the envelope, and the bytes; nothing is parsed until somebody asks."""
+    """A mail as it came: the envelope, and the bytes; nothing is parsed until somebody asks."""
 
     id: str
     received_at: datetime
@@ -46,7 +46,10 @@ class Letter:
         return read_body(self.raw)
 
     def has(self, words: str) -> bool:
-        """Whether it is in the subject, a name or an address, or the Message-ID; in any case of letters."""
+        """Tell whether the words are in the subject, a name or an address, or the Message-ID.
+
+        The case of letters does not matter.
+        """
         head = self.head
         people = self.sender, *self.recipients, *self.addresses
         return words.casefold() in "\n".join(
@@ -94,7 +97,7 @@ class Letters:
 
     @property
     def waiters(self) -> int:
-        """How many are inside `wait` now."""
+        """The number of callers inside `wait` now."""
         return self._waiters
 
     @property
@@ -137,7 +140,7 @@ class Letters:
 
     @property
     def is_stopping(self) -> bool:
-        """Whether everybody who waits is to end."""
+        """Tell whether everybody who waits is to end."""
         return self._stopping
 
     def wait(

@@ -30,7 +30,7 @@ ERROR_MAX_CHARACTERS = 1000
 
 
 class Job:
-    """One request, and what its function gets as its progress."""
+    """A requested job, and what its function gets as its progress."""
 
     def __init__(self, request: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
         self.id: str = request["id"]
@@ -56,14 +56,14 @@ class Job:
             raise Interrupted
 
     def stop(self) -> None:
-        """It is not wanted, or over: a thread that it left behind shall not go on either."""
+        """Stop what is not wanted, or over: a thread that it left behind shall not go on either."""
         self._unwanted.set()
 
     def tell(self, line: dict[str, Any]) -> None:
         self._tell({"id": self.id, **line})
 
     def is_in_a_copy(self) -> bool:
-        """Whether this is a process that the job forked, which must not speak for the one it was copied from."""
+        """Tell whether the job forked this process, which must not speak for the one it was copied from."""
         return os.getpid() != self._process
 
 

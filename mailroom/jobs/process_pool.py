@@ -147,7 +147,7 @@ class Children:
 
 
 class _Run:
-    """One job on its way through a child."""
+    """A job on its way through a child."""
 
     def __init__(self, id: str, request: dict[str, Any], timeout_seconds: float, progress: Callable[[float, str], None]) -> None:
         self.child: _Child | None = None
@@ -214,7 +214,7 @@ class _Run:
 
 
 class _Child:
-    """One process with its three pipes; used by one thread at a time, except `kill`."""
+    """A process with its three pipes; used by one thread at a time, except `kill`."""
 
     def __init__(self, modules: list[str]) -> None:
         self.jobs = 0
@@ -327,7 +327,7 @@ class _Child:
 
 
 class _Output:
-    """What one job prints, as lines of the log: cut, and not without end."""
+    """The output of one job, as lines of the log: cut, and not without end."""
 
     def __init__(self, id: str) -> None:
         self._id = id

@@ -41,7 +41,7 @@ class UnknownJob(MailroomError):
 
 
 class Progress(Protocol):
-    """What a job may ask for by an argument of this type."""
+    """The progress of a job, which may ask for it by an argument of this type."""
 
     def __call__(self, fraction: float, step: str = "") -> None:
         """Say how far it is, from 0 to 1, and what it does now."""
@@ -56,7 +56,7 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True)
 class File:
-    """What a job returns when it made a file: clients can fetch it, and its mail carries it."""
+    """A file that a job made, and returns: clients can fetch it, and its mail carries it."""
 
     name: str
     content: bytes
@@ -65,7 +65,7 @@ class File:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a job returned, fit to be kept."""
+    """The result that a job returned, fit to be kept."""
 
     value: Any  #: as JSON has it
     file: File | None = None
@@ -103,7 +103,7 @@ def _is_too_deep(value: Any) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class JobType:
-    """One registered function, and how it is to be run."""
+    """A registered function, and how it is to be run."""
 
     name: str
     function: Callable[..., Any]
@@ -188,7 +188,7 @@ def job_type(name: str) -> JobType:
 
 
 def is_known(name: str) -> bool:
-    """Whether a type of this name is registered in this process."""
+    """Tell whether a type of this name is registered in this process."""
     return name in _types
 
 

@@ -37,7 +37,7 @@ STOPPED = "ended, as its worker was stopped"
 
 @dataclass(eq=False)
 class _Run:
-    """One attempt, while it lasts."""
+    """An attempt, while it lasts."""
 
     claim: JobClaim
     isolated: bool

@@ -1,4 +1,7 @@
-"""How many jobs of one worker may run at once, shared among its queues so that a long queue leaves room for the others."""
+"""Limits how many jobs of one worker run at once.
+
+Its queues share the slots, so that a long queue leaves room for the others.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +17,7 @@ class Slots:
     _taken: Counter[str] = field(default_factory=Counter)
 
     def free(self, queue: str) -> int:
-        """How many more jobs of this queue may begin now."""
+        """Return how many more jobs of this queue may begin now."""
         idle = sum(1 for other in self.queues if other != queue and not self._taken[other])
         kept = idle if self.total >= 2 * len(self.queues) else 0
         return max(0, self.total - self._taken.total() - kept)

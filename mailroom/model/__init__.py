@@ -1,1 +1,4 @@
-"""What all others speak of: messages, accounts, attempts, errors, ids. It knows nothing of the rest."""
+"""The model that all others speak of: messages, accounts, attempts, errors, ids.
+
+It knows nothing of the rest.
+"""

@@ -1,4 +1,4 @@
-"""Who sends: an account, its state, what it may send, and the server that takes its mails."""
+"""A sender of mail: an account, its state, what it may send, and the server that takes its mails."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -11,7 +11,7 @@ DEFAULT_ACCOUNT = "default"
 
 
 class AccountState(StrEnum):
-    """Whether an account can send. All but OK end with one mail that goes through."""
+    """The state of an account: whether it can send. All but OK end with one mail that goes through."""
 
     OK = "ok"
     PAUSED = "paused"  #: the server asked us to come back later, or could not be reached
@@ -21,7 +21,7 @@ class AccountState(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Trouble:
-    """What a reply says about the account, and not about the mail."""
+    """The part of a reply that is about the account, and not about the mail."""
 
     state: AccountState
     reason: str  #: the server's words
@@ -31,7 +31,7 @@ class Trouble:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What one account may send in 24 hours, whenever they begin. 0: as much as it is given."""
+    """The mail that one account may send in 24 hours, whenever they begin. 0: as much as it is given."""
 
     account: str
     messages: int = 0

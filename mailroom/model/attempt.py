@@ -1,4 +1,4 @@
-"""One attempt at a message: a worker's claim on it, and how it ended."""
+"""An attempt at a message: a worker's claim on it, and how it ended."""
 
 import time
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from mailroom.model.message import Attachment, Message, State
 
 @dataclass(frozen=True, kw_only=True)
 class JobFacts:
-    """How the job before a mail ended, for the mail to tell; the names are those of `{{ job.… }}`."""
+    """The end of the job before a mail, for the mail to tell; the names are those of `{{ job.… }}`."""
 
     id: str
     name: str
@@ -24,7 +24,7 @@ class JobFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """One attempt at one message, by the worker that claimed it."""
+    """An attempt at one message, by the worker that claimed it."""
 
     id: str
     attempt: int  #: from 1
@@ -51,7 +51,7 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How an attempt ended, for the message and for each recipient that it was about."""
+    """The end of an attempt, for the message and for each recipient that it was about."""
 
     state: State
     reason: str = ""  #: the server's words, or ours

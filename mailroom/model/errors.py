@@ -1,4 +1,4 @@
-"""What can go wrong with a mail.
+"""The errors that a mail can meet.
 
     MailroomError
     ├── MalformedJSON           the bytes are not one JSON object
@@ -34,7 +34,10 @@ class MalformedJSON(MailroomError):
 
 @dataclass(frozen=True)
 class FieldError:
-    """One wrong field: where it is (a JSON pointer as URI fragment, RFC 6901, 6), what was expected and what came."""
+    """A wrong field: where it is, what was expected and what came.
+
+    The place is a JSON pointer as URI fragment (RFC 6901, 6).
+    """
 
     pointer: str
     detail: str
@@ -77,7 +80,7 @@ class TransportError(MailroomError):
 
     @property
     def permanent(self) -> bool:
-        """Whether trying the same mail again cannot help."""
+        """Tell whether trying the same mail again cannot help."""
         return 500 <= self.code < 600
 
 
@@ -123,7 +126,7 @@ def refuse(detail: str) -> NoReturn:
 
 
 def refuse_items(wrong: Sequence[tuple[list[str | int], str]]) -> NoReturn:
-    """The same of several places below the field: where each is, and what was expected there."""
+    """Refuse several places below the field: say where each is, and what was expected there."""
     raise PydanticCustomError("refused", "{detail}", {"detail": wrong[0][1], "items": list(wrong[:ERRORS_MAX])})
 
 

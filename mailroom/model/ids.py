@@ -42,5 +42,5 @@ def _written(value: int) -> str:
 
 
 def is_id(text: str) -> bool:
-    """Whether `text` can be the id of a message: a client chose it where it is the id of a task."""
+    """Tell whether `text` can be the id of a message: a client chose it where it is the id of a task."""
     return re.fullmatch(r"[\x20-\x7e]{1,200}", text) is not None

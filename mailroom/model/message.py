@@ -1,4 +1,4 @@
-"""What a mail is: the message a client gave us, and the state it is in."""
+"""A mail: the message a client gave us, and the state it is in."""
 
 import json
 import re
@@ -9,7 +9,10 @@ from typing import Any, Self
 
 
 class State(StrEnum):
-    """Where a message is; from SENT on it is final. A recipient is QUEUED, DEFERRED, SENT, FAILED or UNCERTAIN."""
+    """The state of a message; from SENT on it is final.
+
+    A recipient is QUEUED, DEFERRED, SENT, FAILED or UNCERTAIN.
+    """
 
     WAITING = "waiting"  #: for its job to end
     SCHEDULED = "scheduled"  #: for `next_attempt_at`, which the client chose
@@ -48,7 +51,7 @@ class Address:
 
     @property
     def is_ascii(self) -> bool:
-        """Whether any server can be given it; else it takes one with SMTPUTF8 (RFC 6531)."""
+        """Tell whether any server can be given the address; else it takes one with SMTPUTF8 (RFC 6531)."""
         return self.address.isascii()
 
 
@@ -64,7 +67,10 @@ class Attachment:
 
 @dataclass(frozen=True)
 class Message:
-    """What to send to whom. `text` or `html`, or both, as the client gave them; composing adds the other form."""
+    """A mail to send, and those to send it to.
+
+    `text` or `html`, or both, are as the client gave them; composing adds the other form.
+    """
 
     to: tuple[Address, ...]
     subject: str = ""
@@ -88,7 +94,7 @@ class Message:
 
     @property
     def needs_smtputf8(self) -> bool:
-        """Whether an address in it is not ASCII (RFC 6531)."""
+        """Tell whether an address in it is not ASCII (RFC 6531)."""
         return not all(person.is_ascii for person in (*self.everyone, *self.reply_to, *([self.sender] if self.sender else [])))
 
     @property

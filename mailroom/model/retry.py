@@ -1,4 +1,4 @@
-"""When to try again."""
+"""Says when to try again."""
 
 import random
 import re
@@ -38,7 +38,7 @@ class Schedule:
         return cls(tuple(waits))
 
     def wait_seconds(self, attempt: int, *, vary: Callable[[float, float], float] = random.uniform) -> float | None:
-        """How long to wait after `attempt` (from 1), jitter included; None when it was the last."""
+        """Return how long to wait after `attempt` (from 1), jitter included; None when it was the last."""
         if attempt > len(self.waits):
             return None
         return self.waits[attempt - 1] * vary(1 - JITTER, 1 + JITTER)

@@ -37,12 +37,12 @@ def storable(value: str) -> str:
 
 
 def is_unicode(value: str) -> bool:
-    """Whether UTF-8 can hold it."""
+    """Tell whether UTF-8 can hold `value`."""
     return _SURROGATE.search(value) is None
 
 
 def shown(value: object) -> str:
-    """What came, cut to a length that a person reads."""
+    """Return what came, cut to a length that a person reads."""
     try:
         text = json.dumps(value, ensure_ascii=True, default=repr)
     except (RecursionError, TypeError, ValueError):  # A queue's client may send what JSON cannot hold, or int() not print.

@@ -78,7 +78,7 @@ class Bodies:
 
 
 class Body(io.RawIOBase):
-    """One body, as a stream that WSGI reads; `length` is None where its end is told by its last chunk.
+    """A body, as a stream that WSGI reads; `length` is None where its end is told by its last chunk.
 
     granian reads it in a task of its own, and tells each chunk by a call from a thread of its pool.
     """

@@ -163,7 +163,7 @@ def host_and_port(address: str) -> tuple[str, str]:
 
 
 def body_length(environ: Environ) -> int | None:
-    """How long the body is; None where only its last chunk will tell."""
+    """Return how long the body is; None where only its last chunk will tell."""
     if "HTTP_TRANSFER_ENCODING" in environ:
         return None
     length = environ.get("CONTENT_LENGTH", "")

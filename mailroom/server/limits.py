@@ -20,7 +20,7 @@ class Limits:
     connections: int = 1024  #: when three quarters of them are open, the idle ones of the busiest address are closed
 
     def body_due(self, began: float, received: int) -> float:
-        """When a body that began then, and of which so much has come, is too late."""
+        """Return when a body that began then, and of which so much has come, is too late."""
         return began + self.body_seconds + received / self.body_bytes_per_second
 
 

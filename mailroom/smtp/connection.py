@@ -27,7 +27,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class Reply(NamedTuple):
-    """What the server said: its code, and its text on one line."""
+    """The words of the server: its code, and its text on one line."""
 
     code: int
     text: str
@@ -65,7 +65,7 @@ def words_of(error: Exception) -> str:
 
 
 class Link(smtplib.SMTP):
-    """What our links add to smtplib: no server can hold us with a reply that never ends or trickles in byte by byte.
+    """A link that no server can hold with a reply that never ends or trickles in byte by byte.
 
     The socket never blocks. With a timeout of its own each call would be three of the system's, and in each of them another thread
     takes the interpreter.
@@ -104,7 +104,7 @@ class Link(smtplib.SMTP):
         run(self.sending(s))
 
     def sending(self, s: Any) -> Steps[None]:
-        """The same, as steps."""
+        """Send as `send` does, in steps."""
         if not self.sock:
             raise smtplib.SMTPServerDisconnected("please run connect() first")
         left = memoryview(s.encode(self.command_encoding) if isinstance(s, str) else s)
@@ -117,7 +117,10 @@ class Link(smtplib.SMTP):
             self.broken, self.patience = True, 0.0  # Nothing more comes.
 
     def auth(self, *args: Any, **kwargs: Any) -> tuple[int, bytes]:
-        """As smtplib's, which tries the next mechanism after a refusal, and forgets the refusal where the server hung up with it."""
+        """Authenticate as smtplib does, but raise the refusal where the server hung up with it.
+
+        smtplib tries the next mechanism after a refusal, and forgets the refusal then.
+        """
         try:
             return super().auth(*args, **kwargs)
         except smtplib.SMTPAuthenticationError as e:
@@ -129,11 +132,11 @@ class Link(smtplib.SMTP):
             raise self._refused from None
 
     def getreply(self) -> tuple[int, bytes]:
-        """As smtplib's; `patience` is for the whole reply. What is no reply has code -1."""
+        """Read a reply as smtplib does; `patience` is for the whole of it. What is no reply has code -1."""
         return run(self.reading())
 
     def reading(self) -> Steps[tuple[int, bytes]]:
-        """The same, as steps."""
+        """Read a reply as `getreply` does, in steps."""
         try:
             return (yield from self._read_reply(time.monotonic() + self.patience))
         except OSError as e:
@@ -160,7 +163,7 @@ class Link(smtplib.SMTP):
 
     @property
     def spoke_unasked(self) -> bool:
-        """Whether the server said something, or hung up, when it was not its turn."""
+        """Tell whether the server said something, or hung up, when it was not its turn."""
         if self.file is None:
             self.file = _Lines(self.sock)
         return self.file.spoke_unasked()

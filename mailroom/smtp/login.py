@@ -110,7 +110,7 @@ class Login:
         return both
 
     def _attempt(self, link: Link, mechanism: str, token: str) -> Said:
-        """One AUTH; return the last reply to it. Code 0: there was none."""
+        """Make one AUTH; return the last reply to it. Code 0: there was none."""
         try:
             if mechanism == "PLAIN":
                 return self._plain(link)

@@ -202,7 +202,7 @@ def _people(name: str, people: Sequence[Address]) -> bytes:
 
 
 def _survives(text: str) -> bool:
-    """Whether a reader gets back every character of it as it stands, folded and unfolded on the way."""
+    """Tell whether a reader gets back every character of it as it stands, folded and unfolded on the way."""
     return text.isascii() and "=?" not in text and "  " not in text and text == text.strip() \
         and all(len(word) < 70 for word in text.split(" "))
 
@@ -217,7 +217,10 @@ def _written(person: Address, *, linesep: str = "") -> str:
 
 
 def _boundary(message_id: str, kind: str = "") -> str:
-    """The same in each attempt. No part can hold it: both encodings write "=_" in another way (RFC 2045, 6.7). None begins another."""
+    """Return a boundary that is the same in each attempt.
+
+    No part can hold it: both encodings write "=_" in another way (RFC 2045, 6.7). None begins another.
+    """
     return f"=_{f'{kind}_' if kind else ''}{sha256(message_id.encode()).hexdigest()[:32]}"
 
 

@@ -75,7 +75,10 @@ class TokenSource:
 
 
 def _error_code(answer: Any) -> str:
-    """Why, in the word that RFC 6749, 5.2 has for it: "invalid_grant" is a refresh token that was revoked or ran out."""
+    """Say why, in the word that RFC 6749, 5.2 has for it.
+
+    "invalid_grant" is a refresh token that was revoked or ran out.
+    """
     try:
         error = str(answer.json()["error"])
     except (ValueError, KeyError, TypeError):

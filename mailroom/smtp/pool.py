@@ -28,8 +28,9 @@ class Sessions:
 
     def steps(self, *mail: Any, smtputf8: bool = False, open_only: bool = False,
               since: float | None = None) -> Steps[Receipt]:
-        """As `Session.attempt`, on a kept session; where the server has closed that meanwhile, at once on a new one.
+        """Make an attempt as `Session.attempt` does, on a kept session.
 
+        Where the server has closed that meanwhile, it is made at once on a new one.
         Where commands in one write may have been lost or garbled, they are said one by one on a new one.
 
         `open_only`: nothing here waits but by steps. Where a session would have to be opened, SessionLost is raised and nobody has the

@@ -46,7 +46,7 @@ PACE_WAITS_SECONDS = tuple(300.0 * 2**n for n in range(6))
 
 
 def state_of(reply: Reply) -> State:
-    """What a reply means for the recipient or the message that it answers."""
+    """Return what a reply means for the recipient or the message that it answers."""
     if reply.accepts:
         return State.SENT
     return State.FAILED if 500 <= reply.code < 600 and not _of_account(reply) else State.DEFERRED
@@ -87,7 +87,7 @@ def _pauses(reply: Reply, schedule: Schedule, of_message: bool) -> tuple[float, 
 
 
 def is_of_bad_address(reply: Reply) -> bool:
-    """Whether a reply to RCPT says that nobody can be reached there, whatever is sent."""
+    """Tell whether a reply to RCPT says that nobody can be reached there, whatever is sent."""
     return state_of(reply) is State.FAILED and _BAD_ADDRESS.match(reply.text) is not None
 
 

@@ -66,7 +66,10 @@ class PipeliningDoubted(SessionLost):
 
 
 class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
-    """One connection to the next hop, logged in, for many mails one after the other. Not for two threads at once."""
+    """A connection to the next hop, logged in, for many mails one after the other.
+
+    Not for two threads at once.
+    """
 
     def __init__(self, hop: NextHop, *, login: Login | None = None,
                  pipelining: Pipelining | None = None) -> None:
@@ -232,7 +235,10 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
         return refusal
 
     def _refusal(self, data: Reply | None) -> Reply:
-        """What DATA was answered with, if that is a refusal; anything else but 354 is no answer to it, least of all a 250."""
+        """Return what DATA was answered with, if that is a refusal.
+
+        Anything else but 354 is no answer to it, least of all a 250.
+        """
         if data is not None and data.refuses:
             return data
         self.drop()
@@ -273,13 +279,16 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
 
     @property
     def worn(self) -> bool:
-        """Whether it is closed, or has sent enough, or is old."""
+        """Tell whether the session is closed, or has sent enough, or is old."""
         return self.smtp is None or self.smtp.sock is None or self.num_mail_sent >= self.hop.mails_per_connection \
             or time.monotonic() - self.born > SESSION_AGE_MAX_SECONDS
 
     @property
     def reusable(self) -> bool:
-        """Whether the next mail may take it: not worn, and the server has said nothing unasked (421) and not hung up."""
+        """Tell whether the next mail may take the session.
+
+        It must not be worn, and the server must have said nothing unasked (421) and not hung up.
+        """
         return not self.worn and not self.smtp.spoke_unasked
 
     def close(self) -> None:
@@ -339,5 +348,5 @@ def pipelining_with(hop: NextHop) -> Pipelining:
 
 @lru_cache(maxsize=8)
 def _tls(ca_file: str, stretch: int) -> ssl.SSLContext:
-    """What is trusted in this stretch of time."""
+    """Return what is trusted in this stretch of time."""
     return ssl.create_default_context(cafile=ca_file or None)

@@ -1,1 +1,4 @@
-"""What we remember: the outbox and all that belongs to it. Only here is SQLAlchemy; every change of state is one conditional UPDATE."""
+"""Remembers the outbox and all that belongs to it.
+
+Only here is SQLAlchemy; every change of state is one conditional UPDATE.
+"""

@@ -27,7 +27,7 @@ _SEVERITY = {AccountState.OK: 0, AccountState.PAUSED: 1, AccountState.PARKED: 2,
 
 @dataclass
 class Room:
-    """What one account may begin to send now."""
+    """The room of one account: what it may begin to send now."""
 
     account: str
     messages: int
@@ -65,12 +65,12 @@ class Accounts:
         return [self._narrowed(room) for room in rooms]
 
     def capacity(self) -> dict[str, int]:
-        """How many of the messages that wait for an account can come due now, for each account that has room."""
+        """Count, for each account that has room, the messages waiting for it that can come due now."""
         rooms = self.database.read(self.rooms)
         return {room.account: most for room in rooms if (most := min(room.messages, room.recipients)) > 0}
 
     def standing(self) -> list[dict[str, Any]]:
-        """What is known of each: its row, its limits, and what it sent in the last 24 hours."""
+        """Return what is known of each account: its row, limits, and what it sent in the last 24 hours."""
         return self.database.read(self._standing)
 
     def try_now(self, name: str) -> bool:

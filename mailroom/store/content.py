@@ -1,4 +1,4 @@
-"""What accepted messages hold: written once, when they are accepted, and read for each attempt."""
+"""The contents of accepted messages: written once, when they are accepted, and read for each attempt."""
 
 import json
 from collections import defaultdict
@@ -35,13 +35,13 @@ def write(connection: Connection, accepted: Sequence[tuple[str, Message, Sequenc
 
 
 def subject_key(subject: str) -> str:
-    """What is kept of a subject to find it by."""
+    """Return what is kept of a subject to find it by."""
     return subject.casefold()
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a message holds, and the state of each recipient."""
+    """The content of a message, and the state of each recipient."""
 
     message: Message
     states: list[str]
@@ -49,7 +49,7 @@ class Content:
 
 
 def load(connection: Connection, ids: Collection[str], *, with_attachments: bool = True) -> dict[str, Content]:
-    """What the messages of these ids hold, without those whose content is no longer kept."""
+    """Load what the messages of these ids hold, without those whose content is no longer kept."""
     rows = {row.id: json.loads(row.content) for row in _CONTENTS_OF.of(connection, ids)}
     people: dict[str, list[Any]] = defaultdict(list)
     for person in _RECIPIENTS_OF.of(connection, rows):

@@ -14,7 +14,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}", re.ASCII)
 
 @dataclass(frozen=True, kw_only=True)
 class Template:
-    """One as it is stored."""
+    """A template as it is stored."""
 
     name: str
     subject: str
@@ -51,7 +51,7 @@ class Templates:
         return is_name(name) and self.database.write(_delete, name, alone=True)
 
     def page(self, *, limit: int, after: str = "") -> list[dict[str, Any]]:
-        """Those after that name, by name, without their text and HTML."""
+        """List the templates after that name, by name, without their text and HTML."""
         asked = select(templates.c.name, templates.c.subject, templates.c.created_at, templates.c.updated_at).where(
             templates.c.name > after).order_by(templates.c.name).limit(limit)
         return self.database.read(lambda connection: [dict(row) for row in connection.execute(asked).mappings()])

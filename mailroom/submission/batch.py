@@ -58,7 +58,7 @@ class BatchReader:
         return order
 
     def _quickly(self, base: MailOrder, item: dict[str, Any]) -> MailOrder:
-        """As `_whole`: all but `to` and `variables` is as it was in `base`."""
+        """Make an order as `_whole` does: all but `to` and `variables` is as it was in `base`."""
         variables = item.get("variables", {})
         if not isinstance(variables, dict) or (variables and not base.template):
             return self._whole(item)

@@ -37,7 +37,7 @@ def read_fields(model: type[M], value: object, *, at: str = "#") -> M:
 
 
 def _field_errors(error: Any, at: str, model: type[BaseModel]) -> Iterator[FieldError]:
-    """What is wrong, at each place of its own: a list says it of its items (`refuse_items`)."""
+    """Yield what is wrong, at each place of its own: a list says it of its items (`refuse_items`)."""
     match error["type"]:
         case "missing":
             detail = "expected this field, got none"

@@ -300,7 +300,7 @@ def mail_from(value: object, *, at: str = "#", with_job: bool = False) -> MailOr
 
 
 def _once_each(*lists: list[Address]) -> list[tuple[Address, ...]]:
-    """One copy for one address: it stays where it stands first."""
+    """Keep one copy for one address: it stays where it stands first."""
     seen: set[str] = set()
     kept: list[tuple[Address, ...]] = []
     for people in lists:

@@ -152,7 +152,7 @@ class Orders:
         return replace(acceptance, message=replace(acceptance.message, template=True))
 
     def _acceptance(self, order: MailOrder, job: NewJob | None, *, at: str, id: str = "") -> Acceptance:
-        """What accepting this mail writes: its Message-ID is fixed here."""
+        """Return what accepting this mail writes: its Message-ID is fixed here."""
         id = id or new_id()
         message, account = order.message, None
         if message.sender and not (account := self.account_of(message.sender.address)):
@@ -199,7 +199,7 @@ def _batch(value: object) -> tuple[dict[str, Any], list[Any], str]:
 
 
 def _too_much(size: int, seconds: float) -> str:
-    """Why a batch is read no further; "" if it is."""
+    """Say why a batch is read no further; "" if it is."""
     if size > BATCH_MAX_BYTES:  # Each is stored by itself: a common attachment of 20 MB would be 20 GB on disk.
         return f"expected at most {BATCH_MAX_BYTES} bytes in all texts and attachments together, got more"
     if seconds > BATCH_MAX_SECONDS:

@@ -1,4 +1,4 @@
-"""What a client asks for where it stores a template, or looks at one."""
+"""Reads what a client asks for where it stores a template, or looks at one."""
 
 from typing import Any, Self
 
@@ -33,7 +33,7 @@ class AskedTexts(BaseModel):
 
 
 class AskedPreview(BaseModel):
-    """What to fill in."""
+    """Variables to fill in."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -1,4 +1,4 @@
-"""When a mail is to be sent, until when, and how often it is tried."""
+"""Reads when a mail is to be sent, until when, and how often it is tried."""
 
 import re
 from datetime import UTC, datetime
@@ -30,7 +30,7 @@ def parse_moment(value: object) -> int:
 
 
 def parse_time(value: object) -> int:
-    """The same of any moment."""
+    """Read any moment as `parse_moment` reads one to come."""
     if not isinstance(value, str) or not _MOMENT.fullmatch(value):
         refuse(f"expected a time like 2026-01-31T12:00:00Z, with its offset, got {shown(value)}")
     try:
@@ -43,7 +43,7 @@ Moment = Annotated[int, BeforeValidator(parse_moment), WithJsonSchema({"type": "
 
 
 class AskedMoment(BaseModel):
-    """When a message is to be sent: the one or the other."""
+    """The moment to send a message at: the one or the other."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -26,7 +26,7 @@ class Misfit(Exception):
 
 
 class Spending(Protocol):
-    """What one rendering may still cost."""
+    """The budget of one rendering: what it may still cost."""
 
     size: int
 

@@ -48,13 +48,13 @@ class _Unfit(MailroomError):
 
 
 class _Missing(NamedTuple):
-    """What a template names and the job has not."""
+    """A name in a template that the job has not."""
 
     path: str
 
 
 class _Told(NamedTuple):
-    """One `{{ … }}`: a place in the job's facts, or a constant, and what is made of it."""
+    """A `{{ … }}`: a place in the job's facts, or a constant, and what is made of it."""
 
     path: tuple[str | int, ...]  #: empty: the constant
     constant: Any = None
@@ -101,7 +101,7 @@ def fill(message: Message, job: JobFacts) -> Message:
 
 
 class _Filling:
-    """One filling in, and what it may still cost."""
+    """A filling in, and what it may still cost."""
 
     def __init__(self, job: JobFacts) -> None:
         self._facts = {"id": job.id, "name": job.name, "status": job.status, "result": job.result, "error": job.error,
@@ -342,7 +342,7 @@ def _cut(text: str) -> str:
 
 
 def _minds_failure(message: Message) -> bool:
-    """Whether its writer thought of both ends."""
+    """Tell whether the writer of the message thought of both ends."""
     try:
         pieces = [piece for part in (message.subject, message.text, message.html) for piece in _read(part or "")]
     except _Unfit:
@@ -363,7 +363,7 @@ def _ours(message: Message, subject: str, text: str) -> Message:
 
 
 def _report(job: JobFacts, *remarks: str) -> str:
-    """How the job ended, for the person who gets the mail."""
+    """Say how the job ended, for the person who gets the mail."""
     if job.status != "succeeded":
         end = f"Error: {_line(job.error, EXCERPT_MAX_CHARACTERS) or 'none was told'}"
     else:

@@ -62,7 +62,7 @@ class Unknown(Unfit):
 
 
 class Program:
-    """One text, to be filled in as often as one likes, in any thread."""
+    """A text, to be filled in as often as one likes, in any thread."""
 
     def __init__(self, source: str, *, is_html: bool) -> None:
         self._environment = _HTML if is_html else _TEXT
@@ -133,7 +133,7 @@ class Bounded(Extension):
 
 
 class _Miss(str):
-    """What an error says of a name that is missing, for `_explain`."""
+    """The words of an error about a name that is missing, for `_explain`."""
 
     name: object
     holder: object
@@ -188,7 +188,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 @pass_context
 def _shown(context: _Spending, value: Any) -> Any:
-    """What `{{ … }}` becomes."""
+    """Return what `{{ … }}` becomes."""
     text = scalar(value)
     context.spend(1 + weight(text))
     return text
@@ -196,7 +196,7 @@ def _shown(context: _Spending, value: Any) -> Any:
 
 @pass_context
 def _turns(context: _Spending, value: Any, body: int) -> Any:
-    """What a loop goes over, paid for before its first turn."""
+    """Return what a loop goes over, paid for before its first turn."""
     sized(value, list | dict | tuple, "a list to loop over")
     context.spend(len(value) * body + 1)
     return value
@@ -204,7 +204,10 @@ def _turns(context: _Spending, value: Any, body: int) -> Any:
 
 @pass_context
 def _weighed(context: _Spending, value: Any) -> Any:
-    """What is compared or cut, paid for. Nothing made in a template has a list in a list, so no value is larger than what came in."""
+    """Return what is compared or cut, paid for.
+
+    Nothing made in a template has a list in a list, so no value is larger than what came in.
+    """
     if isinstance(value, Undefined):
         missing(value)
     context.spend(1 + (context.size if isinstance(value, list | dict | tuple) else weight(value)))
@@ -260,7 +263,7 @@ def _check(tree: nodes.Template) -> None:
 
 
 def _refusal(node: nodes.Node) -> tuple[str, str] | None:
-    """What was expected and what came, where a node of the right kind says too much."""
+    """Return what was expected and what came, where a node of the right kind says too much."""
     if isinstance(node, nodes.For) and node.recursive:
         return "a loop that is not recursive", "a recursive one"
     if isinstance(node, nodes.Assign) and not isinstance(node.target, nodes.Name):
@@ -293,7 +296,7 @@ def _wrong_use(node: nodes.Filter | nodes.Test, known: Mapping[str, Any]) -> tup
 
 
 def _rewritten(tree: nodes.Template) -> nodes.Template:
-    """The same template, with what can cost much done by functions of this module."""
+    """Return the template with what can cost much done by functions of this module."""
     for loop in tree.find_all(nodes.For):
         loop.iter = _through("_turns", loop.iter, nodes.Const(_weight_of(loop)))
     _replace(tree)

@@ -54,7 +54,7 @@ class Sources(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Letter:
-    """What one recipient gets; text or HTML is None where the template has none."""
+    """The mail that one recipient gets; text or HTML is None where the template has none."""
 
     subject: str
     text: str | None
@@ -144,7 +144,10 @@ def _inline(html: str) -> str:
 
 
 def _css_end(html: str) -> int:
-    """Where the last style element ends; what a comment or an attribute holds may make that later, and never earlier."""
+    """Return where the last style element ends.
+
+    What a comment or an attribute holds may make that later, and never earlier.
+    """
     small = html.lower()
     end = small.rfind("</style")
     return len(html) if small.rfind("<style") > end else end
@@ -199,7 +202,10 @@ def _inside(value: Any) -> list[Any]:
 
 
 def _path(variables: Mapping[str, Any], missing: Unknown) -> list[Any]:
-    """Where in the variables the missing one should be; their own place if it was looked for in what the template made."""
+    """Return where in the variables the missing one should be.
+
+    That is their own place if it was looked for in what the template made.
+    """
     if missing.holder is None:
         return [missing.name]
     waiting: list[tuple[Any, list[Any]]] = [(variables, [])]

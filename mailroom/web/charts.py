@@ -13,7 +13,7 @@ LEFT, BOTTOM, TOP, RIGHT = 48, 24, 10, 8
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One line: its name, and a value for each stretch of time; None where nobody knows."""
+    """A line: its name, and a value for each stretch of time; None where nobody knows."""
 
     name: str
     values: Sequence[float | None]
@@ -50,7 +50,7 @@ def chart(title: str, lines: Sequence[Line], times: Times, *, unit: str = "") ->
 
 
 def told(title: str, lines: Sequence[Line], unit: str) -> str:
-    """The same in words."""
+    """Say in words what the chart draws."""
     parts = []
     for line in lines:
         known = [value for value in line.values if value is not None]

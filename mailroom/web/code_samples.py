@@ -1,4 +1,4 @@
-"""The same request in other words: for a shell, for Python, and for Postman."""
+"""Writes a request in other words: for a shell, for Python, and for Postman."""
 
 import json
 import shlex
@@ -70,7 +70,7 @@ def _python(base: str, body: Mapping[str, Any], files: Sequence[str], needs_key:
 
 
 def _literal(value: Any) -> str:
-    """As Python writes it; JSON's true and null are no names there."""
+    """Write a value as Python does; JSON's true and null are no names there."""
     return repr(json.loads(json.dumps(value)))
 
 

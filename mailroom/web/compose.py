@@ -124,7 +124,7 @@ def _files() -> dict[str, Any]:
 
 
 def _by_field(wrong: list[FieldError]) -> dict[str, list[str]]:
-    """What is wrong with each field of the form; "" is what is wrong with all of it."""
+    """Return what is wrong with each field of the form; "" is what is wrong with all of it."""
     found: dict[str, list[str]] = {}
     for error in wrong:
         at = error.pointer.removeprefix("#/")
@@ -152,7 +152,7 @@ _ESCAPES = str.maketrans({'"': r'\"', "\\": r"\\"})
 
 
 def _left_out(message: Message) -> Iterator[str]:
-    """What that form cannot ask for."""
+    """Yield what that form cannot ask for."""
     yield from (f"the attachment {file.name}" for file in message.attachments)
     yield from (f"the header field {name}" for name, _ in message.headers)
     yield from ["a text beside the HTML"] * (message.text is not None and message.html is not None)

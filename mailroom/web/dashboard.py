@@ -36,7 +36,7 @@ COUNTS = ("accepted", "sent", "failed", "deferred", "uncertain", "suppressed", "
 
 @blueprint.get("/dashboard")
 def dashboard() -> Response:
-    """Whether mail flows, what needs a person, and how it went over the last hour or day."""
+    """Show whether mail flows, what needs a person, and how it went over the last hour or day."""
     span = "day" if request.args.get("span") == "day" else "hour"
     database, lease_seconds = services().outbox.database, services().settings.LEASE_SECONDS
     now, seen_at, beat_at = services().outbox.workers_seen()
@@ -72,7 +72,7 @@ def retry_account(account: str) -> Response:
 
 
 def _needs(known: list[dict[str, Any]]) -> dict[str, Any]:
-    """What does not go on by itself."""
+    """Return what does not go on by itself."""
     database = services().outbox.database
     found: dict[str, Any] = {"accounts": [account for account in known if account["status"] == AccountState.HALTED]}
     for state in (State.HELD, State.UNCERTAIN):
@@ -85,7 +85,7 @@ def _needs(known: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _verdict(broken: list[str], known: list[dict[str, Any]], depths: Depths, sent: int) -> tuple[str, str]:
-    """How it looks in one word and one sentence."""
+    """Say how things look, in one word and one sentence."""
     stopped = [account["name"] for account in known if account["status"] != AccountState.OK]
     if broken or len(stopped) == len(known):
         return "bad", "Mail does not flow. It is accepted and kept, and goes on when this is mended." if broken else \

@@ -36,7 +36,7 @@ def list_jobs() -> Response:
 
 @blueprint.get("/jobs/<id>")
 def job(id: str) -> Response:
-    """How far a job is, what it was asked, what came of it, and the mail that tells of it."""
+    """Show how far a job is, what it was asked, what came of it, and the mail that tells of it."""
     told = jobs.find_job(id)
     if told is None:
         raise NotFound(f"expected the id of a job, got {id[:80]!r}")

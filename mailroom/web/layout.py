@@ -1,4 +1,7 @@
-"""What all pages share: their blueprints, header fields, forms' tokens, times in words, and errors as a person reads them."""
+"""The parts that all pages share.
+
+They are blueprints, header fields, forms' tokens, times in words, and errors as a person reads them.
+"""
 
 import re
 import secrets
@@ -71,7 +74,7 @@ def places() -> list[tuple[str, str]]:
 
 
 def may(method: str, rule: str) -> bool:
-    """Whether the key of this request may ask for that."""
+    """Tell whether the key of this request may ask for that."""
     scopes = current_key().scopes
     return Scope.ADMIN in scopes or bool(scopes & {*needed(method, rule)})
 
@@ -109,7 +112,7 @@ def base_url() -> str:
 
 
 def stays_here() -> bool:
-    """Whether all mail goes to the inbox that listens beside this service."""
+    """Tell whether all mail goes to the inbox that listens beside this service."""
     settings = services().settings
     return (settings.SMTP_HOST, settings.SMTP_PORT) == ("127.0.0.1", settings.INBOX_SMTP_PORT)
 
@@ -178,7 +181,7 @@ def when(told: str | None) -> Markup:
 
 @assets.app_template_filter("clock")
 def clock(told: str | None) -> Markup:
-    """The same with its time of day, which a script turns into that of the reader's place."""
+    """Write a time of the API with its time of day, which a script turns into that of the reader's place."""
     if not told:
         return Markup("–")
     at = datetime.fromisoformat(told)
@@ -197,5 +200,5 @@ def apart(seconds: float) -> str:
 
 @assets.app_template_filter("span")
 def span(seconds: float) -> str:
-    """How long: 0.3 s, 12 s, 4 min."""
+    """Say how long: 0.3 s, 12 s, 4 min."""
     return f"{seconds:.1f} s" if seconds < 9.95 else apart(-seconds).removesuffix(" ago")

@@ -63,7 +63,7 @@ def list_messages() -> Response:
 
 @blueprint.get("/messages/<id>")
 def message(id: str) -> Response:
-    """Where a message is and why, how it came there, what it says, and what can be done with it."""
+    """Show where a message is and why, how it came there, what it says, and what can be done with it."""
     standing = find(id)
     told = shown(standing)
     view = request.args.get("view", "")
@@ -127,13 +127,16 @@ def _possible(state: State, told: dict[str, Any]) -> Iterator[str]:
 
 
 def _seconds() -> float:
-    """How long from now, as the form says it."""
+    """Return how long it is from now, as the form says it."""
     number, unit = decimal(request.form.get("number", "")), UNITS.get(request.form.get("unit", ""))
     return -1.0 if number is None or unit is None else number * unit  # Its reader says what was expected.
 
 
 def _shown(id: str, content: Message | None, view: str) -> Any:
-    """What the chosen view shows; None where there is nothing to show, a text that says why where it cannot be."""
+    """Return what the chosen view shows.
+
+    None where there is nothing to show, a text that says why where it cannot be.
+    """
     if content is None:
         return None
     if view == "text":

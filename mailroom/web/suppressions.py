@@ -1,4 +1,4 @@
-"""Who gets no mail any more, as a person looks at it."""
+"""Shows a person who gets no mail any more."""
 
 from flask import Response, request
 

@@ -37,7 +37,7 @@ def list_templates() -> Response:
 
 @blueprint.get("/templates/<name>")
 def template(name: str) -> Response:
-    """One to change, or a new one."""
+    """Show a template to change, or a new one."""
     if not is_name(name):
         return see("/templates")
     found = services().templates.find(name)
@@ -58,7 +58,7 @@ def save(name: str) -> Response:
 
 @blueprint.post("/templates/<name>/preview")
 def preview(name: str) -> Response:
-    """What a mail of these texts would say, saved or not."""
+    """Show what a mail of these texts would say, saved or not."""
     texts = {part: text for part in TEXTS if (text := request.form.get(part, "").replace("\r\n", "\n"))}
     said: dict[str, Any] = {}
     wrong: list[FieldError] = []

@@ -31,7 +31,7 @@ def create() -> Response:
 
 @blueprint.get("/webhooks/<id>")
 def webhook(id: str) -> Response:
-    """One of them, with its secret for who may change it, and what it was told."""
+    """Show a webhook, with its secret for who may change it, and what it was told."""
     row = webhooks.find(id)
     asked = {"after": after} if (after := request.args.get("after", "")) else {}
     rows, limit = webhooks.find_deliveries(id, asked | {"limit": str(PAGE_LENGTH)})

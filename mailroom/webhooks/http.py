@@ -100,7 +100,10 @@ def _read_body(source: BufferedReader, header: dict[str, str]) -> bytes:
 
 
 class Exchange:
-    """One POST to an address that was looked at before, and the beginning of the answer. No redirect, no proxy, no second try."""
+    """A POST to an address that was looked at before, and the beginning of the answer.
+
+    There is no redirect, no proxy, no second try.
+    """
 
     def __init__(self, guard: AddressGuard, context: ssl.SSLContext, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
         self._guard = guard

@@ -62,7 +62,7 @@ class Notifier:
             self._changed.notify_all()
 
     def watch(self) -> None:
-        """What a sweeper does for us: take up what nobody has in hand, and look at the clock."""
+        """Do a sweeper's part for us: take up what nobody has in hand, and look at the clock."""
         if count := self._deliveries.give_back():
             log.warning("%d deliveries that nobody works on were given back", count)
         if self._deliveries.is_due():
@@ -152,7 +152,7 @@ def signed(due: Due) -> tuple[bytes, dict[str, str]]:
 
 
 def judge(answer: Answer, attempt: int, *, schedule: Schedule = SCHEDULE) -> Told:
-    """What becomes of a delivery after this answer to attempt 1, 2, …"""
+    """Return what becomes of a delivery after this answer to attempt 1, 2, …"""
     if answer.code is not None and 200 <= answer.code < 300:
         return Told(delivered=True, code=answer.code, reply=answer.words)
     wait = None if answer.code == GONE else schedule.wait_seconds(attempt)
@@ -162,7 +162,7 @@ def judge(answer: Answer, attempt: int, *, schedule: Schedule = SCHEDULE) -> Tol
 
 
 def retry_after_seconds(text: str, *, now: Callable[[], float] = time.time) -> float:
-    """How long a server asks us to wait (RFC 9110, 10.2.3), a day at most; 0 where it does not say."""
+    """Return how long a server asks us to wait (RFC 9110, 10.2.3), a day at most; 0 where it does not say."""
     if text.isascii() and text.isdigit():
         return min(RETRY_AFTER_MAX_SECONDS, float(text[:9]))
     try:

@@ -32,7 +32,7 @@ class Forbidden(Exception):
 
 
 class Target(NamedTuple):
-    """Where a request goes."""
+    """The target of a request."""
 
     scheme: str
     host: str  #: as the certificate has it; an IPv6 address without brackets
@@ -54,7 +54,7 @@ class AddressGuard:
     resolve: Resolve = socket.getaddrinfo
 
     def problem(self, url: str) -> str:
-        """What `read` would refuse it for, in words; "" if nothing."""
+        """Say what `read` would refuse the URL for, in words; "" if nothing."""
         try:
             self.read(url)
         except Forbidden as e:
@@ -102,7 +102,7 @@ class AddressGuard:
 
 
 def is_public(address: IPv4Address | IPv6Address) -> bool:
-    """Whether it is somebody's in the Internet, by whatever way it is written."""
+    """Tell whether the address is somebody's in the Internet, by whatever way it is written."""
     if isinstance(address, IPv4Address):
         return address.is_global and not any(address in net for net in _NOT_PUBLIC_4)
     if address.ipv4_mapped is not None:

@@ -1,4 +1,4 @@
-"""How Celery is set up: queues, routes, and how it treats the broker."""
+"""Sets up Celery: queues, routes, and how it treats the broker."""
 
 from typing import Any
 

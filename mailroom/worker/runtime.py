@@ -1,4 +1,4 @@
-"""What a process works with: the jobs that it knows, its database, and who reads what clients ask for."""
+"""The parts that a process works with: jobs that it knows, its database, and the reader of requests."""
 
 import logging
 from importlib import import_module

@@ -74,7 +74,10 @@ class Sweeper:
             thread.join(10)
 
     def sweep(self) -> None:
-        """One round. A step that fails is tried again with the next round, and keeps no other from its turn."""
+        """Make one round.
+
+        A step that fails is tried again with the next round, and keeps no other from its turn.
+        """
         steps = (self._watch_clock, self._give_back_abandoned, self._give_back_orphans, self.expiry.expire,
                  self._publish_due, self._publish_lost, self._forget, self.watch_jobs, self.watch_webhooks)
         for step in steps:
@@ -113,7 +116,10 @@ class Sweeper:
             self._publish(found)
 
     def _room(self) -> int:
-        """How many rows to publish now: enough to keep all workers at it, too few for a new mail to wait behind them."""
+        """Return how many rows to publish now.
+
+        They are enough to keep all workers at it, and too few for a new mail to wait behind them.
+        """
         if self.relay.down is not None:
             return 1  # One row is enough to notice that the broker is back.
         self.relay.look()

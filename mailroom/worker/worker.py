@@ -1,4 +1,4 @@
-"""What makes a process a worker: heartbeat, sweeper, deliveries and jobs, on one database."""
+"""Makes a process a worker: heartbeat, sweeper, deliveries and jobs, on one database."""
 
 import logging
 import uuid
@@ -39,7 +39,7 @@ log = logging.getLogger("mailasync")
 
 
 class Station:
-    """What makes a process a worker: heartbeat, sweeper, deliveries and jobs, on one database."""
+    """The parts that make a process a worker: heartbeat, sweeper, deliveries and jobs, on one database."""
 
     def __init__(self, settings: Settings, database: Database, *, name: str, queues: Sequence[str], connections: int, relay: Relay,
                  orders: Orders, sweeps: Sweeps, threads: Callable[[], Sequence[str]] = tuple) -> None:

@@ -1,4 +1,4 @@
-"""What a message may hold besides text, and templates, suppressions, webhooks, keys and counts."""
+"""Things that a message may hold besides text, and templates, suppressions, webhooks, keys and counts."""
 
 import sqlalchemy as sa
 from alembic import op

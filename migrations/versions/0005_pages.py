@@ -1,4 +1,4 @@
-"""What pages need: subjects to search, and how much waited in each minute."""
+"""Columns and tables for pages: subjects to search, and how much waited in each minute."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,1 +1,1 @@
-"""Who may do what: keys, sessions, scopes, senders, rates."""
+"""Access control, or who may do what: keys, sessions, scopes, senders, rates."""

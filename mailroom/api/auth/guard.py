@@ -1,4 +1,7 @@
-"""Who may ask: a client with a key, for what the key's scopes allow; or, as long as there is none, whoever is on this very machine."""
+"""Lets in a client with a key, for what the key's scopes allow.
+
+As long as there is no key, whoever is on this very machine may ask.
+"""
 
 import hmac
 import time
@@ -47,12 +50,15 @@ def check() -> Response | None:
 
 
 def check_alone(api_key: str) -> Response | None:
-    """The same where there is no database, and so no other key: for the inbox that runs alone."""
+    """Return the refusal of a request to the inbox that runs alone, or None.
+
+    There is no database then, and so no other key.
+    """
     return None if _is_open() else _refusal(api_key, None)
 
 
 def refusal() -> Response | None:
-    """Why whoever asks is not served, or None if it is one who may ask for something."""
+    """Return the refusal of whoever asks, or None if it is one who may ask for something."""
     here = services()
     try:
         return _refusal(here.settings.API_KEY, here.api_keys, always=not here.settings.listens_on_loopback)
@@ -112,7 +118,9 @@ def check_sender(address: str, *, pointer: str = "#/from") -> None:
 
 
 def charge(count: int = 1) -> Charge | None:
-    """What so many messages cost the key of this request, to be debited with them; None where it has no limit.
+    """Return what so many messages cost the key of this request; None where it has no limit.
+
+    The charge is debited with them.
 
     Raises:
       InvalidMessage: it may never send so many at once.
@@ -153,7 +161,10 @@ def known(given: str) -> ApiKey | None:
 
 
 def enter_by_session() -> bool:
-    """Where nobody was asked who he is: whether this browser is signed in; the request is that key's then. Raises StoreUnavailable."""
+    """Tell whether this browser is signed in, and make the request its key's if so. Raises StoreUnavailable.
+
+    This is for paths where nobody was asked who he is.
+    """
     key = _of_session(services().settings.API_KEY, services().api_keys)
     if key:
         g.api_key = key
@@ -161,7 +172,7 @@ def enter_by_session() -> bool:
 
 
 def needs_key() -> bool:
-    """Whether nobody is served without a key. Raises StoreUnavailable."""
+    """Tell whether nobody is served without a key. Raises StoreUnavailable."""
     return _needs_key(services())
 
 

@@ -62,6 +62,6 @@ def shown(key: ApiKey) -> dict[str, Any]:
 
 
 def shown_row(row: KeyRow) -> dict[str, Any]:
-    """The same with its times."""
+    """Return the fields of a key, as `shown` does, with its times."""
     return shown(row.key) | {"created_at": timestamp(row.created_at), "used_at": timestamp(row.used_at),
                              "revoked_at": timestamp(row.revoked_at)}

@@ -29,7 +29,7 @@ _PROC = ("/proc/net/tcp", "/proc/net/tcp6")
 
 @dataclass(frozen=True)
 class End:
-    """One end of a connection."""
+    """An end of a connection."""
 
     family: int
     packed: bytes

@@ -1,4 +1,4 @@
-"""Which keys may ask for what: every route of this service, and the scopes of which one is enough. `admin` always is."""
+"""Lists every route of this service, and the scopes of which one is enough for it. `admin` always is."""
 
 from flask import request
 

@@ -9,7 +9,10 @@ from mailroom.store.messages.outbox import Acceptance
 
 
 def permitted(acceptance: Acceptance, *, at: str = "#") -> Acceptance:
-    """The same with the key of this request; answers 403 where that may not send from its address. `at` is where it stands."""
+    """Add the key of this request; answer 403 where that may not send from its address.
+
+    `at` is where the mail stands.
+    """
     key = guard.current_key()
     if key.senders:
         guard.check_sender((acceptance.message.sender or account_sender(acceptance.sender)).address, pointer=f"{at}/from")
@@ -17,6 +20,9 @@ def permitted(acceptance: Acceptance, *, at: str = "#") -> Acceptance:
 
 
 def account_sender(account: str | None) -> Address:
-    """Who the mails of this account are from, where they do not say; of the first one, where there is no account of this name."""
+    """Return who the mails of this account are from, where they do not say.
+
+    Where no account has this name, the first one counts.
+    """
     known = services().known_accounts
     return next((one.sender for one in known if one.name == account), known[0].sender)

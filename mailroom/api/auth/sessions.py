@@ -29,7 +29,7 @@ _EXTENSION = "mailasync sessions"
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """What the cookie holds. Before somebody has signed in it names no key."""
+    """The content of the cookie. Before somebody has signed in it names no key."""
 
     key_id: str = ""
     mark: str = ""  #: of the key's hash: another key of the same name ends the session
@@ -90,7 +90,7 @@ class Sessions:
 
 
 def is_https() -> bool:
-    """Whether the browser speaks HTTPS, with us or with a proxy before us."""
+    """Tell whether the browser speaks HTTPS, with us or with a proxy before us."""
     return request.is_secure or request.headers.get("X-Forwarded-Proto") == "https"
 
 
@@ -110,7 +110,7 @@ def mark(key_hash: str) -> str:
 
 
 def form_token() -> str:
-    """What a form of this request's page has to carry."""
+    """Return the token that a form of this request's page has to carry."""
     key: ApiKey | None = g.get("api_key")
     session = current()
     return sessions().token(key.id if key else "", session.nonce if session else "")

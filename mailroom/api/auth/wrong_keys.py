@@ -26,7 +26,7 @@ _EXTENSION = "mailasync wrong keys"
 
 
 class WrongKeys:
-    """When wrong keys came from each address of late."""
+    """The times at which wrong keys came from each address of late."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

@@ -22,7 +22,9 @@ Place = tuple[int, str]
 
 def asked_page(place: Callable[[str], T | None], asked: Mapping[str, str], *, expected: str = "`next` of an earlier page",
                also: Sequence[FieldError] = ()) -> tuple[int, T | None]:
-    """How many rows, and after which one, as a query asked: `place` reads the cursor, and gives None for what is none.
+    """Return how many rows a query asks for, and after which one.
+
+    `place` reads the cursor, and gives None for what is none.
 
     Raises:
       InvalidMessage: the one or the other cannot be read, or `also` has what else is wrong with the query.
@@ -40,18 +42,18 @@ def asked_page(place: Callable[[str], T | None], asked: Mapping[str, str], *, ex
 
 
 def number(cursor: str) -> int | None:
-    """What a database can count to."""
+    """Read a number that a database can count to; None if it is none."""
     return int(cursor) if cursor.isascii() and cursor.isdigit() and len(cursor) <= 18 else None
 
 
 def one_of(name: str, words: Iterable[str], asked: Mapping[str, str]) -> list[FieldError]:
-    """What is wrong with a filter that is one of these, if it is there."""
+    """Return what is wrong with a filter that takes only these words, if it is there."""
     given, known = asked.get(name), [*words]
     return [] if given is None or given in known else [FieldError(f"?{name}", f"expected one of {', '.join(known)}, got {given[:80]!r}")]
 
 
 def place(cursor: str) -> Place | None:
-    """What `next_place` wrote."""
+    """Read what `next_place` wrote; None if it is no such thing."""
     at, _, id = cursor.partition(".")
     created_at = number(at)
     return (created_at, id) if created_at is not None and is_id(id) else None
@@ -77,7 +79,10 @@ def page_of(rows: Sequence[Any], next: str | None, shown: Callable[[Any], Any]) 
 
 
 def word(name: str, asked: Mapping[str, str]) -> str:
-    """What the query says of a column; no column holds a NUL, and PostgreSQL would not even look for one."""
+    """Return what the query says of a column.
+
+    No column holds a NUL, and PostgreSQL would not even look for one.
+    """
     found = asked.get(name, "")
     if "\0" in found:
         raise InvalidMessage([FieldError(f"?{name}", f"expected a {name}, got {found[:80]!r}")])

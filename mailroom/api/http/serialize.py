@@ -30,7 +30,7 @@ def unknown(id: str) -> NotFound:
 
 
 def answered(told: Answer, replayed: bool) -> Response:
-    """What a client was told, and is told again."""
+    """Make the response of an answer, which its client gets, and gets again."""
     answer = jsonify(told.body if told.body is not None else shown(find(told.location.removeprefix("/v1/messages/"))))
     answer.status_code = told.status
     if told.location:
@@ -74,7 +74,7 @@ def _why(standing: Standing) -> str:
 
 
 def timeline(standing: Standing) -> list[dict[str, Any]]:
-    """What happened, in order; the first steps are told by the rows themselves."""
+    """List what happened, in order; the first steps are told by the rows themselves."""
     row, job = standing.row, standing.job
     steps: list[tuple[int | None, str, int | None, str | None]] = [(row["created_at"], "accepted", None, None)]
     if job:
@@ -95,7 +95,7 @@ def summary(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def attempts(row: Mapping[str, Any]) -> int:
-    """How many there were, without those that were given back before anything was sent."""
+    """Count the attempts, without those that were given back before anything was sent."""
     made: int = row["attempt"] - row["given_back"]
     return made
 

@@ -12,7 +12,7 @@ from mailroom.store.messages.outbox import Standing
 
 def why(standing: Standing, relay: Relay | None, *, lease_seconds: float, hanging: Mapping[str, str],
         accounts: Collection[str], broker_trouble: Callable[[], str] = str) -> str:
-    """One sentence: what it waits for and since when, or how it ended.
+    """Say in one sentence what a message waits for and since when, or how it ended.
 
     `hanging` has words about each of the `accounts` whose server hangs; `broker_trouble` is asked what keeps the
     living workers from their queues, where nothing else is known.
@@ -49,7 +49,7 @@ def why(standing: Standing, relay: Relay | None, *, lease_seconds: float, hangin
 
 
 def why_job(standing: JobStanding, relay: Relay | None) -> str:
-    """One sentence: what a job waits for, or how it ended."""
+    """Say in one sentence what a job waits for, or how it ended."""
     row, state = standing.row, JobState(standing.row["state"])
     if state is JobState.RUNNING:
         return f"a worker runs it, attempt {row['attempt']}" + (f": {row['step']}" if row["step"] else "")
@@ -67,7 +67,7 @@ def why_job(standing: JobStanding, relay: Relay | None) -> str:
 
 def faults(relay: Relay | None, *, now: int, seen_at: int | None, beat_at: int | None, lease_seconds: float,
            broker_trouble: Callable[[], str] = str) -> list[str]:
-    """What keeps every mail from moving, if something does.
+    """List what keeps every mail from moving, if something does.
 
     `seen_at` is when any worker was last seen, and `beat_at` one that has not stopped since, both in milliseconds since 1970.
     """

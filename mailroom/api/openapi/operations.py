@@ -1,4 +1,7 @@
-"""What each route of this service takes and answers: document.py makes the description of it, and the Postman collection is held to it."""
+"""Lists what each route of this service takes and answers.
+
+document.py makes the description of it, and the Postman collection is held to it.
+"""
 
 from dataclasses import dataclass, field
 
@@ -30,7 +33,7 @@ _RATES = ("RateLimit", "RateLimit-Policy", "RateLimit-Limit", "RateLimit-Remaini
 
 @dataclass(frozen=True, kw_only=True)
 class Parameter:
-    """What a request says beside its body."""
+    """A part of a request beside its body."""
 
     name: str
     told: str
@@ -40,7 +43,7 @@ class Parameter:
 
 @dataclass(frozen=True, kw_only=True)
 class Returned:
-    """One answer: what it means, and the schema of its body by media type."""
+    """An answer: what it means, and the schema of its body by media type."""
 
     told: str
     content: dict[str, Schema | str]  #: a name is one of `answers.SCHEMAS`
@@ -101,7 +104,10 @@ _JOB_ACCEPTED = _json("Job", "It is accepted.", "Location!", "Idempotency-Replay
 
 
 def _accepts(status: int) -> dict[int, Returned]:
-    """What accepting a mail answers; 200 is also the answer to a dry run, and to whoever waited until it has ended."""
+    """Return what accepting a mail answers.
+
+    200 is also the answer to a dry run, and to whoever waited until the mail has ended.
+    """
     every: dict[int, Schema | str] = {
         200: {"anyOf": [f"{'Accepted' if status == 200 else 'Message'}", "DryRun", *(["Message"] if status == 200 else [])]},
         202: {"anyOf": ["Accepted", "Message"]}}

@@ -1,4 +1,4 @@
-"""What the answers hold, as JSON Schema: each is exactly this, and a test holds real answers against it."""
+"""JSON Schema of what the answers hold: each is exactly this, and a test holds real answers against it."""
 
 from collections.abc import Iterable
 from typing import Any

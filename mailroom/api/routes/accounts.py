@@ -48,12 +48,12 @@ def _shown(row: dict[str, Any], account: Any, hangs: str) -> dict[str, Any]:
 
 
 def _budget(limit: int, sent: int) -> dict[str, int] | None:
-    """What counts for the rolling 24 hours; None where there is no limit, as nothing is counted then."""
+    """Return what counts for the rolling 24 hours; None where there is no limit: nothing is counted then."""
     return {"limit": limit, "sent": sent, "left": max(0, limit - sent)} if limit else None
 
 
 def _why(row: dict[str, Any], hangs: str) -> str:
-    """One sentence: whether mail goes by it, and what it waits for."""
+    """Say in one sentence whether mail goes by an account, and what it waits for."""
     if row["state"] == AccountState.OK and hangs:
         return f"all of a worker's connections are taken: {hangs}; its mails wait for a free one"
     if row["state"] == AccountState.OK:

@@ -1,4 +1,4 @@
-"""What a person does with a message: take it back, stop it, let it go, try it, send it at another time or once more."""
+"""A person's actions on a message: take back, stop, let go, try, send at another time or once more."""
 
 from collections.abc import Callable
 from urllib.parse import quote
@@ -65,7 +65,7 @@ def resend_message(id: str) -> Response:
 
 
 def resend(id: str, form: Key | None = None) -> Response:
-    """The same, once for each form of a page."""
+    """Send what has ended once more, as a new message, but once only for each form of a page."""
     def again(key: Key | None) -> Answer:
         new = new_id()
         answer = Answer(status=202, location=f"/v1/messages/{new}")

@@ -1,4 +1,4 @@
-"""Whether the service lives and is ready."""
+"""Tells whether the service lives and is ready."""
 
 from contextlib import suppress
 
@@ -56,7 +56,7 @@ def _clock() -> str:
 
 
 def _threads() -> str:
-    """Which have ended: of this process and, as their heartbeats tell, of workers elsewhere."""
+    """Say which threads have ended: of this process and, as their heartbeats tell, of workers elsewhere."""
     words = troubles()
     with suppress(StoreUnavailable):
         words += thread_troubles(services().outbox.database, services().settings.LEASE_SECONDS)
@@ -70,7 +70,7 @@ def _broker(relay: Relay | None) -> str:
 
 
 def _worker(relay: Relay | None) -> tuple[str, bool]:
-    """When one was seen, and whether there are some that read another database."""
+    """Say when a worker was seen, and whether there are some that read another database."""
     try:
         seen_ms = services().outbox.worker_seen_ms_ago()
         trouble = services().broker_trouble()

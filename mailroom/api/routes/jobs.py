@@ -50,7 +50,7 @@ def start_job(asked: object) -> str:
 
 
 def find_job(id: str) -> dict[str, Any] | None:
-    """Where a job is, as `GET /v1/jobs/<id>` shows it; None if there is no such job."""
+    """Return where a job is, as `GET /v1/jobs/<id>` shows it; None if there is no such job."""
     standing = _standing(id)
     return None if standing is None else shown(standing)
 
@@ -84,7 +84,7 @@ def find_jobs(asked: Mapping[str, str]) -> tuple[list[Any], int]:
 
 @blueprint.get("/v1/jobs/<id>")
 def get_job(id: str) -> Response:
-    """Where a job is; `Prefer: wait=N` answers when it has ended, after N seconds at most."""
+    """Return where a job is; `Prefer: wait=N` answers when it has ended, after N seconds at most."""
     if waited := _wait(id, guard.standing()):
         guard.check_anew()
     return _told(find_job(id), id, waited)
@@ -92,7 +92,7 @@ def get_job(id: str) -> Response:
 
 @blueprint.get("/v1/jobs/<id>/file")
 def get_file(id: str) -> Response:
-    """What the job made."""
+    """Return the file that the job made."""
     file = services().jobs.file(id) if is_id(id) else None
     if file is None:
         raise NotFound(f"expected the id of a job that made a file, got {id[:80]!r}")
@@ -121,13 +121,13 @@ def retry_job(id: str) -> Response:
 
 
 def retry(id: str, form: Key | None = None) -> Response:
-    """The same, once for each form of a page."""
+    """Run a job that has ended once more, but once only for each form of a page."""
     accepted, replayed = once(lambda key: _kept_answer(_accept(_again(id), key)), form)
     return answered(replace(accepted, body=find_job(accepted.location.removeprefix("/v1/jobs/"))), replayed)
 
 
 def _again(id: str) -> Order:
-    """The same job once more, and its mail on the terms that it had; but no moment, as that may be past."""
+    """Order the job once more, and its mail on the terms that it had; but no moment, as that may be past."""
     standing = _standing(id)
     if standing is None:
         raise _unknown(id)
@@ -150,7 +150,7 @@ def _mail_row(standing: JobStanding) -> dict[str, Any] | None:
 
 @blueprint.get("/v1/job-types")
 def list_job_types() -> Response:
-    """What can be run here, with the arguments as JSON Schema."""
+    """List what can be run here, with the arguments as JSON Schema."""
     return jsonify({"data": [
         {"name": kind.name, "description": kind.description, "queue": kind.queue, "isolated": kind.isolated,
          "timeout_seconds": kind.timeout_seconds, "max_attempts": kind.max_attempts, "arguments": kind.schema()}

@@ -65,7 +65,7 @@ def list_messages() -> Response:
 
 
 def find_messages(asked: Mapping[str, str]) -> Page:
-    """What a query asks for. Raises InvalidMessage."""
+    """Return the messages that a query asks for. Raises InvalidMessage."""
     limit, after = asked_page(place, asked, also=one_of("status", State, asked))
     status, to, tag, words = (word(name, asked) for name in ("status", "to", "tag", "q"))
     return listed(services().outbox.database, Search(
@@ -75,13 +75,16 @@ def find_messages(asked: Mapping[str, str]) -> Page:
 
 @blueprint.get("/v1/messages/<id>")
 def get_message(id: str) -> Response:
-    """Where a message is, why it is there, and how it came there; `Prefer: wait=N` answers when it has ended, after N seconds at most."""
+    """Return where a message is, why, and how it came there.
+
+    `Prefer: wait=N` answers when it has ended, after N seconds at most.
+    """
     return _told_after_waiting(id)
 
 
 @blueprint.get("/v1/messages/<id>/events")
 def get_events(id: str) -> Response:
-    """What happened to it, in order."""
+    """List what happened to a message, in order."""
     return jsonify({"data": timeline(find(id))})
 
 
@@ -138,7 +141,7 @@ def _hand_over(accepted: list[Acceptance]) -> None:
 
 
 def _dry_run(acceptance: Acceptance) -> Response:
-    """What would be sent; nothing is kept."""
+    """Answer with what would be sent; nothing is kept."""
     message = acceptance.message
     sender = message.sender or account_sender(acceptance.sender)
     text, html = both_forms(message)
@@ -204,7 +207,7 @@ def _state(id: str) -> State | None:
 
 
 def _address(text: str) -> str:
-    """As it is in the envelope, its domain in ASCII."""
+    """Return an address as it is in the envelope, its domain in ASCII."""
     try:
         return parse_address(text).address if text else ""
     except PydanticCustomError as e:

@@ -1,4 +1,7 @@
-"""What whoever runs the service sees of it: `/metrics` for Prometheus, and an id for each request, in its answer and in the log."""
+"""Shows the service to whoever runs it: `/metrics` for Prometheus, and an id for each request.
+
+The id is in the request's answer and in the log.
+"""
 
 import logging
 import platform

@@ -68,12 +68,15 @@ class AskedSuppressions(BaseModel):
 
 @blueprint.get("/v1/suppressions")
 def list_suppressions() -> Response:
-    """Those who get no mail, the newest first, a page at a time."""
+    """List those who get no mail, the newest first, a page at a time."""
     return page(*find_suppressions(request.args), shown, cursor)
 
 
 def find_suppressions(asked: Mapping[str, str]) -> tuple[list[Suppression], int]:
-    """Those that a query asks for, and one more where there are others; and how many it asked for. Raises InvalidMessage."""
+    """Return the suppressions that a query asks for, and how many it asked for. Raises InvalidMessage.
+
+    Where there are others, one more comes with them.
+    """
     limit, after = asked_page(_place, asked, also=one_of("reason", Reason, asked))
     return services().suppressions.page(limit=limit + 1, after=after, reason=asked.get("reason", "")), limit
 
@@ -152,7 +155,7 @@ def cursor(last: Suppression) -> str:
 
 
 def _place(cursor: str) -> tuple[int, str] | None:
-    """What `cursor` wrote; None if it is no such thing."""
+    """Read what `cursor` wrote; None if it is no such thing."""
     try:
         at, _, address = urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode().partition(" ")
     except ValueError:

@@ -56,7 +56,7 @@ def delete_template(name: str) -> Response:
 
 @blueprint.post("/v1/templates/<name>/preview")
 def preview_template(name: str) -> Response:
-    """What a mail of this template would say with these variables; nothing is sent."""
+    """Show what a mail of this template would say with these variables; nothing is sent."""
     asked = read_fields(AskedPreview, json_body())
     return jsonify(previewed(_found(name), asked.variables))
 

@@ -43,7 +43,7 @@ class AskedWebhook(BaseModel):
 
 
 class AskedChange(BaseModel):
-    """What to change of a webhook; what is not there stays."""
+    """Changes to a webhook; what is not there stays."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -82,7 +82,7 @@ def list_webhooks() -> Response:
 
 @blueprint.get("/v1/webhooks/<id>")
 def get_webhook(id: str) -> Response:
-    """One of them, to an admin with its secret; `own` is that of the URLs that messages name themselves."""
+    """Return a webhook, to an admin with its secret; `own` is that of URLs that messages name themselves."""
     return jsonify(shown(find(id), with_secret=Scope.ADMIN in current_key().scopes))
 
 
@@ -123,7 +123,7 @@ def post_test(id: str) -> Response:
 
 @blueprint.get("/v1/webhooks/<id>/deliveries")
 def list_deliveries(id: str) -> Response:
-    """What it was to be told, the newest first, a page at a time."""
+    """List what a webhook was to be told, the newest first, a page at a time."""
     return page(*find_deliveries(id, request.args), delivery, lambda row: str(row["number"]))
 
 
@@ -147,7 +147,7 @@ def replay_delivery(id: str, number: str) -> Response:
 
 
 def guard() -> AddressGuard:
-    """What URLs may be named."""
+    """Return the guard that says which URLs may be named."""
     return AddressGuard(services().settings.WEBHOOKS_TO_LOOPBACK == "on")
 
 

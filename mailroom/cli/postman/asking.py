@@ -1,4 +1,4 @@
-"""One request of the Postman collection: what it sends, and what it expects."""
+"""A request of the Postman collection: what it sends, and what it expects."""
 
 import json
 import re

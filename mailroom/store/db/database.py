@@ -40,7 +40,10 @@ Work = Callable[[Connection, list[T]], list[R]]
 
 
 class Database:
-    """One database, for one process. It opens no connection before it is used, and must not be carried over a fork."""
+    """A database, for one process.
+
+    It opens no connection before it is used, and must not be carried over a fork.
+    """
 
     def __init__(self, url: str) -> None:
         """Raises WrongDatabaseURL."""
@@ -106,7 +109,10 @@ class Database:
         return outcome
 
     def write_all(self, *asked: tuple[Work[Any, Any], Sequence[Any]]) -> list[list[Callable[[], Any]]]:
-        """The same for several works with several items each, at once; each result, or error, is had by a call."""
+        """Do several works with several items each, at once, as `write` does one.
+
+        Each result, or error, is had by a call.
+        """
         writes = [[_Write(work, item) for item in items] for work, items in asked]
         self._do([*chain.from_iterable(writes)])
         return [[write.outcome for write in alike] for alike in writes]
@@ -218,7 +224,7 @@ def run(connection: Connection, statements: list[Any]) -> list[Any]:
 
 
 class _Write:
-    """One item on its way into the database. Its thread sleeps on `woken`, until it is done or shall lead."""
+    """An item on its way into the database. Its thread sleeps on `woken`, until it is done or shall lead."""
 
     def __init__(self, work: Work[Any, Any], item: object) -> None:
         self.work = work

@@ -75,7 +75,7 @@ class Rows:
         return [found for one in written for found in self._prepared(connection, rows=one, **values)]
 
     def of(self, connection: Connection, ids: Iterable[str], **values: Any) -> list[Any]:
-        """The same where a row is its id."""
+        """Run the statement where a row is its id."""
         return self(connection, [{"id": id} for id in ids], **values)
 
     def _picked(self, rows: Sequence[Mapping[str, Any]]) -> list[Sequence[Any]]:

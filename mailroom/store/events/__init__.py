@@ -1,1 +1,1 @@
-"""What happened, and who is told of it: the timeline, webhooks, counters."""
+"""Notes what happened, and who is told of it: the timeline, webhooks, counters."""

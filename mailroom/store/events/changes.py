@@ -57,7 +57,10 @@ class Changes:
         self._seen = set(self.database.read(lambda connection: connection.scalars(recent).all()))
 
     def look(self) -> list[dict[str, Any]]:
-        """What has happened since, in order: id, at (milliseconds since 1970), event, attempt, detail, and the message's state now."""
+        """Return what has happened since, in order.
+
+        Each has id, at (milliseconds since 1970), event, attempt, detail, and the message's state now.
+        """
         found = [row for row in self.database.read(lambda connection: self._rows(connection)) if row["number"] not in self._seen]
         self._seen |= {row["number"] for row in found}
         self._last = max(self._last, *(row["number"] for row in found)) if found else self._last

@@ -1,5 +1,6 @@
-"""How much happened, minute by minute, and how much there is just now. Counts survive restarts and are seen by every process.
+"""Counts how much happened, minute by minute, and how much there is just now.
 
+Counts survive restarts and are seen by every process.
 What a transaction counts is written at its very end: by one statement for all events of a group commit, and with no lock held before
 that. A process adds to rows of its own, so that no two wait for each other.
 """
@@ -90,7 +91,7 @@ def fold(connection: Connection, rows: Iterable[Any]) -> None:
 
 
 def is_old(now: int) -> ColumnElement[bool]:
-    """What `fold` is for; `now` in milliseconds since 1970."""
+    """Return the condition of the rows that `fold` is for; `now` in milliseconds since 1970."""
     return tallies.c.minute.between(1, now // MINUTE_MS - KEPT_MINUTES)
 
 
@@ -109,7 +110,7 @@ _FOLD = {name: _adding(insert, literal_column("0")) for name, insert in _INSERTS
 
 @dataclass(frozen=True, kw_only=True)
 class Depths:
-    """How much there is just now; of each kind of row DEPTH_MAX at most."""
+    """The amounts just now; of each kind of row DEPTH_MAX at most."""
 
     messages: dict[str, int]  #: by state; `sending` is all that workers have in hand
     jobs: dict[str, int]  #: queued and running
@@ -153,7 +154,10 @@ _JOBS = {"queued": jobs.c.state == literal_column("'queued'"), "running": jobs.c
 
 
 def _depths(lease_seconds: float) -> Select[Any]:
-    """One statement for all. A message waits since its nudge was last published, or, as long as it has none, since it was accepted."""
+    """Build one statement for all.
+
+    A message waits since its nudge was last published, or, as long as it has none, since it was accepted.
+    """
     waits = {name: _number(select(messages.c.id).where(*which)).label(name) for name, which in _QUEUES.items()}
     runs = {name: _number(select(jobs.c.id).where(which)).label(f"jobs_{name}") for name, which in _JOBS.items()}
     published = select(func.min(messages.c.published_at)).where(_queued, messages.c.published_at.is_not(None))

@@ -1,5 +1,6 @@
-"""Who is to be told what of a message: a row for each event and each webhook that wants it, and what a worker does with these rows.
+"""Knows who is to be told what of a message, and what a worker does about it.
 
+There is a row for each event and each webhook that wants it.
 The rows are written in the transaction of the change that they tell of, so that none is told that did not happen, and none is lost.
 """
 
@@ -92,7 +93,7 @@ Attempt = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Due:
-    """One attempt at telling something, by the worker that claimed it."""
+    """An attempt at telling something, by the worker that claimed it."""
 
     number: int
     attempt: int  #: from 1, and never used again
@@ -108,7 +109,7 @@ class Due:
 
 @dataclass(frozen=True, kw_only=True)
 class Told:
-    """How an attempt ended."""
+    """The end of an attempt."""
 
     delivered: bool = False
     code: int | None = None  #: HTTP status, if one came
@@ -245,7 +246,7 @@ def _load(connection: Connection, row: Any, outbox_id: str) -> Due:
 
 
 def _data(connection: Connection, row: Any, content: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """What is told; a message without tags has none there."""
+    """Yield what is told; a message without tags has none there."""
     yield from (("id", row.message_id), ("status", row.status))
     labels = list(connection.scalars(select(tags.c.tag).where(tags.c.id == row.message_id).order_by(tags.c.tag)))
     for name, value in (("attempt", row.message_attempt), ("detail", row.detail), ("tags", labels), ("metadata", content.get("metadata"))):

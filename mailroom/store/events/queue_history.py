@@ -1,4 +1,4 @@
-"""How much waited, minute by minute: what no count of events can tell afterwards."""
+"""Notes how much waited, minute by minute: what no count of events can tell afterwards."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,7 +21,7 @@ class Sample(NamedTuple):
 
 @dataclass
 class Samples:
-    """One row a minute, by whichever process comes first. While none runs there is none."""
+    """Samples of one row a minute, by whichever process comes first. While none runs there is none."""
 
     database: Database
     lease_seconds: float

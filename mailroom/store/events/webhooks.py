@@ -38,7 +38,7 @@ class Webhooks:
             select(webhooks).order_by(webhooks.c.created_at, webhooks.c.id)).mappings()])
 
     def get(self, id: str) -> dict[str, Any] | None:
-        """One of them. That of messages' own URLs is made when it is first asked for."""
+        """Return a webhook. That of messages' own URLs is made when it is first asked for."""
         found = self.database.read(lambda connection: _get(connection, id))
         if found is None and id == OWN:
             self.database.write(_own, None, alone=True)
@@ -65,7 +65,7 @@ class Webhooks:
         return self.database.read(lambda connection: [dict(row) for row in connection.execute(found).mappings()])
 
     def delivery(self, id: str, number: int) -> dict[str, Any] | None:
-        """One of them."""
+        """Return a delivery."""
         return self.database.read(lambda connection: _delivery(connection, id, number))
 
     def replay(self, id: str, number: int) -> bool:

@@ -1,4 +1,7 @@
-"""What one worker does with jobs: claim, progress, finish, release. What a job's end means for its mail is in the same commit."""
+"""A worker's steps with jobs: claim, progress, finish, release.
+
+What a job's end means for its mail is in the same commit.
+"""
 
 import json
 from collections.abc import Collection, Sequence
@@ -19,7 +22,7 @@ Attempt = tuple[str, int]
 
 @dataclass(frozen=True, kw_only=True)
 class JobClaim:
-    """One attempt at one job, by the worker that claimed it."""
+    """An attempt at one job, by the worker that claimed it."""
 
     id: str
     name: str

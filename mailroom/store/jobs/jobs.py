@@ -29,7 +29,7 @@ SUMMARY = [column for column in jobs.c if column.name not in ("args", "result")]
 
 
 class JobState(StrEnum):
-    """Where a job is. From SUCCEEDED on it is final."""
+    """The state of a job. From SUCCEEDED on it is final."""
 
     QUEUED = "queued"  #: for a free slot of a worker that serves its queue, or for `next_attempt_at`
     RUNNING = "running"  #: a worker runs it
@@ -68,7 +68,7 @@ class NewJob:
 
 @dataclass(frozen=True, kw_only=True)
 class JobEnd:
-    """How an attempt at a job ended. `result` is JSON; `error` is one line for the client: no stack trace."""
+    """The end of a job's attempt. `result` is JSON; `error` is one line for the client: no stack trace."""
 
     state: JobState
     result: str | None = None
@@ -115,7 +115,7 @@ class Jobs:
         return None if found is None else JobState(found)
 
     def standing(self, id: str) -> JobStanding | None:
-        """Where the job is, and how it came there; None if there is no such job."""
+        """Return where the job is, and how it came there; None if there is no such job."""
         return self.database.read(lambda connection: _standing(connection, id, self.lease_seconds))
 
     def page(self, *, limit: int, before: tuple[int, str] | None = None, state: str = "", name: str = "", queue: str = "") -> list[Any]:
@@ -127,11 +127,11 @@ class Jobs:
         return self.database.read(lambda connection: list(connection.execute(found).mappings()))
 
     def file(self, id: str) -> Attachment | None:
-        """What the job made."""
+        """Return the file that the job made."""
         return self.database.read(lambda connection: next(iter(load_attachments(connection, [id]).get(id, ())), None))
 
     def again(self, id: str, new_id: str) -> NewJob:
-        """The same job once more, to be accepted."""
+        """Return the same job once more, to be accepted."""
         row = self.database.read(lambda connection: connection.execute(select(jobs).where(jobs.c.id == id)).one())
         return NewJob(id=new_id, name=row.name, args=json.loads(row.args), queue=row.queue, timeout_seconds=row.timeout_ms / 1000,
                       max_attempts=row.max_attempts, retry=row.retry or "", retry_of=id,
@@ -180,7 +180,7 @@ def let_go(connection: Connection, job_id: str, end: JobEnd, *, attempt: int | N
 
 
 def _fate(end: JobEnd, wanted_on: str | None) -> tuple[State, str | None]:
-    """What becomes of a message when the job it waits for has ended, and why."""
+    """Return what becomes of a message when the job it waits for has ended, and why."""
     if end.state is JobState.CANCELED:
         return State.CANCELED, "its job was canceled"
     if end.state is JobState.SUCCEEDED:

@@ -46,7 +46,7 @@ class UnknownKey(MailroomError):
 
 @dataclass(frozen=True, kw_only=True)
 class ApiKey:
-    """What its owner may do. `id` is no secret, and "" where somebody is served without a key."""
+    """The rights of a key's owner. `id` is no secret, and "" where somebody is served without a key."""
 
     id: str
     name: str
@@ -73,7 +73,7 @@ class KeyRow:
 
 @dataclass(frozen=True)
 class _Read:
-    """What a look at the table found, and when, by this process's clock."""
+    """The result of a look at the table, and the time of it by this process's clock."""
 
     at: float
     usable: dict[str, KeyRow] | None  #: by id
@@ -113,7 +113,7 @@ class ApiKeys:
         return row
 
     def are_there(self) -> bool:
-        """Whether there is a key that can be used. Raises StoreUnavailable if nobody could ever see."""
+        """Tell whether there is a key that can be used. Raises StoreUnavailable if nobody could ever see."""
         return bool(self._usable(CACHE_SECONDS))
 
     def find(self, secret: str) -> ApiKey | None:

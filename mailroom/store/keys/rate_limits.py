@@ -1,4 +1,7 @@
-"""How fast each API key may send: one row a key, written once for each group of messages, in the transaction that accepts them."""
+"""Limits how fast each API key may send.
+
+There is one row a key, written once for each group of messages, in the transaction that accepts them.
+"""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -17,7 +20,7 @@ PER_MINUTE_MAX = 1_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Rate:
-    """What became of a charge, and what its key has left."""
+    """The result of a charge, and what its key has left."""
 
     per_minute: int
     count: int  #: messages that were asked for
@@ -81,7 +84,10 @@ def _seconds(ns: int) -> int:
 
 
 def _lock(connection: Connection, ids: Iterable[str]) -> tuple[dict[str, int], int]:
-    """When each is full again, and the time now. In the order of the ids, so that no two transactions wait for each other."""
+    """Return when each is full again, and the time now.
+
+    Rows are locked in the order of the ids, so that no two transactions wait for each other.
+    """
     found: dict[str, int] = {}
     now = 0
     for id in ids:

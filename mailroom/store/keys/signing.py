@@ -1,4 +1,7 @@
-"""What this service signs with: a secret for each purpose, which the database keeps, so that every process has the same."""
+"""Secrets to sign with, one for each purpose.
+
+The database keeps them, so that every process has the same.
+"""
 
 from secrets import token_hex
 

@@ -1,1 +1,1 @@
-"""What is done time and again: rescue, expiry, retention, and looks at clock and disk."""
+"""Work that is done time and again: rescue, expiry, retention, and looks at clock and disk."""

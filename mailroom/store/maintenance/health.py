@@ -83,7 +83,7 @@ class Readiness:
         self._trouble = ""
 
     def trouble(self) -> str:
-        """Why it would not be; "" if it would."""
+        """Say why mail would not be accepted; "" if it would."""
         with self._turn:
             if time.monotonic() - self._tried_at > TRIED_SECONDS:
                 self._trouble = self._try()

@@ -1,4 +1,7 @@
-"""What a sweeper asks of the outbox: rows that nobody would come back to by himself. Any number of sweepers may run."""
+"""Finds for a sweeper the rows of the outbox that nobody would come back to by himself.
+
+Any number of sweepers may run.
+"""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -71,7 +74,10 @@ class Sweeps:
                           messages.c.created_at < now_ms() - UNPUBLISHED_AFTER_MS, order=messages.c.id, work=_recover)
 
     def under_way(self, limit: int) -> int:
-        """How many rows are published and not done, `limit` at most: those that a worker has, and those on their way to one."""
+        """Count the rows that are published and not done, `limit` at most.
+
+        These are those that a worker has, and those on their way to one.
+        """
         def count(connection: Connection) -> int:
             kinds = (messages.c.owner.is_not(None), and_(messages.c.state == State.QUEUED, messages.c.published_at.is_not(None)))
             found = (select(messages.c.id).where(which).limit(limit).subquery() for which in kinds)
@@ -149,7 +155,7 @@ class Sweeps:
         return [row.id for row in (*unsent, *unknown)]
 
     def _count(self, connection: Connection, unknown: Sequence[Any]) -> None:
-        """What may have been sent counts as sent."""
+        """Count as sent what may have been sent."""
         sizes = Counter(connection.scalars(select(recipients.c.id).where(
             recipients.c.id.in_([row.id for row in unknown]), recipients.c.state.in_([State.QUEUED, State.DEFERRED]))))
         note_sent(connection, [(row.account, sizes[row.id]) for row in unknown if row.account in self.limited])

@@ -23,7 +23,7 @@ class StillRunning(MailroomError):
 
 @dataclass(frozen=True, kw_only=True)
 class Restored:
-    """What `hold` did."""
+    """The result of `hold`."""
 
     held: int  #: messages that a person has to let go
     failed: int  #: messages that waited for one of these jobs, to tell of its success
@@ -64,7 +64,10 @@ def _end_jobs(connection: Connection) -> int:
 
 
 def _fail_what_told_of_success(connection: Connection) -> int:
-    """What is to go only when its job has succeeded fails with it: let go by itself, it would tell what is not so."""
+    """Fail, with its job, what is to go only when that has succeeded.
+
+    Let go by itself, it would tell what is not so.
+    """
     waits = (messages.c.state == State.WAITING, exists().where(jobs.c.id == messages.c.job_id, or_(
         jobs.c.notify_on.is_(None), jobs.c.notify_on == NotifyOn.SUCCESS)))
     connection.execute(update(recipients).values(state=State.FAILED).where(recipients.c.id.in_(select(messages.c.id).where(*waits))))

@@ -66,7 +66,10 @@ class Batch:
 
 @dataclass(eq=False)
 class Retention:
-    """What one process forgets, and how far it has come. Any number of processes may do it; one at a time does."""
+    """The forgetting of one process, and how far it has come.
+
+    Any number of processes may do it; one at a time does.
+    """
 
     database: Database
     days: float
@@ -85,11 +88,14 @@ class Retention:
 
     @property
     def done(self) -> bool:
-        """Whether the next batch begins a new round."""
+        """Tell whether the next batch begins a new round."""
         return not self._places
 
     def rounds(self, limit: int = BATCH) -> Iterator[tuple[int, int]]:
-        """One whole round, by a person's wish: how many messages and how many jobs went in each batch."""
+        """Purge for one whole round, by a person's wish.
+
+        Yields how many messages and how many jobs went in each batch.
+        """
         self._small(None)
         self._places.clear()
         for number, table in enumerate((messages, jobs)):
@@ -102,7 +108,7 @@ class Retention:
                 time.sleep(time.monotonic() - started)  # Half of the time is for the others, who on SQLite wait for the same lock.
 
     def old(self) -> tuple[int, int]:
-        """How many messages, and how many jobs without one, can go now."""
+        """Count the messages, and the jobs without one, that can go now."""
         counts = {messages.name: 0, jobs.name: 0}
         for table in (messages, jobs):
             batch = Batch(START, [], False)
@@ -162,7 +168,10 @@ class Retention:
         return len(gone)
 
     def _delete_belongings(self, connection: Connection, ids: list[str]) -> None:
-        """What has no foreign key: the timeline, the files, and what clients were told. Contents and recipients went with the row."""
+        """Delete what has no foreign key: the timeline, the files, and what clients were told.
+
+        Contents and recipients went with the row.
+        """
         for table in (events, files):
             connection.execute(delete(table).where(table.c.id.in_(ids)))
         connection.execute(delete(deliveries).where(deliveries.c.message_id.in_(ids)))
@@ -174,8 +183,10 @@ class Retention:
 
 
 def _message_can_go(until: int) -> ColumnElement[bool]:
-    """It is final, and so is its job, which it stays with; the last thing that was told of either is older than that moment.
+    """Return the condition on which a message can go.
 
+    It is final, and so is its job, which it stays with; the last thing that was told of either is older than
+    that moment.
     A message has no column for its end; its last event, or without one its beginning, stands for that.
     """
     return and_(
@@ -184,7 +195,10 @@ def _message_can_go(until: int) -> ColumnElement[bool]:
 
 
 def _job_can_go(until: int) -> ColumnElement[bool]:
-    """It is final, old, and no message is there that shows it or may need what it made."""
+    """Return the condition on which a job can go.
+
+    It is final, old, and no message is there that shows it or may need what it made.
+    """
     return and_(_job_ended(until), ~exists().where(messages.c.job_id == jobs.c.id))
 
 
@@ -228,8 +242,9 @@ def _now(connection: Connection) -> int:
 
 
 def _alone(connection: Connection) -> bool:
-    """Whether nobody else purges in this moment. The lock is the transaction's, so that it can neither be lost nor be left behind.
+    """Tell whether nobody else purges in this moment.
 
+    The lock is the transaction's, so that it can neither be lost nor be left behind.
     On SQLite the transaction itself is that lock.
     """
     if connection.dialect.name != "postgresql":

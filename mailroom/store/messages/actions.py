@@ -1,4 +1,4 @@
-"""What a person or a client does with a message that is on its way, or with one that has ended.
+"""Acts for a person or a client on a message that is on its way, or on one that has ended.
 
 Each action is one conditional UPDATE: whether it or a worker's claim comes first is the database's to say.
 """
@@ -150,7 +150,7 @@ def _act_one(connection: Connection, asked: _Asked) -> MailroomError | None:
 
 
 def _conditions(asked: _Asked, action: Action) -> list[Any]:
-    """When the action can be done."""
+    """Return the conditions on which the action can be done."""
     conditions: list[Any] = [messages.c.state.in_(action.states)]
     if action.then is State.QUEUED:
         conditions.append(exists().where(contents.c.id == messages.c.id))
@@ -163,7 +163,10 @@ def _conditions(asked: _Asked, action: Action) -> list[Any]:
 
 
 def _values(asked: _Asked, action: Action) -> dict[str, Any]:
-    """What becomes of the row. Attempts are never counted anew, as a claim is known by its number: those before are excused instead."""
+    """Return what becomes of the row.
+
+    Attempts are never counted anew, as a claim is known by its number: those before are excused instead.
+    """
     values: dict[str, Any] = {"state": action.then, "next_attempt_at": None, "published_at": None, "parked": None}
     if action is CANCEL:
         values["reason"] = case((messages.c.state == State.WAITING, "by request; its job goes on"), else_="by request")
@@ -194,7 +197,7 @@ def _job_is(*states: JobState) -> Any:
 
 
 def _queued_or_waiting() -> Any:
-    """Where its job has not ended, it waits: that end will queue it, or not."""
+    """Return WAITING where its job has not ended, as that end will queue it, or not; else QUEUED."""
     return case((_job_is(*JOB_OPEN), literal(State.WAITING.value)), else_=literal(State.QUEUED.value))
 
 

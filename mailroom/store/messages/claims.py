@@ -1,5 +1,6 @@
-"""What one worker does with messages: claim, fence, finish, release. Each is one conditional UPDATE over many rows.
+"""A worker's steps with messages: claim, fence, finish, release.
 
+Each is one conditional UPDATE over many rows.
 A worker may lose a row at any moment, because it was paused and a sweeper took it for dead. So no step trusts an earlier
 one: each names the owner and the attempt that it believes in, and goes on only with the rows where both are still true.
 The number of an attempt is never used again, so a step may be done again where its commit got no answer.
@@ -62,7 +63,7 @@ class Claims:
         return self._become_owner(list(dict.fromkeys(ids)), suspects=False)
 
     def suspect(self, id: str) -> bool:
-        """Whether this row waits for a worker that does nothing else meanwhile: its last owner died with it."""
+        """Tell whether this row waits for a worker that does nothing else: its last owner died with it."""
         return self.database.read(lambda connection: connection.scalar(
             select(messages.c.crashes).where(messages.c.id == id, messages.c.state == State.QUEUED))) not in (None, 0)
 
@@ -71,12 +72,15 @@ class Claims:
         return next(iter(self._become_owner([id], suspects=True)), None)
 
     def with_attachments(self, claim: Claim) -> Claim:
-        """The same with its attachments, which may be large: a worker has thousands of claims, and needs those of few at a time."""
+        """Return the claim with its attachments, which may be large.
+
+        A worker has thousands of claims, and needs those of few at a time.
+        """
         files = self.database.read(lambda connection: load_attachments(connection, [claim.id]))
         return replace(claim, message=replace(claim.message, attachments=files.get(claim.id, ())))
 
     def fence(self, claim: Claim) -> bool:
-        """Whether the payload may be sent: the row is still ours and our lease still runs. Committed when it returns True."""
+        """Tell whether the payload may be sent: row and lease are still ours. If True, that is committed."""
         return self.database.write(self._fence, claim)
 
     def finish(self, claim: Claim, outcome: Outcome) -> bool:
@@ -229,7 +233,7 @@ class Claims:
 
 
 class Claimed(NamedTuple):
-    """What a claim's UPDATE gave back."""
+    """The columns that a claim's UPDATE gave back."""
 
     attempt: int
     excused: int
@@ -289,7 +293,7 @@ def _load(connection: Connection, claimed: dict[str, Claimed]) -> dict[str, Clai
 
 
 def _facts(connection: Connection, job_ids: list[str]) -> dict[str, JobFacts]:
-    """How these jobs ended, and what they made."""
+    """Return how these jobs ended, and what they made."""
     if not job_ids:
         return {}
     files = {id: file for id, (file, *_) in load_attachments(connection, job_ids).items()}
@@ -388,5 +392,5 @@ def _line(claim: Claim, outcome: Outcome) -> dict[str, Any]:
 
 
 def _reached(outcome: Outcome) -> int:
-    """How many recipients the server took it for, or may have."""
+    """Count the recipients that the server took it for, or may have."""
     return len(outcome.recipients) if outcome.uncertain else sum(state is State.SENT for state, _ in outcome.recipients.values())

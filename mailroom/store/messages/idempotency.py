@@ -32,7 +32,7 @@ class Key:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a client was told. Without a body it is told how things stand now."""
+    """The answer that a client had. Without a body it is told how things stand now."""
 
     status: int
     location: str
@@ -60,7 +60,7 @@ class Keys:
     _changed: threading.Condition = field(default_factory=threading.Condition, repr=False)
 
     def find(self, key: Key) -> Kept | None:
-        """What the key was first used for, if it was."""
+        """Return what the key was first used for, if it was."""
         row = self.database.read(lambda connection: connection.execute(select(idempotency).where(
             idempotency.c.owner == key.owner, idempotency.c.key == key.key)).one_or_none())
         if row is None:
@@ -113,7 +113,10 @@ def give_back(connection: Connection, refused: Sequence[Kept | None]) -> None:
 
 
 def _lock(connection: Connection, names: list[tuple[str, str]]) -> set[tuple[str, str]]:
-    """Those of these keys that no other transaction is about to write; they stay ours until ours ends."""
+    """Lock these keys, and return those that no other transaction is about to write.
+
+    They stay ours until ours ends.
+    """
     if connection.dialect.name == "sqlite":
         return set(names)  # It has one writer at a time.
     numbers = {_number(owner, key): (owner, key) for owner, key in names}

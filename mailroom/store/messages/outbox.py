@@ -67,7 +67,7 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """One line of a timeline. `at` is in milliseconds since 1970."""
+    """A line of a timeline. `at` is in milliseconds since 1970."""
 
     at: int
     event: str
@@ -128,7 +128,7 @@ class Outbox:
         self.database.write(_mark_published, (ids, int(seconds_ago * 1000)), alone=True)
 
     def standing(self, id: str) -> Standing | None:
-        """Where the message is, and how it came there; None if there is no such message."""
+        """Return where the message is, and how it came there; None if there is no such message."""
         return self.database.read(lambda connection: _standing(connection, id))
 
     def state(self, id: str) -> State | None:
@@ -136,11 +136,11 @@ class Outbox:
         return self.database.read(lambda connection: _state(connection, id))
 
     def content(self, id: str) -> Message | None:
-        """What is to be sent, or was; None if that is not known, or no longer."""
+        """Return what is to be sent, or was; None if that is not known, or no longer."""
         return self.database.read(lambda connection: _content(connection, id))
 
     def message_of(self, job_id: str) -> Message | None:
-        """What was to be sent when that job ended."""
+        """Return what was to be sent when that job ended."""
         return self.database.read(lambda connection: _message_of(connection, job_id))
 
     def workers_seen(self) -> tuple[int, int | None, int | None]:
@@ -149,7 +149,10 @@ class Outbox:
         return now, seen, beat
 
     def worker_seen_ms_ago(self) -> int | None:
-        """How long ago a worker of this outbox was seen that has not stopped since, in milliseconds; None if there is none."""
+        """Return how long ago a worker of this outbox was seen that has not stopped since.
+
+        The time is in milliseconds; None if there is none.
+        """
         now, _, beat = self.workers_seen()
         return None if beat is None else now - beat
 
@@ -213,7 +216,7 @@ def _insert(connection: Connection, accepted: list[Acceptance]) -> None:
 
 
 def _known(connection: Connection, acceptance: Acceptance) -> bool:
-    """Whether there is such a message, or such a job, already."""
+    """Tell whether there is such a message, or such a job, already."""
     message = connection.scalar(select(messages.c.id).where(messages.c.id == acceptance.id))
     return message is not None or (acceptance.job is not None and connection.scalar(
         select(jobs.c.id).where(jobs.c.id == acceptance.job.id)) is not None)

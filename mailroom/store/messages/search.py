@@ -29,7 +29,7 @@ _place = tuple_(messages.c.created_at, messages.c.id)
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """What to list. Moments are in milliseconds since 1970; "" and None: any."""
+    """A search for messages to list. Moments are in milliseconds since 1970; "" and None: any."""
 
     status: str = ""
     to: str = ""  #: a recipient's address, as it is in the envelope
@@ -50,12 +50,12 @@ class Page:
 
 
 def listed(database: Database, search: Search) -> Page:
-    """One page; it may have fewer rows than `limit`, and even none, though others come after it."""
+    """Return a page; it may have fewer rows than `limit`, and even none, though others come after it."""
     return database.read(lambda connection: _listed(connection, search))
 
 
 def newest(database: Database, search: Search) -> list[dict[str, Any]]:
-    """As many as `limit` says, however long that takes."""
+    """Return as many rows as `limit` says, however long that takes."""
     page = listed(database, search)
     rows = page.rows
     while page.next and len(rows) < search.limit:
@@ -65,7 +65,7 @@ def newest(database: Database, search: Search) -> list[dict[str, Any]]:
 
 
 def number(database: Database, status: State, most: int) -> int:
-    """How many messages are in a state that not every one passes through, `most` at most."""
+    """Count the messages in a state that not every one passes through, `most` at most."""
     found = select(messages.c.id).where(*_in_order(Search(status=status))).limit(most).subquery()
     return database.read(lambda connection: connection.scalar(select(func.count()).select_from(found))) or 0
 
@@ -94,7 +94,10 @@ def _few(connection: Connection, search: Search) -> Sequence[str] | None:
 
 
 def _sorted(connection: Connection, search: Search, ids: Sequence[str]) -> tuple[list[Place], Place | None]:
-    """What comes after a place is told here too: a database may order ids by the rules of a language."""
+    """Sort the places; what comes after a place is told here too.
+
+    A database may order ids by the rules of a language.
+    """
     rows = connection.execute(select(messages.c.created_at, messages.c.id).where(
         messages.c.id.in_(ids), *_in_order(replace(search, after=None)), *_on_sight(search))).all()
     places = [(row.created_at, row.id) for row in rows]
@@ -115,7 +118,7 @@ def _by_age(connection: Connection, search: Search) -> tuple[list[Place], Place 
 
 
 def _in_order(search: Search) -> list[ColumnElement[bool]]:
-    """What an index has that is in the order of the list."""
+    """Return the conditions that an index has in the order of the list."""
     wanted: list[ColumnElement[bool]] = []
     if search.status and search.status not in PASSING:  # With the index's own condition, or SQLite would not see that it may use it.
         wanted += [messages.c.state == search.status, messages.c.state.not_in([literal_column(f"'{state}'") for state in PASSING])]
@@ -129,7 +132,7 @@ def _in_order(search: Search) -> list[ColumnElement[bool]]:
 
 
 def _on_sight(search: Search) -> list[ColumnElement[bool]]:
-    """What each message is looked at for."""
+    """Return the conditions that each message is looked at for."""
     wanted: list[ColumnElement[bool]] = []
     if search.status in PASSING:
         wanted.append(messages.c.state == search.status)
@@ -146,8 +149,9 @@ def _on_sight(search: Search) -> list[ColumnElement[bool]]:
 
 
 def _in_addresses(words: str) -> list[str]:
-    """How these words may stand in an address, where SQLite makes only ASCII lower, and a domain is in ASCII.
+    """Return how these words may stand in an address.
 
+    SQLite makes only ASCII lower there, and a domain is in ASCII.
     Quotes are where the address needs them, and not where somebody has typed them.
     """
     if words.isascii():

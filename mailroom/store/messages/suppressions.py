@@ -1,4 +1,7 @@
-"""Who gets no mail any more: refused by their server, unsubscribed, or by a person's word; and the links by which one unsubscribes."""
+"""Knows who gets no mail any more: refused by their server, unsubscribed, or by a person's word.
+
+The links by which one unsubscribes are here too.
+"""
 
 import hashlib
 import hmac
@@ -31,7 +34,7 @@ _MAC_BYTES = 16
 
 
 class Reason(StrEnum):
-    """Why somebody gets no mail."""
+    """The reason why somebody gets no mail."""
 
     BOUNCED = "bounced"  #: a server said that there is no such address
     UNSUBSCRIBED = "unsubscribed"  #: the recipient asked for it
@@ -40,7 +43,7 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Suppression:
-    """One address that gets no mail. `created_at` is in milliseconds since 1970."""
+    """An address that gets no mail. `created_at` is in milliseconds since 1970."""
 
     address: str
     reason: Reason
@@ -102,7 +105,7 @@ class Unsubscribes:
         return f"{self.public_url.rstrip('/')}/unsubscribe/{said}.{self._mac(said)}"
 
     def is_known(self, token: str) -> bool:
-        """Whether we made it, and the message is still kept."""
+        """Tell whether we made the token, and the message is still kept."""
         whom = self._read(token)
         return whom is not None and self.database.read(lambda connection: _address(connection, *whom)) is not None
 
@@ -128,7 +131,10 @@ class Unsubscribes:
 
 
 def suppressed_among(connection: Connection, addresses: Collection[str]) -> set[str]:
-    """Those of `addresses` that are suppressed, in lower case: one look into the index for each, in one statement of one parameter."""
+    """Return those of `addresses` that are suppressed, in lower case.
+
+    There is one look into the index for each, in one statement of one parameter.
+    """
     wanted = sorted({_normal(address) for address in addresses})
     if not wanted:
         return set()
