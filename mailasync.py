@@ -25,7 +25,7 @@ from kombu.exceptions import OperationalError
 
 from mailroom.broker.celery_request import has_expired
 from mailroom.broker.consumer import REFUSE, SHARED_QUEUE, left_queue, refused
-from mailroom.broker.publisher import Relay
+from mailroom.broker.publisher import Publisher
 from mailroom.broker.queues import words
 from mailroom.broker.task_arguments import is_uuid, read_job, read_nudge
 from mailroom.config import logs
@@ -108,7 +108,7 @@ def send(ids: Sequence[str], queue: str) -> None:
             sendMail.apply_async((id,), queue=queue)
 
 
-def relay_for(id: object) -> Relay | None:
+def relay_for(id: object) -> Publisher | None:
     """The relay of this process, if one runs; it takes the id of a row and nothing else."""
     return _process.relay if is_uuid(id) else None
 
@@ -165,7 +165,7 @@ def bounded_connection() -> Connection:
     return connection.ensure_connection(max_retries=max(0, len(connection.alt or ()) - 1), interval_start=0, interval_step=0)
 
 
-def start_relay(database: Database) -> Relay:
+def start_relay(database: Database) -> Publisher:
     """The publisher of this process, started when it is first asked for."""
     if _process.relay is None:
         def publish(producer: Producer, queue: str, ids: Sequence[str]) -> None:
@@ -183,7 +183,7 @@ def start_relay(database: Database) -> Relay:
             Samples(database, _process.settings.LEASE_SECONDS).take()
 
         unpublished = sweeps_of(_process.settings, database).unpublish
-        _process.relay = Relay(bounded_connection, publish, published=published, unpublished=unpublished, watched=MAIL_QUEUES,
+        _process.relay = Publisher(bounded_connection, publish, published=published, unpublished=unpublished, watched=MAIL_QUEUES,
                                chunks={"mail.bulk": max(BULK_CHUNK_MIN, _process.settings.SMTP_CONNECTIONS)},
                                looked=looked)
         _process.relay.start()
@@ -201,7 +201,7 @@ class _Process:
     """The parts that this process runs, if it serves or works."""
 
     settings: Settings
-    relay: Relay | None = None
+    relay: Publisher | None = None
     station: Station | None = None
     database: Database | None = None  #: set by a process that serves and works at the same time
 

@@ -9,7 +9,7 @@ import pytest
 from kombu import Connection as Broker
 from sqlalchemy import select
 
-from mailroom.broker.publisher import Relay
+from mailroom.broker.publisher import Publisher
 from mailroom.model.account import AccountState, Budget, Trouble
 from mailroom.model.attempt import Outcome
 from mailroom.model.ids import new_id
@@ -282,7 +282,7 @@ def test_a_step_in_the_first_second_of_the_first_worker_is_noticed(clock: Movabl
 
 def a_sweeper(database: Database) -> Sweeper:
     """One that a test has do its rounds; its lease is short, so that it judges soon again."""
-    relay = Relay(
+    relay = Publisher(
         Broker,
         lambda producer, queue, ids: None,
         published=lambda queue, ids, ago: None,

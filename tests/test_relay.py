@@ -8,7 +8,7 @@ import pytest
 from kombu import Connection, Producer
 
 from mailroom.broker import publisher
-from mailroom.broker.publisher import CHUNK_MAX, Relay
+from mailroom.broker.publisher import CHUNK_MAX, Publisher
 from mailroom.process import supervisor
 from tests.services import free_port, wait_until
 from tests.services.logs import broken_log
@@ -26,7 +26,7 @@ class Post:
         self.hold = threading.Event()
         self.hold.set()
         self.notes = 0
-        self.relay = Relay(self.connect, self.publish, published=self.note,
+        self.relay = Publisher(self.connect, self.publish, published=self.note,
                            unpublished=self.unpublished.extend, watched=("mail", "mail.bulk"), looked=looked)
         self.relay.start()
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from flask import current_app
 
-from mailroom.broker.publisher import Relay
+from mailroom.broker.publisher import Publisher
 from mailroom.config.accounts import Account
 from mailroom.config.settings import Settings
 from mailroom.store.accounts import Accounts
@@ -38,7 +38,7 @@ class Services:
     suppressions: Suppressions
     unsubscribes: Unsubscribes
     templates: Templates
-    relay: Callable[[], Relay | None]  #: the publisher of this process, once it serves
+    relay: Callable[[], Publisher | None]  #: the publisher of this process, once it serves
     send: Callable[[Sequence[str], str], object]  #: sendMail, of ids on a queue
     run: Callable[[NewJob], object]  #: runJob, on the queue of the job
 

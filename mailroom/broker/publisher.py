@@ -40,7 +40,7 @@ NOT_FOUND = "404"
 Publish = Callable[[Producer, str, Sequence[str]], None]
 
 
-class Relay:
+class Publisher:
     """The publisher of one process. Losing what it holds costs time, never a mail: the rows say what was not published."""
 
     def __init__(self, connect: Callable[[], Connection], publish: Publish, *, published: Callable[[str, Sequence[str], float], None],

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from mailroom.broker.publisher import Relay
+from mailroom.broker.publisher import Publisher
 from mailroom.model.errors import StoreUnavailable
 from mailroom.process.supervisor import SupervisedThread
 from mailroom.store.accounts import Accounts
@@ -45,7 +45,7 @@ class Sweeper:
     accounts: Accounts
     expiry: Expiry
     retention: Retention
-    relay: Relay
+    relay: Publisher
     watch_jobs: Callable[[], None]
     watch_webhooks: Callable[[], None]
     lease_seconds: float

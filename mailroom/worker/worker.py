@@ -4,7 +4,7 @@ import logging
 import uuid
 from collections.abc import Callable, Sequence
 
-from mailroom.broker.publisher import CHUNK_MAX, Relay
+from mailroom.broker.publisher import CHUNK_MAX, Publisher
 from mailroom.config.accounts import accounts, schedule
 from mailroom.config.settings import Settings
 from mailroom.delivery.admission import Turns
@@ -41,7 +41,7 @@ log = logging.getLogger("mailasync")
 class Station:
     """The parts that make a process a worker: heartbeat, sweeper, deliveries and jobs, on one database."""
 
-    def __init__(self, settings: Settings, database: Database, *, name: str, queues: Sequence[str], connections: int, relay: Relay,
+    def __init__(self, settings: Settings, database: Database, *, name: str, queues: Sequence[str], connections: int, relay: Publisher,
                  orders: Orders, sweeps: Sweeps, threads: Callable[[], Sequence[str]] = tuple) -> None:
         """`threads` gives words about threads that ended, for readers in other processes."""
         self.database = database

@@ -3,14 +3,14 @@
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 
-from mailroom.broker.publisher import Relay
+from mailroom.broker.publisher import Publisher
 from mailroom.jobs import registry
 from mailroom.model.message import FINAL, State
 from mailroom.store.jobs.jobs import JobStanding, JobState
 from mailroom.store.messages.outbox import Standing
 
 
-def why(standing: Standing, relay: Relay | None, *, lease_seconds: float, hanging: Mapping[str, str],
+def why(standing: Standing, relay: Publisher | None, *, lease_seconds: float, hanging: Mapping[str, str],
         accounts: Collection[str], broker_trouble: Callable[[], str] = str) -> str:
     """Say in one sentence what a message waits for and since when, or how it ended.
 
@@ -48,7 +48,7 @@ def why(standing: Standing, relay: Relay | None, *, lease_seconds: float, hangin
     return "waits for a worker to take it" if row["published_at"] else "waits to be handed to the broker"
 
 
-def why_job(standing: JobStanding, relay: Relay | None) -> str:
+def why_job(standing: JobStanding, relay: Publisher | None) -> str:
     """Say in one sentence what a job waits for, or how it ended."""
     row, state = standing.row, JobState(standing.row["state"])
     if state is JobState.RUNNING:
@@ -65,7 +65,7 @@ def why_job(standing: JobStanding, relay: Relay | None) -> str:
     return f"no worker serves the queue {row['queue']}; start one with `celery -A mailasync worker -Q {row['queue']}`{broker}"
 
 
-def faults(relay: Relay | None, *, now: int, seen_at: int | None, beat_at: int | None, lease_seconds: float,
+def faults(relay: Publisher | None, *, now: int, seen_at: int | None, beat_at: int | None, lease_seconds: float,
            broker_trouble: Callable[[], str] = str) -> list[str]:
     """List what keeps every mail from moving, if something does.
 

@@ -6,7 +6,7 @@ from flask import Blueprint, Response, jsonify
 
 from mailroom.api.auth.guard import refusal
 from mailroom.api.services import services
-from mailroom.broker.publisher import Relay
+from mailroom.broker.publisher import Publisher
 from mailroom.model.errors import StoreUnavailable
 from mailroom.process.supervisor import is_any_down, troubles
 from mailroom.store.maintenance.clock import Clock
@@ -63,13 +63,13 @@ def _threads() -> str:
     return "; ".join(words) or "ok"
 
 
-def _broker(relay: Relay | None) -> str:
+def _broker(relay: Publisher | None) -> str:
     if relay is not None and relay.down:
         return f"unreachable: {relay.down[1]}"
     return "ok" if relay is not None and relay.queue else "not looked at yet"
 
 
-def _worker(relay: Relay | None) -> tuple[str, bool]:
+def _worker(relay: Publisher | None) -> tuple[str, bool]:
     """Say when a worker was seen, and whether there are some that read another database."""
     try:
         seen_ms = services().outbox.worker_seen_ms_ago()
