@@ -20,7 +20,7 @@ from mailroom.config.settings import load
 from mailroom.model.ids import new_id
 from mailroom.model.message import Address, Message
 from mailroom.store.db.database import Database
-from mailroom.store.messages.outbox import Acceptance, Batch, Outbox
+from mailroom.store.messages.outbox import Batch, NewMessage, Outbox
 from tests.services.postgres import Postgres
 
 DAY_MS = 24 * 3600_000
@@ -58,12 +58,12 @@ def fill(database: Database, count: int) -> None:
         connection.execute(text("ANALYZE"))
 
 
-def _acceptance(number: int) -> Acceptance:
+def _acceptance(number: int) -> NewMessage:
     id = new_id()
     to = "all@example.org" if number % 3 else f"bob{number % 5000}@example.org"
     message = Message(to=(Address(to),), subject=f"Order {number} is on its way", text="Thank you. " * 60,
                       html="<p>Thank you.</p>" * 40, tags=("order",) if number % 2 else ("order", "gift"))
-    return Acceptance(id=id, message=message, message_id=f"{id}@example.org")
+    return NewMessage(id=id, message=message, message_id=f"{id}@example.org")
 
 
 def _states(count: int) -> Iterator[str]:

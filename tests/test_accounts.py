@@ -25,7 +25,7 @@ from mailroom.store.accounts import Accounts
 from mailroom.store.db.database import Database
 from mailroom.store.maintenance.rescue import Sweeps
 from mailroom.store.messages.claims import Claims
-from mailroom.store.messages.outbox import Acceptance, Outbox, Standing
+from mailroom.store.messages.outbox import NewMessage, Outbox, Standing
 from mailroom.store.workers import Worker
 from tests.services import wait_until
 from tests.services.certificates import Certificates, make_certificates
@@ -63,7 +63,7 @@ class Office:
         ids = [new_id() for _ in range(count)]
         for id in ids:
             to = tuple(Address(f"bob{n}@example.org") for n in range(people))
-            self.outbox.accept(Acceptance(id=id, message=Message(to=to, subject=id, text="x"), message_id=f"{id}@example.org",
+            self.outbox.accept(NewMessage(id=id, message=Message(to=to, subject=id, text="x"), message_id=f"{id}@example.org",
                                           sender=sender))
         return ids
 
@@ -212,7 +212,7 @@ def test_many_workers_at_once_do_not_overdraw(database: Database) -> None:
     outbox = Outbox(database)
     ids = [new_id() for _ in range(60)]
     for id in ids:
-        outbox.accept(Acceptance(id=id, message=Message(to=(Address("bob@example.org"),)), message_id=id))
+        outbox.accept(NewMessage(id=id, message=Message(to=(Address("bob@example.org"),)), message_id=id))
 
     def work(number: int) -> int:
         Worker(database, f"worker-{number}", "w@h", ["mail"]).beat()
@@ -488,7 +488,7 @@ def test_a_mail_at_which_the_server_always_hangs_up_fails_and_lets_the_others_go
     poison, *others = [new_id() for _ in range(4)]
     for id in (poison, *others):
         to = Address("poison@example.org" if id == poison else "bob@example.org")
-        office.outbox.accept(Acceptance(id=id, message=Message(to=(to,)), message_id=id))
+        office.outbox.accept(NewMessage(id=id, message=Message(to=(to,)), message_id=id))
     office.deliver([poison])
     office.deliver(others)
     for _ in range(12):

@@ -24,7 +24,7 @@ from mailroom.store.maintenance.expiry import Expiry
 from mailroom.store.maintenance.rescue import Sweeps
 from mailroom.store.messages.actions import Actions, UnknownMessage, WrongState
 from mailroom.store.messages.claims import Claims
-from mailroom.store.messages.outbox import Acceptance, Outbox, Standing
+from mailroom.store.messages.outbox import NewMessage, Outbox, Standing
 from mailroom.store.workers import Worker
 from tests.services import wait_until
 from tests.services.postgres import Postgres
@@ -83,7 +83,7 @@ def claims(database: Database) -> Claims:
 def accept(outbox: Outbox, *to: str, job: NewJob | None = None, **terms: Any) -> str:
     id = new_id()
     message = Message(to=tuple(Address(address) for address in to or ("bob@example.org",)), subject="Hello", text="Hi")
-    assert outbox.accept(Acceptance(id=id, message=message, message_id=f"{id}@example.org", job=job, terms=Terms(**terms)))
+    assert outbox.accept(NewMessage(id=id, message=message, message_id=f"{id}@example.org", job=job, terms=Terms(**terms)))
     return id
 
 
@@ -243,7 +243,7 @@ def test_a_mail_whose_job_failed_is_not_retried_and_can_be_resent(outbox: Outbox
 
 def test_what_cannot_be_accepted_has_nobody_to_be_sent_to(outbox: Outbox, actions: Actions) -> None:
     id = new_id()
-    outbox.accept(Acceptance(id=id, message=Message(to=()), message_id="x@localhost", failed="no mail"))
+    outbox.accept(NewMessage(id=id, message=Message(to=()), message_id="x@localhost", failed="no mail"))
     for action in ("retry", "resend"):
         with pytest.raises(WrongState, match="has no recip"):
             do(actions, action, id)

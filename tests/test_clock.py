@@ -29,7 +29,7 @@ from mailroom.store.maintenance.rescue import Sweeps
 from mailroom.store.maintenance.retention import Retention
 from mailroom.store.messages.actions import Actions
 from mailroom.store.messages.claims import Claims
-from mailroom.store.messages.outbox import Acceptance, Outbox
+from mailroom.store.messages.outbox import NewMessage, Outbox
 from mailroom.store.workers import Worker
 from mailroom.worker.sweeper import Sweeper
 from tests.services import wait_until
@@ -63,7 +63,7 @@ def accept(database: Database, **terms: int) -> str:
     id = new_id()
     message = Message(to=(Address("bob@example.org"),), subject="Hello", text="Hi")
     assert Outbox(database).accept(
-        Acceptance(id=id, message=message, message_id=f"{id}@example.org", terms=Terms(**terms))
+        NewMessage(id=id, message=message, message_id=f"{id}@example.org", terms=Terms(**terms))
     )
     return id
 

@@ -20,7 +20,7 @@ from mailroom.model.ids import new_id
 from mailroom.store.db.database import Database
 from mailroom.store.events.changes import OVERLAP, Changes
 from mailroom.store.events.timeline import record
-from mailroom.store.messages.outbox import Acceptance, Outbox
+from mailroom.store.messages.outbox import NewMessage, Outbox
 from mailroom.submission.message import message_from
 from tests.services import free_port, wait_until
 from tests.services.processes import Done, Service, service
@@ -228,7 +228,7 @@ def write(database: Database, id: str, event: str) -> None:
 def test_each_change_is_told_once_even_where_it_was_committed_late(database: Database) -> None:
     ids = [new_id() for _ in range(3)]
     for id, to in zip(ids, (BOB, BOB, "carol@example.org"), strict=True):
-        Outbox(database).accept(Acceptance(id=id, message=message_from({"to": to}), message_id=f"{id}@x"))
+        Outbox(database).accept(NewMessage(id=id, message=message_from({"to": to}), message_id=f"{id}@x"))
     write(database, ids[0], "before")
     changes, theirs, sent = Changes(database), Changes(database, to=BOB), Changes(database, status="sent")
     for one in (changes, theirs, sent):

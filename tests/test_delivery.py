@@ -32,7 +32,7 @@ from mailroom.store.db.database import Database
 from mailroom.store.maintenance.rescue import Sweeps
 from mailroom.store.messages import claims as claims_module
 from mailroom.store.messages.claims import Claims
-from mailroom.store.messages.outbox import Acceptance, Outbox, Standing
+from mailroom.store.messages.outbox import NewMessage, Outbox, Standing
 from mailroom.store.workers import Worker
 from tests.services import wait_until
 from tests.services.logs import broken_log
@@ -63,7 +63,7 @@ class Office:
     def accept(self, *to: Address, subject: str = "Hello") -> str:
         id = new_id()
         message = Message(to=to or (BOB,), subject=subject, text="the body")
-        self.outbox.accept(Acceptance(id=id, message=message, message_id=f"{id}@example.org"))
+        self.outbox.accept(NewMessage(id=id, message=message, message_id=f"{id}@example.org"))
         return id
 
     def open_sessions(self, count: int) -> None:
@@ -659,7 +659,7 @@ class TestMany:
         ids = [new_id() for _ in range(3)]
         for id, files in zip(ids, ((file,), (), (file, file)), strict=True):
             message = Message(to=(BOB,), subject="Hello", text="the body", attachments=files)
-            office.outbox.accept(Acceptance(id=id, message=message, message_id=f"{id}@example.org"))
+            office.outbox.accept(NewMessage(id=id, message=message, message_id=f"{id}@example.org"))
         claims = office.claims.claim(ids)
         assert [(claim.message.attachments, claim.has_attachments) for claim in claims] == [((), True), ((), False), ((), True)]
         for claim in claims:
@@ -674,7 +674,7 @@ class TestMany:
             self, office: Office, smtpd: ScriptedSMTP, monkeypatch: pytest.MonkeyPatch) -> None:
         id = new_id()
         message = Message(to=(BOB,), text="the body", attachments=(Attachment("a.txt", "text/plain", b"a"),))
-        office.outbox.accept(Acceptance(id=id, message=message, message_id=f"{id}@example.org"))
+        office.outbox.accept(NewMessage(id=id, message=message, message_id=f"{id}@example.org"))
         others = [office.accept() for _ in range(3)]
         with monkeypatch.context() as patch:
             patch.setattr(claims_module, "load_attachments", unavailable)

@@ -18,7 +18,7 @@ from mailroom.store.db.database import Database
 from mailroom.store.db.schema import messages
 from mailroom.store.keys.api_keys import ApiKeys, Scope
 from mailroom.store.maintenance.health import Durability
-from mailroom.store.messages.outbox import Acceptance, Outbox
+from mailroom.store.messages.outbox import NewMessage, Outbox
 from mailroom.submission.message import message_from
 from tests.services import wait_until
 from tests.services.certificates import make_certificates
@@ -128,7 +128,7 @@ def test_a_server_that_hangs_is_told_and_keeps_nobody_long(tmp_path: Path, priva
 
 
 def test_a_mail_that_waits_for_long_and_a_missing_key_are_told(database: Database) -> None:
-    Outbox(database).accept(Acceptance(id="late", message=message_from({"to": "bob@example.org"}), message_id="late@x"))
+    Outbox(database).accept(NewMessage(id="late", message=message_from({"to": "bob@example.org"}), message_id="late@x"))
     earlier = messages.update().values(created_at=messages.c.created_at - 400_000)
     database.write(lambda connection, items: [connection.execute(earlier) and None], None)
     url = database.url.render_as_string(hide_password=False)

@@ -27,7 +27,7 @@ from mailroom.store.db.database import Database
 from mailroom.store.events.webhooks import Webhooks
 from mailroom.store.maintenance.rescue import Sweeps
 from mailroom.store.messages.claims import Claims
-from mailroom.store.messages.outbox import Acceptance, Outbox, Standing
+from mailroom.store.messages.outbox import NewMessage, Outbox, Standing
 from mailroom.store.workers import Worker, hanging_accounts
 from tests.services import wait_until
 from tests.services.processes import Service
@@ -66,7 +66,7 @@ class Bench:
         for id in ids:
             message = Message(to=(Address(to),), subject=id, text="x")
             message_id = f"{id}@example.org"
-            self.outbox.accept(Acceptance(id=id, message=message, message_id=message_id, sender=account))
+            self.outbox.accept(NewMessage(id=id, message=message, message_id=message_id, sender=account))
         return ids
 
     def nudge(self, ids: list[str], size: int = 1) -> list[Future[bool]]:

@@ -11,7 +11,7 @@ from mailroom.model.message import Address, Message
 from mailroom.store.db.database import Database
 from mailroom.store.events.changes import pulse
 from mailroom.store.messages import search as listing
-from mailroom.store.messages.outbox import Acceptance, Batch, Outbox
+from mailroom.store.messages.outbox import Batch, NewMessage, Outbox
 from mailroom.store.messages.search import Page, Place, Search, listed, newest
 
 _numbers = count()
@@ -42,7 +42,7 @@ def way(request: pytest.FixtureRequest) -> Iterator[str]:
 def accept(database: Database, *people: str, subject: str = "Hello") -> list[str]:
     ids = [new_id() for _ in people]
     Outbox(database).accept_all(Batch([
-        Acceptance(id=id, message_id=f"{id}@example.org", message=Message(
+        NewMessage(id=id, message_id=f"{id}@example.org", message=Message(
             to=(Address(to),), subject=f"{subject} {next(_numbers)}", text="x", tags=("odd",) if n % 2 else ()))
         for n, (id, to) in enumerate(zip(ids, people, strict=True))]))
     return ids

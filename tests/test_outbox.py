@@ -16,7 +16,7 @@ from mailroom.store.jobs.claims import Runs
 from mailroom.store.jobs.jobs import JobEnd, Jobs, JobState, NewJob
 from mailroom.store.maintenance.rescue import CRASHES_MAX, Sweeps
 from mailroom.store.messages.claims import Claims
-from mailroom.store.messages.outbox import Acceptance, Outbox
+from mailroom.store.messages.outbox import NewMessage, Outbox
 from mailroom.store.workers import Worker
 
 LEASE_SECONDS = 600.0  # None runs out by itself, however busy the machine is.
@@ -47,7 +47,7 @@ def worker(database: Database, id: str) -> Claims:
 def accept(outbox: Outbox, *to: str, id: str = "", job: NewJob | None = None) -> str:
     id = id or new_id()
     message = Message(to=tuple(Address(address) for address in to or ("bob@example.org",)), subject="Hello", text="Hi")
-    assert outbox.accept(Acceptance(id=id, message=message, message_id=f"{id}@example.org", job=job))
+    assert outbox.accept(NewMessage(id=id, message=message, message_id=f"{id}@example.org", job=job))
     return id
 
 
@@ -99,7 +99,7 @@ def test_an_accepted_message_is_there_whole(outbox: Outbox) -> None:
 
 
 def test_an_id_is_accepted_once_also_when_two_come_at_the_same_time(outbox: Outbox) -> None:
-    acceptances = [Acceptance(id="task-1", message=Message(to=(Address("bob@example.org"),)), message_id="1@example.org")] * 8
+    acceptances = [NewMessage(id="task-1", message=Message(to=(Address("bob@example.org"),)), message_id="1@example.org")] * 8
     with ThreadPoolExecutor(8) as threads:
         assert sorted(threads.map(outbox.accept, acceptances)) == [False] * 7 + [True]
 

@@ -29,7 +29,7 @@ from mailroom.model.message import Address, Message, State
 from mailroom.server import serve
 from mailroom.store.events.changes import pulse
 from mailroom.store.keys.api_keys import Scope
-from mailroom.store.messages.outbox import Acceptance
+from mailroom.store.messages.outbox import NewMessage
 from mailroom.web import event_stream
 from mailroom.web.charts import Line, Times, amount, chart, nice
 from mailroom.web.layout import NOTICES, apart, here
@@ -870,7 +870,7 @@ def test_a_webhooks_url_is_not_told_by_a_message(client: FlaskClient) -> None:
 
 @pytest.mark.parametrize("id", ["order#7", "a?b", "50%"])
 def test_ids_that_clients_choose_lead_to_their_pages(client: FlaskClient, app: Flask, id: str) -> None:
-    services(app).outbox.accept(Acceptance(id=id, message=Message(to=(Address("bob@example.org"),)), message_id="x@example.org"))
+    services(app).outbox.accept(NewMessage(id=id, message=Message(to=(Address("bob@example.org"),)), message_id="x@example.org"))
     page = look(client, f"/messages/{quote(id)}?view=text")
     assert f'hx-get="/messages/{quote(id)}?view=text"' in page
     answer = send(client, f"/messages/{quote(id)}/hold")

@@ -23,7 +23,7 @@ from mailroom.store.events.webhooks import Webhooks
 from mailroom.store.jobs.jobs import Jobs
 from mailroom.store.maintenance.rescue import Sweeps
 from mailroom.store.messages.claims import Claims
-from mailroom.store.messages.outbox import Acceptance, Outbox
+from mailroom.store.messages.outbox import NewMessage, Outbox
 from mailroom.store.messages.suppressions import Suppressions, Unsubscribes
 from mailroom.store.workers import Worker
 from tests.services import application, wait_until
@@ -135,7 +135,7 @@ def insert(connection: Connection, ids: list[str]) -> list[str]:
 
 def accept(outbox: Outbox) -> str:
     id = new_id()
-    assert outbox.accept(Acceptance(id=id, message=Message(to=(Address("bob@example.org"),), text="Hi"), message_id=f"{id}@example.org"))
+    assert outbox.accept(NewMessage(id=id, message=Message(to=(Address("bob@example.org"),), text="Hi"), message_id=f"{id}@example.org"))
     return id
 
 

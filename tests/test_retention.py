@@ -18,7 +18,7 @@ from mailroom.store.jobs.claims import Runs
 from mailroom.store.jobs.jobs import JobEnd, Jobs, JobState, NewJob, NotifyOn
 from mailroom.store.maintenance.restore import StillRunning, hold
 from mailroom.store.maintenance.retention import Retention
-from mailroom.store.messages.outbox import Acceptance, Outbox
+from mailroom.store.messages.outbox import NewMessage, Outbox
 from mailroom.store.workers import Worker, is_alive
 from tests.services import wait_until
 from tests.services.postgres import Postgres
@@ -45,7 +45,7 @@ def accept(database: Database, state: State = State.SENT, *, days: float = 40, e
     """A message in that state, accepted so many days ago, and with an event of its end so many days ago."""
     id = new_id()
     message = Message(to=(Address("bob@example.org"),), subject="Hello", text="Hi")
-    assert Outbox(database).accept(Acceptance(id=id, message=message, message_id=f"{id}@example.org", job=job))
+    assert Outbox(database).accept(NewMessage(id=id, message=message, message_id=f"{id}@example.org", job=job))
     run(database, "UPDATE messages SET state = :state, created_at = created_at - CAST(:by AS BIGINT) WHERE id = :id", state=state, id=id,
         by=int(days * DAY_SECONDS * 1000))
     if ended is not None:

@@ -13,7 +13,7 @@ from mailroom.store.db.database import Database
 from mailroom.store.jobs.claims import JobClaim, Runs
 from mailroom.store.jobs.jobs import FINAL, JobEnd, Jobs, JobState, NewJob, NotifyOn
 from mailroom.store.messages.claims import Claims
-from mailroom.store.messages.outbox import Acceptance, Outbox
+from mailroom.store.messages.outbox import NewMessage, Outbox
 from mailroom.store.workers import Worker
 
 LEASE_SECONDS = 600.0  # None runs out by itself, however busy the machine is.
@@ -44,7 +44,7 @@ def waiting(database: Database, job: NewJob, *, template: bool = False) -> str:
     """Accept a mail that waits for this job, and return its id."""
     id = new_id()
     message = Message(to=(Address("bob@example.org"),), subject="Hello", text="Hi", template=template)
-    assert Outbox(database).accept(Acceptance(id=id, message=message, message_id=f"{id}@example.org", job=job))
+    assert Outbox(database).accept(NewMessage(id=id, message=message, message_id=f"{id}@example.org", job=job))
     return id
 
 
@@ -249,7 +249,7 @@ def test_the_same_id_is_accepted_once_alone_and_with_a_mail(database: Database, 
     assert jobs.accept(job)
     assert not jobs.accept(job)
     id = new_id()
-    acceptance = Acceptance(id=id, message=Message(to=(Address("bob@example.org"),)), message_id=id, job=job)
+    acceptance = NewMessage(id=id, message=Message(to=(Address("bob@example.org"),)), message_id=id, job=job)
     assert not Outbox(database).accept(acceptance)
     assert Outbox(database).standing(id) is None
 

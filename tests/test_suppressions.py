@@ -21,7 +21,7 @@ from mailroom.store.events.webhooks import Webhooks
 from mailroom.store.jobs.jobs import Jobs, NewJob
 from mailroom.store.messages.actions import Actions
 from mailroom.store.messages.claims import Claims
-from mailroom.store.messages.outbox import Acceptance, Outbox
+from mailroom.store.messages.outbox import NewMessage, Outbox
 from mailroom.store.messages.suppressions import (
     REASON,
     REPLY,
@@ -227,14 +227,14 @@ def test_many_that_were_suppressed_meanwhile_are_taken_out_together(office: Offi
 
 def test_what_was_suppressed_at_acceptance_does_not_come_due(office: Office, database: Database, listed: Suppressions) -> None:
     listed.add("bob@example.org")
-    Outbox(database).accept(Acceptance(id="later", message=Message(to=(BOB,)), message_id="later@example.org", terms=Terms(delay=1)))
+    Outbox(database).accept(NewMessage(id="later", message=Message(to=(BOB,)), message_id="later@example.org", terms=Terms(delay=1)))
     assert (state(office, "later"), office.standing("later").row["next_attempt_at"]) == ("suppressed", None)
 
 
 def test_a_job_that_fails_says_nothing_of_who_was_suppressed_before(office: Office, database: Database, listed: Suppressions) -> None:
     listed.add("bob@example.org")
     job = NewJob(id="job-1", name="simulate", args={}, queue="jobs", timeout_seconds=1)
-    Outbox(database).accept(Acceptance(id="both", message=Message(to=(BOB, CAROL)), message_id="both@example.org", job=job))
+    Outbox(database).accept(NewMessage(id="both", message=Message(to=(BOB, CAROL)), message_id="both@example.org", job=job))
     Jobs(database, 20).cancel("job-1")
     assert [person["state"] for person in office.standing("both").recipients] == ["suppressed", "canceled"]
 

@@ -20,7 +20,7 @@ from mailroom.model.errors import CommitUnanswered, FieldError, InvalidMessage, 
 from mailroom.model.media_types import OCTET_STREAM, parse_media_type
 from mailroom.model.message import State
 from mailroom.smtp.mime import compose
-from mailroom.store.messages.outbox import Acceptance
+from mailroom.store.messages.outbox import NewMessage
 from mailroom.submission.message import ENCODED_MAX_BYTES
 from mailroom.submission.strict_json import parse_json
 
@@ -95,7 +95,7 @@ def send_command(working: Working) -> click.Command:
     return send
 
 
-def accept(services: Services, acceptance: Acceptance) -> str:
+def accept(services: Services, acceptance: NewMessage) -> str:
     """Commit it, and tell a worker; return what a person should know of that. The mail is kept from the commit on."""
     try:
         services.outbox.accept(acceptance)
@@ -123,7 +123,7 @@ def end(services: Services, id: str, seconds: float, *, as_json: bool) -> None:
     sys.exit(0 if now["status"] == State.SENT else 1)
 
 
-def show(acceptance: Acceptance, *, as_json: bool) -> None:
+def show(acceptance: NewMessage, *, as_json: bool) -> None:
     """The mail as it would go over the wire, in attempt 1; nothing is kept."""
     message = acceptance.message
     claim = Claim(id=acceptance.id, attempt=1, message_id=acceptance.message_id, created_at_ms=int(time.time() * 1000), message=message,

@@ -17,7 +17,7 @@ from mailroom.model.ids import new_id
 from mailroom.model.message import ANYTIME, Message
 from mailroom.model.retry import Schedule
 from mailroom.store.jobs.jobs import NewJob, NotifyOn
-from mailroom.store.messages.outbox import Acceptance
+from mailroom.store.messages.outbox import NewMessage
 from mailroom.submission.batch import BatchReader
 from mailroom.submission.fields import read_fields
 from mailroom.submission.message import AskedTemplate, MailOrder, mail_from
@@ -67,7 +67,7 @@ class Order:
     """A job to be accepted, alone or with a message."""
 
     job: NewJob
-    acceptance: Acceptance | None  #: of the message that waits for it
+    acceptance: NewMessage | None  #: of the message that waits for it
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Orders:
     unsubscribe_url: Callable[[str], str]  #: where a message's recipient unsubscribes; "" without PUBLIC_URL
     webhook_problem: Callable[[str], str]  #: why a URL cannot be told of a message; "" if it can
 
-    def mail(self, value: object, *, work_seconds: float = 0, id: str = "") -> Acceptance:
+    def mail(self, value: object, *, work_seconds: float = 0, id: str = "") -> NewMessage:
         """Read the object of `POST /` or `POST /v1/messages`; where it names no job, this many seconds of simulated work come first.
 
         Raises:
@@ -111,12 +111,12 @@ class Orders:
             raise InvalidMessage(wrong)
         return Order(job, acceptance)
 
-    def batch(self, value: object) -> list[Acceptance]:
+    def batch(self, value: object) -> list[NewMessage]:
         """Read the list, or the object, of `POST /v1/messages/batch`; what is wrong with any of them is told of each."""
         common, listed, at = _batch(value)
         reader = BatchReader(common, at=at, common_at="#/common")
         orders = replace(self, template=cache(self.template))  # Looked up once for all of them.
-        accepted: list[Acceptance] = []
+        accepted: list[NewMessage] = []
         size, started = 0, time.thread_time()
         for index, item in enumerate(listed):
             if order := reader.read(index, item):
@@ -134,7 +134,7 @@ class Orders:
             raise InvalidMessage(reader.wrong[:ERRORS_MAX])
         return accepted
 
-    def again(self, message: Message, job: NewJob) -> Acceptance:
+    def again(self, message: Message, job: NewJob) -> NewMessage:
         """The mail of a job that is run once more."""
         return self._acceptance(MailOrder(message=message, terms=ANYTIME), job, at="#")
 
@@ -144,14 +144,14 @@ class Orders:
         local = id if re.fullmatch(r"[A-Za-z0-9-]{1,64}", id) else new_id()
         return f"{local}@{self.domain}"
 
-    def _after_job(self, order: MailOrder, job: NewJob, *, at: str, id: str = "") -> Acceptance:
+    def _after_job(self, order: MailOrder, job: NewJob, *, at: str, id: str = "") -> NewMessage:
         if order.terms.is_scheduled:
             raise InvalidMessage([FieldError(f"{at}/scheduled_at", "expected a mail without a job, which goes when that ends, got both")])
         acceptance = self._acceptance(order, job, at=at, id=id)
         check(acceptance.message, at=at)
         return replace(acceptance, message=replace(acceptance.message, template=True))
 
-    def _acceptance(self, order: MailOrder, job: NewJob | None, *, at: str, id: str = "") -> Acceptance:
+    def _acceptance(self, order: MailOrder, job: NewJob | None, *, at: str, id: str = "") -> NewMessage:
         """Return what accepting this mail writes: its Message-ID is fixed here."""
         id = id or new_id()
         message, account = order.message, None
@@ -164,7 +164,7 @@ class Orders:
             raise InvalidMessage([FieldError(f"{at}/webhook_url", problem)])
         if order.unsubscribe:
             message = replace(message, unsubscribe=self._unsubscribe(message, id, at))
-        return Acceptance(id=id, message=message, message_id=self.message_id(id), job=job, terms=order.terms, sender=account,
+        return NewMessage(id=id, message=message, message_id=self.message_id(id), job=job, terms=order.terms, sender=account,
                           webhook=order.webhook_url, queue="mail.bulk" if order.priority == "low" else "mail", dry_run=order.dry_run)
 
     def _filled(self, message: Message, asked: AskedTemplate, at: str) -> Message:

@@ -28,7 +28,7 @@ from mailroom.store.maintenance.expiry import Expiry
 from mailroom.store.maintenance.rescue import Sweeps
 from mailroom.store.maintenance.retention import Retention
 from mailroom.store.messages.claims import Claims
-from mailroom.store.messages.outbox import Acceptance, Outbox
+from mailroom.store.messages.outbox import NewMessage, Outbox
 from mailroom.store.workers import Worker
 from mailroom.submission.reader import Orders
 from mailroom.webhooks.notifier import QUEUE, THREADS, Notifier
@@ -140,7 +140,7 @@ class Station:
 
     def _fail_mail(self, id: str, reason: str) -> None:
         log.error("task %s is no mail that can be accepted; see GET /v1/messages/%s", id, id)
-        self.outbox.accept(Acceptance(id=id, message=Message(to=()), message_id=f"{new_id()}@localhost", failed=reason))
+        self.outbox.accept(NewMessage(id=id, message=Message(to=()), message_id=f"{new_id()}@localhost", failed=reason))
 
     def _fail_job(self, id: str, reason: str) -> None:
         log.error("task %s is no job that can be accepted; see GET /v1/jobs/%s", id, id)

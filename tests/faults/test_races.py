@@ -11,7 +11,7 @@ from mailroom.model.message import Address, Message
 from mailroom.store.db import postgresql
 from mailroom.store.db.database import Database
 from mailroom.store.messages.claims import Claims
-from mailroom.store.messages.outbox import Acceptance, Outbox
+from mailroom.store.messages.outbox import NewMessage, Outbox
 from mailroom.store.workers import Worker
 from tests.faults import backlog
 
@@ -26,7 +26,7 @@ def test_of_twenty_workers_that_want_a_mail_one_gets_it_in_two_thousand_races(
     monkeypatch.setattr(postgresql, "SERVER_LIMITS", "SET idle_in_transaction_session_timeout = '60s'")
     monkeypatch.setattr(postgresql.BoundedConnection, "answer_seconds", 60.0)
     template = new_id()
-    Outbox(database).accept(Acceptance(id=template, message=Message(to=(Address("bob@example.org", ""),)), message_id="a@example.org"))
+    Outbox(database).accept(NewMessage(id=template, message=Message(to=(Address("bob@example.org", ""),)), message_id="a@example.org"))
     backlog.copy(database.engine, template, first=0, count=RACES)
     processes = [Database(database.url.render_as_string(hide_password=False)) for _ in range(4)]
     racers = [Claims(processes[n % len(processes)], f"racer-{n}", 60.0) for n in range(RACERS)]

@@ -5,10 +5,10 @@ from dataclasses import replace
 from mailroom.api.auth import guard
 from mailroom.api.services import services
 from mailroom.model.message import Address
-from mailroom.store.messages.outbox import Acceptance
+from mailroom.store.messages.outbox import NewMessage
 
 
-def permitted(acceptance: Acceptance, *, at: str = "#") -> Acceptance:
+def permitted(acceptance: NewMessage, *, at: str = "#") -> NewMessage:
     """Add the key of this request; answer 403 where that may not send from its address.
 
     `at` is where the mail stands.

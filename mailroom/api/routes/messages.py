@@ -22,7 +22,7 @@ from mailroom.model.ids import is_id
 from mailroom.model.message import FINAL, State
 from mailroom.smtp.mime import both_forms, compose
 from mailroom.store.messages.idempotency import Answer, Kept, Key
-from mailroom.store.messages.outbox import Acceptance, Batch
+from mailroom.store.messages.outbox import Batch, NewMessage
 from mailroom.store.messages.search import Page, Search, listed
 from mailroom.submission.times import parse_time
 
@@ -104,7 +104,7 @@ def get_raw(id: str) -> Response:
         "Content-Disposition": f'attachment; filename="{row["message_id"].partition("@")[0]}.eml"', "X-Content-Type-Options": "nosniff"})
 
 
-def accept_mail(asked: object, *, work_seconds: float = 0, status: int = 202, key: Key | None = None) -> tuple[Acceptance, Answer]:
+def accept_mail(asked: object, *, work_seconds: float = 0, status: int = 202, key: Key | None = None) -> tuple[NewMessage, Answer]:
     """Accept a mail, unless it asks only what would be sent; it is on disk then. Raises what reading and what accepting it raise."""
     here = services()
     acceptance = permitted(here.orders.mail(asked, work_seconds=work_seconds))
@@ -130,7 +130,7 @@ def _accept(work_seconds: float, *, status: int) -> Response:
     return dry[0] if dry else _waited_for(told)
 
 
-def _hand_over(accepted: list[Acceptance]) -> None:
+def _hand_over(accepted: list[NewMessage]) -> None:
     """Tell the workers now; what is to be sent later is found when its time has come."""
     by_queue: dict[str, list[str]] = {}
     for acceptance in accepted:
@@ -140,7 +140,7 @@ def _hand_over(accepted: list[Acceptance]) -> None:
         services().send(ids, queue)
 
 
-def _dry_run(acceptance: Acceptance) -> Response:
+def _dry_run(acceptance: NewMessage) -> Response:
     """Answer with what would be sent; nothing is kept."""
     message = acceptance.message
     sender = message.sender or account_sender(acceptance.sender)

@@ -29,7 +29,7 @@ REHEARSAL_CHARACTERS = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
-class Acceptance:
+class NewMessage:
     """Everything that one accepted message writes, and the id it gets."""
 
     id: str
@@ -55,7 +55,7 @@ class Acceptance:
 class Batch:
     """Messages that are accepted together or not at all, and the client's key with the answer it gets whenever it comes again."""
 
-    acceptances: Sequence[Acceptance]
+    acceptances: Sequence[NewMessage]
     kept: Kept | None = None
     charge: Charge | None = None  #: what it costs a key with a limit
 
@@ -93,7 +93,7 @@ class Outbox:
     def __init__(self, database: Database) -> None:
         self.database = database
 
-    def accept(self, acceptance: Acceptance, kept: Kept | None = None, charge: Charge | None = None) -> bool:
+    def accept(self, acceptance: NewMessage, kept: Kept | None = None, charge: Charge | None = None) -> bool:
         """Commit the message to disk, and the job before it; on return they are kept. False: one with this id was accepted before.
 
         Raises:
@@ -119,7 +119,7 @@ class Outbox:
     def rehearse(self) -> None:
         """Accept a mail and undo it. Raises StoreUnavailable: none would be accepted."""
         message = Message(to=(Address("nobody@localhost"),), text=" " * REHEARSAL_CHARACTERS)
-        accepted = [Acceptance(id=new_id(), message=message, message_id="rehearsal@localhost")]
+        accepted = [NewMessage(id=new_id(), message=message, message_id="rehearsal@localhost")]
         self.database.rehearse(lambda connection: _insert(connection, accepted))
 
     def mark_published(self, ids: Sequence[str], *, seconds_ago: float = 0) -> None:
@@ -194,7 +194,7 @@ def _refusal(batch: Batch, is_ours: bool, is_passed: bool) -> MailroomError | No
     return None if is_passed or batch.charge is None or batch.charge.rate is None else RateLimited(batch.charge.rate)
 
 
-def _insert(connection: Connection, accepted: list[Acceptance]) -> None:
+def _insert(connection: Connection, accepted: list[NewMessage]) -> None:
     everyone = [[to.address for to in a.message.everyone] for a in accepted]
     suppressed = suppressed_among(connection, [address for people in everyone for address in people])
     standing = [state_at_acceptance(a.state, people, suppressed) for a, people in zip(accepted, everyone, strict=True)]
@@ -215,7 +215,7 @@ def _insert(connection: Connection, accepted: list[Acceptance]) -> None:
     record(connection, ended)
 
 
-def _known(connection: Connection, acceptance: Acceptance) -> bool:
+def _known(connection: Connection, acceptance: NewMessage) -> bool:
     """Tell whether there is such a message, or such a job, already."""
     message = connection.scalar(select(messages.c.id).where(messages.c.id == acceptance.id))
     return message is not None or (acceptance.job is not None and connection.scalar(
