@@ -12,7 +12,7 @@ from sqlalchemy import Connection, text
 
 from mailroom.config.accounts import accounts
 from mailroom.config.settings import Settings, SettingsError, load
-from mailroom.delivery.admission import Turns
+from mailroom.delivery.admission import Admission
 from mailroom.delivery.attempt import Agent, Sender
 from mailroom.delivery.delivery import Delivery
 from mailroom.model.account import AccountState, Budget, NextHop
@@ -53,7 +53,7 @@ class Office:
         worker = Worker(database, new_id(), "worker@here", ["mail"])
         worker.beat()
         self.sweeps = Sweeps(database, 20, "resend", frozenset(budget.account for budget in self.budgets if budget.is_limited))
-        turns = Turns(4, {name: f"{server.host}:{server.port}" for name, server in zip(names, servers, strict=True)})
+        turns = Admission(4, {name: f"{server.host}:{server.port}" for name, server in zip(names, servers, strict=True)})
         self.claims = Claims(database, worker.id, 20, self.budgets, turns.free)
         senders = {name: Sender(Address(f"{name}@example.org"), Sessions(next_hop(server, **hop)))
                    for name, server in zip(names, servers, strict=True)}

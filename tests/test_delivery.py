@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import Connection, text
 
 from mailroom.api.http.serialize import attempts
-from mailroom.delivery.admission import Turns
+from mailroom.delivery.admission import Admission
 from mailroom.delivery.attempt import Agent, Sender
 from mailroom.delivery.delivery import Delivery
 from mailroom.model.account import DEFAULT_ACCOUNT, NextHop
@@ -58,7 +58,7 @@ class Office:
         self.accounts = Accounts(database, self.claims.budgets)
         self.accounts.register()
         agent = Agent({DEFAULT_ACCOUNT: Sender(ALICE, self.sessions)}, Schedule.parse(SCHEDULE), on_uncertain)
-        self.delivery = Delivery(self.claims, agent, Turns(connections))
+        self.delivery = Delivery(self.claims, agent, Admission(connections))
 
     def accept(self, *to: Address, subject: str = "Hello") -> str:
         id = new_id()

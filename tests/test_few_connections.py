@@ -9,7 +9,7 @@ import pytest
 
 from mailroom.api.http.serialize import attempts
 from mailroom.delivery import admission as turns_module
-from mailroom.delivery.admission import Turns
+from mailroom.delivery.admission import Admission
 from mailroom.model.account import AccountState
 from mailroom.model.errors import TooManyConnections
 from mailroom.model.retry import Schedule
@@ -131,7 +131,7 @@ def test_a_mail_that_hears_of_it_late_loses_no_attempt(
 
 
 def test_one_more_is_tried_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    turns = Turns(10)
+    turns = Admission(10)
     given: list[int] = []
     turns.ask("default", 100, given.append, given.append)
     for standing in range(1, 8):
@@ -145,7 +145,7 @@ def test_one_more_is_tried_after_a_while(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_one_is_used_at_least() -> None:
-    turns = Turns(1)
+    turns = Admission(1)
     given: list[int] = []
     turns.ask("default", 2, given.append, given.append)
     turns.give_back(refused=TooManyConnections(POSTFIX, code=421, standing=0))

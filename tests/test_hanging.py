@@ -14,7 +14,7 @@ from sqlalchemy import Connection, text
 from mailroom.api.http.why import why
 from mailroom.delivery import admission as turns_module
 from mailroom.delivery import delivery as delivery_module
-from mailroom.delivery.admission import Turns
+from mailroom.delivery.admission import Admission
 from mailroom.delivery.attempt import Agent, Sender
 from mailroom.delivery.delivery import Delivery
 from mailroom.model.account import Budget, NextHop
@@ -49,7 +49,7 @@ class Bench:
         hops = {name: NextHop(host="127.0.0.1", port=port, security=security, timeout_seconds=60)
                 for name, (port, security) in servers.items()}
         budgets = tuple(Budget(account=name) for name in servers)
-        self.turns = Turns(connections, {name: str(hop) for name, hop in hops.items()})
+        self.turns = Admission(connections, {name: str(hop) for name, hop in hops.items()})
         self.accounts = Accounts(database, budgets, self.turns.free)
         self.accounts.register()
         self.database, self.outbox, self.sweeps = database, Outbox(database), Sweeps(database, 20, "resend")

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from mailroom.delivery.admission import Turns
+from mailroom.delivery.admission import Admission
 from mailroom.delivery.attempt import Agent, Sender
 from mailroom.delivery.delivery import Delivery
 from mailroom.model.account import DEFAULT_ACCOUNT, AccountState, NextHop, Trouble
@@ -112,7 +112,7 @@ def test_the_mail_of_a_release_that_is_done_again_goes_once(outbox: Outbox, clai
 def delivery(claims: Claims, smtpd: ScriptedSMTP) -> Delivery:
     sessions = Sessions(NextHop(host=smtpd.host, port=smtpd.port, security="none", timeout_seconds=30))
     return Delivery(claims, Agent({DEFAULT_ACCOUNT: Sender(Address("alice@example.org"), sessions)}, Schedule.parse("10s"), "resend"),
-                    Turns(2))
+                    Admission(2))
 
 
 @pytest.mark.parametrize("outcome", [SENT, UNCERTAIN])

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 import pytest
 
 from mailroom.delivery import admission as turns_module
-from mailroom.delivery.admission import PLENTY, WAITING_PER_CONNECTION, Turns
+from mailroom.delivery.admission import PLENTY, WAITING_PER_CONNECTION, Admission
 from tests.services import wait_until
 
 
 class Line:
     """Threads that ask for a turn one after the other, and end it when told."""
 
-    def __init__(self, turns: Turns) -> None:
+    def __init__(self, turns: Admission) -> None:
         self.turns = turns
         self.share = turns._shares["default"]
         self.admitted: list[str] = []
@@ -50,7 +50,7 @@ class Line:
 class Group:
     """One that asks for many turns, and counts those it was given."""
 
-    def __init__(self, turns: Turns, account: str, most: int) -> None:
+    def __init__(self, turns: Admission, account: str, most: int) -> None:
         self.given = self.withdrawn = 0
         turns.ask(account, most, self._take, self._leave)
 
@@ -63,7 +63,7 @@ class Group:
 
 @pytest.fixture
 def line() -> Iterator[Line]:
-    made = Line(Turns(2))
+    made = Line(Admission(2))
     yield made
     for end in made.ends.values():
         end.set()
@@ -88,7 +88,7 @@ def test_whoever_came_first_is_let_in_first(line: Line) -> None:
 
 
 def test_one_that_ends_and_asks_again_goes_to_the_end_of_the_line() -> None:
-    turns, order = Turns(1), list[str]()
+    turns, order = Admission(1), list[str]()
     first = turns.shared()
     first.__enter__()
     waiting = threading.Thread(target=lambda: _note(turns, order))
@@ -101,13 +101,13 @@ def test_one_that_ends_and_asks_again_goes_to_the_end_of_the_line() -> None:
     assert order == ["other", "again"]
 
 
-def _note(turns: Turns, order: list[str]) -> None:
+def _note(turns: Admission, order: list[str]) -> None:
     with turns.shared():
         order.append("other")
 
 
 def test_who_asks_for_many_gets_what_is_free_and_the_rest_before_those_who_came_later() -> None:
-    turns = Turns(10)
+    turns = Admission(10)
     first, second = Group(turns, "default", 3), Group(turns, "default", 9)
     third = Group(turns, "default", 8)
     assert (first.given, second.given, third.given) == (3, 7, 0)
@@ -180,12 +180,12 @@ class TestAlone:
 class TestAccounts:
     def test_each_has_its_share_and_one_connection_at_least(self) -> None:
         for connections, count, share in ((10, 1, 10), (10, 2, 5), (10, 3, 3), (2, 3, 1)):
-            turns = Turns(connections, {str(n): "" for n in range(count)})
+            turns = Admission(connections, {str(n): "" for n in range(count)})
             assert [Group(turns, str(n), 100).given for n in range(count)] == [share] * count
             assert turns.connections == share * count
 
     def test_one_whose_turns_do_not_end_keeps_none_from_another(self) -> None:
-        turns = Turns(4, {"stuck": "", "well": ""})
+        turns = Admission(4, {"stuck": "", "well": ""})
         stuck, well = Group(turns, "stuck", 10), Group(turns, "well", 10)
         for _ in range(8):
             turns.give_back("well")
@@ -194,7 +194,7 @@ class TestAccounts:
     @pytest.mark.usefixtures("hasty")
     def test_nobody_waits_any_more_for_one_that_hangs_where_there_are_others(self) -> None:
         for servers, withdrawn in (({"stuck": "a"}, 0), ({"stuck": "a", "well": "b"}, 8)):
-            turns = Turns(2 * len(servers), servers)
+            turns = Admission(2 * len(servers), servers)
             stuck = Group(turns, "stuck", 10)
             turns.withdraw_hanging()
             assert (stuck.given, stuck.withdrawn) == (2, withdrawn)
@@ -203,7 +203,7 @@ class TestAccounts:
 
     def test_of_each_no_more_are_claimed_than_its_connections_can_take_soon(
             self, monkeypatch: pytest.MonkeyPatch) -> None:
-        turns = Turns(4, {"one": "a", "two": "b"})
+        turns = Admission(4, {"one": "a", "two": "b"})
         most = 2 + 2 * WAITING_PER_CONNECTION
         assert turns.free("one") == (most, "a free connection of account one")
         Group(turns, "one", 10)
@@ -220,7 +220,7 @@ class TestAccounts:
         assert "a free connection of account one: its server, a, has taken no mail since 20" in words
 
     def test_one_that_is_the_only_one_takes_all(self) -> None:
-        turns = Turns(4)
+        turns = Admission(4)
         Group(turns, "default", 10)
         assert turns.free("default").mails == PLENTY
 

@@ -113,7 +113,7 @@ class _Share:
         return self.many or self.singles if self.let_single_in else self.singles or self.many
 
 
-class Turns:
+class Admission:
     """The connections of a worker, divided among its accounts so that one that hangs keeps none from another.
 
     A turn has two ends: its connection is free for the next one, and all is on record, for which one that is

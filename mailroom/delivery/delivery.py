@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
-from mailroom.delivery.admission import HANGS_AFTER_SECONDS, Turns
+from mailroom.delivery.admission import HANGS_AFTER_SECONDS, Admission
 from mailroom.delivery.attempt import Agent
 from mailroom.delivery.nudge import Begun, Nudge
 from mailroom.model.attempt import Claim, Outcome
@@ -54,7 +54,7 @@ class Delivery:
 
     outbox: Outbox
     agent: Agent
-    turns: Turns
+    turns: Admission
     _stopping: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:

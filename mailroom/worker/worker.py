@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from mailroom.broker.publisher import CHUNK_MAX, Publisher
 from mailroom.config.accounts import accounts, schedule
 from mailroom.config.settings import Settings
-from mailroom.delivery.admission import Turns
+from mailroom.delivery.admission import Admission
 from mailroom.delivery.attempt import Agent, Sender
 from mailroom.delivery.delivery import Delivery
 from mailroom.jobs import registry
@@ -55,7 +55,7 @@ class Station:
         self.relay = relay
         self.refusal = ""  #: what RabbitMQ refuses our consumer
         self.orders = orders
-        turns = Turns(connections, {account.name: str(account.hop) for account in known})
+        turns = Admission(connections, {account.name: str(account.hop) for account in known})
         self.worker = Worker(database, owner, name, queues, hanging=turns.hanging, threads=threads,
                              broker_trouble=self._broker_trouble)
         runs = Runs(database, owner, settings.LEASE_SECONDS)
