@@ -30,7 +30,7 @@ import mailasync
 from mailroom.cli import database as database_module
 from mailroom.config.settings import load
 from mailroom.delivery.admission import Admission
-from mailroom.delivery.attempt import Agent, Sender
+from mailroom.delivery.attempt import AttemptRunner, Sender
 from mailroom.delivery.delivery import Delivery
 from mailroom.model.account import DEFAULT_ACCOUNT, NextHop
 from mailroom.model.ids import new_id
@@ -126,7 +126,7 @@ class Fuzz:
         self.worker.beat()
         claims = Claims(self.database, self.worker.id, 3600)
         sessions = Sessions(NextHop(host=self.smtpd.host, port=self.smtpd.port, security="none", timeout_seconds=10))
-        agent = Agent({DEFAULT_ACCOUNT: Sender(Address(SENDER), sessions)}, Schedule.parse("10s"), "resend")
+        agent = AttemptRunner({DEFAULT_ACCOUNT: Sender(Address(SENDER), sessions)}, Schedule.parse("10s"), "resend")
         self.delivery = Delivery(claims, agent, Admission(4))
         self.runs, self.sweeps = Runs(self.database, self.worker.id, 3600), Sweeps(self.database, 3600, "resend")
 

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, text
 from mailroom.config.accounts import accounts
 from mailroom.config.settings import Settings, SettingsError, load
 from mailroom.delivery.admission import Admission
-from mailroom.delivery.attempt import Agent, Sender
+from mailroom.delivery.attempt import AttemptRunner, Sender
 from mailroom.delivery.delivery import Delivery
 from mailroom.model.account import AccountState, Budget, NextHop
 from mailroom.model.attempt import Outcome
@@ -57,7 +57,7 @@ class Office:
         self.claims = Claims(database, worker.id, 20, self.budgets, turns.free)
         senders = {name: Sender(Address(f"{name}@example.org"), Sessions(next_hop(server, **hop)))
                    for name, server in zip(names, servers, strict=True)}
-        self.delivery = Delivery(self.claims, Agent(senders, Schedule.parse(schedule), "resend"), turns)
+        self.delivery = Delivery(self.claims, AttemptRunner(senders, Schedule.parse(schedule), "resend"), turns)
 
     def accept(self, count: int = 1, *, people: int = 1, sender: str | None = None) -> list[str]:
         ids = [new_id() for _ in range(count)]

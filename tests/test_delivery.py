@@ -16,7 +16,7 @@ from sqlalchemy import Connection, text
 
 from mailroom.api.http.serialize import attempts
 from mailroom.delivery.admission import Admission
-from mailroom.delivery.attempt import Agent, Sender
+from mailroom.delivery.attempt import AttemptRunner, Sender
 from mailroom.delivery.delivery import Delivery
 from mailroom.model.account import DEFAULT_ACCOUNT, NextHop
 from mailroom.model.attempt import Claim, Outcome
@@ -57,7 +57,7 @@ class Office:
         self.sessions = Sessions(NextHop(host=smtpd.host, port=smtpd.port, **wanted))
         self.accounts = Accounts(database, self.claims.budgets)
         self.accounts.register()
-        agent = Agent({DEFAULT_ACCOUNT: Sender(ALICE, self.sessions)}, Schedule.parse(SCHEDULE), on_uncertain)
+        agent = AttemptRunner({DEFAULT_ACCOUNT: Sender(ALICE, self.sessions)}, Schedule.parse(SCHEDULE), on_uncertain)
         self.delivery = Delivery(self.claims, agent, Admission(connections))
 
     def accept(self, *to: Address, subject: str = "Hello") -> str:

@@ -15,7 +15,7 @@ from mailroom.api.http.why import why
 from mailroom.delivery import admission as turns_module
 from mailroom.delivery import delivery as delivery_module
 from mailroom.delivery.admission import Admission
-from mailroom.delivery.attempt import Agent, Sender
+from mailroom.delivery.attempt import AttemptRunner, Sender
 from mailroom.delivery.delivery import Delivery
 from mailroom.model.account import Budget, NextHop
 from mailroom.model.ids import new_id
@@ -57,7 +57,7 @@ class Bench:
         self.worker.beat()
         self.claims = Claims(database, self.worker.id, 20, budgets, self.turns.free)
         senders = {name: Sender(Address(f"{name}@example.org"), Sessions(hop)) for name, hop in hops.items()}
-        self.delivery = Delivery(self.claims, Agent(senders, Schedule.parse("10s*5"), "resend"), self.turns)
+        self.delivery = Delivery(self.claims, AttemptRunner(senders, Schedule.parse("10s*5"), "resend"), self.turns)
         self.threads = ThreadPoolExecutor(connections)
 
     def accept(self, count: int, account: str | None = None, to: str = "bob@example.org") -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from mailroom.delivery.admission import Admission
-from mailroom.delivery.attempt import Agent, Sender
+from mailroom.delivery.attempt import AttemptRunner, Sender
 from mailroom.delivery.delivery import Delivery
 from mailroom.model.account import DEFAULT_ACCOUNT, AccountState, NextHop, Trouble
 from mailroom.model.attempt import Claim, Outcome
@@ -111,7 +111,8 @@ def test_the_mail_of_a_release_that_is_done_again_goes_once(outbox: Outbox, clai
 
 def delivery(claims: Claims, smtpd: ScriptedSMTP) -> Delivery:
     sessions = Sessions(NextHop(host=smtpd.host, port=smtpd.port, security="none", timeout_seconds=30))
-    return Delivery(claims, Agent({DEFAULT_ACCOUNT: Sender(Address("alice@example.org"), sessions)}, Schedule.parse("10s"), "resend"),
+    senders = {DEFAULT_ACCOUNT: Sender(Address("alice@example.org"), sessions)}
+    return Delivery(claims, AttemptRunner(senders, Schedule.parse("10s"), "resend"),
                     Admission(2))
 
 

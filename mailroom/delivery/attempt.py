@@ -30,7 +30,7 @@ class Sender:
 
 
 @dataclass(frozen=True)
-class Agent:
+class AttemptRunner:
     """Makes attempts, and says what became of them."""
 
     senders: Mapping[str, Sender]  #: by the name of the account

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Protocol
 
 from mailroom.delivery.admission import HANGS_AFTER_SECONDS, Admission
-from mailroom.delivery.attempt import Agent
+from mailroom.delivery.attempt import AttemptRunner
 from mailroom.delivery.nudge import Begun, Nudge
 from mailroom.model.attempt import Claim, Outcome
 from mailroom.model.errors import StoreUnavailable, TooManyConnections
@@ -53,7 +53,7 @@ class Delivery:
     """Hands the mails of one worker to the next hop, many at a time on sessions that stay open."""
 
     outbox: Outbox
-    agent: Agent
+    agent: AttemptRunner
     turns: Admission
     _stopping: threading.Event = field(default_factory=threading.Event)
 

@@ -8,7 +8,7 @@ from mailroom.broker.publisher import CHUNK_MAX, Publisher
 from mailroom.config.accounts import accounts, schedule
 from mailroom.config.settings import Settings
 from mailroom.delivery.admission import Admission
-from mailroom.delivery.attempt import Agent, Sender
+from mailroom.delivery.attempt import AttemptRunner, Sender
 from mailroom.delivery.delivery import Delivery
 from mailroom.jobs import registry
 from mailroom.jobs.process_pool import Children
@@ -61,7 +61,7 @@ class Station:
         runs = Runs(database, owner, settings.LEASE_SECONDS)
         claims = Claims(database, owner, settings.LEASE_SECONDS, budgets, turns.free)
         senders = {account.name: Sender(account.sender, Sessions(account.hop)) for account in known}
-        self.delivery = Delivery(claims, Agent(senders, schedule(settings), settings.ON_UNCERTAIN), turns)
+        self.delivery = Delivery(claims, AttemptRunner(senders, schedule(settings), settings.ON_UNCERTAIN), turns)
         self.runner = Runner(runs, [queue for queue in queues if queue in registry.queues()], slots=settings.JOB_SLOTS,
                              processes=settings.JOB_PROCESSES, children=Children(registry.modules(settings.JOBS)), queued=self._queue)
         self.notifier = Notifier(Deliveries(database, owner, settings.LEASE_SECONDS), AddressGuard(settings.WEBHOOKS_TO_LOOPBACK == "on"),
