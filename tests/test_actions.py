@@ -15,7 +15,7 @@ from sqlalchemy import event
 
 from mailroom.model.attempt import Outcome
 from mailroom.model.ids import new_id
-from mailroom.model.message import FINAL, Address, Message, State, Terms
+from mailroom.model.message import FINAL, Address, Message, SendOptions, State
 from mailroom.store.db.database import Database
 from mailroom.store.db.migrate import upgrade
 from mailroom.store.jobs.claims import Runs
@@ -83,7 +83,7 @@ def claims(database: Database) -> Claims:
 def accept(outbox: Outbox, *to: str, job: NewJob | None = None, **terms: Any) -> str:
     id = new_id()
     message = Message(to=tuple(Address(address) for address in to or ("bob@example.org",)), subject="Hello", text="Hi")
-    assert outbox.accept(NewMessage(id=id, message=message, message_id=f"{id}@example.org", job=job, terms=Terms(**terms)))
+    assert outbox.accept(NewMessage(id=id, message=message, message_id=f"{id}@example.org", job=job, terms=SendOptions(**terms)))
     return id
 
 

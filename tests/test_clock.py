@@ -13,7 +13,7 @@ from mailroom.broker.publisher import Publisher
 from mailroom.model.account import AccountState, Budget, Trouble
 from mailroom.model.attempt import Outcome
 from mailroom.model.ids import new_id
-from mailroom.model.message import Address, Message, State, Terms
+from mailroom.model.message import Address, Message, SendOptions, State
 from mailroom.store.accounts import Accounts
 from mailroom.store.db.database import Database
 from mailroom.store.db.schema import now_ms
@@ -63,7 +63,7 @@ def accept(database: Database, **terms: int) -> str:
     id = new_id()
     message = Message(to=(Address("bob@example.org"),), subject="Hello", text="Hi")
     assert Outbox(database).accept(
-        NewMessage(id=id, message=message, message_id=f"{id}@example.org", terms=Terms(**terms))
+        NewMessage(id=id, message=message, message_id=f"{id}@example.org", terms=SendOptions(**terms))
     )
     return id
 

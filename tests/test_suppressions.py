@@ -13,7 +13,7 @@ from sqlalchemy import event, text
 
 from mailroom.config.settings import SettingsError, load
 from mailroom.model.account import Budget
-from mailroom.model.message import Address, Message, State, Terms
+from mailroom.model.message import Address, Message, SendOptions, State
 from mailroom.smtp.poller import run
 from mailroom.store.db.database import Database
 from mailroom.store.db.schema import suppressions
@@ -227,7 +227,7 @@ def test_many_that_were_suppressed_meanwhile_are_taken_out_together(office: Offi
 
 def test_what_was_suppressed_at_acceptance_does_not_come_due(office: Office, database: Database, listed: Suppressions) -> None:
     listed.add("bob@example.org")
-    Outbox(database).accept(NewMessage(id="later", message=Message(to=(BOB,)), message_id="later@example.org", terms=Terms(delay=1)))
+    Outbox(database).accept(NewMessage(id="later", message=Message(to=(BOB,)), message_id="later@example.org", terms=SendOptions(delay=1)))
     assert (state(office, "later"), office.standing("later").row["next_attempt_at"]) == ("suppressed", None)
 
 

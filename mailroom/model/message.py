@@ -130,7 +130,7 @@ class Message:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Terms:
+class SendOptions:
     """From when on, until when, and how often, a client wants a mail to be tried."""
 
     scheduled_at: int | None = None  #: milliseconds since 1970 …
@@ -144,7 +144,7 @@ class Terms:
         return self.scheduled_at is not None or bool(self.delay)
 
 
-ANYTIME = Terms()
+ANYTIME = SendOptions()
 
 
 def file_name(name: str) -> str:

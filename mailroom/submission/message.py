@@ -24,7 +24,7 @@ from pydantic import (
 from mailroom.model.addresses import parse_address
 from mailroom.model.errors import refuse, refuse_items
 from mailroom.model.media_types import parse_media_type
-from mailroom.model.message import STRUCTURED, Address, Attachment, Message, Terms, file_name
+from mailroom.model.message import STRUCTURED, Address, Attachment, Message, SendOptions, file_name
 from mailroom.model.text import CONTROL, encodable, is_unicode, one_line, shown, storable
 from mailroom.submission.addresses import RECIPIENTS_MAX, parse_addresses
 from mailroom.submission.fields import read_fields
@@ -171,8 +171,9 @@ class AskedMail(BaseModel):
         body = contents.strip().removeprefix("\ufeff").strip()
         return (None, contents) if body.startswith("<") and body.endswith(">") else (contents, None)
 
-    def terms(self) -> Terms:
-        return Terms(scheduled_at=self.scheduled_at, delay=_ms(self.delay), expires_at=self.expires_at, expires_in=_ms(self.expires_in),
+    def terms(self) -> SendOptions:
+        return SendOptions(scheduled_at=self.scheduled_at, delay=_ms(self.delay),
+                           expires_at=self.expires_at, expires_in=_ms(self.expires_in),
                      max_attempts=self.max_attempts)
 
     @model_validator(mode="after")
@@ -260,7 +261,7 @@ class MailOrder:
     """A mail as it was asked for, and on what terms."""
 
     message: Message
-    terms: Terms
+    terms: SendOptions
     template: AskedTemplate | None = None  #: to be filled in first
     priority: str = "normal"
     unsubscribe: bool = False

@@ -27,7 +27,7 @@ from mailroom.api.services import services
 from mailroom.jobs import registry
 from mailroom.model.errors import StoreUnavailable
 from mailroom.model.ids import is_id, new_id
-from mailroom.model.message import Terms, file_name
+from mailroom.model.message import SendOptions, file_name
 from mailroom.model.times import timestamp
 from mailroom.store.jobs.jobs import FINAL, JobStanding, JobState
 from mailroom.store.messages.idempotency import Answer, Kept, Key
@@ -139,7 +139,7 @@ def _again(id: str) -> Order:
     mail, row = services().outbox.message_of(id), _mail_row(standing)
     if mail is None or row is None:
         return Order(again, None)
-    terms = Terms(max_attempts=row["max_attempts"])
+    terms = SendOptions(max_attempts=row["max_attempts"])
     return Order(again, replace(services().orders.again(mail, again), terms=terms, webhook=row["webhook"], queue=row["queue"]))
 
 

@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 
 from mailroom.model.errors import MailroomError
 from mailroom.model.ids import new_id
-from mailroom.model.message import ANYTIME, FINAL, Address, Message, State, Terms
+from mailroom.model.message import ANYTIME, FINAL, Address, Message, SendOptions, State
 from mailroom.store.content import load, subject_key, write
 from mailroom.store.db.database import Database
 from mailroom.store.db.schema import contents, events, jobs, messages, now_ms, recipients, workers
@@ -37,7 +37,7 @@ class NewMessage:
     message_id: str
     queue: str = "mail"
     job: NewJob | None = None
-    terms: Terms = ANYTIME  #: its moments are by the database's clock
+    terms: SendOptions = ANYTIME  #: its moments are by the database's clock
     sender: str | None = None  #: the account that has to send it; None: whichever has room
     webhook: str | None = None  #: the URL that is told of this message
     key_id: str | None = None  #: the API key it came with
