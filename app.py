@@ -45,7 +45,7 @@ from mailroom.server.serve import beside, curl, inbox, refuse_keyless, refuse_ta
 from mailroom.store.accounts import Accounts
 from mailroom.store.db.database import Database
 from mailroom.store.events.webhooks import Webhooks
-from mailroom.store.jobs.claims import Runs
+from mailroom.store.jobs.claims import JobClaims
 from mailroom.store.jobs.jobs import Jobs
 from mailroom.store.keys.api_keys import ApiKeys
 from mailroom.store.keys.sign_outs import SignOuts
@@ -199,7 +199,7 @@ def all_in_one(settings: Settings, deliver: bool) -> Flask:
         sweeps = runtime.sweeps_of(settings, database)
         Worker(database, "", "", []).stop_others()
         sweeps.orphans()
-        Runs(database, "", settings.LEASE_SECONDS).orphans()
+        JobClaims(database, "", settings.LEASE_SECONDS).orphans()
         sweeps.forget_nudges()
     app = create_app(settings, database=database)
     app.register_blueprint(beside(letters, dial, hint=curl(settings)))

@@ -38,7 +38,7 @@ from mailroom.model.message import Address
 from mailroom.model.retry import Schedule
 from mailroom.smtp.pool import Sessions
 from mailroom.store.db.database import Database
-from mailroom.store.jobs.claims import Runs
+from mailroom.store.jobs.claims import JobClaims
 from mailroom.store.jobs.jobs import JobEnd, JobState
 from mailroom.store.maintenance.rescue import Sweeps
 from mailroom.store.messages.claims import Claims
@@ -128,7 +128,7 @@ class Fuzz:
         sessions = Sessions(NextHop(host=self.smtpd.host, port=self.smtpd.port, security="none", timeout_seconds=10))
         agent = AttemptRunner({DEFAULT_ACCOUNT: Sender(Address(SENDER), sessions)}, Schedule.parse("10s"), "resend")
         self.delivery = Delivery(claims, agent, Admission(4))
-        self.runs, self.sweeps = Runs(self.database, self.worker.id, 3600), Sweeps(self.database, 3600, "resend")
+        self.runs, self.sweeps = JobClaims(self.database, self.worker.id, 3600), Sweeps(self.database, 3600, "resend")
 
     def prepare(self) -> None:
         """Store the templates, and deliver one mail unwatched: some modules are imported, and our own name is looked up, only then."""

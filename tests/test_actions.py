@@ -18,7 +18,7 @@ from mailroom.model.ids import new_id
 from mailroom.model.message import FINAL, Address, Message, SendOptions, State
 from mailroom.store.db.database import Database
 from mailroom.store.db.migrate import upgrade
-from mailroom.store.jobs.claims import Runs
+from mailroom.store.jobs.claims import JobClaims
 from mailroom.store.jobs.jobs import JobEnd, Jobs, JobState, NewJob
 from mailroom.store.maintenance.expiry import Expiry
 from mailroom.store.maintenance.rescue import Sweeps
@@ -298,7 +298,7 @@ def test_without_its_content_nothing_can_be_sent(outbox: Outbox, actions: Action
 
 
 def end_job(database: Database, job: NewJob, how: JobState) -> None:
-    runs = Runs(database, "worker-1", 20)
+    runs = JobClaims(database, "worker-1", 20)
     claim = next(claim for claim in runs.claim("jobs", ["simulate"], limit=1000) if claim.id == job.id)
     assert runs.finish(claim, JobEnd(state=how, error=None if how is JobState.SUCCEEDED else "no")) is not None
 

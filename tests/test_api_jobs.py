@@ -12,7 +12,7 @@ from flask.testing import FlaskClient
 from mailroom.api.http import prefer_wait
 from mailroom.jobs import builtin
 from mailroom.model.message import Attachment, State
-from mailroom.store.jobs.claims import JobClaim, Runs
+from mailroom.store.jobs.claims import JobClaim, JobClaims
 from mailroom.store.jobs.jobs import JobEnd, JobState
 from mailroom.store.workers import Worker
 from tests import jobs_for_tests
@@ -24,11 +24,11 @@ NOTIFY = {"to": "bob@example.org", "subject": "Done", "contents": "It is {{ job.
 
 
 @pytest.fixture
-def runs(app: Flask) -> Runs:
+def runs(app: Flask) -> JobClaims:
     """A worker's hands, without a worker."""
     database = app.extensions["mailasync"].outbox.database
     Worker(database, "worker-1", "worker-1@host", ["jobs"]).beat()
-    return Runs(database, "worker-1", 20)
+    return JobClaims(database, "worker-1", 20)
 
 
 def post(client: FlaskClient, **body: Any) -> Any:
@@ -37,7 +37,7 @@ def post(client: FlaskClient, **body: Any) -> Any:
     return answer.json
 
 
-def claim(runs: Runs, name: str = "simulate") -> JobClaim:
+def claim(runs: JobClaims, name: str = "simulate") -> JobClaim:
     [one] = runs.claim("jobs", [name], limit=1)
     return one
 
@@ -56,7 +56,7 @@ def test_a_job_is_accepted_with_its_place(client: FlaskClient) -> None:
     assert job["why"].startswith("no worker serves the queue jobs; start one with `celery -A mailasync worker -Q jobs`")
 
 
-def test_a_job_with_a_mail_makes_both_and_each_tells_of_the_other(client: FlaskClient, runs: Runs) -> None:
+def test_a_job_with_a_mail_makes_both_and_each_tells_of_the_other(client: FlaskClient, runs: JobClaims) -> None:
     job = post(client, notify=NOTIFY)
     assert job["message"]["status"] == "waiting"
     mail: Any = client.get(f"/v1/messages/{job['message']['id']}").json
@@ -126,7 +126,7 @@ def test_a_wrong_job_in_a_message_is_refused(client: FlaskClient, job: object, p
 
 # --- a form with files ---------------------------------------------------------------------------------------------
 
-def test_a_file_in_a_form_is_an_argument(client: FlaskClient, runs: Runs) -> None:
+def test_a_file_in_a_form_is_an_argument(client: FlaskClient, runs: JobClaims) -> None:
     content = bytes(range(256)) * 10
     answer = client.post("/v1/jobs", data={"job": '{"name": "size"}', "image": (io.BytesIO(content), "cat.png")})
     assert answer.status_code == 202, answer.json
@@ -151,7 +151,7 @@ def test_a_form_that_is_no_job_is_refused(client: FlaskClient, form: dict[str, A
 
 # --- telling -------------------------------------------------------------------------------------------------------
 
-def test_progress_is_seen_while_a_job_runs(client: FlaskClient, runs: Runs) -> None:
+def test_progress_is_seen_while_a_job_runs(client: FlaskClient, runs: JobClaims) -> None:
     id = post(client)["id"]
     runs.progress(claim(runs), 0.42, "washing")
     told: Any = client.get(f"/v1/jobs/{id}").json
@@ -159,7 +159,7 @@ def test_progress_is_seen_while_a_job_runs(client: FlaskClient, runs: Runs) -> N
     assert told["why"] == "a worker runs it, attempt 1: washing"
 
 
-def test_a_failed_attempt_tells_when_the_next_is(client: FlaskClient, runs: Runs) -> None:
+def test_a_failed_attempt_tells_when_the_next_is(client: FlaskClient, runs: JobClaims) -> None:
     id = post(client, max_attempts=2)["id"]
     runs.finish(claim(runs), JobEnd(state=JobState.FAILED, error="OSError: no", wait_seconds=60))
     told: Any = client.get(f"/v1/jobs/{id}").json
@@ -207,7 +207,7 @@ def test_job_types_are_told_with_their_arguments(client: FlaskClient) -> None:
     assert types["size"]["arguments"]["properties"]["image"] == {"contentEncoding": "base64", "title": "Image", "type": "string"}
 
 
-def test_what_a_job_made_is_fetched_as_a_download(client: FlaskClient, runs: Runs) -> None:
+def test_what_a_job_made_is_fetched_as_a_download(client: FlaskClient, runs: JobClaims) -> None:
     id = post(client)["id"]
     assert client.get(f"/v1/jobs/{id}/file").status_code == 404
     made = Attachment('../"é\r\n.html', "text/html", b"<script>")
@@ -220,7 +220,7 @@ def test_what_a_job_made_is_fetched_as_a_download(client: FlaskClient, runs: Run
 
 # --- cancel and once more ------------------------------------------------------------------------------------------
 
-def test_a_job_is_canceled_once_and_with_its_mail(client: FlaskClient, runs: Runs) -> None:
+def test_a_job_is_canceled_once_and_with_its_mail(client: FlaskClient, runs: JobClaims) -> None:
     job = post(client, notify=NOTIFY)
     answer = client.post(f"/v1/jobs/{job['id']}/cancel")
     told: Any = answer.json
@@ -230,7 +230,7 @@ def test_a_job_is_canceled_once_and_with_its_mail(client: FlaskClient, runs: Run
     assert runs.claim("jobs", ["simulate"], limit=1) == []
 
 
-def test_once_more_is_a_new_job_with_a_mail_of_its_own(client: FlaskClient, runs: Runs) -> None:
+def test_once_more_is_a_new_job_with_a_mail_of_its_own(client: FlaskClient, runs: JobClaims) -> None:
     job = post(client, notify=NOTIFY, notify_on="failure", max_attempts=1)
     refused = client.post(f"/v1/jobs/{job['id']}/retry")
     assert (refused.status_code, refused.json["detail"]) == (409, "expected a job that has ended, got one that is queued")  # type: ignore[index]
@@ -247,7 +247,7 @@ def test_once_more_is_a_new_job_with_a_mail_of_its_own(client: FlaskClient, runs
 
 # --- waiting -------------------------------------------------------------------------------------------------------
 
-def test_a_client_that_prefers_to_wait_is_answered_at_the_end(client: FlaskClient, runs: Runs) -> None:
+def test_a_client_that_prefers_to_wait_is_answered_at_the_end(client: FlaskClient, runs: JobClaims) -> None:
     ended = threading.Timer(0.4, lambda: runs.finish(claim(runs), JobEnd(state=JobState.SUCCEEDED, result="7")))
     ended.start()
     answer = client.post("/v1/jobs", json=SIMULATE, headers={"Prefer": "respond-async, wait=10"})

@@ -21,7 +21,7 @@ from mailroom.store.events.counters import Tallies
 from mailroom.store.events.deliveries import Deliveries, Told
 from mailroom.store.events.queue_history import Samples
 from mailroom.store.events.webhooks import Webhooks
-from mailroom.store.jobs.claims import Runs
+from mailroom.store.jobs.claims import JobClaims
 from mailroom.store.jobs.jobs import JobEnd, Jobs, JobState, NewJob
 from mailroom.store.maintenance.clock import Clock
 from mailroom.store.maintenance.expiry import Expiry
@@ -135,7 +135,7 @@ def dead(database: Database) -> IsOver:
 
 def job(database: Database) -> IsOver:
     Worker(database, "worker-1", "worker-1@host", ["jobs"]).beat()
-    runs = Runs(database, "worker-1", LEASE_SECONDS)
+    runs = JobClaims(database, "worker-1", LEASE_SECONDS)
     Jobs(database, LEASE_SECONDS).accept(
         NewJob(id=new_id(), name="simulate", args={}, queue="jobs", timeout_seconds=10, max_attempts=9)
     )
@@ -296,7 +296,7 @@ def a_sweeper(database: Database) -> Sweeper:
         Sweeps(database, 1.0, "resend"),
         Claims(database, "sweeping", 1.0),
         worker,
-        Runs(database, "sweeping", 1.0),
+        JobClaims(database, "sweeping", 1.0),
         Accounts(database, [Budget(account="default")]),
         Expiry(database),
         Retention(database, 0),

@@ -16,7 +16,7 @@ from mailroom.jobs import builtin, registry, runner
 from mailroom.jobs.registry import File, Progress, job
 from mailroom.model.errors import InvalidMessage
 from mailroom.store.db.database import Database
-from mailroom.store.jobs.claims import Runs
+from mailroom.store.jobs.claims import JobClaims
 from mailroom.store.jobs.jobs import JobEnd, Jobs, JobState, NewJob
 from tests.services import wait_until
 from tests.services.application import made
@@ -35,7 +35,7 @@ def jobs(database: Database) -> Jobs:
 
 
 @pytest.fixture
-def runs(database: Database) -> Runs:
+def runs(database: Database) -> JobClaims:
     return worker(database, "worker-1")
 
 
@@ -58,14 +58,14 @@ def client(database_url: str) -> Iterator[FlaskClient]:
         yield app.test_client()
 
 
-def test_a_timeout_that_is_not_the_last_attempts_is_kept(jobs: Jobs, runs: Runs) -> None:
+def test_a_timeout_that_is_not_the_last_attempts_is_kept(jobs: Jobs, runs: JobClaims) -> None:
     jobs.accept(new(max_attempts=2))
     one = claim(runs)
     assert runs.finish(one, TIMED_OUT) == []
     assert standing(jobs, one.id).row["state"] == JobState.QUEUED
 
 
-def test_a_worker_that_was_paused_does_not_take_itself_for_dead(database: Database, jobs: Jobs, runs: Runs) -> None:
+def test_a_worker_that_was_paused_does_not_take_itself_for_dead(database: Database, jobs: Jobs, runs: JobClaims) -> None:
     jobs.accept(new())
     one = claim(runs)
     lose(database, "worker-1")
@@ -76,7 +76,7 @@ def test_a_worker_that_was_paused_does_not_take_itself_for_dead(database: Databa
     assert standing(jobs, one.id).row["state"] == JobState.FAILED
 
 
-def test_a_worker_does_not_claim_again_what_one_of_its_threads_still_runs(database: Database, jobs: Jobs, runs: Runs) -> None:
+def test_a_worker_does_not_claim_again_what_one_of_its_threads_still_runs(database: Database, jobs: Jobs, runs: JobClaims) -> None:
     jobs.accept(new(max_attempts=2))
     one = claim(runs)
     lose(database, "worker-1")
@@ -294,7 +294,7 @@ def test_a_large_job_in_a_form_is_taken(client: FlaskClient) -> None:
     assert answer.status_code == 202, answer.json
 
 
-def test_claiming_looks_at_no_more_of_those_that_wait_than_it_takes(database: Database, jobs: Jobs, runs: Runs) -> None:
+def test_claiming_looks_at_no_more_of_those_that_wait_than_it_takes(database: Database, jobs: Jobs, runs: JobClaims) -> None:
     jobs.accept(new())
     asked: list[tuple[str, Any]] = []
     event.listen(database.engine, "before_cursor_execute", lambda *told: asked.append((told[2], told[3])))

@@ -12,7 +12,7 @@ from mailroom.model.ids import new_id
 from mailroom.model.message import Address, Message, State
 from mailroom.store.db.database import Database
 from mailroom.store.db.migrate import upgrade
-from mailroom.store.jobs.claims import Runs
+from mailroom.store.jobs.claims import JobClaims
 from mailroom.store.jobs.jobs import JobEnd, Jobs, JobState, NewJob
 from mailroom.store.maintenance.rescue import CRASHES_MAX, Sweeps
 from mailroom.store.messages.claims import Claims
@@ -448,7 +448,7 @@ def test_every_statement_finds_its_rows_by_an_index(sqlite_url: str) -> None:
     sweeps.unpublish([one, two])
     assert len(sweeps.unpublished()) == 2
     outbox.standing(one)
-    jobs, runs = Jobs(database, LEASE_SECONDS), Runs(database, "worker-1", LEASE_SECONDS)
+    jobs, runs = Jobs(database, LEASE_SECONDS), JobClaims(database, "worker-1", LEASE_SECONDS)
     [claim] = runs.claim("jobs", ["simulate"], limit=5)
     runs.progress(claim, 0.5, "half")
     assert runs.taken_away() == set()

@@ -14,7 +14,7 @@ from mailroom.model.message import FINAL, Address, Attachment, Message, State
 from mailroom.store.db.database import Database
 from mailroom.store.db.migrate import upgrade
 from mailroom.store.db.schema import messages, metadata, workers
-from mailroom.store.jobs.claims import Runs
+from mailroom.store.jobs.claims import JobClaims
 from mailroom.store.jobs.jobs import JobEnd, Jobs, JobState, NewJob, NotifyOn
 from mailroom.store.maintenance.restore import StillRunning, hold
 from mailroom.store.maintenance.retention import Retention
@@ -65,7 +65,7 @@ def new_job(**more: Any) -> NewJob:
 def end_job(database: Database, id: str, *, days: float) -> None:
     """Run the job to its end, with a file; it ended so many days ago."""
     Worker(database, "worker-1", "worker-1@host", ["jobs"]).beat()
-    runs = Runs(database, "worker-1", LEASE_SECONDS)
+    runs = JobClaims(database, "worker-1", LEASE_SECONDS)
     [claim] = runs.claim("jobs", ["simulate"], limit=1)
     assert claim.id == id
     runs.finish(claim, JobEnd(state=JobState.SUCCEEDED, file=Attachment("a.txt", "text/plain", b"made")))

@@ -13,7 +13,7 @@ from mailroom.jobs.registry import File, Interrupted, Progress, job
 from mailroom.jobs.runner import Runner
 from mailroom.jobs.slots import Slots
 from mailroom.model.ids import new_id
-from mailroom.store.jobs.claims import Runs
+from mailroom.store.jobs.claims import JobClaims
 from mailroom.store.jobs.jobs import FINAL, Jobs, JobState, NewJob
 from mailroom.store.workers import Worker
 from tests import jobs_for_tests
@@ -48,7 +48,7 @@ class Bench:
         self.jobs = Jobs(self.database, 20)
         self.worker = Worker(self.database, "worker-1", "worker-1@host", QUEUES)
         self.worker.beat()
-        self.runs = Runs(self.database, "worker-1", 20)
+        self.runs = JobClaims(self.database, "worker-1", 20)
         self.children = Children(MODULES)
         self.runner = Runner(self.runs, QUEUES, slots=slots, processes=processes, children=self.children, queued=lambda id: None)
         self.runner.start()

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, text
 from mailroom.model.ids import new_id
 from mailroom.model.message import Address, Attachment, Message, State
 from mailroom.store.db.database import Database
-from mailroom.store.jobs.claims import JobClaim, Runs
+from mailroom.store.jobs.claims import JobClaim, JobClaims
 from mailroom.store.jobs.jobs import FINAL, JobEnd, Jobs, JobState, NewJob, NotifyOn
 from mailroom.store.messages.claims import Claims
 from mailroom.store.messages.outbox import NewMessage, Outbox
@@ -27,13 +27,13 @@ def jobs(database: Database) -> Jobs:
 
 
 @pytest.fixture
-def runs(database: Database) -> Runs:
+def runs(database: Database) -> JobClaims:
     return worker(database, "worker-1")
 
 
-def worker(database: Database, id: str) -> Runs:
+def worker(database: Database, id: str) -> JobClaims:
     Worker(database, id, f"{id}@host", ["jobs", "coffee"]).beat()
-    return Runs(database, id, LEASE_SECONDS)
+    return JobClaims(database, id, LEASE_SECONDS)
 
 
 def new(name: str = "simulate", **more: Any) -> NewJob:
@@ -48,7 +48,7 @@ def waiting(database: Database, job: NewJob, *, template: bool = False) -> str:
     return id
 
 
-def claim(runs: Runs, *names: str, queue: str = "jobs") -> JobClaim:
+def claim(runs: JobClaims, *names: str, queue: str = "jobs") -> JobClaim:
     [one] = runs.claim(queue, names or ("simulate",), limit=1)
     return one
 
@@ -77,7 +77,7 @@ def lose(database: Database, id: str) -> None:
 
 # --- claim ---------------------------------------------------------------------------------------------------------
 
-def test_a_claim_takes_the_oldest_of_its_queue_and_types(database: Database, jobs: Jobs, runs: Runs) -> None:
+def test_a_claim_takes_the_oldest_of_its_queue_and_types(database: Database, jobs: Jobs, runs: JobClaims) -> None:
     ids = [job.id for job in (new(), new("brew"), new(queue="coffee"), new(), new()) if jobs.accept(job)]
     assert runs.claim("jobs", [], limit=5) == []
     assert runs.claim("tea", ["simulate"], limit=5) == []
@@ -87,7 +87,7 @@ def test_a_claim_takes_the_oldest_of_its_queue_and_types(database: Database, job
     assert standing(jobs, ids[0]).row["state"] == JobState.RUNNING
 
 
-def test_a_claim_has_all_that_running_it_needs(jobs: Jobs, runs: Runs) -> None:
+def test_a_claim_has_all_that_running_it_needs(jobs: Jobs, runs: JobClaims) -> None:
     jobs.accept(new(args={"n": [1, "ü"]}, timeout_seconds=1.5, max_attempts=3, retry="1s, 2s"))
     one = claim(runs)
     assert (one.args, one.attempt, one.timeout_seconds, one.max_attempts, one.retry, one.is_last) == (
@@ -103,7 +103,7 @@ def test_a_job_is_run_by_one_of_many_workers(database: Database, jobs: Jobs) -> 
     assert sorted(claimed) == sorted(ids)
 
 
-def test_progress_is_told_until_the_end(jobs: Jobs, runs: Runs) -> None:
+def test_progress_is_told_until_the_end(jobs: Jobs, runs: JobClaims) -> None:
     jobs.accept(new())
     one = claim(runs)
     assert runs.progress(one, 0.25, "step 1")
@@ -126,7 +126,7 @@ def test_progress_is_told_until_the_end(jobs: Jobs, runs: Runs) -> None:
     (NotifyOn.FAILURE, JobEnd(state=JobState.TIMED_OUT, error="killed"), State.QUEUED, None),
     (NotifyOn.SUCCESS, JobEnd(state=JobState.TIMED_OUT, error="killed"), State.FAILED, "its job timed_out: killed"),
 ])
-def test_a_mail_goes_at_the_end_it_is_for(database: Database, runs: Runs, notify_on: NotifyOn, end: JobEnd, state: State,
+def test_a_mail_goes_at_the_end_it_is_for(database: Database, runs: JobClaims, notify_on: NotifyOn, end: JobEnd, state: State,
                                           reason: str | None) -> None:
     id = waiting(database, new(notify_on=notify_on))
     one = claim(runs)
@@ -135,7 +135,7 @@ def test_a_mail_goes_at_the_end_it_is_for(database: Database, runs: Runs, notify
     assert runs.finish(one, end) is None
 
 
-def test_a_claimed_mail_that_is_a_template_brings_what_its_job_made(database: Database, runs: Runs) -> None:
+def test_a_claimed_mail_that_is_a_template_brings_what_its_job_made(database: Database, runs: JobClaims) -> None:
     id = waiting(database, new(notify_on=NotifyOn.BOTH), template=True)
     plain = waiting(database, new())
     made = Attachment("cat.png", "image/png", b"\x89PNG")
@@ -151,7 +151,7 @@ def test_a_claimed_mail_that_is_a_template_brings_what_its_job_made(database: Da
 
 # --- attempts ------------------------------------------------------------------------------------------------------
 
-def test_a_job_that_may_is_tried_again_when_its_time_comes(database: Database, jobs: Jobs, runs: Runs) -> None:
+def test_a_job_that_may_is_tried_again_when_its_time_comes(database: Database, jobs: Jobs, runs: JobClaims) -> None:
     id = waiting(database, new(max_attempts=2))
     one = claim(runs)
     assert runs.finish(one, JobEnd(state=JobState.FAILED, error="ValueError: no", wait_seconds=60)) == []
@@ -172,7 +172,8 @@ def test_a_job_that_may_is_tried_again_when_its_time_comes(database: Database, j
     (2, NotifyOn.BOTH, JobState.QUEUED, State.WAITING), (1, NotifyOn.SUCCESS, JobState.FAILED, State.FAILED),
     (1, NotifyOn.BOTH, JobState.FAILED, State.QUEUED)])
 def test_a_dead_workers_job_runs_again_if_it_may_and_else_ends_with_its_mail(
-        database: Database, jobs: Jobs, runs: Runs, max_attempts: int, notify_on: NotifyOn, job_state: JobState, mail_state: State) -> None:
+        database: Database, jobs: Jobs, runs: JobClaims, max_attempts: int, notify_on: NotifyOn,
+        job_state: JobState, mail_state: State) -> None:
     id = waiting(database, new(max_attempts=max_attempts, notify_on=notify_on))
     one = claim(runs)
     assert runs.orphans() == []
@@ -183,14 +184,14 @@ def test_a_dead_workers_job_runs_again_if_it_may_and_else_ends_with_its_mail(
     assert runs.finish(one, SUCCEEDED) is None
 
 
-def test_a_released_job_waits_for_another_worker(jobs: Jobs, runs: Runs) -> None:
+def test_a_released_job_waits_for_another_worker(jobs: Jobs, runs: JobClaims) -> None:
     jobs.accept(new())
     assert runs.release(claim(runs))
     again = claim(runs)
     assert (again.attempt, again.counted, again.is_last) == (2, 1, True)
 
 
-def test_a_job_of_ours_that_no_thread_runs_is_queued_again_at_the_second_look(database: Database, jobs: Jobs, runs: Runs) -> None:
+def test_a_job_of_ours_that_no_thread_runs_is_queued_again_at_the_second_look(database: Database, jobs: Jobs, runs: JobClaims) -> None:
     lost, running = new(), new()
     jobs.accept(lost)
     jobs.accept(running)
@@ -203,7 +204,7 @@ def test_a_job_of_ours_that_no_thread_runs_is_queued_again_at_the_second_look(da
 
 # --- cancel --------------------------------------------------------------------------------------------------------
 
-def test_a_queued_job_is_canceled_with_its_mail(database: Database, jobs: Jobs, runs: Runs) -> None:
+def test_a_queued_job_is_canceled_with_its_mail(database: Database, jobs: Jobs, runs: JobClaims) -> None:
     job = new(notify_on=NotifyOn.BOTH)
     id = waiting(database, job)
     assert jobs.cancel(job.id) is JobState.QUEUED
@@ -214,7 +215,7 @@ def test_a_queued_job_is_canceled_with_its_mail(database: Database, jobs: Jobs, 
     assert [person["state"] for person in Outbox(database).standing(id).recipients] == [State.CANCELED]  # type: ignore[union-attr]
 
 
-def test_a_running_job_that_is_canceled_is_taken_away_from_its_worker(jobs: Jobs, runs: Runs) -> None:
+def test_a_running_job_that_is_canceled_is_taken_away_from_its_worker(jobs: Jobs, runs: JobClaims) -> None:
     for job in (new(), new()):
         jobs.accept(job)
     first, second = runs.claim("jobs", ["simulate"], limit=2)
@@ -228,7 +229,7 @@ def test_a_running_job_that_is_canceled_is_taken_away_from_its_worker(jobs: Jobs
     assert standing(jobs, first.id).row["state"] == JobState.CANCELED
 
 
-def test_cancel_and_finish_at_once_agree_on_one_end(database: Database, jobs: Jobs, runs: Runs) -> None:
+def test_cancel_and_finish_at_once_agree_on_one_end(database: Database, jobs: Jobs, runs: JobClaims) -> None:
     with ThreadPoolExecutor(2) as threads:
         for _ in range(20):
             job = new(notify_on=NotifyOn.BOTH)
@@ -254,7 +255,7 @@ def test_the_same_id_is_accepted_once_alone_and_with_a_mail(database: Database, 
     assert Outbox(database).standing(id) is None
 
 
-def test_what_was_no_job_is_kept_as_failed_with_the_reason(jobs: Jobs, runs: Runs) -> None:
+def test_what_was_no_job_is_kept_as_failed_with_the_reason(jobs: Jobs, runs: JobClaims) -> None:
     job = new("", failed="#/name: expected one of simulate, got 'brew'")
     jobs.accept(job)
     assert standing(jobs, job.id).row["state"] in FINAL
@@ -262,12 +263,12 @@ def test_what_was_no_job_is_kept_as_failed_with_the_reason(jobs: Jobs, runs: Run
     assert runs.claim("jobs", ["simulate", ""], limit=1) == []
 
 
-def test_large_arguments_come_through(jobs: Jobs, runs: Runs) -> None:
+def test_large_arguments_come_through(jobs: Jobs, runs: JobClaims) -> None:
     jobs.accept(new(args={"image": "A" * 5_000_000}))
     assert len(claim(runs).args["image"]) == 5_000_000
 
 
-def test_a_list_goes_through_all_jobs_once_newest_first(jobs: Jobs, runs: Runs) -> None:
+def test_a_list_goes_through_all_jobs_once_newest_first(jobs: Jobs, runs: JobClaims) -> None:
     ids = [job.id for job in (new("brew" if number % 2 else "simulate") for number in range(11)) if jobs.accept(job)]
     runs.finish(claim(runs), SUCCEEDED)
     seen: list[tuple[int, str]] = []
@@ -280,7 +281,7 @@ def test_a_list_goes_through_all_jobs_once_newest_first(jobs: Jobs, runs: Runs) 
     assert jobs.page(limit=20, queue="coffee") == []
 
 
-def test_a_job_tells_its_mail_its_file_and_whether_anybody_serves_it(database: Database, jobs: Jobs, runs: Runs) -> None:
+def test_a_job_tells_its_mail_its_file_and_whether_anybody_serves_it(database: Database, jobs: Jobs, runs: JobClaims) -> None:
     job = new()
     id = waiting(database, job)
     assert standing(jobs, job.id).served
@@ -300,7 +301,7 @@ def test_a_job_tells_its_mail_its_file_and_whether_anybody_serves_it(database: D
     assert jobs.standing("no such job") is None
 
 
-def test_the_same_once_more_is_a_job_of_its_own(database: Database, jobs: Jobs, runs: Runs) -> None:
+def test_the_same_once_more_is_a_job_of_its_own(database: Database, jobs: Jobs, runs: JobClaims) -> None:
     job = new(notify_on=NotifyOn.FAILURE, max_attempts=2, retry="1s", timeout_seconds=3.0)
     waiting(database, job, template=True)
     again = jobs.again(job.id, "another")

@@ -16,7 +16,7 @@ from mailroom.model.errors import MailroomError, StoreUnavailable
 from mailroom.model.message import Attachment, file_name
 from mailroom.model.retry import Schedule
 from mailroom.process.supervisor import SupervisedThread
-from mailroom.store.jobs.claims import JobClaim, Runs
+from mailroom.store.jobs.claims import JobClaim, JobClaims
 from mailroom.store.jobs.jobs import JobEnd, JobState
 
 log = logging.getLogger("mailasync.jobs")
@@ -55,7 +55,7 @@ class _Run:
 class Runner:
     """At most `slots` jobs at a time, in threads of its own: mail's threads never wait for a job."""
 
-    def __init__(self, runs: Runs, queues: Sequence[str], *, slots: int, processes: int, children: Children,
+    def __init__(self, runs: JobClaims, queues: Sequence[str], *, slots: int, processes: int, children: Children,
                  queued: Callable[[str], None]) -> None:
         """`processes`: how many of the jobs may be in child processes; `queued` is told the id of each message that a job let go."""
         self._runs = runs
@@ -267,7 +267,7 @@ class Runner:
 class _Reported:
     """Progress as rows, a few a second at most; raises Interrupted where the job is no longer wanted here."""
 
-    runs: Runs
+    runs: JobClaims
     run: _Run
 
     def __call__(self, fraction: float, step: str = "") -> None:

@@ -11,7 +11,7 @@ from mailroom.broker.publisher import Publisher
 from mailroom.model.errors import StoreUnavailable
 from mailroom.process.supervisor import SupervisedThread
 from mailroom.store.accounts import Accounts
-from mailroom.store.jobs.claims import Runs
+from mailroom.store.jobs.claims import JobClaims
 from mailroom.store.maintenance.clock import Clock
 from mailroom.store.maintenance.expiry import Expiry
 from mailroom.store.maintenance.rescue import BATCH_MAX, Nudge, Sweeps
@@ -41,7 +41,7 @@ class Sweeper:
     sweeps: Sweeps
     claims: Claims
     worker: Worker
-    runs: Runs
+    runs: JobClaims
     accounts: Accounts
     expiry: Expiry
     retention: Retention

@@ -21,7 +21,7 @@ from mailroom.store.accounts import Accounts
 from mailroom.store.db.database import Database
 from mailroom.store.events.counters import count_each
 from mailroom.store.events.deliveries import Deliveries
-from mailroom.store.jobs.claims import Runs
+from mailroom.store.jobs.claims import JobClaims
 from mailroom.store.jobs.jobs import ID_MAX_CHARACTERS, Jobs, NewJob
 from mailroom.store.maintenance.clock import Clock
 from mailroom.store.maintenance.expiry import Expiry
@@ -58,7 +58,7 @@ class Station:
         turns = Admission(connections, {account.name: str(account.hop) for account in known})
         self.worker = Worker(database, owner, name, queues, hanging=turns.hanging, threads=threads,
                              broker_trouble=self._broker_trouble)
-        runs = Runs(database, owner, settings.LEASE_SECONDS)
+        runs = JobClaims(database, owner, settings.LEASE_SECONDS)
         claims = Claims(database, owner, settings.LEASE_SECONDS, budgets, turns.free)
         senders = {account.name: Sender(account.sender, Sessions(account.hop)) for account in known}
         self.delivery = Delivery(claims, AttemptRunner(senders, schedule(settings), settings.ON_UNCERTAIN), turns)

@@ -45,7 +45,7 @@ class JobClaim:
 
 
 @dataclass(frozen=True, eq=False)
-class Runs:
+class JobClaims:
     """The jobs of one worker, whose heartbeat is its lease on all of them."""
 
     database: Database
