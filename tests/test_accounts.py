@@ -25,7 +25,7 @@ from mailroom.store.accounts import Accounts
 from mailroom.store.db.database import Database
 from mailroom.store.maintenance.rescue import Sweeps
 from mailroom.store.messages.claims import Claims
-from mailroom.store.messages.outbox import NewMessage, Outbox, Standing
+from mailroom.store.messages.outbox import MessageDetails, NewMessage, Outbox
 from mailroom.store.workers import Worker
 from tests.services import wait_until
 from tests.services.certificates import Certificates, make_certificates
@@ -92,7 +92,7 @@ class Office:
     def states(self, ids: list[str]) -> list[str]:
         return [str(self.row(id).row["state"]) for id in ids]
 
-    def row(self, id: str) -> Standing:
+    def row(self, id: str) -> MessageDetails:
         found = self.outbox.standing(id)
         assert found
         return found

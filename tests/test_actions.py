@@ -24,7 +24,7 @@ from mailroom.store.maintenance.expiry import Expiry
 from mailroom.store.maintenance.rescue import Sweeps
 from mailroom.store.messages.actions import Actions, UnknownMessage, WrongState
 from mailroom.store.messages.claims import Claims
-from mailroom.store.messages.outbox import NewMessage, Outbox, Standing
+from mailroom.store.messages.outbox import MessageDetails, NewMessage, Outbox
 from mailroom.store.workers import Worker
 from tests.services import wait_until
 from tests.services.postgres import Postgres
@@ -108,7 +108,7 @@ def now(outbox: Outbox) -> int:
     return int(time.time() * 1000)
 
 
-def standing(outbox: Outbox, id: str) -> Standing:
+def standing(outbox: Outbox, id: str) -> MessageDetails:
     found = outbox.standing(id)
     assert found
     return found

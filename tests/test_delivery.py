@@ -32,7 +32,7 @@ from mailroom.store.db.database import Database
 from mailroom.store.maintenance.rescue import Sweeps
 from mailroom.store.messages import claims as claims_module
 from mailroom.store.messages.claims import Claims
-from mailroom.store.messages.outbox import NewMessage, Outbox, Standing
+from mailroom.store.messages.outbox import MessageDetails, NewMessage, Outbox
 from mailroom.store.workers import Worker
 from tests.services import wait_until
 from tests.services.logs import broken_log
@@ -75,13 +75,13 @@ class Office:
         hold.release()
         thread.join(60)
 
-    def send(self, *to: Address) -> Standing:
+    def send(self, *to: Address) -> MessageDetails:
         """Accept a mail, try it once, and tell where it stands."""
         id = self.accept(*to)
         assert self.delivery.deliver([id])
         return self.standing(id)
 
-    def again(self, id: str) -> Standing:
+    def again(self, id: str) -> MessageDetails:
         """Make a deferred mail due, and try it once more."""
         self.sql("UPDATE messages SET next_attempt_at = 1 WHERE id = :id", id=id)
         self.sql("UPDATE accounts SET until = 1 WHERE until IS NOT NULL")
@@ -89,7 +89,7 @@ class Office:
         assert self.delivery.deliver([id])
         return self.standing(id)
 
-    def standing(self, id: str) -> Standing:
+    def standing(self, id: str) -> MessageDetails:
         found = self.outbox.standing(id)
         assert found is not None
         return found
@@ -146,15 +146,15 @@ def locked(directory: Path) -> Iterator[None]:
         other.close()
 
 
-def told(standing: Standing) -> list[tuple[str, int | None]]:
+def told(standing: MessageDetails) -> list[tuple[str, int | None]]:
     return [(event.event, event.attempt) for event in standing.events]
 
 
-def people(standing: Standing) -> list[tuple[str, str]]:
+def people(standing: MessageDetails) -> list[tuple[str, str]]:
     return [(person["state"], person["reply"]) for person in standing.recipients]
 
 
-def waits_ms(standing: Standing) -> int:
+def waits_ms(standing: MessageDetails) -> int:
     return int(standing.row["next_attempt_at"] - standing.events[-1].at)
 
 

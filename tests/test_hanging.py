@@ -27,7 +27,7 @@ from mailroom.store.db.database import Database
 from mailroom.store.events.webhooks import Webhooks
 from mailroom.store.maintenance.rescue import Sweeps
 from mailroom.store.messages.claims import Claims
-from mailroom.store.messages.outbox import NewMessage, Outbox, Standing
+from mailroom.store.messages.outbox import MessageDetails, NewMessage, Outbox
 from mailroom.store.workers import Worker, hanging_accounts
 from tests.services import wait_until
 from tests.services.processes import Service
@@ -91,7 +91,7 @@ class Bench:
     def are_sent(self, ids: list[str]) -> bool:
         return set(self.states(ids)) == {"sent"}
 
-    def standing(self, id: str) -> Standing:
+    def standing(self, id: str) -> MessageDetails:
         found = self.outbox.standing(id)
         assert found
         return found

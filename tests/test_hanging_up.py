@@ -21,7 +21,7 @@ from mailroom.smtp.poller import run
 from mailroom.smtp.pool import Sessions
 from mailroom.smtp.session import Receipt
 from mailroom.store.db.database import Database
-from mailroom.store.messages.outbox import Standing
+from mailroom.store.messages.outbox import MessageDetails
 from tests.services.certificates import make_certificates
 from tests.services.schema import ready
 from tests.services.smtpd import ScriptedSMTP
@@ -55,7 +55,7 @@ def addresses(kind: str, count: int) -> list[Address]:
     return [Address(f"{kind}{n:02}@example.org") for n in range(count)]
 
 
-def until_final(office: Office, *to: Address, most: int = 20) -> Standing:
+def until_final(office: Office, *to: Address, most: int = 20) -> MessageDetails:
     """Try it at once, as long as its state says so; no attempt but the last may count."""
     found = office.send(*to)
     for _ in range(most):
@@ -68,7 +68,7 @@ def until_final(office: Office, *to: Address, most: int = 20) -> Standing:
     return found
 
 
-def states(found: Standing) -> dict[str, str]:
+def states(found: MessageDetails) -> dict[str, str]:
     return {person["address"]: person["state"] for person in found.recipients}
 
 

@@ -13,11 +13,11 @@ from mailroom.model.ids import is_id
 from mailroom.model.message import FINAL
 from mailroom.model.times import timestamp
 from mailroom.store.messages.idempotency import Answer
-from mailroom.store.messages.outbox import Standing
+from mailroom.store.messages.outbox import MessageDetails
 from mailroom.store.workers import hanging_accounts
 
 
-def find(id: str) -> Standing:
+def find(id: str) -> MessageDetails:
     """Raises NotFound."""
     standing = services().outbox.standing(id) if is_id(id) else None
     if standing is None:
@@ -39,7 +39,7 @@ def answered(told: Answer, replayed: bool) -> Response:
     return answer
 
 
-def shown(standing: Standing) -> dict[str, Any]:
+def shown(standing: MessageDetails) -> dict[str, Any]:
     """A message with all that is known of it."""
     row = standing.row
     return {
@@ -64,7 +64,7 @@ def shown(standing: Standing) -> dict[str, Any]:
     }
 
 
-def _why(standing: Standing) -> str:
+def _why(standing: MessageDetails) -> str:
     lease_seconds, hanging = services().settings.LEASE_SECONDS, dict[str, str]()
     if standing.row["state"] not in FINAL:
         hanging = hanging_accounts(services().outbox.database, lease_seconds)
@@ -73,7 +73,7 @@ def _why(standing: Standing) -> str:
                broker_trouble=services().broker_trouble)
 
 
-def timeline(standing: Standing) -> list[dict[str, Any]]:
+def timeline(standing: MessageDetails) -> list[dict[str, Any]]:
     """List what happened, in order; the first steps are told by the rows themselves."""
     row, job = standing.row, standing.job
     steps: list[tuple[int | None, str, int | None, str | None]] = [(row["created_at"], "accepted", None, None)]

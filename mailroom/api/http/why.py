@@ -7,10 +7,10 @@ from mailroom.broker.publisher import Publisher
 from mailroom.jobs import registry
 from mailroom.model.message import FINAL, State
 from mailroom.store.jobs.jobs import JobStanding, JobState
-from mailroom.store.messages.outbox import Standing
+from mailroom.store.messages.outbox import MessageDetails
 
 
-def why(standing: Standing, relay: Publisher | None, *, lease_seconds: float, hanging: Mapping[str, str],
+def why(standing: MessageDetails, relay: Publisher | None, *, lease_seconds: float, hanging: Mapping[str, str],
         accounts: Collection[str], broker_trouble: Callable[[], str] = str) -> str:
     """Say in one sentence what a message waits for and since when, or how it ended.
 

@@ -15,7 +15,7 @@ from mailroom.model.ids import is_id, new_id
 from mailroom.model.message import State
 from mailroom.store.messages.actions import UnknownMessage, WrongState
 from mailroom.store.messages.idempotency import Answer, Kept, Key
-from mailroom.store.messages.outbox import Standing
+from mailroom.store.messages.outbox import MessageDetails
 from mailroom.submission.fields import read_fields
 from mailroom.submission.times import AskedMoment
 
@@ -96,7 +96,7 @@ def _done(id: str, action: Callable[[str], None]) -> None:
         raise Conflict(str(e)) from None
 
 
-def _hand_over(standing: Standing) -> None:
+def _hand_over(standing: MessageDetails) -> None:
     """Tell the workers now of what is queued now. A suspect must not share a nudge, and a sweeper sees to that."""
     row = standing.row
     if row["state"] == State.QUEUED and row["published_at"] is None and not row["crashes"]:

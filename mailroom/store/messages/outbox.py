@@ -76,7 +76,7 @@ class Event:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class MessageDetails:
     """All that is known of one message. Times are in milliseconds since 1970."""
 
     now: int
@@ -127,7 +127,7 @@ class Outbox:
         # Alone: workers hold locks on these rows, and no POST should have to wait for those, or die of a deadlock with them.
         self.database.write(_mark_published, (ids, int(seconds_ago * 1000)), alone=True)
 
-    def standing(self, id: str) -> Standing | None:
+    def standing(self, id: str) -> MessageDetails | None:
         """Return where the message is, and how it came there; None if there is no such message."""
         return self.database.read(lambda connection: _standing(connection, id))
 
@@ -247,7 +247,7 @@ def _state(connection: Connection, id: str) -> State | None:
 _WORKERS_SEEN = select(now_ms(), func.max(workers.c.seen_at), func.max(case((workers.c.stopped_at.is_(None), workers.c.seen_at))))
 
 
-def _standing(connection: Connection, id: str) -> Standing | None:
+def _standing(connection: Connection, id: str) -> MessageDetails | None:
     row = connection.execute(messages.select().where(messages.c.id == id)).mappings().one_or_none()
     if row is None:
         return None
@@ -256,7 +256,7 @@ def _standing(connection: Connection, id: str) -> Standing | None:
     job = connection.execute(select(*SUMMARY).where(jobs.c.id == row["job_id"])).mappings().one_or_none() if row["job_id"] else None
     content = connection.scalar(select(contents.c.content).where(contents.c.id == id))
     now, seen, beat = connection.execute(_WORKERS_SEEN).one()
-    return Standing(
+    return MessageDetails(
         now=now, row=dict(row), content=json.loads(content or "{}"), recipients=[dict(person) for person in people],
         events=[Event(at=e["at"], event=e["event"], attempt=e["attempt"], detail=e["detail"]) for e in told],
         job=dict(job) if job else None, worker_seen_at=seen, worker_beat_at=beat)
