@@ -31,10 +31,10 @@ from mailroom.store.db.migrate import upgrade
 from mailroom.store.jobs.jobs import Jobs, JobState
 from mailroom.store.messages.outbox import Outbox
 from mailroom.submission.message import read_message
-from mailroom.submission.reader import Orders
+from mailroom.submission.reader import SubmissionReader
 
 PROJECT = Path(__file__).resolve().parents[1]
-ORDERS = Orders("localhost", account_of=lambda address: "default", template=lambda name: None, unsubscribe_url=lambda id: "",
+ORDERS = SubmissionReader("localhost", account_of=lambda address: "default", template=lambda name: None, unsubscribe_url=lambda id: "",
                 webhook_problem=lambda url: "")
 README = (PROJECT / "README.md").read_text()
 #: Code in README: blocks by language, and what stands between backticks.

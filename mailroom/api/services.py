@@ -19,7 +19,7 @@ from mailroom.store.messages.outbox import Outbox
 from mailroom.store.messages.suppressions import Suppressions, Unsubscribes
 from mailroom.store.templates import Templates
 from mailroom.store.workers import broker_trouble
-from mailroom.submission.reader import Orders
+from mailroom.submission.reader import SubmissionReader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Services:
     jobs: Jobs
     keys: Keys
     api_keys: ApiKeys
-    orders: Orders
+    orders: SubmissionReader
     webhooks: Webhooks
     accounts: Accounts
     known_accounts: list[Account]  #: as the settings have them

@@ -71,7 +71,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Orders:
+class SubmissionReader:
     """Reads orders for one service."""
 
     domain: str  #: of Message-IDs

@@ -12,7 +12,7 @@ from mailroom.store.db.migrate import check, upgrade
 from mailroom.store.maintenance.rescue import Sweeps
 from mailroom.store.messages.suppressions import Unsubscribes
 from mailroom.store.templates import Templates
-from mailroom.submission.reader import Orders
+from mailroom.submission.reader import SubmissionReader
 from mailroom.webhooks.ssrf import AddressGuard
 
 log = logging.getLogger("mailasync")
@@ -27,10 +27,10 @@ def load_jobs(settings: Settings) -> None:
             raise SettingsError(f"MAILASYNC_JOBS: expected modules that can be imported, got {name!r}: {e}") from None
 
 
-def orders(settings: Settings, database: Database) -> Orders:
+def orders(settings: Settings, database: Database) -> SubmissionReader:
     """Reads what clients order, over HTTP or over the queue."""
     known, links = accounts(settings), Unsubscribes(database, settings.PUBLIC_URL)
-    return Orders(
+    return SubmissionReader(
         domain=known[0].sender.address.rpartition("@")[2], template=Templates(database).find,
         account_of=lambda address: next((account.name for account in known if account.may_send_from(address)), None),
         unsubscribe_url=lambda id: links.url(id, 0) if settings.PUBLIC_URL else "",

@@ -30,7 +30,7 @@ from mailroom.store.maintenance.retention import Retention
 from mailroom.store.messages.claims import Claims
 from mailroom.store.messages.outbox import NewMessage, Outbox
 from mailroom.store.workers import Worker
-from mailroom.submission.reader import Orders
+from mailroom.submission.reader import SubmissionReader
 from mailroom.webhooks.notifier import QUEUE, THREADS, Notifier
 from mailroom.webhooks.ssrf import AddressGuard
 from mailroom.worker.sweeper import Sweeper
@@ -42,7 +42,7 @@ class Station:
     """The parts that make a process a worker: heartbeat, sweeper, deliveries and jobs, on one database."""
 
     def __init__(self, settings: Settings, database: Database, *, name: str, queues: Sequence[str], connections: int, relay: Publisher,
-                 orders: Orders, sweeps: Sweeps, threads: Callable[[], Sequence[str]] = tuple) -> None:
+                 orders: SubmissionReader, sweeps: Sweeps, threads: Callable[[], Sequence[str]] = tuple) -> None:
         """`threads` gives words about threads that ended, for readers in other processes."""
         self.database = database
         self.outbox = Outbox(database)
