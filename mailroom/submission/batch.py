@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 from mailroom.model.errors import FieldError, InvalidMessage, MalformedJSON
 from mailroom.model.message import Message
 from mailroom.submission.addresses import parse_addresses
-from mailroom.submission.message import MailOrder, mail_from
+from mailroom.submission.message import MailSubmission, mail_from
 
 #: What a message of a batch may have for itself without being read as a whole.
 _OWN = frozenset({"to", "variables"})
@@ -24,11 +24,11 @@ class BatchReader:
     at: str  #: where the list of messages stands, a JSON pointer
     common_at: str
     wrong: list[FieldError] = field(default_factory=list)
-    _base: MailOrder | None = None  #: of a message that had nothing for itself but `to` and `variables`
+    _base: MailSubmission | None = None  #: of a message that had nothing for itself but `to` and `variables`
     _message: Callable[..., Message] = Message  #: makes its message anew, with another `to`
-    _order: Callable[..., MailOrder] = MailOrder  #: the same of its order, with another message and template
+    _order: Callable[..., MailSubmission] = MailSubmission  #: the same of its order, with another message and template
 
-    def read(self, index: int, item: object) -> MailOrder | None:
+    def read(self, index: int, item: object) -> MailSubmission | None:
         """The message at this place of the list; None where it is none."""
         try:
             if not isinstance(item, dict):
@@ -41,7 +41,7 @@ class BatchReader:
             self.wrong += [error for error in (self._placed(error, index, own) for error in e.errors) if error not in self.wrong]
         return None
 
-    def _whole(self, item: dict[str, Any]) -> MailOrder:
+    def _whole(self, item: dict[str, Any]) -> MailSubmission:
         merged = {"priority": "low", **self.common, **{name: value for name, value in item.items() if name != "variables"}}
         template = merged.get("template")
         if "variables" in item and isinstance(template, dict) and isinstance(item["variables"], dict):
@@ -57,7 +57,7 @@ class BatchReader:
             self._order = _maker(order, without={"message", "template"})
         return order
 
-    def _quickly(self, base: MailOrder, item: dict[str, Any]) -> MailOrder:
+    def _quickly(self, base: MailSubmission, item: dict[str, Any]) -> MailSubmission:
         """Make an order as `_whole` does: all but `to` and `variables` is as it was in `base`."""
         variables = item.get("variables", {})
         if not isinstance(variables, dict) or (variables and not base.template):

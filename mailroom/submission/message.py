@@ -257,7 +257,7 @@ class AskedMailAfterJob(AskedMail):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MailOrder:
+class MailSubmission:
     """A mail as it was asked for, and on what terms."""
 
     message: Message
@@ -284,7 +284,7 @@ def message_from(value: object, *, at: str = "#") -> Message:
     return mail_from(value, at=at).message
 
 
-def mail_from(value: object, *, at: str = "#", with_job: bool = False) -> MailOrder:
+def mail_from(value: object, *, at: str = "#", with_job: bool = False) -> MailSubmission:
     """Read such an object with all that it asks for.
 
     `at` is where in a request it stands, a JSON pointer. `with_job`: its field `job` is somebody else's to read.
@@ -296,7 +296,7 @@ def mail_from(value: object, *, at: str = "#", with_job: bool = False) -> MailOr
     message = Message(
         to=to, cc=cc, bcc=bcc, sender=asked.sender, reply_to=tuple(asked.reply_to), subject=asked.subject, text=text, html=html,
         headers=tuple(asked.headers.items()), tags=tuple(asked.tags), metadata=asked.metadata, attachments=files)
-    return MailOrder(message=message, terms=asked.terms(), template=asked.template, priority=asked.priority,
+    return MailSubmission(message=message, terms=asked.terms(), template=asked.template, priority=asked.priority,
                      unsubscribe=asked.unsubscribe, webhook_url=asked.webhook_url, dry_run=asked.dry_run)
 
 

@@ -20,7 +20,7 @@ from mailroom.store.jobs.jobs import NewJob, NotifyOn
 from mailroom.store.messages.outbox import NewMessage
 from mailroom.submission.batch import BatchReader
 from mailroom.submission.fields import read_fields
-from mailroom.submission.message import AskedTemplate, MailOrder, mail_from
+from mailroom.submission.message import AskedTemplate, MailSubmission, mail_from
 from mailroom.submission.times import ATTEMPTS_MAX
 from mailroom.templating.job import check
 from mailroom.templating.stored import Sources, merge
@@ -136,7 +136,7 @@ class SubmissionReader:
 
     def again(self, message: Message, job: NewJob) -> NewMessage:
         """The mail of a job that is run once more."""
-        return self._acceptance(MailOrder(message=message, terms=ANYTIME), job, at="#")
+        return self._acceptance(MailSubmission(message=message, terms=ANYTIME), job, at="#")
 
     def message_id(self, id: str) -> str:
         """The header field of the message of this id, without angle brackets."""
@@ -144,14 +144,14 @@ class SubmissionReader:
         local = id if re.fullmatch(r"[A-Za-z0-9-]{1,64}", id) else new_id()
         return f"{local}@{self.domain}"
 
-    def _after_job(self, order: MailOrder, job: NewJob, *, at: str, id: str = "") -> NewMessage:
+    def _after_job(self, order: MailSubmission, job: NewJob, *, at: str, id: str = "") -> NewMessage:
         if order.terms.is_scheduled:
             raise InvalidMessage([FieldError(f"{at}/scheduled_at", "expected a mail without a job, which goes when that ends, got both")])
         acceptance = self._acceptance(order, job, at=at, id=id)
         check(acceptance.message, at=at)
         return replace(acceptance, message=replace(acceptance.message, template=True))
 
-    def _acceptance(self, order: MailOrder, job: NewJob | None, *, at: str, id: str = "") -> NewMessage:
+    def _acceptance(self, order: MailSubmission, job: NewJob | None, *, at: str, id: str = "") -> NewMessage:
         """Return what accepting this mail writes: its Message-ID is fixed here."""
         id = id or new_id()
         message, account = order.message, None
