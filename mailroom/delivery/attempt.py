@@ -12,7 +12,7 @@ from mailroom.model.message import Address, State
 from mailroom.model.retry import Schedule
 from mailroom.smtp.connection import Reply
 from mailroom.smtp.mime import compose
-from mailroom.smtp.poller import Steps
+from mailroom.smtp.poller import Dialogue
 from mailroom.smtp.pool import Sessions
 from mailroom.smtp.replies import is_of_bad_address, is_one_too_many, limit_of, state_of, trouble_of
 from mailroom.smtp.session import FenceRefused, Receipt, SessionLost
@@ -42,7 +42,7 @@ class AttemptRunner:
         for sender in self.senders.values():
             sender.sessions.close()
 
-    def attempt(self, claim: Claim, *, open_only: bool = False) -> Steps[Outcome]:
+    def attempt(self, claim: Claim, *, open_only: bool = False) -> Dialogue[Outcome]:
         """Make one attempt.
 
         `open_only`: SessionLost is raised where it takes a new session; FenceRefused, StoreUnavailable and
@@ -61,7 +61,7 @@ class AttemptRunner:
             return outcome
         return _of_group(outcome, ends_round=claim.pending[-1] in group.pending)
 
-    def _hand_over(self, claim: Claim, payload: bytes, *, open_only: bool) -> Steps[Outcome]:
+    def _hand_over(self, claim: Claim, payload: bytes, *, open_only: bool) -> Dialogue[Outcome]:
         """Hand it to those who are pending, and judge how that went."""
         sender, message, everyone = self.senders[claim.account], claim.message, claim.message.everyone
         people = {position: everyone[position].address for position in claim.pending}

@@ -18,7 +18,7 @@ from mailroom.delivery.nudge import Begun, Nudge
 from mailroom.model.attempt import Claim, Outcome
 from mailroom.model.errors import StoreUnavailable, TooManyConnections
 from mailroom.process.supervisor import SupervisedThread
-from mailroom.smtp.poller import Attempts, Steps, run
+from mailroom.smtp.poller import Attempts, Dialogue, run
 from mailroom.smtp.session import FenceRefused, SessionLost
 
 log = logging.getLogger("mailasync.delivery")
@@ -177,7 +177,7 @@ class Delivery:
             log.error("message %s attempt %d: %s, but the row is no longer this attempt's", claim.id, claim.attempt, outcome.state,
                       extra={"message_id": claim.id})
 
-    def _attempt(self, claim: Claim, *, open_only: bool = False) -> Steps[Outcome | None]:
+    def _attempt(self, claim: Claim, *, open_only: bool = False) -> Dialogue[Outcome | None]:
         """None if it was not begun."""
         if self._stopping.is_set():
             return None

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from mailroom.model.host_names import literal
-from mailroom.smtp.poller import Steps, Wait, run
+from mailroom.smtp.poller import Dialogue, Wait, run
 
 REPLY_LINES_MAX = 100
 LINE_MAX_BYTES = 8192
@@ -103,7 +103,7 @@ class Link(smtplib.SMTP):
         """Send bytes or ASCII, as smtplib does; of a link that breaks the next `getreply` tells."""
         run(self.sending(s))
 
-    def sending(self, s: Any) -> Steps[None]:
+    def sending(self, s: Any) -> Dialogue[None]:
         """Send as `send` does, in steps."""
         if not self.sock:
             raise smtplib.SMTPServerDisconnected("please run connect() first")
@@ -135,7 +135,7 @@ class Link(smtplib.SMTP):
         """Read a reply as smtplib does; `patience` is for the whole of it. What is no reply has code -1."""
         return run(self.reading())
 
-    def reading(self) -> Steps[tuple[int, bytes]]:
+    def reading(self) -> Dialogue[tuple[int, bytes]]:
         """Read a reply as `getreply` does, in steps."""
         try:
             return (yield from self._read_reply(time.monotonic() + self.patience))
@@ -144,14 +144,14 @@ class Link(smtplib.SMTP):
             words = e.strerror or str(e)
             raise smtplib.SMTPServerDisconnected(f"connection lost: {words}") from e
 
-    def replying(self) -> Steps[Reply]:
+    def replying(self) -> Dialogue[Reply]:
         """Read a reply; raises SMTPServerDisconnected as well if what comes is none."""
         code, text = yield from self.reading()
         if code < 200 or code >= 600:
             raise smtplib.SMTPServerDisconnected(f"expected an SMTP reply, got {one_line(text)!r}")
         return Reply(code, one_line(text))
 
-    def last_words(self) -> Steps[Reply | None]:
+    def last_words(self) -> Dialogue[Reply | None]:
         """Return the refusal that is there to be read, of a server that ends the conversation."""
         self.patience = 0.0
         try:
@@ -168,7 +168,7 @@ class Link(smtplib.SMTP):
             self.file = _Lines(self.sock)
         return self.file.spoke_unasked()
 
-    def _read_reply(self, deadline: float) -> Steps[tuple[int, bytes]]:
+    def _read_reply(self, deadline: float) -> Dialogue[tuple[int, bytes]]:
         if self.file is None:  # smtplib's sign for a new socket: at first, and after STARTTLS
             self.file = _Lines(self.sock)
         texts: list[bytes] = []
@@ -192,7 +192,7 @@ class _Lines:
         self._link = link
         self._read = bytearray()
 
-    def next(self, deadline: float) -> Steps[bytes]:
+    def next(self, deadline: float) -> Dialogue[bytes]:
         """Return a line without its end; raises OSError if it is not there at `deadline`, on the clock time.monotonic."""
         while (end := self._read.find(b"\n")) < 0:
             if len(self._read) > LINE_MAX_BYTES:
@@ -237,7 +237,7 @@ class _Handshake:
         return wrapped
 
 
-def _patiently(link: socket.socket, act: Callable[[], T], deadline: float, *, awaits: int = select.POLLIN) -> Steps[T]:
+def _patiently(link: socket.socket, act: Callable[[], T], deadline: float, *, awaits: int = select.POLLIN) -> Dialogue[T]:
     """Do it as soon as the socket lets us; raises TimeoutError if that is not before `deadline`, on the clock time.monotonic."""
     while True:
         try:

@@ -4,7 +4,7 @@ import smtplib
 from dataclasses import dataclass
 
 from mailroom.smtp.connection import Link, Reply, words_of
-from mailroom.smtp.poller import Steps
+from mailroom.smtp.poller import Dialogue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Envelope:
         return self.replies[-1] if len(self.replies) == len(self.positions) + 2 else None
 
 
-def hand_over(link: Link, mail: str, recipients: dict[int, str], *, pipelined: bool) -> Steps[Envelope]:
+def hand_over(link: Link, mail: str, recipients: dict[int, str], *, pipelined: bool) -> Dialogue[Envelope]:
     """Say them, in one write where the server takes that (PIPELINING, RFC 2920); no error of the link is raised."""
     commands = [mail, *(f"RCPT TO:<{address}>" for address in recipients.values()), "DATA"]
     replies: list[Reply] = []

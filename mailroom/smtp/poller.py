@@ -26,10 +26,10 @@ class Wait(NamedTuple):
 FENCE = object()
 
 #: What an attempt yields, is sent, and returns.
-Steps = Generator[Any, Any, R]
+Dialogue = Generator[Any, Any, R]
 
 
-def run(steps: Steps[R], fence: Callable[[], bool] = lambda: False) -> R:
+def run(steps: Dialogue[R], fence: Callable[[], bool] = lambda: False) -> R:
     """Run them to their end in this thread, which waits; `fence` is called where they ask for it, and what it raises is thrown in."""
     step = partial(steps.send, None)
     while True:
@@ -59,20 +59,20 @@ class Attempts(Generic[K, R]):
 
     def __init__(self) -> None:
         self._poll = select.poll()
-        self._waiting: dict[int, tuple[K, Steps[R], float]] = {}  # by file descriptor, with the deadline
+        self._waiting: dict[int, tuple[K, Dialogue[R], float]] = {}  # by file descriptor, with the deadline
         self._waker, self._woken = socket.socketpair()
         self._waker.setblocking(False)
         self._is_woken = False
         self._poll.register(self._woken, select.POLLIN)
         #: Those that ask for their fence; `go_on` takes them further.
-        self.fenced: list[tuple[K, Steps[R]]] = []
+        self.fenced: list[tuple[K, Dialogue[R]]] = []
         #: Those that have ended: each is told by calling it.
         self.ended: list[tuple[K, Callable[[], R]]] = []
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self.fenced)
 
-    def go_on(self, key: K, steps: Steps[R], step: Callable[[], Any]) -> None:
+    def go_on(self, key: K, steps: Dialogue[R], step: Callable[[], Any]) -> None:
         """`step` is a call of `steps.send` or `steps.throw`."""
         try:
             asked = step()
@@ -128,7 +128,7 @@ class Attempts(Generic[K, R]):
         self._waker.close()
         self._woken.close()
 
-    def _forget(self, number: int) -> tuple[K, Steps[R], float]:
+    def _forget(self, number: int) -> tuple[K, Dialogue[R], float]:
         self._poll.unregister(number)
         return self._waiting.pop(number)
 

@@ -8,7 +8,7 @@ from typing import Any
 from mailroom.model.account import NextHop
 from mailroom.model.errors import ConnectionRefused, NotTaken, TooManyConnections
 from mailroom.smtp.connection import words_of
-from mailroom.smtp.poller import Steps
+from mailroom.smtp.poller import Dialogue
 from mailroom.smtp.session import PipeliningDoubted, Receipt, Session, SessionLost, login_at, pipelining_with
 
 
@@ -27,7 +27,7 @@ class Sessions:
         self._opened = 0  #: in all
 
     def steps(self, *mail: Any, smtputf8: bool = False, open_only: bool = False,
-              since: float | None = None) -> Steps[Receipt]:
+              since: float | None = None) -> Dialogue[Receipt]:
         """Make an attempt as `Session.attempt` does, on a kept session.
 
         Where the server has closed that meanwhile, it is made at once on a new one.

@@ -23,7 +23,7 @@ from mailroom.smtp.envelope import Envelope, hand_over
 from mailroom.smtp.login import Login, NoMechanism
 from mailroom.smtp.oauth2 import TokenError, TokenSource
 from mailroom.smtp.pipelining import Pipelining
-from mailroom.smtp.poller import FENCE, Steps
+from mailroom.smtp.poller import FENCE, Dialogue
 from mailroom.smtp.replies import is_of_session, may_be_of_connections, says_too_many_connections
 
 #: RFC 5321, 4.5.3.2.6: hanging up earlier would make copies of mails that were taken.
@@ -126,7 +126,7 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
         raise NotImplementedError("yagmail's send() may send three times and reads bodies as paths; use attempt()")
 
     def attempt(self, sender: str, recipients: dict[int, str], payload: bytes, *, smtputf8: bool = False,
-                step_by_step: bool = False) -> Steps[Receipt]:
+                step_by_step: bool = False) -> Dialogue[Receipt]:
         """Hand one mail over, once. FENCE is asked for after 354 and before the payload; False ends it there.
 
         `smtputf8`: an address in it is not ASCII; a server that does not take such is not asked (RFC 6531, 3.1).
@@ -155,7 +155,7 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
         return Receipt(refused=refused, final=(yield from self._payload(payload)))
 
     def _envelope(self, sender: str, recipients: dict[int, str], size: int, smtputf8: bool,
-                  step_by_step: bool) -> Steps[Envelope]:
+                  step_by_step: bool) -> Dialogue[Envelope]:
         options = f" SIZE={size}" if self.smtp.has_extn("size") else ""
         options += " BODY=8BITMIME SMTPUTF8" if smtputf8 else ""
         self.smtp.command_encoding = "utf-8" if smtputf8 else "ascii"
@@ -199,7 +199,7 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
             self.drop()
             raise SessionLost(str(replies[-1]), code=replies[-1].code)
 
-    def _payload(self, payload: bytes) -> Steps[Reply]:
+    def _payload(self, payload: bytes) -> Dialogue[Reply]:
         try:
             if not (yield FENCE):
                 raise FenceRefused
@@ -226,7 +226,7 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
         self.num_mail_sent += 1
         return (yield from self._clean_after(final))
 
-    def _last_words(self, otherwise: str) -> Steps[Reply]:
+    def _last_words(self, otherwise: str) -> Dialogue[Reply]:
         """Return what a payload was refused with that did not arrive; raise NotTaken if that cannot be read."""
         refusal: Reply | None = yield from self.smtp.last_words()
         self.drop()
@@ -244,7 +244,7 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
         self.drop()
         raise NotTaken(f"expected 354 or a refusal, got {data}")
 
-    def _end_empty(self, mail: Reply, *recipients: Reply) -> Steps[None]:
+    def _end_empty(self, mail: Reply, *recipients: Reply) -> Dialogue[None]:
         """A server that said 354 with nobody to write to gets an empty mail, which it has to refuse (RFC 2920, 3.1)."""
         if not mail.accepts or not all(reply.refuses for reply in recipients):
             return self.drop()  # It contradicts itself, so it might give somebody that empty mail.
@@ -254,7 +254,7 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
         except (OSError, smtplib.SMTPException):
             self.drop()
 
-    def _clean_after(self, *replies: Reply) -> Steps[Reply]:
+    def _clean_after(self, *replies: Reply) -> Dialogue[Reply]:
         """Bring the session back to its start after a refusal; return the first of `replies`."""
         if any(reply.code == 421 or not (reply.accepts or reply.refuses) for reply in replies):
             self.drop()
