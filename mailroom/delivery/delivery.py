@@ -18,7 +18,7 @@ from mailroom.delivery.nudge import Begun, Nudge
 from mailroom.model.attempt import Claim, Outcome
 from mailroom.model.errors import StoreUnavailable, TooManyConnections
 from mailroom.process.supervisor import SupervisedThread
-from mailroom.smtp.poller import Attempts, Dialogue, run
+from mailroom.smtp.poller import Dialogue, Poller, run
 from mailroom.smtp.session import FenceRefused, SessionLost
 
 log = logging.getLogger("mailasync.delivery")
@@ -214,7 +214,7 @@ class _SideBySide:
         self.turns = delivery.turns
         self.todo: deque[tuple[Claim, Nudge]] = deque()  #: those whose turn it is
         self.given_up: deque[tuple[Claim, Nudge]] = deque()  #: those that are to wait no more
-        self.attempts: Attempts[Begun, Outcome | None] = Attempts()
+        self.attempts: Poller[Begun, Outcome | None] = Poller()
         self.outcomes: list[tuple[Begun, Outcome]] = []  #: which are not on record yet
         self.gather_seconds = 0.0
         self._closing = threading.Event()

@@ -54,7 +54,7 @@ def _wait(asked: Wait) -> None:
         raise TimeoutError("timed out")
 
 
-class Attempts(Generic[K, R]):
+class Poller(Generic[K, R]):
     """Many attempts in one thread, each by a key; none waits for another."""
 
     def __init__(self) -> None:
