@@ -29,7 +29,7 @@ from standardwebhooks import Webhook
 from mailroom.model.message import State
 from mailroom.store.db.database import Database
 from mailroom.store.db.schema import contents, deliveries, events, jobs, messages, now_ms, tags
-from mailroom.store.events.deliveries import OWN, Deliveries, Told, have_own, tell
+from mailroom.store.events.deliveries import OWN, Told, WebhookDeliveries, have_own, tell
 from mailroom.store.events.timeline import record
 from mailroom.store.events.webhooks import Webhooks
 from mailroom.store.jobs.jobs import JobEnd, JobState, let_go
@@ -80,9 +80,9 @@ def make_due(database: Database) -> None:
         deliveries.c.next_attempt_at.is_not(None))))
 
 
-def worker(database: Database, id: str = "worker-1", *, lease_seconds: float = LEASE_SECONDS) -> Deliveries:
+def worker(database: Database, id: str = "worker-1", *, lease_seconds: float = LEASE_SECONDS) -> WebhookDeliveries:
     Worker(database, id, f"{id}@host", ["webhooks"]).beat()
-    return Deliveries(database, id, lease_seconds)
+    return WebhookDeliveries(database, id, lease_seconds)
 
 
 # --- what is told --------------------------------------------------------------------------------------------------
@@ -719,12 +719,12 @@ def test_a_name_that_there_is_not_and_a_closed_port_are_told() -> None:
 WORKER = """import sys, threading, ssl
 from mailroom.webhooks.ssrf import AddressGuard
 from mailroom.store.db.database import Database
-from mailroom.store.events.deliveries import Deliveries
+from mailroom.store.events.deliveries import WebhookDeliveries
 from mailroom.store.workers import Worker
 from mailroom.webhooks.notifier import Notifier
 database = Database(sys.argv[1])
 Worker(database, sys.argv[2], "killed@host", ["webhooks"]).beat()
-Notifier(Deliveries(database, sys.argv[2], 20), AddressGuard(to_loopback=True)).start()
+Notifier(WebhookDeliveries(database, sys.argv[2], 20), AddressGuard(to_loopback=True)).start()
 threading.Event().wait()"""
 
 

@@ -16,7 +16,7 @@ from standardwebhooks import Webhook
 from mailroom.model.errors import StoreUnavailable
 from mailroom.model.retry import Schedule
 from mailroom.process.supervisor import SupervisedThread
-from mailroom.store.events.deliveries import Deliveries, Due, Told
+from mailroom.store.events.deliveries import Due, Told, WebhookDeliveries
 from mailroom.webhooks.http import TIMEOUT_SECONDS, Answer, Exchange
 from mailroom.webhooks.ssrf import AddressGuard
 
@@ -38,7 +38,7 @@ PAUSE_SECONDS = 1.0
 class Notifier:
     """Delivers what is due, in threads of its own."""
 
-    def __init__(self, deliveries: Deliveries, guard: AddressGuard, *, threads: int = THREADS, context: ssl.SSLContext | None = None,
+    def __init__(self, deliveries: WebhookDeliveries, guard: AddressGuard, *, threads: int = THREADS, context: ssl.SSLContext | None = None,
                  timeout_seconds: float = TIMEOUT_SECONDS) -> None:
         self._deliveries = deliveries
         self._exchange: Callable[[], Exchange] = lambda: Exchange(guard, context or default_context(), timeout_seconds)

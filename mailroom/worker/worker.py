@@ -20,7 +20,7 @@ from mailroom.smtp.pool import Sessions
 from mailroom.store.accounts import Accounts
 from mailroom.store.db.database import Database
 from mailroom.store.events.counters import count_each
-from mailroom.store.events.deliveries import Deliveries
+from mailroom.store.events.deliveries import WebhookDeliveries
 from mailroom.store.jobs.claims import JobClaims
 from mailroom.store.jobs.jobs import ID_MAX_CHARACTERS, Jobs, NewJob
 from mailroom.store.maintenance.clock import Clock
@@ -64,7 +64,8 @@ class Station:
         self.delivery = Delivery(claims, AttemptRunner(senders, schedule(settings), settings.ON_UNCERTAIN), turns)
         self.runner = Runner(runs, [queue for queue in queues if queue in registry.queues()], slots=settings.JOB_SLOTS,
                              processes=settings.JOB_PROCESSES, children=Children(registry.modules(settings.JOBS)), queued=self._queue)
-        self.notifier = Notifier(Deliveries(database, owner, settings.LEASE_SECONDS), AddressGuard(settings.WEBHOOKS_TO_LOOPBACK == "on"),
+        self.notifier = Notifier(WebhookDeliveries(database, owner, settings.LEASE_SECONDS),
+                                 AddressGuard(settings.WEBHOOKS_TO_LOOPBACK == "on"),
                                  threads=THREADS if QUEUE in queues else 0)
         shared = Accounts(database, budgets, turns.free)
         shared.register()

@@ -119,7 +119,7 @@ class Told:
 
 
 @dataclass(frozen=True, eq=False)
-class Deliveries:
+class WebhookDeliveries:
     """The deliveries of one worker, whose heartbeat is its lease on all of them."""
 
     database: Database
