@@ -16,7 +16,7 @@ from standardwebhooks import Webhook
 from mailroom.model.errors import StoreUnavailable
 from mailroom.model.retry import Schedule
 from mailroom.process.supervisor import SupervisedThread
-from mailroom.store.events.deliveries import Due, Told, WebhookDeliveries
+from mailroom.store.events.deliveries import DueDelivery, Told, WebhookDeliveries
 from mailroom.webhooks.http import TIMEOUT_SECONDS, Answer, Exchange
 from mailroom.webhooks.ssrf import AddressGuard
 
@@ -118,13 +118,13 @@ class Notifier:
             self._count(due, -1)
         return True
 
-    def _count(self, due: Due, change: int) -> None:
+    def _count(self, due: DueDelivery, change: int) -> None:
         with self._changed:
             self._busy[due.webhook_id] += change
             if not self._busy[due.webhook_id]:
                 del self._busy[due.webhook_id]
 
-    def _tell(self, due: Due) -> None:
+    def _tell(self, due: DueDelivery) -> None:
         answer = Answer(None, "nobody is to be told any more")
         if due.url:
             exchange = self._exchange()
@@ -141,7 +141,7 @@ class Notifier:
         log.info("delivery %d to webhook %s attempt %d: %s", due.number, due.webhook_id, due.attempt, answer.code or "no answer")
 
 
-def signed(due: Due) -> tuple[bytes, dict[str, str]]:
+def signed(due: DueDelivery) -> tuple[bytes, dict[str, str]]:
     """The body, the same in every attempt, and the headers of one that is made now."""
     told = {"type": due.event, "timestamp": rfc3339(due.at), "data": due.data}
     body = json.dumps(told, ensure_ascii=False, separators=(",", ":"))

@@ -92,7 +92,7 @@ Attempt = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Due:
+class DueDelivery:
     """An attempt at telling something, by the worker that claimed it."""
 
     number: int
@@ -131,7 +131,7 @@ class WebhookDeliveries:
     def is_due(self) -> bool:
         return self.database.read(lambda connection: connection.scalars(_due(()).limit(1)).first()) is not None
 
-    def claim(self, *, busy: Collection[str] = ()) -> Due | None:
+    def claim(self, *, busy: Collection[str] = ()) -> DueDelivery | None:
         """Become the owner of the delivery that has been due longest, but for none of these webhooks; None if there is none."""
         found = _due(busy).limit(1)
         if self.database.read(lambda connection: connection.scalars(found).first()) is None:
@@ -140,7 +140,7 @@ class WebhookDeliveries:
                                    .where(deliveries.c.number.in_(locked(found))).returning(deliveries))
         return self._loaded(rows[0]) if rows else None
 
-    def finish(self, due: Due, told: Told) -> bool:
+    def finish(self, due: DueDelivery, told: Told) -> bool:
         """Commit how the attempt ended; False if it was no longer ours."""
         try:
             return self.database.write(self._finish, (due, told), alone=told.gone)
@@ -172,7 +172,7 @@ class WebhookDeliveries:
                                                               tuple_(deliveries.c.number, deliveries.c.attempt).in_(lost)))
         return len(self.database.write(run, _given_back(whose, counts=True))) if dead or lost else 0
 
-    def _loaded(self, row: Any) -> Due:
+    def _loaded(self, row: Any) -> DueDelivery:
         self._in_hand.add((row.number, row.attempt))
         try:
             return self.database.read(lambda connection: _load(connection, row, self.database.outbox_id))
@@ -180,10 +180,10 @@ class WebhookDeliveries:
             self._in_hand.discard((row.number, row.attempt))
             raise
 
-    def _finish(self, connection: Connection, ended: list[tuple[Due, Told]]) -> list[bool]:
+    def _finish(self, connection: Connection, ended: list[tuple[DueDelivery, Told]]) -> list[bool]:
         return [self._finish_one(connection, due, told) for due, told in ended]
 
-    def _finish_one(self, connection: Connection, due: Due, told: Told) -> bool:
+    def _finish_one(self, connection: Connection, due: DueDelivery, told: Told) -> bool:
         again = told.wait_seconds is not None
         written = connection.execute(
             update(deliveries).values(
@@ -228,7 +228,7 @@ def storable(words: str) -> str:
     return words.replace("\0", "?").encode("ascii", errors="replace").decode()
 
 
-def _load(connection: Connection, row: Any, outbox_id: str) -> Due:
+def _load(connection: Connection, row: Any, outbox_id: str) -> DueDelivery:
     webhook = connection.execute(select(webhooks).where(webhooks.c.id == row.webhook_id, webhooks.c.state == ENABLED)).one_or_none()
     url = webhook.url if webhook else ""
     if row.message_id is None:
@@ -240,7 +240,7 @@ def _load(connection: Connection, row: Any, outbox_id: str) -> Due:
         if webhook and webhook.id == OWN:
             url = (message and message.webhook) or ""
         data = dict(_data(connection, row, json.loads(message.content) if message and message.content else {}))
-    return Due(number=row.number, attempt=row.attempt, counted=row.attempt - row.excused, webhook_id=row.webhook_id,
+    return DueDelivery(number=row.number, attempt=row.attempt, counted=row.attempt - row.excused, webhook_id=row.webhook_id,
                id=f"msg_{outbox_id}_{row.number}", event=row.event, at=row.at, data=data, url=url,
                secret=webhook.secret if webhook else "")
 
