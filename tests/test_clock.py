@@ -18,7 +18,7 @@ from mailroom.store.accounts import Accounts
 from mailroom.store.db.database import Database
 from mailroom.store.db.schema import now_ms
 from mailroom.store.events.counters import Tallies
-from mailroom.store.events.deliveries import Told, WebhookDeliveries
+from mailroom.store.events.deliveries import DeliveryResult, WebhookDeliveries
 from mailroom.store.events.queue_history import Samples
 from mailroom.store.events.webhooks import Webhooks
 from mailroom.store.jobs.claims import JobClaims
@@ -148,7 +148,7 @@ def delivery(database: Database) -> IsOver:
     hooks, told = Webhooks(database), WebhookDeliveries(database, "worker-1", LEASE_SECONDS)
     hooks.test(hooks.create("https://hook.example.org/"))
     due = told.claim()
-    assert due and told.finish(due, Told(code=500, wait_seconds=60))
+    assert due and told.finish(due, DeliveryResult(code=500, wait_seconds=60))
     return told.is_due
 
 

@@ -29,7 +29,7 @@ from standardwebhooks import Webhook
 from mailroom.model.message import State
 from mailroom.store.db.database import Database
 from mailroom.store.db.schema import contents, deliveries, events, jobs, messages, now_ms, tags
-from mailroom.store.events.deliveries import OWN, Told, WebhookDeliveries, have_own, tell
+from mailroom.store.events.deliveries import OWN, DeliveryResult, WebhookDeliveries, have_own, tell
 from mailroom.store.events.timeline import record
 from mailroom.store.events.webhooks import Webhooks
 from mailroom.store.jobs.jobs import JobEnd, JobState, let_go
@@ -186,14 +186,14 @@ def test_a_delivery_has_one_owner_and_a_failed_one_waits(database: Database) -> 
     assert due and (due.attempt, due.webhook_id, due.url) == (1, hook, "https://a.example.org/")
     assert due.data == {"id": "one", "status": "sent", "tags": ["a", "b"], "metadata": {"order": "4711"}}
     assert two.claim() is None and not two.is_due()
-    assert one.finish(due, Told(code=500, reply="no", wait_seconds=60))
-    assert not one.finish(due, Told(delivered=True))
+    assert one.finish(due, DeliveryResult(code=500, reply="no", wait_seconds=60))
+    assert not one.finish(due, DeliveryResult(delivered=True))
     assert two.claim() is None
     make_due(database)
     assert two.claim(busy=[hook]) is None
     again = two.claim()
     assert again and (again.attempt, again.id) == (2, due.id)
-    assert two.finish(again, Told(delivered=True, code=204))
+    assert two.finish(again, DeliveryResult(delivered=True, code=204))
     [row] = rows(database)
     assert (row.state, row.code, row.attempt, row.owner, row.next_attempt_at) == ("delivered", 204, 2, None, None)
 
@@ -204,7 +204,7 @@ def test_stopping_gives_back_and_the_attempt_does_not_count(database: Database) 
     one = worker(database)
     due = one.claim()
     assert due and one.release() == 1
-    assert not one.finish(due, Told(delivered=True))
+    assert not one.finish(due, DeliveryResult(delivered=True))
     again = worker(database, "two").claim()
     assert again and (again.attempt, again.counted) == (2, 1)
 
@@ -236,7 +236,7 @@ def told_and_recorded(database: Database, reply: str) -> tuple[str, str | None]:
     happened(database, message(database, "one"))
     one = worker(database)
     due = one.claim()
-    assert due and one.finish(due, Told(delivered=True, code=200, reply=reply))
+    assert due and one.finish(due, DeliveryResult(delivered=True, code=200, reply=reply))
     assert (one.give_back(), one.give_back(), one.claim()) == (0, 0, None)
     [row] = rows(database)
     return row.state, row.reply
@@ -280,7 +280,7 @@ def test_the_schedule_ends_after_ten_attempts() -> None:
 @pytest.mark.parametrize("code", [301, 302, 400, 404, 500, None])
 def test_only_2xx_is_delivered(code: int | None) -> None:
     assert judge(Answer(code, ""), 1).wait_seconds is not None
-    assert judge(Answer(204, ""), 1) == Told(delivered=True, code=204)
+    assert judge(Answer(204, ""), 1) == DeliveryResult(delivered=True, code=204)
 
 
 def test_retry_after_is_honoured_and_bounded() -> None:
@@ -821,7 +821,7 @@ def test_the_log_of_deliveries_comes_in_pages_and_each_can_be_replayed(client: F
     due = mine.claim()
     assert due and due.number == made[0] and due.data == {"id": due.webhook_id}
     assert client.post(f"{path}/deliveries/{due.number}/replay").status_code == 409
-    mine.finish(due, Told(code=500, reply="no"))
+    mine.finish(due, DeliveryResult(code=500, reply="no"))
     answer = client.post(f"{path}/deliveries/{due.number}/replay")
     assert (answer.status_code, (answer.json or {})["status"], (answer.json or {})["attempts"]) == (202, "pending", 0)
     for wrong in ("0", "x", "999", "9" * 30, "-1"):

@@ -16,7 +16,7 @@ from standardwebhooks import Webhook
 from mailroom.model.errors import StoreUnavailable
 from mailroom.model.retry import Schedule
 from mailroom.process.supervisor import SupervisedThread
-from mailroom.store.events.deliveries import DueDelivery, Told, WebhookDeliveries
+from mailroom.store.events.deliveries import DeliveryResult, DueDelivery, WebhookDeliveries
 from mailroom.webhooks.http import TIMEOUT_SECONDS, Answer, Exchange
 from mailroom.webhooks.ssrf import AddressGuard
 
@@ -151,14 +151,14 @@ def signed(due: DueDelivery) -> tuple[bytes, dict[str, str]]:
         "webhook-signature": Webhook(due.secret).sign(due.id, now, body)}
 
 
-def judge(answer: Answer, attempt: int, *, schedule: Schedule = SCHEDULE) -> Told:
+def judge(answer: Answer, attempt: int, *, schedule: Schedule = SCHEDULE) -> DeliveryResult:
     """Return what becomes of a delivery after this answer to attempt 1, 2, …"""
     if answer.code is not None and 200 <= answer.code < 300:
-        return Told(delivered=True, code=answer.code, reply=answer.words)
+        return DeliveryResult(delivered=True, code=answer.code, reply=answer.words)
     wait = None if answer.code == GONE else schedule.wait_seconds(attempt)
     if wait is not None and answer.code in (429, 503):
         wait = max(wait, retry_after_seconds(answer.retry_after))
-    return Told(code=answer.code, reply=answer.words, wait_seconds=wait, gone=answer.code == GONE)
+    return DeliveryResult(code=answer.code, reply=answer.words, wait_seconds=wait, gone=answer.code == GONE)
 
 
 def retry_after_seconds(text: str, *, now: Callable[[], float] = time.time) -> float:

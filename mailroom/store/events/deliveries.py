@@ -108,7 +108,7 @@ class DueDelivery:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Told:
+class DeliveryResult:
     """The end of an attempt."""
 
     delivered: bool = False
@@ -140,7 +140,7 @@ class WebhookDeliveries:
                                    .where(deliveries.c.number.in_(locked(found))).returning(deliveries))
         return self._loaded(rows[0]) if rows else None
 
-    def finish(self, due: DueDelivery, told: Told) -> bool:
+    def finish(self, due: DueDelivery, told: DeliveryResult) -> bool:
         """Commit how the attempt ended; False if it was no longer ours."""
         try:
             return self.database.write(self._finish, (due, told), alone=told.gone)
@@ -180,10 +180,10 @@ class WebhookDeliveries:
             self._in_hand.discard((row.number, row.attempt))
             raise
 
-    def _finish(self, connection: Connection, ended: list[tuple[DueDelivery, Told]]) -> list[bool]:
+    def _finish(self, connection: Connection, ended: list[tuple[DueDelivery, DeliveryResult]]) -> list[bool]:
         return [self._finish_one(connection, due, told) for due, told in ended]
 
-    def _finish_one(self, connection: Connection, due: DueDelivery, told: Told) -> bool:
+    def _finish_one(self, connection: Connection, due: DueDelivery, told: DeliveryResult) -> bool:
         again = told.wait_seconds is not None
         written = connection.execute(
             update(deliveries).values(
