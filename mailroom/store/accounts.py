@@ -26,7 +26,7 @@ _SEVERITY = {AccountState.OK: 0, AccountState.PAUSED: 1, AccountState.PARKED: 2,
 
 
 @dataclass
-class Room:
+class Allowance:
     """The room of one account: what it may begin to send now."""
 
     account: str
@@ -57,7 +57,7 @@ class Accounts:
         """Make the rows that are missing. A login that was refused is tried again, as a worker starts, perhaps with the right one."""
         self.database.write(self._register, None)
 
-    def rooms(self, connection: Connection, *, locking: bool = False) -> list[Room]:
+    def rooms(self, connection: Connection, *, locking: bool = False) -> list[Allowance]:
         """The room of each account; `locking` keeps others from dividing the same room, where there is a limit."""
         rows = {row.name: row for row in _ROOMS[locking and any(budget.is_limited for budget in self.budgets)](connection)}
         now = next((row.now for row in rows.values()), 0)
@@ -77,22 +77,23 @@ class Accounts:
         """Let one mail try this account at once, and not when it would be tried; False if it can send, or is none of ours."""
         return name in {budget.account for budget in self.budgets} and self.database.write(_try_now, name, alone=True)
 
-    def _room(self, connection: Connection, budget: Budget, row: Any, now: int) -> Room:
+    def _room(self, connection: Connection, budget: Budget, row: Any, now: int) -> Allowance:
         if row is not None and row.state != AccountState.OK:
             words = f"account {budget.account}, {row.state}: {row.reason}"
             if row.until is not None and row.until <= now:
-                return Room(budget.account, 1, PLENTY, is_probe=True, until=now + PROBE_MS, words=words)
-            return Room(budget.account, 0, 0, until=row.until, words=words)
+                return Allowance(budget.account, 1, PLENTY, is_probe=True, until=now + PROBE_MS, words=words)
+            return Allowance(budget.account, 0, 0, until=row.until, words=words)
         if not budget.is_limited:
-            return Room(budget.account, PLENTY, PLENTY, unlimited=True)
+            return Allowance(budget.account, PLENTY, PLENTY, unlimited=True)
         # What is begun first: what ends between the two looks is then counted twice, and not never.
         begun = _begun(connection, budget.account)
         sent, oldest = used(connection, budget.account), _oldest(connection, budget.account)
-        return Room(budget.account, (budget.messages or PLENTY) - sent[0] - begun[0], (budget.recipients or PLENTY) - sent[1] - begun[1],
+        return Allowance(budget.account, (budget.messages or PLENTY) - sent[0] - begun[0],
+                         (budget.recipients or PLENTY) - sent[1] - begun[1],
                     until=(oldest + 1) * BUCKET_MS + DAY_MS if oldest else now + DAY_MS,
                     words=f"account {budget.account}, what it may send in 24 hours is used up")
 
-    def _narrowed(self, room: Room) -> Room:
+    def _narrowed(self, room: Allowance) -> Allowance:
         """Leave as much of it as this worker has connections for; one in trouble is tried at any rate."""
         if self.free is None or room.is_probe or room.messages < 1:
             return room

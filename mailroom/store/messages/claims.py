@@ -22,7 +22,7 @@ from mailroom.model.account import DEFAULT_ACCOUNT, Budget, Free
 from mailroom.model.attempt import Claim, JobFacts, Outcome
 from mailroom.model.errors import StoreUnavailable
 from mailroom.model.message import State
-from mailroom.store.accounts import Accounts, Room, begin_probe, lock, note_ends, note_sent
+from mailroom.store.accounts import Accounts, Allowance, begin_probe, lock, note_ends, note_sent
 from mailroom.store.content import load, load_attachments
 from mailroom.store.db.database import Database, Work, run
 from mailroom.store.db.schema import events, jobs, messages, now_ms, recipients, workers
@@ -165,11 +165,11 @@ class Claims:
         # An id that two asked for goes to the first.
         return [[loaded.pop(id) for id in listed if id in loaded] for listed, _ in asked]
 
-    def _take_rows(self, connection: Connection, ids: list[str], suspects: bool, room: Room) -> "dict[str, Claimed]":
+    def _take_rows(self, connection: Connection, ids: list[str], suspects: bool, room: Allowance) -> "dict[str, Claimed]":
         rows = _TAKE[suspects].of(connection, ids, worker=self.owner, by=room.account)
         return {row.id: Claimed(row.attempt, row.excused, row.max_attempts, room) for row in rows}
 
-    def _divide(self, connection: Connection, ids: list[str], suspects: bool, rooms: list[Room]) -> "dict[str, Claimed]":
+    def _divide(self, connection: Connection, ids: list[str], suspects: bool, rooms: list[Allowance]) -> "dict[str, Claimed]":
         """Give each row to an account that has room for it; those that find none wait for one."""
         people = select(func.count()).where(recipients.c.id == messages.c.id, recipients.c.state.in_([State.QUEUED, State.DEFERRED]))
         found = connection.execute(select(messages.c.id, messages.c.account, messages.c.sender, people.scalar_subquery().label("people"))
@@ -238,7 +238,7 @@ class Claimed(NamedTuple):
     attempt: int
     excused: int
     max_attempts: int | None
-    room: Room
+    room: Allowance
 
 
 def _giving_back() -> ReturningUpdate[tuple[str, int]]:
@@ -303,7 +303,7 @@ def _facts(connection: Connection, job_ids: list[str]) -> dict[str, JobFacts]:
         for row in connection.execute(select(*SUMMARY, jobs.c.result).where(jobs.c.id.in_(job_ids)))}
 
 
-def _park(connection: Connection, ids: list[str], rooms: list[Room]) -> None:
+def _park(connection: Connection, ids: list[str], rooms: list[Allowance]) -> None:
     """Let rows wait until an account has room; clients are told, unless all it takes is a free connection."""
     times = [room.until for room in rooms if room.until is not None]
     until = min(times) if len(times) == len(rooms) else None
