@@ -10,7 +10,7 @@ from kombu import Connection as Broker
 from sqlalchemy import select
 
 from mailroom.broker.publisher import Publisher
-from mailroom.model.account import AccountState, Budget, Trouble
+from mailroom.model.account import AccountError, AccountState, Budget
 from mailroom.model.attempt import Outcome
 from mailroom.model.ids import new_id
 from mailroom.model.message import Address, Message, SendOptions, State
@@ -158,7 +158,7 @@ def account(database: Database) -> IsOver:
     accounts.register()
     claims = claims_of(database, "worker-1")
     [claim] = claims.claim([accept(database)])
-    trouble = Trouble(state=AccountState.PAUSED, reason="421 later", waits=(60.0,))
+    trouble = AccountError(state=AccountState.PAUSED, reason="421 later", waits=(60.0,))
     assert claims.finish(
         claim,
         Outcome(

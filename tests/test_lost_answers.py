@@ -9,7 +9,7 @@ import pytest
 from mailroom.delivery.admission import Admission
 from mailroom.delivery.attempt import AttemptRunner, Sender
 from mailroom.delivery.delivery import Delivery
-from mailroom.model.account import DEFAULT_ACCOUNT, AccountState, NextHop, Trouble
+from mailroom.model.account import DEFAULT_ACCOUNT, AccountError, AccountState, NextHop
 from mailroom.model.attempt import Claim, Outcome
 from mailroom.model.errors import StoreUnavailable
 from mailroom.model.message import Address, State
@@ -31,7 +31,7 @@ from tests.test_outbox import SENT, accept, claim_one, row, state
 CHANGED, FENCE, RELEASE = b"UPDATE messages", b"FROM workers", b"given_back="
 UNCERTAIN = Outcome(state=State.UNCERTAIN, reason="no reply", recipients={0: (State.UNCERTAIN, "no reply")}, uncertain=True)
 TURNED_AWAY = Outcome(state=State.DEFERRED, reason="421 4.7.0 later", recipients={0: (State.DEFERRED, "421 4.7.0 later")},
-                      trouble=Trouble(state=AccountState.PAUSED, reason="421 4.7.0 later", waits=(60.0,)))
+                      trouble=AccountError(state=AccountState.PAUSED, reason="421 4.7.0 later", waits=(60.0,)))
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from mailroom.delivery.groups import Groups
-from mailroom.model.account import Trouble
+from mailroom.model.account import AccountError
 from mailroom.model.attempt import Claim, Outcome
 from mailroom.model.errors import NotTaken, StoreUnavailable, TooManyConnections, Unanswered
 from mailroom.model.message import Address, State
@@ -96,12 +96,12 @@ class AttemptRunner:
         return Outcome(state=State.DEFERRED, reason=str(end), recipients=found, wait_seconds=0, excused=True,
                        trouble=trouble)
 
-    def _trouble_among(self, replies: Iterable[Reply]) -> Trouble | None:
+    def _trouble_among(self, replies: Iterable[Reply]) -> AccountError | None:
         """Return what one of them says of the account; the others may be about their recipients."""
         troubles = (trouble_of(reply, self.schedule) for reply in replies)
         return next((trouble for trouble in troubles if trouble), None)
 
-    def _trouble_of(self, error: NotTaken) -> Trouble | None:
+    def _trouble_of(self, error: NotTaken) -> AccountError | None:
         said = Reply(error.code, error.reply.removeprefix(f"{error.code} "))
         if error.after_rcpt:
             return limit_of(said)
@@ -132,7 +132,7 @@ class AttemptRunner:
         sent = State.SENT in states or claim.sent_before
         return Outcome(state=State.SENT if sent else State.FAILED, reason=str(worst), recipients=found)
 
-    def _later(self, claim: Claim, reason: str, found: dict[int, tuple[State, str]] | None = None, *, trouble: Trouble | None = None,
+    def _later(self, claim: Claim, reason: str, found: dict[int, tuple[State, str]] | None = None, *, trouble: AccountError | None = None,
                uncertain: bool = False) -> Outcome:
         """Defer, or fail where the attempts are used up; with trouble of the account, until an account can send."""
         found = found or dict.fromkeys(claim.pending, (State.DEFERRED, reason))

@@ -20,7 +20,7 @@ class AccountState(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trouble:
+class AccountError:
     """The part of a reply that is about the account, and not about the mail."""
 
     state: AccountState

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mailroom.model.account import DEFAULT_ACCOUNT, Trouble
+from mailroom.model.account import DEFAULT_ACCOUNT, AccountError
 from mailroom.model.message import Attachment, Message, State
 
 
@@ -59,5 +59,5 @@ class Outcome:
     wait_seconds: float | None = None  #: until the next attempt, where there is to be one
     excused: bool = False  #: whether the attempt does not count, as it brought the mail further
     uncertain: bool = False  #: whether the payload went out and no reply came
-    trouble: Trouble | None = None  #: set where the account cannot send; the message waits until one can
+    trouble: AccountError | None = None  #: set where the account cannot send; the message waits until one can
     bounced: frozenset[int] = frozenset()  #: positions of those whose server says that there is no such address

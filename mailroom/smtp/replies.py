@@ -2,7 +2,7 @@
 
 import re
 
-from mailroom.model.account import AccountState, Trouble
+from mailroom.model.account import AccountError, AccountState
 from mailroom.model.message import State
 from mailroom.model.retry import Schedule
 from mailroom.smtp.connection import Reply
@@ -52,7 +52,7 @@ def state_of(reply: Reply) -> State:
     return State.FAILED if 500 <= reply.code < 600 and not _of_account(reply) else State.DEFERRED
 
 
-def trouble_of(reply: Reply, schedule: Schedule, *, of_message: bool = True) -> Trouble | None:
+def trouble_of(reply: Reply, schedule: Schedule, *, of_message: bool = True) -> AccountError | None:
     """Judge what a reply means for the account. `of_message`: it came after a login, in the transaction of a mail.
 
     Whatever came before that is the account's or the server's, also where nobody said a word (code 0).
@@ -61,20 +61,20 @@ def trouble_of(reply: Reply, schedule: Schedule, *, of_message: bool = True) -> 
     if limit := limit_of(reply):
         return limit
     if reply.code not in _LOGIN_CODES and says_too_many_connections(reply):
-        return Trouble(state=AccountState.PAUSED, reason=reason, waits=CONNECTIONS_WAITS_SECONDS)
+        return AccountError(state=AccountState.PAUSED, reason=reason, waits=CONNECTIONS_WAITS_SECONDS)
     if reply.code in _LOGIN_CODES or (500 <= reply.code < 600 and not of_message):
-        return Trouble(state=AccountState.HALTED, reason=reason, waits=LOGIN_WAITS_SECONDS)
+        return AccountError(state=AccountState.HALTED, reason=reason, waits=LOGIN_WAITS_SECONDS)
     if reply.code == _BUSY_CODE or not of_message:
         # 421 to a mail counts: one at which the server always hangs up must not keep the others for ever.
-        return Trouble(state=AccountState.PAUSED, reason=reason, waits=_pauses(reply, schedule, of_message),
+        return AccountError(state=AccountState.PAUSED, reason=reason, waits=_pauses(reply, schedule, of_message),
                        excuses=not of_message)
     return None
 
 
-def limit_of(reply: Reply) -> Trouble | None:
+def limit_of(reply: Reply) -> AccountError | None:
     """Return what a reply says of how much an account may send, in the words of its server."""
     limit = find_limit(reply.words) if reply.refuses else None
-    return limit and Trouble(state=limit.state, reason=str(reply), waits=limit.waits)
+    return limit and AccountError(state=limit.state, reason=str(reply), waits=limit.waits)
 
 
 def _pauses(reply: Reply, schedule: Schedule, of_message: bool) -> tuple[float, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, func, select, update
 
-from mailroom.model.account import AccountState, Budget, Free, Trouble
+from mailroom.model.account import AccountError, AccountState, Budget, Free
 from mailroom.model.message import State
 from mailroom.store.db.database import Database
 from mailroom.store.db.schema import accounts, insertion, messages, now_ms, recipients, usage
@@ -141,7 +141,7 @@ def lock(connection: Connection, names: Iterable[str]) -> None:
     connection.execute(select(accounts.c.name).where(accounts.c.name.in_(sorted(names))).order_by(accounts.c.name).with_for_update())
 
 
-def note_ends(connection: Connection, ends: Iterable[tuple[str, bool, Trouble | None]]) -> dict[str, int]:
+def note_ends(connection: Connection, ends: Iterable[tuple[str, bool, AccountError | None]]) -> dict[str, int]:
     """Write what the ends of attempts (account, whether it was a probe, its trouble) say of the accounts.
 
     Return, for each account that has trouble, when it is tried again.
