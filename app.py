@@ -36,7 +36,7 @@ from mailroom.cli.database import choose, db_upgrade, opened, pair
 from mailroom.cli.doctor import Doctor, Finding
 from mailroom.config.accounts import accounts, next_hop
 from mailroom.config.settings import UP_FILE, Settings, SettingsError, database_url, load
-from mailroom.inbox import Dial, Inbox, Letters, PortTaken
+from mailroom.inbox import Chaos, Inbox, Letters, PortTaken
 from mailroom.model.errors import MailroomError, WrongDatabaseURL
 from mailroom.server import watch
 from mailroom.server.embedded_worker import EmbeddedWorker
@@ -185,7 +185,7 @@ def serving_app(settings: Settings, *blueprints: str) -> Flask:
 
 def all_in_one(settings: Settings, deliver: bool) -> Flask:
     """In granian's child: the application, a worker thread and the inbox."""
-    letters, dial = Letters(), Dial()
+    letters, dial = Letters(), Chaos()
     start_child(settings, prefer_wait.stop, letters.stop, watch.stop)
     mailasync.configure(settings)
     smtp = Inbox(port=settings.INBOX_SMTP_PORT, letters=letters, dial=dial)

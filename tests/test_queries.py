@@ -11,7 +11,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from mailroom.api.openapi.operations import OPERATIONS, is_strict
-from mailroom.inbox import Dial, Letters, create_blueprint
+from mailroom.inbox import Chaos, Letters, create_blueprint
 from mailroom.inbox.api import QUERIES
 from mailroom.server import serve
 from tests.services.application import made
@@ -27,7 +27,7 @@ ODD_NUMBERS = ("00000001000000", "0" * 5000, "1" + "0" * 5000, "000000001" + "0"
 @pytest.fixture
 def app(sqlite_url: str) -> Iterator[Flask]:
     for served in made(sqlite_url):
-        served.register_blueprint(serve.beside(Letters(), Dial()))
+        served.register_blueprint(serve.beside(Letters(), Chaos()))
         yield served
 
 

@@ -17,7 +17,7 @@ from werkzeug.test import EnvironBuilder, TestResponse
 from mailroom.api.auth import guard, sessions
 from mailroom.api.http import prefer_wait
 from mailroom.api.services import Services
-from mailroom.inbox import Dial, Letters
+from mailroom.inbox import Chaos, Letters
 from mailroom.server import serve
 from mailroom.store.keys.api_keys import ApiKeys, Scope
 from mailroom.store.keys.sign_outs import SignOuts
@@ -43,7 +43,7 @@ def letters() -> Iterator[Letters]:
 @pytest.fixture
 def app(sqlite_url: str, letters: Letters) -> Iterator[Flask]:
     for served in made(sqlite_url):
-        served.register_blueprint(serve.beside(letters, Dial()))
+        served.register_blueprint(serve.beside(letters, Chaos()))
         yield served
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from flask import Response, jsonify, request
 from flask.typing import ResponseReturnValue
 
-from mailroom.inbox.chaos import COUNT_MAX, Dial, Failure
+from mailroom.inbox.chaos import COUNT_MAX, Chaos, Failure
 from mailroom.inbox.storage import Letter, Letters, address_asked
 
 WAIT_MAX_SECONDS = 60
@@ -31,7 +31,7 @@ class Api:
     def __init__(
         self,
         letters: Letters,
-        dial: Dial,
+        dial: Chaos,
         standing: Callable[[], Callable[[], bool]],
         refuse: Callable[[], Response | None],
     ) -> None:

@@ -14,7 +14,7 @@ class Failure(StrEnum):
     DROP = "drop"  #: it is kept, and the link is cut before a word of that
 
 
-class Dial:
+class Chaos:
     """A dial for what is to fail, and how many times more. All methods may be called from any thread."""
 
     def __init__(self) -> None:

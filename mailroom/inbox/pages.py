@@ -14,7 +14,7 @@ from flask import Blueprint, Response, make_response, redirect, render_template,
 from flask.typing import ResponseReturnValue
 
 from mailroom.inbox.api import Api
-from mailroom.inbox.chaos import COUNT_MAX, Dial, Failure
+from mailroom.inbox.chaos import COUNT_MAX, Chaos, Failure
 from mailroom.inbox.parser import Body, Image, links_in
 from mailroom.inbox.storage import Letter, Letters, address_asked
 
@@ -70,7 +70,7 @@ class Around:
 
 
 def create_blueprint(
-    letters: Letters, dial: Dial | None = None, around: Around | None = None
+    letters: Letters, dial: Chaos | None = None, around: Around | None = None
 ) -> Blueprint:
     """Return pages and API under /inbox."""
     blueprint = Blueprint(
@@ -80,7 +80,7 @@ def create_blueprint(
         template_folder="templates",
         static_folder="static",
     )
-    dial, around = dial or Dial(), around or Around()
+    dial, around = dial or Chaos(), around or Around()
     pages = _Pages(letters, dial, around)
     blueprint.add_url_rule("", "list", pages.newest)
     blueprint.add_url_rule("/", "list", pages.newest)
@@ -110,7 +110,7 @@ def create_blueprint(
 class _Pages:
     """The views; each gets its letters from here and not from the application."""
 
-    def __init__(self, letters: Letters, dial: Dial, around: Around) -> None:
+    def __init__(self, letters: Letters, dial: Chaos, around: Around) -> None:
         self._letters = letters
         self._dial = dial
         self._around = around

@@ -14,7 +14,7 @@ from typing import Self
 
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
-from mailroom.inbox.chaos import Dial, Failure
+from mailroom.inbox.chaos import Chaos, Failure
 from mailroom.inbox.storage import Letters
 from mailroom.process.supervisor import SupervisedThread
 
@@ -61,12 +61,12 @@ class Inbox:
         port: int = 1025,
         *,
         letters: Letters | None = None,
-        dial: Dial | None = None,
+        dial: Chaos | None = None,
     ) -> None:
         self.host = host
         self.port = port
         self.letters = Letters() if letters is None else letters
-        self.dial = Dial() if dial is None else dial
+        self.dial = Chaos() if dial is None else dial
         self._listener: socket.socket | None = None  #: for the next run
         self._stopping = threading.Event()
         self._thread: SupervisedThread | None = None
@@ -141,7 +141,7 @@ class Inbox:
 class _Keeper:
     """The hooks that aiosmtpd calls."""
 
-    def __init__(self, letters: Letters, dial: Dial) -> None:
+    def __init__(self, letters: Letters, dial: Chaos) -> None:
         self._letters = letters
         self._dial = dial
 

@@ -16,7 +16,7 @@ from mailroom.api.http import prefer_wait
 from mailroom.api.routes import health, metrics
 from mailroom.config.settings import PREFIX, Settings, SettingsError, notices
 from mailroom.inbox import WAITERS_MAX as INBOX_WAITERS_MAX
-from mailroom.inbox import Around, Dial, Inbox, Letters, PortTaken, create_blueprint
+from mailroom.inbox import Around, Chaos, Inbox, Letters, PortTaken, create_blueprint
 from mailroom.model.host_names import host_and_port
 from mailroom.process import terminal
 from mailroom.process.lazy_import import Lazy
@@ -50,7 +50,7 @@ def serve(settings: Settings, *, loader: "partial[Flask]", port_setting: str = "
                  stop_seconds=STOP_SECONDS)
 
 
-def beside(letters: Letters, dial: Dial, *, hint: str = "") -> Blueprint:
+def beside(letters: Letters, dial: Chaos, *, hint: str = "") -> Blueprint:
     """The inbox as a part of this service's pages."""
     blueprint = create_blueprint(letters, dial, Around(
         hint=hint, scripts=web.layout.SCRIPTS, places=web.layout.places, origin=web.messages.origin, form_token=form_token,
@@ -62,7 +62,7 @@ def beside(letters: Letters, dial: Dial, *, hint: str = "") -> Blueprint:
 
 def inbox_app(settings: Settings, served: Settings) -> Flask:
     """In granian's child: the inbox alone, for this machine's user; for others with the API key."""
-    letters, dial = Letters(), Dial()
+    letters, dial = Letters(), Chaos()
     start_child(settings, letters.stop, watch.stop)
     smtp = Inbox(settings.HOST, settings.INBOX_SMTP_PORT, letters=letters, dial=dial)
     try:
