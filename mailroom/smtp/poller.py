@@ -7,6 +7,7 @@ import select
 import socket
 import time
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -91,7 +92,8 @@ class Poller(Generic[K, R]):
         """Have `wait` return, now or when it is called next; from any thread."""
         if not self._is_woken:
             self._is_woken = True
-            self._waker.send(b"!")
+            with suppress(OSError):  # The thread that waits may just have ended, and closed it.
+                self._waker.send(b"!")
 
     def wait(self, gather_seconds: float = 0, *, at_most_seconds: float = float("inf")) -> None:
         """Until something has come for one of them, or the first has waited long enough, or somebody calls `wake`; and then for as long
