@@ -26,7 +26,7 @@ import mailasync
 from mailroom import cli, web
 from mailroom.api import problems
 from mailroom.api.auth import guard, rate_limits
-from mailroom.api.auth.sessions import Sessions
+from mailroom.api.auth.sessions import BrowserSessions
 from mailroom.api.http import prefer_wait
 from mailroom.api.openapi import document, queries
 from mailroom.api.routes import accounts as api_accounts
@@ -89,7 +89,7 @@ def create_app(settings: Settings | None = None, *blueprints: Blueprint, databas
         suppressions=Suppressions(database), unsubscribes=Unsubscribes(database, settings.PUBLIC_URL), templates=Templates(database),
         relay=lambda: mailasync.start_relay(database), send=mailasync.send,
         run=lambda job: mailasync.runJob.apply_async((job.id,), queue=job.queue))
-    Sessions(partial(secret, database, "session"), SignOuts(database)).attach(app)
+    BrowserSessions(partial(secret, database, "session"), SignOuts(database)).attach(app)
     metrics.watch(app)  # First of all hooks, so that a refusal has an id too.
     app.before_request(guard.check)
     app.before_request(partial(start_relay, database))  # In the process that serves, whichever server that is.

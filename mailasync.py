@@ -64,7 +64,7 @@ def configure(settings: Settings) -> None:
     _process.settings = settings
 
 
-class Nudge(Task):  # type: ignore[type-arg]  # celery-types makes Task generic, Celery does not
+class NudgeTask(Task):  # type: ignore[type-arg]  # celery-types makes Task generic, Celery does not
     """Publishes without ever hanging or multiplying: through the relay where one runs, else on a connection of its own."""
 
     Request = "mailroom.broker.celery_request:QuietRequest"
@@ -87,7 +87,7 @@ class Nudge(Task):  # type: ignore[type-arg]  # celery-types makes Task generic,
         return super().apply_async(args, kwargs, producer=producer, **{**bounds, **options})
 
 
-@celery_app.task(name="mailasync.sendMail", bind=True, base=Nudge)
+@celery_app.task(name="mailasync.sendMail", bind=True, base=NudgeTask)
 def sendMail(task: Task, *args: Any, **kwargs: Any) -> None:  # type: ignore[type-arg]
     """Deliver the mails of these ids; or accept a mail that a Celery client sent as the JSON object of `POST /`."""
     with settling(task) as station:
@@ -113,7 +113,7 @@ def relay_for(id: object) -> Publisher | None:
     return _process.relay if is_uuid(id) else None
 
 
-@celery_app.task(name="mailasync.runJob", bind=True, base=Nudge)
+@celery_app.task(name="mailasync.runJob", bind=True, base=NudgeTask)
 def runJob(task: Task, *args: Any, **kwargs: Any) -> None:  # type: ignore[type-arg]
     """Look for jobs to run; or accept one that a Celery client sent: the JSON object of `POST /v1/jobs`, or its name and arguments.
 
@@ -125,14 +125,14 @@ def runJob(task: Task, *args: Any, **kwargs: Any) -> None:  # type: ignore[type-
         station.runner.wake()
 
 
-@celery_app.task(name="mailasync.tellClients", bind=True, base=Nudge)
+@celery_app.task(name="mailasync.tellClients", bind=True, base=NudgeTask)
 def tellClients(task: Task, *args: Any, **kwargs: Any) -> None:  # type: ignore[type-arg]
     """Look for webhooks that are to be told something; whatever came with it is not read."""
     with settling(task) as station:
         station.notifier.wake()
 
 
-@celery_app.task(name=REFUSE, bind=True, base=Nudge)
+@celery_app.task(name=REFUSE, bind=True, base=NudgeTask)
 def refuse(task: Task, reason: str, name: str) -> None:  # type: ignore[type-arg]
     """Record why the message that this one stands for is no task; mailroom/broker/consumer.py makes it of that."""
     with settling(task) as station:

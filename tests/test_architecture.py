@@ -176,6 +176,11 @@ def test_other_docstrings_are_left_alone() -> None:
     assert idle_docstrings(ast.parse(code)) == []
 
 
+def test_each_class_has_a_name_of_its_own() -> None:
+    names = Counter(node.name for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+    assert [name for name, count in names.items() if count > 1] == []
+
+
 def test_threads_that_last_are_supervised() -> None:
     by_hand = {name for name, tree in TREES.items() for node in ast.walk(tree)
                if isinstance(node, ast.Call) and ast.unparse(node.func) in ("threading.Thread", "Thread")}

@@ -22,7 +22,7 @@ from mailroom.api.http.idempotency import _request_hash
 from mailroom.store.db.database import Database
 from mailroom.store.db.schema import idempotency, jobs, messages
 from mailroom.store.keys.api_keys import ApiKeys, Scope
-from mailroom.store.messages.idempotency import Answer, Kept, Key, Keys, take
+from mailroom.store.messages.idempotency import Kept, Key, Keys, StoredAnswer, take
 from mailroom.store.messages.outbox import Outbox
 from tests.services import free_port, wait_until
 from tests.services.application import made
@@ -65,7 +65,7 @@ def key(name: str, request_hash: str = "hash") -> Key:
 
 
 def kept(name: str) -> Kept:
-    return Kept(key=key(name), answer=Answer(status=202, location="/v1/messages/1", body={"id": "1"}))
+    return Kept(key=key(name), answer=StoredAnswer(status=202, location="/v1/messages/1", body={"id": "1"}))
 
 
 # --- again ---------------------------------------------------------------------------------------------------------
@@ -267,7 +267,7 @@ def test_a_request_waits_for_another_processs_commit_or_is_told_to_come_again(li
             raw = json.dumps(MAIL).encode()
             other = threads.submit(slow.accept, acceptance, Kept(
                 key=replace(key("key-1"), request_hash=request_hash(app, raw)),
-                answer=Answer(status=202, location=f"/v1/messages/{acceptance.id}", body={"id": acceptance.id, "status": "queued"})))
+                answer=StoredAnswer(status=202, location=f"/v1/messages/{acceptance.id}", body={"id": acceptance.id, "status": "queued"})))
             assert link.reached.wait(60)
             # When the same one comes here
             here = threads.submit(client.post, "/v1/messages", data=raw, content_type="application/json",

@@ -227,7 +227,7 @@ def test_a_job_that_was_claimed_and_not_begun_when_its_worker_stops_is_given_bac
     bench.runner._dispatcher.join(60)
     id = bench.add("patient", wake=False, args={"seconds": 0})
     [one] = bench.runs.claim("jobs", ["patient"], limit=1)
-    bench.runner._begin(runner._Run(one, isolated=False))
+    bench.runner._begin(runner.JobAttempt(one, isolated=False))
     wait_until(lambda: bench.row(id)["state"] == "queued", what="it is given back")
     assert (bench.row(id)["attempt"], bench.row(id)["excused"]) == (1, 1)
 

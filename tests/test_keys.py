@@ -30,7 +30,7 @@ from mailroom.store.db.schema import idempotency, keys, messages, rates
 from mailroom.store.keys import api_keys as keys_module
 from mailroom.store.keys.api_keys import ApiKey, ApiKeys, Scope, UnknownKey
 from mailroom.store.keys.rate_limits import Charge, RateLimited, debit
-from mailroom.store.messages.idempotency import Answer, Kept, Key, give_back, take
+from mailroom.store.messages.idempotency import Kept, Key, StoredAnswer, give_back, take
 from tests.services import free_port, wait_until
 from tests.services.processes import Service, service
 
@@ -218,7 +218,7 @@ def test_an_idempotency_key_is_free_again_where_the_rate_refuses(database: Datab
         return list(zip(ours, passed, strict=True))
 
     def kept(name: str) -> Kept:
-        return Kept(key=Key(owner="a", key=name, request_hash=""), answer=Answer(status=202, location="/"))
+        return Kept(key=Key(owner="a", key=name, request_hash=""), answer=StoredAnswer(status=202, location="/"))
     assert database.write(accept, (kept("one"), of("a", 10))) == (True, True)
     assert database.write(accept, (kept("two"), of("a"))) == (True, False)
     replayed = of("a", 10)

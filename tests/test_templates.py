@@ -19,16 +19,16 @@ from mailroom.store.db.database import Database
 from mailroom.store.templates import Templates, is_name
 from mailroom.templating import stored
 from mailroom.templating.sandbox import DEPTH_MAX, PROGRAMS_MAX, SOURCE_MAX_CHARACTERS, TOKENS_MAX, program
-from mailroom.templating.stored import CSS_MAX_CHARACTERS_TIMES_TAGS, TAGS_MAX, VARIABLES_MAX_CHARACTERS, Letter, check, merge
+from mailroom.templating.stored import CSS_MAX_CHARACTERS_TIMES_TAGS, TAGS_MAX, VARIABLES_MAX_CHARACTERS, RenderedTemplate, check, merge
 from tests.measure import hold_to
 
 HELLO = {"subject": "Order {{ order.number }}", "text": "Hello {{ name }}", "html": "<p>Hello {{ name }}</p>"}
 WHO = {"name": "Bob & Co", "order": {"number": "A-17"}}
 
 
-def letter_of(source: str, part: str = "text") -> Letter:
+def letter_of(source: str, part: str = "text") -> RenderedTemplate:
     texts: dict[str, Any] = {"subject": "", "text": None, "html": None, part: source}
-    return Letter(**texts)
+    return RenderedTemplate(**texts)
 
 
 def filled(source: str, part: str = "text", **variables: Any) -> str:
@@ -101,13 +101,14 @@ def test_a_subject_is_one_line() -> None:
 
 
 def test_parts_that_a_template_has_not_are_none() -> None:
-    assert merge(Letter(subject="a", text="b", html=None), {}) == Letter(subject="a", text="b", html=None)
+    assert merge(RenderedTemplate(subject="a", text="b", html=None), {}) == RenderedTemplate(subject="a", text="b", html=None)
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------
 
 def test_what_is_missing_is_named_with_its_place_part_and_line() -> None:
-    texts = Letter(subject="{{ subject }}", text="a\nb {{ users[1].name }}", html="<p>\n\n{% for u in users %}{{ u.name }}{% endfor %}")
+    texts = RenderedTemplate(subject="{{ subject }}", text="a\nb {{ users[1].name }}",
+                             html="<p>\n\n{% for u in users %}{{ u.name }}{% endfor %}")
     with pytest.raises(InvalidMessage) as caught:
         merge(texts, {"users": [{"name": "Ann"}, {}]}, at="#/messages/3/template/variables")
     assert caught.value.errors == [
@@ -125,7 +126,7 @@ def test_a_missing_variable_is_named_whatever_is_made_of_it(source: str) -> None
 
 def test_saving_names_every_part_that_cannot_be_read() -> None:
     with pytest.raises(InvalidMessage) as caught:
-        check(Letter(subject="{{ a", text="b\n{% if %}", html="{{ c|nl2br }}"), at="#")
+        check(RenderedTemplate(subject="{{ a", text="b\n{% if %}", html="{{ c|nl2br }}"), at="#")
     assert [error.pointer for error in caught.value.errors] == ["#/subject", "#/text", "#/html"]
     assert ["line 1" in caught.value.errors[0].detail, "line 2" in caught.value.errors[1].detail] == [True, True]
     assert "nl2br" in caught.value.errors[2].detail

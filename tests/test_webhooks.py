@@ -36,7 +36,7 @@ from mailroom.store.jobs.jobs import JobEnd, JobState, let_go
 from mailroom.store.keys.api_keys import Scope
 from mailroom.store.maintenance.retention import Retention
 from mailroom.store.workers import Worker
-from mailroom.webhooks.http import Answer, Exchange
+from mailroom.webhooks.http import WebhookAnswer, WebhookExchange
 from mailroom.webhooks.notifier import SCHEDULE, Notifier, judge, retry_after_seconds
 from mailroom.webhooks.ssrf import AddressGuard, Forbidden, is_public
 from tests.services import is_alive, wait_until
@@ -270,7 +270,7 @@ def test_a_webhook_that_was_disabled_or_deleted_is_told_nothing_more(database: D
 # --- the judgement -------------------------------------------------------------------------------------------------
 
 def test_the_schedule_ends_after_ten_attempts() -> None:
-    waits = [judge(Answer(500, "no"), attempt).wait_seconds for attempt in range(1, 11)]
+    waits = [judge(WebhookAnswer(500, "no"), attempt).wait_seconds for attempt in range(1, 11)]
     assert waits[-1] is None
     for wait, expected in zip(waits, (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400), strict=False):
         assert wait is not None and 0.8 * expected <= wait <= 1.2 * expected
@@ -279,13 +279,13 @@ def test_the_schedule_ends_after_ten_attempts() -> None:
 
 @pytest.mark.parametrize("code", [301, 302, 400, 404, 500, None])
 def test_only_2xx_is_delivered(code: int | None) -> None:
-    assert judge(Answer(code, ""), 1).wait_seconds is not None
-    assert judge(Answer(204, ""), 1) == DeliveryResult(delivered=True, code=204)
+    assert judge(WebhookAnswer(code, ""), 1).wait_seconds is not None
+    assert judge(WebhookAnswer(204, ""), 1) == DeliveryResult(delivered=True, code=204)
 
 
 def test_retry_after_is_honoured_and_bounded() -> None:
     later = format_datetime(datetime.now(UTC) + timedelta(seconds=600), usegmt=True)
-    told = [judge(Answer(code, "", retry_after), 1).wait_seconds for code, retry_after in (
+    told = [judge(WebhookAnswer(code, "", retry_after), 1).wait_seconds for code, retry_after in (
         (429, "120"), (503, later), (429, "9999999999999"), (503, "soon"), (500, "120"), (429, "1"))]
     assert told[0] == 120 and 590 < (told[1] or 0) <= 600 and told[2] == 86_400
     assert all(wait is not None and 4 <= wait <= 6 for wait in told[3:])
@@ -410,8 +410,8 @@ class Receiver:
         self.authority.configure_trust(context)
         return context
 
-    def exchange(self, **more: Any) -> Exchange:
-        return Exchange(self.guard, self.context, **more)
+    def exchange(self, **more: Any) -> WebhookExchange:
+        return WebhookExchange(self.guard, self.context, **more)
 
     @property
     def guard(self) -> AddressGuard:
@@ -586,13 +586,13 @@ def test_the_name_is_resolved_once_and_that_address_is_called(receiver: Receiver
         asked.append(host)
         return resolving("127.0.0.1" if len(asked) == 1 else "127.0.0.9")(host, port)
     guard = AddressGuard(to_loopback=True, resolve=resolve)
-    assert Exchange(guard, receiver.context).post(receiver.url, b"{}", {}).code == 200
+    assert WebhookExchange(guard, receiver.context).post(receiver.url, b"{}", {}).code == 200
     assert asked == [HOST] and len(receiver.requests) == 1
 
 
 def test_a_private_address_is_not_even_connected_to(receiver: Receiver) -> None:
     guard = AddressGuard(resolve=resolving("127.0.0.1"))
-    got = Exchange(guard, receiver.context).post(receiver.url, b"{}", {})
+    got = WebhookExchange(guard, receiver.context).post(receiver.url, b"{}", {})
     assert (got.code, got.words) == (None, f"not called: expected {HOST} to have public addresses only")
     assert receiver.requests == []
 
@@ -601,7 +601,7 @@ def test_a_private_address_is_not_even_connected_to(receiver: Receiver) -> None:
 def test_a_certificate_is_verified(wrong: str) -> None:
     with Receiver(names=("mx.example.net" if wrong == "name" else HOST,)) as receiver:
         trusted = receiver.context if wrong == "name" else ssl.create_default_context()
-        got = Exchange(receiver.guard, trusted).post(receiver.url, b"{}", {})
+        got = WebhookExchange(receiver.guard, trusted).post(receiver.url, b"{}", {})
         assert got.code is None and "certificate" in got.words.lower() and receiver.requests == []
 
 
@@ -621,7 +621,7 @@ def speaking(serve: Callable[[socket.socket], None]) -> Iterator[str]:
         thread.join(60)
 
 
-def told(raw: bytes, *, keeps_open: bool = False, resets: bool = False) -> Answer:
+def told(raw: bytes, *, keeps_open: bool = False, resets: bool = False) -> WebhookAnswer:
     """Read this from a server that then hangs up; or resets the connection, or waits for us to do so."""
     def serve(line: socket.socket) -> None:
         line.sendall(raw)
@@ -630,7 +630,7 @@ def told(raw: bytes, *, keeps_open: bool = False, resets: bool = False) -> Answe
         while keeps_open and line.recv(10_000):
             pass
     with speaking(serve) as url:
-        return Exchange(AddressGuard(to_loopback=True), ssl.create_default_context(), 30).post(url, b"{}", {})
+        return WebhookExchange(AddressGuard(to_loopback=True), ssl.create_default_context(), 30).post(url, b"{}", {})
 
 
 @pytest.mark.parametrize("drip", [b"H", b"HTTP/1.1 100 Continue\r\n\r\n"])
@@ -642,9 +642,9 @@ def test_a_server_that_answers_byte_by_byte_is_given_up_in_time(drip: bytes) -> 
         while not over.wait(0.1):
             line.sendall(drip if b"100" in drip else b"x")
     with speaking(serve) as url:
-        got = Exchange(AddressGuard(to_loopback=True), ssl.create_default_context(), 1.0).post(url, b"{}", {})
+        got = WebhookExchange(AddressGuard(to_loopback=True), ssl.create_default_context(), 1.0).post(url, b"{}", {})
         over.set()
-    assert got == Answer(None, "no answer in time")
+    assert got == WebhookAnswer(None, "no answer in time")
 
 
 def test_of_a_header_that_never_ends_the_status_counts() -> None:
@@ -655,9 +655,9 @@ def test_of_a_header_that_never_ends_the_status_counts() -> None:
         while not over.wait(0.05):
             line.sendall(b"x")
     with speaking(serve) as url:
-        got = Exchange(AddressGuard(to_loopback=True), ssl.create_default_context(), 1.0).post(url, b"{}", {})
+        got = WebhookExchange(AddressGuard(to_loopback=True), ssl.create_default_context(), 1.0).post(url, b"{}", {})
         over.set()
-    assert got == Answer(200, "Fine")
+    assert got == WebhookAnswer(200, "Fine")
 
 
 @pytest.mark.parametrize("raw", [
@@ -676,7 +676,7 @@ def test_the_answer_is_the_one_after_those_that_are_interim(interim: bytes) -> N
     before = b"HTTP/1.1 " + interim + b"\r\nLink: </x>; rel=preload\r\n\r\n"
     for count in (1, 3):
         got = told(before * count + b"HTTP/1.1 503 Busy\r\nRetry-After: 7\r\n\r\nnot now")
-        assert got == Answer(503, "not now", "7")
+        assert got == WebhookAnswer(503, "not now", "7")
 
 
 ANSWERED = {
@@ -712,7 +712,7 @@ def test_a_server_that_keeps_the_connection_is_not_waited_for(head: bytes, code:
 def test_a_name_that_there_is_not_and_a_closed_port_are_told() -> None:
     guard = AddressGuard(to_loopback=True)
     for url in ("https://nobody.invalid/", "http://127.0.0.1:9/"):
-        got = Exchange(guard, ssl.create_default_context(), 10).post(url, b"{}", {})
+        got = WebhookExchange(guard, ssl.create_default_context(), 10).post(url, b"{}", {})
         assert got.code is None and ("gaierror" if "nobody" in url else "ConnectionRefusedError") in got.words
 
 

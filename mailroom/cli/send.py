@@ -30,7 +30,7 @@ _LISTS = {"cc": "cc", "bcc": "bcc", "reply_to": "reply_to", "tag": "tags"}
 _WORDS = {"sender": "from", "subject": "subject", "at": "scheduled_at", "delay": "delay"}
 
 
-class Wait(click.ParamType[float]):
+class WaitSeconds(click.ParamType[float]):
     """Seconds; what comes without a number is NO_END."""
 
     name = "seconds"
@@ -67,7 +67,7 @@ PARAMETERS: list[click.Parameter] = [
     click.Option(["--low"], is_flag=True, help="On the queue for bulk mail."),
     click.Option(["--request"], metavar="FILE", help="The whole as the JSON object of POST /v1/messages."),
     click.Option(["--dry-run"], is_flag=True, help="Show the mail as it would go, and accept nothing."),
-    click.Option(["--wait"], type=Wait(), is_flag=False, flag_value=NO_END, metavar="[SECONDS]",
+    click.Option(["--wait"], type=WaitSeconds(), is_flag=False, flag_value=NO_END, metavar="[SECONDS]",
                  help="Wait until it has ended, for so long at most; ends with 0 only if it was sent."),
     click.Option(["--json", "as_json"], is_flag=True, help="One JSON object.")]
 

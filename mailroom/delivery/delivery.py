@@ -14,7 +14,7 @@ from typing import Protocol
 
 from mailroom.delivery.admission import HANGS_AFTER_SECONDS, Admission
 from mailroom.delivery.attempt import AttemptRunner
-from mailroom.delivery.nudge import Begun, Nudge
+from mailroom.delivery.nudge import Begun, Countdown
 from mailroom.model.attempt import Claim, Outcome
 from mailroom.model.errors import StoreUnavailable, TooManyConnections
 from mailroom.process.supervisor import SupervisedThread
@@ -33,7 +33,7 @@ GATHER_MAX_SECONDS = 0.004
 LOOK_SECONDS = 1.0
 
 
-class Outbox(Protocol):
+class ClaimStore(Protocol):
     """The part of the outbox that delivery needs; store/messages/claims.py is it."""
 
     def claim(self, ids: Sequence[str]) -> list[Claim]: ...
@@ -52,7 +52,7 @@ class Outbox(Protocol):
 class Delivery:
     """Hands the mails of one worker to the next hop, many at a time on sessions that stay open."""
 
-    outbox: Outbox
+    outbox: ClaimStore
     agent: AttemptRunner
     turns: Admission
     _stopping: threading.Event = field(default_factory=threading.Event)
@@ -212,8 +212,8 @@ class _SideBySide:
     def __init__(self, delivery: Delivery) -> None:
         self.delivery = delivery
         self.turns = delivery.turns
-        self.todo: deque[tuple[Claim, Nudge]] = deque()  #: those whose turn it is
-        self.given_up: deque[tuple[Claim, Nudge]] = deque()  #: those that are to wait no more
+        self.todo: deque[tuple[Claim, Countdown]] = deque()  #: those whose turn it is
+        self.given_up: deque[tuple[Claim, Countdown]] = deque()  #: those that are to wait no more
         self.attempts: Poller[Begun, Outcome | None] = Poller()
         self.outcomes: list[tuple[Begun, Outcome]] = []  #: which are not on record yet
         self.gather_seconds = 0.0
@@ -225,9 +225,9 @@ class _SideBySide:
         """Wait until all have ended; False: some were given back. Raises what kept one from being put on record."""
         return self.take(claims).wait()
 
-    def take(self, claims: Sequence[Claim]) -> Nudge:
+    def take(self, claims: Sequence[Claim]) -> Countdown:
         """Line them up, those of each account by themselves."""
-        nudge, lines = Nudge(len(claims)), defaultdict[str, deque[Claim]](deque)
+        nudge, lines = Countdown(len(claims)), defaultdict[str, deque[Claim]](deque)
         for claim in claims:
             lines[claim.account].append(claim)
         for account, line in lines.items():
@@ -244,7 +244,7 @@ class _SideBySide:
         self.turns.ask(account, 1, given, withdrawn, again=True)
         self.turns.leave(account)
 
-    def _move(self, line: deque[Claim], nudge: Nudge, to: deque[tuple[Claim, Nudge]], count: int) -> None:
+    def _move(self, line: deque[Claim], nudge: Countdown, to: deque[tuple[Claim, Countdown]], count: int) -> None:
         to.extend((line.popleft(), nudge) for _ in range(count))
         self.attempts.wake()
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from mailroom.model.attempt import Claim
 
 
-class Nudge:
+class Countdown:
     """Mails whose end somebody may wait for."""
 
     def __init__(self, count: int) -> None:
@@ -37,5 +37,5 @@ class Begun(NamedTuple):
     """A claim whose attempt has begun, or was given up, and when, on time.monotonic."""
 
     claim: Claim
-    nudge: Nudge
+    nudge: Countdown
     at: float

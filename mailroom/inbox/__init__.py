@@ -15,9 +15,9 @@ from mailroom.inbox.pages import STREAMS_MAX as _STREAMS_MAX
 from mailroom.inbox.pages import Around, create_blueprint
 from mailroom.inbox.smtp import Inbox, PortTaken
 from mailroom.inbox.storage import WAITERS_MAX as _READERS_MAX
-from mailroom.inbox.storage import Letter, Letters
+from mailroom.inbox.storage import Letters, ReceivedMail
 
 #: Requests that wait at the same time, each in a thread of the server.
 WAITERS_MAX = _READERS_MAX + _STREAMS_MAX
 
-__all__ = ["WAITERS_MAX", "Around", "Chaos", "Failure", "Inbox", "Letter", "Letters", "PortTaken", "create_blueprint"]
+__all__ = ["WAITERS_MAX", "Around", "Chaos", "Failure", "Inbox", "Letters", "PortTaken", "ReceivedMail", "create_blueprint"]

@@ -9,7 +9,7 @@ from flask import Response, jsonify, request
 from flask.typing import ResponseReturnValue
 
 from mailroom.inbox.chaos import COUNT_MAX, Chaos, Failure
-from mailroom.inbox.storage import Letter, Letters, address_asked
+from mailroom.inbox.storage import Letters, ReceivedMail, address_asked
 
 WAIT_MAX_SECONDS = 60
 
@@ -108,7 +108,7 @@ class Api:
         return self.failure()
 
 
-def as_json(letter: Letter) -> dict[str, Any]:
+def as_json(letter: ReceivedMail) -> dict[str, Any]:
     """Return what a test asks of a mail; `to` and `envelope_from` are what SMTP said."""
     body = letter.body
     headers: dict[str, list[str]] = {}

@@ -15,8 +15,8 @@ from flask.typing import ResponseReturnValue
 
 from mailroom.inbox.api import Api
 from mailroom.inbox.chaos import COUNT_MAX, Chaos, Failure
-from mailroom.inbox.parser import Body, Image, links_in
-from mailroom.inbox.storage import Letter, Letters, address_asked
+from mailroom.inbox.parser import Image, MailContent, links_in
+from mailroom.inbox.storage import Letters, ReceivedMail, address_asked
 
 REFRESH_SECONDS = 3
 PAGE_LENGTH = 100
@@ -147,7 +147,7 @@ class _Pages:
         """Tell a list that something has come or gone, by a stream of server-sent events."""
         if not self._streams.acquire(blocking=False):
             return Response("too many listen", 503, {"Retry-After": "30"})
-        stream = _Stream(self._letters, self._streams, self._around.standing())
+        stream = _InboxStream(self._letters, self._streams, self._around.standing())
         response = Response(stream, content_type="text/event-stream")
         response.headers["X-Accel-Buffering"] = "no"
         return response
@@ -179,7 +179,7 @@ class _Pages:
     def html(self, id: str) -> ResponseReturnValue:
         """Serve what the mail calls its HTML, disarmed."""
         letter = self._letters.get(id)
-        body = letter.body if letter else Body()
+        body = letter.body if letter else MailContent()
         if body.html is None:
             return self._gone()
         response = make_response(with_images(body.html, body.images))
@@ -243,7 +243,7 @@ class _Pages:
         return render_template(f"inbox/{name}.html", around=self._around, **values)
 
 
-class _Stream:
+class _InboxStream:
     """The lines of one stream; its place is free again when it has ended, however that came."""
 
     def __init__(
@@ -313,7 +313,7 @@ def _follows(to: str | None, words: str, page: int) -> bool:
     return to is None and not words and page == 1 and "still" not in request.args
 
 
-def _shown(letter: Letter, body: Body, view: str) -> str:
+def _shown(letter: ReceivedMail, body: MailContent, view: str) -> str:
     if view == "text":
         return body.text or ""
     if view == "source":

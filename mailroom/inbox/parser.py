@@ -46,7 +46,7 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Attachment:
+class AttachedPart:
     """A part that is not the text: its name as the mail tells it, its type, its decoded bytes."""
 
     filename: str | None
@@ -67,12 +67,12 @@ class Image:
 
 
 @dataclass(frozen=True)
-class Body:
+class MailContent:
     """The content of a mail, and what hangs on it; `trouble` says why it is shown undivided."""
 
     text: str | None = None
     html: str | None = None
-    attachments: list[Attachment] = field(default_factory=list)
+    attachments: list[AttachedPart] = field(default_factory=list)
     images: dict[str, Image] = field(default_factory=dict)
     trouble: str | None = None
 
@@ -86,7 +86,7 @@ class _Text:
     in_alternative: bool
 
 
-class _Bounded(Compat32):
+class _BoundedHeaders(Compat32):
     """policy.compat32 that cuts a header at HEADER_MAX_CHARS.
 
     Not policy.default: it reads parameters by their grammar, raises on some, and takes seconds
@@ -98,7 +98,7 @@ class _Bounded(Compat32):
         return name, value[:HEADER_MAX_CHARS]
 
 
-_POLICY = _Bounded()
+_POLICY = _BoundedHeaders()
 #: Decodes encoded words and asks for no grammar.
 _WORDS = EmailPolicy(header_factory=HeaderRegistry(use_default_map=False))
 
@@ -133,7 +133,7 @@ def read_head(raw: bytes) -> Head:
     )
 
 
-def read_body(raw: bytes) -> Body:
+def read_body(raw: bytes) -> MailContent:
     """Return text, HTML and attachments; the whole mail as text where it cannot be taken apart."""
     trouble = _too_much(raw)
     if trouble is None:
@@ -141,10 +141,10 @@ def read_body(raw: bytes) -> Body:
             return _sort(BytesParser(policy=_POLICY).parsebytes(raw))
         except Exception as error:  # The email package has raised nearly every type there is.
             trouble = f"the parser gave up ({type(error).__name__})"
-    return Body(text=_decode(raw, "utf-8"), trouble=trouble)
+    return MailContent(text=_decode(raw, "utf-8"), trouble=trouble)
 
 
-def links_in(body: Body) -> list[str]:
+def links_in(body: MailContent) -> list[str]:
     """The addresses that the mail asks a reader to open, each once, in order."""
     found = [unescape(match[1] or match[2] or match[3] or "").strip() for match in _HREF.finditer((body.html or "")[:LINKS_IN_CHARS])]
     found += [match[0].rstrip(".,;:!?") for match in _URL.finditer((body.text or "")[:LINKS_IN_CHARS])]
@@ -175,9 +175,9 @@ def _decoded(name: str, value: str) -> str:
         return scrub(value)
 
 
-def _sort(message: Message) -> Body:
+def _sort(message: Message) -> MailContent:
     shown: list[_Text] = []
-    attachments: list[Attachment] = []
+    attachments: list[AttachedPart] = []
     images: dict[str, Image] = {}
     seen: set[tuple[int, str]] = set()  #: forms that an alternative has given
     for part, parent in _leaves(message):
@@ -191,11 +191,11 @@ def _sort(message: Message) -> Body:
             text = _decode(data, str(part.get_param("charset") or ""), is_html=is_html)
             shown.append(_Text(text, is_html, in_alternative))
         else:
-            attachments.append(Attachment(filename, content_type, data))
+            attachments.append(AttachedPart(filename, content_type, data))
             content_id = scrub(str(part.get("content-id", ""))).strip(" <>\t\r\n")
             if content_id and content_type.startswith("image/"):
                 images[content_id] = Image(content_type, data)
-    return Body(*_both_forms(shown), attachments, images)
+    return MailContent(*_both_forms(shown), attachments, images)
 
 
 def _both_forms(shown: list[_Text]) -> tuple[str | None, str | None]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 
-from mailroom.inbox.parser import Body, Head, read_body, read_head, read_headers, scrub
+from mailroom.inbox.parser import Head, MailContent, read_body, read_head, read_headers, scrub
 
 LETTERS_MAX_COUNT = 500
 LETTERS_MAX_BYTES = 200_000_000
@@ -20,7 +20,7 @@ LOOK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class Letter:
+class ReceivedMail:
     """A mail as it came: the envelope, and the bytes; nothing is parsed until somebody asks."""
 
     id: str
@@ -41,7 +41,7 @@ class Letter:
 
     # Not kept: decoded text is up to four times as big as the bytes, which alone are bounded.
     @property
-    def body(self) -> Body:
+    def body(self) -> MailContent:
         """Text, HTML and attachments, taken apart anew at each call."""
         return read_body(self.raw)
 
@@ -85,7 +85,7 @@ class Letters:
         self._max_count = max_count
         self._max_bytes = max_bytes
         self._now = now
-        self._letters: dict[str, Letter] = {}
+        self._letters: dict[str, ReceivedMail] = {}
         self._bytes = 0
         self._version = 0
         self._waiters = 0
@@ -105,24 +105,24 @@ class Letters:
         """Another number after each change."""
         return self._version
 
-    def add(self, sender: str, recipients: Sequence[str], raw: bytes) -> Letter:
+    def add(self, sender: str, recipients: Sequence[str], raw: bytes) -> ReceivedMail:
         """Keep a mail, wake those who wait for it, and drop the oldest that no longer fit."""
         to = tuple(scrub(address) for address in recipients)
         with self._changed:
             id = secrets.token_hex(5)
             while id in self._letters:
                 id = secrets.token_hex(5)
-            letter = self._letters[id] = Letter(id, self._now(), scrub(sender), to, raw)
+            letter = self._letters[id] = ReceivedMail(id, self._now(), scrub(sender), to, raw)
             self._bytes += len(raw)
             self._prune()
             self._note_change()
         return letter
 
-    def get(self, id: str) -> Letter | None:
+    def get(self, id: str) -> ReceivedMail | None:
         """Return one letter, or None if it never was here or is gone."""
         return self._letters.get(id)
 
-    def newest(self, to: str | None = None, words: str = "") -> list[Letter]:
+    def newest(self, to: str | None = None, words: str = "") -> list[ReceivedMail]:
         """Return the letters to that envelope recipient (any case) with these words, or all; the newest first."""
         with self._changed:
             letters = list(self._letters.values())
@@ -145,7 +145,7 @@ class Letters:
 
     def wait(
         self, to: str | None, timeout: float, goes_on: Callable[[], bool] = lambda: True
-    ) -> list[Letter]:
+    ) -> list[ReceivedMail]:
         """Return what `newest` does, as soon as that is not empty or `timeout` seconds are over.
 
         It returns at once when WAITERS_MAX others wait, and within LOOK_SECONDS when `goes_on` says no.

@@ -36,7 +36,7 @@ STOPPED = "ended, as its worker was stopped"
 
 
 @dataclass(eq=False)
-class _Run:
+class JobAttempt:
     """An attempt, while it lasts."""
 
     claim: JobClaim
@@ -65,7 +65,7 @@ class Runner:
         self._processes = Slots(processes, [queue for queue in queues if _names(queue, isolated=True)])
         self._children = children
         self._queued = queued
-        self._running: set[_Run] = set()
+        self._running: set[JobAttempt] = set()
         self._turn = threading.Lock()
         self._wanted = threading.Event()
         self._stopping = threading.Event()
@@ -143,14 +143,14 @@ class Runner:
             names = _names(queue, isolated=isolated)
             claims = self._runs.claim(queue, names, limit=limit) if limit and names else []
             for claim in claims:
-                self._begin(_Run(claim, isolated))
+                self._begin(JobAttempt(claim, isolated))
             if claims:
                 self._turns.remove(turn)
                 self._turns.append(turn)
             begun += len(claims)
         return begun
 
-    def _begin(self, run: _Run) -> None:
+    def _begin(self, run: JobAttempt) -> None:
         with self._turn:
             self._running.add(run)
             self._slots.take(run.claim.queue)
@@ -164,7 +164,7 @@ class Runner:
             self._leave(run)
             raise
 
-    def _work(self, run: _Run) -> None:
+    def _work(self, run: JobAttempt) -> None:
         try:
             end = self._end(run)
             if end is None:
@@ -177,7 +177,7 @@ class Runner:
             self._leave(run)
             self.wake()
 
-    def _leave(self, run: _Run) -> None:
+    def _leave(self, run: JobAttempt) -> None:
         with self._turn:
             if run in self._running:
                 self._running.remove(run)
@@ -185,7 +185,7 @@ class Runner:
                 if run.isolated:
                     self._processes.give_back(run.claim.queue)
 
-    def _end(self, run: _Run) -> JobEnd | None:
+    def _end(self, run: JobAttempt) -> JobEnd | None:
         """Run it; None if it was broken off and may run again, or has not begun before we stop."""
         claim = run.claim
         if self._stopping.is_set():
@@ -211,19 +211,19 @@ class Runner:
             end = JobEnd(state=JobState.FAILED, error=STOPPED) if claim.is_last else None
         return end
 
-    def _call(self, kind: JobType, run: _Run) -> Result:
+    def _call(self, kind: JobType, run: JobAttempt) -> Result:
         progress = _Reported(self._runs, run)
         if run.isolated:
             return self._children.run(run.claim.id, run.claim.name, run.claim.args, timeout_seconds=run.claim.timeout_seconds,
                                       progress=progress)
         return result_of(kind.call(kind.check(run.claim.args), progress))
 
-    def _interrupt(self, run: _Run) -> None:
+    def _interrupt(self, run: JobAttempt) -> None:
         run.interrupted.set()
         if run.isolated:
             self._children.interrupt(run.claim.id)
 
-    def _settle(self, run: _Run, end: JobEnd) -> None:
+    def _settle(self, run: JobAttempt, end: JobEnd) -> None:
         with self._turn:
             if run.settled:
                 return
@@ -248,7 +248,7 @@ class Runner:
             log.exception("the end of job %s cannot be kept as it is", claim.id)
             return self._runs.finish(claim, JobEnd(state=JobState.FAILED, error="its end could not be kept; the worker's log tells why"))
 
-    def _give_back(self, run: _Run) -> None:
+    def _give_back(self, run: JobAttempt) -> None:
         if self._until_committed(lambda: self._runs.release(run.claim)):
             log.info("job %s (%s): given back, as this worker stops", run.claim.id, run.claim.name)
 
@@ -268,7 +268,7 @@ class _Reported:
     """Progress as rows, a few a second at most; raises Interrupted where the job is no longer wanted here."""
 
     runs: JobClaims
-    run: _Run
+    run: JobAttempt
 
     def __call__(self, fraction: float, step: str = "") -> None:
         fraction, step = float(fraction), str(step)  # Here, as what an untyped job says may be none, and this is its thread.

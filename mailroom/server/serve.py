@@ -11,7 +11,7 @@ from flask import Blueprint, Flask
 
 from mailroom import web
 from mailroom.api.auth import guard
-from mailroom.api.auth.sessions import Sessions, form_token, refuse_form
+from mailroom.api.auth.sessions import BrowserSessions, form_token, refuse_form
 from mailroom.api.http import prefer_wait
 from mailroom.api.routes import health, metrics
 from mailroom.config.settings import PREFIX, Settings, SettingsError, notices
@@ -75,7 +75,7 @@ def inbox_app(settings: Settings, served: Settings) -> Flask:
     app = Flask("inbox")
     app.config["MAX_CONTENT_LENGTH"] = settings.REQUEST_MAX_BYTES
     app.json.sort_keys = False  # type: ignore[attr-defined]  # of the default provider
-    Sessions(partial(token_bytes, 32)).attach(app)
+    BrowserSessions(partial(token_bytes, 32)).attach(app)
     metrics.watch(app)
     app.before_request(partial(guard.check_alone, "" if settings.listens_on_loopback else settings.API_KEY))
     app.add_url_rule("/livez", view_func=health.livez)

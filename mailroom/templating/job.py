@@ -47,7 +47,7 @@ class _Unfit(MailroomError):
     """A template cannot be read or filled in; the text says why, in one line."""
 
 
-class _Missing(NamedTuple):
+class _MissingName(NamedTuple):
     """A name in a template that the job has not."""
 
     path: str
@@ -128,11 +128,11 @@ class _Filling:
     def _shown(self, told: _Told) -> str:
         value: Any = self._found(told.path) if told.path else told.constant
         for name, arguments in told.filters:
-            if not isinstance(value, _Missing) or name == "default":
+            if not isinstance(value, _MissingName) or name == "default":
                 self._spend(5 * len(value) if isinstance(value, list) else 0)
                 value = _FILTERS[name].apply(value, *arguments)
                 self._spend(len(value) if isinstance(value, str) else 0)
-        if isinstance(value, _Missing):
+        if isinstance(value, _MissingName):
             raise _Unfit(f"there is no {value.path}")
         text = _text(value)
         self._spend(len(text))
@@ -146,7 +146,7 @@ class _Filling:
             elif isinstance(value, list) and isinstance(part, int) and -len(value) <= part < len(value):
                 value = value[part]
             else:
-                return _Missing(_dotted(path[:at]))
+                return _MissingName(_dotted(path[:at]))
         return value
 
     def _spend(self, characters: int) -> None:
@@ -173,7 +173,7 @@ _json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 # The filters: Jinja's names and arguments, without those of them that reach attributes or sort. A wrong type is told, not guessed at.
 
 def _default(value: object, other: object = "", empty_too: bool = False) -> object:
-    return other if isinstance(value, _Missing) or (empty_too and not value) else value
+    return other if isinstance(value, _MissingName) or (empty_too and not value) else value
 
 
 def _join(value: object, separator: str = "") -> str:

@@ -53,7 +53,7 @@ class Sources(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Letter:
+class RenderedTemplate:
     """The mail that one recipient gets; text or HTML is None where the template has none."""
 
     subject: str
@@ -73,7 +73,7 @@ def check(sources: Sources, *, at: str = "#") -> None:
         raise InvalidMessage(wrong)
 
 
-def merge(sources: Sources, variables: dict[str, Any], *, at: str = "#/variables") -> Letter:
+def merge(sources: Sources, variables: dict[str, Any], *, at: str = "#/variables") -> RenderedTemplate:
     """Fill in one letter; `at` is where in a request the variables stand, a JSON pointer.
 
     Raises:
@@ -98,7 +98,7 @@ def merge(sources: Sources, variables: dict[str, Any], *, at: str = "#/variables
             wrong.append(FieldError(at, f"{e}, in {part}{_at(e)}"))
     if wrong:
         raise InvalidMessage(wrong)
-    return Letter(subject=done["subject"], text=done.get("text"), html=done.get("html"))
+    return RenderedTemplate(subject=done["subject"], text=done.get("text"), html=done.get("html"))
 
 
 def _parts(sources: Sources) -> list[tuple[str, str]]:

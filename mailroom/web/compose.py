@@ -18,7 +18,7 @@ from mailroom.jobs import registry
 from mailroom.model.errors import FieldError, InvalidMessage, MailroomError, MalformedJSON
 from mailroom.model.ids import is_id
 from mailroom.model.message import Message
-from mailroom.store.messages.idempotency import Answer, Key
+from mailroom.store.messages.idempotency import Key, StoredAnswer
 from mailroom.submission.strict_json import parse_json
 from mailroom.web.code_samples import body_of, code_of
 from mailroom.web.layout import base_url, decimal, may, page, pages, see, stays_here
@@ -65,10 +65,10 @@ def send() -> Response:
     return see(f"/compose?sent={accepted.location.rpartition('/')[2]}")
 
 
-def _accepted(fields: Mapping[str, str]) -> Answer:
+def _accepted(fields: Mapping[str, str]) -> StoredAnswer:
     asked = _asked(fields, strict=True) | _files()
 
-    def accept(key: Key | None) -> Answer:
+    def accept(key: Key | None) -> StoredAnswer:
         return accept_mail(asked, key=key)[1]
     files = [(file["filename"], sha256(file["content"]).hexdigest()) for file in asked.get("attachments", [])]
     return once(accept, form_key(fields.get("once", ""), {**asked, "attachments": files}))[0]

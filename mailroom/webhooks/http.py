@@ -33,7 +33,7 @@ CONNECT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
-class Answer:
+class WebhookAnswer:
     """A receiver's final answer. Without a code there was none, and `words` say why."""
 
     code: int | None
@@ -41,7 +41,7 @@ class Answer:
     retry_after: str = ""
 
 
-def read_answer(source: BufferedReader) -> Answer:
+def read_answer(source: BufferedReader) -> WebhookAnswer:
     """Read to the final answer. Its status line is all that it needs: what is cut, odd or endless after that is let go.
 
     Raises:
@@ -58,7 +58,7 @@ def read_answer(source: BufferedReader) -> Answer:
             _read_header(source, header)
             body = b"" if code in WITHOUT_BODY else _read_body(source, header)
         words = words_of(body.decode(errors="replace")) or words_of(reason)
-        return Answer(code, words, header.get("retry-after", ""))
+        return WebhookAnswer(code, words, header.get("retry-after", ""))
     raise HTTPException(f"{INTERIM_MAX} interim answers, and no final one")
 
 
@@ -99,7 +99,7 @@ def _read_body(source: BufferedReader, header: dict[str, str]) -> bytes:
     return source.read1(min(size, BODY_MAX_BYTES)) if size > 0 else b""
 
 
-class Exchange:
+class WebhookExchange:
     """A POST to an address that was looked at before, and the beginning of the answer.
 
     There is no redirect, no proxy, no second try.
@@ -113,7 +113,7 @@ class Exchange:
         self._closing = threading.Lock()  #: a number of a socket that is closed may be another's in the next moment
         self._aborted = threading.Event()
 
-    def post(self, url: str, body: bytes, headers: dict[str, str]) -> Answer:
+    def post(self, url: str, body: bytes, headers: dict[str, str]) -> WebhookAnswer:
         """Never raises for what the other side does."""
         # Each wait on a socket begins anew with each byte that comes, so that somebody else has to look at the clock.
         watch = threading.Timer(max(0.0, self._until - time.monotonic()), self.abort)
@@ -124,9 +124,9 @@ class Exchange:
             with self._connected(target) as connection:
                 return self._ask(connection, target, body, headers)
         except Forbidden as e:
-            return Answer(None, f"not called: {e}")
+            return WebhookAnswer(None, f"not called: {e}")
         except (OSError, http.client.HTTPException, ValueError) as e:
-            return Answer(None, "no answer in time" if self._aborted.is_set() else words_of(f"{type(e).__name__} {e}"))
+            return WebhookAnswer(None, "no answer in time" if self._aborted.is_set() else words_of(f"{type(e).__name__} {e}"))
         finally:
             watch.cancel()
 
@@ -177,7 +177,7 @@ class Exchange:
         if self._aborted.is_set():
             raise TimeoutError
 
-    def _ask(self, connection: http.client.HTTPConnection, target: Target, body: bytes, headers: dict[str, str]) -> Answer:
+    def _ask(self, connection: http.client.HTTPConnection, target: Target, body: bytes, headers: dict[str, str]) -> WebhookAnswer:
         connection.putrequest("POST", target.path, skip_host=True, skip_accept_encoding=True)
         for name, value in {"Host": target.authority, "Content-Length": str(len(body)), "Connection": "close", **headers}.items():
             connection.putheader(name, value)

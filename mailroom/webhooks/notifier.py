@@ -17,7 +17,7 @@ from mailroom.model.errors import StoreUnavailable
 from mailroom.model.retry import Schedule
 from mailroom.process.supervisor import SupervisedThread
 from mailroom.store.events.deliveries import DeliveryResult, DueDelivery, WebhookDeliveries
-from mailroom.webhooks.http import TIMEOUT_SECONDS, Answer, Exchange
+from mailroom.webhooks.http import TIMEOUT_SECONDS, WebhookAnswer, WebhookExchange
 from mailroom.webhooks.ssrf import AddressGuard
 
 log = logging.getLogger("mailasync.webhook")
@@ -41,14 +41,14 @@ class Notifier:
     def __init__(self, deliveries: WebhookDeliveries, guard: AddressGuard, *, threads: int = THREADS, context: ssl.SSLContext | None = None,
                  timeout_seconds: float = TIMEOUT_SECONDS) -> None:
         self._deliveries = deliveries
-        self._exchange: Callable[[], Exchange] = lambda: Exchange(guard, context or default_context(), timeout_seconds)
+        self._exchange: Callable[[], WebhookExchange] = lambda: WebhookExchange(guard, context or default_context(), timeout_seconds)
         self._changed = threading.Condition()
         self._claiming = threading.Lock()
         self._looks = 1  #: how often it was said that there may be something to do
         self._stopping = threading.Event()
         self._threads = [SupervisedThread(f"webhook-{number}", self._work, self._stopping)
                          for number in range(threads)]
-        self._open: set[Exchange] = set()
+        self._open: set[WebhookExchange] = set()
         self._busy: Counter[str] = Counter()  #: attempts under way, by webhook
 
     def start(self) -> None:
@@ -125,7 +125,7 @@ class Notifier:
                 del self._busy[due.webhook_id]
 
     def _tell(self, due: DueDelivery) -> None:
-        answer = Answer(None, "nobody is to be told any more")
+        answer = WebhookAnswer(None, "nobody is to be told any more")
         if due.url:
             exchange = self._exchange()
             self._open.add(exchange)
@@ -151,7 +151,7 @@ def signed(due: DueDelivery) -> tuple[bytes, dict[str, str]]:
         "webhook-signature": Webhook(due.secret).sign(due.id, now, body)}
 
 
-def judge(answer: Answer, attempt: int, *, schedule: Schedule = SCHEDULE) -> DeliveryResult:
+def judge(answer: WebhookAnswer, attempt: int, *, schedule: Schedule = SCHEDULE) -> DeliveryResult:
     """Return what becomes of a delivery after this answer to attempt 1, 2, …"""
     if answer.code is not None and 200 <= answer.code < 300:
         return DeliveryResult(delivered=True, code=answer.code, reply=answer.words)

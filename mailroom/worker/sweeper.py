@@ -14,7 +14,7 @@ from mailroom.store.accounts import Accounts
 from mailroom.store.jobs.claims import JobClaims
 from mailroom.store.maintenance.clock import Clock
 from mailroom.store.maintenance.expiry import Expiry
-from mailroom.store.maintenance.rescue import BATCH_MAX, Nudge, Sweeps
+from mailroom.store.maintenance.rescue import BATCH_MAX, QueuedId, Sweeps
 from mailroom.store.maintenance.retention import Retention
 from mailroom.store.messages.claims import Claims
 from mailroom.store.workers import Worker
@@ -143,7 +143,7 @@ class Sweeper:
         """While the broker is away one row at a time is enough to notice that it is back."""
         return BATCH_MAX if self.relay.down is None else 1
 
-    def _publish(self, nudges: list[Nudge]) -> None:
+    def _publish(self, nudges: list[QueuedId]) -> None:
         refused = [nudge.id for nudge in nudges if not self.relay.offer(nudge.id, queue=nudge.queue, alone=nudge.alone)]
         if refused:
             self.sweeps.unpublish(refused)

@@ -28,7 +28,7 @@ _EXTENSION = "mailasync sessions"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Session:
+class BrowserSession:
     """The content of the cookie. Before somebody has signed in it names no key."""
 
     key_id: str = ""
@@ -36,7 +36,7 @@ class Session:
     nonce: str  #: by which it is ended
 
 
-class Sessions:
+class BrowserSessions:
     """Signs cookies and tokens, and reads them. Without `sign_outs` nobody can sign in.
 
     `secret` is asked for when it is first needed, and may raise StoreUnavailable.
@@ -46,29 +46,29 @@ class Sessions:
         self._ask = secret
         self._sign_outs = sign_outs
 
-    def begin(self, key_id: str = "", key_hash: str = "") -> Session:
-        return Session(key_id=key_id, mark=mark(key_hash) if key_id else "", nonce=secrets.token_urlsafe(12))
+    def begin(self, key_id: str = "", key_hash: str = "") -> BrowserSession:
+        return BrowserSession(key_id=key_id, mark=mark(key_hash) if key_id else "", nonce=secrets.token_urlsafe(12))
 
-    def read(self, cookie: str) -> Session | None:
+    def read(self, cookie: str) -> BrowserSession | None:
         """The session, unless it is another's, or over. Raises StoreUnavailable."""
         if not cookie:
             return None
         try:
-            found = Session(**self._cookies.loads(cookie, max_age=LIFETIME_SECONDS))
+            found = BrowserSession(**self._cookies.loads(cookie, max_age=LIFETIME_SECONDS))
         except (BadData, TypeError):
             return None
         return None if self.has_ended(found) else found
 
-    def has_ended(self, session: Session) -> bool:
+    def has_ended(self, session: BrowserSession) -> bool:
         """Tell whether somebody signed out of it. Raises StoreUnavailable."""
         return bool(session.key_id and self._sign_outs and self._sign_outs.has(session.nonce))
 
-    def end(self, session: Session) -> None:
+    def end(self, session: BrowserSession) -> None:
         """Sign out of it, in every window and web process. Raises StoreUnavailable."""
         if session.key_id and self._sign_outs:
             self._sign_outs.add(session.nonce)
 
-    def give(self, answer: Response, session: Session) -> Response:
+    def give(self, answer: Response, session: BrowserSession) -> Response:
         """Have the browser send it with each request from now on."""
         answer.set_cookie(COOKIE, self._cookies.dumps(asdict(session)), max_age=LIFETIME_SECONDS, httponly=True, samesite="Lax",
                           secure=is_https())
@@ -94,14 +94,14 @@ def is_https() -> bool:
     return request.is_secure or request.headers.get("X-Forwarded-Proto") == "https"
 
 
-def current() -> Session | None:
+def current() -> BrowserSession | None:
     """By which the present request is served, where that is so."""
-    found: Session | None = g.get("session")
+    found: BrowserSession | None = g.get("session")
     return found
 
 
-def sessions() -> Sessions:
-    found: Sessions = current_app.extensions[_EXTENSION]
+def sessions() -> BrowserSessions:
+    found: BrowserSessions = current_app.extensions[_EXTENSION]
     return found
 
 

@@ -10,7 +10,7 @@ from flask import abort, request
 from mailroom.api.auth.guard import current_key
 from mailroom.api.problems import may_repeat, problem
 from mailroom.api.services import services
-from mailroom.store.messages.idempotency import Answer, Kept, Key, KeyTaken
+from mailroom.store.messages.idempotency import Kept, Key, KeyTaken, StoredAnswer
 
 HEADER = "Idempotency-Key"
 REPLAYED = {"Idempotency-Replayed": "true"}
@@ -26,7 +26,7 @@ _QUOTED = re.compile(r'"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
 _BARE = re.compile(r"[\x21\x23-\x7e][\x20-\x7e]*")
 
 
-def once(accept: Callable[[Key | None], Answer], key: Key | None = None) -> tuple[Answer, bool]:
+def once(accept: Callable[[Key | None], StoredAnswer], key: Key | None = None) -> tuple[StoredAnswer, bool]:
     """Return the answer to this request, and whether it is a repetition: by this key, or by the one that came with it.
 
     `accept` writes the key in the commit of what it accepts, or raises KeyTaken; what it refuses leaves the key free.
@@ -61,7 +61,7 @@ def form_key(form: str, *content: object) -> Key | None:
     return Key(owner=current_key().id, key=f"form {form} {what}", request_hash=what)
 
 
-def _same(key: Key, found: Kept) -> Answer:
+def _same(key: Key, found: Kept) -> StoredAnswer:
     if found.key.request_hash != key.request_hash:
         abort(problem(409, "invalid_idempotent_request", "The Idempotency-Key belongs to another request",
                       "expected method, path and body as they were when this key first came, which was answered with "

@@ -12,7 +12,7 @@ from mailroom.api.services import services
 from mailroom.model.ids import is_id
 from mailroom.model.message import FINAL
 from mailroom.model.times import timestamp
-from mailroom.store.messages.idempotency import Answer
+from mailroom.store.messages.idempotency import StoredAnswer
 from mailroom.store.messages.outbox import MessageDetails
 from mailroom.store.workers import hanging_accounts
 
@@ -29,7 +29,7 @@ def unknown(id: str) -> NotFound:
     return NotFound(f"expected the id of a message, got {id[:80]!r}")
 
 
-def answered(told: Answer, replayed: bool) -> Response:
+def answered(told: StoredAnswer, replayed: bool) -> Response:
     """Make the response of an answer, which its client gets, and gets again."""
     answer = jsonify(told.body if told.body is not None else shown(find(told.location.removeprefix("/v1/messages/"))))
     answer.status_code = told.status

@@ -14,7 +14,7 @@ from mailroom.api.services import services
 from mailroom.model.ids import is_id, new_id
 from mailroom.model.message import State
 from mailroom.store.messages.actions import UnknownMessage, WrongState
-from mailroom.store.messages.idempotency import Answer, Kept, Key
+from mailroom.store.messages.idempotency import Kept, Key, StoredAnswer
 from mailroom.store.messages.outbox import MessageDetails
 from mailroom.submission.fields import read_fields
 from mailroom.submission.times import AskedMoment
@@ -66,9 +66,9 @@ def resend_message(id: str) -> Response:
 
 def resend(id: str, form: Key | None = None) -> Response:
     """Send what has ended once more, as a new message, but once only for each form of a page."""
-    def again(key: Key | None) -> Answer:
+    def again(key: Key | None) -> StoredAnswer:
         new = new_id()
-        answer = Answer(status=202, location=f"/v1/messages/{new}")
+        answer = StoredAnswer(status=202, location=f"/v1/messages/{new}")
         kept = Kept(key=key, answer=answer) if key else None
         may_make(new, location=answer.location)
         _done(id, lambda id: services().actions.resend(id, new, message_id=services().orders.message_id(new), kept=kept))

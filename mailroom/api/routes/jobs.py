@@ -30,7 +30,7 @@ from mailroom.model.ids import is_id, new_id
 from mailroom.model.message import SendOptions, file_name
 from mailroom.model.times import timestamp
 from mailroom.store.jobs.jobs import FINAL, JobStanding, JobState
-from mailroom.store.messages.idempotency import Answer, Kept, Key
+from mailroom.store.messages.idempotency import Kept, Key, StoredAnswer
 from mailroom.submission.reader import Order
 
 blueprint = Blueprint("jobs", __name__)
@@ -211,8 +211,8 @@ def _accept(order: Order, key: Key | None = None) -> str:
     return order.job.id
 
 
-def _kept_answer(id: str) -> Answer:
-    return Answer(status=202, location=f"/v1/jobs/{id}")
+def _kept_answer(id: str) -> StoredAnswer:
+    return StoredAnswer(status=202, location=f"/v1/jobs/{id}")
 
 
 def _waited_for(id: str) -> Response:

@@ -21,7 +21,7 @@ from mailroom.model.errors import FieldError, InvalidMessage, StoreUnavailable
 from mailroom.model.ids import is_id
 from mailroom.model.message import FINAL, State
 from mailroom.smtp.mime import both_forms, compose
-from mailroom.store.messages.idempotency import Answer, Kept, Key
+from mailroom.store.messages.idempotency import Kept, Key, StoredAnswer
 from mailroom.store.messages.outbox import Batch, NewMessage
 from mailroom.store.messages.search import Page, Search, listed
 from mailroom.submission.times import parse_time
@@ -44,12 +44,12 @@ def post_message() -> Response:
 @blueprint.post("/v1/messages/batch")
 def post_batch() -> Response:
     """Accept up to 1,000 mails in one commit, or none of them; answers 202."""
-    def accept(key: Key | None) -> Answer:
+    def accept(key: Key | None) -> StoredAnswer:
         body = json_body()
         at = "#" if isinstance(body, list) else "#/messages"
         accepted = [permitted(acceptance, at=f"{at}/{index}") for index, acceptance in enumerate(services().orders.batch(body))]
         told = {"data": [{"id": acceptance.id, "status": acceptance.state} for acceptance in accepted]}
-        answer = Answer(status=202, location="", body=told)
+        answer = StoredAnswer(status=202, location="", body=told)
         may_make(*(acceptance.id for acceptance in accepted))
         services().outbox.accept_all(Batch(accepted, Kept(key=key, answer=answer) if key else None, guard.charge(len(accepted))))
         _hand_over(accepted)
@@ -104,11 +104,11 @@ def get_raw(id: str) -> Response:
         "Content-Disposition": f'attachment; filename="{row["message_id"].partition("@")[0]}.eml"', "X-Content-Type-Options": "nosniff"})
 
 
-def accept_mail(asked: object, *, work_seconds: float = 0, status: int = 202, key: Key | None = None) -> tuple[NewMessage, Answer]:
+def accept_mail(asked: object, *, work_seconds: float = 0, status: int = 202, key: Key | None = None) -> tuple[NewMessage, StoredAnswer]:
     """Accept a mail, unless it asks only what would be sent; it is on disk then. Raises what reading and what accepting it raise."""
     here = services()
     acceptance = permitted(here.orders.mail(asked, work_seconds=work_seconds))
-    answer = Answer(status=status, location=f"/v1/messages/{acceptance.id}", body={"id": acceptance.id, "status": acceptance.state})
+    answer = StoredAnswer(status=status, location=f"/v1/messages/{acceptance.id}", body={"id": acceptance.id, "status": acceptance.state})
     if not acceptance.dry_run:
         may_make(acceptance.id, location=answer.location)
         here.outbox.accept(acceptance, Kept(key=key, answer=answer) if key else None, guard.charge())
@@ -122,7 +122,7 @@ def accept_mail(asked: object, *, work_seconds: float = 0, status: int = 202, ke
 def _accept(work_seconds: float, *, status: int) -> Response:
     dry: list[Response] = []
 
-    def accept(key: Key | None) -> Answer:
+    def accept(key: Key | None) -> StoredAnswer:
         acceptance, answer = accept_mail(mail_body(), work_seconds=work_seconds, status=status, key=key)
         dry.extend([_dry_run(acceptance)] if acceptance.dry_run else [])
         return answer

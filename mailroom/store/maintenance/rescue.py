@@ -33,7 +33,7 @@ CRASHES_MAX = 5
 
 
 @dataclass(frozen=True)
-class Nudge:
+class QueuedId:
     """A row to be published: its id, and the queue that its nudge belongs on."""
 
     id: str
@@ -50,17 +50,17 @@ class Sweeps:
     on_uncertain: str
     limited: frozenset[str] = frozenset()  #: accounts that may send only so much in 24 hours
 
-    def due(self, limit: int = BATCH_MAX) -> list[Nudge]:
+    def due(self, limit: int = BATCH_MAX) -> list[QueuedId]:
         """Deferred and scheduled rows whose time has come; they are queued now. Not those that wait for an account."""
         return self._mark(limit, messages.c.next_attempt_at <= now_ms(), messages.c.parked.is_(None),
                           state=State.QUEUED, next_attempt_at=None, order=messages.c.next_attempt_at)
 
-    def unparked(self, limit: int, capacity: Mapping[str, int]) -> list[Nudge]:
+    def unparked(self, limit: int, capacity: Mapping[str, int]) -> list[QueuedId]:
         """Rows that waited for an account, as many as each of those has room for; they are queued now.
 
         Those with the fewest attempts first, so that a mail at which the server always hangs up lets the others go before it.
         """
-        found: list[Nudge] = []
+        found: list[QueuedId] = []
         for account, most in capacity.items():
             if (left := min(limit - len(found), most)) > 0:
                 found += self._mark(left, messages.c.parked.is_not(None), or_(messages.c.sender.is_(None), messages.c.sender == account),
@@ -68,7 +68,7 @@ class Sweeps:
                                     order=(messages.c.attempt, messages.c.created_at, messages.c.id))
         return found
 
-    def unpublished(self, limit: int = BATCH_MAX) -> list[Nudge]:
+    def unpublished(self, limit: int = BATCH_MAX) -> list[QueuedId]:
         """Queued rows whose nudge was never confirmed: the broker was away, or the process that accepted them died."""
         return self._mark(limit, messages.c.state == State.QUEUED, messages.c.published_at.is_(None),
                           messages.c.created_at < now_ms() - UNPUBLISHED_AFTER_MS, order=messages.c.id, work=_recover)
@@ -84,7 +84,7 @@ class Sweeps:
             return min(limit, sum(connection.scalar(select(func.count()).select_from(rows)) or 0 for rows in found))
         return self.database.read(count)
 
-    def lost(self, limit: int = BATCH_MAX, *, empty_queues: Sequence[str] = ()) -> list[Nudge]:
+    def lost(self, limit: int = BATCH_MAX, *, empty_queues: Sequence[str] = ()) -> list[QueuedId]:
         """Queued rows whose nudge was confirmed long ago and has come to nothing; sooner where their queue is known to be empty."""
         long_ago = messages.c.published_at < now_ms() - LOST_AFTER_MS
         a_while_ago = and_(messages.c.published_at < now_ms() - LOST_IF_EMPTY_AFTER_MS, messages.c.queue.in_(empty_queues))
@@ -112,14 +112,14 @@ class Sweeps:
         return self.database.write(self._abandoned, (claims.owner, rows)) if rows else 0
 
     def _mark(self, limit: int, *conditions: ColumnElement[bool], order: Any, work: Work[Any, Any] | None = None,
-              **values: Any) -> list[Nudge]:
+              **values: Any) -> list[QueuedId]:
         found = select(messages.c.id).where(*conditions).order_by(*(order if isinstance(order, tuple) else (order,))).limit(limit)
         mark = update(messages).values(published_at=now_ms(), **values).where(messages.c.id.in_(locked(found))) \
             .returning(messages.c.id, messages.c.queue, messages.c.crashes)
         if not self.database.read(lambda connection: connection.scalars(found.limit(1)).first()):
             return []  # Looking takes no write lock, and most of the time there is nothing.
         rows = self.database.write(work or run, mark)
-        return sorted((Nudge(row.id, row.queue, row.crashes > 0) for row in rows), key=lambda nudge: nudge.id)
+        return sorted((QueuedId(row.id, row.queue, row.crashes > 0) for row in rows), key=lambda nudge: nudge.id)
 
     def _dead(self, connection: Connection) -> set[str]:
         return dead_owners(connection, messages.c.owner, self.lease_seconds)

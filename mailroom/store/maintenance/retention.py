@@ -56,7 +56,7 @@ START: Place = (0, "")
 
 
 @dataclass(frozen=True)
-class Batch:
+class PurgeBatch:
     """Rows that were looked at: how far that went, which of them can go, and whether any are left behind them."""
 
     end: Place
@@ -111,7 +111,7 @@ class Retention:
         """Count the messages, and the jobs without one, that can go now."""
         counts = {messages.name: 0, jobs.name: 0}
         for table in (messages, jobs):
-            batch = Batch(START, [], False)
+            batch = PurgeBatch(START, [], False)
             while not batch.is_last:
                 batch = self.database.read(partial(self._look, table, batch.end, LOOK))
                 counts[table.name] += len(batch.ids)
@@ -131,7 +131,7 @@ class Retention:
             self._places[table.name] = batch.end
         return count
 
-    def _look(self, table: Table, place: Place, limit: int, connection: Connection) -> Batch:
+    def _look(self, table: Table, place: Place, limit: int, connection: Connection) -> PurgeBatch:
         until = self._until(connection)
         gone = _message_can_go(until) if table is messages else _job_can_go(until)
         rows = connection.execute(
@@ -139,7 +139,7 @@ class Retention:
             .where(table.c.created_at < until, tuple_(table.c.created_at, table.c.id) > tuple_(*map(literal, place)))
             .order_by(table.c.created_at, table.c.id).limit(limit)).all()
         end = (rows[-1].created_at, rows[-1].id) if rows else place
-        return Batch(end, [row.id for row in rows if row.gone], len(rows) < limit)
+        return PurgeBatch(end, [row.id for row in rows if row.gone], len(rows) < limit)
 
     def _until(self, connection: Connection) -> int:
         return _now(connection) - int(self.days * DAY_MS)

@@ -31,7 +31,7 @@ class Key:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class StoredAnswer:
     """The answer that a client had. Without a body it is told how things stand now."""
 
     status: int
@@ -48,7 +48,7 @@ class Kept:
     """A key and the answer it stands for."""
 
     key: Key
-    answer: Answer
+    answer: StoredAnswer
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Keys:
             idempotency.c.owner == key.owner, idempotency.c.key == key.key)).one_or_none())
         if row is None:
             return None
-        return Kept(key=Key(owner=row.owner, key=row.key, request_hash=row.request_hash), answer=Answer.from_json(row.answer))
+        return Kept(key=Key(owner=row.owner, key=row.key, request_hash=row.request_hash), answer=StoredAnswer.from_json(row.answer))
 
     def accept_job(self, job: NewJob, kept: Kept) -> None:
         """Commit a job without a message together with its key. Raises KeyTaken, and what `Jobs.accept` raises."""
