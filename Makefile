@@ -79,8 +79,9 @@ contract: .venv/.installed-dev  ## thousands of requests made of /openapi.json, 
 fuzz: .venv/.installed-dev  ## 10,000 hostile requests, and each mail that comes of them compared; ARGS="--bodies 50000 --seed 7"
 	@$(RUN) tests.fuzz $(ARGS)
 
-check: .venv/.installed-dev  ## lint and types, of Dockerfile and compose.yaml too
+check: .venv/.installed-dev  ## lint, format and types, of Dockerfile and compose.yaml too
 	@$(RUN) ruff check .
+	@$(RUN) ruff format --check --quiet .
 	@$(RUN) mypy
 	@.venv/bin/hadolint Dockerfile
 	@$(RUN) check_jsonschema --quiet --builtin-schema vendor.compose-spec compose.yaml

@@ -30,7 +30,17 @@ from mailroom.api.auth.sessions import BrowserSessions
 from mailroom.api.http import prefer_wait
 from mailroom.api.openapi import document, queries
 from mailroom.api.routes import accounts as api_accounts
-from mailroom.api.routes import actions, health, jobs, messages, metrics, suppressions, templates, unsubscribe, webhooks
+from mailroom.api.routes import (
+    actions,
+    health,
+    jobs,
+    messages,
+    metrics,
+    suppressions,
+    templates,
+    unsubscribe,
+    webhooks,
+)
 from mailroom.api.services import Services
 from mailroom.cli.database import choose, db_upgrade, opened, pair
 from mailroom.cli.doctor import Doctor, Finding
@@ -69,7 +79,9 @@ class Application(Flask):
         return func
 
 
-def create_app(settings: Settings | None = None, *blueprints: Blueprint, database: Database | None = None) -> Flask:
+def create_app(
+    settings: Settings | None = None, *blueprints: Blueprint, database: Database | None = None
+) -> Flask:
     """Make the application, with these blueprints of one's own. It starts no thread and opens no connection before the first request."""
     settings = settings or load()
     mailasync.configure(settings)
@@ -82,25 +94,59 @@ def create_app(settings: Settings | None = None, *blueprints: Blueprint, databas
     app.config["MAX_CONTENT_LENGTH"] = settings.REQUEST_MAX_BYTES  # Flask itself has no limit.
     app.json.sort_keys = False  # type: ignore[attr-defined]  # of the default provider
     app.extensions["mailasync"] = Services(
-        settings=settings, outbox=outbox, readiness=Readiness(outbox), actions=Actions(database),
+        settings=settings,
+        outbox=outbox,
+        readiness=Readiness(outbox),
+        actions=Actions(database),
         jobs=Jobs(database, settings.LEASE_SECONDS),
-        keys=Keys(database), api_keys=ApiKeys(database), orders=orders, webhooks=Webhooks(database),
-        accounts=Accounts(database, [account.budget for account in known]), known_accounts=known,
-        suppressions=Suppressions(database), unsubscribes=Unsubscribes(database, settings.PUBLIC_URL), templates=Templates(database),
-        relay=lambda: mailasync.start_relay(database), send=mailasync.send,
-        run=lambda job: mailasync.runJob.apply_async((job.id,), queue=job.queue))
+        keys=Keys(database),
+        api_keys=ApiKeys(database),
+        orders=orders,
+        webhooks=Webhooks(database),
+        accounts=Accounts(database, [account.budget for account in known]),
+        known_accounts=known,
+        suppressions=Suppressions(database),
+        unsubscribes=Unsubscribes(database, settings.PUBLIC_URL),
+        templates=Templates(database),
+        relay=lambda: mailasync.start_relay(database),
+        send=mailasync.send,
+        run=lambda job: mailasync.runJob.apply_async((job.id,), queue=job.queue),
+    )
     BrowserSessions(partial(secret, database, "session"), SignOuts(database)).attach(app)
     metrics.watch(app)  # First of all hooks, so that a refusal has an id too.
     app.before_request(guard.check)
-    app.before_request(partial(start_relay, database))  # In the process that serves, whichever server that is.
-    ours = (problems, queries, rate_limits, messages, actions, jobs, api_accounts, health, metrics, suppressions,
-            templates, unsubscribe, webhooks, document)
+    app.before_request(
+        partial(start_relay, database)
+    )  # In the process that serves, whichever server that is.
+    ours = (
+        problems,
+        queries,
+        rate_limits,
+        messages,
+        actions,
+        jobs,
+        api_accounts,
+        health,
+        metrics,
+        suppressions,
+        templates,
+        unsubscribe,
+        webhooks,
+        document,
+    )
     for blueprint in (*(module.blueprint for module in ours), *web.BLUEPRINTS, *blueprints):
         app.register_blueprint(blueprint)
-    for command in cli.commands(up=partial(up, settings), inbox=partial(inbox, settings), upgrade=partial(db_upgrade, settings),
-                                      examine=partial(examine, settings), settings=settings, opened=partial(opened, settings),
-                                      opened_pair=partial(opened, settings, pair(settings)), message_id=orders.message_id,
-                                      working=partial(working, app, settings)):
+    for command in cli.commands(
+        up=partial(up, settings),
+        inbox=partial(inbox, settings),
+        upgrade=partial(db_upgrade, settings),
+        examine=partial(examine, settings),
+        settings=settings,
+        opened=partial(opened, settings),
+        opened_pair=partial(opened, settings, pair(settings)),
+        message_id=orders.message_id,
+        working=partial(working, app, settings),
+    ):
         app.cli.add_command(command)
     return app
 
@@ -116,7 +162,9 @@ def main(*blueprints: str) -> None:
     """
     settings = load()
     if settings.BROKER_URL.startswith("memory:"):
-        sys.exit("mailasync: memory:// is for `flask up`, where web and worker are one process; set another MAILASYNC_BROKER_URL")
+        sys.exit(
+            "mailasync: memory:// is for `flask up`, where web and worker are one process; set another MAILASYNC_BROKER_URL"
+        )
     serve(settings, loader=partial(serving_app, settings, *blueprints))
 
 
@@ -125,7 +173,13 @@ def up(settings: Settings, deliver: bool) -> None:
     if settings.embedded:
         settings = replace(settings, BROKER_URL="memory://localhost/")
     if not deliver:
-        settings = replace(settings, SMTP_HOST="127.0.0.1", SMTP_PORT=settings.INBOX_SMTP_PORT, SMTP_SECURITY="none", SMTP_AUTH="off")
+        settings = replace(
+            settings,
+            SMTP_HOST="127.0.0.1",
+            SMTP_PORT=settings.INBOX_SMTP_PORT,
+            SMTP_SECURITY="none",
+            SMTP_AUTH="off",
+        )
     refuse_taken("127.0.0.1", settings.INBOX_SMTP_PORT, "INBOX_SMTP_PORT")
     serve(settings, loader=partial(all_in_one, settings, deliver))
 
@@ -134,11 +188,18 @@ def up(settings: Settings, deliver: bool) -> None:
 def working(app: Flask, settings: Settings) -> Iterator[Services]:
     """Yield the services of the API for a command: on the database that it is about, and without a thread."""
     choice, served = choose(settings), app.extensions["mailasync"]
-    alone = choice.is_up and settings.embedded  # The broker is inside that process; its sweeper finds what is new.
+    alone = (
+        choice.is_up and settings.embedded
+    )  # The broker is inside that process; its sweeper finds what is new.
     with opened(settings, choice) as database, app.app_context():
         app.extensions["mailasync"] = found = replace(
-            served, outbox=Outbox(database), orders=runtime.orders(settings, database), relay=lambda: None,
-            send=(lambda id, queue: None) if alone else partial(nudge, database), run=(lambda job: None) if alone else served.run)
+            served,
+            outbox=Outbox(database),
+            orders=runtime.orders(settings, database),
+            relay=lambda: None,
+            send=(lambda id, queue: None) if alone else partial(nudge, database),
+            run=(lambda job: None) if alone else served.run,
+        )
         try:
             yield found
         finally:
@@ -157,8 +218,12 @@ def examine(settings: Settings) -> Iterator[Finding]:
     choice = choose(settings)
     database = Database(choice.url)
     try:
-        yield from Doctor(settings, database, accounts(settings), None if choice.is_up and settings.embedded else
-                          mailasync.bounded_connection).examine()
+        yield from Doctor(
+            settings,
+            database,
+            accounts(settings),
+            None if choice.is_up and settings.embedded else mailasync.bounded_connection,
+        ).examine()
     finally:
         database.close()
 
@@ -175,11 +240,16 @@ def serving_app(settings: Settings, *blueprints: str) -> Flask:
     mailasync.start_relay(database)
     at_exit(mailasync.stop_relay)
     hop = next_hop(settings)
-    say(f"mailasync listens on {url(settings)}",
-        f"mail goes to {hop}" + (" (flask inbox)" if hop.host == "127.0.0.1" and not settings.SMTP_HOST else ""),
-        "a worker, in a second terminal: celery -A mailasync worker --loglevel=INFO")
+    say(
+        f"mailasync listens on {url(settings)}",
+        f"mail goes to {hop}"
+        + (" (flask inbox)" if hop.host == "127.0.0.1" and not settings.SMTP_HOST else ""),
+        "a worker, in a second terminal: celery -A mailasync worker --loglevel=INFO",
+    )
     if Outbox(database).worker_seen_ms_ago() is None:
-        log.warning("no worker is running; mail is accepted and kept until one is: celery -A mailasync worker --loglevel=INFO")
+        log.warning(
+            "no worker is running; mail is accepted and kept until one is: celery -A mailasync worker --loglevel=INFO"
+        )
     return app
 
 
@@ -205,19 +275,27 @@ def all_in_one(settings: Settings, deliver: bool) -> Flask:
     app.register_blueprint(beside(letters, dial, hint=curl(settings)))
     at_exit(smtp.stop)
     at_exit(work_here(database))
-    say(f"mailasync runs at  {url(settings)}", f"how it goes        {url(settings)}/dashboard",
+    say(
+        f"mailasync runs at  {url(settings)}",
+        f"how it goes        {url(settings)}/dashboard",
         f"read the mail at   {url(settings)}/inbox/",
-        f"mail goes to       {next_hop(settings)}" + ("" if deliver else ", the inbox; --deliver sends it for real"),
-        f"broker             {'in this process; set MAILASYNC_BROKER_URL for RabbitMQ' if settings.embedded else 'RabbitMQ'}", "",
-        "send one:", curl(settings), "")
+        f"mail goes to       {next_hop(settings)}"
+        + ("" if deliver else ", the inbox; --deliver sends it for real"),
+        f"broker             {'in this process; set MAILASYNC_BROKER_URL for RabbitMQ' if settings.embedded else 'RabbitMQ'}",
+        "",
+        "send one:",
+        curl(settings),
+        "",
+    )
     return app
 
 
 def work_here(database: Database) -> Callable[[], None]:
     """Run a Celery worker in a thread of this process; return what ends it."""
     mailasync.share_database(database)
-    worker = EmbeddedWorker(mailasync.celery_app, stop_claiming=mailasync.stop_claiming,
-                            close=mailasync.close_station)
+    worker = EmbeddedWorker(
+        mailasync.celery_app, stop_claiming=mailasync.stop_claiming, close=mailasync.close_station
+    )
     worker.start()
     return worker.stop
 

@@ -72,7 +72,9 @@ class NudgeTask(Task):  # type: ignore[type-arg]  # celery-types makes Task gene
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> AsyncResult[Any]:  # type: ignore[override]  # narrower
         if not kwargs and args and len(args) == 1 and (relay := relay_for(args[0])):
-            relay.offer(args[0], queue=options.get("queue") or celery_app.conf.task_routes[self.name]["queue"])
+            relay.offer(
+                args[0], queue=options.get("queue") or celery_app.conf.task_routes[self.name]["queue"]
+            )
             return AsyncResult(args[0], app=celery_app)
         options.pop("producer", None)  # Celery beat brings its own, which may wait for ever.
         connection = bounded_connection()
@@ -83,7 +85,13 @@ class NudgeTask(Task):  # type: ignore[type-arg]  # celery-types makes Task gene
 
     def publish(self, producer: Producer, args: Any, kwargs: Any = None, **options: Any) -> AsyncResult[Any]:
         """Publish once, and return when the broker has confirmed it; an error does not prove that it has not."""
-        bounds = {"retry": False, "confirm_timeout": CONFIRM_TIMEOUT_SECONDS, "mandatory": True, "argsrepr": "()", "kwargsrepr": "{}"}
+        bounds = {
+            "retry": False,
+            "confirm_timeout": CONFIRM_TIMEOUT_SECONDS,
+            "mandatory": True,
+            "argsrepr": "()",
+            "kwargsrepr": "{}",
+        }
         return super().apply_async(args, kwargs, producer=producer, **{**bounds, **options})
 
 
@@ -94,7 +102,9 @@ def sendMail(task: Task, *args: Any, **kwargs: Any) -> None:  # type: ignore[typ
         if nudge := read_nudge(args, kwargs):
             settled = station.deliver(nudge[0], outbox_id=nudge[1])
         else:
-            settled = station.accept(str(task.request.id), (args[0] if len(args) == 1 else list(args)) if args else kwargs)
+            settled = station.accept(
+                str(task.request.id), (args[0] if len(args) == 1 else list(args)) if args else kwargs
+            )
     if not settled:
         raise Reject("not settled", requeue=True)
 
@@ -162,12 +172,15 @@ def bounded_connection() -> Connection:
     """An open connection whose every step ends in seconds, whatever the broker does."""
     connection = celery_app.connection_for_write(connect_timeout=2)
     # connect() itself would sleep 2 s and try again. A retry is only for the next broker, where the URL names several.
-    return connection.ensure_connection(max_retries=max(0, len(connection.alt or ()) - 1), interval_start=0, interval_step=0)
+    return connection.ensure_connection(
+        max_retries=max(0, len(connection.alt or ()) - 1), interval_start=0, interval_step=0
+    )
 
 
 def start_relay(database: Database) -> Publisher:
     """The publisher of this process, started when it is first asked for."""
     if _process.relay is None:
+
         def publish(producer: Producer, queue: str, ids: Sequence[str]) -> None:
             if queue in MAIL_QUEUES:
                 sendMail.publish(producer, (list(ids), database.outbox_id), queue=queue)
@@ -183,9 +196,15 @@ def start_relay(database: Database) -> Publisher:
             Samples(database, _process.settings.LEASE_SECONDS).take()
 
         unpublished = sweeps_of(_process.settings, database).unpublish
-        _process.relay = Publisher(bounded_connection, publish, published=published, unpublished=unpublished, watched=MAIL_QUEUES,
-                               chunks={"mail.bulk": max(BULK_CHUNK_MIN, _process.settings.SMTP_CONNECTIONS)},
-                               looked=looked)
+        _process.relay = Publisher(
+            bounded_connection,
+            publish,
+            published=published,
+            unpublished=unpublished,
+            watched=MAIL_QUEUES,
+            chunks={"mail.bulk": max(BULK_CHUNK_MIN, _process.settings.SMTP_CONNECTIONS)},
+            looked=looked,
+        )
         _process.relay.start()
     return _process.relay
 
@@ -250,16 +269,25 @@ def _name_worker(sender: str, instance: Any, **kwargs: object) -> None:
 def _start_station(sender: Any, **kwargs: object) -> None:
     pool = sender.pool_cls if isinstance(sender.pool_cls, str) else f"{sender.pool_cls.__module__}"
     if "thread" not in pool and "solo" not in pool:
-        raise SystemExit("mail runs in threads, because no process may fork after it opened a database: leave -P away")
+        raise SystemExit(
+            "mail runs in threads, because no process may fork after it opened a database: leave -P away"
+        )
     celery_app.set_default()  # Else the pool's threads see another application, and tasks vanish.
     settings = _process.settings
     try:
         refuse_other_queues()
         database = _process.database or open_database(settings)
-        _process.station = Station(settings, database, name=sender.hostname, queues=list(celery_app.amqp.queues.consume_from),
-                                   connections=min(settings.SMTP_CONNECTIONS, int(sender.concurrency)), relay=start_relay(database),
-                                   orders=orders(settings, database), sweeps=sweeps_of(settings, database),
-                                   threads=tuple if _process.database else troubles)
+        _process.station = Station(
+            settings,
+            database,
+            name=sender.hostname,
+            queues=list(celery_app.amqp.queues.consume_from),
+            connections=min(settings.SMTP_CONNECTIONS, int(sender.concurrency)),
+            relay=start_relay(database),
+            orders=orders(settings, database),
+            sweeps=sweeps_of(settings, database),
+            threads=tuple if _process.database else troubles,
+        )
     except MailroomError as e:
         raise SystemExit(f"mailasync: {e}") from None
     except Exception as e:  # Celery swallows it, and the worker would go on without a station.

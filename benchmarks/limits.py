@@ -19,8 +19,10 @@ from pathlib import Path
 import psycopg
 from kombu import Connection, Producer, Queue
 
-MAIL = ("From: alice@example.org\r\nTo: bob@example.org\r\nSubject: News\r\nMIME-Version: 1.0\r\n"
-        "Content-Type: text/plain; charset=utf-8\r\n\r\n" + "There are some news. " * 16 + "\r\n").encode()
+MAIL = (
+    "From: alice@example.org\r\nTo: bob@example.org\r\nSubject: News\r\nMIME-Version: 1.0\r\n"
+    "Content-Type: text/plain; charset=utf-8\r\n\r\n" + "There are some news. " * 16 + "\r\n"
+).encode()
 
 
 def deliver(port: int, *, mails: int, connections: int, ca_file: str) -> dict[str, float]:
@@ -35,6 +37,7 @@ def deliver(port: int, *, mails: int, connections: int, ca_file: str) -> dict[st
             link.send(MAIL + b".\r\n")
             assert [*replies, link.getreply()[0]] == [250, 250, 354, 250]
         link.quit()
+
     threads = [threading.Thread(target=run) for _ in range(connections)]
     for thread in threads:
         thread.start()
@@ -48,7 +51,9 @@ def _connected(port: int, ca_file: str) -> smtplib.SMTP:
         link = smtplib.SMTP("127.0.0.1", port, local_hostname="[127.0.0.1]")
         link.ehlo()
         return link
-    link = smtplib.SMTP_SSL("127.0.0.1", port, local_hostname="[127.0.0.1]", context=ssl.create_default_context(cafile=ca_file))
+    link = smtplib.SMTP_SSL(
+        "127.0.0.1", port, local_hostname="[127.0.0.1]", context=ssl.create_default_context(cafile=ca_file)
+    )
     link.login("alice@example.org", "secret")
     return link
 
@@ -58,12 +63,15 @@ def commit(database: str, *, seconds: float) -> dict[str, float]:
     if database == "sqlite":
         with tempfile.TemporaryDirectory() as directory:
             driver = sqlite3.connect(Path(directory) / "commits.sqlite3", isolation_level=None)
-            driver.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; CREATE TABLE rows (id INTEGER PRIMARY KEY, mail BLOB)")
+            driver.executescript(
+                "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; CREATE TABLE rows (id INTEGER PRIMARY KEY, mail BLOB)"
+            )
 
             def one() -> None:
                 driver.execute("BEGIN IMMEDIATE")
                 driver.execute("INSERT INTO rows (mail) VALUES (?)", (MAIL,))
                 driver.execute("COMMIT")
+
             return _timed(one, seconds)
     with psycopg.connect(database) as link:
         link.execute("CREATE TABLE rows (id SERIAL PRIMARY KEY, mail BYTEA)")
@@ -72,6 +80,7 @@ def commit(database: str, *, seconds: float) -> dict[str, float]:
         def one() -> None:
             link.execute("INSERT INTO rows (mail) VALUES (%s)", (MAIL,))
             link.commit()
+
         return _timed(one, seconds)
 
 
@@ -80,7 +89,9 @@ def publish(broker_url: str, *, seconds: float) -> dict[str, float]:
     with Connection(broker_url, transport_options={"confirm_publish": True}) as connection:
         Queue("limit", durable=True)(connection.default_channel).queue_declare()
         producer = Producer(connection)
-        return _timed(lambda: producer.publish({"id": "x" * 36}, routing_key="limit", delivery_mode=2), seconds)
+        return _timed(
+            lambda: producer.publish({"id": "x" * 36}, routing_key="limit", delivery_mode=2), seconds
+        )
 
 
 def _timed(one: Callable[[], object], seconds: float) -> dict[str, float]:
@@ -89,8 +100,11 @@ def _timed(one: Callable[[], object], seconds: float) -> dict[str, float]:
     while (started := time.perf_counter()) < end:
         one()
         took.append(time.perf_counter() - started)
-    return {"per_second": len(took) / sum(took), "p50_ms": statistics.median(took) * 1000,
-            "p99_ms": statistics.quantiles(took, n=100)[98] * 1000}
+    return {
+        "per_second": len(took) / sum(took),
+        "p50_ms": statistics.median(took) * 1000,
+        "p99_ms": statistics.quantiles(took, n=100)[98] * 1000,
+    }
 
 
 def main() -> None:
@@ -108,7 +122,9 @@ def main() -> None:
     one.add_argument("--seconds", type=float, default=3)
     options = parser.parse_args()
     if options.command == "deliver":
-        found = deliver(options.port, mails=options.mails, connections=options.connections, ca_file=options.ca_file)
+        found = deliver(
+            options.port, mails=options.mails, connections=options.connections, ca_file=options.ca_file
+        )
     elif options.command == "commit":
         found = commit(options.database, seconds=options.seconds)
     else:

@@ -34,7 +34,9 @@ def posting(rig: Bench, name: str, seconds: float) -> Iterator[Running]:
     with made(rig, name) as one, one.web() as web:
         assert isinstance(one, Ours)
         post(one.port, one.path, BODY, clients=CLIENTS, seconds=1)
-        load = threading.Thread(target=post, args=(one.port, one.path, BODY), kwargs={"clients": CLIENTS, "seconds": seconds + 2})
+        load = threading.Thread(
+            target=post, args=(one.port, one.path, BODY), kwargs={"clients": CLIENTS, "seconds": seconds + 2}
+        )
         load.start()
         # The first process of granian only watches the other.
         yield web.tree[-1], lambda: float(one.count("id IS NOT NULL"))
@@ -56,20 +58,47 @@ def by_thread(pid: int) -> dict[int, tuple[float, float, int]]:
     for task in Path(f"/proc/{pid}/task").iterdir():
         fields = (task / "stat").read_text().rpartition(")")[2].split()
         changes = sum(map(int, re.findall(r"ctxt_switches:\s+(\d+)", (task / "status").read_text())))
-        found[int(task.name)] = (int(fields[11]) / TICKS_PER_SECOND, int(fields[12]) / TICKS_PER_SECOND, changes)
+        found[int(task.name)] = (
+            int(fields[11]) / TICKS_PER_SECOND,
+            int(fields[12]) / TICKS_PER_SECOND,
+            changes,
+        )
     return found
 
 
 def names(pid: int) -> dict[int, str]:
     """Of threads, without their numbers."""
-    told = subprocess.run([_PY_SPY, "dump", "--json", "--pid", str(pid)], capture_output=True, text=True, check=True).stdout
-    return {thread["os_thread_id"]: re.sub(r"[-_0-9]+$", "", thread["thread_name"] or "?") for thread in json.loads(told)}
+    told = subprocess.run(
+        [_PY_SPY, "dump", "--json", "--pid", str(pid)], capture_output=True, text=True, check=True
+    ).stdout
+    return {
+        thread["os_thread_id"]: re.sub(r"[-_0-9]+$", "", thread["thread_name"] or "?")
+        for thread in json.loads(told)
+    }
 
 
 def by_function(pid: int, seconds: float, file: Path) -> Counter[str]:
     """Count how often a function had the interpreter, or one that it called."""
-    subprocess.run([_PY_SPY, "record", "--gil", "--nonblocking", "--rate", "200", "--duration", str(int(seconds)), "--format", "raw",
-                    "--output", str(file), "--pid", str(pid)], capture_output=True, check=True)
+    subprocess.run(
+        [
+            _PY_SPY,
+            "record",
+            "--gil",
+            "--nonblocking",
+            "--rate",
+            "200",
+            "--duration",
+            str(int(seconds)),
+            "--format",
+            "raw",
+            "--output",
+            str(file),
+            "--pid",
+            str(pid),
+        ],
+        capture_output=True,
+        check=True,
+    )
     found: Counter[str] = Counter()
     for line in file.read_text().splitlines():
         stack, _, count = line.rpartition(" ")
@@ -91,11 +120,17 @@ def told(pid: int, done: Callable[[], float], seconds: float, file: Path) -> Ite
         sums[known.get(id, "other")][3] += 1
     for name, (user, system, changes, threads) in sorted(sums.items(), key=lambda item: -item[1][0]):
         if changes > count / 100:
-            yield (f"  {name:<24}{threads:>4.0f} threads{user / count * 1e6:>7.0f} us in Python{system / count * 1e6:>6.0f} in the system"
-                   f"{changes / count:>6.1f} changes of threads")
+            yield (
+                f"  {name:<24}{threads:>4.0f} threads{user / count * 1e6:>7.0f} us in Python{system / count * 1e6:>6.0f} in the system"
+                f"{changes / count:>6.1f} changes of threads"
+            )
     functions = by_function(pid, seconds, file)
     yield f"who has the interpreter, of {functions.pop('all', 0)} looks:"
-    yield from (f"  {looks:>6}  {name}" for name, looks in functions.most_common() if "mailroom" in name or "celery" in name)
+    yield from (
+        f"  {looks:>6}  {name}"
+        for name, looks in functions.most_common()
+        if "mailroom" in name or "celery" in name
+    )
 
 
 def main() -> None:
@@ -107,8 +142,11 @@ def main() -> None:
     options = parser.parse_args()
     name = SQLITE if options.database == "sqlite" else POSTGRESQL
     with bench(postgres=name == POSTGRESQL) as rig:
-        running = posting(rig, name, 2 * options.seconds) if options.what == "posts" else \
-            delivering(rig, name, options.seconds, delayed=options.what == "gmail25")
+        running = (
+            posting(rig, name, 2 * options.seconds)
+            if options.what == "posts"
+            else delivering(rig, name, options.seconds, delayed=options.what == "gmail25")
+        )
         with running as (pid, done):
             for number, line in enumerate(told(pid, done, options.seconds, rig.path("profile"))):
                 if number < SHOWN + 10:

@@ -46,7 +46,9 @@ def tool(name: str, package: str, *, libraries: str = "") -> Tool:
     if not debian.is_here():
         raise Unavailable(f"{name} is not here: brew install {package}")
     root = debian.unpack(package, family=package)
-    program = next((place for place in (root / "usr/bin" / name, root / "usr/sbin" / name) if place.exists()), None)
+    program = next(
+        (place for place in (root / "usr/bin" / name, root / "usr/sbin" / name) if place.exists()), None
+    )
     if program is None:
         raise Unavailable(f"Debian's package {package} has no {name}")
     environment = debian.library_path(root)
@@ -66,9 +68,29 @@ class Load:
 def post(port: int, path: str, body: object, *, clients: int, seconds: float) -> Load:
     """POST this JSON for so long, from connections that stay open where the server lets them."""
     wrk = tool("wrk", "wrk")
-    command = [wrk.program, "--threads", "1", "--connections", str(clients), "--duration", f"{seconds:g}s", "--timeout", "30s",
-               "--script", str(HERE / "post.lua"), f"http://127.0.0.1:{port}{path}", json.dumps(body)]
-    done = subprocess.run(command, env={**os.environ, **wrk.environment}, capture_output=True, text=True, check=True, timeout=seconds + 60)
+    command = [
+        wrk.program,
+        "--threads",
+        "1",
+        "--connections",
+        str(clients),
+        "--duration",
+        f"{seconds:g}s",
+        "--timeout",
+        "30s",
+        "--script",
+        str(HERE / "post.lua"),
+        f"http://127.0.0.1:{port}{path}",
+        json.dumps(body),
+    ]
+    done = subprocess.run(
+        command,
+        env={**os.environ, **wrk.environment},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=seconds + 60,
+    )
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["errors"] == 0 and told["requests"], done.stdout
     return Load(told["requests"] / told["seconds"], told["p50_ms"], told["p99_ms"])
@@ -77,7 +99,9 @@ def post(port: int, path: str, body: object, *, clients: int, seconds: float) ->
 def ask(port: int, path: str, body: object = None, *, timeout: float = 60) -> Any:
     """POST this JSON, or GET where there is none, and return the JSON of the answer."""
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, {"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}{path}", data, {"Content-Type": "application/json"}
+    )
     with urllib.request.urlopen(request, timeout=timeout) as answer:
         return json.load(answer)
 
@@ -111,13 +135,19 @@ class Process:
         return self.log.read_text(errors="replace")
 
     def serves(self, port: int) -> None:
-        wait_until(lambda: self.process.poll() is not None or accepts(port), 30, what=f"port {port} is served:\n{self.text()[-2000:]}")
+        wait_until(
+            lambda: self.process.poll() is not None or accepts(port),
+            30,
+            what=f"port {port} is served:\n{self.text()[-2000:]}",
+        )
         assert self.process.poll() is None, self.text()[-3000:]
 
     def end(self) -> None:
         for which in (signal.SIGTERM, signal.SIGKILL):
             with suppress(ProcessLookupError):
-                os.kill(self.process.pid, which) if which is signal.SIGTERM else os.killpg(self.process.pid, which)
+                os.kill(self.process.pid, which) if which is signal.SIGTERM else os.killpg(
+                    self.process.pid, which
+                )
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(20)
 
@@ -157,15 +187,27 @@ class Bench:
         yield self.postgres.url(name)
 
     @contextmanager
-    def process(self, command: Sequence[str], *, name: str, env: Mapping[str, str] | None = None,
-                cwd: Path = PROJECT) -> Iterator[Process]:
+    def process(
+        self, command: Sequence[str], *, name: str, env: Mapping[str, str] | None = None, cwd: Path = PROJECT
+    ) -> Iterator[Process]:
         """Run it until the end; its first word may be the name of a Python module's command, like `python`."""
         log = self.path(name).with_suffix(".log")
-        ours = {key: value for key, value in os.environ.items() if not key.startswith(("MAILASYNC_", "CELERY_", "MAIL_", "FLASK_"))}
+        ours = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("MAILASYNC_", "CELERY_", "MAIL_", "FLASK_"))
+        }
         words = [sys.executable, *command[1:]] if command[0] == "python" else list(command)
         with log.open("wb") as output:
-            started = subprocess.Popen(words, cwd=cwd, env={**ours, **(env or {})}, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                                       start_new_session=True)
+            started = subprocess.Popen(
+                words,
+                cwd=cwd,
+                env={**ours, **(env or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
         process = Process(started, log)
         try:
             yield process
@@ -183,7 +225,10 @@ def told_by(bench: Bench, command: Sequence[str]) -> dict[str, float]:
 
 @contextmanager
 def bench(*, postgres: bool = True) -> Iterator[Bench]:
-    with tempfile.TemporaryDirectory(prefix="mailasync-bench-", ignore_cleanup_errors=True) as name, ExitStack() as stack:
+    with (
+        tempfile.TemporaryDirectory(prefix="mailasync-bench-", ignore_cleanup_errors=True) as name,
+        ExitStack() as stack,
+    ):
         directory = Path(name)
         directory.chmod(0o755)  # PostgreSQL refuses to run as root, and has to reach its own.
         broker = rabbitmq_node(directory / "rabbitmq")
@@ -210,7 +255,11 @@ def node_project() -> Path:
         if not (target / "installed.json").exists() or (target / "installed.json").read_text() != wanted:
             target.mkdir(parents=True, exist_ok=True)
             shutil.copy(source / "package.json", target)
-            subprocess.run([npm, "install", "--no-package-lock", "--no-audit", "--no-fund", "--silent"], cwd=target, check=True)
+            subprocess.run(
+                [npm, "install", "--no-package-lock", "--no-audit", "--no-fund", "--silent"],
+                cwd=target,
+                check=True,
+            )
             (target / "installed.json").write_text(wanted)
     for file in source.glob("*.js"):
         shutil.copy(file, target)

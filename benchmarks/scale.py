@@ -35,7 +35,9 @@ class Queue:
         """Measure how long a mail of its own takes from its POST until it is sent."""
         began = time.perf_counter()
         id = ask(self.one.port, "/v1/messages", BODY)["id"]
-        wait_until(lambda: self.one.count(f"id = '{id}' AND state = 'sent'"), 60, what="a single mail is sent")
+        wait_until(
+            lambda: self.one.count(f"id = '{id}' AND state = 'sent'"), 60, what="a single mail is sent"
+        )
         return time.perf_counter() - began
 
     def hold(self, count: int) -> None:
@@ -63,7 +65,11 @@ def worked(queue: Queue, processes: Sequence[Process], *, queued: int, seconds: 
     queue.hold(queued)
     before = queue.sink.count().mails
     wait_until(lambda: queue.sink.count().mails > before + 200, 60, what="workers have begun")
-    began, sent, cpu = time.perf_counter(), queue.sink.count().mails, sum(process.cpu_seconds for process in processes)
+    began, sent, cpu = (
+        time.perf_counter(),
+        queue.sink.count().mails,
+        sum(process.cpu_seconds for process in processes),
+    )
     singles: list[float] = []
     while (took := time.perf_counter() - began) < seconds:
         queue.hold(queued)
@@ -72,7 +78,9 @@ def worked(queue: Queue, processes: Sequence[Process], *, queued: int, seconds: 
         time.sleep(0.05)
     mails, took = queue.sink.count().mails - sent, time.perf_counter() - began
     cpu_us = (sum(process.cpu_seconds for process in processes) - cpu) / mails * 1e6
-    return report.Point(queued, {"per_second": mails / took, "cpu_us": cpu_us, "single_seconds": max(singles)})
+    return report.Point(
+        queued, {"per_second": mails / took, "cpu_us": cpu_us, "single_seconds": max(singles)}
+    )
 
 
 def costs(bench: Bench, name: str, seconds: float) -> Iterator[report.Point]:
@@ -85,7 +93,10 @@ def costs(bench: Bench, name: str, seconds: float) -> Iterator[report.Point]:
 def workers(bench: Bench, name: str, seconds: float) -> Iterator[report.Point]:
     """Yield what more workers bring where the mail server takes its time."""
     for count in WORKERS:
-        with gmail_like(bench, delay_ms=DELAY_MS) as sink, working(bench, name, sink, workers=count) as (queue, processes):
+        with (
+            gmail_like(bench, delay_ms=DELAY_MS) as sink,
+            working(bench, name, sink, workers=count) as (queue, processes),
+        ):
             yield replace(worked(queue, processes, queued=20_000, seconds=seconds), at=count)
 
 
@@ -116,10 +127,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
     parser.add_argument("--mails", type=int, default=1_000_000, help="in the long run, on each database")
     parser.add_argument("--seconds", type=float, default=20, help="of each other measure")
-    parser.add_argument("--only", choices=list(report.CURVES), action="append", help="as often as you like; the others' curves stay")
+    parser.add_argument(
+        "--only",
+        choices=list(report.CURVES),
+        action="append",
+        help="as often as you like; the others' curves stay",
+    )
     options = parser.parse_args()
-    measures = {"costs": (costs, options.seconds), "workers": (workers, options.seconds),
-                "connections": (connections, options.seconds), "run": (run, options.mails)}
+    measures = {
+        "costs": (costs, options.seconds),
+        "workers": (workers, options.seconds),
+        "connections": (connections, options.seconds),
+        "run": (run, options.mails),
+    }
     with bench() as rig:
         for key, (measure, size) in measures.items():
             if options.only and key not in options.only:
@@ -127,8 +147,11 @@ def main() -> None:
             lines: dict[str, list[report.Point]] = {}
             for name in (SQLITE, POSTGRESQL):
                 for point in measure(rig, name, size):
-                    print(f"{key}, {name}, {point.at:,}: " + ", ".join(f"{what} {value:,.5g}" for what, value in point.figures.items()),
-                          flush=True)
+                    print(
+                        f"{key}, {name}, {point.at:,}: "
+                        + ", ".join(f"{what} {value:,.5g}" for what, value in point.figures.items()),
+                        flush=True,
+                    )
                     lines.setdefault(name, []).append(point)
             report.keep_curve(key, lines, report.versions(rig, others=False))
 

@@ -13,10 +13,20 @@ from typing import Any
 
 import uvloop
 
-_EHLO = ("250-sink\r\n250-PIPELINING\r\n250-SIZE 35882577\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250-AUTH PLAIN LOGIN\r\n"
-         "250 ENHANCEDSTATUSCODES\r\n")
-_REPLIES = {"EHLO": _EHLO, "HELO": "250 sink\r\n", "MAIL": "250 2.1.0 ok\r\n", "RCPT": "250 2.1.5 ok\r\n", "RSET": "250 2.0.0 ok\r\n",
-            "NOOP": "250 2.0.0 ok\r\n", "DATA": "354 go on\r\n", "QUIT": "221 2.0.0 bye\r\n"}
+_EHLO = (
+    "250-sink\r\n250-PIPELINING\r\n250-SIZE 35882577\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250-AUTH PLAIN LOGIN\r\n"
+    "250 ENHANCEDSTATUSCODES\r\n"
+)
+_REPLIES = {
+    "EHLO": _EHLO,
+    "HELO": "250 sink\r\n",
+    "MAIL": "250 2.1.0 ok\r\n",
+    "RCPT": "250 2.1.5 ok\r\n",
+    "RSET": "250 2.0.0 ok\r\n",
+    "NOOP": "250 2.0.0 ok\r\n",
+    "DATA": "354 go on\r\n",
+    "QUIT": "221 2.0.0 bye\r\n",
+}
 _END = b"\r\n.\r\n"
 
 
@@ -61,7 +71,7 @@ class Session(asyncio.Protocol):
                 end = self.buffer.find(_END)
                 if end < 0:
                     break
-                del self.buffer[:end + len(_END)]
+                del self.buffer[: end + len(_END)]
                 self.in_payload = False
                 self.counts.note()
                 replies.append("250 2.0.0 ok\r\n")
@@ -70,7 +80,7 @@ class Session(asyncio.Protocol):
             if end < 0:
                 break
             line = self.buffer[:end].decode("latin-1")
-            del self.buffer[:end + 2]
+            del self.buffer[: end + 2]
             replies.append(self.answer(line))
             if self.in_payload:
                 break
@@ -85,7 +95,9 @@ class Session(asyncio.Protocol):
             self.counts.logins += 1
             _, mechanism, *given = line.upper().split()
             # LOGIN asks for the user's name, unless it came, and then for the password.
-            questions = ["334 VXNlcm5hbWU6\r\n", "334 UGFzc3dvcmQ6\r\n"][len(given):] if mechanism == "LOGIN" else []
+            questions = (
+                ["334 VXNlcm5hbWU6\r\n", "334 UGFzc3dvcmQ6\r\n"][len(given) :] if mechanism == "LOGIN" else []
+            )
             self.asked_for = [*questions, "235 2.7.0 welcome\r\n"]
             return self.asked_for.pop(0)
         self.in_payload = verb == "DATA"
@@ -111,11 +123,14 @@ async def serve(options: argparse.Namespace) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(options.certificate)
     loop = asyncio.get_running_loop()
-    sink = await loop.create_server(lambda: Session(counts, options.delay / 1000), "127.0.0.1", options.port, ssl=context, backlog=200)
+    sink = await loop.create_server(
+        lambda: Session(counts, options.delay / 1000), "127.0.0.1", options.port, ssl=context, backlog=200
+    )
 
     async def tell(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(json.dumps(vars(counts)).encode())
         writer.close()
+
     await asyncio.start_server(tell, "127.0.0.1", options.counts_port)
     async with sink:
         await sink.serve_forever()

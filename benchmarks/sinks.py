@@ -37,7 +37,11 @@ class Sink:
 
     def environment(self, bench: Bench) -> Mapping[str, str]:
         """Return the variables by which contenders find it."""
-        login = {"SMTP_USER": "alice@example.org", "SMTP_PASSWORD": "secret", "SMTP_CA": str(bench.certificates.ca_file)}
+        login = {
+            "SMTP_USER": "alice@example.org",
+            "SMTP_PASSWORD": "secret",
+            "SMTP_CA": str(bench.certificates.ca_file),
+        }
         return {"SMTP_PORT": str(self.port)} | (login if self.tls else {})
 
 
@@ -66,10 +70,18 @@ class _Counters:
 @contextmanager
 def immediate(bench: Bench) -> Iterator[Sink]:
     """Postfix's smtp-sink: no TLS, no login, no delay."""
-    program, port, counters = tool("smtp-sink", "postfix", libraries="usr/lib/postfix"), free_port(), _Counters()
+    program, port, counters = (
+        tool("smtp-sink", "postfix", libraries="usr/lib/postfix"),
+        free_port(),
+        _Counters(),
+    )
     user = ["-u", "nobody"]  # It insists on that where it is root's, and ignores it elsewhere.
-    process = subprocess.Popen([program.program, "-c", *user, f"inet:127.0.0.1:{port}", "256"], stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, env=program.environment)
+    process = subprocess.Popen(
+        [program.program, "-c", *user, f"inet:127.0.0.1:{port}", "256"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=program.environment,
+    )
     threading.Thread(target=counters.read, args=(process,), daemon=True).start()
     try:
         wait_until(lambda: _greets(port), 10, what="smtp-sink answers")
@@ -83,8 +95,19 @@ def immediate(bench: Bench) -> Iterator[Sink]:
 def gmail_like(bench: Bench, *, delay_ms: float) -> Iterator[Sink]:
     """TLS, AUTH, and so long before each group of replies."""
     port, counts_port = free_port(), free_port()
-    command = ["python", "-m", "benchmarks.sink", "--port", str(port), "--counts-port", str(counts_port), "--delay", str(delay_ms),
-               "--certificate", str(bench.certificates.valid)]
+    command = [
+        "python",
+        "-m",
+        "benchmarks.sink",
+        "--port",
+        str(port),
+        "--counts-port",
+        str(counts_port),
+        "--delay",
+        str(delay_ms),
+        "--certificate",
+        str(bench.certificates.valid),
+    ]
     with bench.process(command, name="sink") as process:
         process.serves(counts_port)
         yield Sink(port, True, partial(_asked, counts_port))

@@ -15,10 +15,17 @@ from typing import Any
 
 #: What Celery calls the states of a job, for clients that know its names.
 CELERY_STATES = {
-    "queued": "PENDING", "running": "STARTED", "succeeded": "SUCCESS", "failed": "FAILURE", "timed_out": "FAILURE", "canceled": "REVOKED",
+    "queued": "PENDING",
+    "running": "STARTED",
+    "succeeded": "SUCCESS",
+    "failed": "FAILURE",
+    "timed_out": "FAILURE",
+    "canceled": "REVOKED",
 }
 
 
 def as_celery(found: dict[str, Any]) -> tuple[str, Any]:
     """Return the state of a job by Celery's name, and its result; where it has none, the error in words, if there is one."""
-    return CELERY_STATES[found["status"]], found["result"] if found["status"] == "succeeded" else found["error"]
+    return CELERY_STATES[found["status"]], found["result"] if found["status"] == "succeeded" else found[
+        "error"
+    ]

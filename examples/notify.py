@@ -21,7 +21,9 @@ import requests
 from requests.adapters import HTTPAdapter, Retry
 
 #: What a terminal obeys (a progress bar's line written over, colours), and what no mail may hold.
-CONTROL = re.compile(r"(?m:^).*\r(?=[^\r\n])|\x1b\[[0-9;?]*[ -/]*[@-~]|[^\t\n -~\xa0-\u2027\u202a-\ud7ff\ue000-\U0010ffff]")
+CONTROL = re.compile(
+    r"(?m:^).*\r(?=[^\r\n])|\x1b\[[0-9;?]*[ -/]*[@-~]|[^\t\n -~\xa0-\u2027\u202a-\ud7ff\ue000-\U0010ffff]"
+)
 
 
 def run(command: list[str], tail: bytearray) -> int:
@@ -32,12 +34,23 @@ def run(command: list[str], tail: bytearray) -> int:
         tail.extend(os.fsencode(f"notify.py: {command[0]}: {e.strerror}\n"))
         os.write(2, tail)
         return 127 if isinstance(e, FileNotFoundError) else 126
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # Of these Ctrl-C on a terminal reaches the command by itself.
-        signal.signal(number, lambda n, _: None if n == signal.SIGINT and any(map(os.isatty, range(3))) else process.send_signal(n))
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+        signal.SIGHUP,
+    ):  # Of these Ctrl-C on a terminal reaches the command by itself.
+        signal.signal(
+            number,
+            lambda n, _: (
+                None if n == signal.SIGINT and any(map(os.isatty, range(3))) else process.send_signal(n)
+            ),
+        )
     sinks = {pipe.fileno(): sink for pipe, sink in ((process.stdout, 1), (process.stderr, 2)) if pipe}
     rest, ended = dict.fromkeys(sinks, b""), 0
     while sinks and ended < 4:  # What the command left in the background may hold its pipes for ever.
-        for source in select.select([*sinks], [], [], 0.5)[0]:  # In this order, so that no error comes before what was said earlier.
+        for source in select.select([*sinks], [], [], 0.5)[
+            0
+        ]:  # In this order, so that no error comes before what was said earlier.
             if not (chunk := os.read(source, 65536)):
                 del sinks[source]
                 continue
@@ -45,7 +58,7 @@ def run(command: list[str], tail: bytearray) -> int:
             tail.extend(lines + newline)
             del tail[:-256_000]
             with suppress(OSError):  # A terminal that was closed, or a full disk, must not end the work.
-                while chunk := chunk[os.write(sinks[source], chunk):]:
+                while chunk := chunk[os.write(sinks[source], chunk) :]:
                     pass
         ended += process.poll() is not None
     tail.extend(b"".join(rest.values()))
@@ -57,23 +70,45 @@ def run(command: list[str], tail: bytearray) -> int:
 parser = argparse.ArgumentParser(description="Run a command, and mail how it ended.")
 parser.add_argument("--to", required=True, action="append")
 parser.add_argument("--url", default="http://127.0.0.1:5000", help="of the service")
-parser.add_argument("--key", default=os.environ.get("NOTIFY_KEY", ""), help="better in NOTIFY_KEY, where `ps` does not show it")
+parser.add_argument(
+    "--key",
+    default=os.environ.get("NOTIFY_KEY", ""),
+    help="better in NOTIFY_KEY, where `ps` does not show it",
+)
 parser.add_argument("command", nargs=argparse.REMAINDER)
 asked = parser.parse_args()
-command = asked.command[asked.command[:1] == ["--"]:] or parser.error("expected -- and a command")
+command = asked.command[asked.command[:1] == ["--"] :] or parser.error("expected -- and a command")
 tail, started = bytearray(), time.monotonic()
 code = run(command, tail)
 took = timedelta(seconds=round(time.monotonic() - started))
-subject = CONTROL.sub("", f"{f'failed ({code})' if code else 'ok'}: {' '.join(shlex.join(command).split())[:150]} ({took})")
+subject = CONTROL.sub(
+    "", f"{f'failed ({code})' if code else 'ok'}: {' '.join(shlex.join(command).split())[:150]} ({took})"
+)
 lines = [line[:500] for line in CONTROL.sub("", tail.decode(errors="replace")).rstrip().split("\n")[-50:]]
-session = requests.Session()  # It tries for 14 s more where the service is away, or answers that it took nothing.
-session.mount(asked.url, HTTPAdapter(max_retries=Retry(4, backoff_factor=1, status_forcelist=[502, 503, 504], allowed_methods=None)))
+session = (
+    requests.Session()
+)  # It tries for 14 s more where the service is away, or answers that it took nothing.
+session.mount(
+    asked.url,
+    HTTPAdapter(
+        max_retries=Retry(4, backoff_factor=1, status_forcelist=[502, 503, 504], allowed_methods=None)
+    ),
+)
 try:
-    answer = session.post(f"{asked.url.rstrip('/')}/v1/messages", timeout=15,
-                          headers={"Authorization": f"Bearer {asked.key}"} if asked.key else None,
-                          json={"to": asked.to, "subject": subject, "contents": "\n".join([subject, os.uname().nodename, "", *lines])})
+    answer = session.post(
+        f"{asked.url.rstrip('/')}/v1/messages",
+        timeout=15,
+        headers={"Authorization": f"Bearer {asked.key}"} if asked.key else None,
+        json={
+            "to": asked.to,
+            "subject": subject,
+            "contents": "\n".join([subject, os.uname().nodename, "", *lines]),
+        },
+    )
     if answer.status_code != 202:
         raise requests.HTTPError(answer.text)
 except (requests.RequestException, KeyboardInterrupt) as e:
-    print(f"notify.py: not mailed to {', '.join(asked.to)}: {subject}\n{type(e).__name__}: {e}", file=sys.stderr)
+    print(
+        f"notify.py: not mailed to {', '.join(asked.to)}: {subject}\n{type(e).__name__}: {e}", file=sys.stderr
+    )
 sys.exit(code)

@@ -49,7 +49,9 @@ class Client:
     probe: tuple[str, ...] = ()
 
     def is_here(self) -> bool:
-        return bool(shutil.which(self.program)) and (not self.probe or subprocess.run(self.probe, capture_output=True).returncode == 0)
+        return bool(shutil.which(self.program)) and (
+            not self.probe or subprocess.run(self.probe, capture_output=True).returncode == 0
+        )
 
 
 ALL = (
@@ -57,8 +59,15 @@ ALL = (
     Client("Python", "send.py", (sys.executable,), sys.executable, "Python"),
     Client("Node", "send.mjs", ("node",), "node", "Node.js 18 or newer, with npm"),
     Client("Go", "send.go", ("go", "run"), "go", "Go 1.18 or newer", is_needed=False),
-    Client("PHP", "send.php", ("php",), "php", "PHP 8 with its curl extension", is_needed=False,
-           probe=("php", "-r", "exit(extension_loaded('curl') ? 0 : 1);")),
+    Client(
+        "PHP",
+        "send.php",
+        ("php",),
+        "php",
+        "PHP 8 with its curl extension",
+        is_needed=False,
+        probe=("php", "-r", "exit(extension_loaded('curl') ? 0 : 1);"),
+    ),
 )
 
 
@@ -91,7 +100,9 @@ def _output(command: Sequence[str], served: Service, *, seconds: float = RUN_SEC
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MAILASYNC_")}
     kept |= {"MAILASYNC_API_KEY": served.settings["API_KEY"]} if served.settings.get("API_KEY") else {}
     try:
-        done = subprocess.run(command, env=kept, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds)
+        done = subprocess.run(
+            command, env=kept, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds
+        )
     except subprocess.TimeoutExpired as e:
         raise Failed(f"it had not ended after {e.timeout:.0f} s") from e
     if done.returncode:
@@ -122,14 +133,33 @@ def run_collection(newman: Path, served: Service) -> str:
     """
     with tempfile.TemporaryDirectory() as directory:
         report = Path(directory) / "report.json"
-        _output(["node", str(newman), "run", str(COLLECTION), "--color", "off",
-                 "--env-var", f"baseUrl={served.url}", "--env-var", f"apiKey={served.settings.get('API_KEY', '')}",
-                 "--reporters", "cli,json", "--reporter-cli-no-banner", "--reporter-json-export", str(report)],
-                served, seconds=COLLECTION_SECONDS)
+        _output(
+            [
+                "node",
+                str(newman),
+                "run",
+                str(COLLECTION),
+                "--color",
+                "off",
+                "--env-var",
+                f"baseUrl={served.url}",
+                "--env-var",
+                f"apiKey={served.settings.get('API_KEY', '')}",
+                "--reporters",
+                "cli,json",
+                "--reporter-cli-no-banner",
+                "--reporter-json-export",
+                str(report),
+            ],
+            served,
+            seconds=COLLECTION_SECONDS,
+        )
         told = json.loads(report.read_text())["run"]["stats"]
     requests, assertions = told["requests"], told["assertions"]
     if requests["failed"] or assertions["failed"] or not assertions["total"]:
-        raise Failed(f"{requests['failed']} requests and {assertions['failed']} of {assertions['total']} tests failed")
+        raise Failed(
+            f"{requests['failed']} requests and {assertions['failed']} of {assertions['total']} tests failed"
+        )
     return f"{requests['total']} requests, {assertions['total']} tests"
 
 
@@ -144,8 +174,10 @@ def find_newman() -> Path:
     if program.exists():
         return program
     if not shutil.which("npm"):
-        raise Unavailable("npm is not here, which fetches newman, which runs the Postman collection; install Node.js 18 or newer with npm "
-                          "(apt install npm, brew install node)")
+        raise Unavailable(
+            "npm is not here, which fetches newman, which runs the Postman collection; install Node.js 18 or newer with npm "
+            "(apt install npm, brew install node)"
+        )
     try:
         with locked(target.with_suffix(".lock")):
             if not program.exists():
@@ -159,8 +191,19 @@ def _fetch_newman(target: Path) -> None:
     print(f"fetching newman {NEWMAN} into {target} (once)", flush=True)
     shutil.rmtree(target, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as directory:
-        command = ["npm", "install", "--prefix", directory, "--ignore-scripts", "--no-audit", "--no-fund", f"newman@{NEWMAN}"]
-        done = subprocess.run(command, cwd=directory, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        command = [
+            "npm",
+            "install",
+            "--prefix",
+            directory,
+            "--ignore-scripts",
+            "--no-audit",
+            "--no-fund",
+            f"newman@{NEWMAN}",
+        ]
+        done = subprocess.run(
+            command, cwd=directory, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        )
         if done.returncode:
             raise Unavailable(f"npm could not fetch newman {NEWMAN}:\n{done.stdout}{done.stderr}")
         # The name comes last: who sees it sees all of it.
@@ -181,7 +224,9 @@ def check(what: str, act: Callable[[], str]) -> bool:
 def check_all(newman: Path, clients: Sequence[Client], *, api_key: str) -> list[bool]:
     """Check the collection and these clients against a `flask up` of their own with a fresh database."""
     how = "with a key" if api_key else "without a key"
-    settings = {"INBOX_SMTP_PORT": str(free_port()), "SIMULATED_WORK_SECONDS": "1"} | ({"API_KEY": api_key} if api_key else {})
+    settings = {"INBOX_SMTP_PORT": str(free_port()), "SIMULATED_WORK_SECONDS": "1"} | (
+        {"API_KEY": api_key} if api_key else {}
+    )
     with tempfile.TemporaryDirectory() as directory:
         settings["DATABASE_URL"] = f"sqlite:///{directory}/clients.sqlite3"
         with service(Path(directory), **settings) as served:
@@ -210,14 +255,18 @@ def main() -> int:
     absent = [client for client in ALL if client not in here]
     try:
         if lacking := [client for client in absent if client.is_needed]:
-            raise Unavailable("\n".join(f"{client.program} is not here; install {client.install}" for client in lacking))
+            raise Unavailable(
+                "\n".join(f"{client.program} is not here; install {client.install}" for client in lacking)
+            )
         newman = find_newman()
     except Unavailable as e:
         print(f"{e}\nnothing was checked", file=sys.stderr)
         return 1
     done = check_all(newman, here, api_key="") + check_all(newman, here, api_key=secrets.token_urlsafe())
     for client in absent:
-        print(f"not run {client.name}: {client.program} is not here; install {client.install} to have docs/clients/{client.file} checked")
+        print(
+            f"not run {client.name}: {client.program} is not here; install {client.install} to have docs/clients/{client.file} checked"
+        )
     left_out = f", not run: {' and '.join(client.name for client in absent)}" if absent else ""
     print(f"clients: {done.count(True)} ok, {done.count(False)} failed{left_out}")
     return 0 if all(done) else 1

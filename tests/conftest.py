@@ -31,14 +31,25 @@ RUN_DIRECTORY = pytest.StashKey[Path]()
 PRIVATE_NODES = 3
 #: What tests/services starts, or starts processes; `--fast` leaves out the tests whose code, or whose fixtures' code, names one of these.
 SLOW = {
-    "Children", "Cluster", "Popen", "Postgres", "Service", "private_servers", "rabbitmq_node", "service", "subprocess",
-    "sync_playwright"}
+    "Children",
+    "Cluster",
+    "Popen",
+    "Postgres",
+    "Service",
+    "private_servers",
+    "rabbitmq_node",
+    "service",
+    "subprocess",
+    "sync_playwright",
+}
 #: The values of parameters that stand for such a server.
 SLOW_PARAMETERS = {"postgresql", "postgres_url", "rabbitmq"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fast", action="store_true", help="only tests within one process, on SQLite and memory")
+    parser.addoption(
+        "--fast", action="store_true", help="only tests within one process, on SQLite and memory"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -52,10 +63,20 @@ def is_slow(item: pytest.Item) -> bool:
     """Whether a test needs another process: by its parameters, or by what it and its fixtures name."""
     assert isinstance(item, pytest.Function)
     parameters = getattr(item, "callspec", None)
-    if parameters and any(value in SLOW_PARAMETERS for value in parameters.params.values() if isinstance(value, str)):
+    if parameters and any(
+        value in SLOW_PARAMETERS for value in parameters.params.values() if isinstance(value, str)
+    ):
         return True
-    fixtures = [definition.func for definitions in item._fixtureinfo.name2fixturedefs.values() for definition in definitions]
-    return any(SLOW & {*function.__code__.co_names} for function in (item.function, *fixtures) if hasattr(function, "__code__"))
+    fixtures = [
+        definition.func
+        for definitions in item._fixtureinfo.name2fixturedefs.values()
+        for definition in definitions
+    ]
+    return any(
+        SLOW & {*function.__code__.co_names}
+        for function in (item.function, *fixtures)
+        if hasattr(function, "__code__")
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -209,8 +230,14 @@ def smtpd() -> Iterator[ScriptedSMTP]:
 def to_smtpd(smtpd: ScriptedSMTP) -> dict[str, str]:
     """The settings that make `smtpd` the next hop, with no work before a mail and quick second attempts."""
     return {
-        "SMTP_HOST": smtpd.host, "SMTP_PORT": str(smtpd.port), "SMTP_SECURITY": "none", "SMTP_AUTH": "off",
-        "MAIL_FROM": "alice@example.org", "SIMULATED_WORK_SECONDS": "0", "RETRY_SCHEDULE": "1s*10", "LEASE_SECONDS": "3",
+        "SMTP_HOST": smtpd.host,
+        "SMTP_PORT": str(smtpd.port),
+        "SMTP_SECURITY": "none",
+        "SMTP_AUTH": "off",
+        "MAIL_FROM": "alice@example.org",
+        "SIMULATED_WORK_SECONDS": "0",
+        "RETRY_SCHEDULE": "1s*10",
+        "LEASE_SECONDS": "3",
     }
 
 

@@ -1,6 +1,6 @@
 """Holds the API against its own description: schemathesis makes requests of /openapi.json, right and wrong ones, and looks at each answer.
 
-    make contract                          thousands of requests; ARGS="--examples 20 --seed 1"
+make contract                          thousands of requests; ARGS="--examples 20 --seed 1"
 """
 
 import argparse
@@ -70,32 +70,55 @@ class _Client(Client):
 @contextmanager
 def served(directory: Path) -> Iterator[Flask]:
     """The application with its inbox, on a database of its own, where nobody waits, nor is held up."""
-    given = {"ENV_FILE": "", "BROKER_URL": "pyamqp://guest@127.0.0.1:9//", "DATABASE_URL": f"sqlite:///{directory}/contract.sqlite3",
-             "API_KEY": API_KEY, "PUBLIC_URL": "https://mail.example.org"}
+    given = {
+        "ENV_FILE": "",
+        "BROKER_URL": "pyamqp://guest@127.0.0.1:9//",
+        "DATABASE_URL": f"sqlite:///{directory}/contract.sqlite3",
+        "API_KEY": API_KEY,
+        "PUBLIC_URL": "https://mail.example.org",
+    }
     settings = load({f"MAILASYNC_{name}": value for name, value in given.items()})
     database_module.db_upgrade(settings)
     database, letters = Database(given["DATABASE_URL"]), Letters()
     letters.stop()
     made = web.create_app(settings, database=database)
     made.register_blueprint(create_blueprint(letters))
-    with mock.patch.object(prefer_wait, "WAIT_MAX_SECONDS", 0), mock.patch.object(wsgi, "get_client", _Client), \
-            mock.patch.object(wrong_keys, "WRONG_MAX", 1_000_000):
+    with (
+        mock.patch.object(prefer_wait, "WAIT_MAX_SECONDS", 0),
+        mock.patch.object(wsgi, "get_client", _Client),
+        mock.patch.object(wrong_keys, "WRONG_MAX", 1_000_000),
+    ):
         yield made
     mailasync.stop_relay()
     made.extensions["mailasync"].api_keys.close()
     database.close()
 
 
-def run(app: Flask, *, examples: int, seconds: float | None = None, phases: tuple[str, ...], seed: int = 1) -> Found:
+def run(
+    app: Flask, *, examples: int, seconds: float | None = None, phases: tuple[str, ...], seed: int = 1
+) -> Found:
     """All checks, in process. `examples` are requests for each operation and phase."""
-    config = SchemathesisConfig.from_dict({
-        "seed": seed, "headers": {"Authorization": f"Bearer {API_KEY}"}, "continue-on-failure": True,
-        "generation": {"max-examples": examples, "database": "none", "with-security-parameters": False},
-        "checks": {"positive_data_acceptance": {"expected-statuses": REFUSED}},
-        # A message may have the id "batch", as clients choose those of tasks: GET is allowed there, by another path of the description.
-        "operations": [{"include-name": "POST /v1/messages/batch", "checks": {"allow_header_conformance": {"enabled": False}}}],
-        "phases": {"enabled": False, **{phase: {"enabled": True} for phase in phases}}} | ({"max-time": seconds} if seconds else {}))
-    schema = schemathesis.openapi.from_wsgi("/openapi.json", app, config=config, headers={"X-API-Key": API_KEY})
+    config = SchemathesisConfig.from_dict(
+        {
+            "seed": seed,
+            "headers": {"Authorization": f"Bearer {API_KEY}"},
+            "continue-on-failure": True,
+            "generation": {"max-examples": examples, "database": "none", "with-security-parameters": False},
+            "checks": {"positive_data_acceptance": {"expected-statuses": REFUSED}},
+            # A message may have the id "batch", as clients choose those of tasks: GET is allowed there, by another path of the description.
+            "operations": [
+                {
+                    "include-name": "POST /v1/messages/batch",
+                    "checks": {"allow_header_conformance": {"enabled": False}},
+                }
+            ],
+            "phases": {"enabled": False, **{phase: {"enabled": True} for phase in phases}},
+        }
+        | ({"max-time": seconds} if seconds else {})
+    )
+    schema = schemathesis.openapi.from_wsgi(
+        "/openapi.json", app, config=config, headers={"X-API-Key": API_KEY}
+    )
     found = Found()
     for event in from_schema(schema).execute():
         if isinstance(event, events.ScenarioFinished):
@@ -107,18 +130,24 @@ def run(app: Flask, *, examples: int, seconds: float | None = None, phases: tupl
 
 def _look(event: events.ScenarioFinished, found: Found) -> None:
     found.cases[event.phase.value] += len(event.recorder.interactions)
-    found.answers.update(seen.response.status_code for seen in event.recorder.interactions.values() if seen.response)
+    found.answers.update(
+        seen.response.status_code for seen in event.recorder.interactions.values() if seen.response
+    )
     for id, checks in event.recorder.checks.items():
         for check in checks:
             if check.failure_info is not None:
                 failure: Failure = check.failure_info.failure
                 case: Any = event.recorder.cases[id].value
                 key = f"{failure.operation}: {check.name}: {failure.title}"
-                found.failures.setdefault(key, f"{failure.message}\n{check.failure_info.code_sample}\n{case.body!r:.300}")
+                found.failures.setdefault(
+                    key, f"{failure.message}\n{check.failure_info.code_sample}\n{case.body!r:.300}"
+                )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--examples", type=int, default=50, help="for each operation and phase")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--phases", default="examples,coverage,fuzzing,stateful")
@@ -129,9 +158,13 @@ def main() -> None:
         print(f"{what}\n{how}\n")
     for error in found.errors:
         print(error)
-    print(f"answers: {', '.join(f'{times:,} times {status}' for status, times in sorted(found.answers.items()))}")
-    print(f"seed {asked.seed}: {sum(found.cases.values()):,} requests ({dict(found.cases)}), {len(found.failures)} failures, "
-          f"{len(found.errors)} errors")
+    print(
+        f"answers: {', '.join(f'{times:,} times {status}' for status, times in sorted(found.answers.items()))}"
+    )
+    print(
+        f"seed {asked.seed}: {sum(found.cases.values()):,} requests ({dict(found.cases)}), {len(found.failures)} failures, "
+        f"{len(found.errors)} errors"
+    )
     sys.exit(1 if found.failures or found.errors else 0)
 
 

@@ -55,12 +55,47 @@ PROBLEMS_MAX = 30
 #: A port on which nobody listens, where the broker would be.
 NO_BROKER_PORT = 9
 #: What no request is a reason for, whatever its arguments.
-NEVER = frozenset({
-    "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "pty.spawn", "os.startfile",
-    "webbrowser.open", "urllib.Request", "ftplib.connect", "imaplib.open", "poplib.connect", "http.client.connect", "pickle.find_class",
-    "os.scandir", "os.walk", "glob.glob", "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.chmod",
-    "os.chown", "os.truncate", "os.putenv", "shutil.copyfile", "shutil.rmtree", "tempfile.mkstemp", "tempfile.mkdtemp", "socket.sendto",
-    "socket.gethostbyname", "socket.gethostbyaddr", "socket.bind"})
+NEVER = frozenset(
+    {
+        "subprocess.Popen",
+        "os.system",
+        "os.exec",
+        "os.posix_spawn",
+        "os.spawn",
+        "os.fork",
+        "os.forkpty",
+        "pty.spawn",
+        "os.startfile",
+        "webbrowser.open",
+        "urllib.Request",
+        "ftplib.connect",
+        "imaplib.open",
+        "poplib.connect",
+        "http.client.connect",
+        "pickle.find_class",
+        "os.scandir",
+        "os.walk",
+        "glob.glob",
+        "os.remove",
+        "os.rename",
+        "os.rmdir",
+        "os.mkdir",
+        "os.link",
+        "os.symlink",
+        "os.chmod",
+        "os.chown",
+        "os.truncate",
+        "os.putenv",
+        "shutil.copyfile",
+        "shutil.rmtree",
+        "tempfile.mkstemp",
+        "tempfile.mkdtemp",
+        "socket.sendto",
+        "socket.gethostbyname",
+        "socket.gethostbyaddr",
+        "socket.bind",
+    }
+)
 
 
 class Watch:
@@ -125,17 +160,26 @@ class Fuzz:
         self.worker = Worker(self.database, new_id(), "fuzz", ["mail"])
         self.worker.beat()
         claims = Claims(self.database, self.worker.id, 3600)
-        sessions = Sessions(NextHop(host=self.smtpd.host, port=self.smtpd.port, security="none", timeout_seconds=10))
-        agent = AttemptRunner({DEFAULT_ACCOUNT: Sender(Address(SENDER), sessions)}, Schedule.parse("10s"), "resend")
+        sessions = Sessions(
+            NextHop(host=self.smtpd.host, port=self.smtpd.port, security="none", timeout_seconds=10)
+        )
+        agent = AttemptRunner(
+            {DEFAULT_ACCOUNT: Sender(Address(SENDER), sessions)}, Schedule.parse("10s"), "resend"
+        )
         self.delivery = Delivery(claims, agent, Admission(4))
-        self.runs, self.sweeps = JobClaims(self.database, self.worker.id, 3600), Sweeps(self.database, 3600, "resend")
+        self.runs, self.sweeps = (
+            JobClaims(self.database, self.worker.id, 3600),
+            Sweeps(self.database, 3600, "resend"),
+        )
 
     def prepare(self) -> None:
         """Store the templates, and deliver one mail unwatched: some modules are imported, and our own name is looked up, only then."""
         for name, source in TEMPLATES.items():
             self.client.put(f"/v1/templates/{name}", json=source)
         for path in ("/", "/v1/messages"):
-            answer = self.client.post(path, json={"to": "first@example.org", "html": "<style>p {color: red}</style><p>ü"})
+            answer = self.client.post(
+                path, json={"to": "first@example.org", "html": "<style>p {color: red}</style><p>ü"}
+            )
             self.delivery.deliver([answer.json["id"]])  # type: ignore[index]  # it is an object
         self.client.get("/v1/messages/nobody")
         self._judged = len(self.smtpd.messages)
@@ -158,12 +202,20 @@ class Fuzz:
 
     def send(self, request: Request) -> None:
         before = time.process_time()
-        builder = EnvironBuilder(request.path, method=request.method, data=request.data, content_type=request.content_type,
-                                 headers=request.headers.items(), query_string=request.query or None)
+        builder = EnvironBuilder(
+            request.path,
+            method=request.method,
+            data=request.data,
+            content_type=request.content_type,
+            headers=request.headers.items(),
+            query_string=request.query or None,
+        )
         environ = builder.get_environ()
         environ.update(request.environ)
         # Not client.open: that would read the path once more, and correct a length that is a lie.
-        answer = self.client.response_wrapper(*self.client.run_wsgi_app(environ, buffered=True), request=WsgiRequest(environ))
+        answer = self.client.response_wrapper(
+            *self.client.run_wsgi_app(environ, buffered=True), request=WsgiRequest(environ)
+        )
         seconds = time.process_time() - before
         self.slowest = max(self.slowest, seconds)
         self.statuses[f"{answer.status_code}"] += 1
@@ -172,7 +224,11 @@ class Fuzz:
         for seen in self.watch.seen:
             self.tell(request, f"it led to {seen}")
         self.watch.seen.clear()
-        is_new = request.method == "POST" and answer.status_code in (200, 202) and "Idempotency-Replayed" not in answer.headers
+        is_new = (
+            request.method == "POST"
+            and answer.status_code in (200, 202)
+            and "Idempotency-Replayed" not in answer.headers
+        )
         if is_new and answer.is_json:
             for id, asked in asked_mails(request, answer.json):
                 self._due[id] = asked
@@ -183,24 +239,32 @@ class Fuzz:
         self.watch.on = True
         self._deliver()
         self.watch.on = False
-        arrived = self.smtpd.messages[self._judged:]
+        arrived = self.smtpd.messages[self._judged :]
         self._judged += len(arrived)
         by_id = {delivery.message_id: delivery for delivery in arrived}
         for id, asked in self._due.items():
             row = self._row(id)
             if row is None or row.state != "sent":
-                self._not_sent(asked, f"{id} was accepted and is {row and (row.state, row.reason)}", row.state if row else "")
+                self._not_sent(
+                    asked,
+                    f"{id} was accepted and is {row and (row.state, row.reason)}",
+                    row.state if row else "",
+                )
                 continue
             self.mails += 1
             delivery = by_id.pop(f"<{row.message_id}>", None)
-            for fault in ["it did not arrive"] if delivery is None else differences(delivery, asked, self.maker.secret):
+            for fault in (
+                ["it did not arrive"] if delivery is None else differences(delivery, asked, self.maker.secret)
+            ):
                 self.tell(asked.request, fault)
             if delivery is not None and self.mails % 10 == 0 and asked.job is None:
                 raw = self.client.get(f"/v1/messages/{id}/raw")
                 if raw.status_code != 200 or raw.data != delivery.data:
                     self.tell(asked.request, f"/raw says {raw.status_code} and is not what arrived")
         for delivery in by_id.values():
-            self.problem(f"nobody asked for {delivery.message_id} to {delivery.rcpt_tos}: {delivery.data[:1000]!r}")
+            self.problem(
+                f"nobody asked for {delivery.message_id} to {delivery.rcpt_tos}: {delivery.data[:1000]!r}"
+            )
         for seen in [*self.watch.seen, *map(str, self.smtpd.violations)]:
             self.problem(f"delivering led to {seen}")
         self.watch.seen.clear()
@@ -209,26 +273,36 @@ class Fuzz:
 
     def _deliver(self) -> None:
         for claim in self.runs.claim("jobs", ["simulate"], limit=10_000):
-            self.runs.finish(claim, JobEnd(state=JobState.SUCCEEDED, result=json.dumps(self.maker.hostile_result(claim.id))))
+            self.runs.finish(
+                claim,
+                JobEnd(state=JobState.SUCCEEDED, result=json.dumps(self.maker.hostile_result(claim.id))),
+            )
         with self.database.engine.begin() as connection:
             connection.execute(text("UPDATE messages SET next_attempt_at = 1 WHERE state = 'scheduled'"))
         while self.sweeps.due():
             pass
         ids = [id for id in self._due if (row := self._row(id)) is not None and row.state == "queued"]
         for at in range(0, len(ids), DELIVER_EVERY):
-            self.delivery.deliver(ids[at:at + DELIVER_EVERY])
+            self.delivery.deliver(ids[at : at + DELIVER_EVERY])
 
     def _row(self, id: str) -> Any:
-        return self.database.read(lambda connection: connection.execute(
-            text("SELECT state, reason, message_id FROM messages WHERE id = :id"), {"id": id}).one_or_none())
+        return self.database.read(
+            lambda connection: connection.execute(
+                text("SELECT state, reason, message_id FROM messages WHERE id = :id"), {"id": id}
+            ).one_or_none()
+        )
 
     def _not_sent(self, asked: Asked, fault: str, state: str) -> None:
-        if not (state == "expired" and asked.may_expire) and not (state == "canceled" and asked.job is not None):
+        if not (state == "expired" and asked.may_expire) and not (
+            state == "canceled" and asked.job is not None
+        ):
             self.tell(asked.request, fault)
 
     def tell(self, request: Request, fault: str) -> None:
-        self.problem(f"request {request.number} ({request.method} {request.path[:200]}): {fault}\n"
-                     f"    {request.headers!r:.300} {request.content_type!r} {request.data[:1000]!r}")
+        self.problem(
+            f"request {request.number} ({request.method} {request.path[:200]}): {fault}\n"
+            f"    {request.headers!r:.300} {request.content_type!r} {request.data[:1000]!r}"
+        )
 
     def problem(self, fault: str) -> None:
         self.wrong += 1
@@ -250,9 +324,15 @@ def faults_of(answer: Any, seconds: float, request: Request, secret: str) -> Ite
         yield "the answer holds what is in the canary's file"
     if len(answer.data) > 20 * len(request.data) + 200_000:
         yield f"{len(request.data)} bytes led to an answer of {len(answer.data)}"
-    if any(ord(character) < 32 or ord(character) == 127 for _, value in answer.headers for character in value):
+    if any(
+        ord(character) < 32 or ord(character) == 127 for _, value in answer.headers for character in value
+    ):
         yield f"a control character in the headers {answer.headers}"
-    if answer.status_code >= 400 and request.method != "HEAD" and not request.path.startswith("/unsubscribe/"):  # The latter is a page.
+    if (
+        answer.status_code >= 400
+        and request.method != "HEAD"
+        and not request.path.startswith("/unsubscribe/")
+    ):  # The latter is a page.
         yield from faults_of_problem(answer)
 
 
@@ -289,9 +369,20 @@ def canary() -> Iterator[int]:
 def fuzzing(directory: Path, *, seed: int) -> Iterator[Fuzz]:
     """The application on a database of its own in `directory`, and a mail server."""
     url = f"sqlite:///{directory}/fuzz.sqlite3"
-    settings = load({f"MAILASYNC_{name}": value for name, value in {
-        "ENV_FILE": "", "DATABASE_URL": url, "BROKER_URL": f"pyamqp://guest@127.0.0.1:{NO_BROKER_PORT}//", "MAIL_FROM": SENDER,
-        "MAIL_ALIASES": "@example.org", "PUBLIC_URL": "https://mail.example.org", "SIMULATED_WORK_SECONDS": "0"}.items()})
+    settings = load(
+        {
+            f"MAILASYNC_{name}": value
+            for name, value in {
+                "ENV_FILE": "",
+                "DATABASE_URL": url,
+                "BROKER_URL": f"pyamqp://guest@127.0.0.1:{NO_BROKER_PORT}//",
+                "MAIL_FROM": SENDER,
+                "MAIL_ALIASES": "@example.org",
+                "PUBLIC_URL": "https://mail.example.org",
+                "SIMULATED_WORK_SECONDS": "0",
+            }.items()
+        }
+    )
     database_module.db_upgrade(settings)
     database, seer = Database(url), watch()
     secret = directory / "secret.css"
@@ -317,15 +408,25 @@ def progress(number: int, of: int, fuzz: Fuzz, seconds: float) -> None:
     """A line that a terminal overwrites, and that a file gets each thousand."""
     if sys.stdout.isatty() or number % 1000 == 0 or number == of:
         bar = "#" * (20 * number // of)
-        print(f"\r[{bar:<20}] {number}/{of} bodies, {fuzz.mails} mails, {fuzz.wrong} wrong, {seconds:4.0f} s",
-              end="" if sys.stdout.isatty() and number < of else "\n", flush=True)
+        print(
+            f"\r[{bar:<20}] {number}/{of} bodies, {fuzz.mails} mails, {fuzz.wrong} wrong, {seconds:4.0f} s",
+            end="" if sys.stdout.isatty() and number < of else "\n",
+            flush=True,
+        )
 
 
 def read_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.fuzz", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--bodies", type=int, default=10_000, help="requests (10000)")
     parser.add_argument("--seed", type=int, default=1, help="another one makes other requests (1)")
-    parser.add_argument("--first", type=int, default=0, help="number of the first request, to repeat one of a run with --bodies 1 (0)")
+    parser.add_argument(
+        "--first",
+        type=int,
+        default=0,
+        help="number of the first request, to repeat one of a run with --bodies 1 (0)",
+    )
     return parser.parse_args()
 
 
@@ -333,12 +434,17 @@ def main() -> int:
     options = read_options()
     logging.disable(logging.CRITICAL)  # What the application logs of each refusal would hide the bar.
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="mailasync-fuzz-") as directory, fuzzing(Path(directory), seed=options.seed) as fuzz:
+    with (
+        tempfile.TemporaryDirectory(prefix="mailasync-fuzz-") as directory,
+        fuzzing(Path(directory), seed=options.seed) as fuzz,
+    ):
         fuzz.run(options.bodies, first=options.first, told=True)
     print(*fuzz.problems, sep="\n\n")
     answers = ", ".join(f"{count} × {status}" for status, count in sorted(fuzz.statuses.items()))
-    print(f"{'good' if not fuzz.wrong else 'BAD'}: seed {options.seed}, {options.bodies} bodies in {time.monotonic() - started:.0f} s; "
-          f"answers: {answers}; the slowest took {fuzz.slowest:.2f} s; {fuzz.mails} mails arrived and were compared; {fuzz.wrong} wrong")
+    print(
+        f"{'good' if not fuzz.wrong else 'BAD'}: seed {options.seed}, {options.bodies} bodies in {time.monotonic() - started:.0f} s; "
+        f"answers: {answers}; the slowest took {fuzz.slowest:.2f} s; {fuzz.mails} mails arrived and were compared; {fuzz.wrong} wrong"
+    )
     return 1 if fuzz.wrong else 0
 
 

@@ -133,6 +133,7 @@ def nap(seconds: float) -> None:
 
 # --- for tests/test_children.py; a `mark` is a file that says that the job came to this point -------------------------
 
+
 @job("end")
 def end(how: str) -> object:
     """Do the worst."""
@@ -275,6 +276,7 @@ def leave_a_thread(mark: str, progress: Progress) -> None:
                 progress(0.5, "from the past")
         except Interrupted:
             Path(mark).touch()
+
     threading.Thread(target=report).start()
 
 
@@ -289,7 +291,11 @@ def fractions(progress: Progress) -> None:
 def place() -> dict[str, Any]:
     """Say what the process has and is."""
     group = Path("/proc/self/autogroup")
-    return {"nice": os.nice(0), "autogroup": group.read_text() if group.exists() else "nice 5", "flask": "flask" in sys.modules}
+    return {
+        "nice": os.nice(0),
+        "autogroup": group.read_text() if group.exists() else "nice 5",
+        "flask": "flask" in sys.modules,
+    }
 
 
 @job("application", app_context=True)

@@ -32,7 +32,9 @@ def reference() -> None:
         words[number % 997] = f"{number}"
 
 
-def min_ratio(work: Work, other: Work, *, enough: float, clock: Callable[[], float] = time.perf_counter) -> float:
+def min_ratio(
+    work: Work, other: Work, *, enough: float, clock: Callable[[], float] = time.perf_counter
+) -> float:
     """Return how many times as long as `other` the work takes, by the best of each; tries again until that is `enough`."""
     pace = Pace(clock)
     for _ in range(TRIES):
@@ -58,6 +60,8 @@ class Pace:
         yield
         self._laps[name].append(self._clock() - began)
 
-    def ratio(self, name: str, *, to: str, of: Callable[[Sequence[float]], float] = statistics.fmean) -> float:
+    def ratio(
+        self, name: str, *, to: str, of: Callable[[Sequence[float]], float] = statistics.fmean
+    ) -> float:
         """Return how many times as long the laps of this name took as those `to` which they are compared."""
         return of(self._laps[name]) / of(self._laps[to])

@@ -39,7 +39,11 @@ class Asked:
 
 def asked_mails(request: Request, answer: Any) -> Iterator[tuple[str, Asked]]:
     """The mails that an answer says were accepted, by their ids."""
-    if answer.get("dry_run") or request.method != "POST" or (request.asked is None and b"form-data" in request.data):
+    if (
+        answer.get("dry_run")
+        or request.method != "POST"
+        or (request.asked is None and b"form-data" in request.data)
+    ):
         return  # A garbled form can be read in more than one way.
     if request.path == "/v1/messages/batch":
         asked = request.asked if isinstance(request.asked, dict) else {"messages": request.asked}
@@ -49,9 +53,15 @@ def asked_mails(request: Request, answer: Any) -> Iterator[tuple[str, Asked]]:
         yield answer["message"]["id"], Asked(request, request.asked["notify"], job=True)
     elif request.path in ("/", "/v1/messages"):
         mail = dict(request.asked)
-        files = [{"filename": name or "file", "content": base64.b64encode(content).decode(),
-                  "content_type": kind.partition(";")[0] or "application/octet-stream",
-                  "content_id": "" if place == "attachments" else place} for place, name, kind, content in request.files]
+        files = [
+            {
+                "filename": name or "file",
+                "content": base64.b64encode(content).decode(),
+                "content_type": kind.partition(";")[0] or "application/octet-stream",
+                "content_id": "" if place == "attachments" else place,
+            }
+            for place, name, kind, content in request.files
+        ]
         mail["attachments"] = [*mail.get("attachments", []), *files]
         yield answer["id"], Asked(request, mail, job=True if mail.get("job") else None)
 
@@ -59,20 +69,30 @@ def asked_mails(request: Request, answer: Any) -> Iterator[tuple[str, Asked]]:
 def _merged(common: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     mail = {**common, **{name: value for name, value in own.items() if name != "variables"}}
     if own.get("variables"):
-        mail["template"] = {**mail["template"], "variables": {**mail["template"].get("variables", {}), **own["variables"]}}
+        mail["template"] = {
+            **mail["template"],
+            "variables": {**mail["template"].get("variables", {}), **own["variables"]},
+        }
     return mail
 
 
 def differences(delivery: Delivery, asked: Asked, secret: str) -> Iterator[str]:
     """What about the mail that arrived is not as it was asked for."""
     mail, text = asked.mail, delivery.data.decode("utf-8")
-    seen = email.message_from_string(text, policy=policy.default) if not text.isascii() else email.message_from_bytes(delivery.data,
-                                                                                                                      policy=policy.default)
+    seen = (
+        email.message_from_string(text, policy=policy.default)
+        if not text.isascii()
+        else email.message_from_bytes(delivery.data, policy=policy.default)
+    )
     plain = email.message_from_string(text)
     for kind in (seen, plain):
         if defects := [part.defects for part in kind.walk() if part.defects]:
             yield f"the parser found {defects}"
-    if secret in text or any(secret.encode() in (part.get_payload(decode=True) or b"") for part in plain.walk() if not part.is_multipart()):
+    if secret in text or any(
+        secret.encode() in (part.get_payload(decode=True) or b"")
+        for part in plain.walk()
+        if not part.is_multipart()
+    ):
         yield "the mail holds what is in the canary's file"
     to, cc, bcc = everyone(mail)
     if Counter(delivery.rcpt_tos) != Counter(address for address, _ in (*to, *cc, *bcc)):
@@ -102,16 +122,33 @@ def _text_differences(seen: EmailMessage, asked: Asked) -> Iterator[str]:
     subject, plain, rich = mail.get("subject") or "", mail.get("text"), mail.get("html")
     contents = mail.get("contents")
     if template := mail.get("template"):
-        source, name = TEMPLATES.get(template["name"]), template["variables"].get("name") if template.get("variables") else None
+        source, name = (
+            TEMPLATES.get(template["name"]),
+            template["variables"].get("name") if template.get("variables") else None,
+        )
         if source is None or not isinstance(name, str):
             return
-        subject = subject or " ".join(re.split(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029]+",
-                                               source["subject"].replace("{{ name }}", name))).strip()
+        subject = (
+            subject
+            or " ".join(
+                re.split(
+                    r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029]+", source["subject"].replace("{{ name }}", name)
+                )
+            ).strip()
+        )
         plain = source["text"].replace("{{ name }}", name) if "text" in source else None
-        rich = source["html"].replace("{{ name }}", html.escape(name)) if "html" in source and "<style" not in source["html"] else None
+        rich = (
+            source["html"].replace("{{ name }}", html.escape(name))
+            if "html" in source and "<style" not in source["html"]
+            else None
+        )
     elif plain is None and rich is None:
         contents = contents or ""
-        plain, rich = (None, contents) if contents.strip().startswith("<") and contents.strip().endswith(">") else (contents, None)
+        plain, rich = (
+            (None, contents)
+            if contents.strip().startswith("<") and contents.strip().endswith(">")
+            else (contents, None)
+        )
     if asked.job and ("{" in f"{subject}{plain}{rich}" or not (subject or plain or rich)):
         return  # It tells of the job.
     subject = subject.strip() if asked.job else subject
@@ -120,9 +157,11 @@ def _text_differences(seen: EmailMessage, asked: Asked) -> Iterator[str]:
     for kind, text in (("plain", plain), ("html", rich)):
         part = seen.get_body((kind,))
         found = None if part is None else part.get_content().replace("\r\n", "\n")
-        if found is None or (text is not None and _unescaped(found,
-                                                             template) != _unescaped(text.replace("\r\n", "\n").replace("\r", "\n"),
-                                                                                     template)):
+        if found is None or (
+            text is not None
+            and _unescaped(found, template)
+            != _unescaped(text.replace("\r\n", "\n").replace("\r", "\n"), template)
+        ):
             yield f"the {kind} text is {found!r:.300}, expected {text!r:.300}"
 
 
@@ -133,19 +172,31 @@ def _unescaped(text: str, template: object) -> str:
 
 def _file_differences(seen: EmailMessage, mail: dict[str, Any]) -> Iterator[str]:
     parts = [part for part in seen.walk() if part.get_content_disposition()]
-    found = Counter((part.get_content_type(), _bytes_of(part), (part["Content-ID"] or "").strip("<>")) for part in parts)
-    wanted = Counter((file.get("content_type", "application/octet-stream").lower(),
-                      base64.b64decode("".join(file["content"].split())), file.get("content_id", ""))
-                     for file in mail.get("attachments") or [])
+    found = Counter(
+        (part.get_content_type(), _bytes_of(part), (part["Content-ID"] or "").strip("<>")) for part in parts
+    )
+    wanted = Counter(
+        (
+            file.get("content_type", "application/octet-stream").lower(),
+            base64.b64decode("".join(file["content"].split())),
+            file.get("content_id", ""),
+        )
+        for file in mail.get("attachments") or []
+    )
     if found != wanted:
-        told, expected = ([(kind, len(content), id) for kind, content, id in files] for files in (found, wanted))
+        told, expected = (
+            [(kind, len(content), id) for kind, content, id in files] for files in (found, wanted)
+        )
         yield f"the files are {told}, expected {expected}"
     names = [part["Content-Disposition"].params["filename"] for part in parts]
     for name in names:
         if re.search(r"[/\\\x00-\x1f\x7f\u202a-\u202e\u2066-\u2069]", name) or name.strip(". ") == "":
             yield f"a file is named {name!r}"
-    plain = Counter(file["filename"] for file in mail.get("attachments") or [] if re.fullmatch(r"[\w=?;%-][\w .()=?;%-]{0,60}\w",
-                                                                                               file["filename"]))
+    plain = Counter(
+        file["filename"]
+        for file in mail.get("attachments") or []
+        if re.fullmatch(r"[\w=?;%-][\w .()=?;%-]{0,60}\w", file["filename"])
+    )
     if plain - Counter(names):
         yield f"the files are named {names}, expected {plain} among them"
 
@@ -169,11 +220,21 @@ def everyone(mail: dict[str, Any]) -> tuple[list[Person], list[Person], list[Per
 
 
 def once(listed: list[Person]) -> list[Person]:
-    return [person for number, person in enumerate(listed) if person[0] not in [address for address, _ in listed[:number]]]
+    return [
+        person
+        for number, person in enumerate(listed)
+        if person[0] not in [address for address, _ in listed[:number]]
+    ]
 
 
 def people(value: Any) -> list[Person]:
-    return [] if value is None else [_person(item) for item in value] if isinstance(value, list) else [_person(value)]
+    return (
+        []
+        if value is None
+        else [_person(item) for item in value]
+        if isinstance(value, list)
+        else [_person(value)]
+    )
 
 
 def _person(value: Any) -> Person:

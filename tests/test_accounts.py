@@ -43,28 +43,48 @@ def next_hop(server: ScriptedSMTP, **more: Any) -> NextHop:
 class Office:
     """A worker without a broker, with accounts "one" and "two" at a server each."""
 
-    def __init__(self, database: Database, *servers: ScriptedSMTP, budgets: list[Budget] | None = None,
-                 schedule: str = "10s*5", **hop: Any) -> None:
+    def __init__(
+        self,
+        database: Database,
+        *servers: ScriptedSMTP,
+        budgets: list[Budget] | None = None,
+        schedule: str = "10s*5",
+        **hop: Any,
+    ) -> None:
         self.database, self.outbox = database, Outbox(database)
-        names = ("one", "two")[:len(servers)]
+        names = ("one", "two")[: len(servers)]
         self.budgets = tuple(budgets or (Budget(account=name) for name in names))
         self.accounts = Accounts(database, self.budgets)
         self.accounts.register()
         worker = Worker(database, new_id(), "worker@here", ["mail"])
         worker.beat()
-        self.sweeps = Sweeps(database, 20, "resend", frozenset(budget.account for budget in self.budgets if budget.is_limited))
-        turns = Admission(4, {name: f"{server.host}:{server.port}" for name, server in zip(names, servers, strict=True)})
+        self.sweeps = Sweeps(
+            database, 20, "resend", frozenset(budget.account for budget in self.budgets if budget.is_limited)
+        )
+        turns = Admission(
+            4, {name: f"{server.host}:{server.port}" for name, server in zip(names, servers, strict=True)}
+        )
         self.claims = Claims(database, worker.id, 20, self.budgets, turns.free)
-        senders = {name: Sender(Address(f"{name}@example.org"), Sessions(next_hop(server, **hop)))
-                   for name, server in zip(names, servers, strict=True)}
-        self.delivery = Delivery(self.claims, AttemptRunner(senders, Schedule.parse(schedule), "resend"), turns)
+        senders = {
+            name: Sender(Address(f"{name}@example.org"), Sessions(next_hop(server, **hop)))
+            for name, server in zip(names, servers, strict=True)
+        }
+        self.delivery = Delivery(
+            self.claims, AttemptRunner(senders, Schedule.parse(schedule), "resend"), turns
+        )
 
     def accept(self, count: int = 1, *, people: int = 1, sender: str | None = None) -> list[str]:
         ids = [new_id() for _ in range(count)]
         for id in ids:
             to = tuple(Address(f"bob{n}@example.org") for n in range(people))
-            self.outbox.accept(NewMessage(id=id, message=Message(to=to, subject=id, text="x"), message_id=f"{id}@example.org",
-                                          sender=sender))
+            self.outbox.accept(
+                NewMessage(
+                    id=id,
+                    message=Message(to=to, subject=id, text="x"),
+                    message_id=f"{id}@example.org",
+                    sender=sender,
+                )
+            )
         return ids
 
     def deliver(self, ids: list[str]) -> None:
@@ -81,12 +101,16 @@ class Office:
 
     def hours_pass(self, hours: float) -> None:
         ms = int(hours * 3600_000)
-        for statement in (f"UPDATE accounts SET until = until - {ms}", f"UPDATE usage SET bucket = bucket - {ms // 600_000}"):
+        for statement in (
+            f"UPDATE accounts SET until = until - {ms}",
+            f"UPDATE usage SET bucket = bucket - {ms // 600_000}",
+        ):
             self.sql(statement)
 
     def sql(self, statement: str) -> None:
         def run(connection: Connection) -> None:
             connection.execute(text(statement))
+
         self.database.transaction(run)
 
     def states(self, ids: list[str]) -> list[str]:
@@ -125,7 +149,10 @@ def offices() -> Iterator[list[Office]]:
 
 # --- budgets -------------------------------------------------------------------------------------------------------
 
-def test_no_more_is_sent_in_24_hours_than_the_account_may(database: Database, smtpd: ScriptedSMTP, offices: list[Office]) -> None:
+
+def test_no_more_is_sent_in_24_hours_than_the_account_may(
+    database: Database, smtpd: ScriptedSMTP, offices: list[Office]
+) -> None:
     office = Office(database, smtpd, budgets=[Budget(account="one", messages=3)])
     offices.append(office)
     ids = office.accept(5)
@@ -146,7 +173,8 @@ def test_no_more_is_sent_in_24_hours_than_the_account_may(database: Database, sm
 
 
 def test_recipients_have_a_budget_too_and_small_mails_go_where_a_large_one_does_not_fit(
-        database: Database, smtpd: ScriptedSMTP, offices: list[Office]) -> None:
+    database: Database, smtpd: ScriptedSMTP, offices: list[Office]
+) -> None:
     office = Office(database, smtpd, budgets=[Budget(account="one", recipients=5)])
     offices.append(office)
     ids = [*office.accept(people=3), *office.accept(people=3), *office.accept(people=2)]
@@ -155,7 +183,9 @@ def test_recipients_have_a_budget_too_and_small_mails_go_where_a_large_one_does_
     assert (office.account()["messages"], office.account()["recipients"]) == (2, 5)
 
 
-def test_a_mail_that_was_refused_uses_no_budget(database: Database, smtpd: ScriptedSMTP, offices: list[Office]) -> None:
+def test_a_mail_that_was_refused_uses_no_budget(
+    database: Database, smtpd: ScriptedSMTP, offices: list[Office]
+) -> None:
     office = Office(database, smtpd, budgets=[Budget(account="one", messages=2)])
     offices.append(office)
     smtpd.reply("RCPT", "550 5.7.1 not wanted")
@@ -165,7 +195,9 @@ def test_a_mail_that_was_refused_uses_no_budget(database: Database, smtpd: Scrip
     assert len(smtpd.payloads) == 2
 
 
-def test_what_may_have_been_sent_uses_budget(database: Database, smtpd: ScriptedSMTP, offices: list[Office]) -> None:
+def test_what_may_have_been_sent_uses_budget(
+    database: Database, smtpd: ScriptedSMTP, offices: list[Office]
+) -> None:
     office = Office(database, smtpd, budgets=[Budget(account="one", messages=5)])
     offices.append(office)
     smtpd.drop("DOT")
@@ -178,9 +210,12 @@ def test_what_may_have_been_sent_uses_budget(database: Database, smtpd: Scripted
     assert office.account()["messages"] == 2
 
 
-def test_a_mail_goes_to_an_account_that_has_room(database: Database, smtpd: ScriptedSMTP, other: ScriptedSMTP,
-                                                 offices: list[Office]) -> None:
-    office = Office(database, smtpd, other, budgets=[Budget(account="one", messages=2), Budget(account="two", messages=3)])
+def test_a_mail_goes_to_an_account_that_has_room(
+    database: Database, smtpd: ScriptedSMTP, other: ScriptedSMTP, offices: list[Office]
+) -> None:
+    office = Office(
+        database, smtpd, other, budgets=[Budget(account="one", messages=2), Budget(account="two", messages=3)]
+    )
     offices.append(office)
     ids = office.accept(6)
     office.deliver(ids)
@@ -191,8 +226,11 @@ def test_a_mail_goes_to_an_account_that_has_room(database: Database, smtpd: Scri
 
 
 def test_a_mail_that_names_its_sender_goes_by_that_account_or_waits_for_it(
-        database: Database, smtpd: ScriptedSMTP, other: ScriptedSMTP, offices: list[Office]) -> None:
-    office = Office(database, smtpd, other, budgets=[Budget(account="one", messages=1), Budget(account="two", messages=5)])
+    database: Database, smtpd: ScriptedSMTP, other: ScriptedSMTP, offices: list[Office]
+) -> None:
+    office = Office(
+        database, smtpd, other, budgets=[Budget(account="one", messages=1), Budget(account="two", messages=5)]
+    )
     offices.append(office)
     bound, free = office.accept(3, sender="one"), office.accept(2)
     office.deliver(bound)
@@ -223,11 +261,14 @@ def test_many_workers_at_once_do_not_overdraw(database: Database) -> None:
                 assert claims.fence(claim)
                 sent += claims.finish(claim, SENT)
         return sent
+
     with ThreadPoolExecutor(6) as threads:
         assert sum(threads.map(work, range(6))) == 20
 
 
-def test_when_room_comes_back_only_so_many_come_due(database: Database, smtpd: ScriptedSMTP, offices: list[Office]) -> None:
+def test_when_room_comes_back_only_so_many_come_due(
+    database: Database, smtpd: ScriptedSMTP, offices: list[Office]
+) -> None:
     office = Office(database, smtpd, budgets=[Budget(account="one", messages=2)])
     offices.append(office)
     ids = office.accept(7)
@@ -240,15 +281,26 @@ def test_when_room_comes_back_only_so_many_come_due(database: Database, smtpd: S
 
 # --- trouble -------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("phase", "reply", "state", "hours"), [
-    ("MAIL", "530 5.7.0 Authentication required", AccountState.HALTED, 0.26),
-    ("MAIL", "550 5.4.5 Daily user sending limit exceeded", AccountState.PARKED, 1.01),
-    ("DOT", "550-5.4.5 Daily user\n550 5.4.5 sending limit", AccountState.PARKED, 1.01),
-    ("MAIL", "421 4.7.28 too fast", AccountState.PAUSED, 0.09),
-    ("MAIL", "421 4.3.2 restarting", AccountState.PAUSED, 0.004),
-])
+
+@pytest.mark.parametrize(
+    ("phase", "reply", "state", "hours"),
+    [
+        ("MAIL", "530 5.7.0 Authentication required", AccountState.HALTED, 0.26),
+        ("MAIL", "550 5.4.5 Daily user sending limit exceeded", AccountState.PARKED, 1.01),
+        ("DOT", "550-5.4.5 Daily user\n550 5.4.5 sending limit", AccountState.PARKED, 1.01),
+        ("MAIL", "421 4.7.28 too fast", AccountState.PAUSED, 0.09),
+        ("MAIL", "421 4.3.2 restarting", AccountState.PAUSED, 0.004),
+    ],
+)
 def test_an_account_in_trouble_is_tried_again_with_one_mail_and_then_all_go(
-        database: Database, smtpd: ScriptedSMTP, offices: list[Office], phase: str, reply: str, state: AccountState, hours: float) -> None:
+    database: Database,
+    smtpd: ScriptedSMTP,
+    offices: list[Office],
+    phase: str,
+    reply: str,
+    state: AccountState,
+    hours: float,
+) -> None:
     office = Office(database, smtpd)
     offices.append(office)
     smtpd.reply(phase, reply)
@@ -278,24 +330,33 @@ def assert_that_probes_cost_no_attempt(office: Office, ids: list[str]) -> None:
     assert all(office.row(id).row["attempt"] == office.row(id).row["excused"] for id in ids)
 
 
-@pytest.mark.parametrize(("phase", "reply", "state", "words"), [
-    ("GREETING", "554 5.7.1 we do not know you", AccountState.HALTED, "554 5.7.1 we do not know you"),
-    ("GREETING", "450 4.3.2 not now", AccountState.PAUSED, "450 4.3.2 not now"),
-    ("GREETING", "421 4.3.2 not now", AccountState.PAUSED, "421 4.3.2 not now"),
-    ("GREETING", "what?", AccountState.PAUSED, "what?"),
-    ("GREETING", "999 what?", AccountState.PAUSED, "999 what?"),
-    ("GREETING", "600 what?", AccountState.PAUSED, "600 what?"),
-    ("GREETING", "", AccountState.PAUSED, f"{UNREACHED}connection lost: connection closed by the server"),
-    ("EHLO", "554 5.7.1 blocked", AccountState.HALTED, "554 5.7.1 blocked"),
-    ("EHLO", "501 5.5.4 no such name", AccountState.HALTED, "501 5.5.4 no such name"),
-    ("EHLO", "450 4.3.2 not now", AccountState.PAUSED, "450 4.3.2 not now"),
-    ("EHLO", "999 what?", AccountState.PAUSED, "999 what?"),
-    ("EHLO", "421 4.7.0 try again later", AccountState.PAUSED, "421 4.7.0 try again later"),
-    ("EHLO", "", AccountState.PAUSED, f"{UNREACHED}connection lost: connection closed by the server"),
-])
+@pytest.mark.parametrize(
+    ("phase", "reply", "state", "words"),
+    [
+        ("GREETING", "554 5.7.1 we do not know you", AccountState.HALTED, "554 5.7.1 we do not know you"),
+        ("GREETING", "450 4.3.2 not now", AccountState.PAUSED, "450 4.3.2 not now"),
+        ("GREETING", "421 4.3.2 not now", AccountState.PAUSED, "421 4.3.2 not now"),
+        ("GREETING", "what?", AccountState.PAUSED, "what?"),
+        ("GREETING", "999 what?", AccountState.PAUSED, "999 what?"),
+        ("GREETING", "600 what?", AccountState.PAUSED, "600 what?"),
+        ("GREETING", "", AccountState.PAUSED, f"{UNREACHED}connection lost: connection closed by the server"),
+        ("EHLO", "554 5.7.1 blocked", AccountState.HALTED, "554 5.7.1 blocked"),
+        ("EHLO", "501 5.5.4 no such name", AccountState.HALTED, "501 5.5.4 no such name"),
+        ("EHLO", "450 4.3.2 not now", AccountState.PAUSED, "450 4.3.2 not now"),
+        ("EHLO", "999 what?", AccountState.PAUSED, "999 what?"),
+        ("EHLO", "421 4.7.0 try again later", AccountState.PAUSED, "421 4.7.0 try again later"),
+        ("EHLO", "", AccountState.PAUSED, f"{UNREACHED}connection lost: connection closed by the server"),
+    ],
+)
 def test_what_fails_before_mail_is_the_accounts_and_no_mail_loses_an_attempt(
-        database: Database, smtpd: ScriptedSMTP, offices: list[Office], phase: str, reply: str,
-        state: AccountState, words: str) -> None:
+    database: Database,
+    smtpd: ScriptedSMTP,
+    offices: list[Office],
+    phase: str,
+    reply: str,
+    state: AccountState,
+    words: str,
+) -> None:
     office = Office(database, smtpd, schedule="1s, 1s")
     offices.append(office)
     if reply:
@@ -309,20 +370,24 @@ def test_what_fails_before_mail_is_the_accounts_and_no_mail_loses_an_attempt(
     assert_that_probes_cost_no_attempt(office, ids)
 
 
-@pytest.mark.parametrize(("reply", "state"), [
-    ("550 User has no permission", AccountState.HALTED),
-    ("550 5.7.30 Basic authentication is not supported for Client Submission", AccountState.HALTED),
-    ("553 5.3.0 no", AccountState.HALTED),
-    ("525 5.7.13 account is disabled", AccountState.HALTED),
-    ("538 5.7.11 encryption required", AccountState.HALTED),
-    ("554 5.7.1 suspended", AccountState.HALTED),
-    ("501 5.7.0 no", AccountState.HALTED),
-    ("451 Authentication failed: Maximum credits exceeded", AccountState.PAUSED),
-    ("432 4.7.12 a password transition is needed", AccountState.PAUSED),
-    ("999 what?", AccountState.PAUSED),
-])
+@pytest.mark.parametrize(
+    ("reply", "state"),
+    [
+        ("550 User has no permission", AccountState.HALTED),
+        ("550 5.7.30 Basic authentication is not supported for Client Submission", AccountState.HALTED),
+        ("553 5.3.0 no", AccountState.HALTED),
+        ("525 5.7.13 account is disabled", AccountState.HALTED),
+        ("538 5.7.11 encryption required", AccountState.HALTED),
+        ("554 5.7.1 suspended", AccountState.HALTED),
+        ("501 5.7.0 no", AccountState.HALTED),
+        ("451 Authentication failed: Maximum credits exceeded", AccountState.PAUSED),
+        ("432 4.7.12 a password transition is needed", AccountState.PAUSED),
+        ("999 what?", AccountState.PAUSED),
+    ],
+)
 def test_a_login_that_is_refused_in_whatever_way_is_the_accounts(
-        database: Database, offices: list[Office], reply: str, state: AccountState) -> None:
+    database: Database, offices: list[Office], reply: str, state: AccountState
+) -> None:
     with ScriptedSMTP(auth={"alice": "secret"}) as smtpd:
         office = Office(database, smtpd, schedule="1s, 1s", user="alice", password="secret")
         offices.append(office)
@@ -337,7 +402,8 @@ def test_a_login_that_is_refused_in_whatever_way_is_the_accounts(
 
 @pytest.mark.parametrize(("offered", "words"), [("XOAUTH2", "XOAUTH2"), ("NTLM", "NTLM"), ("", "none")])
 def test_a_login_that_cannot_be_tried_halts_the_account(
-        database: Database, offices: list[Office], offered: str, words: str) -> None:
+    database: Database, offices: list[Office], offered: str, words: str
+) -> None:
     with ScriptedSMTP(auth={"alice": "secret"}, mechanisms=offered) as smtpd:
         office = Office(database, smtpd, schedule="1s, 1s", user="alice", password="secret")
         offices.append(office)
@@ -345,7 +411,8 @@ def test_a_login_that_cannot_be_tried_halts_the_account(
         office.deliver(ids)
         assert office.account()["state"] == AccountState.HALTED
         assert office.account()["reason"] == (
-            f"127.0.0.1:{smtpd.port} offers no way to log in that we know (it offers {words})")
+            f"127.0.0.1:{smtpd.port} offers no way to log in that we know (it offers {words})"
+        )
         assert_that_probes_cost_no_attempt(office, ids)
 
 
@@ -365,15 +432,26 @@ def test_of_many_mails_one_tries_a_login_that_is_refused(database: Database, off
         assert office.states(ids) == ["sent"] * 20
 
 
-@pytest.mark.parametrize(("reply", "state", "words"), [
-    ("454 4.7.0 TLS not available", AccountState.PAUSED, "454 4.7.0 TLS not available"),
-    ("554 5.7.0 no TLS for you", AccountState.HALTED, "554 5.7.0 no TLS for you"),
-    ("220 go ahead", AccountState.PAUSED,
-     "the certificate of 127.0.0.1:… is not to be trusted: self-signed certificate"),
-])
+@pytest.mark.parametrize(
+    ("reply", "state", "words"),
+    [
+        ("454 4.7.0 TLS not available", AccountState.PAUSED, "454 4.7.0 TLS not available"),
+        ("554 5.7.0 no TLS for you", AccountState.HALTED, "554 5.7.0 no TLS for you"),
+        (
+            "220 go ahead",
+            AccountState.PAUSED,
+            "the certificate of 127.0.0.1:… is not to be trusted: self-signed certificate",
+        ),
+    ],
+)
 def test_a_tls_that_fails_is_the_accounts_too(
-        database: Database, offices: list[Office], certificates: Certificates, reply: str,
-        state: AccountState, words: str) -> None:
+    database: Database,
+    offices: list[Office],
+    certificates: Certificates,
+    reply: str,
+    state: AccountState,
+    words: str,
+) -> None:
     with ScriptedSMTP(tls="starttls", certificate=certificates.self_signed) as smtpd:
         office = Office(database, smtpd, schedule="1s, 1s", security="starttls")
         offices.append(office)
@@ -385,15 +463,18 @@ def test_a_tls_that_fails_is_the_accounts_too(
         assert_that_probes_cost_no_attempt(office, ids)
 
 
-@pytest.mark.parametrize(("hop", "words"), [
-    ({"security": "starttls"}, "127.0.0.1:… offers no STARTTLS"),
-    ({"security": "ssl"}, UNREACHED),
-    ({"host": "mx.invalid"}, "mx.invalid:… could not be reached: "),
-    ({"port": 1}, "127.0.0.1:1 could not be reached: Connection refused"),
-])
+@pytest.mark.parametrize(
+    ("hop", "words"),
+    [
+        ({"security": "starttls"}, "127.0.0.1:… offers no STARTTLS"),
+        ({"security": "ssl"}, UNREACHED),
+        ({"host": "mx.invalid"}, "mx.invalid:… could not be reached: "),
+        ({"port": 1}, "127.0.0.1:1 could not be reached: Connection refused"),
+    ],
+)
 def test_a_server_that_is_not_where_it_should_be_is_the_accounts_too(
-        database: Database, smtpd: ScriptedSMTP, offices: list[Office], hop: dict[str, Any],
-        words: str) -> None:
+    database: Database, smtpd: ScriptedSMTP, offices: list[Office], hop: dict[str, Any], words: str
+) -> None:
     office = Office(database, smtpd, schedule="1s, 1s", **hop)
     offices.append(office)
     ids = office.accept(3)
@@ -405,7 +486,8 @@ def test_a_server_that_is_not_where_it_should_be_is_the_accounts_too(
 
 
 def test_a_server_that_is_away_for_long_is_looked_at_every_ten_minutes(
-        database: Database, smtpd: ScriptedSMTP, offices: list[Office]) -> None:
+    database: Database, smtpd: ScriptedSMTP, offices: list[Office]
+) -> None:
     office = Office(database, smtpd, schedule="30s, 4h*5")
     offices.append(office)
     smtpd.stop()
@@ -423,7 +505,8 @@ def test_a_server_that_is_away_for_long_is_looked_at_every_ten_minutes(
 
 @pytest.mark.parametrize("phase", ["MAIL", "RCPT", "DATA"])
 def test_a_mail_at_which_the_link_always_ends_counts_its_attempts_and_is_no_trouble_of_the_account(
-        database: Database, smtpd: ScriptedSMTP, offices: list[Office], phase: str) -> None:
+    database: Database, smtpd: ScriptedSMTP, offices: list[Office], phase: str
+) -> None:
     office = Office(database, smtpd, schedule="0s, 0s")
     offices.append(office)
     smtpd.drop(phase, times=None)
@@ -435,7 +518,9 @@ def test_a_mail_at_which_the_link_always_ends_counts_its_attempts_and_is_no_trou
     assert office.states([id]) == ["failed"]
 
 
-def test_an_account_is_tried_at_once_when_a_person_says_so(database: Database, smtpd: ScriptedSMTP, offices: list[Office]) -> None:
+def test_an_account_is_tried_at_once_when_a_person_says_so(
+    database: Database, smtpd: ScriptedSMTP, offices: list[Office]
+) -> None:
     office = Office(database, smtpd)
     offices.append(office)
     assert not office.accounts.try_now("one") and not office.accounts.try_now("nobody")
@@ -449,7 +534,9 @@ def test_an_account_is_tried_at_once_when_a_person_says_so(database: Database, s
     assert office.states(ids) == ["sent"] * 3
 
 
-def test_while_one_mail_tries_an_account_the_others_wait(database: Database, smtpd: ScriptedSMTP, offices: list[Office]) -> None:
+def test_while_one_mail_tries_an_account_the_others_wait(
+    database: Database, smtpd: ScriptedSMTP, offices: list[Office]
+) -> None:
     office = Office(database, smtpd)
     offices.append(office)
     smtpd.reply("MAIL", "530 5.7.0 Authentication required")
@@ -458,7 +545,9 @@ def test_while_one_mail_tries_an_account_the_others_wait(database: Database, smt
         office.deliver([id])
     office.hours_pass(0.3)
     assert sum(office.accounts.capacity().values()) == 1
-    [probe] = office.claims.claim([nudge.id for nudge in office.sweeps.unparked(3, office.accounts.capacity() | {"one": 3})])
+    [probe] = office.claims.claim(
+        [nudge.id for nudge in office.sweeps.unparked(3, office.accounts.capacity() | {"one": 3})]
+    )
     assert probe.is_probe
     assert office.accounts.capacity() == {}
     assert office.sweep() == []
@@ -466,8 +555,9 @@ def test_while_one_mail_tries_an_account_the_others_wait(database: Database, smt
     assert len(office.sweep()) == 2
 
 
-def test_trouble_that_goes_on_makes_the_waits_longer_and_does_not_count(database: Database, smtpd: ScriptedSMTP,
-                                                                       offices: list[Office]) -> None:
+def test_trouble_that_goes_on_makes_the_waits_longer_and_does_not_count(
+    database: Database, smtpd: ScriptedSMTP, offices: list[Office]
+) -> None:
     office = Office(database, smtpd, schedule="1s, 2s")
     offices.append(office)
     smtpd.reply("MAIL", "530 5.7.0 Authentication required", times=None)
@@ -477,11 +567,17 @@ def test_trouble_that_goes_on_makes_the_waits_longer_and_does_not_count(database
         office.hours_pass(0.3)
         assert office.sweep() == [id]
     row = office.row(id).row
-    assert (row["state"], row["attempt"], row["excused"], office.account()["failures"]) == ("deferred", 7, 7, 7)
+    assert (row["state"], row["attempt"], row["excused"], office.account()["failures"]) == (
+        "deferred",
+        7,
+        7,
+        7,
+    )
 
 
 def test_a_mail_at_which_the_server_always_hangs_up_fails_and_lets_the_others_go_first(
-        database: Database, smtpd: ScriptedSMTP, offices: list[Office]) -> None:
+    database: Database, smtpd: ScriptedSMTP, offices: list[Office]
+) -> None:
     office = Office(database, smtpd, schedule="10s*3")
     offices.append(office)
     smtpd.reply("RCPT", "421 4.3.0 cannot", match="poison", times=None)
@@ -497,8 +593,9 @@ def test_a_mail_at_which_the_server_always_hangs_up_fails_and_lets_the_others_go
     assert office.states([poison, *others]) == ["failed", "sent", "sent", "sent"]
 
 
-def test_a_mail_whose_account_is_halted_goes_by_another(database: Database, smtpd: ScriptedSMTP, other: ScriptedSMTP,
-                                                       offices: list[Office]) -> None:
+def test_a_mail_whose_account_is_halted_goes_by_another(
+    database: Database, smtpd: ScriptedSMTP, other: ScriptedSMTP, offices: list[Office]
+) -> None:
     office = Office(database, smtpd, other)
     offices.append(office)
     for server in (smtpd, other):
@@ -512,33 +609,52 @@ def test_a_mail_whose_account_is_halted_goes_by_another(database: Database, smtp
 
 
 def test_a_halted_account_is_tried_again_when_a_worker_starts_or_its_credentials_change(
-        database: Database, smtpd: ScriptedSMTP, offices: list[Office]) -> None:
+    database: Database, smtpd: ScriptedSMTP, offices: list[Office]
+) -> None:
     office = Office(database, smtpd)
     offices.append(office)
-    for change, state, reply in ((False, "halted", "535 5.7.8 no"), (True, "parked", "550 5.4.5 Daily limit")):
+    for change, state, reply in (
+        (False, "halted", "535 5.7.8 no"),
+        (True, "parked", "550 5.4.5 Daily limit"),
+    ):
         smtpd.reply("MAIL", reply)
         office.deliver(office.accept())
         assert office.account()["state"] == state
         assert office.accounts.capacity() == {}
-        Accounts(database, [replace(office.budgets[0], credentials=f"other{change}" if change else "")]).register()
+        Accounts(
+            database, [replace(office.budgets[0], credentials=f"other{change}" if change else "")]
+        ).register()
         assert sum(office.accounts.capacity().values()) == 1
         assert len(office.sweep()) == 1
         assert office.account()["state"] == "ok"
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("SMTP_PORT", "2525"), ("SMTP_SECURITY", "starttls"), ("SMTP_HOST", "mx2.example.org"),
-    ("MAIL_PASSWORD", "y"), ("EHLO_NAME", "mail.example.org")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SMTP_PORT", "2525"),
+        ("SMTP_SECURITY", "starttls"),
+        ("SMTP_HOST", "mx2.example.org"),
+        ("MAIL_PASSWORD", "y"),
+        ("EHLO_NAME", "mail.example.org"),
+    ],
+)
 def test_an_account_is_tried_again_when_how_it_is_reached_changes(
-        tmp_path: Path, name: str, value: str) -> None:
-    known = {"MAIL_USERNAME": "me@example.org", "MAIL_PASSWORD": "x", "SMTP_HOST": "mx.example.org",
-             "SMTP_PORT": "587"}
+    tmp_path: Path, name: str, value: str
+) -> None:
+    known = {
+        "MAIL_USERNAME": "me@example.org",
+        "MAIL_PASSWORD": "x",
+        "SMTP_HOST": "mx.example.org",
+        "SMTP_PORT": "587",
+    }
     changes: list[dict[str, str]] = [{}, {}, {name: value}]
     [before], [same], [after] = (accounts(settings(tmp_path, **known | change)) for change in changes)
     assert before.budget == same.budget != after.budget
 
 
 # --- the file ------------------------------------------------------------------------------------------------------
+
 
 def settings(tmp_path: Path, toml: str = "", **more: str) -> Settings:
     if toml:
@@ -549,7 +665,10 @@ def settings(tmp_path: Path, toml: str = "", **more: str) -> Settings:
 
 def test_the_file_names_accounts_each_with_the_settings_for_what_it_does_not_say(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("geheim\n")
-    found = accounts(settings(tmp_path, """
+    found = accounts(
+        settings(
+            tmp_path,
+            """
         [[account]]
         name = "ops"
         username = "ops@gmail.com"
@@ -573,45 +692,85 @@ def test_the_file_names_accounts_each_with_the_settings_for_what_it_does_not_say
         smtp_host = "[::1]"
         smtp_port = 25
         from = "here@example.org"
-        """))
+        """,
+        )
+    )
     ops, news, relay, here = found
     assert (ops.name, ops.hop.host, ops.hop.password, ops.messages_per_day, ops.recipients_per_day) == (
-        "ops", "smtp.gmail.com", "geheim", 500, 500)
+        "ops",
+        "smtp.gmail.com",
+        "geheim",
+        500,
+        500,
+    )
     assert (news.name, news.sender, news.messages_per_day, news.recipients_per_day) == (
-        "news@example.org", Address("news@example.org", "News"), 100, 10_000)
-    assert (relay.hop.host, relay.hop.port, relay.hop.user, relay.messages_per_day) == ("relay.example.org", 587, "", 0)
+        "news@example.org",
+        Address("news@example.org", "News"),
+        100,
+        10_000,
+    )
+    assert (relay.hop.host, relay.hop.port, relay.hop.user, relay.messages_per_day) == (
+        "relay.example.org",
+        587,
+        "",
+        0,
+    )
     assert (here.hop.host, str(here.hop)) == ("::1", "[::1]:25")
     assert here.may_send_from("anybody@example.org")
     assert len({account.budget.credentials for account in found}) == 4
     assert "geheim" not in repr(found)
 
 
-@pytest.mark.parametrize(("toml", "words"), [
-    ("x", "expected a readable TOML file"),
-    ("name = 1", r"expected one \[\[account\]\] or more"),
-    ("[account]\nname = 'x'", r"expected one \[\[account\]\] or more"),
-    ("[[account]]\nnmae = 'x'", "account 1: expected .*name.*, got nmae"),
-    ("[[account]]\nname = 5", "account 1: expected a name of 1 to 100 characters, got 5"),
-    ("[[account]]\nname = ''", "account 1: expected a name"),
-    ("[[account]]\nname = 'a'\nfrom = 'nobody'", "account 1: MAILASYNC_MAIL_FROM: expected an address"),
-    ("[[account]]\nname = 'a'\nsmtp_port = '25'", "account 1: expected smtp_port to be a number"),
-    ("[[account]]\nname = 'a'\nmessages_per_day = -1", "account 1: expected messages_per_day to be a whole number"),
-    ("[[account]]\nname = 'a'\nmessages_per_day = true", "account 1: expected messages_per_day to be a whole number"),
-    ("[[account]]\nname = 'a'\npassword_file = 'none'", "account 1: password_file: .*No such file"),
-    ("[[account]]\nname = 'a'\n[[account]]\nname = 'a'", "expected another name for each account"),
-    ("[[account]]\nname='a'\nusername='a@b.org'\npassword='geheim'\nsmtp_host='h.example.org'\nsmtp_security='none'", "in clear"),
-    ("[[account]]\nname='a'\nehlo_name='my_host'", "account 1: MAILASYNC_EHLO_NAME: expected a host name"),
-    ("[[account]]\nname='a'\nsmtp_security='tls'", "account 1: expected one of ssl, starttls, none, got 'tls'"),
-])
+@pytest.mark.parametrize(
+    ("toml", "words"),
+    [
+        ("x", "expected a readable TOML file"),
+        ("name = 1", r"expected one \[\[account\]\] or more"),
+        ("[account]\nname = 'x'", r"expected one \[\[account\]\] or more"),
+        ("[[account]]\nnmae = 'x'", "account 1: expected .*name.*, got nmae"),
+        ("[[account]]\nname = 5", "account 1: expected a name of 1 to 100 characters, got 5"),
+        ("[[account]]\nname = ''", "account 1: expected a name"),
+        ("[[account]]\nname = 'a'\nfrom = 'nobody'", "account 1: MAILASYNC_MAIL_FROM: expected an address"),
+        ("[[account]]\nname = 'a'\nsmtp_port = '25'", "account 1: expected smtp_port to be a number"),
+        (
+            "[[account]]\nname = 'a'\nmessages_per_day = -1",
+            "account 1: expected messages_per_day to be a whole number",
+        ),
+        (
+            "[[account]]\nname = 'a'\nmessages_per_day = true",
+            "account 1: expected messages_per_day to be a whole number",
+        ),
+        ("[[account]]\nname = 'a'\npassword_file = 'none'", "account 1: password_file: .*No such file"),
+        ("[[account]]\nname = 'a'\n[[account]]\nname = 'a'", "expected another name for each account"),
+        (
+            "[[account]]\nname='a'\nusername='a@b.org'\npassword='geheim'\nsmtp_host='h.example.org'\nsmtp_security='none'",
+            "in clear",
+        ),
+        (
+            "[[account]]\nname='a'\nehlo_name='my_host'",
+            "account 1: MAILASYNC_EHLO_NAME: expected a host name",
+        ),
+        (
+            "[[account]]\nname='a'\nsmtp_security='tls'",
+            "account 1: expected one of ssl, starttls, none, got 'tls'",
+        ),
+    ],
+)
 def test_a_wrong_file_stops_the_start_with_account_and_field(tmp_path: Path, toml: str, words: str) -> None:
     with pytest.raises(SettingsError, match=words) as caught:
         accounts(settings(tmp_path, toml))
     assert "geheim" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("username", "limits"), [("me@gmail.com", (500, 500)), ("me@company.example", (2000, 10_000))])
-def test_gmails_published_limits_are_the_default(tmp_path: Path, username: str, limits: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("username", "limits"), [("me@gmail.com", (500, 500)), ("me@company.example", (2000, 10_000))]
+)
+def test_gmails_published_limits_are_the_default(
+    tmp_path: Path, username: str, limits: tuple[int, int]
+) -> None:
     [account] = accounts(settings(tmp_path, MAIL_USERNAME=username, MAIL_PASSWORD="x"))
     assert (account.name, account.messages_per_day, account.recipients_per_day) == ("default", *limits)
-    [elsewhere] = accounts(settings(tmp_path, MAIL_USERNAME=username, MAIL_PASSWORD="x", SMTP_HOST="smtp.example.org"))
+    [elsewhere] = accounts(
+        settings(tmp_path, MAIL_USERNAME=username, MAIL_PASSWORD="x", SMTP_HOST="smtp.example.org")
+    )
     assert (elsewhere.messages_per_day, elsewhere.recipients_per_day) == (0, 0)

@@ -33,8 +33,16 @@ HOSTILE = {
     "not UTF-8": (b'{"to": "\xff"}', 400, "expected UTF-8, got byte 0xff"),
     "surrogate": (b'{"to": "bob@example.org", "subject": "\\ud800"}', 422, "half of a surrogate pair"),
     "NUL": (b'{"to": "bob@example.org", "contents": "a\\u0000b"}', 422, "expected text without NUL"),
-    "CRLF in subject": (b'{"to": "bob@example.org", "subject": "a\\r\\nBcc: c@example.org"}', 422, "expected one line"),
-    "CRLF in address": (b'{"to": "bob@example.org\\r\\nRCPT TO:<c@example.org>"}', 422, "without control characters"),
+    "CRLF in subject": (
+        b'{"to": "bob@example.org", "subject": "a\\r\\nBcc: c@example.org"}',
+        422,
+        "expected one line",
+    ),
+    "CRLF in address": (
+        b'{"to": "bob@example.org\\r\\nRCPT TO:<c@example.org>"}',
+        422,
+        "without control characters",
+    ),
     "unknown field": (b'{"to": "bob@example.org", "subjekt": "x"}', 422, "did you mean subject?"),
     "wrong type": (b'{"to": "bob@example.org", "contents": 17}', 422, "expected a string, got 17"),
     "missing": (b"{}", 422, "expected this field, got none"),
@@ -49,7 +57,10 @@ def outbox(app: Flask) -> Outbox:
 
 # --- accepting -----------------------------------------------------------------------------------------------------
 
-def test_the_tutorials_post_answers_200_with_the_id_and_waits_for_the_work(client: FlaskClient, app: Flask) -> None:
+
+def test_the_tutorials_post_answers_200_with_the_id_and_waits_for_the_work(
+    client: FlaskClient, app: Flask
+) -> None:
     answer = client.post("/", json=MAIL)
     assert answer.status_code == 200
     assert answer.json is not None
@@ -68,8 +79,12 @@ def test_a_message_of_v1_is_queued_at_once(client: FlaskClient) -> None:
     assert (answer.status_code, answer.json["status"]) == (202, "queued")  # type: ignore[index]
     told = client.get(answer.headers["Location"]).json
     assert told is not None
-    assert told["recipients"] == [{"email": "bob@example.org", "name": "", "kind": "to", "status": "queued", "reply": None}]
-    assert told["why"].endswith("no worker was ever seen; start one with `celery -A mailasync worker --loglevel=INFO`")
+    assert told["recipients"] == [
+        {"email": "bob@example.org", "name": "", "kind": "to", "status": "queued", "reply": None}
+    ]
+    assert told["why"].endswith(
+        "no worker was ever seen; start one with `celery -A mailasync worker --loglevel=INFO`"
+    )
     assert [step["event"] for step in told["timeline"]] == ["accepted"]
 
 
@@ -83,9 +98,18 @@ def test_two_identical_posts_make_two_mails_with_different_message_ids(client: F
     assert len({client.get(f"/v1/messages/{id}").json["message_id"] for id in ids}) == 2  # type: ignore[index]
 
 
-@pytest.mark.parametrize(("contents", "text", "html"), [
-    ("Hi", "Hi", None), ("<p>Hi</p>", None, "<p>Hi</p>"), ("1 < 2 > 0", "1 < 2 > 0", None), ("/etc/passwd", "/etc/passwd", None)])
-def test_contents_are_text_unless_they_look_like_html(client: FlaskClient, app: Flask, contents: str, text: str, html: str) -> None:
+@pytest.mark.parametrize(
+    ("contents", "text", "html"),
+    [
+        ("Hi", "Hi", None),
+        ("<p>Hi</p>", None, "<p>Hi</p>"),
+        ("1 < 2 > 0", "1 < 2 > 0", None),
+        ("/etc/passwd", "/etc/passwd", None),
+    ],
+)
+def test_contents_are_text_unless_they_look_like_html(
+    client: FlaskClient, app: Flask, contents: str, text: str, html: str
+) -> None:
     answer = client.post("/", json=MAIL | {"contents": contents})
     query = contents_table.select().where(contents_table.c.id == answer.json["id"])  # type: ignore[index]
     kept = json.loads(outbox(app).database.read(lambda connection: connection.execute(query).one().content))
@@ -93,6 +117,7 @@ def test_contents_are_text_unless_they_look_like_html(client: FlaskClient, app: 
 
 
 # --- refusing ------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("path", ["/", "/v1/messages"])
 @pytest.mark.parametrize("name", HOSTILE)
@@ -107,8 +132,16 @@ def test_a_body_that_cannot_be_accepted_is_told_why(client: FlaskClient, path: s
 
 
 def test_each_wrong_field_is_told_with_a_pointer(client: FlaskClient) -> None:
-    answer = client.post("/", json={"to": ["bob@example.org", "nobody"], "subject": "a\nb", "contents": 1, "cc": ["x", 2]})
-    assert {error["pointer"] for error in json.loads(answer.data)["errors"]} == {"#/to/1", "#/subject", "#/contents", "#/cc/0", "#/cc/1"}
+    answer = client.post(
+        "/", json={"to": ["bob@example.org", "nobody"], "subject": "a\nb", "contents": 1, "cc": ["x", 2]}
+    )
+    assert {error["pointer"] for error in json.loads(answer.data)["errors"]} == {
+        "#/to/1",
+        "#/subject",
+        "#/contents",
+        "#/cc/0",
+        "#/cc/1",
+    }
 
 
 @pytest.mark.parametrize("coding", ["gzip", "br, deflate", "x-" + "y" * 500])
@@ -146,7 +179,12 @@ def test_a_body_that_is_too_large_is_413_and_says_the_limit(client: FlaskClient)
 
 def test_a_body_without_a_length_has_the_same_limit(client: FlaskClient) -> None:
     body = io.BytesIO(json.dumps(MAIL | {"contents": "x" * 37_000_000}).encode())
-    answer = client.post("/", input_stream=body, content_type="application/json", environ_overrides={"wsgi.input_terminated": True})
+    answer = client.post(
+        "/",
+        input_stream=body,
+        content_type="application/json",
+        environ_overrides={"wsgi.input_terminated": True},
+    )
     assert answer.status_code == 413
 
 
@@ -167,7 +205,9 @@ def test_what_can_be_no_id_is_404(client: FlaskClient, id: str) -> None:
     assert client.get(f"/v1/messages/{id}").status_code == 404
 
 
-def test_a_database_that_is_away_is_503_and_nothing_was_accepted(app: Flask, client: FlaskClient, sqlite_url: str) -> None:
+def test_a_database_that_is_away_is_503_and_nothing_was_accepted(
+    app: Flask, client: FlaskClient, sqlite_url: str
+) -> None:
     database = outbox(app).database
     with database.engine.begin() as connection:
         connection.exec_driver_sql("ALTER TABLE messages RENAME TO gone")
@@ -179,17 +219,23 @@ def test_a_database_that_is_away_is_503_and_nothing_was_accepted(app: Flask, cli
 
 # --- who may ask ---------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("headers", "named"), [
-    ({"Host": "mail.example.org"}, "mail.example.org"),
-    ({"Host": "localhost.example.org:5000"}, "localhost.example.org"),
-    ({"X-Forwarded-For": "10.0.0.1"}, "X-Forwarded-For"),
-    ({"Forwarded": "for=10.0.0.1"}, "Forwarded"),
-    ({"Via": "1.1 proxy.example.org"}, "Via"),
-    ({"Origin": "https://evil.example.org"}, "evil.example.org"),
-    ({"Origin": "null"}, "null"),
-    ({"Origin": "http://["}, "http://["),
-])
-def test_without_a_key_only_this_machine_is_served(client: FlaskClient, headers: dict[str, str], named: str) -> None:
+
+@pytest.mark.parametrize(
+    ("headers", "named"),
+    [
+        ({"Host": "mail.example.org"}, "mail.example.org"),
+        ({"Host": "localhost.example.org:5000"}, "localhost.example.org"),
+        ({"X-Forwarded-For": "10.0.0.1"}, "X-Forwarded-For"),
+        ({"Forwarded": "for=10.0.0.1"}, "Forwarded"),
+        ({"Via": "1.1 proxy.example.org"}, "Via"),
+        ({"Origin": "https://evil.example.org"}, "evil.example.org"),
+        ({"Origin": "null"}, "null"),
+        ({"Origin": "http://["}, "http://["),
+    ],
+)
+def test_without_a_key_only_this_machine_is_served(
+    client: FlaskClient, headers: dict[str, str], named: str
+) -> None:
     answer = client.post("/", json=MAIL, headers=headers)
     assert answer.status_code == 401
     assert named in json.loads(answer.data)["detail"]
@@ -210,18 +256,32 @@ def test_without_a_key_this_machine_is_served(client: FlaskClient, host: str) ->
     assert client.post("/", json=MAIL, headers={"Host": host}).status_code == 200
 
 
-@pytest.mark.parametrize(("header", "status"), [
-    ("Bearer s3cret", 200), ("bearer s3cret", 200), ("Bearer other", 401), ("Basic s3cret", 401), ("", 401), ("Bearer s3crét", 401)])
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        ("Bearer s3cret", 200),
+        ("bearer s3cret", 200),
+        ("Bearer other", 401),
+        ("Basic s3cret", 401),
+        ("", 401),
+        ("Bearer s3crét", 401),
+    ],
+)
 def test_with_a_key_it_has_to_be_given(sqlite_url: str, header: str, status: int) -> None:
     for app in made(sqlite_url, API_KEY="s3cret"):
         client = app.test_client()
-        headers = {"Authorization": header, "X-Forwarded-For": "10.0.0.1", "Host": "mail.example.org"} if header else {}
+        headers = (
+            {"Authorization": header, "X-Forwarded-For": "10.0.0.1", "Host": "mail.example.org"}
+            if header
+            else {}
+        )
         assert client.post("/", json=MAIL, headers=headers).status_code == status
         assert client.get("/livez").status_code == 200
         assert client.get("/v1/messages/x").status_code == 401
 
 
 # --- telling -------------------------------------------------------------------------------------------------------
+
 
 def worked(app: Flask, client: FlaskClient, outcome: Outcome) -> Any:
     """A message after one attempt that ended so, as the API shows it."""
@@ -235,19 +295,40 @@ def worked(app: Flask, client: FlaskClient, outcome: Outcome) -> Any:
     return client.get(f"/v1/messages/{id}").json
 
 
-def test_a_deferred_mail_tells_the_servers_words_and_when_it_is_tried_again(app: Flask, client: FlaskClient) -> None:
-    told = worked(app, client, Outcome(state=State.DEFERRED, reason="450 4.2.1 later", wait_seconds=60,
-                                       recipients={0: (State.DEFERRED, "450 4.2.1 later")}))
+def test_a_deferred_mail_tells_the_servers_words_and_when_it_is_tried_again(
+    app: Flask, client: FlaskClient
+) -> None:
+    told = worked(
+        app,
+        client,
+        Outcome(
+            state=State.DEFERRED,
+            reason="450 4.2.1 later",
+            wait_seconds=60,
+            recipients={0: (State.DEFERRED, "450 4.2.1 later")},
+        ),
+    )
     assert told["why"].startswith("tried again at 20")
     assert told["why"].endswith("450 4.2.1 later")
     assert told["recipients"][0]["reply"] == "450 4.2.1 later"
     assert [step["event"] for step in told["timeline"]] == ["accepted", "deferred", "next attempt"]
-    assert told["timeline"][1] | {"at": ""} == {"at": "", "event": "deferred", "attempt": 1, "detail": "450 4.2.1 later"}
+    assert told["timeline"][1] | {"at": ""} == {
+        "at": "",
+        "event": "deferred",
+        "attempt": 1,
+        "detail": "450 4.2.1 later",
+    }
     assert told["timeline"][2]["at"] == told["next_attempt_at"]
 
 
 def test_a_failed_mail_tells_why(app: Flask, client: FlaskClient) -> None:
-    told = worked(app, client, Outcome(state=State.FAILED, reason="550 5.1.1 nobody", recipients={0: (State.FAILED, "550 5.1.1 nobody")}))
+    told = worked(
+        app,
+        client,
+        Outcome(
+            state=State.FAILED, reason="550 5.1.1 nobody", recipients={0: (State.FAILED, "550 5.1.1 nobody")}
+        ),
+    )
     assert (told["status"], told["why"], told["attempts"]) == ("failed", "failed: 550 5.1.1 nobody", 1)
 
 
@@ -256,7 +337,11 @@ def test_health_is_told(client: FlaskClient) -> None:
     assert client.get("/livez").json == {"status": "ok"}
     ready = client.get("/readyz").json
     assert ready is not None
-    assert (ready["status"], ready["checks"]["database"], ready["checks"]["worker"]) == ("ok", "ok", "none is running")
+    assert (ready["status"], ready["checks"]["database"], ready["checks"]["worker"]) == (
+        "ok",
+        "ok",
+        "none is running",
+    )
 
 
 def test_strangers_are_told_no_server_and_no_address(sqlite_url: str) -> None:
@@ -265,9 +350,18 @@ def test_strangers_are_told_no_server_and_no_address(sqlite_url: str) -> None:
 
         def told(client: FlaskClient = client, **headers: str) -> Any:
             return json.loads(client.get("/readyz", headers=headers).data)["checks"]
-        wait_until(lambda told=told: told(Authorization="Bearer s3cret")["broker"].startswith("unreachable: "),  # type: ignore[misc]
-                   what="the broker was looked at")
-        assert told() == {"database": "ok", "clock": "ok", "broker": "not ok", "worker": "not ok", "threads": "ok"}
+
+        wait_until(
+            lambda told=told: told(Authorization="Bearer s3cret")["broker"].startswith("unreachable: "),  # type: ignore[misc]
+            what="the broker was looked at",
+        )
+        assert told() == {
+            "database": "ok",
+            "clock": "ok",
+            "broker": "not ok",
+            "worker": "not ok",
+            "threads": "ok",
+        }
 
 
 def test_the_first_page_shows_the_next_command(client: FlaskClient) -> None:

@@ -14,8 +14,12 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1]
 FILES = [*PROJECT.glob("*.py"), *PROJECT.glob("mailroom/**/*.py"), *PROJECT.glob("migrations/**/*.py")]
-TREES = {".".join(file.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__"): ast.parse(file.read_text())
-         for file in FILES}
+TREES = {
+    ".".join(file.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__"): ast.parse(
+        file.read_text()
+    )
+    for file in FILES
+}
 PACKAGES = {".".join(file.relative_to(PROJECT).parts[:-1]) for file in FILES if file.name == "__init__.py"}
 MODULES_MAX = 15  #: in a folder
 
@@ -66,16 +70,31 @@ MAY_IMPORT = {
 }
 #: Who may know a package that is not ours: folders with all that is in them, or modules.
 MAY_KNOW = {
-    "sqlalchemy": "store migrations", "alembic": "store migrations",
-    "flask": "app web api inbox server", "werkzeug": "app web api inbox server", "granian": "server",
+    "sqlalchemy": "store migrations",
+    "alembic": "store migrations",
+    "flask": "app web api inbox server",
+    "werkzeug": "app web api inbox server",
+    "granian": "server",
     "yagmail": "smtp.session smtp.oauth2",
-    "celery": "mailasync broker server.embedded_worker", "kombu": "mailasync broker worker.celery_config server.embedded_worker",
+    "celery": "mailasync broker server.embedded_worker",
+    "kombu": "mailasync broker worker.celery_config server.embedded_worker",
     "amqp": "mailasync broker",
-    "jinja2": "templating", "css_inline": "templating.stored", "PIL": "jobs.thumbnail", "prometheus_client": "api.routes.metrics",
+    "jinja2": "templating",
+    "css_inline": "templating.stored",
+    "PIL": "jobs.thumbnail",
+    "prometheus_client": "api.routes.metrics",
 }
 #: Who starts a thread by hand, which ends with one piece of work. The supervisor keeps all others running.
-SHORT_THREADS = frozenset({"cli.doctor", "jobs.runner", "jobs.child_process", "templating.stored", "store.keys.api_keys",
-                           "process.supervisor"})
+SHORT_THREADS = frozenset(
+    {
+        "cli.doctor",
+        "jobs.runner",
+        "jobs.child_process",
+        "templating.stored",
+        "store.keys.api_keys",
+        "process.supervisor",
+    }
+)
 DOES_NOTHING = """import sys, threading; told = []
 def hook(event, args):  # urllib3 looks whether there is IPv6 by binding port 0 for a moment.
     if event in ("socket.connect", "socket.bind", "sqlite3.connect", "os.fork") and args[1:] != (("::1", 0),): told.append(event)
@@ -94,7 +113,11 @@ def imports(name: str) -> set[str]:
             named = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= named & TREES.keys() or {str(node.module)}
             found |= {str(node.module)} if named - TREES.keys() else set()
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "Lazy" and isinstance(node.args[0], ast.Constant):
+        elif (
+            isinstance(node, ast.Call)
+            and ast.unparse(node.func) == "Lazy"
+            and isinstance(node.args[0], ast.Constant)
+        ):
             found.add(str(node.args[0].value))
     return found
 
@@ -120,7 +143,11 @@ def is_in(name: str, parts: str) -> bool:
 
 def idle_docstrings(tree: ast.Module) -> list[str]:
     """Return the first lines of the docstrings that begin with an idle word."""
-    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)]
+    nodes = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
     docstrings = [ast.get_docstring(node) or "" for node in nodes]
     return [text.splitlines()[0] for text in docstrings if IDLE_WORDS.match(text)]
 
@@ -134,8 +161,12 @@ def test_imports_obey_the_picture() -> None:
 
 def test_the_picture_has_one_direction_and_nothing_that_is_not_there() -> None:
     assert {folder(name) for name in TREES} == MAY_IMPORT.keys()
-    assert list(TopologicalSorter({name: others.split() for name, others in MAY_IMPORT.items()}).static_order())
-    assert list(TopologicalSorter({name: ours(name) for name in TREES}).static_order()), "raises where there is a circle"
+    assert list(
+        TopologicalSorter({name: others.split() for name, others in MAY_IMPORT.items()}).static_order()
+    )
+    assert list(TopologicalSorter({name: ours(name) for name in TREES}).static_order()), (
+        "raises where there is a circle"
+    )
 
 
 def test_packages_of_others_are_known_where_they_belong() -> None:
@@ -153,21 +184,32 @@ def test_folders_are_small_and_no_module_is_loose() -> None:
 
 def test_every_module_is_short_and_imports_at_its_top_by_name() -> None:
     for name, tree in TREES.items():
-        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+        functions = [
+            node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        ]
         inside = [node for function in functions for node in ast.walk(function)]
-        assert not any(isinstance(node, ast.Import | ast.ImportFrom) for node in inside), f"{name} imports inside a function"
-        assert not any(isinstance(node, ast.alias) and node.name == "*" for node in ast.walk(tree)), f"{name} imports *"
+        assert not any(isinstance(node, ast.Import | ast.ImportFrom) for node in inside), (
+            f"{name} imports inside a function"
+        )
+        assert not any(isinstance(node, ast.alias) and node.name == "*" for node in ast.walk(tree)), (
+            f"{name} imports *"
+        )
     assert {str(file): lines for file in FILES if (lines := len(file.read_text().splitlines())) > 400} == {}
 
 
 def test_docstrings_begin_with_a_verb_or_name_the_thing() -> None:
-    found = {file.relative_to(PROJECT).as_posix(): idle_docstrings(ast.parse(file.read_text())) for file in DOCUMENTED}
+    found = {
+        file.relative_to(PROJECT).as_posix(): idle_docstrings(ast.parse(file.read_text()))
+        for file in DOCUMENTED
+    }
     assert {file: lines for file, lines in found.items() if lines} == {}
 
 
 def test_idle_docstrings_are_found_in_modules_classes_and_functions() -> None:
-    code = ('"""What is here."""\nclass A:\n    """One thing."""\n'
-            '    async def f(self):\n        """The same, later.\n\n        More.\n        """')
+    code = (
+        '"""What is here."""\nclass A:\n    """One thing."""\n'
+        '    async def f(self):\n        """The same, later.\n\n        More.\n        """'
+    )
     assert idle_docstrings(ast.parse(code)) == ["What is here.", "One thing.", "The same, later."]
 
 
@@ -177,13 +219,19 @@ def test_other_docstrings_are_left_alone() -> None:
 
 
 def test_each_class_has_a_name_of_its_own() -> None:
-    names = Counter(node.name for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+    names = Counter(
+        node.name for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)
+    )
     assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_threads_that_last_are_supervised() -> None:
-    by_hand = {name for name, tree in TREES.items() for node in ast.walk(tree)
-               if isinstance(node, ast.Call) and ast.unparse(node.func) in ("threading.Thread", "Thread")}
+    by_hand = {
+        name
+        for name, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("threading.Thread", "Thread")
+    }
     assert {short(name) for name in by_hand} == SHORT_THREADS
 
 

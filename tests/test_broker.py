@@ -44,8 +44,9 @@ def log_in(url: str, ca_file: Path | None) -> str:
     return ""
 
 
-def test_a_certificate_for_another_host_gets_no_password(rabbitmq: RabbitMQ, secured: str,
-                                                         certificates: Certificates) -> None:
+def test_a_certificate_for_another_host_gets_no_password(
+    rabbitmq: RabbitMQ, secured: str, certificates: Certificates
+) -> None:
     with TLSFront(certificates.wrong_host, rabbitmq.ports["amqp"]) as front:
         for host, reason in (("127.0.0.1", "IP address mismatch"), ("localhost", "Hostname mismatch")):
             said = log_in(secured.format(f"{host}:{front.port}"), certificates.ca_file)
@@ -55,15 +56,17 @@ def test_a_certificate_for_another_host_gets_no_password(rabbitmq: RabbitMQ, sec
 
 @pytest.mark.parametrize("kind", ["expired", "self_signed", "unknown_ca", "valid, and nobody known"])
 def test_a_certificate_that_nobody_vouches_for_gets_no_password(
-        rabbitmq: RabbitMQ, secured: str, certificates: Certificates, kind: str) -> None:
+    rabbitmq: RabbitMQ, secured: str, certificates: Certificates, kind: str
+) -> None:
     known, _, is_unknown = kind.partition(", and ")
     with TLSFront(getattr(certificates, known), rabbitmq.ports["amqp"]) as front:
         said = log_in(secured.format(f"localhost:{front.port}"), None if is_unknown else certificates.ca_file)
         assert (said.startswith("its certificate is not trusted: "), front.received) == (True, b"")
 
 
-def test_the_host_of_each_of_several_brokers_is_compared(rabbitmq: RabbitMQ, secured: str,
-                                                         certificates: Certificates) -> None:
+def test_the_host_of_each_of_several_brokers_is_compared(
+    rabbitmq: RabbitMQ, secured: str, certificates: Certificates
+) -> None:
     gone = secured.format(f"broker-1.invalid:{free_port()}")
     with TLSFront(certificates.valid, rabbitmq.ports["amqp"]) as front:
         for host in ("localhost", "127.0.0.1"):
@@ -74,11 +77,18 @@ def test_the_host_of_each_of_several_brokers_is_compared(rabbitmq: RabbitMQ, sec
 
 
 def test_mail_goes_over_tls_and_a_server_in_its_place_is_told_of(
-        tmp_path: Path, rabbitmq: RabbitMQ, secured: str, certificates: Certificates, sqlite_url: str,
-        to_smtpd: dict[str, str]) -> None:
+    tmp_path: Path,
+    rabbitmq: RabbitMQ,
+    secured: str,
+    certificates: Certificates,
+    sqlite_url: str,
+    to_smtpd: dict[str, str],
+) -> None:
     settings = {**to_smtpd, "DATABASE_URL": sqlite_url, "BROKER_CA_FILE": str(certificates.ca_file)}
-    with (TLSFront(certificates.valid, rabbitmq.ports["amqp"]) as front,
-          service(tmp_path, BROKER_URL=secured.format(f"localhost:{front.port}"), **settings) as pair):
+    with (
+        TLSFront(certificates.valid, rabbitmq.ports["amqp"]) as front,
+        service(tmp_path, BROKER_URL=secured.format(f"localhost:{front.port}"), **settings) as pair,
+    ):
         pair.upgrade()
         pair.web()
         worker = pair.worker()
@@ -96,15 +106,24 @@ def test_mail_goes_over_tls_and_a_server_in_its_place_is_told_of(
         assert pair.final(pair.post("/v1/messages"), timeout=60)["status"] == "sent"
 
 
-@pytest.mark.parametrize(("settings", "told"), [
-    ({"BROKER_URL": "amqps://b//?ca_certs=/ca.pem"}, "got 'ca_certs'; certificates are always verified"),
-    ({"BROKER_URL": "amqps://a//;amqps://b//?ssl_cert_reqs=none"}, "by MAILASYNC_BROKER_CA_FILE"),
-    ({"BROKER_URL": "pyamqp://b//?connect_timeout=1"}, "expected no option but heartbeat or login_method"),
-    ({"BROKER_URL": "amqps://alice:s3?cret@b//"}, "write %3F for a question mark in the password"),
-    ({"BROKER_URL": "pyamqp://b//", "BROKER_CA_FILE": __file__}, "nothing is encrypted"),
-    ({"BROKER_CA_FILE": __file__}, "nothing is encrypted"),
-    ({"BROKER_URL": "amqps://b//", "BROKER_CA_FILE": "/nowhere"}, "BROKER_CA_FILE: expected a readable file"),
-])
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"BROKER_URL": "amqps://b//?ca_certs=/ca.pem"}, "got 'ca_certs'; certificates are always verified"),
+        ({"BROKER_URL": "amqps://a//;amqps://b//?ssl_cert_reqs=none"}, "by MAILASYNC_BROKER_CA_FILE"),
+        (
+            {"BROKER_URL": "pyamqp://b//?connect_timeout=1"},
+            "expected no option but heartbeat or login_method",
+        ),
+        ({"BROKER_URL": "amqps://alice:s3?cret@b//"}, "write %3F for a question mark in the password"),
+        ({"BROKER_URL": "pyamqp://b//", "BROKER_CA_FILE": __file__}, "nothing is encrypted"),
+        ({"BROKER_CA_FILE": __file__}, "nothing is encrypted"),
+        (
+            {"BROKER_URL": "amqps://b//", "BROKER_CA_FILE": "/nowhere"},
+            "BROKER_CA_FILE: expected a readable file",
+        ),
+    ],
+)
 def test_what_would_be_trusted_by_mistake_stops_the_start(settings: dict[str, str], told: str) -> None:
     given = {f"MAILASYNC_{name}": value for name, value in settings.items()}
     with pytest.raises(SettingsError) as e:

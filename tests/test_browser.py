@@ -32,7 +32,9 @@ AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text()
 def browser() -> Iterator[Browser]:
     found = find_chromium()
     with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=found.program, args=ARGUMENTS, env={**os.environ, **found.environment})
+        started = playwright.chromium.launch(
+            executable_path=found.program, args=ARGUMENTS, env={**os.environ, **found.environment}
+        )
         yield started
         started.close()
 
@@ -46,7 +48,10 @@ def visit(browser: Browser, url: str, *, but: str = "nothing else", **options: A
     wrong: list[str] = []
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
-    page.on("request", lambda asked: wrong.append(asked.url) if not asked.url.startswith((url, "data:", "about:")) else None)
+    page.on(
+        "request",
+        lambda asked: wrong.append(asked.url) if not asked.url.startswith((url, "data:", "about:")) else None,
+    )
     yield page
     context.close()
     assert [one for one in wrong if not re.search(but, one)] == []
@@ -56,8 +61,13 @@ def visit(browser: Browser, url: str, *, but: str = "nothing else", **options: A
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """`flask up`, which all tests here share: each uses addresses and subjects of its own."""
     directory = tmp_path_factory.mktemp("up")
-    with service(directory, INBOX_SMTP_PORT=str(free_port()), SIMULATED_WORK_SECONDS="0", RETRY_SCHEDULE="1h*3",
-                 DATABASE_URL=f"sqlite:///{directory}/up.sqlite3") as made:
+    with service(
+        directory,
+        INBOX_SMTP_PORT=str(free_port()),
+        SIMULATED_WORK_SECONDS="0",
+        RETRY_SCHEDULE="1h*3",
+        DATABASE_URL=f"sqlite:///{directory}/up.sqlite3",
+    ) as made:
         made.upgrade()
         made.up()
         yield made
@@ -81,6 +91,7 @@ def beside(page: Page) -> FrameLocator:
 
 
 # --- what a person does --------------------------------------------------------------------------------------------
+
 
 def test_a_mail_sent_from_the_form_appears_in_the_inbox_beside_it(page: Page) -> None:
     page.goto("/compose")
@@ -117,7 +128,14 @@ def test_the_inbox_shows_a_mail_as_it_comes_without_loading_again(page: Page, up
 
 
 def test_a_progress_bar_moves_until_its_mail_is_sent(page: Page) -> None:
-    compose(page, to="job@example.org", subject="{{ job.name }}: {{ job.status }}", contents="x", job="simulate", job_args='{"seconds": 3}')
+    compose(
+        page,
+        to="job@example.org",
+        subject="{{ job.name }}: {{ job.status }}",
+        contents="x",
+        job="simulate",
+        job_args='{"seconds": 3}',
+    )
     bar = page.locator("#progress")
     expect(bar).to_be_visible()
     page.evaluate("window.isTheSame = true")
@@ -127,6 +145,7 @@ def test_a_progress_bar_moves_until_its_mail_is_sent(page: Page) -> None:
         value = bar.get_attribute("value", timeout=1000) if bar.count() else None
         seen.update({value} if value else set())
         return len(seen) >= 3
+
     until(page, moved)
     expect(page.locator(".card.sent .badge")).to_have_text("sent")
     assert page.evaluate("window.isTheSame")
@@ -197,7 +216,9 @@ def test_a_template_shows_what_a_mail_would_say_while_it_is_written(page: Page) 
     steps = page.evaluate("history.length")
     page.fill("#variables", "{}")
     expect(preview.get_by_role("alert")).to_contain_text("order")
-    assert page.evaluate("history.length") == steps  # Back leads out of the editor, and not through what was typed.
+    assert (
+        page.evaluate("history.length") == steps
+    )  # Back leads out of the editor, and not through what was typed.
     page.get_by_role("button", name="Save").click()
     expect(page.get_by_role("status")).to_have_text("Saved.")
 
@@ -240,8 +261,10 @@ def test_a_page_that_nobody_sees_holds_no_stream(page: Page, up: Service) -> Non
     with page.expect_request("**/live"):
         page.goto("/messages?to=hidden@example.org")
     expect(page.locator("#live-state")).to_have_text("Shows what happens as it happens.")
-    hide = ("Object.defineProperty(document, 'hidden', {value: %s, configurable: true}); "
-            "document.dispatchEvent(new Event('visibilitychange'))")
+    hide = (
+        "Object.defineProperty(document, 'hidden', {value: %s, configurable: true}); "
+        "document.dispatchEvent(new Event('visibilitychange'))"
+    )
     page.evaluate(hide % "true")
     up.post("/v1/messages", to="hidden@example.org", subject="While hidden")
     up.final(up.get("/v1/messages?to=hidden@example.org")["data"][0]["id"])
@@ -256,7 +279,10 @@ def test_a_look_that_fails_leaves_what_was_shown(browser: Browser, up: Service) 
     with visit(browser, up.url, but="503") as page:
         page.goto("/messages?to=away@example.org")
         expect(page.get_by_role("link", name="Still here")).to_be_visible()
-        page.route("**/messages?*", lambda route: route.fulfill(status=503, content_type="text/html", body="<div id=live>away</div>"))
+        page.route(
+            "**/messages?*",
+            lambda route: route.fulfill(status=503, content_type="text/html", body="<div id=live>away</div>"),
+        )
         with page.expect_response(lambda answer: answer.status == 503):
             page.evaluate("document.body.dispatchEvent(new CustomEvent('changed'))")
         page.wait_for_timeout(100)
@@ -264,6 +290,7 @@ def test_a_look_that_fails_leaves_what_was_shown(browser: Browser, up: Service) 
 
 
 # --- without a script ----------------------------------------------------------------------------------------------
+
 
 def test_all_can_be_read_and_done_without_a_script(browser: Browser, up: Service) -> None:
     with visit(browser, up.url, java_script_enabled=False) as page:
@@ -300,6 +327,7 @@ def test_all_can_be_read_and_done_without_a_script(browser: Browser, up: Service
 
 # --- hostile mail --------------------------------------------------------------------------------------------------
 
+
 class Trap(ThreadingHTTPServer):
     """Notes whoever comes."""
 
@@ -318,6 +346,7 @@ class Trap(ThreadingHTTPServer):
             do_POST = do_GET
 
             def log_message(self, format: str, *args: Any) -> None: ...
+
         super().__init__(("127.0.0.1", 0), Handler)
 
     @property
@@ -342,19 +371,38 @@ def test_a_hostile_mail_runs_nothing_and_fetches_nothing(browser: Browser, up: S
     trap = Trap()
     threading.Thread(target=trap.serve_forever, daemon=True).start()
     mail = EmailMessage()
-    mail["Subject"], mail["From"], mail["To"] = "<script>document.title='pwned'</script>", "<img src=x onerror=alert(1)>", "x@example.org"
+    mail["Subject"], mail["From"], mail["To"] = (
+        "<script>document.title='pwned'</script>",
+        "<img src=x onerror=alert(1)>",
+        "x@example.org",
+    )
     mail.set_content("<script>document.title='pwned'</script>")
     mail.add_alternative(HOSTILE.format(url=trap.url), subtype="html")
     with SMTP("127.0.0.1", int(up.settings["INBOX_SMTP_PORT"])) as session:
         session.sendmail("evil@example.org", ["hostile@example.org"], mail.as_bytes())
     [letter] = up.get("/inbox/api/messages?to=hostile@example.org&wait=10")["data"]
-    id = up.post("/v1/messages", to="hostile2@example.org", subject="<script>document.title='pwned'</script>",
-                 html=HOSTILE.format(url=trap.url), contents=None)
+    id = up.post(
+        "/v1/messages",
+        to="hostile2@example.org",
+        subject="<script>document.title='pwned'</script>",
+        html=HOSTILE.format(url=trap.url),
+        contents=None,
+    )
     # What the browser refuses, it says on the console; that is as it should be.
     with visit(browser, up.url, but=f"Content Security Policy|sandbox|Blocked|{trap.url}") as page:
-        for path in (f"/inbox/{letter['id']}", f"/inbox/{letter['id']}?view=text", f"/inbox/{letter['id']}?view=source", "/inbox/",
-                     f"/inbox/{letter['id']}?view=links", f"/messages/{id}?view=html", f"/messages/{id}?view=text", "/messages",
-                     f"/messages/{id}?view=source", f"/compose?again={id}", "/dashboard"):
+        for path in (
+            f"/inbox/{letter['id']}",
+            f"/inbox/{letter['id']}?view=text",
+            f"/inbox/{letter['id']}?view=source",
+            "/inbox/",
+            f"/inbox/{letter['id']}?view=links",
+            f"/messages/{id}?view=html",
+            f"/messages/{id}?view=text",
+            "/messages",
+            f"/messages/{id}?view=source",
+            f"/compose?again={id}",
+            "/dashboard",
+        ):
             page.goto(path)
             if path.endswith((letter["id"], "view=html")):
                 inner = page.frame_locator(".view iframe")
@@ -375,9 +423,15 @@ def test_a_hostile_mail_runs_nothing_and_fetches_nothing(browser: Browser, up: S
 
 # --- signing in ----------------------------------------------------------------------------------------------------
 
+
 def test_who_signs_in_is_let_in_and_who_may_only_read_cannot_act(browser: Browser, tmp_path: Path) -> None:
-    with service(tmp_path, INBOX_SMTP_PORT=str(free_port()), SIMULATED_WORK_SECONDS="0", API_KEY="s3cret-key",
-                 DATABASE_URL=f"sqlite:///{tmp_path}/up.sqlite3") as closed:
+    with service(
+        tmp_path,
+        INBOX_SMTP_PORT=str(free_port()),
+        SIMULATED_WORK_SECONDS="0",
+        API_KEY="s3cret-key",
+        DATABASE_URL=f"sqlite:///{tmp_path}/up.sqlite3",
+    ) as closed:
         closed.upgrade()
         closed.up()
         with visit(browser, closed.url, but="403") as page:
@@ -415,8 +469,12 @@ def test_who_signs_in_is_let_in_and_who_may_only_read_cannot_act(browser: Browse
 
 
 def test_an_open_page_is_sent_to_sign_in_when_its_session_is_over(browser: Browser, tmp_path: Path) -> None:
-    with service(tmp_path, INBOX_SMTP_PORT=str(free_port()), API_KEY="s3cret-key",
-                 DATABASE_URL=f"sqlite:///{tmp_path}/up.sqlite3") as closed:
+    with service(
+        tmp_path,
+        INBOX_SMTP_PORT=str(free_port()),
+        API_KEY="s3cret-key",
+        DATABASE_URL=f"sqlite:///{tmp_path}/up.sqlite3",
+    ) as closed:
         closed.upgrade()
         closed.up()
         with visit(browser, closed.url) as page:
@@ -431,14 +489,19 @@ def test_an_open_page_is_sent_to_sign_in_when_its_session_is_over(browser: Brows
 
 # --- the pair ------------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def two(tmp_path: Path, broker_url: str, sqlite_url: str, to_smtpd: dict[str, str]) -> Iterator[Service]:
-    with service(tmp_path, BROKER_URL=broker_url, DATABASE_URL=sqlite_url, **to_smtpd | {"RETRY_SCHEDULE": "1h*3"}) as made:
+    with service(
+        tmp_path, BROKER_URL=broker_url, DATABASE_URL=sqlite_url, **to_smtpd | {"RETRY_SCHEDULE": "1h*3"}
+    ) as made:
         made.upgrade()
         yield made
 
 
-def test_on_rabbitmq_the_pages_show_what_the_worker_does(browser: Browser, two: Service, smtpd: ScriptedSMTP) -> None:
+def test_on_rabbitmq_the_pages_show_what_the_worker_does(
+    browser: Browser, two: Service, smtpd: ScriptedSMTP
+) -> None:
     two.web()
     with visit(browser, two.url) as page:
         page.goto("/dashboard")
@@ -457,7 +520,14 @@ def test_on_rabbitmq_the_pages_show_what_the_worker_does(browser: Browser, two: 
         expect(page.locator(".timeline")).to_contain_text("Next attempt")
         page.get_by_role("button", name="Try now").click()
         expect(page.locator("h1 .badge")).to_have_text("sent")
-        compose(page, to="bob@example.org", subject="{{ job.status }}", contents="x", job="simulate", job_args='{"seconds": 2}')
+        compose(
+            page,
+            to="bob@example.org",
+            subject="{{ job.status }}",
+            contents="x",
+            job="simulate",
+            job_args='{"seconds": 2}',
+        )
         expect(page.locator("#progress")).to_be_visible()
         expect(page.locator(".card.sent .badge")).to_have_text("sent")
         page.goto("/jobs")
@@ -467,25 +537,53 @@ def test_on_rabbitmq_the_pages_show_what_the_worker_does(browser: Browser, two: 
 
 # --- for everybody -------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture(scope="module")
 def seen(up: Service) -> dict[str, str]:
     """The pages, by name, with something on each of them."""
-    sent = up.post("/v1/messages", to=["axe@example.org", "two@example.org"], subject="All of it", html="<h1>Hi</h1>", contents=None,
-                   attachments=[{"filename": "a.txt", "content": "aGk="}], tags=["one"], metadata={"order": "1"})
+    sent = up.post(
+        "/v1/messages",
+        to=["axe@example.org", "two@example.org"],
+        subject="All of it",
+        html="<h1>Hi</h1>",
+        contents=None,
+        attachments=[{"filename": "a.txt", "content": "aGk="}],
+        tags=["one"],
+        metadata={"order": "1"},
+    )
     up.final(sent)
     held = up.post("/v1/messages", to="axe@example.org", subject="Held", delay=3600)
     up.request("POST", f"/v1/messages/{held}/hold")
     job = up.request("POST", "/v1/jobs", {"name": "simulate", "args": {"seconds": 0.1}})[1]["id"]
     up.request("PUT", "/v1/templates/axe", {"subject": "S", "text": "T"})
     up.request("POST", "/v1/suppressions", {"address": "gone@example.org", "detail": "asked"})
-    hook = up.request("POST", "/v1/webhooks", {"url": "https://hooks.invalid/", "events": ["message.expired"]})[1]["id"]
+    hook = up.request(
+        "POST", "/v1/webhooks", {"url": "https://hooks.invalid/", "events": ["message.expired"]}
+    )[1]["id"]
     up.request("POST", f"/v1/webhooks/{hook}/test")
     letter = up.get("/inbox/api/messages?to=axe@example.org&wait=10")["data"][0]["id"]
-    return {"home": "/", "dashboard": "/dashboard", "messages": "/messages", "message": f"/messages/{sent}", "held": f"/messages/{held}",
-            "code": f"/messages/{sent}?view=code", "compose": "/compose", "jobs": "/jobs", "job": f"/jobs/{job}", "templates": "/templates",
-            "template": "/templates/axe", "suppressions": "/suppressions", "webhooks": "/webhooks", "webhook": f"/webhooks/{hook}",
-            "keys": "/keys", "inbox": "/inbox/", "letter": f"/inbox/{letter}", "headers": f"/inbox/{letter}?view=headers",
-            "attachments": f"/inbox/{letter}?view=attachments", "not found": "/messages/none"}
+    return {
+        "home": "/",
+        "dashboard": "/dashboard",
+        "messages": "/messages",
+        "message": f"/messages/{sent}",
+        "held": f"/messages/{held}",
+        "code": f"/messages/{sent}?view=code",
+        "compose": "/compose",
+        "jobs": "/jobs",
+        "job": f"/jobs/{job}",
+        "templates": "/templates",
+        "template": "/templates/axe",
+        "suppressions": "/suppressions",
+        "webhooks": "/webhooks",
+        "webhook": f"/webhooks/{hook}",
+        "keys": "/keys",
+        "inbox": "/inbox/",
+        "letter": f"/inbox/{letter}",
+        "headers": f"/inbox/{letter}?view=headers",
+        "attachments": f"/inbox/{letter}?view=attachments",
+        "not found": "/messages/none",
+    }
 
 
 def test_nothing_keeps_anybody_out(browser: Browser, up: Service, seen: dict[str, str]) -> None:
@@ -503,8 +601,16 @@ def test_nothing_keeps_anybody_out(browser: Browser, up: Service, seen: dict[str
             page.evaluate(AXE)
             dark = page.evaluate("axe.run(document, {iframes: true, runOnly: ['color-contrast']})")
             violations = result["violations"] + dark["violations"]
-            found |= {name: [f"{one['id']}: {one['nodes'][0]['html']}: {one['nodes'][0]['failureSummary']}" for one in violations]
-                      } if violations else {}
+            found |= (
+                {
+                    name: [
+                        f"{one['id']}: {one['nodes'][0]['html']}: {one['nodes'][0]['failureSummary']}"
+                        for one in violations
+                    ]
+                }
+                if violations
+                else {}
+            )
             page.emulate_media(color_scheme="light")
             for width in (320, 1280):
                 page.set_viewport_size({"width": width, "height": 900})

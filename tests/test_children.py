@@ -55,8 +55,15 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 def nothing(fraction: float, step: str) -> None: ...
 
 
-def run(children: Children, name: str, id: str = "", *, timeout: float = 60, progress: Callable[[float, str], None] = nothing,
-        **args: Any) -> Any:
+def run(
+    children: Children,
+    name: str,
+    id: str = "",
+    *,
+    timeout: float = 60,
+    progress: Callable[[float, str], None] = nothing,
+    **args: Any,
+) -> Any:
     return children.run(id or next(ids), name, args, timeout_seconds=timeout, progress=progress).value
 
 
@@ -83,13 +90,16 @@ def is_gone(leader: int) -> bool:
 
 # --- lending -------------------------------------------------------------------------------------------------------
 
+
 def test_a_child_is_used_again(children: Children) -> None:
     first = run(children, "whoami")
     assert run(children, "whoami") == first != os.getpid()
     assert run(children, "add", a=2, b=3) == 5
 
 
-def test_several_threads_have_a_child_each_and_leave_them_warm(children: Children, threads: ThreadPoolExecutor, tmp_path: Path) -> None:
+def test_several_threads_have_a_child_each_and_leave_them_warm(
+    children: Children, threads: ThreadPoolExecutor, tmp_path: Path
+) -> None:
     jobs = [threads.submit(run, children, "meet", directory=str(tmp_path), n=4) for _ in range(4)]
     pids = {job.result(60) for job in jobs}
     assert len(pids) == 4
@@ -109,7 +119,9 @@ def test_an_idle_child_that_was_killed_fails_no_job(children: Children) -> None:
     assert run(children, "whoami") != first
 
 
-def test_a_child_that_is_killed_before_it_begins_gives_its_job_to_another(children: Children, threads: ThreadPoolExecutor) -> None:
+def test_a_child_that_is_killed_before_it_begins_gives_its_job_to_another(
+    children: Children, threads: ThreadPoolExecutor
+) -> None:
     first = run(children, "whoami")
     freeze(first)
     job = threads.submit(run, children, "whoami")
@@ -136,11 +148,15 @@ def test_a_job_that_began_and_died_is_not_run_again(children: Children, tmp_path
     assert mark.read_text() == "x"
 
 
-def test_job_modules_that_cannot_be_imported_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_job_modules_that_cannot_be_imported_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "exits.py").write_text("import os; os._exit(3)")
-    for module, words in (("no_such_module", "no_such_module cannot be imported: ModuleNotFoundError"),
-                          ("exits", "its process ended: exit status 3 before the job began")):
+    for module, words in (
+        ("no_such_module", "no_such_module cannot be imported: ModuleNotFoundError"),
+        ("exits", "its process ended: exit status 3 before the job began"),
+    ):
         broken = Children([*MODULES, module])
         with pytest.raises(ChildError, match=words):
             run(broken, "whoami")
@@ -148,7 +164,8 @@ def test_job_modules_that_cannot_be_imported_are_told(tmp_path: Path, monkeypatc
 
 
 def test_closing_kills_idle_and_busy_children_and_runs_no_more(
-        children: Children, threads: ThreadPoolExecutor, tmp_path: Path) -> None:
+    children: Children, threads: ThreadPoolExecutor, tmp_path: Path
+) -> None:
     idle = run(children, "whoami")
     jobs = [threads.submit(run, children, "deaf", mark=str(tmp_path / name)) for name in "ab"]
     wait_until(lambda: len(os.listdir(tmp_path)) == 2, what="both run")
@@ -187,19 +204,41 @@ def test_a_child_holds_no_pipe_of_another(children: Children) -> None:
 
 # --- what a job may do ---------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("name", "args", "words"), [
-    ("raise", {}, "ValueError: no such file"), ("exit", {}, "SystemExit: tired"), ("die", {}, "its process ended: exit status 9"),
-    ("huge", {}, "2000002 bytes as JSON; 1000000 are the most"), ("unserializable", {}, "not JSON serializable"),
-    ("nothing", {}, "UnknownJob"), ("add", {"a": "two"}, "#/args/a"),
-    ("made", {"size": FILE_MAX_BYTES + 256}, "10000128 bytes; 10000000 are the most"),
-    *(("end", {"how": how}, words) for how, words in {
-        "segfault": "its process ended: SIGSEGV", "recursion": "RecursionError", "nested": "RecursionError",
-        "100 MB": "100000002 bytes as JSON", "NaN": "not JSON compliant", "no type": "a file's name and type are text",
-        "long name": "longer than", "close all": "its process ended", "mute": "its process ended",
-        "leave a copy and die": "its process ended: exit status 9", "broken words": "^Odd$", "keyboard": "KeyboardInterrupt",
-        "generator": "GeneratorExit"}.items()),
-])
-def test_whatever_a_job_does_ends_in_words_and_the_next_one_runs(used: Children, name: str, args: dict[str, Any], words: str) -> None:
+
+@pytest.mark.parametrize(
+    ("name", "args", "words"),
+    [
+        ("raise", {}, "ValueError: no such file"),
+        ("exit", {}, "SystemExit: tired"),
+        ("die", {}, "its process ended: exit status 9"),
+        ("huge", {}, "2000002 bytes as JSON; 1000000 are the most"),
+        ("unserializable", {}, "not JSON serializable"),
+        ("nothing", {}, "UnknownJob"),
+        ("add", {"a": "two"}, "#/args/a"),
+        ("made", {"size": FILE_MAX_BYTES + 256}, "10000128 bytes; 10000000 are the most"),
+        *(
+            ("end", {"how": how}, words)
+            for how, words in {
+                "segfault": "its process ended: SIGSEGV",
+                "recursion": "RecursionError",
+                "nested": "RecursionError",
+                "100 MB": "100000002 bytes as JSON",
+                "NaN": "not JSON compliant",
+                "no type": "a file's name and type are text",
+                "long name": "longer than",
+                "close all": "its process ended",
+                "mute": "its process ended",
+                "leave a copy and die": "its process ended: exit status 9",
+                "broken words": "^Odd$",
+                "keyboard": "KeyboardInterrupt",
+                "generator": "GeneratorExit",
+            }.items()
+        ),
+    ],
+)
+def test_whatever_a_job_does_ends_in_words_and_the_next_one_runs(
+    used: Children, name: str, args: dict[str, Any], words: str
+) -> None:
     with pytest.raises(ChildError, match=words):
         run(used, name, **args)
     assert run(used, "add", a=1) == 2
@@ -214,15 +253,26 @@ def test_a_job_is_killed_at_its_timeout_with_all_it_started(children: Children, 
     assert run(children, "whoami") != leader
 
 
-def test_a_timeout_does_not_wait_for_progress_that_is_slow_to_record(children: Children, tmp_path: Path) -> None:
+def test_a_timeout_does_not_wait_for_progress_that_is_slow_to_record(
+    children: Children, tmp_path: Path
+) -> None:
     def slow_progress(fraction: float, step: str) -> None:
         threading.Event().wait(0.1)
 
     with pytest.raises(ChildTimeout):
-        run(children, "cleans up", timeout=0.5, progress=slow_progress, mark=str(tmp_path / "mark"), waits=False)
+        run(
+            children,
+            "cleans up",
+            timeout=0.5,
+            progress=slow_progress,
+            mark=str(tmp_path / "mark"),
+            waits=False,
+        )
 
 
-def test_the_start_of_a_child_is_not_taken_from_the_time_of_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_start_of_a_child_is_not_taken_from_the_time_of_its_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "slow_start.py").write_text("import threading; threading.Event().wait(4)")
     slow = Children([*MODULES, "slow_start"])
@@ -248,7 +298,9 @@ def test_a_file_comes_back_with_its_bytes(children: Children) -> None:
     size = FILE_MAX_BYTES // 256 * 256
     result = children.run("1", "made", {"size": size}, timeout_seconds=20, progress=nothing)
     about = {"name": "bytes.bin", "content_type": "application/x-bytes", "size": size}
-    assert result == Result(value=about, file=File("bytes.bin", bytes(range(256)) * (size // 256), "application/x-bytes"))
+    assert result == Result(
+        value=about, file=File("bytes.bin", bytes(range(256)) * (size // 256), "application/x-bytes")
+    )
 
 
 def test_large_arguments_reach_the_job(children: Children) -> None:
@@ -256,7 +308,9 @@ def test_large_arguments_reach_the_job(children: Children) -> None:
         run(children, "x" * 20_000_000)
 
 
-def test_a_job_cannot_take_the_next_ones_streams_away(children: Children, printed: Callable[[], list[str]]) -> None:
+def test_a_job_cannot_take_the_next_ones_streams_away(
+    children: Children, printed: Callable[[], list[str]]
+) -> None:
     run(children, "close streams")
     assert run(children, "streams", "42") == ["", str(PROJECT)]
     assert printed() == ["job 42: here again"]
@@ -270,7 +324,10 @@ def test_a_job_gives_way_to_mail_and_web(children: Children) -> None:
 
 # --- interrupts ----------------------------------------------------------------------------------------------------
 
-def start(threads: ThreadPoolExecutor, children: Children, id: str, name: str, mark: Path, **args: Any) -> "Future[Any]":
+
+def start(
+    threads: ThreadPoolExecutor, children: Children, id: str, name: str, mark: Path, **args: Any
+) -> "Future[Any]":
     """Run a job in a thread, and return when it has begun."""
     job = threads.submit(run, children, name, id, mark=str(mark), **args)
     wait_until(mark.exists, what="it runs")
@@ -279,7 +336,8 @@ def start(threads: ThreadPoolExecutor, children: Children, id: str, name: str, m
 
 @pytest.mark.parametrize("waits", [True, False])
 def test_an_interrupted_job_can_clean_up_and_what_it_returns_does_not_count(
-        children: Children, threads: ThreadPoolExecutor, tmp_path: Path, waits: bool) -> None:
+    children: Children, threads: ThreadPoolExecutor, tmp_path: Path, waits: bool
+) -> None:
     job = start(threads, children, "1", "cleans up", tmp_path / "mark", waits=waits)
     children.interrupt("1")
     assert isinstance(job.exception(60), Interrupted)
@@ -288,7 +346,8 @@ def test_an_interrupted_job_can_clean_up_and_what_it_returns_does_not_count(
 
 
 def test_an_interrupted_job_that_does_not_look_is_killed_after_a_moment(
-        children: Children, threads: ThreadPoolExecutor, tmp_path: Path) -> None:
+    children: Children, threads: ThreadPoolExecutor, tmp_path: Path
+) -> None:
     leader = run(children, "whoami")
     job = start(threads, children, "1", "deaf", tmp_path / "mark")
     children.interrupt("1")
@@ -297,7 +356,9 @@ def test_an_interrupted_job_that_does_not_look_is_killed_after_a_moment(
     wait_until(lambda: is_gone(leader), what="the process group is gone")
 
 
-def test_only_the_job_that_is_named_is_interrupted(children: Children, threads: ThreadPoolExecutor, tmp_path: Path) -> None:
+def test_only_the_job_that_is_named_is_interrupted(
+    children: Children, threads: ThreadPoolExecutor, tmp_path: Path
+) -> None:
     first = start(threads, children, "1", "cleans up", tmp_path / "1")
     second = start(threads, children, "2", "cleans up", tmp_path / "2")
     children.interrupt("no such job")
@@ -310,7 +371,9 @@ def test_only_the_job_that_is_named_is_interrupted(children: Children, threads: 
     assert run(children, "add", "2", a=1) == 2  # The same job, given back and taken again, is wanted again.
 
 
-def test_a_job_interrupted_before_it_began_does_not_begin(children: Children, threads: ThreadPoolExecutor, tmp_path: Path) -> None:
+def test_a_job_interrupted_before_it_began_does_not_begin(
+    children: Children, threads: ThreadPoolExecutor, tmp_path: Path
+) -> None:
     first = run(children, "whoami")
     freeze(first)
     job = threads.submit(run, children, "count and die", "1", mark=str(tmp_path / "mark"))
@@ -323,9 +386,11 @@ def test_a_job_interrupted_before_it_began_does_not_begin(children: Children, th
 
 
 def test_progress_that_raises_in_the_worker_stops_the_job(
-        children: Children, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    children: Children, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def unwanted(fraction: float, step: str) -> None:
         raise Interrupted
+
     with pytest.raises(Interrupted):
         run(children, "cleans up", progress=unwanted, mark=str(tmp_path / "mark"), waits=False)
     assert (tmp_path / "mark").read_text() == "cleaned up"
@@ -337,6 +402,7 @@ def test_progress_that_raises_in_the_worker_stops_the_job(
 
 
 # --- copies and leftovers ------------------------------------------------------------------------------------------
+
 
 def test_a_forked_copy_neither_answers_nor_goes_on_as_the_child(children: Children) -> None:
     seen: list[str] = []
@@ -350,7 +416,9 @@ def test_the_answer_of_another_job_is_not_taken_for_this_ones(children: Children
     assert run(children, "forge") == "own"
 
 
-def test_a_thread_that_a_job_leaves_behind_is_stopped_at_its_next_progress(children: Children, tmp_path: Path) -> None:
+def test_a_thread_that_a_job_leaves_behind_is_stopped_at_its_next_progress(
+    children: Children, tmp_path: Path
+) -> None:
     run(children, "leave a thread", mark=str(tmp_path / "mark"))
     wait_until((tmp_path / "mark").exists, what="its progress raised")
     assert run(children, "add", a=1) == 2
@@ -358,15 +426,27 @@ def test_a_thread_that_a_job_leaves_behind_is_stopped_at_its_next_progress(child
 
 # --- what jobs print -----------------------------------------------------------------------------------------------
 
-def test_what_a_job_prints_is_in_the_log_by_lines(children: Children, printed: Callable[[], list[str]]) -> None:
-    assert run(children, "print", "7", lines=["{\"id\": \"7\", \"result\": 1}", "y" * 600, "", "red \x1b[31m"]) == "printed"
-    assert printed() == ["job 7: {\"id\": \"7\", \"result\": 1}", f"job 7: {'y' * 500}", "job 7: red  [31m", "job 7: to stderr",
-                         "job 7: by a child of its own: \N{REPLACEMENT CHARACTER}"]
+
+def test_what_a_job_prints_is_in_the_log_by_lines(
+    children: Children, printed: Callable[[], list[str]]
+) -> None:
+    assert (
+        run(children, "print", "7", lines=['{"id": "7", "result": 1}', "y" * 600, "", "red \x1b[31m"])
+        == "printed"
+    )
+    assert printed() == [
+        'job 7: {"id": "7", "result": 1}',
+        f"job 7: {'y' * 500}",
+        "job 7: red  [31m",
+        "job 7: to stderr",
+        "job 7: by a child of its own: \N{REPLACEMENT CHARACTER}",
+    ]
 
 
 @pytest.mark.parametrize(("lines", "megabytes"), [([], 100), (["z" * 99] * 1000, 0)])
 def test_a_job_that_prints_without_end_ends_and_spares_the_log(
-        children: Children, printed: Callable[[], list[str]], lines: list[str], megabytes: int) -> None:
+    children: Children, printed: Callable[[], list[str]], lines: list[str], megabytes: int
+) -> None:
     assert run(children, "print", "7", lines=lines, megabytes=megabytes) == "printed"
     assert sum(map(len, printed())) < 64_000 * 1.2
     if lines:
@@ -376,7 +456,9 @@ def test_a_job_that_prints_without_end_ends_and_spares_the_log(
     assert "job 8: shown" in printed()
 
 
-def test_what_is_printed_after_a_job_is_not_the_next_ones(children: Children, printed: Callable[[], list[str]], tmp_path: Path) -> None:
+def test_what_is_printed_after_a_job_is_not_the_next_ones(
+    children: Children, printed: Callable[[], list[str]], tmp_path: Path
+) -> None:
     go = tmp_path / "go"
     run(children, "print later", "1", go=str(go))
     go.touch()
@@ -394,6 +476,7 @@ def test_a_crash_says_where_it_was(children: Children, printed: Callable[[], lis
 
 # --- the application -----------------------------------------------------------------------------------------------
 
+
 def test_a_job_runs_in_the_context_of_the_application_where_it_asks_for_it(children: Children) -> None:
     assert run(children, "place")["flask"] is False
     seen: list[str] = []
@@ -402,8 +485,12 @@ def test_a_job_runs_in_the_context_of_the_application_where_it_asks_for_it(child
     assert run(children, "application") == [name, made]
 
 
-def test_the_application_is_the_one_that_flask_would_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "shop.py").write_text("from flask import Flask\ndef create_app():\n    return Flask('shop')\n")
+def test_the_application_is_the_one_that_flask_would_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shop.py").write_text(
+        "from flask import Flask\ndef create_app():\n    return Flask('shop')\n"
+    )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("FLASK_APP", "shop")
     children = Children(MODULES)

@@ -33,13 +33,17 @@ def test_readme_shows_each_program_as_it_is(client: Client) -> None:
     text = (CLIENTS / client.file).read_text()
     language = client.file.partition(".")[2].replace("py", "python").replace("mjs", "js")
     assert f"```{language}\n{text}```\n" in README and f"docs/clients/{client.file}" in README
-    assert all(word in text for word in (URL, RECIPIENT, ORDER, "MAILASYNC_API_KEY", "wait=30", "Idempotency-Key"))
+    assert all(
+        word in text for word in (URL, RECIPIENT, ORDER, "MAILASYNC_API_KEY", "wait=30", "Idempotency-Key")
+    )
 
 
 def test_the_docs_page_shows_each_program_with_its_own_address(client: FlaskClient) -> None:
     page = unescape(client.get("/docs", base_url="http://127.0.0.1:8080").text)
     for one in ALL:
-        assert (CLIENTS / one.file).read_text().replace("http://127.0.0.1:5000", "http://127.0.0.1:8080") in page
+        assert (CLIENTS / one.file).read_text().replace(
+            "http://127.0.0.1:5000", "http://127.0.0.1:8080"
+        ) in page
 
 
 def test_every_program_is_one_that_is_run() -> None:
@@ -51,7 +55,9 @@ def test_a_program_that_is_run_twice_sends_one_mail_and_waits_for_it(served: Ser
         run(client, served)
 
 
-def test_a_mail_that_does_not_arrive_fails(served: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mail_that_does_not_arrive_fails(
+    served: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     changed = tmp_path / "clients"
     changed.mkdir()
     [python] = (client for client in ALL if client.name == "Python")
@@ -68,8 +74,12 @@ def test_a_mail_that_does_not_arrive_fails(served: Service, tmp_path: Path, monk
 def test_a_service_that_does_not_start_is_said(tmp_path: Path) -> None:
     with service(tmp_path, SMTP_SECURITY="tls") as wrong, pytest.raises(Failed, match="flask db upgrade"):
         start(wrong)
-    with service(tmp_path, DATABASE_URL=f"sqlite:///{tmp_path}/new.sqlite3", PORT="1", HOST="192.0.2.1") as wrong, pytest.raises(
-            Failed, match="cannot be used"):
+    with (
+        service(
+            tmp_path, DATABASE_URL=f"sqlite:///{tmp_path}/new.sqlite3", PORT="1", HOST="192.0.2.1"
+        ) as wrong,
+        pytest.raises(Failed, match="cannot be used"),
+    ):
         start(wrong)
 
 
@@ -77,7 +87,17 @@ def test_without_npm_it_says_what_to_install(tmp_path: Path) -> None:
     for name in ("curl", "node"):
         (tmp_path / name).symlink_to("/bin/true")
     environment = {**os.environ, "PATH": str(tmp_path), "TEST_SERVERS_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run([sys.executable, "-m", "tests.check_clients"], cwd=PROJECT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.check_clients"],
+        cwd=PROJECT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 1
-    assert "npm is not here" in done.stderr and "install Node.js" in done.stderr and "nothing was checked" in done.stderr
+    assert (
+        "npm is not here" in done.stderr
+        and "install Node.js" in done.stderr
+        and "nothing was checked" in done.stderr
+    )
     assert "Traceback" not in done.stderr

@@ -32,7 +32,13 @@ BOB = "bob@example.org"
 
 
 def flask(made: Service, *arguments: str, stdin: bytes = b"", **settings: str) -> Done:
-    return made.call("-m", "flask", *arguments, stdin=stdin, env={f"MAILASYNC_{name}": value for name, value in settings.items()})
+    return made.call(
+        "-m",
+        "flask",
+        *arguments,
+        stdin=stdin,
+        env={f"MAILASYNC_{name}": value for name, value in settings.items()},
+    )
 
 
 def received(smtpd: ScriptedSMTP) -> list[EmailMessage]:
@@ -51,14 +57,26 @@ def database_url(request: pytest.FixtureRequest) -> str:
 def here(sqlite_url: str) -> FlaskCliRunner:
     """The commands in this process, on an outbox without web, worker or broker."""
     ready(sqlite_url).close()
-    settings = {"ENV_FILE": "", "DATABASE_URL": sqlite_url, "BROKER_URL": f"pyamqp://guest:geheim@127.0.0.1:{free_port()}//"}
-    return web.create_app(load({f"MAILASYNC_{name}": value for name, value in settings.items()})).test_cli_runner()
+    settings = {
+        "ENV_FILE": "",
+        "DATABASE_URL": sqlite_url,
+        "BROKER_URL": f"pyamqp://guest:geheim@127.0.0.1:{free_port()}//",
+    }
+    return web.create_app(
+        load({f"MAILASYNC_{name}": value for name, value in settings.items()})
+    ).test_cli_runner()
 
 
 def test_a_person_at_a_terminal_sees_what_it_waits_for(pair: Service) -> None:
     ours, theirs = pty.openpty()
-    process = subprocess.Popen([sys.executable, "-m", "flask", "send", BOB, "--delay", "3600", "--wait=1"], cwd=pair.project,
-                               env=pair.environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=theirs)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flask", "send", BOB, "--delay", "3600", "--wait=1"],
+        cwd=pair.project,
+        env=pair.environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=theirs,
+    )
     os.close(theirs)
     assert process.wait(60) == 1
     with os.fdopen(ours, "rb") as terminal:
@@ -68,22 +86,59 @@ def test_a_person_at_a_terminal_sees_what_it_waits_for(pair: Service) -> None:
 
 # --- flask send ----------------------------------------------------------------------------------------------------
 
+
 def test_what_is_sent_arrives_as_it_was_asked_for(pair: Service, smtpd: ScriptedSMTP, tmp_path: Path) -> None:
     (tmp_path / "näme.csv").write_bytes(b"a,b\n1,2\n")
     (tmp_path / "mail.html").write_text("<p>Grüße</p>")
     pair.worker()
-    done = flask(pair, "send", "Bob <bob@example.org>", "Grüße", "--to", "carol@example.org", "--cc", "dave@example.org", "--bcc",
-                 "eve@example.org", "--reply-to", "help@example.org", "-s", "Hallo", "--html", str(tmp_path / "mail.html"), "--file",
-                 str(tmp_path / "näme.csv"), "--header", "X-A: b: c", "--tag", "greeting", "--wait")
+    done = flask(
+        pair,
+        "send",
+        "Bob <bob@example.org>",
+        "Grüße",
+        "--to",
+        "carol@example.org",
+        "--cc",
+        "dave@example.org",
+        "--bcc",
+        "eve@example.org",
+        "--reply-to",
+        "help@example.org",
+        "-s",
+        "Hallo",
+        "--html",
+        str(tmp_path / "mail.html"),
+        "--file",
+        str(tmp_path / "näme.csv"),
+        "--header",
+        "X-A: b: c",
+        "--tag",
+        "greeting",
+        "--wait",
+    )
     assert (done.code, done.err.strip()) == (0, "sent: 250 2.0.0 ok"), done
     [mail], [told] = received(smtpd), smtpd.messages
     assert sorted(told.rcpt_tos) == [BOB, "carol@example.org", "dave@example.org", "eve@example.org"]
     assert (mail["To"], mail["Cc"], mail["Bcc"], mail["Reply-To"], mail["Subject"], mail["X-A"]) == (
-        "Bob <bob@example.org>, carol@example.org", "dave@example.org", None, "help@example.org", "Hallo", "b: c")
+        "Bob <bob@example.org>, carol@example.org",
+        "dave@example.org",
+        None,
+        "help@example.org",
+        "Hallo",
+        "b: c",
+    )
     text, html = mail.get_body(("plain",)), mail.get_body(("html",))
-    assert text and html and (text.get_content().strip(), html.get_content().strip()) == ("Grüße", "<p>Grüße</p>")
+    assert (
+        text
+        and html
+        and (text.get_content().strip(), html.get_content().strip()) == ("Grüße", "<p>Grüße</p>")
+    )
     [file] = mail.iter_attachments()
-    assert (file.get_filename(), file.get_content_type(), file.get_payload(decode=True)) == ("näme.csv", "text/csv", b"a,b\n1,2\n")
+    assert (file.get_filename(), file.get_content_type(), file.get_payload(decode=True)) == (
+        "näme.csv",
+        "text/csv",
+        b"a,b\n1,2\n",
+    )
     [id] = done.lines
     assert flask(pair, "status", id, "--json").json["status"] == "sent"
 
@@ -91,12 +146,16 @@ def test_what_is_sent_arrives_as_it_was_asked_for(pair: Service, smtpd: Scripted
 def test_a_worker_is_told_at_once(pair: Service, smtpd: ScriptedSMTP) -> None:
     pair.worker()
     id = flask(pair, "send", BOB, "hello", "--json").json["id"]
-    steps = wait_until(lambda: [now for now in [flask(pair, "status", id, "--json").json] if now["status"] == "sent"])[0]["timeline"]
+    steps = wait_until(
+        lambda: [now for now in [flask(pair, "status", id, "--json").json] if now["status"] == "sent"]
+    )[0]["timeline"]
     assert [step["event"] for step in steps] == ["accepted", "queued", "sent"]
 
 
 def test_while_the_broker_is_away_it_is_kept_and_goes_later(pair: Service, smtpd: ScriptedSMTP) -> None:
-    done = flask(pair, "send", BOB, "hello", "--json", BROKER_URL=f"pyamqp://guest:geheim@127.0.0.1:{free_port()}//")
+    done = flask(
+        pair, "send", BOB, "hello", "--json", BROKER_URL=f"pyamqp://guest:geheim@127.0.0.1:{free_port()}//"
+    )
     assert (done.code, done.json["status"]) == (0, "queued")
     assert done.json["remark"].startswith("the broker cannot be reached (OperationalError); the mail is kept")
     assert "geheim" not in done.out + done.err
@@ -118,11 +177,22 @@ def test_the_end_decides_what_waiting_ends_with(pair: Service, smtpd: ScriptedSM
 
 def test_text_and_request_come_from_standard_input(here: FlaskCliRunner) -> None:
     assert here.invoke(args=["send", BOB, "-"], input="Grüße\n".encode()).exit_code == 0
-    request = {"to": [BOB, "carol@example.org"], "subject": "S", "priority": "low", "metadata": {"order": "4711"}}
+    request = {
+        "to": [BOB, "carol@example.org"],
+        "subject": "S",
+        "priority": "low",
+        "metadata": {"order": "4711"},
+    }
     done = here.invoke(args=["send", "--request", "-", "--json"], input=json.dumps(request).encode())
     assert (done.exit_code, json.loads(done.stdout)["status"]) == (0, "queued")
-    told = json.loads(here.invoke(args=["send", BOB, "--text", "-", "--dry-run", "--json"], input=b"text").stdout)
-    assert (told["dry_run"], told["recipients"], "\r\n\r\ntext" in told["raw"]) == (True, [{"email": BOB, "kind": "to"}], True)
+    told = json.loads(
+        here.invoke(args=["send", BOB, "--text", "-", "--dry-run", "--json"], input=b"text").stdout
+    )
+    assert (told["dry_run"], told["recipients"], "\r\n\r\ntext" in told["raw"]) == (
+        True,
+        [{"email": BOB, "kind": "to"}],
+        True,
+    )
     assert here.invoke(args=["send", BOB, "--dry-run"]).stdout.count("Message-ID: ") == 1
     assert [line.split()[-1] for line in here.invoke(args=["tail"]).stdout.splitlines()] == [BOB, "S"]
 
@@ -130,30 +200,37 @@ def test_text_and_request_come_from_standard_input(here: FlaskCliRunner) -> None
 def test_a_template_is_filled_in(here: FlaskCliRunner) -> None:
     arguments = ["templates", "save", "welcome", "--subject", "Welcome, {{ name }}", "--text", "-"]
     assert here.invoke(args=arguments, input=b"Hi {{ name }}").exit_code == 0
-    done = here.invoke(args=["send", BOB, "--template", "welcome", "--variables", '{"name": "Bob"}', "--dry-run"])
+    done = here.invoke(
+        args=["send", BOB, "--template", "welcome", "--variables", '{"name": "Bob"}', "--dry-run"]
+    )
     assert "Subject: Welcome, Bob\n" in done.stdout and "\n\nHi Bob\n" in done.stdout
     done = here.invoke(args=["send", BOB, "--template", "welcome"])
     assert (done.exit_code, done.stdout, done.stderr[:20]) == (2, "", "#/template/variables")
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (("bob",), '#/to: expected an address, got "bob"'),
-    ((), "#/to: expected this field, got none"),
-    ((BOB, "--at", "tomorrow"), "#/scheduled_at: expected a time like"),
-    ((BOB, "--at", "2100-01-01T00:00:00Z", "--delay", "5"), "#/scheduled_at"),
-    ((BOB, "--from", "x@example.net", "--header", "Bcc: y@example.net"), "#/headers/Bcc: expected X-"),
-    ((BOB, "--header", "X-A"), "expected --header 'Name: value'"),
-    ((BOB, "--text", "/nowhere.txt"), "/nowhere.txt: No such file"),
-    ((BOB, "--file", "/"), "/: Is a directory"),
-    ((BOB, "-", "--html", "-"), "expected - for standard input once"),
-    ((BOB, "words", "--text", "-"), "expected TEXT or --text FILE, got both"),
-    ((BOB, "--variables", "{}"), "expected --template with --variables"),
-    ((BOB, "--template", "x", "--variables", "{"), "#: expected JSON"),
-    (("--request", "-", "--tag", "x"), "expected everything in --request, got tag beside it"),
-    (("--request", "-"), "#: expected JSON"),
-    (("--wait", BOB), "without a number put --wait at the end"),
-])
-def test_what_is_wrong_is_said_and_nothing_accepted(here: FlaskCliRunner, arguments: tuple[str, ...], words: str) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("bob",), '#/to: expected an address, got "bob"'),
+        ((), "#/to: expected this field, got none"),
+        ((BOB, "--at", "tomorrow"), "#/scheduled_at: expected a time like"),
+        ((BOB, "--at", "2100-01-01T00:00:00Z", "--delay", "5"), "#/scheduled_at"),
+        ((BOB, "--from", "x@example.net", "--header", "Bcc: y@example.net"), "#/headers/Bcc: expected X-"),
+        ((BOB, "--header", "X-A"), "expected --header 'Name: value'"),
+        ((BOB, "--text", "/nowhere.txt"), "/nowhere.txt: No such file"),
+        ((BOB, "--file", "/"), "/: Is a directory"),
+        ((BOB, "-", "--html", "-"), "expected - for standard input once"),
+        ((BOB, "words", "--text", "-"), "expected TEXT or --text FILE, got both"),
+        ((BOB, "--variables", "{}"), "expected --template with --variables"),
+        ((BOB, "--template", "x", "--variables", "{"), "#: expected JSON"),
+        (("--request", "-", "--tag", "x"), "expected everything in --request, got tag beside it"),
+        (("--request", "-"), "#: expected JSON"),
+        (("--wait", BOB), "without a number put --wait at the end"),
+    ],
+)
+def test_what_is_wrong_is_said_and_nothing_accepted(
+    here: FlaskCliRunner, arguments: tuple[str, ...], words: str
+) -> None:
     done = here.invoke(args=["send", *arguments])
     assert (done.exit_code, done.stdout) == (2, "")
     assert words in done.stderr
@@ -163,8 +240,14 @@ def test_what_is_wrong_is_said_and_nothing_accepted(here: FlaskCliRunner, argume
 def test_each_wrong_field_is_a_line_or_one_object(here: FlaskCliRunner) -> None:
     arguments = ["send", "bob", "-s", "a\nb"]
     told = json.loads(here.invoke(args=[*arguments, "--json"]).stdout)
-    assert (told["code"], [one["pointer"] for one in told["errors"]]) == ("validation_error", ["#/to", "#/subject"])
-    assert [line.split(":")[0] for line in here.invoke(args=arguments).stderr.splitlines()] == ["#/to", "#/subject"]
+    assert (told["code"], [one["pointer"] for one in told["errors"]]) == (
+        "validation_error",
+        ["#/to", "#/subject"],
+    )
+    assert [line.split(":")[0] for line in here.invoke(args=arguments).stderr.splitlines()] == [
+        "#/to",
+        "#/subject",
+    ]
     done = here.invoke(args=["send", "--request", "-", "--json"], input=b"[]")
     assert (done.exit_code, json.loads(done.stdout)["code"]) == (2, "malformed_json")
 
@@ -178,6 +261,7 @@ def test_a_database_that_is_not_ready_is_one_sentence(tmp_path: Path) -> None:
 
 # --- flask status, flask tail --------------------------------------------------------------------------------------
 
+
 def test_status_tells_what_the_api_tells(pair: Service, smtpd: ScriptedSMTP) -> None:
     pair.web()
     pair.worker()
@@ -186,7 +270,11 @@ def test_status_tells_what_the_api_tells(pair: Service, smtpd: ScriptedSMTP) -> 
     watched = flask(pair, "status", id, "--watch", "--json")
     *steps, last = [json.loads(line) for line in watched.lines]
     assert (watched.code, last) == (0, pair.message(id))
-    assert [step["event"] for step in steps if step["event"] in ("accepted", "deferred", "sent")] == ["accepted", "deferred", "sent"]
+    assert [step["event"] for step in steps if step["event"] in ("accepted", "deferred", "sent")] == [
+        "accepted",
+        "deferred",
+        "sent",
+    ]
     assert {step["id"] for step in steps} == {id}
     said = flask(pair, "status", id)
     assert said.lines[:2] == [f"{id}: sent: 250 2.0.0 ok", "  to bob@example.org: sent, 250 2.0.0 ok"]
@@ -204,8 +292,10 @@ def test_tail_shows_the_newest_last_and_follows(pair: Service, smtpd: ScriptedSM
     assert [line.split()[0] for line in flask(pair, "tail", "--to", BOB).lines] == [first]
     assert flask(pair, "tail", "--status", "sent").lines == []
     told = [json.loads(line) for line in flask(pair, "tail", "--json").lines]
-    assert [(one["id"], one["status"], one["recipients"][0]["email"]) for one in told] == [(first, "queued", BOB),
-                                                                                          (second, "queued", "carol@example.org")]
+    assert [(one["id"], one["status"], one["recipients"][0]["email"]) for one in told] == [
+        (first, "queued", BOB),
+        (second, "queued", "carol@example.org"),
+    ]
     follower = pair.run("-m", "flask", "tail", "-f", "-n", "1", "--json", name="tail")
     follower.says(second)
     third = flask(pair, "send", BOB, "hello").out.strip()
@@ -221,6 +311,7 @@ def write(database: Database, id: str, event: str) -> None:
     def work(connection: Connection, items: list[None]) -> list[None]:
         record(connection, [{"id": id, "event": event}])
         return items
+
     database.write(work, None)
 
 
@@ -236,7 +327,10 @@ def test_each_change_is_told_once_even_where_it_was_committed_late(database: Dat
     assert changes.look() == []
     write(database, ids[0], "one")
     write(database, ids[2], "two")
-    assert [(row["id"], row["event"], row["state"]) for row in changes.look()] == [(ids[0], "one", "queued"), (ids[2], "two", "queued")]
+    assert [(row["id"], row["event"], row["state"]) for row in changes.look()] == [
+        (ids[0], "one", "queued"),
+        (ids[2], "two", "queued"),
+    ]
     assert ([row["event"] for row in theirs.look()], sent.look(), changes.look()) == (["one"], [], [])
     for number in range(OVERLAP + 10):
         write(database, ids[1], f"{number}")
@@ -246,11 +340,20 @@ def test_each_change_is_told_once_even_where_it_was_committed_late(database: Dat
 
 # --- flask config --------------------------------------------------------------------------------------------------
 
+
 def test_config_tells_each_value_and_its_source_and_no_secret(tmp_path: Path) -> None:
-    (tmp_path / "my env").write_text("MAILASYNC_MAIL_FROM=alice@example.org\nMAILASYNC_HOST=127.0.0.2\nMAILASYNC_MAIL_PASSWORD=geheim1\n")
+    (tmp_path / "my env").write_text(
+        "MAILASYNC_MAIL_FROM=alice@example.org\nMAILASYNC_HOST=127.0.0.2\nMAILASYNC_MAIL_PASSWORD=geheim1\n"
+    )
     (tmp_path / "key").write_text("geheim2\n")
-    with service(tmp_path, ENV_FILE=str(tmp_path / "my env"), HOST="127.0.0.3", API_KEY_FILE=str(tmp_path / "key"),
-                 BROKER_URL="pyamqp://guest:geheim3@127.0.0.1//", DATABASE_URL="sqlite:////nowhere") as made:
+    with service(
+        tmp_path,
+        ENV_FILE=str(tmp_path / "my env"),
+        HOST="127.0.0.3",
+        API_KEY_FILE=str(tmp_path / "key"),
+        BROKER_URL="pyamqp://guest:geheim3@127.0.0.1//",
+        DATABASE_URL="sqlite:////nowhere",
+    ) as made:
         done = flask(made, "config", "--json")
         told = {one["name"]: one for one in map(json.loads, done.lines)}
         plain = flask(made, "config")
@@ -260,7 +363,8 @@ def test_config_tells_each_value_and_its_source_and_no_secret(tmp_path: Path) ->
         "HOST": ("127.0.0.3", "MAILASYNC_HOST in the environment, before .env"),
         "API_KEY": ("***", "MAILASYNC_API_KEY_FILE in the environment"),
         "JOB_SLOTS": (50, "default_settings.py"),
-        "MAIL_PASSWORD": ("***", f"MAILASYNC_MAIL_PASSWORD in {tmp_path / 'my env'}")}
+        "MAIL_PASSWORD": ("***", f"MAILASYNC_MAIL_PASSWORD in {tmp_path / 'my env'}"),
+    }
     assert {name: (told[name]["value"], told[name]["source"]) for name in wanted} == wanted
     assert plain.lines[0].startswith("MAIL_USERNAME") and len(plain.lines) == len(told) == len(origins())
 
@@ -272,6 +376,7 @@ def test_what_flask_copied_into_the_environment_comes_from_the_file(tmp_path: Pa
 
 
 # --- which database ------------------------------------------------------------------------------------------------
+
 
 def test_commands_are_about_flask_up_while_only_that_runs(alone: Service) -> None:  # noqa: F811  # the fixture
     # Given a fresh copy: there is nothing to look at
@@ -293,6 +398,10 @@ def test_commands_are_about_flask_up_while_only_that_runs(alone: Service) -> Non
     up.stop()
     # Then, stopped, it is named and not taken
     done = flask(alone, "tail")
-    assert done.code == 1 and "one of `flask up`, which does not run: start it, or set MAILASYNC_DATABASE_URL=sqlite:////" in done.err
+    assert (
+        done.code == 1
+        and "one of `flask up`, which does not run: start it, or set MAILASYNC_DATABASE_URL=sqlite:////"
+        in done.err
+    )
     url = done.err.strip().rpartition("MAILASYNC_DATABASE_URL=")[2]
     assert len(flask(alone, "tail", DATABASE_URL=url).lines) == 1

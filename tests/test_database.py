@@ -39,6 +39,7 @@ def commits(database: Database) -> Iterator[list[Connection]]:
 
     def note(connection: Connection) -> None:
         seen.append(connection)
+
     event.listen(database.engine, "commit", note)
     yield seen
     event.remove(database.engine, "commit", note)
@@ -66,10 +67,14 @@ def waiting(database: Database, count: int) -> bool:
 
 
 def stored(database: Database) -> set[str]:
-    return set(database.read(lambda connection: connection.scalars(text("SELECT outbox_id FROM identity")).all()))
+    return set(
+        database.read(lambda connection: connection.scalars(text("SELECT outbox_id FROM identity")).all())
+    )
 
 
-def test_writes_that_arrive_during_a_commit_share_the_next(database: Database, commits: list[Connection]) -> None:
+def test_writes_that_arrive_during_a_commit_share_the_next(
+    database: Database, commits: list[Connection]
+) -> None:
     # Given a commit that is on its way
     slow = Held()
     with ThreadPoolExecutor(51) as threads:
@@ -135,7 +140,9 @@ def test_a_write_that_cannot_be_written_at_all_harms_no_other(database: Database
         wait_until(lambda: len(database._waiting) == 3, what="all wait")
         slow.go_on.set()
         assert (good.result(60), better.result(60)) == ("GOOD", "BETTER")
-        with pytest.raises(Exception, match=r"surrogates|can't adapt|cannot adapt|not supported|attribute|type 'object'") as e:
+        with pytest.raises(
+            Exception, match=r"surrogates|can't adapt|cannot adapt|not supported|attribute|type 'object'"
+        ) as e:
             bad.result(60)
         assert not isinstance(e.value, AssertionError)
 
@@ -158,7 +165,9 @@ def test_a_writer_whose_commit_is_done_waits_for_nobody_elses(database: Database
             second.go_on.set()
 
 
-def test_many_writes_of_one_thread_are_done_together_each_with_its_own_result(database: Database, commits: list[Connection]) -> None:
+def test_many_writes_of_one_thread_are_done_together_each_with_its_own_result(
+    database: Database, commits: list[Connection]
+) -> None:
     many = [f"id-{n}" for n in range(BATCH_MAX + 50)]
     assert [told() for told in database.write_all((insert, many))[0]] == [id.upper() for id in many]
     assert len(commits) == 2
@@ -169,7 +178,9 @@ def test_many_writes_of_one_thread_are_done_together_each_with_its_own_result(da
     assert database.write_all((insert, []), (insert, [])) == [[], []]
 
 
-def test_many_writes_wait_for_a_commit_that_is_on_its_way_and_lead_the_next(database: Database, commits: list[Connection]) -> None:
+def test_many_writes_wait_for_a_commit_that_is_on_its_way_and_lead_the_next(
+    database: Database, commits: list[Connection]
+) -> None:
     slow = Held()
     with ThreadPoolExecutor(3) as threads:
         threads.submit(database.write, slow, None)
@@ -194,6 +205,7 @@ def test_a_writer_that_a_signal_stops_stops_nobody_else(database: Database) -> N
 
     def stop(signum: int, frame: object) -> None:
         raise _Stopped
+
     before = signal.signal(signal.SIGUSR1, stop)
     try:
         with ThreadPoolExecutor(3) as threads:
@@ -207,6 +219,7 @@ def test_a_writer_that_a_signal_stops_stops_nobody_else(database: Database) -> N
                 wait_until(partial(waiting, database, 2), what="both wait")
                 slow.go_on.set()
                 return other.result(60)
+
             other = threads.submit(stop_when_waiting)
             # When a signal stops it
             with pytest.raises(_Stopped):
@@ -218,11 +231,14 @@ def test_a_writer_that_a_signal_stops_stops_nobody_else(database: Database) -> N
     assert {"stopped", "other"} <= stored(database)
 
 
-def test_a_commit_that_was_interrupted_may_have_gone_through_and_is_not_done_again(database: Database) -> None:
+def test_a_commit_that_was_interrupted_may_have_gone_through_and_is_not_done_again(
+    database: Database,
+) -> None:
     def stop_after_commit(connection: Connection) -> None:
         driver: Any = connection.connection.dbapi_connection
         driver.commit()
         raise _Stopped
+
     event.listen(database.engine, "commit", stop_after_commit)
     [[one, two]] = database.write_all((insert, ["one", "two"]))
     event.remove(database.engine, "commit", stop_after_commit)
@@ -237,9 +253,12 @@ def test_a_disk_that_is_full_at_the_commit_is_told_and_nothing_is_written(sqlite
     upgrade(database)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def fill(connection: Connection) -> None:  # SQLite's log can get no longer, and it writes there at the commit.
+    def fill(
+        connection: Connection,
+    ) -> None:  # SQLite's log can get no longer, and it writes there at the commit.
         length = Path(f"{database.url.database}-wal").stat().st_size
         resource.setrlimit(resource.RLIMIT_FSIZE, (length, limits[1]))
+
     event.listen(database.engine, "commit", fill)
     try:
         with pytest.raises(StoreUnavailable, match="disk") as e:
@@ -305,11 +324,17 @@ def test_a_migrated_database_is_what_the_schema_says(database: Database) -> None
 
 
 def test_more_rows_than_one_statement_bears_go_in_several(database: Database) -> None:
-    rows = [{"id": new_id(), "event": "accepted", "attempt": number, "detail": f"{number} " + "ä" * 1000} for number in range(2500)]
+    rows = [
+        {"id": new_id(), "event": "accepted", "attempt": number, "detail": f"{number} " + "ä" * 1000}
+        for number in range(2500)
+    ]
     rows += [{"id": new_id(), "event": "accepted", "detail": "x" * (CHARACTERS_MAX + 1)}]
     statements: list[str] = []
-    event.listen(database.engine, "before_cursor_execute",
-                 lambda connection, cursor, statement, parameters, context, many: statements.append(statement))
+    event.listen(
+        database.engine,
+        "before_cursor_execute",
+        lambda connection, cursor, statement, parameters, context, many: statements.append(statement),
+    )
     insert = inserted(events, ["id", "event", "attempt", "detail"], at=literal(1))
     with database.engine.begin() as connection:
         insert(connection, rows)
@@ -317,7 +342,9 @@ def test_more_rows_than_one_statement_bears_go_in_several(database: Database) ->
     assert len(set(statements)) == 1
     assert 4 <= len(statements) <= 20
     columns = (events.c.id, events.c.event, events.c.attempt, events.c.detail)
-    found = database.read(lambda connection: connection.execute(select(*columns).order_by(events.c.number)).mappings().all())
+    found = database.read(
+        lambda connection: connection.execute(select(*columns).order_by(events.c.number)).mappings().all()
+    )
     assert [dict(row) for row in found] == [{"attempt": None} | row for row in rows]
 
 
@@ -329,10 +356,17 @@ def test_what_was_there_before_can_be_searched_after_an_upgrade(database_url: st
         config.set_main_option("script_location", str(MIGRATIONS))
         config.attributes["connection"] = connection
         command.upgrade(config, "0004")
-        connection.execute(text("INSERT INTO messages (id, state, queue, message_id, created_at, attempt, uncertain_attempts, crashes) "
-                                "VALUES ('a', 'sent', 'mail', 'a@example.org', 1, 1, 0, 0)"))
-        connection.execute(text("INSERT INTO contents (id, content) VALUES ('a', :content)"),
-                           {"content": Message(to=(), subject='An "OLD" one').to_row()})
+        connection.execute(
+            text(
+                "INSERT INTO messages (id, state, queue, message_id, created_at, attempt, uncertain_attempts, crashes) "
+                "VALUES ('a', 'sent', 'mail', 'a@example.org', 1, 1, 0, 0)"
+            )
+        )
+        connection.execute(
+            text("INSERT INTO contents (id, content) VALUES ('a', :content)"),
+            {"content": Message(to=(), subject='An "OLD" one').to_row()},
+        )
+
     database.transaction(as_it_was)
     upgrade(database)
     assert [row["id"] for row in listed(database, Search(words='"old')).rows] == ["a"]
@@ -361,6 +395,7 @@ def test_sqlite_commits_reach_the_disk(sqlite_url: str) -> None:
 
     def pragma(name: str) -> Any:
         return database.read(lambda connection: connection.scalar(text(f"PRAGMA {name}")))
+
     assert (pragma("journal_mode"), pragma("synchronous"), pragma("foreign_keys")) == ("wal", 2, 1)
     database.close()
 

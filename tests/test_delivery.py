@@ -46,7 +46,15 @@ SCHEDULE = "10s, 100s, 1000s"
 class Office:
     """A worker without a broker: an outbox, and what delivers from it."""
 
-    def __init__(self, database: Database, smtpd: ScriptedSMTP, *, on_uncertain: str = "resend", connections: int = 4, **hop: Any) -> None:
+    def __init__(
+        self,
+        database: Database,
+        smtpd: ScriptedSMTP,
+        *,
+        on_uncertain: str = "resend",
+        connections: int = 4,
+        **hop: Any,
+    ) -> None:
         self.database, self.smtpd = database, smtpd
         self.outbox = Outbox(database)
         self.worker = Worker(database, new_id(), "worker@here", ["mail"])
@@ -57,7 +65,9 @@ class Office:
         self.sessions = Sessions(NextHop(host=smtpd.host, port=smtpd.port, **wanted))
         self.accounts = Accounts(database, self.claims.budgets)
         self.accounts.register()
-        agent = AttemptRunner({DEFAULT_ACCOUNT: Sender(ALICE, self.sessions)}, Schedule.parse(SCHEDULE), on_uncertain)
+        agent = AttemptRunner(
+            {DEFAULT_ACCOUNT: Sender(ALICE, self.sessions)}, Schedule.parse(SCHEDULE), on_uncertain
+        )
         self.delivery = Delivery(self.claims, agent, Admission(connections))
 
     def accept(self, *to: Address, subject: str = "Hello") -> str:
@@ -85,7 +95,9 @@ class Office:
         """Make a deferred mail due, and try it once more."""
         self.sql("UPDATE messages SET next_attempt_at = 1 WHERE id = :id", id=id)
         self.sql("UPDATE accounts SET until = 1 WHERE until IS NOT NULL")
-        assert [nudge.id for nudge in self.sweeps.due() + self.sweeps.unparked(1000, self.accounts.capacity())] == [id]
+        assert [
+            nudge.id for nudge in self.sweeps.due() + self.sweeps.unparked(1000, self.accounts.capacity())
+        ] == [id]
         assert self.delivery.deliver([id])
         return self.standing(id)
 
@@ -100,6 +112,7 @@ class Office:
     def sql(self, statement: str, **values: Any) -> None:
         def run(connection: Connection) -> None:
             connection.execute(text(statement), values)
+
         self.database.transaction(run)
 
 
@@ -181,24 +194,39 @@ class TestOutcomes:
     def test_5xx_fails_it(self, office: Office, smtpd: ScriptedSMTP, phase: str) -> None:
         smtpd.reply(phase, "550 5.7.1 no")
         found = office.send()
-        assert (found.row["state"], found.row["reason"], found.row["next_attempt_at"]) == ("failed", "550 5.7.1 no", None)
+        assert (found.row["state"], found.row["reason"], found.row["next_attempt_at"]) == (
+            "failed",
+            "550 5.7.1 no",
+            None,
+        )
         assert people(found) == [("failed", "550 5.7.1 no")]
         assert office.send().row["state"] == "sent"
 
-    def test_when_the_schedule_is_used_up_it_fails_and_says_why(self, office: Office, smtpd: ScriptedSMTP) -> None:
+    def test_when_the_schedule_is_used_up_it_fails_and_says_why(
+        self, office: Office, smtpd: ScriptedSMTP
+    ) -> None:
         smtpd.reply("DOT", "451 4.3.0 later", times=None)
         id = office.send().row["id"]
         for _ in range(3):
             found = office.again(id)
-        assert (found.row["state"], found.row["reason"]) == ("failed", "gave up after attempt 4: 451 4.3.0 later")
+        assert (found.row["state"], found.row["reason"]) == (
+            "failed",
+            "gave up after attempt 4: 451 4.3.0 later",
+        )
         assert people(found) == [("failed", "451 4.3.0 later")]
         assert told(found) == [("deferred", 1), ("deferred", 2), ("deferred", 3), ("failed", 4)]
 
     @pytest.mark.parametrize("phase", ["GREETING", "EHLO", "MAIL", "RCPT", "DATA"])
-    def test_a_link_that_is_lost_before_the_payload_defers_it(self, office: Office, smtpd: ScriptedSMTP, phase: str) -> None:
+    def test_a_link_that_is_lost_before_the_payload_defers_it(
+        self, office: Office, smtpd: ScriptedSMTP, phase: str
+    ) -> None:
         smtpd.drop(phase)
         found = office.send()
-        assert (found.row["state"], found.row["uncertain_attempts"], told(found)) == ("deferred", 0, [("deferred", 1)])
+        assert (found.row["state"], found.row["uncertain_attempts"], told(found)) == (
+            "deferred",
+            0,
+            [("deferred", 1)],
+        )
         assert office.again(found.row["id"]).row["state"] == "sent"
         assert office.send().row["state"] == "sent"
 
@@ -209,21 +237,30 @@ class TestOutcomes:
         assert "could not be reached" in found.row["reason"]
 
     def test_a_mail_that_cannot_be_composed_fails_without_showing_itself(
-            self, office: Office, smtpd: ScriptedSMTP, caplog: pytest.LogCaptureFixture) -> None:
+        self, office: Office, smtpd: ScriptedSMTP, caplog: pytest.LogCaptureFixture
+    ) -> None:
         id = office.accept()
         office.sql("UPDATE messages SET message_id = 'two words' WHERE id = :id", id=id)
         office.delivery.deliver([id])
         assert office.standing(id).row["reason"] == "could not be composed: ValueError"
         assert "words" not in caplog.text
 
-    def test_a_fault_of_our_own_defers_it_and_leaves_no_row_behind(self, office: Office, caplog: pytest.LogCaptureFixture) -> None:
+    def test_a_fault_of_our_own_defers_it_and_leaves_no_row_behind(
+        self, office: Office, caplog: pytest.LogCaptureFixture
+    ) -> None:
         id = office.accept()
         agent = office.delivery.agent
-        office.delivery.agent = replace(agent, senders={DEFAULT_ACCOUNT: Sender(Address("älice@example.org"), office.sessions)})
+        office.delivery.agent = replace(
+            agent, senders={DEFAULT_ACCOUNT: Sender(Address("älice@example.org"), office.sessions)}
+        )
         assert office.delivery.deliver([id])
         found = office.standing(id)
         office.delivery.agent = agent
-        assert (found.row["state"], found.row["owner"], found.row["reason"]) == ("deferred", None, "internal error: UnicodeEncodeError")
+        assert (found.row["state"], found.row["owner"], found.row["reason"]) == (
+            "deferred",
+            None,
+            "internal error: UnicodeEncodeError",
+        )
         assert office.send().row["state"] == "sent"
 
     def test_a_mail_with_nobody_left_to_get_it_ends(self, office: Office, smtpd: ScriptedSMTP) -> None:
@@ -235,22 +272,34 @@ class TestOutcomes:
 
 
 class TestRecipients:
-    def test_one_that_was_accepted_gets_no_second_copy_because_another_was_deferred(self, office: Office, smtpd: ScriptedSMTP) -> None:
+    def test_one_that_was_accepted_gets_no_second_copy_because_another_was_deferred(
+        self, office: Office, smtpd: ScriptedSMTP
+    ) -> None:
         smtpd.reply("RCPT", "450 4.2.1 later", match="carol@")
         found = office.send(BOB, CAROL)
-        assert (found.row["state"], people(found)) == ("deferred", [("sent", "250 2.0.0 ok"), ("deferred", "450 4.2.1 later")])
+        assert (found.row["state"], people(found)) == (
+            "deferred",
+            [("sent", "250 2.0.0 ok"), ("deferred", "450 4.2.1 later")],
+        )
         found = office.again(found.row["id"])
-        assert (found.row["state"], people(found)) == ("sent", [("sent", "250 2.0.0 ok"), ("sent", "250 2.0.0 ok")])
+        assert (found.row["state"], people(found)) == (
+            "sent",
+            [("sent", "250 2.0.0 ok"), ("sent", "250 2.0.0 ok")],
+        )
         assert [delivery.rcpt_tos for delivery in smtpd.messages] == [(BOB.address,), (CAROL.address,)]
         assert smtpd.messages[0].data == smtpd.messages[1].data
 
-    def test_one_that_is_refused_fails_and_the_others_are_sent(self, office: Office, smtpd: ScriptedSMTP) -> None:
+    def test_one_that_is_refused_fails_and_the_others_are_sent(
+        self, office: Office, smtpd: ScriptedSMTP
+    ) -> None:
         smtpd.reply("RCPT", "550 5.1.1 no such user", match="bob@")
         found = office.send(BOB, CAROL)
         assert (found.row["state"], found.row["reason"]) == ("sent", "550 5.1.1 no such user")
         assert people(found) == [("failed", "550 5.1.1 no such user"), ("sent", "250 2.0.0 ok")]
 
-    def test_when_the_last_one_is_given_up_the_mail_was_sent_to_the_others(self, office: Office, smtpd: ScriptedSMTP) -> None:
+    def test_when_the_last_one_is_given_up_the_mail_was_sent_to_the_others(
+        self, office: Office, smtpd: ScriptedSMTP
+    ) -> None:
         smtpd.reply("RCPT", "450 4.2.1 later", match="carol@", times=None)
         id = office.send(BOB, CAROL).row["id"]
         for _ in range(3):
@@ -265,11 +314,18 @@ class TestRecipients:
         assert found.row["state"] == "failed"
         assert people(found) == [("failed", "550 5.1.1 no such user")] * 2
 
-    @pytest.mark.parametrize("reply", [
-        "452 4.5.3 too many recipients", "552 5.5.3 Error", "552 Too many recipients", "550 5.5.3 Too many recipients",
-    ])
+    @pytest.mark.parametrize(
+        "reply",
+        [
+            "452 4.5.3 too many recipients",
+            "552 5.5.3 Error",
+            "552 Too many recipients",
+            "550 5.5.3 Too many recipients",
+        ],
+    )
     def test_those_that_were_too_many_for_one_transaction_are_tried_at_once(
-            self, office: Office, smtpd: ScriptedSMTP, reply: str) -> None:
+        self, office: Office, smtpd: ScriptedSMTP, reply: str
+    ) -> None:
         smtpd.reply("RCPT", reply, match="carol@")
         found = office.send(BOB, CAROL)
         assert (found.row["state"], waits_ms(found) < 1000) == ("deferred", True)
@@ -280,10 +336,15 @@ class TestRecipients:
 
 class TestUncertain:
     def test_no_answer_after_the_dot_is_told_and_the_mail_is_sent_again_under_the_same_id(
-            self, office: Office, smtpd: ScriptedSMTP) -> None:
+        self, office: Office, smtpd: ScriptedSMTP
+    ) -> None:
         smtpd.drop("DOT")
         found = office.send()
-        assert (found.row["state"], found.row["uncertain_attempts"], told(found)) == ("deferred", 1, [("uncertain", 1)])
+        assert (found.row["state"], found.row["uncertain_attempts"], told(found)) == (
+            "deferred",
+            1,
+            [("uncertain", 1)],
+        )
         assert "no reply after the final dot" in found.row["reason"]
         found = office.again(found.row["id"])
         assert (found.row["state"], found.row["uncertain_attempts"]) == ("sent", 1)
@@ -294,7 +355,11 @@ class TestUncertain:
         office = Office(database, smtpd, on_uncertain="hold")
         smtpd.drop("DOT")
         found = office.send()
-        assert (found.row["state"], found.row["uncertain_attempts"], found.row["next_attempt_at"]) == ("uncertain", 1, None)
+        assert (found.row["state"], found.row["uncertain_attempts"], found.row["next_attempt_at"]) == (
+            "uncertain",
+            1,
+            None,
+        )
         assert office.sweeps.due() == []
         assert smtpd.copies(found.row["message_id"]) == 1
         office.delivery.close()
@@ -310,8 +375,16 @@ class TestUncertain:
 
 
 class TestAccount:
-    @pytest.mark.parametrize("reply", [
-        "535 5.7.8 no", "534 5.7.9 app password", "530 5.7.0 log in", "454 4.7.0 too many logins", "421 4.7.0 no"])
+    @pytest.mark.parametrize(
+        "reply",
+        [
+            "535 5.7.8 no",
+            "534 5.7.9 app password",
+            "530 5.7.0 log in",
+            "454 4.7.0 too many logins",
+            "421 4.7.0 no",
+        ],
+    )
     def test_trouble_at_login_never_fails_a_mail(self, database: Database, reply: str) -> None:
         with ScriptedSMTP(auth={"alice": "secret"}) as smtpd:
             smtpd.reply("AUTH", reply, times=None)
@@ -325,31 +398,50 @@ class TestAccount:
             office.delivery.close()
 
     @pytest.mark.parametrize("phase", ["MAIL", "RCPT", "DATA", "DOT"])
-    @pytest.mark.parametrize("reply", ["550 5.4.5 Daily user sending limit exceeded", "550-5.4.5 Daily user\n550 5.4.5 sending limit",
-                                       "550 5.7.1 Daily SMTP relay limit exceeded for user", "530 5.7.0 Authentication required"])
-    def test_a_limit_that_looks_permanent_is_waited_for(self, office: Office, smtpd: ScriptedSMTP, phase: str, reply: str) -> None:
+    @pytest.mark.parametrize(
+        "reply",
+        [
+            "550 5.4.5 Daily user sending limit exceeded",
+            "550-5.4.5 Daily user\n550 5.4.5 sending limit",
+            "550 5.7.1 Daily SMTP relay limit exceeded for user",
+            "530 5.7.0 Authentication required",
+        ],
+    )
+    def test_a_limit_that_looks_permanent_is_waited_for(
+        self, office: Office, smtpd: ScriptedSMTP, phase: str, reply: str
+    ) -> None:
         smtpd.reply(phase, reply)
         found = office.send()
         assert (found.row["state"], people(found)[0][0]) == ("deferred", "deferred")
         assert waits_ms(found) > 700_000
 
-    @pytest.mark.parametrize("reply", ["550 5.1.1 no such user at 10.5.4.50", "550 15.4.5 no", "554 5.4.14 loop"])
-    def test_a_refusal_that_only_holds_those_digits_is_final(self, office: Office, smtpd: ScriptedSMTP, reply: str) -> None:
+    @pytest.mark.parametrize(
+        "reply", ["550 5.1.1 no such user at 10.5.4.50", "550 15.4.5 no", "554 5.4.14 loop"]
+    )
+    def test_a_refusal_that_only_holds_those_digits_is_final(
+        self, office: Office, smtpd: ScriptedSMTP, reply: str
+    ) -> None:
         smtpd.reply("RCPT", reply)
         assert office.send().row["state"] == "failed"
 
-    def test_a_server_that_is_busy_for_a_moment_is_asked_again_soon(self, office: Office, smtpd: ScriptedSMTP) -> None:
+    def test_a_server_that_is_busy_for_a_moment_is_asked_again_soon(
+        self, office: Office, smtpd: ScriptedSMTP
+    ) -> None:
         smtpd.reply("MAIL", "421 4.3.2 restarting")
         assert 7000 < waits_ms(office.send()) <= 12_000
 
-    def test_a_temporary_refusal_of_a_recipient_ends_with_the_schedule(self, office: Office, smtpd: ScriptedSMTP) -> None:
+    def test_a_temporary_refusal_of_a_recipient_ends_with_the_schedule(
+        self, office: Office, smtpd: ScriptedSMTP
+    ) -> None:
         smtpd.reply("RCPT", "454 4.7.1 relay access denied", times=None)
         id = office.send().row["id"]
         for _ in range(3):
             found = office.again(id)
         assert found.row["state"] == "failed"
 
-    def test_an_access_token_that_cannot_be_had_never_fails_a_mail(self, database: Database, smtpd: ScriptedSMTP) -> None:
+    def test_an_access_token_that_cannot_be_had_never_fails_a_mail(
+        self, database: Database, smtpd: ScriptedSMTP
+    ) -> None:
         office = Office(database, smtpd, user="alice", oauth2_file="/nowhere", security="ssl")
         id = office.send().row["id"]
         for _ in range(5):
@@ -372,9 +464,17 @@ class TestFence:
         assert smtpd.payloads == []
         assert (office.standing(id).row["state"], office.standing(id).row["owner"]) == ("sending", "another")
 
-    @pytest.mark.parametrize("loss", [
-        "DELETE FROM workers", "UPDATE workers SET seen_at = seen_at - 21000", "UPDATE workers SET stopped_at = 1"])
-    def test_without_a_lease_nothing_is_sent_and_the_row_goes_back(self, office: Office, smtpd: ScriptedSMTP, loss: str) -> None:
+    @pytest.mark.parametrize(
+        "loss",
+        [
+            "DELETE FROM workers",
+            "UPDATE workers SET seen_at = seen_at - 21000",
+            "UPDATE workers SET stopped_at = 1",
+        ],
+    )
+    def test_without_a_lease_nothing_is_sent_and_the_row_goes_back(
+        self, office: Office, smtpd: ScriptedSMTP, loss: str
+    ) -> None:
         id = office.accept()
         office.sql(loss)
         assert not office.delivery.deliver([id])
@@ -386,7 +486,9 @@ class TestFence:
         assert office.delivery.deliver([id])
         assert office.standing(id).row["state"] == "sent"
 
-    def test_what_a_sweeper_gave_back_meanwhile_is_not_released_again(self, office: Office, smtpd: ScriptedSMTP) -> None:
+    def test_what_a_sweeper_gave_back_meanwhile_is_not_released_again(
+        self, office: Office, smtpd: ScriptedSMTP
+    ) -> None:
         hold = smtpd.hold("DATA")
         id = office.accept()
         thread = threading.Thread(target=office.delivery.deliver, args=([id],))
@@ -400,7 +502,9 @@ class TestFence:
         assert (found.row["state"], found.row["attempt"], found.row["crashes"]) == ("queued", 1, 1)
         assert smtpd.payloads == []
 
-    def test_a_reply_that_comes_after_the_lease_was_lost_still_counts(self, office: Office, smtpd: ScriptedSMTP) -> None:
+    def test_a_reply_that_comes_after_the_lease_was_lost_still_counts(
+        self, office: Office, smtpd: ScriptedSMTP
+    ) -> None:
         hold = smtpd.hold("DOT")
         id = office.accept()
         thread = threading.Thread(target=office.delivery.deliver, args=([id],))
@@ -419,16 +523,22 @@ class TestFence:
         assert office.delivery.deliver([id, id]) and office.delivery.deliver([id])
         assert len(smtpd.messages) == 1
 
-    def test_two_workers_that_get_the_same_nudges_send_each_mail_once(self, office: Office, smtpd: ScriptedSMTP) -> None:
+    def test_two_workers_that_get_the_same_nudges_send_each_mail_once(
+        self, office: Office, smtpd: ScriptedSMTP
+    ) -> None:
         other = Office(office.database, smtpd)
         ids = [office.accept() for _ in range(30)]
-        threads = [threading.Thread(target=worker.delivery.deliver, args=(ids,)) for worker in (office, other) * 2]
+        threads = [
+            threading.Thread(target=worker.delivery.deliver, args=(ids,)) for worker in (office, other) * 2
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         other.delivery.close()
-        assert sorted(delivery.message_id for delivery in smtpd.messages) == sorted(f"<{id}@example.org>" for id in ids)
+        assert sorted(delivery.message_id for delivery in smtpd.messages) == sorted(
+            f"<{id}@example.org>" for id in ids
+        )
 
 
 class TestStop:
@@ -481,7 +591,8 @@ class TestStop:
 class TestDatabaseAway:
     @pytest.mark.usefixtures("impatient")
     def test_a_reply_that_was_read_is_recorded_when_it_is_back(
-            self, tmp_path: Path, smtpd: ScriptedSMTP, caplog: pytest.LogCaptureFixture) -> None:
+        self, tmp_path: Path, smtpd: ScriptedSMTP, caplog: pytest.LogCaptureFixture
+    ) -> None:
         office = self.office(tmp_path, smtpd)
         hold = smtpd.hold("DOT")
         id = office.accept()
@@ -497,7 +608,9 @@ class TestDatabaseAway:
         self.close(office)
 
     @pytest.mark.usefixtures("impatient")
-    def test_at_the_fence_nothing_is_sent_and_the_mail_goes_back(self, tmp_path: Path, smtpd: ScriptedSMTP) -> None:
+    def test_at_the_fence_nothing_is_sent_and_the_mail_goes_back(
+        self, tmp_path: Path, smtpd: ScriptedSMTP
+    ) -> None:
         office = self.office(tmp_path, smtpd)
         hold = smtpd.hold("DATA")
         id = office.accept()
@@ -535,7 +648,11 @@ class TestDatabaseAway:
 class TestMany:
     def test_at_once_never_open_more_sessions_than_allowed(self, office: Office, smtpd: ScriptedSMTP) -> None:
         smtpd.delay_seconds = 0.002
-        chunks = [[office.accept() for _ in range(20)], [office.accept() for _ in range(20)], *([office.accept()] for _ in range(20))]
+        chunks = [
+            [office.accept() for _ in range(20)],
+            [office.accept() for _ in range(20)],
+            *([office.accept()] for _ in range(20)),
+        ]
         threads = [threading.Thread(target=office.delivery.deliver, args=(ids,)) for ids in chunks]
         for thread in threads:
             thread.start()
@@ -545,7 +662,9 @@ class TestMany:
         assert smtpd.max_open_connections <= 4
         assert smtpd.connections <= 4
 
-    def test_of_one_worker_a_bad_one_keeps_nobody_from_being_sent(self, office: Office, smtpd: ScriptedSMTP) -> None:
+    def test_of_one_worker_a_bad_one_keeps_nobody_from_being_sent(
+        self, office: Office, smtpd: ScriptedSMTP
+    ) -> None:
         smtpd.reply("RCPT", "550 5.1.1 no", match="carol@", times=None)
         good, bad = [office.accept(BOB) for _ in range(10)], [office.accept(CAROL) for _ in range(10)]
         assert office.delivery.deliver([id for pair in zip(good, bad, strict=True) for id in pair])
@@ -580,12 +699,21 @@ class TestMany:
             assert office.standing(stuck).row["state"] == "sent"
         assert all(smtpd.copies(message.message_id) == 1 for message in smtpd.messages)
 
-    def test_one_that_hangs_holds_up_no_rest_of_its_nudge_whose_turns_went_to_others(self, office: Office, smtpd: ScriptedSMTP) -> None:
+    def test_one_that_hangs_holds_up_no_rest_of_its_nudge_whose_turns_went_to_others(
+        self, office: Office, smtpd: ScriptedSMTP
+    ) -> None:
         office.open_sessions(4)
         hold = smtpd.hang("DOT", match="To: carol@")
-        stuck, rest, others = office.accept(CAROL), [office.accept() for _ in range(11)], [office.accept() for _ in range(12)]
+        stuck, rest, others = (
+            office.accept(CAROL),
+            [office.accept() for _ in range(11)],
+            [office.accept() for _ in range(12)],
+        )
         smtpd.delay_seconds = 0.02
-        threads = [threading.Thread(target=office.delivery.deliver, args=(ids,)) for ids in ([stuck, *rest], others[:6], others[6:])]
+        threads = [
+            threading.Thread(target=office.delivery.deliver, args=(ids,))
+            for ids in ([stuck, *rest], others[:6], others[6:])
+        ]
         for thread in threads:
             thread.start()
         wait_until(partial(office.has_sent, rest + others), what="all others are sent")
@@ -594,18 +722,25 @@ class TestMany:
             thread.join(60)
         assert office.has_sent([stuck])
 
-    def test_one_without_a_reply_in_time_is_told_and_the_others_are_sent(self, database: Database, smtpd: ScriptedSMTP) -> None:
+    def test_one_without_a_reply_in_time_is_told_and_the_others_are_sent(
+        self, database: Database, smtpd: ScriptedSMTP
+    ) -> None:
         office = Office(database, smtpd, timeout_seconds=0.3)
         office.open_sessions(4)
         hold = smtpd.hang("RCPT", match="carol@")
         stuck, others = office.accept(CAROL), [office.accept() for _ in range(3)]
         assert office.delivery.deliver([stuck, *others])
         assert office.has_sent(others)
-        assert (office.standing(stuck).row["state"], office.standing(stuck).row["reason"]) == ("deferred", "connection lost: timed out")
+        assert (office.standing(stuck).row["state"], office.standing(stuck).row["reason"]) == (
+            "deferred",
+            "connection lost: timed out",
+        )
         hold.release()
         office.delivery.close()
 
-    def test_sessions_that_were_closed_meanwhile_are_made_anew_at_once(self, office: Office, smtpd: ScriptedSMTP) -> None:
+    def test_sessions_that_were_closed_meanwhile_are_made_anew_at_once(
+        self, office: Office, smtpd: ScriptedSMTP
+    ) -> None:
         office.open_sessions(4)
         smtpd.drop("MAIL", times=4)
         ids = [office.accept() for _ in range(10)]
@@ -614,7 +749,8 @@ class TestMany:
         assert [smtpd.copies(f"{id}@example.org") for id in ids] == [1] * 10
 
     def test_worn_sessions_are_closed_and_mails_go_on_by_new_ones(
-            self, database: Database, smtpd: ScriptedSMTP) -> None:
+        self, database: Database, smtpd: ScriptedSMTP
+    ) -> None:
         office = Office(database, smtpd, mails_per_connection=3)
         ids = [office.accept() for _ in range(40)]
         assert office.delivery.deliver(ids)
@@ -623,7 +759,9 @@ class TestMany:
         office.delivery.close()
         assert smtpd.max_open_connections <= 4
 
-    def test_whose_fence_is_not_passed_go_back_and_the_others_are_sent(self, office: Office, smtpd: ScriptedSMTP) -> None:
+    def test_whose_fence_is_not_passed_go_back_and_the_others_are_sent(
+        self, office: Office, smtpd: ScriptedSMTP
+    ) -> None:
         office.open_sessions(4)
         hold = smtpd.hold("DATA", match="", times=4)
         ids = [office.accept() for _ in range(4)]
@@ -638,22 +776,28 @@ class TestMany:
         assert smtpd.copies(f"{ids[1]}@example.org") == 0
 
     def test_one_that_cannot_be_recorded_harms_no_other_and_is_told(
-            self, office: Office, smtpd: ScriptedSMTP, monkeypatch: pytest.MonkeyPatch) -> None:
+        self, office: Office, smtpd: ScriptedSMTP, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         office.open_sessions(4)
         ids = [office.accept(), office.accept(CAROL), office.accept()]
         real = claims_module._write_outcomes
 
-        def broken(connection: Connection, ended: list[tuple[Claim, Outcome]], until: dict[str, int]) -> list[Any]:
+        def broken(
+            connection: Connection, ended: list[tuple[Claim, Outcome]], until: dict[str, int]
+        ) -> list[Any]:
             if any(claim.id == ids[1] for claim, _ in ended):
                 raise ValueError("no such outcome")
             return real(connection, ended, until)
+
         monkeypatch.setattr(claims_module, "_write_outcomes", broken)
         with pytest.raises(ValueError, match="no such outcome"):
             office.delivery.deliver(ids)
         assert [office.standing(id).row["state"] for id in ids] == ["sent", "in_data", "sent"]
         assert office.claims.not_in_hand() == [(ids[1], 1)]
 
-    def test_attachments_are_read_when_a_mail_goes_and_no_sooner(self, office: Office, smtpd: ScriptedSMTP) -> None:
+    def test_attachments_are_read_when_a_mail_goes_and_no_sooner(
+        self, office: Office, smtpd: ScriptedSMTP
+    ) -> None:
         office.open_sessions(4)
         file = Attachment("data.bin", "application/octet-stream", bytes(range(256)) * 4)
         ids = [new_id() for _ in range(3)]
@@ -661,17 +805,26 @@ class TestMany:
             message = Message(to=(BOB,), subject="Hello", text="the body", attachments=files)
             office.outbox.accept(NewMessage(id=id, message=message, message_id=f"{id}@example.org"))
         claims = office.claims.claim(ids)
-        assert [(claim.message.attachments, claim.has_attachments) for claim in claims] == [((), True), ((), False), ((), True)]
+        assert [(claim.message.attachments, claim.has_attachments) for claim in claims] == [
+            ((), True),
+            ((), False),
+            ((), True),
+        ]
         for claim in claims:
             office.claims.release(claim)
         assert office.delivery.deliver(ids)
         assert office.has_sent(ids)
-        found = [email.message_from_bytes(next(mail.data for mail in smtpd.messages if id in mail.message_id)) for id in ids]
-        assert [[part.get_payload(decode=True) for part in mail.walk() if part.get_filename()] for mail in found] == [
-            [file.content], [], [file.content] * 2]
+        found = [
+            email.message_from_bytes(next(mail.data for mail in smtpd.messages if id in mail.message_id))
+            for id in ids
+        ]
+        assert [
+            [part.get_payload(decode=True) for part in mail.walk() if part.get_filename()] for mail in found
+        ] == [[file.content], [], [file.content] * 2]
 
     def test_one_whose_attachments_cannot_be_read_goes_back(
-            self, office: Office, smtpd: ScriptedSMTP, monkeypatch: pytest.MonkeyPatch) -> None:
+        self, office: Office, smtpd: ScriptedSMTP, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         id = new_id()
         message = Message(to=(BOB,), text="the body", attachments=(Attachment("a.txt", "text/plain", b"a"),))
         office.outbox.accept(NewMessage(id=id, message=message, message_id=f"{id}@example.org"))
@@ -684,7 +837,8 @@ class TestMany:
         assert office.has_sent([id])
 
     def test_after_a_fault_of_ours_those_in_hand_are_told_and_others_go_on(
-            self, office: Office, smtpd: ScriptedSMTP, monkeypatch: pytest.MonkeyPatch) -> None:
+        self, office: Office, smtpd: ScriptedSMTP, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         office.open_sessions(4)
         with monkeypatch.context() as patch:
             patch.setattr(Claims, "fence_and_finish", None)
@@ -700,7 +854,8 @@ class TestMany:
         assert len(smtpd.payloads) == len({payload.message_id for payload in smtpd.payloads})
 
     def test_after_their_thread_has_ended_those_in_hand_are_told_and_others_go_on(
-            self, office: Office, smtpd: ScriptedSMTP, monkeypatch: pytest.MonkeyPatch) -> None:
+        self, office: Office, smtpd: ScriptedSMTP, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         office.open_sessions(4)
         with monkeypatch.context() as patch:
             patch.setattr(Claims, "fence_and_finish", None)
@@ -712,7 +867,9 @@ class TestMany:
         assert office.has_sent(ids)
 
     @pytest.mark.usefixtures("impatient")
-    def test_at_the_fence_without_a_database_they_all_go_back(self, office: Office, smtpd: ScriptedSMTP, tmp_path: Path) -> None:
+    def test_at_the_fence_without_a_database_they_all_go_back(
+        self, office: Office, smtpd: ScriptedSMTP, tmp_path: Path
+    ) -> None:
         office.open_sessions(4)
         hold = smtpd.hang("DATA")
         ids = [office.accept() for _ in range(4)]
@@ -729,8 +886,9 @@ class TestMany:
         assert office.claims.not_in_hand() == []
 
     @pytest.mark.usefixtures("impatient")
-    def test_one_whose_outcome_waits_for_the_database_holds_up_no_other(self, office: Office, smtpd: ScriptedSMTP, tmp_path: Path,
-                                                                       caplog: pytest.LogCaptureFixture) -> None:
+    def test_one_whose_outcome_waits_for_the_database_holds_up_no_other(
+        self, office: Office, smtpd: ScriptedSMTP, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         office.open_sessions(4)
         dot, envelopes = smtpd.hang("DOT", match="To: carol@"), smtpd.hang("RCPT", match="bob@")
         carols, others = office.accept(CAROL), [office.accept() for _ in range(3)]
@@ -742,13 +900,18 @@ class TestMany:
             dot.release()
             wait_until(lambda: "its outcome waits for the database" in caplog.text)
             envelopes.release()
-            wait_until(lambda: caplog.text.count("not sent: database") == 3, what="the others are told at their fences")
+            wait_until(
+                lambda: caplog.text.count("not sent: database") == 3,
+                what="the others are told at their fences",
+            )
         thread.join(60)
         assert office.standing(carols).row["state"] == "sent"
         assert {office.standing(id).row["state"] for id in others} == {"queued"}
         assert office.claims.not_in_hand() == []
 
-    def test_when_it_stops_give_back_what_has_not_passed_the_fence(self, office: Office, smtpd: ScriptedSMTP) -> None:
+    def test_when_it_stops_give_back_what_has_not_passed_the_fence(
+        self, office: Office, smtpd: ScriptedSMTP
+    ) -> None:
         office.open_sessions(4)
         hold = smtpd.hang("DATA")
         ids = [office.accept() for _ in range(12)]
@@ -765,7 +928,9 @@ class TestMany:
 
 
 class TestLog:
-    def test_holds_no_address_subject_body_or_secret(self, database: Database, caplog: pytest.LogCaptureFixture) -> None:
+    def test_holds_no_address_subject_body_or_secret(
+        self, database: Database, caplog: pytest.LogCaptureFixture
+    ) -> None:
         caplog.set_level(logging.DEBUG)
         with ScriptedSMTP(auth={"alice": "secret"}) as smtpd:
             office = Office(database, smtpd, user="alice", password="secret")
@@ -779,7 +944,9 @@ class TestLog:
         for secret in ("bob", "Hello", "the body", "secret", "c2VjcmV0", "YWxpY2U"):
             assert secret not in caplog.text
 
-    def test_says_what_is_no_longer_ours(self, office: Office, smtpd: ScriptedSMTP, caplog: pytest.LogCaptureFixture) -> None:
+    def test_says_what_is_no_longer_ours(
+        self, office: Office, smtpd: ScriptedSMTP, caplog: pytest.LogCaptureFixture
+    ) -> None:
         hold = smtpd.hold("DOT")
         id = office.accept()
         thread = threading.Thread(target=office.delivery.deliver, args=([id],))
@@ -792,15 +959,19 @@ class TestLog:
 
 
 def test_the_outcome_is_tried_again_less_and_less_often(
-        office: Office, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    office: Office, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     waits: list[float] = []
-    monkeypatch.setattr("mailroom.delivery.delivery.time.sleep", lambda seconds: waits.append(seconds) if seconds else None)
+    monkeypatch.setattr(
+        "mailroom.delivery.delivery.time.sleep", lambda seconds: waits.append(seconds) if seconds else None
+    )
 
     class Away(Claims):
         def finish(self, claim: Claim, outcome: Outcome) -> bool:
             if len(waits) < 8:
                 raise StoreUnavailable("database: away")
             return super().finish(claim, outcome)
+
     office.delivery.outbox = Away(office.database, office.worker.id, 20)
     assert office.send().row["state"] == "sent"
     assert waits == [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0]

@@ -34,8 +34,13 @@ from mailroom.submission.message import read_message
 from mailroom.submission.reader import SubmissionReader
 
 PROJECT = Path(__file__).resolve().parents[1]
-ORDERS = SubmissionReader("localhost", account_of=lambda address: "default", template=lambda name: None, unsubscribe_url=lambda id: "",
-                webhook_problem=lambda url: "")
+ORDERS = SubmissionReader(
+    "localhost",
+    account_of=lambda address: "default",
+    template=lambda name: None,
+    unsubscribe_url=lambda id: "",
+    webhook_problem=lambda url: "",
+)
 README = (PROJECT / "README.md").read_text()
 #: Code in README: blocks by language, and what stands between backticks.
 BLOCKS = re.findall(r"^ *```(\w*)\n(.*?)^ *```$", README, re.DOTALL | re.MULTILINE)
@@ -55,7 +60,7 @@ def served() -> Flask:
 
 def table(first: str) -> list[list[str]]:
     """The rows of README's table whose first heading is `first`, as cells."""
-    lines = README[README.index(f"\n| {first} |"):].split("\n\n")[0].strip().splitlines()
+    lines = README[README.index(f"\n| {first} |") :].split("\n\n")[0].strip().splitlines()
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
 
 
@@ -66,14 +71,27 @@ def block_with(language: str, part: str) -> str:
 
 def tracked() -> dict[str, str]:
     """The files that git tracks or would, by name; what is no text in them is left out."""
-    names = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=PROJECT, check=True,
-                           capture_output=True, text=True).stdout.split("\0")
-    return {name: (PROJECT / name).read_text(errors="replace") for name in set(names) if name and (PROJECT / name).is_file()}
+    names = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=PROJECT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split("\0")
+    return {
+        name: (PROJECT / name).read_text(errors="replace")
+        for name in set(names)
+        if name and (PROJECT / name).is_file()
+    }
 
 
 def test_readme_names_every_route_and_no_other(served: Flask) -> None:
-    routes = {f"`{method} {rule.rule.rstrip('/') or '/'}`" for rule in served.url_map.iter_rules() if not rule.endpoint.endswith("static")
-              for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}}
+    routes = {
+        f"`{method} {rule.rule.rstrip('/') or '/'}`"
+        for rule in served.url_map.iter_rules()
+        if not rule.endpoint.endswith("static")
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+    }
     assert {f"`{named}`" for named in re.findall(r"^\| `([A-Z]+ /[^`]*)` \|", README, re.MULTILINE)} == routes
 
 
@@ -82,7 +100,9 @@ def test_readme_names_every_setting_with_its_default() -> None:
         return "–" if value == "" else f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
 
     found = {name: default for name, default, _ in table("name")}
-    assert found == {f"`{name}`": shown(getattr(default_settings, name)) for name in default_settings.__annotations__}
+    assert found == {
+        f"`{name}`": shown(getattr(default_settings, name)) for name in default_settings.__annotations__
+    }
     assert all(("Secret." in meaning) == (name.strip("`") in SECRETS) for name, _, meaning in table("name"))
 
 
@@ -93,12 +113,18 @@ def test_readme_names_only_settings_that_exist() -> None:
 
 def test_default_settings_and_settings_are_the_same_list() -> None:
     types = get_type_hints(Settings)
-    assert list(get_type_hints(default_settings).items()) == [(field.name, types[field.name]) for field in fields(Settings)]
+    assert list(get_type_hints(default_settings).items()) == [
+        (field.name, types[field.name]) for field in fields(Settings)
+    ]
 
 
 def test_each_setting_has_its_comment() -> None:
     lines = (PROJECT / "default_settings.py").read_text().splitlines()
-    bare = [line for before, line in pairwise(lines) if re.match(r"[A-Z0-9_]+:", line) and not before.startswith("#:")]
+    bare = [
+        line
+        for before, line in pairwise(lines)
+        if re.match(r"[A-Z0-9_]+:", line) and not before.startswith("#:")
+    ]
     assert bare == []
 
 
@@ -109,7 +135,9 @@ def test_readme_names_every_make_target_and_no_other() -> None:
 
 def test_contributing_names_only_make_targets_that_exist() -> None:
     named = set(re.findall(r"\bmake ([a-z-]+)", (PROJECT / "CONTRIBUTING.md").read_text()))
-    assert named and named <= set(re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE))
+    assert named and named <= set(
+        re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE)
+    )
 
 
 def test_the_example_of_an_env_file_has_only_settings_that_exist() -> None:
@@ -127,7 +155,9 @@ def test_flask_commands_in_readme_exist(served: Flask) -> None:
     assert named
     for name, inner in named:
         command = served.cli.commands[name]
-        assert not inner or (isinstance(command, click.Group) and inner in command.commands), f"flask {name} {inner}"
+        assert not inner or (isinstance(command, click.Group) and inner in command.commands), (
+            f"flask {name} {inner}"
+        )
 
 
 def test_files_in_readme_exist() -> None:
@@ -137,11 +167,22 @@ def test_files_in_readme_exist() -> None:
 
 def test_files_in_the_map_of_the_code_exist() -> None:
     named = re.findall(r"\b((?:\w+/)*\w+\.py)\b", str(mailroom.__doc__))
-    assert named and [name for name in named if not (PROJECT / name).exists() and not list(PROJECT.glob(f"mailroom/**/{name}"))] == []
+    assert (
+        named
+        and [
+            name
+            for name in named
+            if not (PROJECT / name).exists() and not list(PROJECT.glob(f"mailroom/**/{name}"))
+        ]
+        == []
+    )
 
 
 def test_links_inside_readme_lead_somewhere() -> None:
-    headings = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in re.findall(r"^#+ (.+)$", README, re.MULTILINE)}
+    headings = {
+        re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-")
+        for heading in re.findall(r"^#+ (.+)$", README, re.MULTILINE)
+    }
     assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= headings
 
 
@@ -154,7 +195,9 @@ def test_curl_bodies_in_readme_are_accepted_or_refused_as_it_shows() -> None:
     assert len(accepted) >= 2 and all(read_message(body.encode()).to for body in accepted)
     with pytest.raises(InvalidMessage) as caught:
         ORDERS.mail(json.loads(refused))
-    assert json.loads(problems.invalid(caught.value).get_data()) == json.loads(block_with("json", "validation_error"))
+    assert json.loads(problems.invalid(caught.value).get_data()) == json.loads(
+        block_with("json", "validation_error")
+    )
 
 
 def test_jobs_in_readme_are_accepted() -> None:
@@ -165,8 +208,8 @@ def test_jobs_in_readme_are_accepted() -> None:
 
 
 def test_job_states_in_readme_are_the_states() -> None:
-    readme = README[README.index("## Run a job"):]
-    rows = readme[readme.index("| status | means"):].split("\n\n")[0].splitlines()[2:]
+    readme = README[README.index("## Run a job") :]
+    rows = readme[readme.index("| status | means") :].split("\n\n")[0].splitlines()[2:]
     assert [row.split("`")[1] for row in rows] == [*JobState]
 
 
@@ -195,7 +238,9 @@ def test_json_in_readme_is_json() -> None:
 
 
 def test_the_curl_line_is_the_one_that_flask_up_prints() -> None:
-    settings = Settings(**{name: getattr(default_settings, name) for name in default_settings.__annotations__})
+    settings = Settings(
+        **{name: getattr(default_settings, name) for name in default_settings.__annotations__}
+    )
     assert serve.curl(settings) + "\n" in [block for kind, block in BLOCKS if kind == "sh"]
 
 
@@ -214,7 +259,9 @@ def test_readme_shows_a_message_as_the_api_does(served: Flask, tmp_path: Path) -
     database.close()
     told = json.loads(block_with("json", "timeline"))
     assert list(told) == list(real)
-    assert list(told["recipients"][0]) == list(real["recipients"][0]) and list(told["job"]) == list(real["job"])
+    assert list(told["recipients"][0]) == list(real["recipients"][0]) and list(told["job"]) == list(
+        real["job"]
+    )
     assert told["timeline"][0].keys() == real["timeline"][0].keys()
 
 
@@ -226,7 +273,7 @@ def test_python_in_readme_compiles() -> None:
 
 
 def test_celery_client_in_readme_names_the_task_and_a_mail_that_is_accepted() -> None:
-    found = re.search(r'send_task\("([^"]+)", \[(\{.*\})\]\)', block_with("python", "send_task"))
+    found = re.search(r'send_task\(\s*"([^"]+)", \[(\{.*\})\]\s*\)', block_with("python", "send_task"))
     assert found and found[1] == mailasync.sendMail.name and read_message(found[2].encode()).to
 
 
@@ -235,14 +282,19 @@ def test_changelog_has_a_place_for_what_is_not_released() -> None:
 
 
 def test_no_file_names_a_machine_or_a_package_index() -> None:
-    index = re.compile(r"py[p]i\.|pythonhoste[d]\.|registry\.npm[j]s|(?:extra-)?index-ur[l]|find-link[s]", re.IGNORECASE)
+    index = re.compile(
+        r"py[p]i\.|pythonhoste[d]\.|registry\.npm[j]s|(?:extra-)?index-ur[l]|find-link[s]", re.IGNORECASE
+    )
     home = re.compile(r"(?<![\w.])/(?:root|home|work|Users)/[\w.]+")
     found = {name: [*index.findall(text), *home.findall(text)] for name, text in tracked().items()}
     assert {name: what for name, what in found.items() if what} == {}
 
 
 def test_the_speed_that_readme_tells_is_what_make_bench_measured() -> None:
-    for heading, rows, file in (("what", report.ROWS, "results.md"), ("at scale", report.SCALE_ROWS, "scale.md")):
+    for heading, rows, file in (
+        ("what", report.ROWS, "results.md"),
+        ("at scale", report.SCALE_ROWS, "scale.md"),
+    ):
         told, measured = table(heading), (PROJECT / "benchmarks" / file).read_text()
         assert [row[:2] for row in told] == [[expected.what, expected.target] for expected in rows]
         assert [row for row in told if f"| {' | '.join(row)} |" not in measured] == []

@@ -39,20 +39,40 @@ def examined(made: Service) -> tuple[int, dict[str, Any]]:
 def test_where_all_is_well_each_line_is_ok(pair: Service, smtpd: ScriptedSMTP) -> None:
     pair.worker()
     code, found = examined(pair)
-    assert [*found] == ["versions", "database", "broker", "durability", "worker", "queue", "keys", "PUBLIC_URL", "login of account default",
-                         "pipelining of account default", "budget of account default"]
+    assert [*found] == [
+        "versions",
+        "database",
+        "broker",
+        "durability",
+        "worker",
+        "queue",
+        "keys",
+        "PUBLIC_URL",
+        "login of account default",
+        "pipelining of account default",
+        "budget of account default",
+    ]
     assert (code, {one["ok"] for one in found.values()}) == (0, {True})
     assert "guest:**@" in found["broker"]["words"]
     assert re.search(r"answers; RabbitMQ \d+\.\d+", found["broker"]["words"])
     assert re.search(r"; (SQLite|PostgreSQL) \d+\.\d+.*, \d+\.\d MB$", found["database"]["words"])
-    assert (found["queue"]["words"], found["budget of account default"]["words"]) == ("nothing waits", "no limit")
+    assert (found["queue"]["words"], found["budget of account default"]["words"]) == (
+        "nothing waits",
+        "no limit",
+    )
     assert found["keys"]["words"].startswith("none: whoever works on this machine as this user")
     assert smtpd.payloads == []
 
 
 def test_what_is_not_well_says_what_to_do(tmp_path: Path) -> None:
-    with service(tmp_path, BROKER_URL="pyamqp://guest:geheim@127.0.0.1:9//", DATABASE_URL=f"sqlite:///{tmp_path}/none.sqlite3",
-                 SMTP_HOST="127.0.0.1", SMTP_PORT="9", SMTP_SECURITY="none") as made:
+    with service(
+        tmp_path,
+        BROKER_URL="pyamqp://guest:geheim@127.0.0.1:9//",
+        DATABASE_URL=f"sqlite:///{tmp_path}/none.sqlite3",
+        SMTP_HOST="127.0.0.1",
+        SMTP_PORT="9",
+        SMTP_SECURITY="none",
+    ) as made:
         code, found = examined(made)
         assert (code, [what for what, one in found.items() if one["ok"]]) == (1, ["versions", "PUBLIC_URL"])
         assert "run `flask db upgrade`" in found["database"]["words"]
@@ -65,14 +85,32 @@ def test_what_is_not_well_says_what_to_do(tmp_path: Path) -> None:
         assert "geheim" not in json.dumps(found)
 
 
-@pytest.mark.parametrize(("reply", "words"), [
-    ("535 5.7.8 no", "535 5.7.8 no; user or password is wrong"), ("534 5.7.9 no", "534 5.7.9 no; Gmail wants an app password")])
-def test_a_login_that_is_refused_is_told_and_halts_the_account(tmp_path: Path, broker_url: str, sqlite_url: str, reply: str,
-                                                              words: str) -> None:
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [
+        ("535 5.7.8 no", "535 5.7.8 no; user or password is wrong"),
+        ("534 5.7.9 no", "534 5.7.9 no; Gmail wants an app password"),
+    ],
+)
+def test_a_login_that_is_refused_is_told_and_halts_the_account(
+    tmp_path: Path, broker_url: str, sqlite_url: str, reply: str, words: str
+) -> None:
     certificates = make_certificates(tmp_path)
-    with ScriptedSMTP(auth={"alice@example.org": "secret"}, tls="ssl", certificate=certificates.valid) as smtpd, service(
-            tmp_path, BROKER_URL=broker_url, DATABASE_URL=sqlite_url, SMTP_HOST="localhost", SMTP_PORT=str(smtpd.port),
-            SMTP_CA_FILE=str(certificates.ca_file), MAIL_USERNAME="alice@example.org", MAIL_PASSWORD="secret") as made:
+    with (
+        ScriptedSMTP(
+            auth={"alice@example.org": "secret"}, tls="ssl", certificate=certificates.valid
+        ) as smtpd,
+        service(
+            tmp_path,
+            BROKER_URL=broker_url,
+            DATABASE_URL=sqlite_url,
+            SMTP_HOST="localhost",
+            SMTP_PORT=str(smtpd.port),
+            SMTP_CA_FILE=str(certificates.ca_file),
+            MAIL_USERNAME="alice@example.org",
+            MAIL_PASSWORD="secret",
+        ) as made,
+    ):
         made.upgrade()
         made.web()
         made.worker()
@@ -86,36 +124,68 @@ def test_a_login_that_is_refused_is_told_and_halts_the_account(tmp_path: Path, b
         [account] = made.get("/v1/accounts")["data"]
         assert (account["name"], account["status"]) == ("default", "halted")
         assert account["why"].startswith(
-            f"the server refuses this account: {reply}; its mails are kept, and one is tried at 20")
+            f"the server refuses this account: {reply}; its mails are kept, and one is tried at 20"
+        )
         assert made.message(id)["why"].endswith(f": {reply}")
         code, found = examined(made)
         assert (code, found["budget of account default"]["ok"]) == (1, False)
 
 
-def test_accounts_show_what_is_left(tmp_path: Path, broker_url: str, sqlite_url: str, to_smtpd: dict[str, str],
-                                    smtpd: ScriptedSMTP) -> None:
-    (tmp_path / "accounts.toml").write_text('[[account]]\nname = "ops"\nfrom = "ops@example.org"\nmessages_per_day = 2\n')
-    with service(tmp_path, **{**to_smtpd, "BROKER_URL": broker_url, "DATABASE_URL": sqlite_url,
-                              "ACCOUNTS_FILE": str(tmp_path / "accounts.toml")}) as made:
+def test_accounts_show_what_is_left(
+    tmp_path: Path, broker_url: str, sqlite_url: str, to_smtpd: dict[str, str], smtpd: ScriptedSMTP
+) -> None:
+    (tmp_path / "accounts.toml").write_text(
+        '[[account]]\nname = "ops"\nfrom = "ops@example.org"\nmessages_per_day = 2\n'
+    )
+    with service(
+        tmp_path,
+        **{
+            **to_smtpd,
+            "BROKER_URL": broker_url,
+            "DATABASE_URL": sqlite_url,
+            "ACCOUNTS_FILE": str(tmp_path / "accounts.toml"),
+        },
+    ) as made:
         made.upgrade()
         made.web()
         made.worker()
         ids = [made.post("/v1/messages") for _ in range(3)]
-        wait_until(lambda: sorted(made.message(id)["status"] for id in ids) == ["deferred", "sent", "sent"], what="two are sent")
+        wait_until(
+            lambda: sorted(made.message(id)["status"] for id in ids) == ["deferred", "sent", "sent"],
+            what="two are sent",
+        )
         [account] = made.get("/v1/accounts")["data"]
         assert account | {"since": None} == {
-            "name": "ops", "from": "ops@example.org", "next_hop": f"{smtpd.host}:{smtpd.port}", "status": "ok",
-            "why": "mail goes by this account", "since": None, "tried_again_at": None,
-            "messages": {"limit": 2, "sent": 2, "left": 0}, "recipients": None}
+            "name": "ops",
+            "from": "ops@example.org",
+            "next_hop": f"{smtpd.host}:{smtpd.port}",
+            "status": "ok",
+            "why": "mail goes by this account",
+            "since": None,
+            "tried_again_at": None,
+            "messages": {"limit": 2, "sent": 2, "left": 0},
+            "recipients": None,
+        }
         [waits] = [one for one in map(made.message, ids) if one["status"] == "deferred"]
         assert "what it may send in 24 hours is used up" in waits["why"]
         assert {mail.mail_from for mail in smtpd.payloads} == {"ops@example.org"}
 
 
-def test_a_server_that_hangs_is_told_and_keeps_nobody_long(tmp_path: Path, private_rabbitmq: RabbitMQ, sqlite_url: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent, service(
-            tmp_path, BROKER_URL=private_rabbitmq.url(), DATABASE_URL=sqlite_url, SMTP_HOST="127.0.0.1", SMTP_SECURITY="none",
-            SMTP_PORT=str(silent.getsockname()[1]), PUBLIC_URL="https://mail.example.org") as made:
+def test_a_server_that_hangs_is_told_and_keeps_nobody_long(
+    tmp_path: Path, private_rabbitmq: RabbitMQ, sqlite_url: str
+) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        service(
+            tmp_path,
+            BROKER_URL=private_rabbitmq.url(),
+            DATABASE_URL=sqlite_url,
+            SMTP_HOST="127.0.0.1",
+            SMTP_SECURITY="none",
+            SMTP_PORT=str(silent.getsockname()[1]),
+            PUBLIC_URL="https://mail.example.org",
+        ) as made,
+    ):
         made.upgrade()
         private_rabbitmq.pause()
         try:
@@ -123,12 +193,17 @@ def test_a_server_that_hangs_is_told_and_keeps_nobody_long(tmp_path: Path, priva
         finally:
             private_rabbitmq.resume()
         assert (code, found["broker"]["ok"], found["login of account default"]["ok"]) == (1, False, False)
-        assert "Connection" in found["login of account default"]["words"] or "timed out" in found["login of account default"]["words"]
+        assert (
+            "Connection" in found["login of account default"]["words"]
+            or "timed out" in found["login of account default"]["words"]
+        )
         assert found["PUBLIC_URL"]["words"].startswith("https://mail.example.org; a proxy there")
 
 
 def test_a_mail_that_waits_for_long_and_a_missing_key_are_told(database: Database) -> None:
-    Outbox(database).accept(NewMessage(id="late", message=message_from({"to": "bob@example.org"}), message_id="late@x"))
+    Outbox(database).accept(
+        NewMessage(id="late", message=message_from({"to": "bob@example.org"}), message_id="late@x")
+    )
     earlier = messages.update().values(created_at=messages.c.created_at - 400_000)
     database.write(lambda connection, items: [connection.execute(earlier) and None], None)
     url = database.url.render_as_string(hide_password=False)
@@ -146,32 +221,49 @@ def test_a_certificate_that_ends_soon_is_told(tmp_path: Path, sqlite_url: str) -
     soon = datetime.now(UTC) + timedelta(days=3)
     ca = trustme.CA()
     ca.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    ca.issue_cert("localhost", not_after=soon).private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "soon.pem"))
+    ca.issue_cert("localhost", not_after=soon).private_key_and_cert_chain_pem.write_to_path(
+        str(tmp_path / "soon.pem")
+    )
     with ScriptedSMTP(tls="ssl", certificate=tmp_path / "soon.pem") as smtpd:
-        settings = load({"MAILASYNC_ENV_FILE": "", "MAILASYNC_SMTP_HOST": "localhost", "MAILASYNC_SMTP_PORT": str(smtpd.port),
-                         "MAILASYNC_SMTP_CA_FILE": str(tmp_path / "ca.pem")})
+        settings = load(
+            {
+                "MAILASYNC_ENV_FILE": "",
+                "MAILASYNC_SMTP_HOST": "localhost",
+                "MAILASYNC_SMTP_PORT": str(smtpd.port),
+                "MAILASYNC_SMTP_CA_FILE": str(tmp_path / "ca.pem"),
+            }
+        )
         database = Database(sqlite_url)
         found = {one.what: one for one in Doctor(settings, database, accounts(settings), None).examine()}
         database.close()
     assert found["login of account default"].ok
     assert (found["certificate of account default"].ok, found["certificate of account default"].words) == (
-        False, "valid for 3 days: whoever runs that server has to renew it")
+        False,
+        "valid for 3 days: whoever runs that server has to renew it",
+    )
 
 
-@pytest.mark.parametrize(("commits", "standbys", "hosts", "told"), [
-    ("on", "", 1, ""),
-    ("on", "two", 2, ""),
-    ("remote_apply", "two", 2, ""),
-    ("off", "", 1, "synchronous_commit is off"),
-    ("on", "", 2, "no commit waits for the stand-by"),
-    ("local", "two", 2, "no commit waits for the stand-by"),
-])
+@pytest.mark.parametrize(
+    ("commits", "standbys", "hosts", "told"),
+    [
+        ("on", "", 1, ""),
+        ("on", "two", 2, ""),
+        ("remote_apply", "two", 2, ""),
+        ("off", "", 1, "synchronous_commit is off"),
+        ("on", "", 2, "no commit waits for the stand-by"),
+        ("local", "two", 2, "no commit waits for the stand-by"),
+    ],
+)
 def test_what_a_commit_may_not_outlive_is_told(commits: str, standbys: str, hosts: int, told: str) -> None:
-    found = Durability(fsync="on", synchronous_commit=commits, synchronous_standby_names=standbys, hosts=hosts)
+    found = Durability(
+        fsync="on", synchronous_commit=commits, synchronous_standby_names=standbys, hosts=hosts
+    )
     assert [told in danger for danger in found.dangers()] == [True] * bool(told)
 
 
-def test_commits_that_wait_for_no_disk_and_no_stand_by_are_told(postgres: Postgres, postgres_url: str) -> None:
+def test_commits_that_wait_for_no_disk_and_no_stand_by_are_told(
+    postgres: Postgres, postgres_url: str
+) -> None:
     database = ready(postgres_url)
     assert found_durable(postgres_url) == (True, "what is committed is on disk")
     with database.engine.begin() as connection:

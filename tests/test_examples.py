@@ -37,7 +37,9 @@ def example(tmp_path: Path, broker_url: str) -> Iterator[Service]:
     clone.mkdir()
     for name in SOURCES:
         if (PROJECT / name).is_dir():
-            shutil.copytree(PROJECT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__", "*.log"))
+            shutil.copytree(
+                PROJECT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__", "*.log")
+            )
         else:
             shutil.copy(PROJECT / name, clone / name)
     ports = {"INBOX_PORT": str(free_port()), "INBOX_SMTP_PORT": str(free_port())}
@@ -51,16 +53,21 @@ def start(example: Service, name: str, *processes: str, **env: str) -> list[Prog
     commands = procfile(example.project / "examples" / name / "Procfile")
     # As a shell runs it, which finds programs in PATH.
     run = ("-c", "import os, sys; os.execvp(sys.argv[1], sys.argv[1:])")
-    started = {process: example.run(*run, *shlex.split(commands[process]), name=process, env={"PATH": PATH, **env})
-               for process in processes or commands}
+    started = {
+        process: example.run(*run, *shlex.split(commands[process]), name=process, env={"PATH": PATH, **env})
+        for process in processes or commands
+    }
 
     def answers() -> bool:
         for process, program in started.items():
-            assert program.process.poll() is None, f"{process} ended with {program.process.returncode}:\n{program.text()[-3000:]}"
+            assert program.process.poll() is None, (
+                f"{process} ended with {program.process.returncode}:\n{program.text()[-3000:]}"
+            )
         try:
             return requests.get(f"{example.url}/livez", timeout=60).ok
         except requests.ConnectionError:
             return False
+
     wait_until(answers, what="the example answers")
     return list(started.values())
 
@@ -68,9 +75,18 @@ def start(example: Service, name: str, *processes: str, **env: str) -> list[Prog
 def call(example: Service, *command: str, **env: str) -> "subprocess.CompletedProcess[str]":
     """Run one of its scripts, with the web side's address where the scripts look for it."""
     for program, package in TOOLS.items():
-        assert shutil.which(program), f"{program} is not installed: apt-get install {package}, or brew install {package}"
-    return subprocess.run(command, cwd=example.project, env={**example.environment, "PATH": PATH, "BASE_URL": example.url, **env},
-                          capture_output=True, text=True, timeout=60, check=False)
+        assert shutil.which(program), (
+            f"{program} is not installed: apt-get install {package}, or brew install {package}"
+        )
+    return subprocess.run(
+        command,
+        cwd=example.project,
+        env={**example.environment, "PATH": PATH, "BASE_URL": example.url, **env},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
 
 def try_documented(example: Service, file: str) -> list[str]:
@@ -79,7 +95,10 @@ def try_documented(example: Service, file: str) -> list[str]:
     for command in commands_in(example.project / file):
         if command[0] == "curl":
             tasks = re.findall(r'"task_id": ?"([^"]+)"', " ".join(answers))
-            line = [word.replace("http://127.0.0.1:5000", example.url).replace("<task_id>", "".join(tasks[-1:])) for word in command]
+            line = [
+                word.replace("http://127.0.0.1:5000", example.url).replace("<task_id>", "".join(tasks[-1:]))
+                for word in command
+            ]
             ran = call(example, *line, "-fsS")
             assert ran.returncode == 0, (line, ran.stderr)
             answers.append(ran.stdout)
@@ -94,27 +113,46 @@ def procfile(file: Path) -> dict[str, str]:
 def commands_in(file: Path) -> list[list[str]]:
     """The commands that a file tells its reader to type: indented lines of a docstring, or of a comment; two spaces end a command."""
     text = file.read_text()
-    told = ast.get_docstring(ast.parse(text)) or "" if file.suffix == ".py" else "\n".join(re.findall(r"^# ?(.*)$", text, re.MULTILINE))
-    return [shlex.split(re.split(r"\s{2,}", line.strip())[0]) for line in told.splitlines() if line.startswith("    ")]
+    told = (
+        ast.get_docstring(ast.parse(text)) or ""
+        if file.suffix == ".py"
+        else "\n".join(re.findall(r"^# ?(.*)$", text, re.MULTILINE))
+    )
+    return [
+        shlex.split(re.split(r"\s{2,}", line.strip())[0])
+        for line in told.splitlines()
+        if line.startswith("    ")
+    ]
 
 
 def files(name: str) -> list[Path]:
-    found = [file for file in (PROJECT / "examples" / name).rglob("*") if file.is_file() and "__pycache__" not in file.parts]
+    found = [
+        file
+        for file in (PROJECT / "examples" / name).rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    ]
     return sorted(file for file in found if file.suffix != ".log")
 
 
 # --- what a reader finds -------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_file_is_read_in_two_minutes(name: str) -> None:
     assert files(name)
-    assert {str(file): lines for file in files(name) if (lines := len(file.read_text().splitlines())) > LINES_MAX} == {}
+    assert {
+        str(file): lines for file in files(name) if (lines := len(file.read_text().splitlines())) > LINES_MAX
+    } == {}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_command_that_a_file_tells_to_type_exists(name: str) -> None:
-    processes = [shlex.split(command) for command in procfile(PROJECT / "examples" / name / "Procfile").values()]
-    typed = [command for file in files(name) if file.suffix in (".py", "", ".sh") for command in commands_in(file)]
+    processes = [
+        shlex.split(command) for command in procfile(PROJECT / "examples" / name / "Procfile").values()
+    ]
+    typed = [
+        command for file in files(name) if file.suffix in (".py", "", ".sh") for command in commands_in(file)
+    ]
     assert ["make", "example", f"NAME={name}"] in typed
     for command in processes + typed:
         refuse_missing(command)
@@ -125,7 +163,7 @@ def refuse_missing(command: list[str]) -> None:
         settings = dict(word.split("=", 1) for word in command[1:] if word.startswith("MAILASYNC_"))
         for module in settings["MAILASYNC_JOBS"].split(","):
             assert (PROJECT / f"{module.replace('.', '/')}.py").is_file(), command
-        command = command[1 + len(settings):]
+        command = command[1 + len(settings) :]
     program, *arguments = command
     if program == "make":
         assert re.search(rf"^{arguments[0]}:", (PROJECT / "Makefile").read_text(), re.MULTILINE), command
@@ -141,6 +179,7 @@ def refuse_missing(command: list[str]) -> None:
 
 # --- notify --------------------------------------------------------------------------------------------------------
 
+
 def test_notify_answers_at_once_and_the_mail_comes_five_seconds_later(example: Service) -> None:
     start(example, "notify")
     inbox = f"http://127.0.0.1:{example.settings['INBOX_PORT']}"
@@ -152,10 +191,12 @@ def test_notify_answers_at_once_and_the_mail_comes_five_seconds_later(example: S
     assert "arrived: Hello: The work is done." in ran.stdout
     # And it came once, five seconds after it was accepted, to somebody who never got a mail before
     [mail] = requests.get(f"{inbox}/inbox/api/messages", timeout=60).json()["data"]
-    told = example.message(json.loads(ran.stdout[answered.end():].partition("\n")[0])["id"])
+    told = example.message(json.loads(ran.stdout[answered.end() :].partition("\n")[0])["id"])
     assert told["message_id"] == mail["message_id"]
     accepted = datetime.fromisoformat(told["created_at"])
-    assert (datetime.fromisoformat(mail["received_at"]) - accepted).total_seconds() >= max(5, float(answered[1]))
+    assert (datetime.fromisoformat(mail["received_at"]) - accepted).total_seconds() >= max(
+        5, float(answered[1])
+    )
 
 
 def test_the_check_of_notify_fails_where_nobody_answers(example: Service) -> None:
@@ -230,7 +271,12 @@ def test_fibonacci_refuses_what_is_no_number_and_knows_its_tasks(example: Servic
         assert (status, [error["pointer"] for error in told["errors"]]) == (422, ["#/number"]), body
         assert f"expected a whole number up to {N_MAX}, got" in told["detail"]
     assert example.request("POST", "/create", b"{")[0] == 400
-    assert example.request("POST", "/create", b"number=4", headers={"Content-Type": "application/x-www-form-urlencoded"})[0] == 415
+    assert (
+        example.request(
+            "POST", "/create", b"number=4", headers={"Content-Type": "application/x-www-form-urlencoded"}
+        )[0]
+        == 415
+    )
     for unknown in ("nonsense", "01a1fa74-7cbf-77a5-bd1e-567fa7461b6e"):
         status, told = example.request("GET", f"/status/{unknown}")
         assert (status, told["status"]) == (404, 404)
@@ -252,6 +298,7 @@ def ended(example: Service, path: str, key: str) -> Any:
 
 # --- buttons -------------------------------------------------------------------------------------------------------
 
+
 def test_buttons_run_three_tasks_at_once_on_three_workers(example: Service) -> None:
     web, *workers = start(example, "buttons", UNIT_SECONDS="2")
     for worker in workers:
@@ -262,7 +309,11 @@ def test_buttons_run_three_tasks_at_once_on_three_workers(example: Service) -> N
     ids.append(press(example, 1))
     assert states(example, ids) == ["STARTED"] * 3 + ["PENDING"]
     for id in ids:
-        assert ended(example, f"/tasks/{id}", "task_status") == {"task_id": id, "task_status": "SUCCESS", "task_result": True}
+        assert ended(example, f"/tasks/{id}", "task_status") == {
+            "task_id": id,
+            "task_status": "SUCCESS",
+            "task_result": True,
+        }
     for worker in workers:
         worker.says("(create_task) attempt 1: succeeded")
     # And the lines of the docstring work: `-F`, and a slash at the end
@@ -274,14 +325,30 @@ def test_buttons_run_three_tasks_at_once_on_three_workers(example: Service) -> N
 def test_the_page_of_buttons_needs_nothing_but_its_own_files(example: Service) -> None:
     start(example, "buttons", "web")
     page = requests.get(f"{example.url}/buttons", timeout=60)
-    assert re.findall(r'<button name="type" value="(\d)">(\w+)</button>', page.text) == [("1", "Short"), ("2", "Medium"), ("3", "Long")]
+    assert re.findall(r'<button name="type" value="(\d)">(\w+)</button>', page.text) == [
+        ("1", "Short"),
+        ("2", "Medium"),
+        ("3", "Long"),
+    ]
     policy = dict(rule.split(" ", 1) for rule in page.headers["Content-Security-Policy"].split("; "))
     assert {*policy.values()} == {"'none'", "'self'"} and policy["default-src"] == "'none'"
-    assert {name for name, value in policy.items() if value == "'self'"} == {  # what the page uses: script, style, icon, polling, form
-        "script-src", "style-src", "img-src", "connect-src", "form-action"}
+    assert {
+        name for name, value in policy.items() if value == "'self'"
+    } == {  # what the page uses: script, style, icon, polling, form
+        "script-src",
+        "style-src",
+        "img-src",
+        "connect-src",
+        "form-action",
+    }
     assert not re.search(r"<style|\son\w+=|\sstyle=|<script(?![^>]* src=)", page.text)
     used = re.findall(r'(?:src|href|action)="([^"]+)"', page.text)
-    assert sorted(used) == ["/static/buttons/icon.svg", "/static/buttons/tasks.css", "/static/buttons/tasks.js", "/tasks"]
+    assert sorted(used) == [
+        "/static/buttons/icon.svg",
+        "/static/buttons/tasks.css",
+        "/static/buttons/tasks.js",
+        "/tasks",
+    ]
     for path in used:
         if path.startswith("/static"):
             text = requests.get(example.url + path, timeout=60).text
@@ -308,11 +375,14 @@ def states(example: Service, ids: list[str]) -> list[str]:
 
 # --- blocking ------------------------------------------------------------------------------------------------------
 
+
 def test_blocking_shows_both_times_side_by_side(example: Service) -> None:
     start(example, "blocking")
     ran = call(example, "python", "-m", "examples.blocking.compare", "1", example.url)
     assert ran.returncode == 0, ran.stderr
-    answered, ended = re.findall(r"^(?:answer after|work ended) +([0-9.]+) s +([0-9.]+) s", ran.stdout, re.MULTILINE)
+    answered, ended = re.findall(
+        r"^(?:answer after|work ended) +([0-9.]+) s +([0-9.]+) s", ran.stdout, re.MULTILINE
+    )
     assert float(answered[0]) >= 1 > float(answered[1])
     assert float(ended[1]) >= 1
     assert ran.stdout.rstrip().endswith("succeeded")

@@ -29,7 +29,9 @@ NOTIFY = "examples/notify.py"
 RUN = "import os, sys; os.execvp(sys.argv[1], sys.argv[1:])"
 #: As a terminal starts a command. What a script puts in the background ignores SIGINT (POSIX, shell, 2.11), under
 #: nohup SIGHUP as well; all that it starts inherits that, and a shell may not even trap such a signal (2.14, trap).
-RUN_IN_FOREGROUND = f"import signal; [signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGHUP)]; {RUN}"
+RUN_IN_FOREGROUND = (
+    f"import signal; [signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGHUP)]; {RUN}"
+)
 VENV = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
@@ -63,11 +65,19 @@ def seconds(timestamp: str) -> float:
 
 
 def test_make_example_lists_them_and_knows_no_other() -> None:
-    listed = subprocess.run(["make", "--no-print-directory", "example"], cwd=PROJECT, check=True, timeout=60,
-                            capture_output=True, text=True).stdout.splitlines()
+    listed = subprocess.run(
+        ["make", "--no-print-directory", "example"],
+        cwd=PROJECT,
+        check=True,
+        timeout=60,
+        capture_output=True,
+        text=True,
+    ).stdout.splitlines()
     named = {line.split()[2].removeprefix("NAME=") for line in listed}
     assert named == {file.parent.name for file in PROJECT.glob("examples/*/Procfile")}
-    unknown = subprocess.run(["make", "example", "NAME=tea"], cwd=PROJECT, capture_output=True, text=True, check=False, timeout=60)
+    unknown = subprocess.run(
+        ["make", "example", "NAME=tea"], cwd=PROJECT, capture_output=True, text=True, check=False, timeout=60
+    )
     assert unknown.returncode
     assert unknown.stderr.startswith("there is no example tea; make example lists them")
 
@@ -78,7 +88,9 @@ def is_ready(honcho: Program, name: str) -> bool:
 
 def test_control_c_ends_all_that_make_example_started(stack: Service) -> None:
     stack.settings |= {"INBOX_PORT": str(free_port()), "INBOX_SMTP_PORT": str(free_port())}
-    honcho = stack.run("-m", "honcho", "-e", os.devnull, "-f", "examples/cafe/Procfile", "start", name="honcho", env=VENV)
+    honcho = stack.run(
+        "-m", "honcho", "-e", os.devnull, "-f", "examples/cafe/Procfile", "start", name="honcho", env=VENV
+    )
     for name in ("beer", "coffee", "mail"):
         wait_until(partial(is_ready, honcho, name), what=f"{name} is ready: {honcho.text()[-2000:]}")
     stack._answers(honcho)
@@ -92,18 +104,28 @@ def test_control_c_ends_all_that_make_example_started(stack: Service) -> None:
 
 # --- cafe ----------------------------------------------------------------------------------------------------------
 
+
 def test_a_coffee_does_not_wait_behind_twenty_beers(stack: Service, smtpd: ScriptedSMTP) -> None:
     for name in ("beer", "coffee", "mail", "web"):
         start(stack, "cafe", name)
-    told = subprocess.run([sys.executable, "examples/cafe/order.py", "--beers", "20", "--to", "bob@example.org"], cwd=PROJECT,
-                          env=stack.environment, capture_output=True, text=True, check=True, timeout=60)
+    told = subprocess.run(
+        [sys.executable, "examples/cafe/order.py", "--beers", "20", "--to", "bob@example.org"],
+        cwd=PROJECT,
+        env=stack.environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
     ids = [line.split() for line in told.stdout.splitlines()]
     assert [drink for drink, _ in ids] == ["beer"] * 20 + ["coffee"]
     coffee = finished(stack, ids[-1][1])
     assert (coffee["status"], coffee["result"], coffee["queue"]) == ("succeeded", "1 cup of coffee", "coffee")
     beers = stack.get("/v1/jobs?name=beer&limit=100")["data"]
     assert len(beers) == 20
-    assert [beer for beer in beers if not beer["started_at"] or beer["started_at"] > coffee["finished_at"]], "all were served first"
+    assert [beer for beer in beers if not beer["started_at"] or beer["started_at"] > coffee["finished_at"]], (
+        "all were served first"
+    )
     wait_until(lambda: smtpd.messages, what="the mail is there")
     [mail] = smtpd.messages
     assert mail.rcpt_tos == ("bob@example.org",)
@@ -112,8 +134,15 @@ def test_a_coffee_does_not_wait_behind_twenty_beers(stack: Service, smtpd: Scrip
 
 
 def test_an_order_without_a_broker_ends_with_a_sentence(stack: Service) -> None:
-    told = subprocess.run([sys.executable, "examples/cafe/order.py"], cwd=PROJECT, capture_output=True, text=True, timeout=60, check=False,
-                          env={**stack.environment, "MAILASYNC_BROKER_URL": "pyamqp://guest@127.0.0.1:1//"})
+    told = subprocess.run(
+        [sys.executable, "examples/cafe/order.py"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**stack.environment, "MAILASYNC_BROKER_URL": "pyamqp://guest@127.0.0.1:1//"},
+    )
     assert told.returncode == 1
     assert told.stderr.startswith("order.py: the broker did not take it: ")
     assert "Traceback" not in told.stderr
@@ -121,11 +150,16 @@ def test_an_order_without_a_broker_ends_with_a_sentence(stack: Service) -> None:
 
 # --- periodic ------------------------------------------------------------------------------------------------------
 
-def test_beat_mails_a_report_and_two_of_it_mail_no_more(stack: Service, smtpd: ScriptedSMTP, tmp_path: Path) -> None:
+
+def test_beat_mails_a_report_and_two_of_it_mail_no_more(
+    stack: Service, smtpd: ScriptedSMTP, tmp_path: Path
+) -> None:
     every = {"REPORT_TO": "bob@example.org", "REPORT_EVERY_SECONDS": "1"}
     for name in ("web", "worker"):
         start(stack, "periodic", name)
-    beats = [start(stack, "periodic", "beat", REPORT_STATE_FILE=f"{tmp_path}/beat-{n}", **every) for n in range(2)]
+    beats = [
+        start(stack, "periodic", "beat", REPORT_STATE_FILE=f"{tmp_path}/beat-{n}", **every) for n in range(2)
+    ]
     for beat in beats:
         wait_until(lambda: beat.text().count("Sending due task daily report") >= 4, what="it has ticked")  # noqa: B023  # at once
     for beat in beats:
@@ -135,20 +169,26 @@ def test_beat_mails_a_report_and_two_of_it_mail_no_more(stack: Service, smtpd: S
     def jobs() -> list[Any]:
         found: list[Any] = stack.get("/v1/jobs?name=report&limit=100")["data"]
         return found if {job["status"] for job in found} == {"succeeded"} else []
+
     wait_until(lambda: len(smtpd.messages) == len(jobs()) >= 2, what="each job has its mail")
     assert len(jobs()) <= max(ticks) + 3 < sum(ticks)
     for mail in smtpd.messages:
         assert mail.rcpt_tos == ("bob@example.org",)
-        assert re.search(rb"The disk is [\d.]+ % full: [\d.]+ of [\d.]+ GB are free\.", mail.data.replace(b"=\r\n", b""))
+        assert re.search(
+            rb"The disk is [\d.]+ % full: [\d.]+ of [\d.]+ GB are free\.", mail.data.replace(b"=\r\n", b"")
+        )
     assert len({mail.message_id for mail in smtpd.messages}) == len(smtpd.messages)
 
 
-def test_a_broker_that_is_away_does_not_end_beat(tmp_path: Path, private_rabbitmq: RabbitMQ, sqlite_url: str, to_smtpd: dict[str, str],
-                                                 smtpd: ScriptedSMTP) -> None:
+def test_a_broker_that_is_away_does_not_end_beat(
+    tmp_path: Path, private_rabbitmq: RabbitMQ, sqlite_url: str, to_smtpd: dict[str, str], smtpd: ScriptedSMTP
+) -> None:
     with service(tmp_path, BROKER_URL=private_rabbitmq.url(), DATABASE_URL=sqlite_url, **to_smtpd) as stack:
         stack.upgrade()
         private_rabbitmq.kill()
-        beat = start(stack, "periodic", "beat", REPORT_EVERY_SECONDS="1", REPORT_STATE_FILE=f"{tmp_path}/beat")
+        beat = start(
+            stack, "periodic", "beat", REPORT_EVERY_SECONDS="1", REPORT_STATE_FILE=f"{tmp_path}/beat"
+        )
         beat.says("beat: Connection error")
         private_rabbitmq.start()
         start(stack, "periodic", "worker")
@@ -159,13 +199,21 @@ def test_a_broker_that_is_away_does_not_end_beat(tmp_path: Path, private_rabbitm
 def test_without_being_hurried_beat_ticks_each_day_at_seven(stack: Service, tmp_path: Path) -> None:
     beat = start(stack, "periodic", "beat", REPORT_STATE_FILE=str(tmp_path / "new" / "beat"))
     beat.says("beat: Starting...")
-    told = subprocess.run([sys.executable, "-c", "from examples.periodic.schedule import app; print(app.conf.beat_schedule)"], cwd=PROJECT,
-                          env=stack.environment, capture_output=True, text=True, check=True, timeout=60)
+    told = subprocess.run(
+        [sys.executable, "-c", "from examples.periodic.schedule import app; print(app.conf.beat_schedule)"],
+        cwd=PROJECT,
+        env=stack.environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
     assert "<crontab: 0 7 * * * (m/h/dM/MY/d)>" in told.stdout
     assert beat.stop() == 0
 
 
 # --- notify.py -----------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def up(stack: Service) -> Service:
@@ -174,12 +222,23 @@ def up(stack: Service) -> Service:
     return stack
 
 
-def notify(up: Service, *command: str, to: str = "bob@example.org", **options: Any) -> "subprocess.Popen[bytes]":
+def notify(
+    up: Service, *command: str, to: str = "bob@example.org", **options: Any
+) -> "subprocess.Popen[bytes]":
     environment = {**os.environ, **options.pop("env", {})}
-    pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    pipes: dict[str, Any] = {
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+    } | options
     line = [sys.executable, NOTIFY, "--to", to, "--url", up.url, "--", *command]
-    return subprocess.Popen([sys.executable, "-c", RUN_IN_FOREGROUND, *line], cwd=PROJECT, env=environment,
-                            start_new_session=True, **pipes)
+    return subprocess.Popen(
+        [sys.executable, "-c", RUN_IN_FOREGROUND, *line],
+        cwd=PROJECT,
+        env=environment,
+        start_new_session=True,
+        **pipes,
+    )
 
 
 def told(process: "subprocess.Popen[bytes]") -> tuple[int, bytes, bytes]:
@@ -219,9 +278,17 @@ def mails(smtpd: ScriptedSMTP, count: int) -> dict[str, str]:
 def test_a_command_is_passed_through_and_its_end_is_mailed(up: Service, smtpd: ScriptedSMTP) -> None:
     up.up("--deliver")
     noisy = "import sys\nfor n in range(1, 61): print('line', n)\nsys.exit('no more')"
-    assert told(notify(up, sys.executable, "-c", noisy)) == (1, b"".join(b"line %d\n" % n for n in range(1, 61)), b"no more\n")
+    assert told(notify(up, sys.executable, "-c", noisy)) == (
+        1,
+        b"".join(b"line %d\n" % n for n in range(1, 61)),
+        b"no more\n",
+    )
     assert told(notify(up, "true")) == (0, b"", b"")
-    assert told(notify(up, "no-such-command", "--to", "x")) == (127, b"", b"notify.py: no-such-command: No such file or directory\n")
+    assert told(notify(up, "no-such-command", "--to", "x")) == (
+        127,
+        b"",
+        b"notify.py: no-such-command: No such file or directory\n",
+    )
     assert told(notify(up, "./README.md"))[0] == 126
     assert told(notify(up, "sh", "-c", "kill -9 $$"))[0] == 137
     code, _, said = told(notify(up, "true", to="nobody"))
@@ -236,8 +303,12 @@ def test_a_command_is_passed_through_and_its_end_is_mailed(up: Service, smtpd: S
     assert "no more" in lines
     assert "line 10" not in lines
     assert "no-such-command: No such file or directory" in found["failed (127): no-such-command --to x"]
-    assert {*found} == {"ok: true", "failed (127): no-such-command --to x", "failed (126): ./README.md",
-                        "failed (137): sh -c 'kill -9 $$'"}
+    assert {*found} == {
+        "ok: true",
+        "failed (127): no-such-command --to x",
+        "failed (126): ./README.md",
+        "failed (137): sh -c 'kill -9 $$'",
+    }
 
 
 def test_garbage_colours_and_a_gigabyte_of_output_do_no_harm(up: Service, smtpd: ScriptedSMTP) -> None:
@@ -246,7 +317,9 @@ def test_garbage_colours_and_a_gigabyte_of_output_do_no_harm(up: Service, smtpd:
     code, out, _ = told(notify(up, "sh", "-c", garbage))
     assert (code, out[:14]) == (0, b"\x1b[31mred\x1b[0m\0\xff")
     with open(os.devnull, "wb") as nothing:
-        large = notify(up, "sh", "-c", "yes 0123456789 | head -c 1000000000; echo; echo the end", stdout=nothing)
+        large = notify(
+            up, "sh", "-c", "yes 0123456789 | head -c 1000000000; echo; echo the end", stdout=nothing
+        )
         assert told(large)[0] == 0
     texts = list(mails(smtpd, 2).values())
     assert "red\ufffd\ufffd\n30%\n{{ job }}" in texts[0]
@@ -256,26 +329,53 @@ def test_garbage_colours_and_a_gigabyte_of_output_do_no_harm(up: Service, smtpd:
 
 
 @pytest.mark.usefixtures("in_background")
-def test_a_signal_reaches_the_command_and_the_mail_goes_all_the_same(up: Service, smtpd: ScriptedSMTP) -> None:
+def test_a_signal_reaches_the_command_and_the_mail_goes_all_the_same(
+    up: Service, smtpd: ScriptedSMTP
+) -> None:
     up.up("--deliver")
-    for number, (which, code) in enumerate([(signal.SIGTERM, 7), (signal.SIGINT, 130), (signal.SIGHUP, 129)], start=1):
-        process = notify(up, "sh", "-c", "trap 'echo gone; exit 7' TERM; echo ready; while :; do sleep 0.05; done")
+    for number, (which, code) in enumerate(
+        [(signal.SIGTERM, 7), (signal.SIGINT, 130), (signal.SIGHUP, 129)], start=1
+    ):
+        process = notify(
+            up, "sh", "-c", "trap 'echo gone; exit 7' TERM; echo ready; while :; do sleep 0.05; done"
+        )
         assert process.stdout
         assert process.stdout.readline() == b"ready\n"
         process.send_signal(which)
         assert told(process)[0] == code
-        [text] = [text for subject, text in mails(smtpd, number).items() if subject.startswith(f"failed ({code}): sh -c ")]
+        [text] = [
+            text
+            for subject, text in mails(smtpd, number).items()
+            if subject.startswith(f"failed ({code}): sh -c ")
+        ]
         assert text.endswith("ready\ngone" if code == 7 else "ready")
 
 
 def test_control_c_on_a_terminal_reaches_the_command_once(up: Service, smtpd: ScriptedSMTP) -> None:
     up.up("--deliver")
-    counts = ("import signal, sys, time; got = []; signal.signal(signal.SIGINT, lambda *_: got.append(1)); print('ready')\n"
-              "while not got: time.sleep(0.05)\ntime.sleep(0.5); sys.exit(40 + len(got))")
+    counts = (
+        "import signal, sys, time; got = []; signal.signal(signal.SIGINT, lambda *_: got.append(1)); print('ready')\n"
+        "while not got: time.sleep(0.05)\ntime.sleep(0.5); sys.exit(40 + len(got))"
+    )
     own = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
     ours, its = pty.openpty()
-    command = [sys.executable, "-c", own, NOTIFY, "--to", "bob@example.org", "--url", up.url, "--", sys.executable, "-c", counts]
-    process = subprocess.Popen(command, cwd=PROJECT, stdin=its, stdout=its, stderr=its, start_new_session=True)
+    command = [
+        sys.executable,
+        "-c",
+        own,
+        NOTIFY,
+        "--to",
+        "bob@example.org",
+        "--url",
+        up.url,
+        "--",
+        sys.executable,
+        "-c",
+        counts,
+    ]
+    process = subprocess.Popen(
+        command, cwd=PROJECT, stdin=its, stdout=its, stderr=its, start_new_session=True
+    )
     os.close(its)
     try:
         assert b"ready" in os.read(ours, 100)
@@ -292,7 +392,9 @@ class Busy(BaseHTTPRequestHandler):
     asked: ClassVar[list[tuple[str | None, Any]]] = []
 
     def do_POST(self) -> None:
-        self.asked.append((self.headers["Authorization"], json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
+        self.asked.append(
+            (self.headers["Authorization"], json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        )
         self.send_response(503 if len(self.asked) < 3 else 202)
         self.send_header("Content-Length", "0")
         self.end_headers()

@@ -10,8 +10,11 @@ PROJECT = Path(__file__).resolve().parents[1]
 FEATURES = (PROJECT / "docs" / "features.md").read_text()
 #: `[words](../tests/test_x.py "tests/test_x.py::test_name")`
 LINK = re.compile(r'\[[^\]]+\]\(\.\./([^ )]+) "([^"]+)"\)')
-ROWS = [[cell.strip() for cell in line.strip("|").split(" | ")]
-        for line in FEATURES.splitlines() if line.startswith("| ") and not line.startswith("| |")]
+ROWS = [
+    [cell.strip() for cell in line.strip("|").split(" | ")]
+    for line in FEATURES.splitlines()
+    if line.startswith("| ") and not line.startswith("| |")
+]
 
 
 def names_in(file: Path) -> set[str]:
@@ -21,14 +24,21 @@ def names_in(file: Path) -> set[str]:
         if isinstance(node, ast.FunctionDef):
             found.add(node.name)
         elif isinstance(node, ast.ClassDef):
-            found |= {f"{node.name}::{inner.name}" for inner in node.body if isinstance(inner, ast.FunctionDef)}
+            found |= {
+                f"{node.name}::{inner.name}" for inner in node.body if isinstance(inner, ast.FunctionDef)
+            }
     return {name for name in found if name.rpartition("::")[2].startswith("test_")}
 
 
 def test_each_test_that_is_named_exists() -> None:
     links = LINK.findall(FEATURES)
     assert len(links) > 50 and all(title.startswith(f"{file}::") for file, title in links)
-    there = {f"{file}::{name}" for file in {file for file, _ in links} if (PROJECT / file).exists() for name in names_in(PROJECT / file)}
+    there = {
+        f"{file}::{name}"
+        for file in {file for file, _ in links}
+        if (PROJECT / file).exists()
+        for name in names_in(PROJECT / file)
+    }
     assert [title for _, title in links if title not in there] == []
 
 

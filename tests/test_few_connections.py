@@ -42,17 +42,35 @@ def assert_all_are_sent(office: Office, ids: list[str]) -> None:
 
 
 @pytest.mark.parametrize("mails_per_connection", [80, 2])
-@pytest.mark.parametrize(("phase", "reply"), [
-    ("GREETING", POSTFIX), ("GREETING", EXIM), ("GREETING", EXCHANGE), ("GREETING", ""),
-    ("GREETING", "554 5.7.0 Too many connections"), ("EHLO", POSTFIX), ("EHLO", ""),
-    ("AUTH", "421 4.7.0 Too many concurrent connections"), ("AUTH", "454 4.7.0 too many concurrent logins"),
-    ("MAIL", "432 4.3.2 Concurrent connections limit exceeded"), ("MAIL", EXCHANGE)])
+@pytest.mark.parametrize(
+    ("phase", "reply"),
+    [
+        ("GREETING", POSTFIX),
+        ("GREETING", EXIM),
+        ("GREETING", EXCHANGE),
+        ("GREETING", ""),
+        ("GREETING", "554 5.7.0 Too many connections"),
+        ("EHLO", POSTFIX),
+        ("EHLO", ""),
+        ("AUTH", "421 4.7.0 Too many concurrent connections"),
+        ("AUTH", "454 4.7.0 too many concurrent logins"),
+        ("MAIL", "432 4.3.2 Concurrent connections limit exceeded"),
+        ("MAIL", EXCHANGE),
+    ],
+)
 def test_mails_go_by_those_that_it_takes(
-        database: Database, phase: str, reply: str, mails_per_connection: int) -> None:
+    database: Database, phase: str, reply: str, mails_per_connection: int
+) -> None:
     with ScriptedSMTP(auth={"alice": "secret"}) as smtpd:
         smtpd.limit_connections(3, reply, at=phase, close=not reply.startswith("454"))
-        office = Office(database, smtpd, connections=10, mails_per_connection=mails_per_connection,
-                        user="alice", password="secret")
+        office = Office(
+            database,
+            smtpd,
+            connections=10,
+            mails_per_connection=mails_per_connection,
+            user="alice",
+            password="secret",
+        )
         hold = smtpd.hang("DOT")  # So that all connections are tried before the first is free.
         ids = [office.accept() for _ in range(60)]
         thread = threading.Thread(target=office.delivery.deliver, args=(ids,))
@@ -84,7 +102,8 @@ def test_mails_one_by_one_go_by_those_that_it_takes_as_well(database: Database) 
 
 @pytest.mark.parametrize("reset", [False, True])
 def test_a_connection_that_is_refused_or_reset_is_one_too_many_while_others_stand(
-        database: Database, reset: bool) -> None:
+    database: Database, reset: bool
+) -> None:
     with ScriptedSMTP() as smtpd:
         office = Office(database, smtpd, connections=4)
         office.open_sessions(2)
@@ -113,11 +132,16 @@ def test_a_server_that_takes_none_pauses_the_account_and_no_mail_loses_an_attemp
 
 
 @pytest.mark.parametrize("phase", ["RCPT", "DATA", "DOT"])
-@pytest.mark.parametrize("reply", [
-    "432 4.3.2 STOREDRV.ClientSubmit; sender thread limit exceeded", "554 5.7.0 too many concurrent sessions",
-])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "432 4.3.2 STOREDRV.ClientSubmit; sender thread limit exceeded",
+        "554 5.7.0 too many concurrent sessions",
+    ],
+)
 def test_a_mail_that_hears_of_it_late_loses_no_attempt(
-        database: Database, phase: Literal["RCPT", "DATA", "DOT"], reply: str) -> None:
+    database: Database, phase: Literal["RCPT", "DATA", "DOT"], reply: str
+) -> None:
     with ScriptedSMTP() as smtpd:
         smtpd.reply(phase, reply)
         office = Office(database, smtpd)
@@ -152,17 +176,21 @@ def test_one_is_used_at_least() -> None:
     assert sum(given) == 2
 
 
-@pytest.mark.parametrize(("reply", "told"), [
-    (Reply(421, "4.7.0 Too many connections from your IP"), True),
-    (Reply(421, "4.3.2 Connection count limit exceeded"), True),
-    (Reply(432, "4.3.2 STOREDRV.ClientSubmit; sender thread limit exceeded"), True),
-    (Reply(554, "5.7.0 too many sessions"), True),
-    (Reply(421, "4.7.0 Too many simultaneous sessions"), True),
-    (Reply(454, "4.7.0 Too many login attempts, please try again later"), False),
-    (Reply(452, "4.5.3 Too many recipients"), False),
-    (Reply(421, "4.4.2 Connection timed out"), False),
-    (Reply(421, "4.7.0 Error: too many errors"), False),
-    (Reply(250, "no concurrent sessions"), False)])
+@pytest.mark.parametrize(
+    ("reply", "told"),
+    [
+        (Reply(421, "4.7.0 Too many connections from your IP"), True),
+        (Reply(421, "4.3.2 Connection count limit exceeded"), True),
+        (Reply(432, "4.3.2 STOREDRV.ClientSubmit; sender thread limit exceeded"), True),
+        (Reply(554, "5.7.0 too many sessions"), True),
+        (Reply(421, "4.7.0 Too many simultaneous sessions"), True),
+        (Reply(454, "4.7.0 Too many login attempts, please try again later"), False),
+        (Reply(452, "4.5.3 Too many recipients"), False),
+        (Reply(421, "4.4.2 Connection timed out"), False),
+        (Reply(421, "4.7.0 Error: too many errors"), False),
+        (Reply(250, "no concurrent sessions"), False),
+    ],
+)
 def test_words_about_their_number_are_told_from_others(reply: Reply, told: bool) -> None:
     assert says_too_many_connections(reply) == told
     trouble = trouble_of(reply, Schedule((7,)), of_message=False)

@@ -62,8 +62,12 @@ UNREADABLE: list[tuple[str, dict[str, Any], bytes, dict[str, Any], str]] = [
 ]
 #: Messages without an id.
 NAMELESS: list[tuple[dict[str, Any], bytes]] = [
-    (SEND, b"[[], {}, {}]"), ({}, b"17"), ({}, b"not JSON"), ({**SEND, "id": [1]}, b"[[], {}, {}]"),
-    ({}, b'{"task": "mailasync.sendMail", "args": [], "kwargs": {}}')]
+    (SEND, b"[[], {}, {}]"),
+    ({}, b"17"),
+    ({}, b"not JSON"),
+    ({**SEND, "id": [1]}, b"[[], {}, {}]"),
+    ({}, b'{"task": "mailasync.sendMail", "args": [], "kwargs": {}}'),
+]
 
 
 @contextmanager
@@ -92,12 +96,14 @@ def why(made: Service, path: str) -> str:
     def is_there() -> bool:
         status, told[0] = made.request("GET", path)
         return status == 200
+
     wait_until(is_there, 60, what=f"{path} is there")
     return f"{told[0]['status']}: {told[0]['why']}"
 
 
 def test_what_is_no_task_of_ours_is_recorded_with_the_reason_and_ends_no_worker(
-        served: Service, smtpd: ScriptedSMTP, tmp_path: Path) -> None:
+    served: Service, smtpd: ScriptedSMTP, tmp_path: Path
+) -> None:
     # Given a worker, and its queue full of what it cannot do
     worker = served.worker()
     pickled = {"content_type": "application/x-python-serialize", "content_encoding": "binary"}
@@ -169,8 +175,9 @@ def shop_and_ours(url: str) -> list[str]:
     return ours
 
 
-def assert_shop_is_left_alone(made: Service, rabbitmq: RabbitMQ, workers: list[Program],
-                              ours: list[str]) -> None:
+def assert_shop_is_left_alone(
+    made: Service, rabbitmq: RabbitMQ, workers: list[Program], ours: list[str]
+) -> None:
     url = made.settings["BROKER_URL"]
     for worker in workers:
         worker.says("the queue celery is left alone until this worker is started anew, as a task on it is")
@@ -190,7 +197,8 @@ def assert_shop_is_left_alone(made: Service, rabbitmq: RabbitMQ, workers: list[P
 
 
 def test_tasks_of_somebody_else_are_given_back_and_their_queue_left_alone(
-        served: Service, rabbitmq: RabbitMQ, smtpd: ScriptedSMTP) -> None:
+    served: Service, rabbitmq: RabbitMQ, smtpd: ScriptedSMTP
+) -> None:
     ours = shop_and_ours(served.settings["BROKER_URL"])
     workers = [served.worker(), served.worker()]
     assert_shop_is_left_alone(served, rabbitmq, workers, ours)
@@ -207,8 +215,9 @@ def test_tasks_of_somebody_else_are_given_back_and_their_queue_left_alone(
     wait_until(lambda: served.request("GET", f"/v1/messages/{id}")[0] == 200, 60, what="it was read")
 
 
-def test_a_broken_connection_brings_no_worker_back_to_the_queue(served: Service, rabbitmq: RabbitMQ,
-                                                                smtpd: ScriptedSMTP) -> None:
+def test_a_broken_connection_brings_no_worker_back_to_the_queue(
+    served: Service, rabbitmq: RabbitMQ, smtpd: ScriptedSMTP
+) -> None:
     url = served.settings["BROKER_URL"]
     worker = served.worker()
     stock = Celery(broker=url)
@@ -224,8 +233,9 @@ def test_a_broken_connection_brings_no_worker_back_to_the_queue(served: Service,
     assert names_on(url, "celery") == ["shop.tasks.charge_card"]
 
 
-def test_what_nobody_can_read_on_the_shared_queue_is_given_back_too(served: Service,
-                                                                    rabbitmq: RabbitMQ) -> None:
+def test_what_nobody_can_read_on_the_shared_queue_is_given_back_too(
+    served: Service, rabbitmq: RabbitMQ
+) -> None:
     url = served.settings["BROKER_URL"]
     worker = served.worker()
     with channel_to(url) as channel:
@@ -237,7 +247,8 @@ def test_what_nobody_can_read_on_the_shared_queue_is_given_back_too(served: Serv
 
 
 def test_the_shared_queue_can_be_left_alone_from_the_start(
-        tmp_path: Path, broker_url: str, rabbitmq: RabbitMQ, sqlite_url: str) -> None:
+    tmp_path: Path, broker_url: str, rabbitmq: RabbitMQ, sqlite_url: str
+) -> None:
     with service(tmp_path, BROKER_URL=broker_url, DATABASE_URL=sqlite_url, SERVE_CELERY_QUEUE="off") as made:
         made.upgrade()
         made.worker()
@@ -250,8 +261,13 @@ def test_the_shared_queue_can_be_left_alone_from_the_start(
 
 
 def test_flask_up_on_rabbitmq_gives_tasks_of_somebody_else_back(
-        tmp_path: Path, broker_url: str, rabbitmq: RabbitMQ, sqlite_url: str, to_smtpd: dict[str, str],
-        smtpd: ScriptedSMTP) -> None:
+    tmp_path: Path,
+    broker_url: str,
+    rabbitmq: RabbitMQ,
+    sqlite_url: str,
+    to_smtpd: dict[str, str],
+    smtpd: ScriptedSMTP,
+) -> None:
     ours = shop_and_ours(broker_url)
     with service(tmp_path, **{**to_smtpd, "BROKER_URL": broker_url, "DATABASE_URL": sqlite_url}) as made:
         made.upgrade()

@@ -41,7 +41,14 @@ def client(app: Flask) -> FlaskClient:
 
 
 def composed(message: Message) -> bytes:
-    claim = Claim(id="1", attempt=1, message_id="1@example.org", created_at_ms=1_790_000_000_123, message=message, pending=(0,))
+    claim = Claim(
+        id="1",
+        attempt=1,
+        message_id="1@example.org",
+        created_at_ms=1_790_000_000_123,
+        message=message,
+        pending=(0,),
+    )
     return compose(claim, sender=ALICE)
 
 
@@ -80,22 +87,35 @@ class TestTheWatch:
         def call() -> None:
             with pytest.raises(OSError, match="refused"):
                 socket.create_connection(("127.0.0.1", NO_BROKER_PORT))
+
         assert self.seen(call) == ["socket.getaddrinfo", "socket.connect"]
 
     def test_sees_a_process(self) -> None:
         assert "subprocess.Popen" in self.seen(lambda: subprocess.run([sys.executable, "-c", ""], check=True))
 
 
-@pytest.mark.parametrize(("old", "new", "told"), [
-    (b"To: bob", b"Bcc: eve@example.net\r\nTo: bob", "the header fields are"), (b"To: bob", b"To: eve", "To is"),
-    (b"X-A: 1", b"X-A: 2", "X-A is"),
-    (b"Subject: Hi", b"Subject: Ha", "the subject is"), (b"\r\nhello", b"\r\nhallo", "the plain text is"),
-    (b"aGVsbG8=", b"aGFsbG8=", "the files are"),
-    (b'filename="a.txt"', b'filename="../a.txt"', "a file is named"), (b"--=_", b"--=x", "the parser found"),
-    (b"hello", b"#c0ffee", "canary")])
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        (b"To: bob", b"Bcc: eve@example.net\r\nTo: bob", "the header fields are"),
+        (b"To: bob", b"To: eve", "To is"),
+        (b"X-A: 1", b"X-A: 2", "X-A is"),
+        (b"Subject: Hi", b"Subject: Ha", "the subject is"),
+        (b"\r\nhello", b"\r\nhallo", "the plain text is"),
+        (b"aGVsbG8=", b"aGFsbG8=", "the files are"),
+        (b'filename="a.txt"', b'filename="../a.txt"', "a file is named"),
+        (b"--=_", b"--=x", "the parser found"),
+        (b"hello", b"#c0ffee", "canary"),
+    ],
+)
 def test_the_oracle_sees_what_is_not_as_it_was_asked_for(old: bytes, new: bytes, told: str) -> None:
-    asked = {"to": BOB, "subject": "Hi", "text": "hello", "headers": {"X-A": "1"},
-             "attachments": [{"filename": "a.txt", "content": "aGVsbG8="}]}
+    asked = {
+        "to": BOB,
+        "subject": "Hi",
+        "text": "hello",
+        "headers": {"X-A": "1"},
+        "attachments": [{"filename": "a.txt", "content": "aGVsbG8="}],
+    }
     data, wanted = composed(message_from(asked)), Asked(Request(1, "/", b""), asked)
     arrived = Delivery("<1@example.org>", ALICE.address, (BOB,), data, 1, None, 0.0)
     assert [*differences(arrived, wanted, "#c0ffee")] == []
@@ -107,14 +127,27 @@ def test_the_oracle_sees_what_is_not_as_it_was_asked_for(old: bytes, new: bytes,
 
 
 def test_a_body_that_ended_too_soon_is_no_mail(client: FlaskClient) -> None:
-    answer = client.post("/v1/messages", data=b'{"to": "bob@example.org"}', content_type="application/json",
-                         environ_overrides={"CONTENT_LENGTH": "1000", "wsgi.input_terminated": True})
+    answer = client.post(
+        "/v1/messages",
+        data=b'{"to": "bob@example.org"}',
+        content_type="application/json",
+        environ_overrides={"CONTENT_LENGTH": "1000", "wsgi.input_terminated": True},
+    )
     assert answer.status_code == 400 and "expected 1000 bytes" in answer.text
 
 
-@pytest.mark.parametrize("html",
-                         ["<" + "a" * 200_000, "</" + "a" * 200_000, "<a " + "b" * 200_000, "<a/" + " " * 200_000, "<!" + "a" * 200_000,
-                                  "<a" * 2 + "b" * 200_000 + "<", "<a href=" + "x" * 200_000])
+@pytest.mark.parametrize(
+    "html",
+    [
+        "<" + "a" * 200_000,
+        "</" + "a" * 200_000,
+        "<a " + "b" * 200_000,
+        "<a/" + " " * 200_000,
+        "<!" + "a" * 200_000,
+        "<a" * 2 + "b" * 200_000 + "<",
+        "<a href=" + "x" * 200_000,
+    ],
+)
 def test_a_tag_that_is_never_closed_does_not_keep_a_worker_for_minutes(html: str) -> None:
     hold_to(400, partial(plain_text, html))
 
@@ -125,26 +158,50 @@ def test_a_header_with_a_grammar_is_not_empty(client: FlaskClient, name: str) ->
     assert answer.status_code == 422 and [*errors(answer)] == [f"#/headers/{name}"]
 
 
-@pytest.mark.parametrize("value", ["=?utf-8?q?=0d=0aBcc:_eve@example.net?=", "<a@example.org> =?utf-8?B?DQpCY2M6IGU=?="])
+@pytest.mark.parametrize(
+    "value", ["=?utf-8?q?=0d=0aBcc:_eve@example.net?=", "<a@example.org> =?utf-8?B?DQpCY2M6IGU=?="]
+)
 def test_no_word_is_encoded_where_none_may_be(client: FlaskClient, value: str) -> None:
     answer = client.post("/v1/messages", json={"to": BOB, "headers": {"References": value}})
     assert answer.status_code == 422 and "without encoded words" in errors(answer)["#/headers/References"]
-    assert client.post("/v1/messages", json={"to": BOB, "headers": {"List-Help": "<https://example.org/?=?a>"}}).status_code == 202
+    assert (
+        client.post(
+            "/v1/messages", json={"to": BOB, "headers": {"List-Help": "<https://example.org/?=?a>"}}
+        ).status_code
+        == 202
+    )
 
 
 @pytest.mark.parametrize("name", ["List-Unsubscribe", "list-unsubscribe-post"])
 def test_a_mail_has_one_link_to_unsubscribe(client: FlaskClient, name: str) -> None:
-    answer = client.post("/v1/messages", json={"to": BOB, "unsubscribe": True, "headers": {name: "<https://evil.example>"}})
+    answer = client.post(
+        "/v1/messages", json={"to": BOB, "unsubscribe": True, "headers": {name: "<https://evil.example>"}}
+    )
     assert answer.status_code == 422 and f"expected unsubscribe or the header {name}, got both" in answer.text
 
 
-@pytest.mark.parametrize("value",
-                         ["b", "x" * 40 + " " + "y" * 40, "z" * 69, "ü", "日本" * 30, "a  b", "=?utf-8?q?no?=", "word " * 100 + "end"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "b",
+        "x" * 40 + " " + "y" * 40,
+        "z" * 69,
+        "ü",
+        "日本" * 30,
+        "a  b",
+        "=?utf-8?q?no?=",
+        "word " * 100 + "end",
+    ],
+)
 def test_a_value_does_not_begin_on_the_line_after_its_name(value: str) -> None:
     names = ["X-" + "a" * length for length in range(1, 49)]
-    assert all(HEADERS_ALLOWED.fullmatch(name) for name in names) and not HEADERS_ALLOWED.fullmatch("X-" + "a" * 49)
-    mail = email.message_from_bytes(composed(Message(to=(ALICE,), subject=value, headers=tuple((name, value) for name in names))),
-                                    policy=policy.default)
+    assert all(HEADERS_ALLOWED.fullmatch(name) for name in names) and not HEADERS_ALLOWED.fullmatch(
+        "X-" + "a" * 49
+    )
+    mail = email.message_from_bytes(
+        composed(Message(to=(ALICE,), subject=value, headers=tuple((name, value) for name in names))),
+        policy=policy.default,
+    )
     assert {str(mail[name]) for name in ("Subject", *names)} == {value}
 
 
@@ -154,43 +211,72 @@ class TestSmallRequestsThatAskForMuch:
             body = {"to": BOB, "ü" * 500_000: 1, "headers": {"ü" * 500_000 + str(n): "" for n in range(2)}}
             answer = client.post("/v1/messages", json=body)
             assert answer.status_code == 422 and len(answer.data) < 10_000
+
         hold_to(400, post)
 
     def test_thirty_long_names_of_headers_are_compared_once(self) -> None:
         def read() -> None:
             with pytest.raises(Exception, match="expected X-"):
                 message_from({"to": BOB, "headers": {f"{n}" + "Ü" * 200_000: "" for n in range(30)}})
+
         hold_to(400, read)
 
     def test_a_batch_that_is_wrong_throughout_is_not_read_to_its_end(self, client: FlaskClient) -> None:
         def post() -> None:
-            answer = client.post("/v1/messages/batch", json=[{f"f{n}_{m}": 1 for m in range(20)} for n in range(1000)])
-            common = client.post("/v1/messages/batch", json={"common": {"subject": "x" * 1_000_000}, "messages": [{"to": BOB}] * 1000})
+            answer = client.post(
+                "/v1/messages/batch", json=[{f"f{n}_{m}": 1 for m in range(20)} for n in range(1000)]
+            )
+            common = client.post(
+                "/v1/messages/batch",
+                json={"common": {"subject": "x" * 1_000_000}, "messages": [{"to": BOB}] * 1000},
+            )
             assert (len(errors(answer)), [*errors(common)]) == (20, ["#/common/subject"])
+
         hold_to(800, post)
 
     def test_a_batch_of_slow_letters_ends(self, client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("mailroom.submission.reader.BATCH_MAX_SECONDS", 0.2)
         bomb = "{% for a in l %}{% for b in l %}{% if a < b %}{% endif %}{% endfor %}{% endfor %}"
         client.put("/v1/templates/bomb", json={"subject": "x", "text": bomb})
-        answer = client.post("/v1/messages/batch", json={
-            "common": {"template": {"name": "bomb", "variables": {"l": [*range(150)]}}}, "messages": [{"to": BOB, "variables": {}}] * 1000})
+        answer = client.post(
+            "/v1/messages/batch",
+            json={
+                "common": {"template": {"name": "bomb", "variables": {"l": [*range(150)]}}},
+                "messages": [{"to": BOB, "variables": {}}] * 1000,
+            },
+        )
         assert answer.status_code == 422 and "within 0.2 s" in errors(answer)["#/messages"]
         assert client.get("/v1/messages").json["data"] == []  # type: ignore[index]
 
     def test_a_boundary_of_one_letter_makes_no_more_of_the_body(self, client: FlaskClient) -> None:
         body = b'--a\r\nContent-Disposition: form-data; name="message"\r\n\r\n{"to": "bob@example.org"}\r\n--a--\r\n'
-        answers = [client.post("/v1/messages", data=body.replace(b"--a", b"--" + boundary), headers={"Idempotency-Key": "k"},
-                               content_type=f"multipart/form-data; boundary={boundary.decode()}") for boundary in (b"a", b"zz")]
-        assert [answer.status_code for answer in answers] == [202, 409]  # "a" stands in the mail as well, so the bodies differ.
+        answers = [
+            client.post(
+                "/v1/messages",
+                data=body.replace(b"--a", b"--" + boundary),
+                headers={"Idempotency-Key": "k"},
+                content_type=f"multipart/form-data; boundary={boundary.decode()}",
+            )
+            for boundary in (b"a", b"zz")
+        ]
+        assert [answer.status_code for answer in answers] == [
+            202,
+            409,
+        ]  # "a" stands in the mail as well, so the bodies differ.
 
 
-@pytest.mark.parametrize(("body", "pointer"), [
-    ({"to": BOB, "attachments": [{"filename": "a", "content": ""}] * 21}, "#/attachments"),
-    ({"to": BOB, "template": {"name": "nobody"}}, "#/template/name"),
-    ({"to": BOB, "headers": {"X-A": "1", "x-a": "2"}}, "#/headers/X-A"),
-    ({"to": BOB, "job": {"name": "simulate", "args": {"seconds": "\ud800"}}}, "#/job/args")])
-def test_each_refusal_says_what_was_expected_and_what_came(client: FlaskClient, body: dict[str, Any], pointer: str) -> None:
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        ({"to": BOB, "attachments": [{"filename": "a", "content": ""}] * 21}, "#/attachments"),
+        ({"to": BOB, "template": {"name": "nobody"}}, "#/template/name"),
+        ({"to": BOB, "headers": {"X-A": "1", "x-a": "2"}}, "#/headers/X-A"),
+        ({"to": BOB, "job": {"name": "simulate", "args": {"seconds": "\ud800"}}}, "#/job/args"),
+    ],
+)
+def test_each_refusal_says_what_was_expected_and_what_came(
+    client: FlaskClient, body: dict[str, Any], pointer: str
+) -> None:
     answer = client.post("/v1/messages", json=body)
     assert answer.status_code == 422
     assert errors(answer)[pointer].startswith("expected ") and ", got " in errors(answer)[pointer]

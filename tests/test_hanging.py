@@ -42,12 +42,15 @@ HANGS = "has taken no mail since 20"
 #: Port and security of a server, by the name of its account.
 Servers = Mapping[str, tuple[int, str]]
 
+
 class Bench:
     """A worker without a broker: threads like Celery's, which take nudges in order, and accounts."""
 
     def __init__(self, database: Database, servers: Servers, connections: int) -> None:
-        hops = {name: NextHop(host="127.0.0.1", port=port, security=security, timeout_seconds=60)
-                for name, (port, security) in servers.items()}
+        hops = {
+            name: NextHop(host="127.0.0.1", port=port, security=security, timeout_seconds=60)
+            for name, (port, security) in servers.items()
+        }
         budgets = tuple(Budget(account=name) for name in servers)
         self.turns = Admission(connections, {name: str(hop) for name, hop in hops.items()})
         self.accounts = Accounts(database, budgets, self.turns.free)
@@ -57,7 +60,9 @@ class Bench:
         self.worker.beat()
         self.claims = Claims(database, self.worker.id, 20, budgets, self.turns.free)
         senders = {name: Sender(Address(f"{name}@example.org"), Sessions(hop)) for name, hop in hops.items()}
-        self.delivery = Delivery(self.claims, AttemptRunner(senders, Schedule.parse("10s*5"), "resend"), self.turns)
+        self.delivery = Delivery(
+            self.claims, AttemptRunner(senders, Schedule.parse("10s*5"), "resend"), self.turns
+        )
         self.threads = ThreadPoolExecutor(connections)
 
     def accept(self, count: int, account: str | None = None, to: str = "bob@example.org") -> list[str]:
@@ -70,7 +75,7 @@ class Bench:
         return ids
 
     def nudge(self, ids: list[str], size: int = 1) -> list[Future[bool]]:
-        chunks = [ids[at:at + size] for at in range(0, len(ids), size)]
+        chunks = [ids[at : at + size] for at in range(0, len(ids), size)]
         return [self.threads.submit(self.delivery.deliver, chunk) for chunk in chunks]
 
     def sweep(self) -> list[str]:
@@ -102,6 +107,7 @@ class Bench:
     def sql(self, statement: str) -> None:
         def run(connection: Connection) -> None:
             connection.execute(text(statement))
+
         self.database.transaction(run)
 
     def grow_old(self) -> None:
@@ -123,8 +129,9 @@ def bench(database: Database, servers: Servers, *, connections: int = CONNECTION
         made.close()
 
 
-def two(database: Database, smtpd: ScriptedSMTP, healthy: ScriptedSMTP, *, connections: int = CONNECTIONS
-        ) -> AbstractContextManager[Bench]:
+def two(
+    database: Database, smtpd: ScriptedSMTP, healthy: ScriptedSMTP, *, connections: int = CONNECTIONS
+) -> AbstractContextManager[Bench]:
     """Make a bench with the accounts "stuck", whose server is `smtpd`, and "well"."""
     servers = {"stuck": (smtpd.port, "none"), "well": (healthy.port, "none")}
     return bench(database, servers, connections=connections)
@@ -168,7 +175,8 @@ def deaf() -> Iterator[socket.socket]:
 @pytest.mark.parametrize("size", [1, 12], ids=["single mails", "bulk"])
 @pytest.mark.parametrize("phase", ["GREETING", "EHLO", "MAIL", "RCPT", "DATA", "DOT"])
 def test_all_of_an_account_goes_while_the_server_of_another_hangs(
-        sqlite_database: Database, smtpd: ScriptedSMTP, healthy: ScriptedSMTP, phase: str, size: int) -> None:
+    sqlite_database: Database, smtpd: ScriptedSMTP, healthy: ScriptedSMTP, phase: str, size: int
+) -> None:
     with two(sqlite_database, smtpd, healthy) as made, hanging(smtpd, phase) as hold:
         stuck = made.accept(24, "stuck")
         made.nudge(stuck, size)
@@ -187,8 +195,8 @@ def test_all_of_an_account_goes_while_the_server_of_another_hangs(
 @pytest.mark.parametrize("size", [1, 12], ids=["single mails", "bulk"])
 @pytest.mark.parametrize("security", ["none", "ssl", "starttls"])
 def test_all_of_an_account_goes_while_nobody_speaks_where_another_connects(
-        sqlite_database: Database, deaf: socket.socket, healthy: ScriptedSMTP, security: str,
-        size: int) -> None:
+    sqlite_database: Database, deaf: socket.socket, healthy: ScriptedSMTP, security: str, size: int
+) -> None:
     servers = {"stuck": (deaf.getsockname()[1], security), "well": (healthy.port, "none")}
     with bench(sqlite_database, servers) as made:
         made.nudge(made.accept(24, "stuck"), size)
@@ -200,7 +208,8 @@ def test_all_of_an_account_goes_while_nobody_speaks_where_another_connects(
 
 @pytest.mark.usefixtures("hasty")
 def test_what_waits_for_a_server_that_hangs_says_so_and_goes_when_it_answers(
-        database: Database, smtpd: ScriptedSMTP, healthy: ScriptedSMTP) -> None:
+    database: Database, smtpd: ScriptedSMTP, healthy: ScriptedSMTP
+) -> None:
     with two(database, smtpd, healthy) as made, hanging(smtpd, "DOT") as hold:
         ids = made.accept(12, "stuck")
         made.nudge(ids, 6)
@@ -220,7 +229,8 @@ def test_what_waits_for_a_server_that_hangs_says_so_and_goes_when_it_answers(
 
 @pytest.mark.usefixtures("hasty")
 def test_a_mail_that_any_account_may_send_goes_by_one_that_does_not_hang(
-        database: Database, smtpd: ScriptedSMTP, healthy: ScriptedSMTP) -> None:
+    database: Database, smtpd: ScriptedSMTP, healthy: ScriptedSMTP
+) -> None:
     with two(database, smtpd, healthy) as made, hanging(smtpd, "RCPT") as hold:
         stuck, ids = made.accept(SHARE, "stuck"), made.accept(12)
         made.nudge(stuck)
@@ -231,8 +241,8 @@ def test_a_mail_that_any_account_may_send_goes_by_one_that_does_not_hang(
 
 
 def test_a_mail_with_no_connection_free_waits_in_the_outbox_and_no_client_is_told_of_that(
-        database: Database, smtpd: ScriptedSMTP, healthy: ScriptedSMTP,
-        monkeypatch: pytest.MonkeyPatch) -> None:
+    database: Database, smtpd: ScriptedSMTP, healthy: ScriptedSMTP, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(turns_module, "WAITING_PER_CONNECTION", 1)
     webhook = Webhooks(database).create("https://example.org/")
     with two(database, smtpd, healthy) as made, hanging(smtpd, "RCPT") as hold:
@@ -250,15 +260,19 @@ def test_a_mail_with_no_connection_free_waits_in_the_outbox_and_no_client_is_tol
 @pytest.mark.parametrize("size", [1, 12], ids=["single mails", "bulk"])
 @pytest.mark.parametrize("others", [0, 1], ids=["one account", "two accounts"])
 def test_a_worker_that_stops_gives_back_at_once_what_was_not_sent_and_finishes_the_rest(
-        database: Database, smtpd: ScriptedSMTP, healthy: ScriptedSMTP, others: int, size: int) -> None:
+    database: Database, smtpd: ScriptedSMTP, healthy: ScriptedSMTP, others: int, size: int
+) -> None:
     most = CONNECTIONS // (1 + others)
     servers = {"stuck": (smtpd.port, "none")}
     if others:
         servers["well"] = (healthy.port, "none")
-    with (bench(database, servers) as made, hanging(smtpd, "RCPT", "carol@") as envelopes,
-          hanging(smtpd, "DOT") as dot):
+    with (
+        bench(database, servers) as made,
+        hanging(smtpd, "RCPT", "carol@") as envelopes,
+        hanging(smtpd, "DOT") as dot,
+    ):
         sent, ids = made.accept(1, "stuck"), made.accept(11, "stuck", to="carol@example.org")
-        first = sent + ids[:size - 1]
+        first = sent + ids[: size - 1]
         nudges = made.nudge(first, size)
         wait_until(lambda: bool(dot.connections), 60, what="one is past its fence")
         nudges += made.nudge([id for id in ids if id not in first], size)
@@ -277,7 +291,8 @@ def test_a_worker_that_stops_gives_back_at_once_what_was_not_sent_and_finishes_t
 
 @pytest.mark.usefixtures("hasty")
 def test_one_that_must_be_alone_keeps_no_other_account_waiting_for_its_server(
-        sqlite_database: Database, smtpd: ScriptedSMTP, healthy: ScriptedSMTP) -> None:
+    sqlite_database: Database, smtpd: ScriptedSMTP, healthy: ScriptedSMTP
+) -> None:
     with two(sqlite_database, smtpd, healthy) as made, hanging(smtpd, "DOT") as hold:
         begun, suspect = made.accept(1, "stuck"), made.accept(1, "stuck")
         made.sql(f"UPDATE messages SET crashes = 1 WHERE id = '{suspect[0]}'")
@@ -293,8 +308,8 @@ def test_one_that_must_be_alone_keeps_no_other_account_waiting_for_its_server(
 
 
 def test_one_that_must_be_alone_holds_the_only_thread_for_a_moment(
-        sqlite_database: Database, smtpd: ScriptedSMTP, healthy: ScriptedSMTP,
-        monkeypatch: pytest.MonkeyPatch) -> None:
+    sqlite_database: Database, smtpd: ScriptedSMTP, healthy: ScriptedSMTP, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(delivery_module, "HANGS_AFTER_SECONDS", 0.2)
     monkeypatch.setattr(turns_module, "HANGS_AFTER_SECONDS", 0.2)
     with two(sqlite_database, smtpd, healthy, connections=1) as made, hanging(smtpd, "DOT") as hold:
@@ -308,9 +323,12 @@ def test_one_that_must_be_alone_holds_the_only_thread_for_a_moment(
 
 
 def test_the_pair_sends_all_of_one_account_while_the_server_of_another_hangs(
-        pair: Service, smtpd: ScriptedSMTP, healthy: ScriptedSMTP) -> None:
+    pair: Service, smtpd: ScriptedSMTP, healthy: ScriptedSMTP
+) -> None:
     accounts = pair.directory / "accounts.toml"
-    accounts.write_text("".join(f"""
+    accounts.write_text(
+        "".join(
+            f"""
         [[account]]
         name = "{name}"
         from = "{name}@example.org"
@@ -319,7 +337,10 @@ def test_the_pair_sends_all_of_one_account_while_the_server_of_another_hangs(
         smtp_port = {server.port}
         smtp_security = "none"
         smtp_auth = "off"
-        """ for name, server in (("stuck", smtpd), ("well", healthy))))
+        """
+            for name, server in (("stuck", smtpd), ("well", healthy))
+        )
+    )
     pair.settings |= {"ACCOUNTS_FILE": str(accounts), "SMTP_CONNECTIONS": str(CONNECTIONS)}
     pair.web()
     worker = pair.worker()
@@ -329,8 +350,11 @@ def test_the_pair_sends_all_of_one_account_while_the_server_of_another_hangs(
         ids = [pair.post("/v1/messages", **{"from": "well@example.org"}) for _ in range(10)]
         assert {pair.final(id, 60)["status"] for id in ids} == {"sent"}
         words = f"waits for a free connection of account stuck: {server_of(smtpd)}, {HANGS}"
-        wait_until(lambda: sum(words in pair.message(id)["why"] for id in stuck) == len(stuck) - SHARE,
-                   60, what="the rest says so")
+        wait_until(
+            lambda: sum(words in pair.message(id)["why"] for id in stuck) == len(stuck) - SHARE,
+            60,
+            what="the rest says so",
+        )
     assert {pair.final(id, 60)["status"] for id in stuck} == {"sent"}
     assert len(smtpd.payloads) == len(stuck)
     assert worker.stop(60) == 0
@@ -338,7 +362,8 @@ def test_the_pair_sends_all_of_one_account_while_the_server_of_another_hangs(
 
 @pytest.mark.usefixtures("hasty")
 def test_where_the_only_account_hangs_it_is_named_to_all_that_wait_until_it_answers(
-        app: Flask, client: FlaskClient, smtpd: ScriptedSMTP) -> None:
+    app: Flask, client: FlaskClient, smtpd: ScriptedSMTP
+) -> None:
     database = app.extensions["mailasync"].outbox.database
     with bench(database, {"default": (smtpd.port, "none")}) as made, hanging(smtpd, "DOT") as hold:
         begun, waiting = made.accept(CONNECTIONS), made.accept(1)

@@ -73,7 +73,8 @@ def states(found: MessageDetails) -> dict[str, str]:
 
 
 def test_users_who_are_unknown_fail_and_the_others_get_it_though_postfix_ends_after_twenty(
-        office: Office, smtpd: ScriptedSMTP) -> None:
+    office: Office, smtpd: ScriptedSMTP
+) -> None:
     smtpd.hang_up_after(20, "RCPT", UNKNOWN, match="nobody", last=TOO_MANY)
     nobodies, friends = addresses("nobody", 25), addresses("friend", 5)
     found = until_final(office, *nobodies, *friends)
@@ -86,7 +87,8 @@ def test_users_who_are_unknown_fail_and_the_others_get_it_though_postfix_ends_af
 
 
 def test_the_recipient_at_whom_exim_drops_fails_and_the_others_get_it_in_smaller_groups(
-        office: Office, smtpd: ScriptedSMTP) -> None:
+    office: Office, smtpd: ScriptedSMTP
+) -> None:
     smtpd.reply("RCPT", "550 5.5.3 no more", match="friend03", times=None, close=True)
     found = until_final(office, *addresses("friend", 10))
     assert found.row["state"] == "sent"
@@ -94,13 +96,15 @@ def test_the_recipient_at_whom_exim_drops_fails_and_the_others_get_it_in_smaller
     assert states(found)["friend03@example.org"] == "failed"
     assert max(len(message.rcpt_tos) for message in smtpd.messages) == 3
     assert sorted(to for message in smtpd.messages for to in message.rcpt_tos) == sorted(
-        person["address"] for person in found.recipients if person["state"] == "sent")
+        person["address"] for person in found.recipients if person["state"] == "sent"
+    )
 
 
 @pytest.mark.parametrize("phase", ["RCPT", "DATA"])
 @pytest.mark.parametrize("reply", ["421 4.3.0 too many", ""])
 def test_a_server_that_only_takes_small_groups_gets_those(
-        office: Office, smtpd: ScriptedSMTP, phase: Literal["RCPT", "DATA"], reply: str) -> None:
+    office: Office, smtpd: ScriptedSMTP, phase: Literal["RCPT", "DATA"], reply: str
+) -> None:
     smtpd.end_sessions(phase, recipients=4, reply=reply)
     found = until_final(office, *addresses("friend", 10))
     assert (found.row["state"], set(states(found).values())) == ("sent", {"sent"})
@@ -119,12 +123,18 @@ def test_a_round_of_groups_counts_as_one_attempt(office: Office, smtpd: Scripted
     assert attempts(found.row) - found.row["excused"] <= 3
 
 
-@pytest.mark.parametrize(("phase", "reply"), [
-    ("DOT", "451 4.3.0 later"), ("DOT", "554 5.7.1 not these words"),
-    ("DATA", "451 4.3.0 later"), ("RCPT", UNKNOWN),
-])
+@pytest.mark.parametrize(
+    ("phase", "reply"),
+    [
+        ("DOT", "451 4.3.0 later"),
+        ("DOT", "554 5.7.1 not these words"),
+        ("DATA", "451 4.3.0 later"),
+        ("RCPT", UNKNOWN),
+    ],
+)
 def test_one_too_many_does_not_fail_with_what_the_others_get(
-        office: Office, smtpd: ScriptedSMTP, phase: Literal["DOT", "DATA", "RCPT"], reply: str) -> None:
+    office: Office, smtpd: ScriptedSMTP, phase: Literal["DOT", "DATA", "RCPT"], reply: str
+) -> None:
     smtpd.reply("RCPT", "552 5.5.3 too many", match="friend01")
     smtpd.reply(phase, reply)
     found = office.send(*addresses("friend", 2))
@@ -150,7 +160,8 @@ def test_too_many_recipients_at_data_go_in_smaller_groups(office: Office, smtpd:
 
 
 def test_an_account_at_its_limit_is_parked_though_another_reply_came_first(
-        office: Office, smtpd: ScriptedSMTP) -> None:
+    office: Office, smtpd: ScriptedSMTP
+) -> None:
     smtpd.reply("RCPT", "450 4.2.1 greylisted", match="friend00")
     smtpd.reply("RCPT", "550 5.4.5 Daily user sending limit exceeded", match="friend01")
     found = office.send(*addresses("friend", 3))
@@ -159,14 +170,19 @@ def test_an_account_at_its_limit_is_parked_though_another_reply_came_first(
     assert (account["state"], found.row["parked"], found.row["excused"]) == (AccountState.PARKED, 1, 1)
 
 
-@pytest.mark.parametrize(("phase", "reply"), [
-    ("MAIL", "550 5.7.0 too many messages in this connection"),
-    ("MAIL", "451 Maximum messages per session reached"),
-    ("MAIL", "550 MI:DMC 163 smtp10"), ("RCPT", "550 RP:DRC 163 smtp10"),
-    ("RCPT", "552 5.5.3 too many recipients"),
-])
+@pytest.mark.parametrize(
+    ("phase", "reply"),
+    [
+        ("MAIL", "550 5.7.0 too many messages in this connection"),
+        ("MAIL", "451 Maximum messages per session reached"),
+        ("MAIL", "550 MI:DMC 163 smtp10"),
+        ("RCPT", "550 RP:DRC 163 smtp10"),
+        ("RCPT", "552 5.5.3 too many recipients"),
+    ],
+)
 def test_a_session_that_takes_no_more_mails_is_followed_by_another(
-        office: Office, smtpd: ScriptedSMTP, phase: Literal["MAIL", "RCPT"], reply: str) -> None:
+    office: Office, smtpd: ScriptedSMTP, phase: Literal["MAIL", "RCPT"], reply: str
+) -> None:
     office.send()
     smtpd.reply(phase, reply)
     found = office.send()
@@ -174,7 +190,8 @@ def test_a_session_that_takes_no_more_mails_is_followed_by_another(
 
 
 def test_those_who_are_deferred_in_a_group_wait_by_the_schedule_and_keep_none_from_the_others(
-        office: Office, smtpd: ScriptedSMTP) -> None:
+    office: Office, smtpd: ScriptedSMTP
+) -> None:
     smtpd.end_sessions("RCPT", recipients=4, reply="421 4.3.0 too many")
     smtpd.reply("RCPT", "450 4.2.1 later", match="friend01", times=4)
     found = until_final(office, *addresses("friend", 7))
@@ -188,7 +205,8 @@ def test_those_who_are_deferred_in_a_group_wait_by_the_schedule_and_keep_none_fr
 
 
 def test_one_recipient_at_whom_the_server_hangs_up_is_deferred_and_pauses_nobody(
-        office: Office, smtpd: ScriptedSMTP) -> None:
+    office: Office, smtpd: ScriptedSMTP
+) -> None:
     smtpd.reply("DATA", TOO_MANY)
     found = office.send()
     assert (found.row["state"], found.row["reason"], found.row["excused"]) == ("deferred", TOO_MANY, 0)
@@ -197,7 +215,8 @@ def test_one_recipient_at_whom_the_server_hangs_up_is_deferred_and_pauses_nobody
 
 
 def test_a_limit_of_the_account_is_still_one_when_the_server_hangs_up_with_it(
-        office: Office, smtpd: ScriptedSMTP) -> None:
+    office: Office, smtpd: ScriptedSMTP
+) -> None:
     smtpd.reply("RCPT", "421 4.7.0 daily sending quota exceeded", match="friend01")
     found = office.send(*addresses("friend", 3))
     assert (found.row["state"], found.row["excused"]) == ("deferred", 1)
@@ -207,7 +226,8 @@ def test_a_limit_of_the_account_is_still_one_when_the_server_hangs_up_with_it(
 @pytest.mark.parametrize("phase", ["MAIL", "RCPT", "DATA"])
 @pytest.mark.parametrize("reset", [False, True])
 def test_a_refusal_at_which_it_hangs_up_is_final(
-        office: Office, smtpd: ScriptedSMTP, phase: str, reset: bool) -> None:
+    office: Office, smtpd: ScriptedSMTP, phase: str, reset: bool
+) -> None:
     smtpd.reply(phase, "550 5.7.1 no", close=True, reset=reset)
     found = office.send()
     assert (found.row["state"], found.row["reason"]) == ("failed", "550 5.7.1 no")
@@ -215,8 +235,9 @@ def test_a_refusal_at_which_it_hangs_up_is_final(
     assert office.send().row["state"] == "sent"
 
 
-@pytest.mark.parametrize("reply", [
-    "550 5.7.1 blocked", "501 5.5.4 no such name", "554 5.7.1 go away", "421 4.7.0 not you"])
+@pytest.mark.parametrize(
+    "reply", ["550 5.7.1 blocked", "501 5.5.4 no such name", "554 5.7.1 go away", "421 4.7.0 not you"]
+)
 @pytest.mark.parametrize(("phase", "reset"), [("GREETING", False), ("EHLO", False), ("EHLO", True)])
 def test_words_before_mail_are_told(smtpd: ScriptedSMTP, phase: str, reply: str, reset: bool) -> None:
     smtpd.reply(phase, reply, times=None, close=True, reset=reset)
@@ -226,6 +247,7 @@ def test_words_before_mail_are_told(smtpd: ScriptedSMTP, phase: str, reply: str,
 
 
 # --- within the payload -----------------------------------------------------------------------------
+
 
 def hand_over(smtpd: ScriptedSMTP, payload: bytes = MAIL, **hop: Any) -> Receipt:
     wanted = {"security": "none", "timeout_seconds": 60, **hop}
@@ -285,9 +307,11 @@ def test_a_link_that_is_lost_after_the_payload_stays_uncertain(smtpd: ScriptedSM
 
 
 @contextmanager
-def server(extension: str, replies: bytes, within_payload: bytes = b"", *,
-           until: threading.Event | None = None) -> Iterator[int]:
+def server(
+    extension: str, replies: bytes, within_payload: bytes = b"", *, until: threading.Event | None = None
+) -> Iterator[int]:
     """Listen on a port, say all that, and hang up without reading more, at once or at `until`."""
+
     def serve(listener: socket.socket) -> None:
         link, _ = listener.accept()
         with link:
@@ -316,6 +340,7 @@ def test_words_said_before_a_command_could_not_be_sent_are_read(extension: str) 
 
 
 # --- groups -----------------------------------------------------------------------------------------
+
 
 def claim(id: str, count: int) -> Claim:
     message = Message(to=tuple(addresses("friend", count)))

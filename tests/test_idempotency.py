@@ -48,7 +48,9 @@ def database(app: Flask) -> Database:
     return found
 
 
-def post(client: FlaskClient, path: str = "/v1/messages", body: Any = MAIL, key: str = "key-1", **headers: str) -> Any:
+def post(
+    client: FlaskClient, path: str = "/v1/messages", body: Any = MAIL, key: str = "key-1", **headers: str
+) -> Any:
     return client.post(path, json=body, headers={"Idempotency-Key": key, **headers})
 
 
@@ -70,8 +72,11 @@ def kept(name: str) -> Kept:
 
 # --- again ---------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("path", ["/", "/v1/messages"])
-def test_the_same_request_gets_the_first_answer_and_makes_nothing(client: FlaskClient, database: Database, path: str) -> None:
+def test_the_same_request_gets_the_first_answer_and_makes_nothing(
+    client: FlaskClient, database: Database, path: str
+) -> None:
     first, again = post(client, path), post(client, path)
     assert again.status_code == first.status_code
     assert again.headers["Location"] == first.headers["Location"]
@@ -82,10 +87,14 @@ def test_the_same_request_gets_the_first_answer_and_makes_nothing(client: FlaskC
 
 
 @pytest.mark.parametrize("body", [JOB, JOB | {"notify": MAIL}])
-def test_a_job_is_started_once_and_told_as_it_stands(client: FlaskClient, database: Database, body: Any) -> None:
+def test_a_job_is_started_once_and_told_as_it_stands(
+    client: FlaskClient, database: Database, body: Any
+) -> None:
     first, again = post(client, "/v1/jobs", body), post(client, "/v1/jobs", body)
     assert (again.status_code, again.headers["Location"]) == (202, first.headers["Location"])
-    assert again.json | {"why": ""} == first.json | {"why": ""}  # That the broker is away may be known by now.
+    assert again.json | {"why": ""} == first.json | {
+        "why": ""
+    }  # That the broker is away may be known by now.
     assert again.headers["Idempotency-Replayed"] == "true"
     assert count(database, jobs) == 1
     assert client.post(f"{first.headers['Location']}/cancel").status_code == 200
@@ -95,8 +104,12 @@ def test_a_job_is_started_once_and_told_as_it_stands(client: FlaskClient, databa
 def test_a_form_is_the_same_with_another_boundary(client: FlaskClient, database: Database) -> None:
     def form(boundary: str) -> Any:
         body = f'--{boundary}\r\nContent-Disposition: form-data; name="job"\r\n\r\n{json.dumps(JOB)}\r\n--{boundary}--\r\n'
-        return client.post("/v1/jobs", data=body, headers={"Content-Type": f"multipart/form-data; boundary={boundary}",
-                                                           "Idempotency-Key": "form"})
+        return client.post(
+            "/v1/jobs",
+            data=body,
+            headers={"Content-Type": f"multipart/form-data; boundary={boundary}", "Idempotency-Key": "form"},
+        )
+
     assert [form("aaaa1").status_code, form("bbbbbb2").headers.get("Idempotency-Replayed")] == [202, "true"]
     assert count(database, jobs) == 1
 
@@ -105,13 +118,19 @@ def test_another_body_or_path_with_the_same_key_is_409(client: FlaskClient, data
     post(client)
     for answer in (post(client, body=MAIL | {"subject": "other"}), post(client, "/"), post(client, body={})):
         told = json.loads(answer.data)
-        assert (answer.status_code, answer.content_type, told["code"]) == (409, PROBLEM, "invalid_idempotent_request")
+        assert (answer.status_code, answer.content_type, told["code"]) == (
+            409,
+            PROBLEM,
+            "invalid_idempotent_request",
+        )
         assert "a new request needs a new key" in told["detail"]
     assert count(database) == 1
 
 
-@pytest.mark.parametrize(("first", "again"), [
-    ("key", '"key"'), (r'"a \"b\" \\"', r'"a \"b\" \\"'), ("a b", '"a b"'), (256 * "~", 256 * "~")])
+@pytest.mark.parametrize(
+    ("first", "again"),
+    [("key", '"key"'), (r'"a \"b\" \\"', r'"a \"b\" \\"'), ("a b", '"a b"'), (256 * "~", 256 * "~")],
+)
 def test_a_key_may_be_bare_or_quoted(client: FlaskClient, database: Database, first: str, again: str) -> None:
     assert post(client, key=first).status_code == 202
     assert post(client, key=again).headers["Idempotency-Replayed"] == "true"
@@ -120,17 +139,30 @@ def test_a_key_may_be_bare_or_quoted(client: FlaskClient, database: Database, fi
 
 @on_sqlite
 @pytest.mark.parametrize("wrong", ["", '""', '"', '"a', '"a"b', '"a"; x=1', "ü", '"ü"', "~" * 257, "a\tb"])
-def test_a_key_of_another_form_is_400_and_says_what_was_expected(client: FlaskClient, database: Database, wrong: str) -> None:
+def test_a_key_of_another_form_is_400_and_says_what_was_expected(
+    client: FlaskClient, database: Database, wrong: str
+) -> None:
     answer = post(client, key=wrong)
     told = json.loads(answer.data)
-    assert (answer.status_code, answer.content_type, told["code"]) == (400, PROBLEM, "invalid_idempotency_key")
-    assert told["detail"].startswith("expected 1 to 256 printable ASCII characters, bare or as a string in double quotes, got ")
+    assert (answer.status_code, answer.content_type, told["code"]) == (
+        400,
+        PROBLEM,
+        "invalid_idempotency_key",
+    )
+    assert told["detail"].startswith(
+        "expected 1 to 256 printable ASCII characters, bare or as a string in double quotes, got "
+    )
     assert count(database) == 0
 
 
 def test_a_refused_request_burns_no_key(client: FlaskClient, app: Flask, database: Database) -> None:
     assert post(client, body={"to": "nobody"}).status_code == 422
-    assert client.post("/v1/messages", data=b"{", content_type="application/json", headers={"Idempotency-Key": "key-1"}).status_code == 400
+    assert (
+        client.post(
+            "/v1/messages", data=b"{", content_type="application/json", headers={"Idempotency-Key": "key-1"}
+        ).status_code
+        == 400
+    )
     with database.engine.begin() as connection:
         connection.execute(text("ALTER TABLE contents RENAME TO gone"))
     assert post(client).status_code in (500, 503)
@@ -141,11 +173,13 @@ def test_a_refused_request_burns_no_key(client: FlaskClient, app: Flask, databas
 
 
 def test_a_repeated_request_is_answered_also_when_it_could_not_be_accepted_now(
-        client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Later(datetime):
         @classmethod
         def now(cls, tz: tzinfo | None = None) -> Self:
             return super().now(tz) + timedelta(hours=1)
+
     body = MAIL | {"expires_at": (datetime.now(UTC) + timedelta(minutes=30)).isoformat(timespec="seconds")}
     first = post(client, body=body)
     assert first.status_code == 202
@@ -155,10 +189,19 @@ def test_a_repeated_request_is_answered_also_when_it_could_not_be_accepted_now(
 
 
 def test_each_api_key_has_keys_of_its_own(client: FlaskClient, database: Database) -> None:
-    (one, first), (two, second) = (ApiKeys(database).create(name, scopes=[Scope.SEND]) for name in ("one", "two"))
+    (one, first), (two, second) = (
+        ApiKeys(database).create(name, scopes=[Scope.SEND]) for name in ("one", "two")
+    )
     basic = base64.b64encode(f"any:{one}".encode()).decode()
-    answers = [post(client, **{name: value}) for name, value in (
-        ("Authorization", f"Bearer {one}"), ("X-API-Key", two), ("X-API-Key", one), ("Authorization", f"Basic {basic}"))]
+    answers = [
+        post(client, **{name: value})
+        for name, value in (
+            ("Authorization", f"Bearer {one}"),
+            ("X-API-Key", two),
+            ("X-API-Key", one),
+            ("Authorization", f"Basic {basic}"),
+        )
+    ]
     assert [answer.headers.get("Idempotency-Replayed") for answer in answers] == [None, None, "true", "true"]
     owners = database.read(lambda connection: connection.scalars(select(idempotency.c.owner)).all())
     assert sorted(owners) == sorted([first.id, second.id])
@@ -166,9 +209,13 @@ def test_each_api_key_has_keys_of_its_own(client: FlaskClient, database: Databas
 
 # --- at the same time ----------------------------------------------------------------------------------------------
 
+
 def test_many_at_once_make_one_message_and_all_get_its_answer(
-        app: Flask, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(idempotent, "WAIT_SECONDS", 60.0)  # A busy machine may not answer the first of them in 2 s.
+    app: Flask, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        idempotent, "WAIT_SECONDS", 60.0
+    )  # A busy machine may not answer the first of them in 2 s.
     with ThreadPoolExecutor(16) as threads:
         answers = list(threads.map(lambda _: post(app.test_client()), range(16)))
     assert {(answer.status_code, answer.data) for answer in answers} == {(202, answers[0].data)}
@@ -189,7 +236,10 @@ def test_keyed_and_keyless_messages_share_one_commit(app: Flask, database: Datab
     services = app.extensions["mailasync"]
 
     def one(number: int) -> bool:  # Not over HTTP, whose relay commits, too.
-        return bool(services.outbox.accept(services.orders.mail(MAIL), kept(f"key-{number}") if number % 2 else None))
+        return bool(
+            services.outbox.accept(services.orders.mail(MAIL), kept(f"key-{number}") if number % 2 else None)
+        )
+
     with ThreadPoolExecutor(21) as threads:
         threads.submit(database.write, slow, None)
         assert begun.wait(60)
@@ -203,8 +253,14 @@ def test_keyed_and_keyless_messages_share_one_commit(app: Flask, database: Datab
 
 
 def test_a_batch_with_one_key_twice_accepts_it_once_and_holds_up_no_other(database: Database) -> None:
-    batches: list[Sequence[Kept | None]] = [[kept("one"), None, kept("one"), kept("two"), None], [kept("two"), kept("three")]]
-    assert [database.write(take_all, batch) for batch in batches] == [[True, True, False, True, True], [False, True]]
+    batches: list[Sequence[Kept | None]] = [
+        [kept("one"), None, kept("one"), kept("two"), None],
+        [kept("two"), kept("three")],
+    ]
+    assert [database.write(take_all, batch) for batch in batches] == [
+        [True, True, False, True, True],
+        [False, True],
+    ]
 
 
 def take_all(connection: Connection, batches: list[Sequence[Kept | None]]) -> list[list[bool]]:
@@ -217,6 +273,7 @@ def test_a_thread_waits_for_the_one_that_has_its_key(database: Database) -> None
     def take_one() -> bool:
         with keys.in_hand(key("one"), until=threading.TIMEOUT_MAX) as ours:
             return ours
+
     with ThreadPoolExecutor(1) as threads:
         with keys.in_hand(key("one"), until=0) as first:
             assert first
@@ -229,10 +286,12 @@ def test_a_thread_waits_for_the_one_that_has_its_key(database: Database) -> None
 
 # --- a commit without an answer ------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize(("fate", "committed"), [(LOST, 0), (UNANSWERED, 1)])
 @pytest.mark.parametrize(("path", "table"), [("/v1/messages", messages), ("/v1/jobs", jobs)])
-def test_a_post_whose_commit_got_no_answer_finds_out_by_its_key(link: LossyLink, postgres_url: str, fate: str, committed: int, path: str,
-                                                                table: Any) -> None:
+def test_a_post_whose_commit_got_no_answer_finds_out_by_its_key(
+    link: LossyLink, postgres_url: str, fate: str, committed: int, path: str, table: Any
+) -> None:
     for app in made(postgres_url):
         outbox: Outbox = app.extensions["mailasync"].outbox
         direct = outbox.database
@@ -255,7 +314,9 @@ def test_a_post_whose_commit_got_no_answer_finds_out_by_its_key(link: LossyLink,
 
 
 @pytest.mark.parametrize("in_time", [True, False])
-def test_a_request_waits_for_another_processs_commit_or_is_told_to_come_again(link: LossyLink, postgres_url: str, in_time: bool) -> None:
+def test_a_request_waits_for_another_processs_commit_or_is_told_to_come_again(
+    link: LossyLink, postgres_url: str, in_time: bool
+) -> None:
     databases = [Database(url) for url in (link.url, postgres_url)]
     slow, fast = (Outbox(database) for database in databases)
     for app in made(postgres_url):
@@ -265,13 +326,27 @@ def test_a_request_waits_for_another_processs_commit_or_is_told_to_come_again(li
             # Given a request whose COMMIT is on its way in another process
             link.at_commit(HELD, having=KEYED)
             raw = json.dumps(MAIL).encode()
-            other = threads.submit(slow.accept, acceptance, Kept(
-                key=replace(key("key-1"), request_hash=request_hash(app, raw)),
-                answer=StoredAnswer(status=202, location=f"/v1/messages/{acceptance.id}", body={"id": acceptance.id, "status": "queued"})))
+            other = threads.submit(
+                slow.accept,
+                acceptance,
+                Kept(
+                    key=replace(key("key-1"), request_hash=request_hash(app, raw)),
+                    answer=StoredAnswer(
+                        status=202,
+                        location=f"/v1/messages/{acceptance.id}",
+                        body={"id": acceptance.id, "status": "queued"},
+                    ),
+                ),
+            )
             assert link.reached.wait(60)
             # When the same one comes here
-            here = threads.submit(client.post, "/v1/messages", data=raw, content_type="application/json",
-                                  headers={"Idempotency-Key": "key-1"})
+            here = threads.submit(
+                client.post,
+                "/v1/messages",
+                data=raw,
+                content_type="application/json",
+                headers={"Idempotency-Key": "key-1"},
+            )
             if in_time:
                 threading.Timer(0.3, link.go_on.set).start()
             answer = here.result(60)
@@ -280,9 +355,14 @@ def test_a_request_waits_for_another_processs_commit_or_is_told_to_come_again(li
         if in_time:
             assert (answer.status_code, answer.headers["Idempotency-Replayed"]) == (202, "true")
         else:
-            assert (answer.status_code, json.loads(answer.data)["code"]) == (409, "concurrent_idempotent_requests")
+            assert (answer.status_code, json.loads(answer.data)["code"]) == (
+                409,
+                "concurrent_idempotent_requests",
+            )
             assert answer.headers["Retry-After"] == "1"
-        again = client.post("/v1/messages", data=raw, content_type="application/json", headers={"Idempotency-Key": "key-1"})
+        again = client.post(
+            "/v1/messages", data=raw, content_type="application/json", headers={"Idempotency-Key": "key-1"}
+        )
         assert again.json == {"id": acceptance.id, "status": "queued"}
         assert count(fast.database) == 1
     for database in databases:
@@ -296,8 +376,10 @@ def request_hash(app: Flask, body: bytes) -> str:
 
 # --- real processes ------------------------------------------------------------------------------------------------
 
-def test_two_web_processes_make_one_mail_of_one_key(tmp_path: Path, broker_url: str, postgres_url: str, to_smtpd: dict[str, str],
-                                                    smtpd: ScriptedSMTP) -> None:
+
+def test_two_web_processes_make_one_mail_of_one_key(
+    tmp_path: Path, broker_url: str, postgres_url: str, to_smtpd: dict[str, str], smtpd: ScriptedSMTP
+) -> None:
     with service(tmp_path, BROKER_URL=broker_url, DATABASE_URL=postgres_url, **to_smtpd) as one:
         # Given two web processes on one database
         one.upgrade()
@@ -307,7 +389,10 @@ def test_two_web_processes_make_one_mail_of_one_key(tmp_path: Path, broker_url: 
 
         def ask(number: int) -> tuple[Service, tuple[int, Any]]:
             web = (one, two)[number % 2]
-            return web, web.request("POST", "/v1/messages", MAIL, headers={"Idempotency-Key": f"key-{number // 8}"})
+            return web, web.request(
+                "POST", "/v1/messages", MAIL, headers={"Idempotency-Key": f"key-{number // 8}"}
+            )
+
         # When each of five keys comes to both of them four times at once
         with ThreadPoolExecutor(40) as threads:
             answers = [answer for _, answer in threads.map(ask, range(40))]
@@ -322,19 +407,27 @@ def test_two_web_processes_make_one_mail_of_one_key(tmp_path: Path, broker_url: 
 
 
 @on_postgresql
-def test_a_web_process_killed_while_it_answers_keeps_message_and_key_together(pair: Service, smtpd: ScriptedSMTP) -> None:
+def test_a_web_process_killed_while_it_answers_keeps_message_and_key_together(
+    pair: Service, smtpd: ScriptedSMTP
+) -> None:
     ids: dict[int, str] = {}
     for _ in range(3):
         web = pair.web()
         with ThreadPoolExecutor(20) as threads:
+
             def ask(number: int) -> None:
                 try:
-                    status, answer = pair.request("POST", "/v1/messages", MAIL | {"subject": str(number)},
-                                                  headers={"Idempotency-Key": f"key-{number}"})
+                    status, answer = pair.request(
+                        "POST",
+                        "/v1/messages",
+                        MAIL | {"subject": str(number)},
+                        headers={"Idempotency-Key": f"key-{number}"},
+                    )
                 except (OSError, HTTPException):  # Killed before its answer, or in the middle of it.
                     return
                 if status == 202:
                     assert ids.setdefault(number, answer["id"]) == answer["id"]
+
             asked = [threads.submit(ask, number) for number in range(100)]
             wait_until(lambda: len(ids) > 5, what="some are answered")
             web.kill()
@@ -343,7 +436,12 @@ def test_a_web_process_killed_while_it_answers_keeps_message_and_key_together(pa
     pair.web()
     pair.worker()
     for number in range(100):
-        status, answer = pair.request("POST", "/v1/messages", MAIL | {"subject": str(number)}, headers={"Idempotency-Key": f"key-{number}"})
+        status, answer = pair.request(
+            "POST",
+            "/v1/messages",
+            MAIL | {"subject": str(number)},
+            headers={"Idempotency-Key": f"key-{number}"},
+        )
         assert status == 202 and ids.setdefault(number, answer["id"]) == answer["id"]
     for id in ids.values():
         assert smtpd.copies(pair.final(id)["message_id"]) == 1

@@ -91,9 +91,7 @@ def line(inbox: Inbox) -> Iterator[Line]:
     opened.close()
 
 
-def mail(
-    subject: str = "Hello", text: str = "It works.\n", html: str | None = None
-) -> EmailMessage:
+def mail(subject: str = "Hello", text: str = "It works.\n", html: str | None = None) -> EmailMessage:
     message = EmailMessage()
     message["From"] = f"Alice <{ALICE}>"
     message["To"] = BOB
@@ -178,6 +176,7 @@ def test_pipelined_commands_do_not_wait_for_delayed_acknowledgements(line: Line)
         for _ in range(20):
             assert [line.say(command)[:3] for command in envelope] == ["250", "250", "354"]
             line.say(b"Subject: fast\r\n\r\n.\r\n")
+
     # With Nagle's algorithm on each round waits 40 ms, and each command by itself does not.
     assert min_ratio(pipelined, one_by_one, enough=4) <= 4
 
@@ -212,9 +211,7 @@ def test_too_big_a_mail_is_refused_after_its_last_byte(line: Line, letters: Lett
     assert not letters.newest()
 
 
-def test_a_mail_whose_connection_broke_is_not_kept(
-    line: Line, inbox: Inbox, letters: Letters
-) -> None:
+def test_a_mail_whose_connection_broke_is_not_kept(line: Line, inbox: Inbox, letters: Letters) -> None:
     line.write(b"MAIL FROM:<a@example.org>\r\nRCPT TO:<bob@example.org>\r\nDATA\r\nSubject: half")
     line.close()
     send(inbox, mail("whole"))
@@ -300,9 +297,7 @@ def test_stop_frees_the_port_and_drops_who_is_connected(letters: Letters) -> Non
     assert len(letters) == 1
 
 
-def test_no_address_and_no_body_reaches_a_log(
-    inbox: Inbox, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_no_address_and_no_body_reaches_a_log(inbox: Inbox, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     send(inbox, mail("secret subject"))
     assert BOB not in caplog.text and "secret" not in caplog.text
@@ -387,48 +382,88 @@ def test_what_is_not_there_is_null(client: FlaskClient, letters: Letters) -> Non
     assert (found["subject"], found["from"], found["message_id"]) == ("", "", "")
 
 
-@pytest.mark.parametrize(("charset", "codec", "text"), [
-    ("gb2312", "gb18030", "朱镕基 €"), ("GBK", "gb18030", "镕 𠮷"), ("x-gbk", "gbk", "朱镕基"),
-    ("iso-8859-1", "cp1252", "“5 €” – done…"), ("latin1", "cp1252", "œuvre"),
-    ("iso-8859-9", "cp1254", "“ığş”"),
-    ("ks_c_5601-1987", "cp949", "똠방각하"), ("euc-kr", "cp949", "햏"), ("shift_jis", "cp932", "①㈱髙～"),
-    ("x-sjis", "cp932", "①"), ("windows-874", "cp874", "“ไทย”"), ("big5", "big5hkscs", "嘅 香港"),
-    ("iso-8859-8-i", "iso8859-8", "שלום"), ("utf-8", "utf-8-sig", "Grüße"),
-    ("GB_2312-80", "gb18030", "朱镕基"), ("windows-31j", "cp932", "①"), ("koi8-ru", "koi8-u", "їжак"),
-    ("us-ascii", "utf-8", "Grüße"), ("us-ascii", "cp1252", "Grüße “x”"), ("unknown-8bit", "utf-8", "日本"),
-    ("klingon", "cp1252", "café"), (None, "utf-8", "Grüße"), (None, "cp1252", "Grüße"),
-    ("utf-8", "utf-16", "Grüße")])
+@pytest.mark.parametrize(
+    ("charset", "codec", "text"),
+    [
+        ("gb2312", "gb18030", "朱镕基 €"),
+        ("GBK", "gb18030", "镕 𠮷"),
+        ("x-gbk", "gbk", "朱镕基"),
+        ("iso-8859-1", "cp1252", "“5 €” – done…"),
+        ("latin1", "cp1252", "œuvre"),
+        ("iso-8859-9", "cp1254", "“ığş”"),
+        ("ks_c_5601-1987", "cp949", "똠방각하"),
+        ("euc-kr", "cp949", "햏"),
+        ("shift_jis", "cp932", "①㈱髙～"),
+        ("x-sjis", "cp932", "①"),
+        ("windows-874", "cp874", "“ไทย”"),
+        ("big5", "big5hkscs", "嘅 香港"),
+        ("iso-8859-8-i", "iso8859-8", "שלום"),
+        ("utf-8", "utf-8-sig", "Grüße"),
+        ("GB_2312-80", "gb18030", "朱镕基"),
+        ("windows-31j", "cp932", "①"),
+        ("koi8-ru", "koi8-u", "їжак"),
+        ("us-ascii", "utf-8", "Grüße"),
+        ("us-ascii", "cp1252", "Grüße “x”"),
+        ("unknown-8bit", "utf-8", "日本"),
+        ("klingon", "cp1252", "café"),
+        (None, "utf-8", "Grüße"),
+        (None, "cp1252", "Grüße"),
+        ("utf-8", "utf-16", "Grüße"),
+    ],
+)
 def test_text_is_decoded_as_what_its_label_means_in_practice(
-        charset: str | None, codec: str, text: str) -> None:
+    charset: str | None, codec: str, text: str
+) -> None:
     label = f"; charset={charset}" if charset else ""
     head = f"Content-Transfer-Encoding: 8bit\r\nContent-Type: text/plain{label}\r\n\r\n".encode()
     assert read_body(head + text.encode(codec)).text == text
     assert read_body(head.replace(b"plain", b"html") + text.encode(codec)).html == text
 
 
-@pytest.mark.parametrize(("charset", "codec", "text"), [
-    ("gb2312", "gb18030", "朱镕基"), ("iso-8859-1", "cp1252", "5 €"), ("ks_c_5601-1987*ko", "cp949", "똠"),
-    ("us-ascii", "utf-8", "Grüße"), ("unknown", "utf-8", "Grüße"), ("shift_jis", "cp932", "①")])
+@pytest.mark.parametrize(
+    ("charset", "codec", "text"),
+    [
+        ("gb2312", "gb18030", "朱镕基"),
+        ("iso-8859-1", "cp1252", "5 €"),
+        ("ks_c_5601-1987*ko", "cp949", "똠"),
+        ("us-ascii", "utf-8", "Grüße"),
+        ("unknown", "utf-8", "Grüße"),
+        ("shift_jis", "cp932", "①"),
+    ],
+)
 def test_so_are_words_of_headers_and_names_of_files(charset: str, codec: str, text: str) -> None:
     word = f"=?{charset}?B?{base64.b64encode(text.encode(codec)).decode()}?="
     head = f"Subject: {word}\r\nFrom: {word} <{ALICE}>\r\n"
     name = quote(text.encode(codec))
-    disposition = f"attachment; filename*={charset.partition('*')[0]}\'\'{name}"
+    disposition = f"attachment; filename*={charset.partition('*')[0]}''{name}"
     raw = f"{head}Content-Type: text/plain\r\nContent-Disposition: {disposition}\r\n\r\nx".encode()
     assert (read_head(raw).subject, read_head(raw).author) == (text, f"{text} <{ALICE}>")
     assert read_body(raw).attachments[0].filename == text
 
 
-@pytest.mark.parametrize("meta", [
-    '<meta charset="{}">', "<META CHARSET={} />",
-    '<meta http-equiv="Content-Type" content="text/html; charset={}">'])
-@pytest.mark.parametrize(("said", "label", "codec", "text"), [
-    ("gb2312", "", "gbk", "朱镕基"), ("windows-1251", "", "cp1251", "Привет"),
-    ("iso-8859-2", "us-ascii", "iso8859-2", "Łódź"),
-    ("shift_jis", "klingon", "cp932", "①"), ("utf-16", "", "utf-8", "Grüße"),
-    ("koi8-r", "utf-8", "utf-8", "Привет"), ("klingon", "", "utf-8", "Grüße")])
+@pytest.mark.parametrize(
+    "meta",
+    [
+        '<meta charset="{}">',
+        "<META CHARSET={} />",
+        '<meta http-equiv="Content-Type" content="text/html; charset={}">',
+    ],
+)
+@pytest.mark.parametrize(
+    ("said", "label", "codec", "text"),
+    [
+        ("gb2312", "", "gbk", "朱镕基"),
+        ("windows-1251", "", "cp1251", "Привет"),
+        ("iso-8859-2", "us-ascii", "iso8859-2", "Łódź"),
+        ("shift_jis", "klingon", "cp932", "①"),
+        ("utf-16", "", "utf-8", "Grüße"),
+        ("koi8-r", "utf-8", "utf-8", "Привет"),
+        ("klingon", "", "utf-8", "Grüße"),
+    ],
+)
 def test_html_is_decoded_by_its_own_meta_where_the_mail_names_no_charset(
-        meta: str, said: str, label: str, codec: str, text: str) -> None:
+    meta: str, said: str, label: str, codec: str, text: str
+) -> None:
     html = f"<html><head>{meta.format(said)}</head><body>{text}</body></html>"
     label = f"; charset={label}" if label else ""
     head = f"Content-Type: text/html{label}\r\nContent-Transfer-Encoding: 8bit\r\n\r\n"
@@ -453,30 +488,48 @@ PDF = "Content-Type: application/pdf\nContent-Disposition: inline; filename=a.pd
 LIST_PRE = '<pre style="white-space: pre-wrap">{}</pre>'
 
 
-@pytest.mark.parametrize(("raw", "text", "shown"), [
-    (parts("mixed", plain("one"), PDF, plain("two")), "one\ntwo", None),
-    (parts("mixed", plain("one"), PDF, plain("two"), PDF, plain("three")), "one\ntwo\nthree", None),
-    (parts("mixed", html("<p>one"), PDF, html("<p>two")), None, "<p>one\n<p>two"),
-    (parts("alternative", plain("both"), parts("mixed", html("<p>one"), PDF, html("<p>two"))), "both",
-     "<p>one\n<p>two"),
-    (parts("mixed", parts("alternative", plain("one"), html("<p>one")), PDF, plain("<list>")), "one\n<list>",
-     f"<p>one\n{LIST_PRE.format('&lt;list&gt;')}"),
-    (parts("mixed", plain("one"), PDF, html("<p>two"), plain("three")), "one\nthree",
-     f"{LIST_PRE.format('one')}\n<p>two\n{LIST_PRE.format('three')}"),
-    (parts("mixed", parts("alternative", plain("one"), html("<p>1")), PDF,
-           parts("alternative", plain("two"), html("<p>2"))),
-     "one\ntwo", "<p>1\n<p>2"),
-    (parts("mixed", plain("one"), html("<p>one")), "one", "<p>one"),
-    (parts("alternative", plain("one"), plain("other"), html("<p>one")), "one", "<p>one")])
+@pytest.mark.parametrize(
+    ("raw", "text", "shown"),
+    [
+        (parts("mixed", plain("one"), PDF, plain("two")), "one\ntwo", None),
+        (parts("mixed", plain("one"), PDF, plain("two"), PDF, plain("three")), "one\ntwo\nthree", None),
+        (parts("mixed", html("<p>one"), PDF, html("<p>two")), None, "<p>one\n<p>two"),
+        (
+            parts("alternative", plain("both"), parts("mixed", html("<p>one"), PDF, html("<p>two"))),
+            "both",
+            "<p>one\n<p>two",
+        ),
+        (
+            parts("mixed", parts("alternative", plain("one"), html("<p>one")), PDF, plain("<list>")),
+            "one\n<list>",
+            f"<p>one\n{LIST_PRE.format('&lt;list&gt;')}",
+        ),
+        (
+            parts("mixed", plain("one"), PDF, html("<p>two"), plain("three")),
+            "one\nthree",
+            f"{LIST_PRE.format('one')}\n<p>two\n{LIST_PRE.format('three')}",
+        ),
+        (
+            parts(
+                "mixed",
+                parts("alternative", plain("one"), html("<p>1")),
+                PDF,
+                parts("alternative", plain("two"), html("<p>2")),
+            ),
+            "one\ntwo",
+            "<p>1\n<p>2",
+        ),
+        (parts("mixed", plain("one"), html("<p>one")), "one", "<p>one"),
+        (parts("alternative", plain("one"), plain("other"), html("<p>one")), "one", "<p>one"),
+    ],
+)
 def test_all_text_is_shown_whatever_stands_between(raw: str, text: str | None, shown: str | None) -> None:
     body = read_body(raw.encode())
     assert (body.text, body.html) == (text, shown)
     assert [file.filename for file in body.attachments if file.filename] == ["a.pdf"] * raw.count("%PDF")
 
 
-def test_messages_are_newest_first_and_filtered_by_recipient(
-    client: FlaskClient, letters: Letters
-) -> None:
+def test_messages_are_newest_first_and_filtered_by_recipient(client: FlaskClient, letters: Letters) -> None:
     for number, to in enumerate([BOB, "carol@example.org", BOB, "bob+tag@example.org"]):
         letters.add(ALICE, [to], b"Subject: %d\r\n\r\n" % number)
     assert [one["subject"] for one in messages(client)] == ["3", "2", "1", "0"]
@@ -571,9 +624,7 @@ def test_every_view_of_a_letter(client: FlaskClient, inbox: Inbox, letters: Lett
 def test_what_a_mail_brings_is_served_disarmed(client: FlaskClient, letters: Letters) -> None:
     id = letters.add(ALICE, [BOB], b"Content-Type: text/html\r\n\r\n<script>1</script>").id
     policy = client.get(f"/inbox/{id}/html").headers["Content-Security-Policy"]
-    assert policy.startswith(
-        "sandbox; default-src 'none'; img-src data: cid:; style-src 'unsafe-inline'"
-    )
+    assert policy.startswith("sandbox; default-src 'none'; img-src data: cid:; style-src 'unsafe-inline'")
     assert client.get(f"/inbox/{id}/source").headers["Content-Security-Policy"] == policy
     assert "<script" not in client.get(f"/inbox/{id}").text
     for address in ("/inbox/", f"/inbox/{id}", "/inbox/api/messages", "/inbox/static/inbox.css"):
@@ -627,8 +678,7 @@ def test_sizes_and_times_are_told_in_words() -> None:
 def nested(depth: int) -> bytes:
     head = b"Subject: nested\r\nMIME-Version: 1.0\r\n"
     return head + b"".join(
-        b'Content-Type: multipart/mixed; boundary="b%d"\r\n\r\n--b%d\r\n' % (n, n)
-        for n in range(depth)
+        b'Content-Type: multipart/mixed; boundary="b%d"\r\n\r\n--b%d\r\n' % (n, n) for n in range(depth)
     )
 
 
@@ -687,12 +737,11 @@ def test_a_hostile_mail_breaks_nothing(name: str, client: FlaskClient, letters: 
         assert client.get(f"/inbox/{id}/source").data == HOSTILE[name]
         (found,) = messages(client)
         json.dumps(found, ensure_ascii=False).encode("utf-8")  # No surrogate, in no field.
+
     hold_to(2000, look)
 
 
-def test_a_mail_that_is_too_nested_is_shown_undivided(
-    client: FlaskClient, letters: Letters
-) -> None:
+def test_a_mail_that_is_too_nested_is_shown_undivided(client: FlaskClient, letters: Letters) -> None:
     id = letters.add(ALICE, [BOB], nested(10_000)).id
     assert messages(client)[0]["subject"] == "nested"
     assert "could not be taken apart" in client.get(f"/inbox/{id}?view=text").text

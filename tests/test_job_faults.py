@@ -46,6 +46,7 @@ def a_bench(sqlite_url: str) -> Iterator[Callable[..., Bench]]:
     def make(**how: Any) -> Bench:
         made.append(Bench(sqlite_url, **how))
         return made[-1]
+
     yield make
     for one in made:
         one.close()
@@ -65,7 +66,9 @@ def test_a_timeout_that_is_not_the_last_attempts_is_kept(jobs: Jobs, runs: JobCl
     assert standing(jobs, one.id).row["state"] == JobState.QUEUED
 
 
-def test_a_worker_that_was_paused_does_not_take_itself_for_dead(database: Database, jobs: Jobs, runs: JobClaims) -> None:
+def test_a_worker_that_was_paused_does_not_take_itself_for_dead(
+    database: Database, jobs: Jobs, runs: JobClaims
+) -> None:
     jobs.accept(new())
     one = claim(runs)
     lose(database, "worker-1")
@@ -76,7 +79,9 @@ def test_a_worker_that_was_paused_does_not_take_itself_for_dead(database: Databa
     assert standing(jobs, one.id).row["state"] == JobState.FAILED
 
 
-def test_a_worker_does_not_claim_again_what_one_of_its_threads_still_runs(database: Database, jobs: Jobs, runs: JobClaims) -> None:
+def test_a_worker_does_not_claim_again_what_one_of_its_threads_still_runs(
+    database: Database, jobs: Jobs, runs: JobClaims
+) -> None:
     jobs.accept(new(max_attempts=2))
     one = claim(runs)
     lose(database, "worker-1")
@@ -88,8 +93,16 @@ def test_a_worker_does_not_claim_again_what_one_of_its_threads_still_runs(databa
     assert claim(runs).attempt == 2
 
 
-@pytest.mark.parametrize("path", [
-    "/v1/jobs?name=%00", "/v1/jobs?queue=%00", "/v1/jobs?name=%ed%a0%80", "/v1/jobs/%00", "/v1/jobs/%00/file"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/jobs?name=%00",
+        "/v1/jobs?queue=%00",
+        "/v1/jobs?name=%ed%a0%80",
+        "/v1/jobs/%00",
+        "/v1/jobs/%00/file",
+    ],
+)
 def test_what_no_database_can_compare_finds_nothing(client: FlaskClient, path: str) -> None:
     answer = client.get(path)
     assert answer.status_code in (200, 404, 422), answer.json
@@ -128,6 +141,7 @@ def test_a_job_whose_next_attempt_is_overdue_says_what_it_waits_for(client: Flas
 
 
 # --- the runner ----------------------------------------------------------------------------------------------------
+
 
 def test_no_queue_and_no_kind_of_job_starves_behind_another(a_bench: Callable[..., Bench]) -> None:
     bench = a_bench(slots=1, processes=1)
@@ -185,7 +199,8 @@ def deaf_job(progress: Progress) -> None:
 
 
 def test_a_second_attempt_is_watched_when_the_deaf_thread_of_the_first_ends(
-        a_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
+    a_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(runner, "NOTICE_SECONDS", 0.2)
     bench = a_bench()
     goes_on.clear()
@@ -206,7 +221,8 @@ sleeps, may_wake = threading.Event(), threading.Event()
 
 @pytest.mark.parametrize(("max_attempts", "state"), [(1, "failed"), (2, "queued")])
 def test_stopping_does_not_wait_for_a_thread_that_looks_at_nothing(
-        a_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, max_attempts: int, state: str) -> None:
+    a_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, max_attempts: int, state: str
+) -> None:
     monkeypatch.setattr(runner, "STOP_SECONDS", 0.2)
     monkeypatch.setattr(runner, "NOTICE_SECONDS", 0.2)
     sleeps.clear()
@@ -220,7 +236,9 @@ def test_stopping_does_not_wait_for_a_thread_that_looks_at_nothing(
     assert all(thread.daemon for thread in threading.enumerate() if thread.name.startswith("job"))
 
 
-def test_a_job_that_was_claimed_and_not_begun_when_its_worker_stops_is_given_back(a_bench: Callable[..., Bench]) -> None:
+def test_a_job_that_was_claimed_and_not_begun_when_its_worker_stops_is_given_back(
+    a_bench: Callable[..., Bench],
+) -> None:
     bench = a_bench()
     bench.runner._stopping.set()
     bench.runner.wake()
@@ -240,21 +258,27 @@ def deep(levels: int) -> object:
     return value
 
 
-@pytest.mark.parametrize(("levels", "state"), [(99, "succeeded"), (100, "succeeded"), (101, "failed"), (800, "failed")])
+@pytest.mark.parametrize(
+    ("levels", "state"), [(99, "succeeded"), (100, "succeeded"), (101, "failed"), (800, "failed")]
+)
 def test_a_result_that_is_nested_deeper_than_a_mail_can_tell_fails_its_job(
-        a_bench: Callable[..., Bench], levels: int, state: str) -> None:
+    a_bench: Callable[..., Bench], levels: int, state: str
+) -> None:
     bench = a_bench()
     ended, error = bench.ended(bench.add("deep", args={"levels": levels}))
     assert ended == state
     assert state == "succeeded" or "nested too deeply" in error
 
 
-def test_a_client_that_does_not_wait_gets_202_even_where_the_job_has_ended_by_then(client: FlaskClient) -> None:
+def test_a_client_that_does_not_wait_gets_202_even_where_the_job_has_ended_by_then(
+    client: FlaskClient,
+) -> None:
     services = client.application.extensions["mailasync"]
     runs = worker(services.jobs.database, "worker-1")
 
     def run(job: NewJob) -> None:
         runs.finish(claim(runs), JobEnd(state=JobState.SUCCEEDED, result="1"))
+
     client.application.extensions["mailasync"] = replace(services, run=run)
     wanted = {"name": "simulate", "args": {"seconds": 1}}
     assert client.post("/v1/jobs", json=wanted).status_code == 202
@@ -262,13 +286,23 @@ def test_a_client_that_does_not_wait_gets_202_even_where_the_job_has_ended_by_th
 
 
 def test_a_number_that_json_does_not_have_is_no_argument(client: FlaskClient) -> None:
-    answer = client.post("/v1/jobs", data='{"name": "simulate", "args": {"seconds": 1e400}}', content_type="application/json")
+    answer = client.post(
+        "/v1/jobs", data='{"name": "simulate", "args": {"seconds": 1e400}}', content_type="application/json"
+    )
     assert (answer.status_code, answer.json["errors"][0]["pointer"]) == (422, "#/args")  # type: ignore[index]
 
 
-@pytest.mark.parametrize(("args", "words"), [
-    ({"a\0b": 1, "seconds": 1}, "#/args/a%00b"), ({"seconds": float("nan")}, "expected JSON"), ({"\ud800": 1}, "#/args: ")])
-def test_why_arguments_are_none_can_be_kept_by_every_database(jobs: Jobs, args: dict[str, Any], words: str) -> None:
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ({"a\0b": 1, "seconds": 1}, "#/args/a%00b"),
+        ({"seconds": float("nan")}, "expected JSON"),
+        ({"\ud800": 1}, "#/args: "),
+    ],
+)
+def test_why_arguments_are_none_can_be_kept_by_every_database(
+    jobs: Jobs, args: dict[str, Any], words: str
+) -> None:
     with pytest.raises(InvalidMessage) as refused:
         registry.job_type("simulate").check(args)
     assert words in str(refused.value)
@@ -282,19 +316,27 @@ def test_of_very_many_wrong_arguments_a_few_are_told() -> None:
 
 
 def test_a_schedule_of_retries_without_end_is_refused(client: FlaskClient) -> None:
-    answer = client.post("/v1/jobs", json={"name": "simulate", "args": {"seconds": 1}, "retry": "1s*999," * 1000 + "1s"})
+    answer = client.post(
+        "/v1/jobs", json={"name": "simulate", "args": {"seconds": 1}, "retry": "1s*999," * 1000 + "1s"}
+    )
     assert (answer.status_code, answer.json["errors"][0]["pointer"]) == (422, "#/retry")  # type: ignore[index]
 
 
 def test_a_large_job_in_a_form_is_taken(client: FlaskClient) -> None:
     large = '{"name": "simulate", "args": {"seconds": 1}' + " " * 2_000_000 + "}"
     body = f'--b\r\nContent-Disposition: form-data; name="job"\r\n\r\n{large}\r\n--b--\r\n'
-    answer = client.post("/v1/jobs", input_stream=BytesIO(body.encode()), content_length=len(body),
-                         content_type="multipart/form-data; boundary=b")
+    answer = client.post(
+        "/v1/jobs",
+        input_stream=BytesIO(body.encode()),
+        content_length=len(body),
+        content_type="multipart/form-data; boundary=b",
+    )
     assert answer.status_code == 202, answer.json
 
 
-def test_claiming_looks_at_no_more_of_those_that_wait_than_it_takes(database: Database, jobs: Jobs, runs: JobClaims) -> None:
+def test_claiming_looks_at_no_more_of_those_that_wait_than_it_takes(
+    database: Database, jobs: Jobs, runs: JobClaims
+) -> None:
     jobs.accept(new())
     asked: list[tuple[str, Any]] = []
     event.listen(database.engine, "before_cursor_execute", lambda *told: asked.append((told[2], told[3])))

@@ -67,8 +67,17 @@ def test_an_application_context_is_only_for_jobs_in_a_process() -> None:
 def test_results_are_bounded_and_json() -> None:
     assert result_of({"n": [1, None]}).value == {"n": [1, None]}
     made = result_of(File("cat.png", b"123", "image/png"))
-    assert (made.value, made.file) == ({"name": "cat.png", "content_type": "image/png", "size": 3}, File("cat.png", b"123", "image/png"))
-    for wrong in ("x" * RESULT_MAX_BYTES, File("x", b"x" * (FILE_MAX_BYTES + 1)), float("nan"), object(), {1, 2}):
+    assert (made.value, made.file) == (
+        {"name": "cat.png", "content_type": "image/png", "size": 3},
+        File("cat.png", b"123", "image/png"),
+    )
+    for wrong in (
+        "x" * RESULT_MAX_BYTES,
+        File("x", b"x" * (FILE_MAX_BYTES + 1)),
+        float("nan"),
+        object(),
+        {1, 2},
+    ):
         with pytest.raises((ValueError, TypeError)):
             result_of(wrong)
 
@@ -76,7 +85,10 @@ def test_results_are_bounded_and_json() -> None:
 def test_the_arguments_as_json_schema_say_what_check_takes() -> None:
     schema = registry.job_type("add").schema()
     assert (schema["required"], schema["additionalProperties"]) == (["a"], False)
-    assert {name: kind["type"] for name, kind in schema["properties"].items()} == {"a": "integer", "b": "integer"}
+    assert {name: kind["type"] for name, kind in schema["properties"].items()} == {
+        "a": "integer",
+        "b": "integer",
+    }
     assert json.dumps(schema)
 
 

@@ -24,8 +24,10 @@ def many(database: Database) -> Database:
     with database.engine.begin() as connection:
         for n, id in enumerate(connection.scalars(text("SELECT id FROM messages ORDER BY id")).all()):
             state = "failed" if n % 20 == 0 else "sent" if n % 2 else "queued"
-            connection.execute(text("UPDATE messages SET created_at = :at, state = :state WHERE id = :id"),
-                               {"at": 1000 + min(n, 50), "state": state, "id": id})
+            connection.execute(
+                text("UPDATE messages SET created_at = :at, state = :state WHERE id = :id"),
+                {"at": 1000 + min(n, 50), "state": state, "id": id},
+            )
     return database
 
 
@@ -41,10 +43,23 @@ def way(request: pytest.FixtureRequest) -> Iterator[str]:
 
 def accept(database: Database, *people: str, subject: str = "Hello") -> list[str]:
     ids = [new_id() for _ in people]
-    Outbox(database).accept_all(Batch([
-        NewMessage(id=id, message_id=f"{id}@example.org", message=Message(
-            to=(Address(to),), subject=f"{subject} {next(_numbers)}", text="x", tags=("odd",) if n % 2 else ()))
-        for n, (id, to) in enumerate(zip(ids, people, strict=True))]))
+    Outbox(database).accept_all(
+        Batch(
+            [
+                NewMessage(
+                    id=id,
+                    message_id=f"{id}@example.org",
+                    message=Message(
+                        to=(Address(to),),
+                        subject=f"{subject} {next(_numbers)}",
+                        text="x",
+                        tags=("odd",) if n % 2 else (),
+                    ),
+                )
+                for n, (id, to) in enumerate(zip(ids, people, strict=True))
+            ]
+        )
+    )
     return ids
 
 
@@ -55,12 +70,28 @@ def pages(database: Database, search: Search) -> list[Page]:
     return found
 
 
-@pytest.mark.parametrize("search", [
-    Search(limit=7), Search(status="sent", limit=7), Search(status="queued", limit=3), Search(status="failed", limit=2),
-    Search(to="bob@example.org", limit=4), Search(tag="odd", limit=7), Search(words="BOB5", limit=3), Search(words="hello", limit=7),
-    Search(status="sent", to="bob@example.org", limit=2), Search(since=1020, until=1030, limit=3), Search(words="no such", limit=5),
-    Search(status="held"), Search(to="nobody@example.org")], ids=lambda search: ",".join(
-        f"{name}={value}" for name, value in vars(search).items() if value and name != "limit") or "all")
+@pytest.mark.parametrize(
+    "search",
+    [
+        Search(limit=7),
+        Search(status="sent", limit=7),
+        Search(status="queued", limit=3),
+        Search(status="failed", limit=2),
+        Search(to="bob@example.org", limit=4),
+        Search(tag="odd", limit=7),
+        Search(words="BOB5", limit=3),
+        Search(words="hello", limit=7),
+        Search(status="sent", to="bob@example.org", limit=2),
+        Search(since=1020, until=1030, limit=3),
+        Search(words="no such", limit=5),
+        Search(status="held"),
+        Search(to="nobody@example.org"),
+    ],
+    ids=lambda search: (
+        ",".join(f"{name}={value}" for name, value in vars(search).items() if value and name != "limit")
+        or "all"
+    ),
+)
 def test_pages_hold_what_there_is_once_and_in_order(many: Database, way: str, search: Search) -> None:
     found = pages(many, search)
     rows = [row for page in found for row in page.rows]
@@ -68,14 +99,19 @@ def test_pages_hold_what_there_is_once_and_in_order(many: Database, way: str, se
     def fits(row: dict[str, object]) -> bool:
         to = row["recipients"][0]["address"]  # type: ignore[index]
         words = search.words.lower()
-        return ((not search.status or row["state"] == search.status) and (not search.to or to == search.to)
-                and (not search.tag or search.tag in row["tags"]) and (words in str(row["subject"]).lower() or words in to)  # type: ignore[operator]
-                and (search.since or 0) <= row["created_at"] < (search.until or 10**18))  # type: ignore[operator]
+        return (
+            (not search.status or row["state"] == search.status)
+            and (not search.to or to == search.to)
+            and (not search.tag or search.tag in row["tags"])  # type: ignore[operator]
+            and (words in str(row["subject"]).lower() or words in to)
+            and (search.since or 0) <= row["created_at"] < (search.until or 10**18)  # type: ignore[operator]
+        )
+
     every = listed(many, Search(limit=100)).rows
     assert len(every) == 60
     assert [row["id"] for row in rows] == [row["id"] for row in every if fits(row)]
     assert all(len(page.rows) <= search.limit for page in found)
-    assert [row["id"] for row in newest(many, search)] == [row["id"] for row in rows][:search.limit]
+    assert [row["id"] for row in newest(many, search)] == [row["id"] for row in rows][: search.limit]
 
 
 def test_a_page_goes_through_so_many_messages_and_no_more(many: Database) -> None:
@@ -103,16 +139,18 @@ def test_a_pulse_is_another_one_when_something_has_happened(database: Database) 
     assert pulse(database, 20) == before
     seen = {before}
     [id] = accept(database, "bob@example.org")
-    for statement in (f"UPDATE messages SET published_at = 5 WHERE id = '{id}'",
-                      f"UPDATE messages SET state = 'sending', owner = 'w', attempt = 1 WHERE id = '{id}'",
-                      f"INSERT INTO events (id, at, event) VALUES ('{id}', 5, 'sent')",
-                      "INSERT INTO jobs (id, name, args, queue, state, progress, timeout_ms, attempt, max_attempts, created_at, owner) "
-                      "VALUES ('j', 'simulate', '{}', 'jobs', 'running', 0, 1, 1, 1, 5, 'w')",
-                      "UPDATE jobs SET progress = 500",
-                      "INSERT INTO accounts (name, state, since, failures, credentials) VALUES ('one', 'ok', 5, 0, '')",
-                      "UPDATE accounts SET until = 7",
-                      "INSERT INTO deliveries (webhook_id, event, at, next_attempt_at) VALUES ('h', 'message.sent', 5, 5)",
-                      "UPDATE deliveries SET next_attempt_at = NULL"):
+    for statement in (
+        f"UPDATE messages SET published_at = 5 WHERE id = '{id}'",
+        f"UPDATE messages SET state = 'sending', owner = 'w', attempt = 1 WHERE id = '{id}'",
+        f"INSERT INTO events (id, at, event) VALUES ('{id}', 5, 'sent')",
+        "INSERT INTO jobs (id, name, args, queue, state, progress, timeout_ms, attempt, max_attempts, created_at, owner) "
+        "VALUES ('j', 'simulate', '{}', 'jobs', 'running', 0, 1, 1, 1, 5, 'w')",
+        "UPDATE jobs SET progress = 500",
+        "INSERT INTO accounts (name, state, since, failures, credentials) VALUES ('one', 'ok', 5, 0, '')",
+        "UPDATE accounts SET until = 7",
+        "INSERT INTO deliveries (webhook_id, event, at, next_attempt_at) VALUES ('h', 'message.sent', 5, 5)",
+        "UPDATE deliveries SET next_attempt_at = NULL",
+    ):
         seen.add(pulse(database, 20))
         with database.engine.begin() as connection:
             connection.execute(text(statement))

@@ -17,15 +17,27 @@ ALICE = "alice@example.org"
 
 
 @contextmanager
-def server(mechanisms: str = "PLAIN LOGIN", *, user: str = ALICE, password: str = "secret") -> Iterator[ScriptedSMTP]:
+def server(
+    mechanisms: str = "PLAIN LOGIN", *, user: str = ALICE, password: str = "secret"
+) -> Iterator[ScriptedSMTP]:
     with ScriptedSMTP(auth={user: password}, mechanisms=mechanisms) as smtpd:
         yield smtpd
         assert smtpd.violations == []
 
 
-def at(smtpd: ScriptedSMTP, *, user: str = ALICE, password: str = "secret", timeout_seconds: float = 60) -> Sessions:
-    return Sessions(NextHop(host=smtpd.host, port=smtpd.port, security="none", user=user, password=password,
-                            timeout_seconds=timeout_seconds))
+def at(
+    smtpd: ScriptedSMTP, *, user: str = ALICE, password: str = "secret", timeout_seconds: float = 60
+) -> Sessions:
+    return Sessions(
+        NextHop(
+            host=smtpd.host,
+            port=smtpd.port,
+            security="none",
+            user=user,
+            password=password,
+            timeout_seconds=timeout_seconds,
+        )
+    )
 
 
 def log_in(sessions: Sessions) -> None:
@@ -49,16 +61,32 @@ def tried(smtpd: ScriptedSMTP) -> list[str]:
 
 
 class TestMechanisms:
-    @pytest.mark.parametrize(("offered", "first"), [
-        ("CRAM-MD5 LOGIN PLAIN", "PLAIN+"), ("CRAM-MD5 LOGIN", "LOGIN"), ("CRAM-MD5 NTLM", "CRAM-MD5"),
-        ("plain", "PLAIN+"), ("XOAUTH2 LOGIN", "LOGIN")])
+    @pytest.mark.parametrize(
+        ("offered", "first"),
+        [
+            ("CRAM-MD5 LOGIN PLAIN", "PLAIN+"),
+            ("CRAM-MD5 LOGIN", "LOGIN"),
+            ("CRAM-MD5 NTLM", "CRAM-MD5"),
+            ("plain", "PLAIN+"),
+            ("XOAUTH2 LOGIN", "LOGIN"),
+        ],
+    )
     def test_the_first_that_both_know_is_taken(self, offered: str, first: str) -> None:
         with server(offered) as smtpd:
             log_in(at(smtpd))
             assert (tried(smtpd), smtpd.logins) == ([first], 1)
 
-    @pytest.mark.parametrize("reply", [
-        "501 5.5.4 no", "504 5.5.4 unknown", "534 5.7.9 too weak", "535 5.7.8 no", "538 5.7.11 encrypt", "550 no"])
+    @pytest.mark.parametrize(
+        "reply",
+        [
+            "501 5.5.4 no",
+            "504 5.5.4 unknown",
+            "534 5.7.9 too weak",
+            "535 5.7.8 no",
+            "538 5.7.11 encrypt",
+            "550 no",
+        ],
+    )
     @pytest.mark.parametrize("close", [False, True])
     def test_one_that_is_refused_is_followed_by_the_next(self, reply: str, close: bool) -> None:
         with server("CRAM-MD5 PLAIN LOGIN") as smtpd:
@@ -143,10 +171,20 @@ class TestMemory:
 
 
 class TestRefusals:
-    @pytest.mark.parametrize("reply", [
-        "550 User has no permission", "550 5.7.30 Basic authentication is not supported for Client Submission",
-        "553 5.3.0 no", "525 5.7.13 disabled", "538 5.7.11 encrypt", "554 5.7.1 suspended", "501 5.7.0 no",
-        "535 5.7.8 no", "534 5.7.9 app password"])
+    @pytest.mark.parametrize(
+        "reply",
+        [
+            "550 User has no permission",
+            "550 5.7.30 Basic authentication is not supported for Client Submission",
+            "553 5.3.0 no",
+            "525 5.7.13 disabled",
+            "538 5.7.11 encrypt",
+            "554 5.7.1 suspended",
+            "501 5.7.0 no",
+            "535 5.7.8 no",
+            "534 5.7.9 app password",
+        ],
+    )
     def test_for_good_are_told_after_all_were_tried(self, reply: str) -> None:
         with server("CRAM-MD5 PLAIN LOGIN") as smtpd:
             smtpd.reply("AUTH", reply, times=None, close=True)
@@ -154,9 +192,15 @@ class TestRefusals:
             assert (told.code, told.reply) == (int(reply[:3]), reply)
             assert sorted(set(tried(smtpd)) - {"LOGIN+"}) == ["CRAM-MD5", "LOGIN", "PLAIN+"]
 
-    @pytest.mark.parametrize("reply", [
-        "451 Authentication failed: Maximum credits exceeded", "432 4.7.12 a password transition is needed",
-        "454 4.7.0 too many logins", "421 4.7.0 busy"])
+    @pytest.mark.parametrize(
+        "reply",
+        [
+            "451 Authentication failed: Maximum credits exceeded",
+            "432 4.7.12 a password transition is needed",
+            "454 4.7.0 too many logins",
+            "421 4.7.0 busy",
+        ],
+    )
     def test_for_now_are_told_at_once(self, reply: str) -> None:
         with server("CRAM-MD5 PLAIN LOGIN") as smtpd:
             smtpd.reply("AUTH", reply, times=None)
@@ -199,6 +243,7 @@ class TestFewWrongLogins:
                 with pytest.raises(NotTaken) as refused, sessions.borrow(since=long_ago):
                     pass
                 told.append(refused.value.code)
+
             threads = [threading.Thread(target=deliver) for _ in range(8)]
             for thread in threads:
                 thread.start()
@@ -229,12 +274,15 @@ class TestFewWrongLogins:
 
 
 class TestNoMechanism:
-    @pytest.mark.parametrize(("offered", "words"), [
-        ("XOAUTH2", "XOAUTH2"), ("NTLM GSSAPI", "NTLM, GSSAPI"), ("", "none")])
+    @pytest.mark.parametrize(
+        ("offered", "words"), [("XOAUTH2", "XOAUTH2"), ("NTLM GSSAPI", "NTLM, GSSAPI"), ("", "none")]
+    )
     def test_is_told_with_what_is_offered(self, offered: str, words: str) -> None:
         with server(offered) as smtpd:
             told = refusal(at(smtpd))
-            assert told.reply == (f"127.0.0.1:{smtpd.port} offers no way to log in that we know (it offers {words})")
+            assert told.reply == (
+                f"127.0.0.1:{smtpd.port} offers no way to log in that we know (it offers {words})"
+            )
             assert (told.code, tried(smtpd)) == (504, [])
 
     def test_is_told_where_the_server_has_no_login_at_all(self) -> None:

@@ -24,7 +24,9 @@ from tests.services.smtpd import ScriptedSMTP
 
 
 def read(**variables: str) -> Settings:
-    return load({"MAILASYNC_ENV_FILE": "", **{f"MAILASYNC_{name}": value for name, value in variables.items()}})
+    return load(
+        {"MAILASYNC_ENV_FILE": "", **{f"MAILASYNC_{name}": value for name, value in variables.items()}}
+    )
 
 
 @pytest.fixture
@@ -58,10 +60,21 @@ def written(logger: logging.Logger) -> str:
     return text
 
 
-@pytest.mark.parametrize("text", [
-    "550 5.1.1 <bob@example.org>: no such user", "to=bob@example.org,", "{'to': 'bob@example.org'}", "pyamqp://bob:x@example.org//",
-    "bob+tag@bücher.example", '"bob@example.org"', '<"bob@ bob@"@example.org>',
-    r'{"to": "\"bob@ \\\"x\"@example.org"}', 'to="bob@."@example.org', "'\"bob@ b\"@example.org'"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "550 5.1.1 <bob@example.org>: no such user",
+        "to=bob@example.org,",
+        "{'to': 'bob@example.org'}",
+        "pyamqp://bob:x@example.org//",
+        "bob+tag@bücher.example",
+        '"bob@example.org"',
+        '<"bob@ bob@"@example.org>',
+        r'{"to": "\"bob@ \\\"x\"@example.org"}',
+        'to="bob@."@example.org',
+        "'\"bob@ b\"@example.org'",
+    ],
+)
 def test_no_address_is_written(logger: logging.Logger, text: str) -> None:
     logs.finish_setup(read(), logger)
     logger.info("heard %s", text)
@@ -93,7 +106,11 @@ def test_json_is_one_object_a_line(logger: logging.Logger) -> None:
     except ValueError:
         logger.exception("failed")
     first, second = (json.loads(line) for line in written(logger).splitlines())
-    assert (first["level"], first["logger"], first["message"]) == ("WARNING", "tests.logs", "first\nsecond <address>")
+    assert (first["level"], first["logger"], first["message"]) == (
+        "WARNING",
+        "tests.logs",
+        "first\nsecond <address>",
+    )
     assert "ValueError: no" in second["exception"]
 
 
@@ -146,6 +163,7 @@ def test_a_log_file_that_was_moved_away_begins_anew(logger: logging.Logger, tmp_
 
 # --- what cannot be written ------------------------------------------------------------------------------------------
 
+
 def moved_away(file: Path) -> Callable[[], object]:
     file.parent.rename(file.parent.with_name("away"))
     return file.parent.mkdir
@@ -165,8 +183,11 @@ def put_on_a_full_disk(file: Path) -> Callable[[], object]:
 
 @pytest.mark.parametrize("spoil", [moved_away, made_a_directory, put_on_a_full_disk])
 def test_a_log_file_that_cannot_be_written_is_told_once_and_goes_on_when_it_can(
-        logger: logging.Logger, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-        spoil: Callable[[Path], Callable[[], object]]) -> None:
+    logger: logging.Logger,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    spoil: Callable[[Path], Callable[[], object]],
+) -> None:
     file = tmp_path / "logs" / "mail.log"
     file.parent.mkdir()
     logs.finish_setup(read(LOG_FILE=str(file)), logger)
@@ -200,12 +221,17 @@ def test_a_line_that_was_cut_by_a_full_disk_spoils_no_other(logger: logging.Logg
     logger.info("third")
     lines = file.read_text().splitlines()
     assert [line.partition(": ")[2] for line in lines] == [
-        "first", "", "third", "1 lines before the last one could not be written to this file"]
+        "first",
+        "",
+        "third",
+        "1 lines before the last one could not be written to this file",
+    ]
 
 
 @pytest.mark.parametrize("stream", ["closed", "broken", "none"])
-def test_no_line_raises_where_standard_error_takes_none(logger: logging.Logger, monkeypatch: pytest.MonkeyPatch,
-                                                        stream: str) -> None:
+def test_no_line_raises_where_standard_error_takes_none(
+    logger: logging.Logger, monkeypatch: pytest.MonkeyPatch, stream: str
+) -> None:
     reads, writes = os.pipe()
     os.close(reads)
     error = os.fdopen(writes, "w")
@@ -234,25 +260,39 @@ def test_half_a_character_is_written_to_a_log_file(tmp_path: Path) -> None:
     assert (tmp_path / "mail.log").read_text() == "heard \\ud800\n"
 
 
-@pytest.mark.parametrize(("place", "reason"), [
-    ("nowhere/mail.log", "No such file or directory"), (".", "Is a directory"), ("file/mail.log", "Not a directory")])
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("nowhere/mail.log", "No such file or directory"),
+        (".", "Is a directory"),
+        ("file/mail.log", "Not a directory"),
+    ],
+)
 def test_a_log_file_that_cannot_be_written_is_refused(tmp_path: Path, place: str, reason: str) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(SettingsError, match=f"MAILASYNC_LOG_FILE: expected a file that can be written, got '.*': {reason}"):
+    with pytest.raises(
+        SettingsError, match=f"MAILASYNC_LOG_FILE: expected a file that can be written, got '.*': {reason}"
+    ):
         read(LOG_FILE=str(tmp_path / place))
 
 
-@pytest.mark.parametrize("command", [("app.py",), ("-m", "flask", "up"), ("-m", "celery", "-A", "mailasync", "worker")])
+@pytest.mark.parametrize(
+    "command", [("app.py",), ("-m", "flask", "up"), ("-m", "celery", "-A", "mailasync", "worker")]
+)
 def test_such_a_log_file_stops_the_start_with_one_sentence(tmp_path: Path, command: tuple[str, ...]) -> None:
     with service(tmp_path, LOG_FILE=str(tmp_path / "nowhere" / "mail.log")) as made:
         program = made.run(*command, name="refused")
         assert program.process.wait(60) != 0
-    assert program.text().strip() == (f"mailasync: MAILASYNC_LOG_FILE: expected a file that can be written, got "
-                                      f"'{tmp_path}/nowhere/mail.log': No such file or directory")
+    assert program.text().strip() == (
+        f"mailasync: MAILASYNC_LOG_FILE: expected a file that can be written, got "
+        f"'{tmp_path}/nowhere/mail.log': No such file or directory"
+    )
 
 
 @pytest.mark.parametrize("arguments", [("--loglevel=INFO", "--logfile={}"), ("-l", "INFO", "-f", "{}")])
-def test_a_worker_logs_where_celery_is_told_to(stack: Service, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+def test_a_worker_logs_where_celery_is_told_to(
+    stack: Service, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
     stack.settings["LOG_FILE"] = str(tmp_path / "not this one.log")
     file = tmp_path / "worker of mine.log"
     worker = stack.worker(*(argument.format(file) for argument in arguments), wait=False)
@@ -286,9 +326,13 @@ def test_web_and_worker_write_log_file_and_terminal(stack: Service, tmp_path: Pa
     web.says("no worker is running")
 
 
-def test_loglevel_warning_keeps_warnings_and_no_more(tmp_path: Path, sqlite_url: str, to_smtpd: dict[str, str]) -> None:
+def test_loglevel_warning_keeps_warnings_and_no_more(
+    tmp_path: Path, sqlite_url: str, to_smtpd: dict[str, str]
+) -> None:
     nobody = f"pyamqp://guest@127.0.0.1:{free_port()}//"
-    with service(tmp_path, BROKER_URL=nobody, DATABASE_URL=sqlite_url, LOG_FILE=str(tmp_path / "mail.log"), **to_smtpd) as made:
+    with service(
+        tmp_path, BROKER_URL=nobody, DATABASE_URL=sqlite_url, LOG_FILE=str(tmp_path / "mail.log"), **to_smtpd
+    ) as made:
         made.upgrade()
         worker = made.worker("--loglevel=WARNING", wait=False)
         worker.says("WARNING")
@@ -299,16 +343,25 @@ def test_loglevel_warning_keeps_warnings_and_no_more(tmp_path: Path, sqlite_url:
 
 
 @pytest.mark.parametrize("how", ["LOG_FILE", "--logfile"])
-def test_json_files_at_debug_hold_objects_and_nobodys_mail(stack: Service, smtpd: ScriptedSMTP, tmp_path: Path, how: str) -> None:
+def test_json_files_at_debug_hold_objects_and_nobodys_mail(
+    stack: Service, smtpd: ScriptedSMTP, tmp_path: Path, how: str
+) -> None:
     stack.settings["LOG_FORMAT"] = "json"
     stack.settings |= {"LOG_FILE": str(tmp_path / "mail.log")} if how == "LOG_FILE" else {}
     stack.web()
-    worker = stack.worker("--loglevel=DEBUG", *((f"--logfile={tmp_path}/mail.log",) if how == "--logfile" else ()), wait=False)
+    worker = stack.worker(
+        "--loglevel=DEBUG", *((f"--logfile={tmp_path}/mail.log",) if how == "--logfile" else ()), wait=False
+    )
     lines_of(tmp_path / "mail.log", " ready.")
     smtpd.reply("RCPT", "550 5.1.1 <refused@example.org> is nobody", match="refused@example.org")
-    ids = [stack.post(subject="geheim-subject", contents="geheim-body"), stack.post(to="refused@example.org", contents="geheim-body")]
+    ids = [
+        stack.post(subject="geheim-subject", contents="geheim-body"),
+        stack.post(to="refused@example.org", contents="geheim-body"),
+    ]
     stock = Celery(broker=stack.settings["BROKER_URL"])
-    ids.append(stock.send_task("mailasync.sendMail", [{"to": "bob@example.org", "contents": "geheim-body"}]).id)
+    ids.append(
+        stock.send_task("mailasync.sendMail", [{"to": "bob@example.org", "contents": "geheim-body"}]).id
+    )
     stock.send_task("mailasync.sendmail", [{"to": "bob@example.org", "contents": "geheim-body"}])
     stock.close()
     wait_until(lambda: stack.request("GET", f"/v1/messages/{ids[-1]}")[0] == 200, what="the task was read")
@@ -329,7 +382,9 @@ def test_mail_goes_on_while_the_log_file_cannot_be_written(stack: Service, tmp_p
     file.parent.mkdir()
     stack.settings |= {"LOG_FILE": str(file)} if how == "LOG_FILE" else {}
     web = stack.web()
-    worker = stack.worker("--loglevel=INFO", *((f"--logfile={file}",) if how == "--logfile" else ()), wait=False)
+    worker = stack.worker(
+        "--loglevel=INFO", *((f"--logfile={file}",) if how == "--logfile" else ()), wait=False
+    )
     lines_of(file, " ready.")
     mend = moved_away(file)
     assert {stack.final(stack.post(), timeout=60)["status"] for _ in range(3)} == {"sent"}
@@ -349,7 +404,9 @@ CLOSED = "os.closerange(0, 3)"
 
 
 @pytest.mark.parametrize("streams", [BROKEN, CLOSED], ids=["broken", "closed"])
-def test_a_service_whose_output_nobody_takes_serves_all_the_same(stack: Service, tmp_path: Path, streams: str) -> None:
+def test_a_service_whose_output_nobody_takes_serves_all_the_same(
+    stack: Service, tmp_path: Path, streams: str
+) -> None:
     stack.settings |= {"INBOX_SMTP_PORT": str(free_port()), "LOG_FILE": str(tmp_path / "mail.log")}
     del stack.settings["BROKER_URL"]
     run = f"import os, sys; {streams}; os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
@@ -362,10 +419,14 @@ def test_a_service_whose_output_nobody_takes_serves_all_the_same(stack: Service,
 
 
 @pytest.mark.parametrize("streams", [BROKEN, CLOSED], ids=["broken", "closed"])
-def test_a_worker_whose_output_nobody_takes_works_all_the_same(stack: Service, tmp_path: Path, streams: str) -> None:
+def test_a_worker_whose_output_nobody_takes_works_all_the_same(
+    stack: Service, tmp_path: Path, streams: str
+) -> None:
     stack.settings["LOG_FILE"] = str(tmp_path / "mail.log")
     run = f"import os, sys; {streams}; os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
-    worker = stack.run("-c", run, "-m", "celery", "-A", "mailasync", "worker", "--loglevel=INFO", name="worker")
+    worker = stack.run(
+        "-c", run, "-m", "celery", "-A", "mailasync", "worker", "--loglevel=INFO", name="worker"
+    )
     lines_of(tmp_path / "mail.log", " ready.")
     stack.web()
     assert stack.final(stack.post(), timeout=60)["status"] == "sent"

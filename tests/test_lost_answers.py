@@ -29,9 +29,15 @@ from tests.test_outbox import SENT, accept, claim_one, row, state
 
 #: What fences, ends and releases have in their statements; then fences alone, and releases.
 CHANGED, FENCE, RELEASE = b"UPDATE messages", b"FROM workers", b"given_back="
-UNCERTAIN = Outcome(state=State.UNCERTAIN, reason="no reply", recipients={0: (State.UNCERTAIN, "no reply")}, uncertain=True)
-TURNED_AWAY = Outcome(state=State.DEFERRED, reason="421 4.7.0 later", recipients={0: (State.DEFERRED, "421 4.7.0 later")},
-                      trouble=AccountError(state=AccountState.PAUSED, reason="421 4.7.0 later", waits=(60.0,)))
+UNCERTAIN = Outcome(
+    state=State.UNCERTAIN, reason="no reply", recipients={0: (State.UNCERTAIN, "no reply")}, uncertain=True
+)
+TURNED_AWAY = Outcome(
+    state=State.DEFERRED,
+    reason="421 4.7.0 later",
+    recipients={0: (State.DEFERRED, "421 4.7.0 later")},
+    trouble=AccountError(state=AccountState.PAUSED, reason="421 4.7.0 later", waits=(60.0,)),
+)
 
 
 @pytest.fixture
@@ -66,7 +72,9 @@ def events(outbox: Outbox, id: str) -> list[tuple[str, int | None]]:
     return [(event.event, event.attempt) for event in standing.events]
 
 
-def test_a_release_that_is_done_again_leaves_the_next_attempt_alone(outbox: Outbox, claims: Claims, link: LossyLink) -> None:
+def test_a_release_that_is_done_again_leaves_the_next_attempt_alone(
+    outbox: Outbox, claims: Claims, link: LossyLink
+) -> None:
     claim = claim_one(claims, accept(outbox))
     link.at_commit(LOST, UNANSWERED, having=CHANGED)
     with pytest.raises(StoreUnavailable):
@@ -81,10 +89,13 @@ def test_a_release_that_is_done_again_leaves_the_next_attempt_alone(outbox: Outb
     assert claims.finish(fresh, SENT)
 
 
-def test_the_mail_of_a_release_that_is_done_again_goes_once(outbox: Outbox, claims: Claims, direct: Database, link: LossyLink,
-                                                            smtpd: ScriptedSMTP) -> None:
+def test_the_mail_of_a_release_that_is_done_again_goes_once(
+    outbox: Outbox, claims: Claims, direct: Database, link: LossyLink, smtpd: ScriptedSMTP
+) -> None:
     # Given a worker whose fence failed as the link was cut, and the answer to its release was lost
-    deliveries = [delivery(one, smtpd) for one in (claims, Claims(direct, claims.owner, claims.lease_seconds))]
+    deliveries = [
+        delivery(one, smtpd) for one in (claims, Claims(direct, claims.owner, claims.lease_seconds))
+    ]
     id = accept(outbox)
     link.at_commit(LOST, having=FENCE)
     link.at_commit(UNANSWERED, LATE, having=RELEASE)
@@ -112,12 +123,13 @@ def test_the_mail_of_a_release_that_is_done_again_goes_once(outbox: Outbox, clai
 def delivery(claims: Claims, smtpd: ScriptedSMTP) -> Delivery:
     sessions = Sessions(NextHop(host=smtpd.host, port=smtpd.port, security="none", timeout_seconds=30))
     senders = {DEFAULT_ACCOUNT: Sender(Address("alice@example.org"), sessions)}
-    return Delivery(claims, AttemptRunner(senders, Schedule.parse("10s"), "resend"),
-                    Admission(2))
+    return Delivery(claims, AttemptRunner(senders, Schedule.parse("10s"), "resend"), Admission(2))
 
 
 @pytest.mark.parametrize("outcome", [SENT, UNCERTAIN])
-def test_an_end_that_is_written_again_is_on_record_once(outbox: Outbox, claims: Claims, link: LossyLink, outcome: Outcome) -> None:
+def test_an_end_that_is_written_again_is_on_record_once(
+    outbox: Outbox, claims: Claims, link: LossyLink, outcome: Outcome
+) -> None:
     claim = fenced(claims, accept(outbox))
     link.at_commit(UNANSWERED, having=CHANGED)
     with pytest.raises(StoreUnavailable):
@@ -129,17 +141,24 @@ def test_an_end_that_is_written_again_is_on_record_once(outbox: Outbox, claims: 
 
 
 def test_what_a_person_did_since_is_not_undone_by_an_end_that_is_written_again(
-        outbox: Outbox, claims: Claims, direct: Database, link: LossyLink) -> None:
+    outbox: Outbox, claims: Claims, direct: Database, link: LossyLink
+) -> None:
     claim = fenced(claims, accept(outbox))
     link.at_commit(UNANSWERED, having=CHANGED)
     with pytest.raises(StoreUnavailable):
-        claims.finish(claim, Outcome(state=State.FAILED, reason="550 no", recipients={0: (State.FAILED, "550 no")}))
+        claims.finish(
+            claim, Outcome(state=State.FAILED, reason="550 no", recipients={0: (State.FAILED, "550 no")})
+        )
     Actions(direct).retry(claim.id)
-    assert claims.finish(claim, Outcome(state=State.FAILED, reason="550 no", recipients={0: (State.FAILED, "550 no")}))
+    assert claims.finish(
+        claim, Outcome(state=State.FAILED, reason="550 no", recipients={0: (State.FAILED, "550 no")})
+    )
     assert state(outbox, claim.id) == State.QUEUED
 
 
-def test_an_accounts_trouble_that_is_written_again_counts_once(outbox: Outbox, claims: Claims, direct: Database, link: LossyLink) -> None:
+def test_an_accounts_trouble_that_is_written_again_counts_once(
+    outbox: Outbox, claims: Claims, direct: Database, link: LossyLink
+) -> None:
     accounts = Accounts(direct, claims.budgets)
     accounts.register()
     claim = fenced(claims, accept(outbox))

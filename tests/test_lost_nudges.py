@@ -20,11 +20,19 @@ def published(database: Database) -> bool:
     waits = "SELECT count(*) FROM messages WHERE state = 'queued' AND published_at IS NULL"
     if database.read(lambda connection: connection.scalar(text(waits))):
         return False
-    return bool(database.write(run, text("UPDATE messages SET published_at = published_at - 60000 RETURNING id")))
+    return bool(
+        database.write(run, text("UPDATE messages SET published_at = published_at - 60000 RETURNING id"))
+    )
 
 
 def test_nudges_that_were_lost_on_any_queue_are_made_again_soon(
-        tmp_path: Path, rabbitmq: RabbitMQ, broker_url: str, sqlite_url: str, to_smtpd: dict[str, str], smtpd: ScriptedSMTP) -> None:
+    tmp_path: Path,
+    rabbitmq: RabbitMQ,
+    broker_url: str,
+    sqlite_url: str,
+    to_smtpd: dict[str, str],
+    smtpd: ScriptedSMTP,
+) -> None:
     with service(tmp_path, BROKER_URL=broker_url, DATABASE_URL=sqlite_url, **to_smtpd) as pair:
         # Given the queues, of which one keeps a single nudge, and no worker just now
         pair.upgrade()

@@ -20,8 +20,12 @@ from tests.services.certificates import Certificates, make_certificates
 from tests.services.smtpd import ScriptedSMTP
 
 ALICE = "alice@example.org"
-SECRETS = {"email_address": ALICE, "google_client_id": "the-client", "google_client_secret": "the-client-secret",
-           "google_refresh_token": "the-refresh-token"}
+SECRETS = {
+    "email_address": ALICE,
+    "google_client_id": "the-client",
+    "google_client_secret": "the-client-secret",
+    "google_refresh_token": "the-refresh-token",
+}
 TOKEN = {"access_token": "the-access-token", "expires_in": 3600}
 
 
@@ -78,16 +82,36 @@ def tokens(file: Path, endpoint: TokenServer) -> TokenSource:
     return TokenSource(str(file), 2, url=endpoint.url)
 
 
-def session(smtpd: ScriptedSMTP, tokens: TokenSource, certificates: Certificates, security: str = "ssl") -> Session:
-    return Session(NextHop(host=smtpd.host, port=smtpd.port, security=security, user=ALICE, oauth2_file="set", timeout_seconds=5,
-                           ca_file=str(certificates.ca_file)), login=Login(ALICE, tokens=tokens))
+def session(
+    smtpd: ScriptedSMTP, tokens: TokenSource, certificates: Certificates, security: str = "ssl"
+) -> Session:
+    return Session(
+        NextHop(
+            host=smtpd.host,
+            port=smtpd.port,
+            security=security,
+            user=ALICE,
+            oauth2_file="set",
+            timeout_seconds=5,
+            ca_file=str(certificates.ca_file),
+        ),
+        login=Login(ALICE, tokens=tokens),
+    )
 
 
 class TestTokens:
-    def test_are_asked_for_with_the_refresh_token_and_kept(self, tokens: TokenSource, endpoint: TokenServer) -> None:
+    def test_are_asked_for_with_the_refresh_token_and_kept(
+        self, tokens: TokenSource, endpoint: TokenServer
+    ) -> None:
         assert tokens.auth_string(ALICE) == tokens.auth_string(ALICE)
-        assert endpoint.asked == [{"client_id": ["the-client"], "client_secret": ["the-client-secret"],
-                                   "refresh_token": ["the-refresh-token"], "grant_type": ["refresh_token"]}]
+        assert endpoint.asked == [
+            {
+                "client_id": ["the-client"],
+                "client_secret": ["the-client-secret"],
+                "refresh_token": ["the-refresh-token"],
+                "grant_type": ["refresh_token"],
+            }
+        ]
 
     def test_are_renewed_before_they_end(self, tokens: TokenSource, endpoint: TokenServer) -> None:
         endpoint.answer = 200, json.dumps({**TOKEN, "expires_in": oauth2.MARGIN_SECONDS - 1}).encode()
@@ -109,17 +133,28 @@ class TestTokens:
             thread.join()
         assert len(endpoint.asked) == 1
 
-    @pytest.mark.parametrize(("answer", "said"), [
-        ((400, b'{"error": "invalid_grant", "error_description": "Revoked."}'), "answered 400 without a token: invalid_grant"),
-        ((400, b'{"error": "<b>the-client-secret</b>"}'), "answered 400 without a token$"),
-        ((503, b"<html>busy</html>"), "answered 503 without a token"), ((200, b""), "answered 200 without a token"),
-        ((200, b"[]"), "without a token"), ((200, b"{}"), "without a token"), ((200, b'{"access_token": "x"}'), "without a token"),
-        ((200, b'{"access_token": null, "expires_in": 5}'), "without a token"),
-        ((200, b'{"access_token": "x", "expires_in": "soon"}'), "without a token"),
-        ((200, '{"access_token": "ü", "expires_in": 5}'.encode()), "without a token"), ((302, b""), "answered 302 without a token"),
-    ])
+    @pytest.mark.parametrize(
+        ("answer", "said"),
+        [
+            (
+                (400, b'{"error": "invalid_grant", "error_description": "Revoked."}'),
+                "answered 400 without a token: invalid_grant",
+            ),
+            ((400, b'{"error": "<b>the-client-secret</b>"}'), "answered 400 without a token$"),
+            ((503, b"<html>busy</html>"), "answered 503 without a token"),
+            ((200, b""), "answered 200 without a token"),
+            ((200, b"[]"), "without a token"),
+            ((200, b"{}"), "without a token"),
+            ((200, b'{"access_token": "x"}'), "without a token"),
+            ((200, b'{"access_token": null, "expires_in": 5}'), "without a token"),
+            ((200, b'{"access_token": "x", "expires_in": "soon"}'), "without a token"),
+            ((200, '{"access_token": "ü", "expires_in": 5}'.encode()), "without a token"),
+            ((302, b""), "answered 302 without a token"),
+        ],
+    )
     def test_that_cannot_be_had_are_told_without_a_secret(
-            self, tokens: TokenSource, endpoint: TokenServer, answer: tuple[int, bytes], said: str) -> None:
+        self, tokens: TokenSource, endpoint: TokenServer, answer: tuple[int, bytes], said: str
+    ) -> None:
         endpoint.answer = answer
         with pytest.raises(TokenError, match=said) as told:
             tokens.auth_string(ALICE)
@@ -130,11 +165,16 @@ class TestTokens:
         with pytest.raises(TokenError, match="could not be reached: ConnectionError"):
             TokenSource(str(file), 2, url="http://127.0.0.1:1/").auth_string(ALICE)
 
-    @pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"installed": {"client_id": "x", "client_secret": "y"}}', "null", "\0"])
+    @pytest.mark.parametrize(
+        "content",
+        [None, "", "[]", "{}", '{"installed": {"client_id": "x", "client_secret": "y"}}', "null", "\0"],
+    )
     def test_without_a_right_file_are_told_and_nobody_is_asked_and_nothing_written(
-            self, tmp_path: Path, endpoint: TokenServer, monkeypatch: pytest.MonkeyPatch, content: str | None) -> None:
+        self, tmp_path: Path, endpoint: TokenServer, monkeypatch: pytest.MonkeyPatch, content: str | None
+    ) -> None:
         def prompt(*args: object) -> str:
             raise AssertionError("prompted")
+
         monkeypatch.setattr("builtins.input", prompt)
         monkeypatch.setattr("getpass.getpass", prompt)
         file = tmp_path / "oauth2.json"
@@ -145,7 +185,9 @@ class TestTokens:
         assert (file.read_text() if file.exists() else None) == content
         assert endpoint.asked == []
 
-    def test_of_a_file_that_was_replaced_are_had_without_a_restart(self, file: Path, tokens: TokenSource) -> None:
+    def test_of_a_file_that_was_replaced_are_had_without_a_restart(
+        self, file: Path, tokens: TokenSource
+    ) -> None:
         file.write_text("")
         with pytest.raises(TokenError):
             tokens.auth_string(ALICE)
@@ -155,8 +197,12 @@ class TestTokens:
 
 class TestLogin:
     @pytest.mark.parametrize("security", ["ssl", "starttls"])
-    def test_by_token_goes_over_verified_tls(self, tokens: TokenSource, certificates: Certificates, security: Any) -> None:
-        with ScriptedSMTP(tls=security, certificate=certificates.valid, auth={ALICE: "the-access-token"}) as smtpd:
+    def test_by_token_goes_over_verified_tls(
+        self, tokens: TokenSource, certificates: Certificates, security: Any
+    ) -> None:
+        with ScriptedSMTP(
+            tls=security, certificate=certificates.valid, auth={ALICE: "the-access-token"}
+        ) as smtpd:
             opened = session(smtpd, tokens, certificates, security)
             opened.open()
             opened.close()
@@ -164,20 +210,25 @@ class TestLogin:
             assert not any("the-client" in line for _, line in smtpd.commands)  # yagmail says EHLO with it
             assert smtpd.violations == []
 
-    def test_never_goes_in_clear(self, tokens: TokenSource, endpoint: TokenServer, certificates: Certificates) -> None:
+    def test_never_goes_in_clear(
+        self, tokens: TokenSource, endpoint: TokenServer, certificates: Certificates
+    ) -> None:
         with ScriptedSMTP(auth={ALICE: "the-access-token"}) as smtpd:
             with pytest.raises(NotTaken, match="over TLS only"):
                 session(smtpd, tokens, certificates, "none").open()
             assert (smtpd.commands, endpoint.asked) == ([], [])
 
-    def test_never_goes_in_clear_where_starttls_was_stripped(self, tokens: TokenSource, certificates: Certificates) -> None:
+    def test_never_goes_in_clear_where_starttls_was_stripped(
+        self, tokens: TokenSource, certificates: Certificates
+    ) -> None:
         with ScriptedSMTP(auth={ALICE: "the-access-token"}) as smtpd:
             with pytest.raises(NotTaken, match="STARTTLS"):
                 session(smtpd, tokens, certificates, "starttls").open()
             assert not any(line.startswith("AUTH") for _, line in smtpd.commands)
 
     def test_that_is_refused_is_told_and_the_token_is_not_used_again(
-            self, tokens: TokenSource, endpoint: TokenServer, certificates: Certificates) -> None:
+        self, tokens: TokenSource, endpoint: TokenServer, certificates: Certificates
+    ) -> None:
         with ScriptedSMTP(tls="ssl", certificate=certificates.valid, auth={ALICE: "another"}) as smtpd:
             for asked in (1, 2):
                 with pytest.raises(NotTaken) as told:
@@ -185,15 +236,21 @@ class TestLogin:
                 assert (told.value.code, told.value.permanent, len(endpoint.asked)) == (535, False, asked)
                 assert "the-access-token" not in str(told.value)
 
-    def test_without_a_token_counts_as_refused(self, tokens: TokenSource, endpoint: TokenServer, certificates: Certificates) -> None:
+    def test_without_a_token_counts_as_refused(
+        self, tokens: TokenSource, endpoint: TokenServer, certificates: Certificates
+    ) -> None:
         endpoint.answer = 400, b'{"error": "invalid_grant"}'
         with ScriptedSMTP(tls="ssl", certificate=certificates.valid, auth={ALICE: "x"}) as smtpd:
-            with pytest.raises(NotTaken, match="no access token: the token endpoint answered 400 without a token: invalid_grant") as told:
+            with pytest.raises(
+                NotTaken,
+                match="no access token: the token endpoint answered 400 without a token: invalid_grant",
+            ) as told:
                 session(smtpd, tokens, certificates).open()
             assert (told.value.code, smtpd.connections) == (535, 0)
 
     def test_is_tried_again_soon_where_the_token_endpoint_is_only_busy(
-            self, tokens: TokenSource, endpoint: TokenServer, certificates: Certificates) -> None:
+        self, tokens: TokenSource, endpoint: TokenServer, certificates: Certificates
+    ) -> None:
         endpoint.answer = 503, b"busy"
         with ScriptedSMTP(tls="ssl", certificate=certificates.valid, auth={ALICE: "x"}) as smtpd:
             with pytest.raises(NotTaken) as told:

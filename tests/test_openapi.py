@@ -48,7 +48,11 @@ def test_the_document_is_openapi(described: dict[str, Any]) -> None:
 
 def test_every_route_is_described_and_no_other(app: Flask) -> None:
     others = {route for route in routes(app) if route not in OPERATIONS}
-    assert {rule for rule in (route.partition(" ")[2] for route in others) if not rule.startswith(PAGES) and "static" not in rule} == set()
+    assert {
+        rule
+        for rule in (route.partition(" ")[2] for route in others)
+        if not rule.startswith(PAGES) and "static" not in rule
+    } == set()
     assert OPERATIONS.keys() <= routes(app).keys() and OPERATIONS.keys() <= SCOPES.keys()
 
 
@@ -73,13 +77,22 @@ def test_it_is_made_once(app: Flask, client: FlaskClient) -> None:
 
 
 def test_the_examples_are_accepted(client: FlaskClient, described: dict[str, Any]) -> None:
-    message, hook = (client.post(path, json=body).json["id"] for path, body in (  # type: ignore[index]  # they are objects
-        ("/v1/messages", MAIL | {"delay": 60}), ("/v1/webhooks", {"url": "https://hooks.example.org/"})))
+    message, hook = (
+        client.post(path, json=body).json["id"]  # type: ignore[index]  # they are objects
+        for path, body in (
+            ("/v1/messages", MAIL | {"delay": 60}),
+            ("/v1/webhooks", {"url": "https://hooks.example.org/"}),
+        )
+    )
     for path, operations in described["paths"].items():
         for method, operation in operations.items():
             if "requestBody" in operation:
                 at = path.format(id=hook if "webhooks" in path else message, name="order")
-                answer = client.open(at, method=method.upper(), json=operation["requestBody"]["content"]["application/json"]["example"])
+                answer = client.open(
+                    at,
+                    method=method.upper(),
+                    json=operation["requestBody"]["content"]["application/json"]["example"],
+                )
                 assert answer.status_code < 300, (path, answer.data)
 
 
@@ -108,7 +121,9 @@ class Asked:
         if "json" not in media:
             return answer.data
         value = json.loads(answer.data)
-        OAS31Validator({**schema, "components": self._described["components"]}, format_checker=oas31_format_checker).validate(value)
+        OAS31Validator(
+            {**schema, "components": self._described["components"]}, format_checker=oas31_format_checker
+        ).validate(value)
         return value
 
 
@@ -117,12 +132,19 @@ def test_real_answers_are_as_described(client: FlaskClient, described: dict[str,
     of_messages(ask)
     of_jobs(ask)
     of_the_rest(ask)
-    assert ask.seen == OPERATIONS.keys() - {"POST /v1/webhooks/<id>/deliveries/<number>/replay", "GET /v1/jobs/<id>/file"}
+    assert ask.seen == OPERATIONS.keys() - {
+        "POST /v1/webhooks/<id>/deliveries/<number>/replay",
+        "GET /v1/jobs/<id>/file",
+    }
 
 
 def of_messages(ask: Asked) -> None:
     ask("POST /", status=200, body=MAIL)
-    ask("POST /v1/messages", status=200, body=MAIL | {"dry_run": True, "attachments": [{"filename": "a", "content": ""}]})
+    ask(
+        "POST /v1/messages",
+        status=200,
+        body=MAIL | {"dry_run": True, "attachments": [{"filename": "a", "content": ""}]},
+    )
     id = ask("POST /v1/messages", status=202, body=MAIL | {"delay": 60})["id"]
     ask("POST /v1/messages/batch", status=202, body=[MAIL, MAIL])
     ask("POST /v1/messages", status=422, body={"to": "bob"})
@@ -140,7 +162,9 @@ def of_messages(ask: Asked) -> None:
 
 
 def of_jobs(ask: Asked) -> None:
-    job = ask("POST /v1/jobs", status=202, body={"name": "simulate", "args": {"seconds": 1}, "notify": MAIL})["id"]
+    job = ask("POST /v1/jobs", status=202, body={"name": "simulate", "args": {"seconds": 1}, "notify": MAIL})[
+        "id"
+    ]
     ask("GET /v1/jobs/<id>", status=200, id=job)
     ask("GET /v1/jobs", status=200)
     ask("GET /v1/job-types", status=200)
@@ -160,7 +184,11 @@ def of_the_rest(ask: Asked) -> None:
     ask("GET /v1/suppressions", status=200, query="?limit=1")
     ask("GET /v1/suppressions/<path:address>", status=200, address="carol@example.org")
     ask("DELETE /v1/suppressions/<path:address>", status=204, address="carol@example.org")
-    hook = ask("POST /v1/webhooks", status=201, body={"url": "https://hooks.example.org/", "events": ["message.sent"]})["id"]
+    hook = ask(
+        "POST /v1/webhooks",
+        status=201,
+        body={"url": "https://hooks.example.org/", "events": ["message.sent"]},
+    )["id"]
     ask("GET /v1/webhooks", status=200)
     ask("GET /v1/webhooks/<id>", status=200, id=hook)
     ask("POST /v1/webhooks/<id>/test", status=202, id=hook)
@@ -182,10 +210,16 @@ def of_the_rest(ask: Asked) -> None:
 
 
 def test_a_part_of_a_form_without_a_name_is_refused(client: FlaskClient) -> None:
-    part = b'--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n'
+    part = b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n"
     named = b'--b\r\nContent-Disposition: form-data; name="message"\r\n\r\n{"to": "bob@example.org"}\r\n'
-    for body in (part, part + named, named + b'--b\r\nContent-Disposition: form-data; filename="a"\r\n\r\nx\r\n'):
-        answer = client.post("/v1/messages", data=body + b"--b--\r\n", content_type="multipart/form-data; boundary=b")
+    for body in (
+        part,
+        part + named,
+        named + b'--b\r\nContent-Disposition: form-data; filename="a"\r\n\r\nx\r\n',
+    ):
+        answer = client.post(
+            "/v1/messages", data=body + b"--b--\r\n", content_type="multipart/form-data; boundary=b"
+        )
         assert answer.status_code in (202, 400, 422), answer.data
 
 
@@ -193,16 +227,26 @@ def test_the_page_asks_nobody_else_for_anything(client: FlaskClient) -> None:
     page = client.get("/docs")
     assert page.status_code == 200 and page.headers["X-Content-Type-Options"] == "nosniff"
     policy = dict(rule.split(" ", 1) for rule in page.headers["Content-Security-Policy"].split("; "))
-    assert policy["script-src"] == "'self'" and policy["default-src"] == "'none'" and policy["connect-src"] == "'self'"
-    text = re.sub(r"<pre>.*?</pre>", "", page.get_data(as_text=True), flags=re.DOTALL)  # Programs to read, in which there are addresses.
-    assert "<script>" not in text and " style=" not in text and "//" not in text.replace("<!doctype html>", "")
+    assert (
+        policy["script-src"] == "'self'"
+        and policy["default-src"] == "'none'"
+        and policy["connect-src"] == "'self'"
+    )
+    text = re.sub(
+        r"<pre>.*?</pre>", "", page.get_data(as_text=True), flags=re.DOTALL
+    )  # Programs to read, in which there are addresses.
+    assert (
+        "<script>" not in text and " style=" not in text and "//" not in text.replace("<!doctype html>", "")
+    )
     for path in re.findall(r'(?:src|href|data-url)="(/[^"]+)"', text):
         with client.get(path) as answer:
             assert answer.status_code == 200, path
 
 
 def test_swagger_ui_is_as_it_was_published() -> None:
-    listed = dict(re.findall(r"^\| (\S+) \| ([0-9a-f]{64}) \|$", (SWAGGER / "README.md").read_text(), re.MULTILINE))
+    listed = dict(
+        re.findall(r"^\| (\S+) \| ([0-9a-f]{64}) \|$", (SWAGGER / "README.md").read_text(), re.MULTILINE)
+    )
     assert {file.name for file in SWAGGER.iterdir()} == {*listed, "README.md"}
     assert {name: hashlib.sha256((SWAGGER / name).read_bytes()).hexdigest() for name in listed} == listed
 

@@ -21,7 +21,9 @@ from mailroom.store.workers import Worker
 
 LEASE_SECONDS = 600.0  # None runs out by itself, however busy the machine is.
 SENT = Outcome(state=State.SENT, reason="250 ok", recipients={0: (State.SENT, "250 ok")})
-DEFERRED = Outcome(state=State.DEFERRED, reason="450 later", recipients={0: (State.DEFERRED, "450 later")}, wait_seconds=60)
+DEFERRED = Outcome(
+    state=State.DEFERRED, reason="450 later", recipients={0: (State.DEFERRED, "450 later")}, wait_seconds=60
+)
 
 
 @pytest.fixture
@@ -46,7 +48,9 @@ def worker(database: Database, id: str) -> Claims:
 
 def accept(outbox: Outbox, *to: str, id: str = "", job: NewJob | None = None) -> str:
     id = id or new_id()
-    message = Message(to=tuple(Address(address) for address in to or ("bob@example.org",)), subject="Hello", text="Hi")
+    message = Message(
+        to=tuple(Address(address) for address in to or ("bob@example.org",)), subject="Hello", text="Hi"
+    )
     assert outbox.accept(NewMessage(id=id, message=message, message_id=f"{id}@example.org", job=job))
     return id
 
@@ -78,6 +82,7 @@ def lose(database: Database, owner: str) -> None:
 def run(database: Database, statement: str, **values: object) -> None:
     def execute(connection: Connection) -> None:
         connection.execute(text(statement), values)
+
     database.transaction(execute)
 
 
@@ -87,6 +92,7 @@ def claim_one(claims: Claims, id: str) -> Claim:
 
 
 # --- accept --------------------------------------------------------------------------------------------------------
+
 
 def test_an_accepted_message_is_there_whole(outbox: Outbox) -> None:
     id = accept(outbox, "bob@example.org", "carol@example.org")
@@ -99,7 +105,9 @@ def test_an_accepted_message_is_there_whole(outbox: Outbox) -> None:
 
 
 def test_an_id_is_accepted_once_also_when_two_come_at_the_same_time(outbox: Outbox) -> None:
-    acceptances = [NewMessage(id="task-1", message=Message(to=(Address("bob@example.org"),)), message_id="1@example.org")] * 8
+    acceptances = [
+        NewMessage(id="task-1", message=Message(to=(Address("bob@example.org"),)), message_id="1@example.org")
+    ] * 8
     with ThreadPoolExecutor(8) as threads:
         assert sorted(threads.map(outbox.accept, acceptances)) == [False] * 7 + [True]
 
@@ -112,6 +120,7 @@ def test_ids_are_uuids_that_sort_by_time() -> None:
 
 
 # --- claim ---------------------------------------------------------------------------------------------------------
+
 
 def test_a_claim_gives_all_that_an_attempt_needs_in_the_order_asked(outbox: Outbox, claims: Claims) -> None:
     ids = [accept(outbox) for _ in range(5)]
@@ -144,7 +153,9 @@ def test_of_twenty_workers_one_gets_the_row(outbox: Outbox, database: Database) 
     for _ in range(5):
         ids = [accept(outbox) for _ in range(10)]
         with ThreadPoolExecutor(20) as threads:
-            won = list(threads.map(lambda claims, ids=ids: [claim.id for claim in claims.claim(ids)], everybody))
+            won = list(
+                threads.map(lambda claims, ids=ids: [claim.id for claim in claims.claim(ids)], everybody)
+            )
         assert sorted(id for some in won for id in some) == sorted(ids)
 
 
@@ -155,6 +166,7 @@ def test_only_queued_rows_are_claimed(outbox: Outbox, claims: Claims, database: 
 
 # --- fence, finish, release ----------------------------------------------------------------------------------------
 
+
 def test_the_fence_holds_for_the_owner_alone(outbox: Outbox, claims: Claims, database: Database) -> None:
     claim = claim_one(claims, accept(outbox))
     assert not worker(database, "worker-2").fence(claim)
@@ -163,7 +175,9 @@ def test_the_fence_holds_for_the_owner_alone(outbox: Outbox, claims: Claims, dat
     assert not claims.fence(claim)  # once
 
 
-def test_the_fence_refuses_a_worker_whose_lease_has_run_out(outbox: Outbox, claims: Claims, database: Database) -> None:
+def test_the_fence_refuses_a_worker_whose_lease_has_run_out(
+    outbox: Outbox, claims: Claims, database: Database
+) -> None:
     claim = claim_one(claims, accept(outbox))
     lose(database, "worker-1")
     assert not claims.fence(claim)
@@ -171,7 +185,8 @@ def test_the_fence_refuses_a_worker_whose_lease_has_run_out(outbox: Outbox, clai
 
 
 def test_the_fence_refuses_an_attempt_that_was_taken_back_and_begun_again_by_the_same_worker(
-        outbox: Outbox, claims: Claims, sweeps: Sweeps, database: Database) -> None:
+    outbox: Outbox, claims: Claims, sweeps: Sweeps, database: Database
+) -> None:
     stale = claim_one(claims, accept(outbox))
     lose(database, "worker-1")
     assert sweeps.orphans() == 1
@@ -187,28 +202,55 @@ def test_finishing_writes_the_message_the_recipients_and_the_timeline(outbox: Ou
     id = accept(outbox, "bob@example.org", "carol@example.org", "dave@example.org")
     claim = claim_one(claims, id)
     assert claims.fence(claim)
-    assert claims.finish(claim, Outcome(state=State.DEFERRED, reason="450 later", wait_seconds=60, recipients={
-        0: (State.SENT, "250 ok"), 1: (State.DEFERRED, "450 later"), 2: (State.FAILED, "550 no")}))
+    assert claims.finish(
+        claim,
+        Outcome(
+            state=State.DEFERRED,
+            reason="450 later",
+            wait_seconds=60,
+            recipients={
+                0: (State.SENT, "250 ok"),
+                1: (State.DEFERRED, "450 later"),
+                2: (State.FAILED, "550 no"),
+            },
+        ),
+    )
     standing = outbox.standing(id)
     assert standing
-    assert (standing.row["state"], standing.row["owner"], standing.row["reason"]) == (State.DEFERRED, None, "450 later")
+    assert (standing.row["state"], standing.row["owner"], standing.row["reason"]) == (
+        State.DEFERRED,
+        None,
+        "450 later",
+    )
     assert 55_000 < standing.row["next_attempt_at"] - standing.events[0].at < 65_000
-    assert [(p["state"], p["reply"]) for p in standing.recipients] == [("sent", "250 ok"), ("deferred", "450 later"), ("failed", "550 no")]
+    assert [(p["state"], p["reply"]) for p in standing.recipients] == [
+        ("sent", "250 ok"),
+        ("deferred", "450 later"),
+        ("failed", "550 no"),
+    ]
     assert [(e.event, e.attempt, e.detail) for e in standing.events] == [("deferred", 1, "450 later")]
     assert claims.finish(claim, SENT)  # Its end is on record, and stays as it is.
     assert state(outbox, id) == State.DEFERRED
 
 
-def test_the_next_attempt_is_only_about_those_without_an_outcome(outbox: Outbox, claims: Claims, sweeps: Sweeps) -> None:
+def test_the_next_attempt_is_only_about_those_without_an_outcome(
+    outbox: Outbox, claims: Claims, sweeps: Sweeps
+) -> None:
     claim = claim_one(claims, accept(outbox, "bob@example.org", "carol@example.org"))
-    claims.finish(claim, Outcome(state=State.DEFERRED, wait_seconds=0, recipients={0: (State.SENT, ""), 1: (State.DEFERRED, "")}))
+    claims.finish(
+        claim,
+        Outcome(
+            state=State.DEFERRED, wait_seconds=0, recipients={0: (State.SENT, ""), 1: (State.DEFERRED, "")}
+        ),
+    )
     assert [nudge.id for nudge in sweeps.due()] == [claim.id]
     again = claim_one(claims, claim.id)
     assert (again.attempt, again.pending, again.sent_before) == (2, (1,), True)
 
 
 def test_a_reply_that_was_read_counts_even_after_a_sweeper_gave_the_row_back(
-        outbox: Outbox, claims: Claims, sweeps: Sweeps, database: Database) -> None:
+    outbox: Outbox, claims: Claims, sweeps: Sweeps, database: Database
+) -> None:
     claim = claim_one(claims, accept(outbox))
     assert claims.fence(claim)
     lose(database, "worker-1")
@@ -219,7 +261,9 @@ def test_a_reply_that_was_read_counts_even_after_a_sweeper_gave_the_row_back(
     assert worker(database, "worker-2").claim_alone(claim.id) is None
 
 
-def test_a_reply_does_not_count_when_somebody_else_has_begun(outbox: Outbox, claims: Claims, sweeps: Sweeps, database: Database) -> None:
+def test_a_reply_does_not_count_when_somebody_else_has_begun(
+    outbox: Outbox, claims: Claims, sweeps: Sweeps, database: Database
+) -> None:
     claim = claim_one(claims, accept(outbox))
     lose(database, "worker-1")
     sweeps.orphans()
@@ -228,7 +272,9 @@ def test_a_reply_does_not_count_when_somebody_else_has_begun(outbox: Outbox, cla
     assert state(outbox, claim.id) == State.SENDING
 
 
-def test_a_released_row_is_queued_again_and_the_attempt_does_not_count(outbox: Outbox, claims: Claims) -> None:
+def test_a_released_row_is_queued_again_and_the_attempt_does_not_count(
+    outbox: Outbox, claims: Claims
+) -> None:
     claim = claim_one(claims, accept(outbox))
     assert claims.release(claim)
     assert claims.release(claim)  # as after a commit that got no answer
@@ -240,7 +286,9 @@ def test_a_released_row_is_queued_again_and_the_attempt_does_not_count(outbox: O
     assert state(outbox, claim.id) == State.QUEUED
 
 
-def test_many_fences_and_outcomes_in_one_commit_each_get_their_own_answer(outbox: Outbox, claims: Claims, database: Database) -> None:
+def test_many_fences_and_outcomes_in_one_commit_each_get_their_own_answer(
+    outbox: Outbox, claims: Claims, database: Database
+) -> None:
     mine = claims.claim([accept(outbox) for _ in range(40)])
     stranger = worker(database, "worker-2")
     theirs = stranger.claim([accept(outbox) for _ in range(10)])
@@ -253,25 +301,37 @@ def test_many_fences_and_outcomes_in_one_commit_each_get_their_own_answer(outbox
 
 
 def test_a_row_that_is_ours_and_in_nobodys_hand_is_given_back(
-        outbox: Outbox, claims: Claims, sweeps: Sweeps, database: Database) -> None:
+    outbox: Outbox, claims: Claims, sweeps: Sweeps, database: Database
+) -> None:
     kept = claim_one(claims, accept(outbox))
     lost = accept(outbox)
     # As after a commit whose answer did not come through: the row is ours, and no thread knows.
-    run(database, "/* test */ UPDATE messages SET state = 'sending', owner = 'worker-1', attempt = 1 WHERE id = :id", id=lost)
+    run(
+        database,
+        "/* test */ UPDATE messages SET state = 'sending', owner = 'worker-1', attempt = 1 WHERE id = :id",
+        id=lost,
+    )
     assert sweeps.abandoned(claims) == 1
-    assert (row(outbox, lost)["state"], row(outbox, lost)["attempt"], row(outbox, lost)["published_at"]) == (State.QUEUED, 1, None)
+    assert (row(outbox, lost)["state"], row(outbox, lost)["attempt"], row(outbox, lost)["published_at"]) == (
+        State.QUEUED,
+        1,
+        None,
+    )
     assert state(outbox, kept.id) == State.SENDING
     assert claims.fence(kept)
     assert claims.finish(kept, SENT)
     assert sweeps.abandoned(claims) == 0
 
 
-def test_nothing_is_abandoned_while_threads_claim_and_finish(outbox: Outbox, claims: Claims, sweeps: Sweeps) -> None:
+def test_nothing_is_abandoned_while_threads_claim_and_finish(
+    outbox: Outbox, claims: Claims, sweeps: Sweeps
+) -> None:
     ids = [accept(outbox) for _ in range(60)]
 
     def work(id: str) -> bool:
         claim = claim_one(claims, id)
         return claims.fence(claim) and claims.finish(claim, SENT)
+
     with ThreadPoolExecutor(9) as threads:
         given_back = [threads.submit(sweeps.abandoned, claims) for _ in range(40)]
         assert all(threads.map(work, ids))
@@ -281,7 +341,10 @@ def test_nothing_is_abandoned_while_threads_claim_and_finish(outbox: Outbox, cla
 
 # --- sweep ---------------------------------------------------------------------------------------------------------
 
-def test_a_deferred_row_comes_due_once(outbox: Outbox, claims: Claims, sweeps: Sweeps, database: Database) -> None:
+
+def test_a_deferred_row_comes_due_once(
+    outbox: Outbox, claims: Claims, sweeps: Sweeps, database: Database
+) -> None:
     claim = claim_one(claims, accept(outbox))
     claims.finish(claim, DEFERRED)
     assert sweeps.due() == []
@@ -292,7 +355,9 @@ def test_a_deferred_row_comes_due_once(outbox: Outbox, claims: Claims, sweeps: S
     assert (row(outbox, claim.id)["state"], row(outbox, claim.id)["next_attempt_at"]) == (State.QUEUED, None)
 
 
-def test_a_row_that_was_never_published_is_found_after_a_while(outbox: Outbox, sweeps: Sweeps, database: Database) -> None:
+def test_a_row_that_was_never_published_is_found_after_a_while(
+    outbox: Outbox, sweeps: Sweeps, database: Database
+) -> None:
     id = accept(outbox)
     assert sweeps.unpublished() == []
     age(database, messages_created_at=6)
@@ -302,7 +367,9 @@ def test_a_row_that_was_never_published_is_found_after_a_while(outbox: Outbox, s
     assert [nudge.id for nudge in sweeps.unpublished()] == [id]
 
 
-def test_what_is_under_way_is_published_or_owned_and_not_done(outbox: Outbox, claims: Claims, sweeps: Sweeps) -> None:
+def test_what_is_under_way_is_published_or_owned_and_not_done(
+    outbox: Outbox, claims: Claims, sweeps: Sweeps
+) -> None:
     _, published, claimed, sent = (accept(outbox) for _ in range(4))
     outbox.mark_published([published, claimed, sent])
     assert sweeps.under_way(100) == 3
@@ -314,7 +381,9 @@ def test_what_is_under_way_is_published_or_owned_and_not_done(outbox: Outbox, cl
     assert sweeps.under_way(1) == 1
 
 
-def test_a_published_row_is_published_again_when_its_nudge_is_lost(outbox: Outbox, sweeps: Sweeps, database: Database) -> None:
+def test_a_published_row_is_published_again_when_its_nudge_is_lost(
+    outbox: Outbox, sweeps: Sweeps, database: Database
+) -> None:
     id = accept(outbox)
     outbox.mark_published([id])
     age(database, messages_published_at=11)
@@ -334,19 +403,26 @@ def test_nothing_is_taken_from_a_worker_that_is_seen(outbox: Outbox, claims: Cla
 
 @pytest.mark.parametrize(("policy", "then"), [("resend", State.QUEUED), ("hold", State.UNCERTAIN)])
 def test_past_the_fence_a_dead_workers_row_is_uncertain(
-        outbox: Outbox, claims: Claims, database: Database, policy: str, then: State) -> None:
+    outbox: Outbox, claims: Claims, database: Database, policy: str, then: State
+) -> None:
     claim = claim_one(claims, accept(outbox))
     assert claims.fence(claim)
     lose(database, "worker-1")
     assert Sweeps(database, LEASE_SECONDS, policy).orphans() == 1
     standing = outbox.standing(claim.id)
     assert standing
-    assert (standing.row["state"], standing.row["uncertain_attempts"], standing.row["owner"]) == (then, 1, None)
+    assert (standing.row["state"], standing.row["uncertain_attempts"], standing.row["owner"]) == (
+        then,
+        1,
+        None,
+    )
     assert [e.event for e in standing.events] == ["uncertain"]
     assert standing.recipients[0]["state"] == then
 
 
-def test_a_worker_that_stopped_loses_its_rows_at_once(outbox: Outbox, claims: Claims, sweeps: Sweeps, database: Database) -> None:
+def test_a_worker_that_stopped_loses_its_rows_at_once(
+    outbox: Outbox, claims: Claims, sweeps: Sweeps, database: Database
+) -> None:
     claim = claim_one(claims, accept(outbox))
     Worker(database, "worker-1", "", []).stop()
     assert sweeps.orphans() == 1
@@ -354,7 +430,8 @@ def test_a_worker_that_stopped_loses_its_rows_at_once(outbox: Outbox, claims: Cl
 
 
 def test_a_mail_that_kills_its_workers_is_claimed_alone_and_fails_in_the_end(
-        outbox: Outbox, sweeps: Sweeps, database: Database) -> None:
+    outbox: Outbox, sweeps: Sweeps, database: Database
+) -> None:
     id, neighbour = accept(outbox), accept(outbox)
     assert len(worker(database, "first").claim([id, neighbour])) == 2
     lose(database, "first")
@@ -369,7 +446,10 @@ def test_a_mail_that_kills_its_workers_is_claimed_alone_and_fails_in_the_end(
         sweeps.orphans()
     standing = outbox.standing(id)
     assert standing
-    assert (standing.row["state"], standing.row["reason"]) == (State.FAILED, "crashed: 5 workers died with it alone")
+    assert (standing.row["state"], standing.row["reason"]) == (
+        State.FAILED,
+        "crashed: 5 workers died with it alone",
+    )
     assert standing.recipients[0]["state"] == State.FAILED
     survivor = worker(database, "survivor")
     rescued = survivor.claim_alone(neighbour)
@@ -379,14 +459,26 @@ def test_a_mail_that_kills_its_workers_is_claimed_alone_and_fails_in_the_end(
     assert not survivor.suspect(accept(outbox))
 
 
-def test_a_row_of_our_own_whose_fate_nobody_knows_is_uncertain(outbox: Outbox, claims: Claims, sweeps: Sweeps, database: Database) -> None:
+def test_a_row_of_our_own_whose_fate_nobody_knows_is_uncertain(
+    outbox: Outbox, claims: Claims, sweeps: Sweeps, database: Database
+) -> None:
     lost = accept(outbox)
-    run(database, "/* test */ UPDATE messages SET state = 'in_data', owner = 'worker-1', attempt = 1 WHERE id = :id", id=lost)
+    run(
+        database,
+        "/* test */ UPDATE messages SET state = 'in_data', owner = 'worker-1', attempt = 1 WHERE id = :id",
+        id=lost,
+    )
     assert sweeps.abandoned(claims) == 1
-    assert (row(outbox, lost)["state"], row(outbox, lost)["uncertain_attempts"], row(outbox, lost)["crashes"]) == (State.QUEUED, 1, 0)
+    assert (
+        row(outbox, lost)["state"],
+        row(outbox, lost)["uncertain_attempts"],
+        row(outbox, lost)["crashes"],
+    ) == (State.QUEUED, 1, 0)
 
 
-def test_a_process_that_is_alone_takes_over_at_once(outbox: Outbox, claims: Claims, sweeps: Sweeps, database: Database) -> None:
+def test_a_process_that_is_alone_takes_over_at_once(
+    outbox: Outbox, claims: Claims, sweeps: Sweeps, database: Database
+) -> None:
     claim = claim_one(claims, accept(outbox))
     Worker(database, "worker-2", "", []).stop_others()
     assert sweeps.orphans() == 1
@@ -403,7 +495,8 @@ def test_a_broker_in_memory_forgets_its_nudges(outbox: Outbox, sweeps: Sweeps, d
 
 @pytest.mark.parametrize("touched", [State.HELD, State.CANCELED, State.EXPIRED, State.SCHEDULED])
 def test_a_reply_that_takes_the_mail_counts_whatever_a_person_did_to_the_row_since(
-        outbox: Outbox, claims: Claims, sweeps: Sweeps, database: Database, touched: State) -> None:
+    outbox: Outbox, claims: Claims, sweeps: Sweeps, database: Database, touched: State
+) -> None:
     claim = claim_one(claims, accept(outbox))
     assert claims.fence(claim)
     lose(database, "worker-1")
@@ -414,7 +507,9 @@ def test_a_reply_that_takes_the_mail_counts_whatever_a_person_did_to_the_row_sin
     assert state(outbox, claim.id) == State.SENT
 
 
-def test_a_message_that_has_expired_is_not_claimed(outbox: Outbox, claims: Claims, database: Database) -> None:
+def test_a_message_that_has_expired_is_not_claimed(
+    outbox: Outbox, claims: Claims, database: Database
+) -> None:
     late, soon = accept(outbox), accept(outbox)
     run(database, f"/* test */ UPDATE messages SET expires_at = 1 WHERE id = '{late}'")
     assert [claim.id for claim in claims.claim([late, soon])] == [soon]
@@ -422,16 +517,24 @@ def test_a_message_that_has_expired_is_not_claimed(outbox: Outbox, claims: Claim
 
 # --- plans ---------------------------------------------------------------------------------------------------------
 
+
 def test_every_statement_finds_its_rows_by_an_index(sqlite_url: str) -> None:
     """A wrong index costs 600 µs a mail and more at 300,000 rows, where the right one costs 8."""
     database = Database(sqlite_url)
     upgrade(database)
     seen: list[tuple[str, Any]] = []
 
-    def note(connection: object, cursor: object, statement: str, parameters: Any, context: object, many: bool) -> None:
+    def note(
+        connection: object, cursor: object, statement: str, parameters: Any, context: object, many: bool
+    ) -> None:
         seen.append((statement, parameters[0] if many else parameters))
+
     event.listen(database.engine, "before_cursor_execute", note)
-    outbox, claims, sweeps = Outbox(database), worker(database, "worker-1"), Sweeps(database, LEASE_SECONDS, "resend")
+    outbox, claims, sweeps = (
+        Outbox(database),
+        worker(database, "worker-1"),
+        Sweeps(database, LEASE_SECONDS, "resend"),
+    )
     one, two = accept(outbox), accept(outbox)
     job = NewJob(id="job-1", name="simulate", args={}, queue="jobs", timeout_seconds=1)
     accept(outbox, job=job)
@@ -453,7 +556,12 @@ def test_every_statement_finds_its_rows_by_an_index(sqlite_url: str) -> None:
     runs.progress(claim, 0.5, "half")
     assert runs.taken_away() == set()
     runs.finish(claim, JobEnd(state=JobState.SUCCEEDED))
-    assert jobs.standing("job-1") and jobs.page(limit=5, before=(9**15, "x")) and jobs.cancel("job-1") and not jobs.file("job-1")
+    assert (
+        jobs.standing("job-1")
+        and jobs.page(limit=5, before=(9**15, "x"))
+        and jobs.cancel("job-1")
+        and not jobs.file("job-1")
+    )
     assert outbox.message_of("job-1")
     claim_one(claims, one)
     lose(database, "worker-1")
@@ -463,9 +571,21 @@ def test_every_statement_finds_its_rows_by_an_index(sqlite_url: str) -> None:
         if statement.split()[0] not in ("SELECT", "UPDATE") or "identity" in statement:
             continue
         with database.engine.connect() as connection:
-            plan = [step[3] for step in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+            plan = [
+                step[3] for step in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            ]
         # Workers, accounts and webhooks are few; the owners of rows are read from an index that holds only owned ones.
-        few = ("workers", "accounts", "webhooks", "messages_parked", "CONSTANT", "found", "(subquery", "json_each", "given")
+        few = (
+            "workers",
+            "accounts",
+            "webhooks",
+            "messages_parked",
+            "CONSTANT",
+            "found",
+            "(subquery",
+            "json_each",
+            "given",
+        )
         whole = [step for step in plan if step.startswith("SCAN") and not any(one in step for one in few)]
         assert whole == [], (statement, plan)
         if "messages.id IN (?" in statement or "messages.id = json_extract" in statement:

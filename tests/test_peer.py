@@ -53,7 +53,11 @@ while True:
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """`flask up`, without a key: the API, the pages and the inbox."""
     directory = tmp_path_factory.mktemp("up")
-    settings = {"DATABASE_URL": f"sqlite:///{directory}/up.sqlite3", "INBOX_SMTP_PORT": str(free_port()), "SIMULATED_WORK_SECONDS": "0"}
+    settings = {
+        "DATABASE_URL": f"sqlite:///{directory}/up.sqlite3",
+        "INBOX_SMTP_PORT": str(free_port()),
+        "SIMULATED_WORK_SECONDS": "0",
+    }
     with service(directory, **settings) as made:
         made.upgrade()
         made.up()
@@ -64,7 +68,9 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 def inbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """The inbox alone."""
     port = free_port()
-    with service(tmp_path_factory.mktemp("inbox"), INBOX_PORT=str(port), INBOX_SMTP_PORT=str(free_port())) as made:
+    with service(
+        tmp_path_factory.mktemp("inbox"), INBOX_PORT=str(port), INBOX_SMTP_PORT=str(free_port())
+    ) as made:
         made.port = port
         made.web("-m", "flask", "inbox")
         yield made
@@ -85,7 +91,9 @@ def proxied(port: int, *, user: int = 0, version: str = "1.1") -> Iterator[int]:
 def asked(port: int, method: str, path: str, **headers: str) -> tuple[int, str]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     body = json.dumps({"to": "bob@example.org"}) if method == "POST" else None
-    connection.request(method, path, body, {"Host": "mail.example.org", "Content-Type": "application/json"} | headers)
+    connection.request(
+        method, path, body, {"Host": "mail.example.org", "Content-Type": "application/json"} | headers
+    )
     answer = connection.getresponse()
     text = answer.read().decode()
     connection.close()
@@ -94,8 +102,15 @@ def asked(port: int, method: str, path: str, **headers: str) -> tuple[int, str]:
 
 #: Root alone can run a process of another user; whoever else tests has the proxy that speaks HTTP/1.0.
 PROXIES: list[dict[str, Any]] = [{"version": "1.0"}, *([{"user": NOBODY}] if os.geteuid() == 0 else [])]
-ASKED = [("GET", "/v1/messages"), ("POST", "/v1/messages"), ("POST", "/"), ("GET", "/dashboard"), ("GET", "/inbox/"),
-         ("GET", "/inbox/api/messages"), ("DELETE", "/inbox/api/messages")]
+ASKED = [
+    ("GET", "/v1/messages"),
+    ("POST", "/v1/messages"),
+    ("POST", "/"),
+    ("GET", "/dashboard"),
+    ("GET", "/inbox/"),
+    ("GET", "/inbox/api/messages"),
+    ("DELETE", "/inbox/api/messages"),
+]
 
 
 @pytest.mark.parametrize("proxy", PROXIES)
@@ -129,11 +144,16 @@ def opened() -> Iterator[ExitStack]:
 
 IS_LINUX = sys.platform == "linux"
 #: Where the server listens, and how the client calls: also by a socket of IPv6 to an address of IPv4.
-WAYS = [(socket.AF_INET, "127.0.0.1", socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1", socket.AF_INET6, "::1"),
-        (socket.AF_INET, "127.0.0.1", socket.AF_INET6, "::ffff:127.0.0.1")]
+WAYS = [
+    (socket.AF_INET, "127.0.0.1", socket.AF_INET, "127.0.0.1"),
+    (socket.AF_INET6, "::1", socket.AF_INET6, "::1"),
+    (socket.AF_INET, "127.0.0.1", socket.AF_INET6, "::ffff:127.0.0.1"),
+]
 
 
-def connected(opened: ExitStack, way: tuple[int, str, int, str]) -> tuple[socket.socket, socket.socket, dict[str, str]]:
+def connected(
+    opened: ExitStack, way: tuple[int, str, int, str]
+) -> tuple[socket.socket, socket.socket, dict[str, str]]:
     """A client's connection, the server's, and what a server tells an application of it."""
     family, host, client_family, called = way
     listener = opened.enter_context(socket.create_server((host, 0), family=family))
@@ -141,20 +161,34 @@ def connected(opened: ExitStack, way: tuple[int, str, int, str]) -> tuple[socket
     client.connect((called, listener.getsockname()[1]))
     server, address = listener.accept()
     opened.enter_context(server)
-    return client, server, {"REMOTE_ADDR": address[0], "REMOTE_PORT": str(address[1]), "SERVER_NAME": host,
-                            "SERVER_PORT": str(listener.getsockname()[1])}
+    return (
+        client,
+        server,
+        {
+            "REMOTE_ADDR": address[0],
+            "REMOTE_PORT": str(address[1]),
+            "SERVER_NAME": host,
+            "SERVER_PORT": str(listener.getsockname()[1]),
+        },
+    )
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("look", peer.LOOKS)
-def test_the_kernel_tells_whose_the_other_end_is(opened: ExitStack, look: peer.Look, way: tuple[int, str, int, str]) -> None:
+def test_the_kernel_tells_whose_the_other_end_is(
+    opened: ExitStack, look: peer.Look, way: tuple[int, str, int, str]
+) -> None:
     client, server, environ = connected(opened, way)
     assert peer.is_own(environ, looks=(look,)) is (True if IS_LINUX else None)
     assert peer.is_own(environ, uids={os.geteuid() + 1}, looks=(look,)) is (False if IS_LINUX else None)
     client.close()
-    assert peer.is_own(environ, looks=(look,)) is (False if IS_LINUX else None), "what was closed has root's id"
+    assert peer.is_own(environ, looks=(look,)) is (False if IS_LINUX else None), (
+        "what was closed has root's id"
+    )
     server.close()
-    assert peer.is_own(environ, looks=(look,)) is (False if IS_LINUX else None), "a client that has gone is not served either"
+    assert peer.is_own(environ, looks=(look,)) is (False if IS_LINUX else None), (
+        "a client that has gone is not served either"
+    )
 
 
 def test_where_nobody_can_tell_nothing_is_told(opened: ExitStack) -> None:

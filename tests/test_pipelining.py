@@ -31,7 +31,8 @@ def database(tmp_path: Path) -> Iterator[Database]:
 
 @pytest.mark.parametrize("spoiling", ["loses", "garbles"])
 def test_all_mails_are_sent_and_the_next_hop_is_remembered(
-        database: Database, spoiling: Spoiling, caplog: pytest.LogCaptureFixture) -> None:
+    database: Database, spoiling: Spoiling, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.WARNING, "mailasync.delivery")
     with ScriptedSMTP(pipelining=spoiling) as smtpd:
         office = Office(database, smtpd, timeout_seconds=0.5)
@@ -63,7 +64,9 @@ def test_it_stays_where_one_of_several_is_refused_so_step_by_step_too(database: 
         smtpd.reply("RCPT", "503 5.5.1 this mail server requires authentication", match="bob@", times=2)
         office = Office(database, smtpd)
         assert people(office.send(BOB, CAROL)) == [
-            ("failed", "503 5.5.1 this mail server requires authentication"), ("sent", "250 2.0.0 ok")]
+            ("failed", "503 5.5.1 this mail server requires authentication"),
+            ("sent", "250 2.0.0 ok"),
+        ]
         assert office.send(CAROL).row["state"] == "sent"
         assert [batch for batch in smtpd.batches if batch[-1] == "DATA"][-1][0].startswith("MAIL")
         office.delivery.close()
@@ -82,8 +85,10 @@ def test_the_setting_is_of_all_accounts_or_of_one(tmp_path: Path) -> None:
     settings = {"MAILASYNC_ENV_FILE": "", "MAILASYNC_SMTP_PIPELINING": "off"}
     assert not next_hop(load(settings)).pipelining
     file = tmp_path / "accounts.toml"
-    file.write_text('[[account]]\nname = "a"\nfrom = "a@example.org"\nsmtp_pipelining = "auto"\n'
-                    '[[account]]\nname = "b"\nfrom = "b@example.org"\n')
+    file.write_text(
+        '[[account]]\nname = "a"\nfrom = "a@example.org"\nsmtp_pipelining = "auto"\n'
+        '[[account]]\nname = "b"\nfrom = "b@example.org"\n'
+    )
     found = accounts(load(settings | {"MAILASYNC_ACCOUNTS_FILE": str(file)}))
     assert [account.hop.pipelining for account in found] == [True, False]
 
@@ -91,16 +96,23 @@ def test_the_setting_is_of_all_accounts_or_of_one(tmp_path: Path) -> None:
 TIMED_OUT, LOST = Reply(0, "timed out"), Reply(0, "connection closed by the server")
 
 
-@pytest.mark.parametrize(("replies", "end", "doubted"), [
-    ([OK, OK, GO], None, False),
-    ([OK, Reply(550, "5.1.1 no"), Reply(503, "no valid RCPT")], None, False),
-    ([OK, Reply(502, "what?"), Reply(554, "no")], None, True),
-    ([OK, OK, Reply(503, "bad order")], None, True),
-    ([Reply(503, "not now"), Reply(503, "not now"), Reply(503, "not now")], None, False),
-    ([OK, Reply(503, "5.5.0 improper command pipelining")], LOST, True),
-    ([Reply(554, "SMTP synchronization error")], LOST, True),
-    ([OK, Reply(550, "5.1.1 <bob@pipeline.example> unknown"), Reply(554, "no valid RCPT")], None, False),
-    ([], TIMED_OUT, False), ([OK], TIMED_OUT, True), ([OK, OK], TIMED_OUT, True), ([OK], LOST, False)])
+@pytest.mark.parametrize(
+    ("replies", "end", "doubted"),
+    [
+        ([OK, OK, GO], None, False),
+        ([OK, Reply(550, "5.1.1 no"), Reply(503, "no valid RCPT")], None, False),
+        ([OK, Reply(502, "what?"), Reply(554, "no")], None, True),
+        ([OK, OK, Reply(503, "bad order")], None, True),
+        ([Reply(503, "not now"), Reply(503, "not now"), Reply(503, "not now")], None, False),
+        ([OK, Reply(503, "5.5.0 improper command pipelining")], LOST, True),
+        ([Reply(554, "SMTP synchronization error")], LOST, True),
+        ([OK, Reply(550, "5.1.1 <bob@pipeline.example> unknown"), Reply(554, "no valid RCPT")], None, False),
+        ([], TIMED_OUT, False),
+        ([OK], TIMED_OUT, True),
+        ([OK, OK], TIMED_OUT, True),
+        ([OK], LOST, False),
+    ],
+)
 def test_it_is_doubted_for_some_replies(replies: list[Reply], end: Reply | None, doubted: bool) -> None:
     assert Pipelining("mx", is_used=True).doubts(envelope(*replies, end=end)) == doubted
 
@@ -116,17 +128,30 @@ def test_after_it_has_worked_a_silent_server_is_only_silent() -> None:
     assert pipelining.doubts(envelope(OK, Reply(502, "what?"), Reply(554, "no")))
 
 
-@pytest.mark.parametrize(("pipelining", "setting", "ok", "words"), [
-    (True, "auto", True, "takes commands in one write"), (True, "off", True, "off, as"),
-    ("loses", "auto", False, "set MAILASYNC_SMTP_PIPELINING=off"),
-    ("garbles", "auto", False, "set MAILASYNC_SMTP_PIPELINING=off"), (False, "auto", None, "")])
-def test_the_doctor_tries_it(database: Database, pipelining: bool | Spoiling, setting: str, ok: bool | None,
-                             words: str) -> None:
+@pytest.mark.parametrize(
+    ("pipelining", "setting", "ok", "words"),
+    [
+        (True, "auto", True, "takes commands in one write"),
+        (True, "off", True, "off, as"),
+        ("loses", "auto", False, "set MAILASYNC_SMTP_PIPELINING=off"),
+        ("garbles", "auto", False, "set MAILASYNC_SMTP_PIPELINING=off"),
+        (False, "auto", None, ""),
+    ],
+)
+def test_the_doctor_tries_it(
+    database: Database, pipelining: bool | Spoiling, setting: str, ok: bool | None, words: str
+) -> None:
     with ScriptedSMTP(pipelining=pipelining) as smtpd:
-        settings = load({
-            "MAILASYNC_ENV_FILE": "", "MAILASYNC_SMTP_HOST": smtpd.host, "MAILASYNC_SMTP_SECURITY": "none",
-            "MAILASYNC_SMTP_PORT": str(smtpd.port), "MAILASYNC_SMTP_PIPELINING": setting,
-            "MAILASYNC_SMTP_TIMEOUT_SECONDS": "1"})
+        settings = load(
+            {
+                "MAILASYNC_ENV_FILE": "",
+                "MAILASYNC_SMTP_HOST": smtpd.host,
+                "MAILASYNC_SMTP_SECURITY": "none",
+                "MAILASYNC_SMTP_PORT": str(smtpd.port),
+                "MAILASYNC_SMTP_PIPELINING": setting,
+                "MAILASYNC_SMTP_TIMEOUT_SECONDS": "1",
+            }
+        )
         doctor = Doctor(settings, database, accounts(settings), None)
         found: dict[str, Finding] = {one.what: one for one in doctor.examine()}
         assert found["login of account default"].ok

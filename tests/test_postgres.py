@@ -57,7 +57,9 @@ def cluster(own_cluster: Postgres) -> Iterator[Postgres]:
 
 
 @pytest.fixture
-def on_cluster(tmp_path: Path, cluster: Postgres, broker_url: str, to_smtpd: dict[str, str]) -> Iterator[Service]:
+def on_cluster(
+    tmp_path: Path, cluster: Postgres, broker_url: str, to_smtpd: dict[str, str]
+) -> Iterator[Service]:
     """Web and worker on that server."""
     with service(tmp_path, BROKER_URL=broker_url, DATABASE_URL=cluster.url("mail"), **to_smtpd) as made:
         made.upgrade()
@@ -92,7 +94,8 @@ def cancel_job(database: Database) -> None:
 
 @pytest.mark.parametrize("write", [suppress_one, unsuppress_one, unsubscribe_one, cancel_job])
 def test_what_locks_rows_that_workers_hold_shares_no_commit_with_acceptances(
-        shared: Database, write: Callable[[Database], None]) -> None:
+    shared: Database, write: Callable[[Database], None]
+) -> None:
     # An acceptance holds the rate of its key until then: together they were undone by deadlocks, a second each.
     begun, go_on = threading.Event(), threading.Event()
 
@@ -116,7 +119,9 @@ def test_a_webhook_is_disabled_and_deleted_beside_whoever_delivers_to_it(shared:
     id = webhooks.create("https://hook.example.org/")
     for _ in range(2):
         webhooks.test(id)
-    with shared.engine.begin() as other:  # As a worker that claims one; it may want another of these rows next.
+    with (
+        shared.engine.begin() as other
+    ):  # As a worker that claims one; it may want another of these rows next.
         other.execute(text("UPDATE deliveries SET owner = 'other', next_attempt_at = NULL WHERE number = 1"))
         assert webhooks.change(id, enabled=False)
         assert [row["state"] for row in webhooks.page(id, limit=9)] == ["failed", "pending"]
@@ -135,21 +140,33 @@ def insert(connection: Connection, ids: list[str]) -> list[str]:
 
 def accept(outbox: Outbox) -> str:
     id = new_id()
-    assert outbox.accept(NewMessage(id=id, message=Message(to=(Address("bob@example.org"),), text="Hi"), message_id=f"{id}@example.org"))
+    assert outbox.accept(
+        NewMessage(
+            id=id,
+            message=Message(to=(Address("bob@example.org"),), text="Hi"),
+            message_id=f"{id}@example.org",
+        )
+    )
     return id
 
 
 # --- many at once ---------------------------------------------------------------------------------------------------
 
+
 def test_several_web_and_worker_processes_send_each_mail_once(
-        tmp_path: Path, cluster: Postgres, broker_url: str, to_smtpd: dict[str, str], smtpd: ScriptedSMTP) -> None:
+    tmp_path: Path, cluster: Postgres, broker_url: str, to_smtpd: dict[str, str], smtpd: ScriptedSMTP
+) -> None:
     settings = {**to_smtpd, "BROKER_URL": broker_url, "DATABASE_URL": cluster.url("mail")}
     with service(tmp_path, **settings) as first, service(tmp_path, **settings) as second:
         first.upgrade()
         workers = [first.worker(wait=False) for _ in range(3)]
         with ThreadPoolExecutor(12) as threads:
             webs = list(threads.map(Service.web, (first, second)))
-            ids = list(threads.map(lambda n: (first, second)[n % 2].post("/v1/messages", subject=f"mail {n}"), range(300)))
+            ids = list(
+                threads.map(
+                    lambda n: (first, second)[n % 2].post("/v1/messages", subject=f"mail {n}"), range(300)
+                )
+            )
         wait_until(lambda: len(smtpd.payloads) >= 300, what="all were sent")
         told = [second.final(id) for id in ids]
         assert {mail["status"] for mail in told} == {"sent"}
@@ -168,13 +185,18 @@ def test_transactions_that_lock_the_same_rows_in_another_order_both_succeed(post
 
     def lock(connection: Connection, asked: list[list[str]]) -> list[None]:
         for first, second in asked:
-            connection.execute(text("UPDATE messages SET attempt = attempt + 1 WHERE id = :id"), {"id": first})
+            connection.execute(
+                text("UPDATE messages SET attempt = attempt + 1 WHERE id = :id"), {"id": first}
+            )
             with suppress(threading.BrokenBarrierError):  # The one that is undone comes here a second time.
                 both_have_one.wait(1)
-            connection.execute(text("UPDATE messages SET attempt = attempt + 1 WHERE id = :id"), {"id": second})
+            connection.execute(
+                text("UPDATE messages SET attempt = attempt + 1 WHERE id = :id"), {"id": second}
+            )
         return [None] * len(asked)
+
     with ThreadPoolExecutor(2) as threads:
-        for done in [threads.submit(databases[n].write, lock, ids[::1 - 2 * n]) for n in range(2)]:
+        for done in [threads.submit(databases[n].write, lock, ids[:: 1 - 2 * n]) for n in range(2)]:
             done.result(60)
     for id in ids:
         standing = outbox.standing(id)
@@ -194,14 +216,18 @@ def test_claims_marks_ends_and_sweeps_of_the_same_rows_disturb_nobody(postgres_u
     sent: list[str] = []
 
     def work(number: int) -> None:
-        claims, turned = Claims(databases[number], f"worker-{number}", 20), ids[number * 30:] + ids[:number * 30]
+        claims, turned = (
+            Claims(databases[number], f"worker-{number}", 20),
+            ids[number * 30 :] + ids[: number * 30],
+        )
         for start in range(0, 120, 40):
-            chunk = turned[start:start + 40][::1 if number % 2 else -1]
+            chunk = turned[start : start + 40][:: 1 if number % 2 else -1]
             Outbox(databases[number]).mark_published(chunk)
             for claim in claims.claim(chunk):
                 if claims.fence(claim) and claims.finish(claim, SENT):
                     sent.append(claim.id)
             Sweeps(databases[number], 20, "resend").abandoned(claims)
+
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(work, range(4)))
     assert sorted(sent) == ids
@@ -211,8 +237,11 @@ def test_claims_marks_ends_and_sweeps_of_the_same_rows_disturb_nobody(postgres_u
 
 # --- restarts -------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("immediate", [False, True], ids=["fast", "immediate"])
-def test_a_restart_loses_and_doubles_nothing(on_cluster: Service, cluster: Postgres, smtpd: ScriptedSMTP, immediate: bool) -> None:
+def test_a_restart_loses_and_doubles_nothing(
+    on_cluster: Service, cluster: Postgres, smtpd: ScriptedSMTP, immediate: bool
+) -> None:
     # Given mails in flight, past the fence
     on_cluster.web()
     worker = on_cluster.worker()
@@ -230,7 +259,11 @@ def test_a_restart_loses_and_doubles_nothing(on_cluster: Service, cluster: Postg
     ids.append(on_cluster.post("/v1/messages", subject="after"))
     for id in ids:
         told = on_cluster.final(id)
-        assert (told["status"], told["uncertain_attempts"], smtpd.copies(told["message_id"])) == ("sent", 0, 1)
+        assert (told["status"], told["uncertain_attempts"], smtpd.copies(told["message_id"])) == (
+            "sent",
+            0,
+            1,
+        )
 
 
 def test_no_idle_connection_of_before_a_restart_costs_an_error(cluster: Postgres) -> None:
@@ -240,6 +273,7 @@ def test_no_idle_connection_of_before_a_restart_costs_an_error(cluster: Postgres
     def look(connection: Connection) -> int:
         together.wait(60)
         return one(connection)
+
     with ThreadPoolExecutor(10) as threads:
         for _ in range(2):
             for immediate in (False, True):
@@ -251,7 +285,10 @@ def test_no_idle_connection_of_before_a_restart_costs_an_error(cluster: Postgres
 
 # --- silence --------------------------------------------------------------------------------------------------------
 
-def test_a_frozen_server_is_given_up_and_used_again_when_it_answers(cluster: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+
+def test_a_frozen_server_is_given_up_and_used_again_when_it_answers(
+    cluster: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(BoundedConnection, "answer_seconds", 1.0)
     database = Database(cluster.url("mail"))
     upgrade(database)
@@ -266,14 +303,18 @@ def test_a_frozen_server_is_given_up_and_used_again_when_it_answers(cluster: Pos
     database.close()
 
 
-def test_a_frozen_server_hangs_no_request_and_no_heartbeat(on_cluster: Service, cluster: Postgres, smtpd: ScriptedSMTP) -> None:
+def test_a_frozen_server_hangs_no_request_and_no_heartbeat(
+    on_cluster: Service, cluster: Postgres, smtpd: ScriptedSMTP
+) -> None:
     on_cluster.web()
     worker = on_cluster.worker()
     on_cluster.final(on_cluster.post("/v1/messages", subject="before"))
     cluster.pause()
     with ThreadPoolExecutor(4) as threads:
-        asked = [threads.submit(on_cluster.request, "POST", "/v1/messages", {"to": "bob@example.org"}, timeout=60),
-                 threads.submit(on_cluster.request, "GET", f"/v1/messages/{new_id()}", timeout=60)]
+        asked = [
+            threads.submit(on_cluster.request, "POST", "/v1/messages", {"to": "bob@example.org"}, timeout=60),
+            threads.submit(on_cluster.request, "GET", f"/v1/messages/{new_id()}", timeout=60),
+        ]
         assert [answer.result()[0] for answer in asked] == [503, 503]
     worker.says("database: no answer within 10 s")
     cluster.resume()
@@ -282,7 +323,8 @@ def test_a_frozen_server_hangs_no_request_and_no_heartbeat(on_cluster: Service, 
 
 
 def test_a_process_that_was_stopped_in_a_transaction_holds_nobody_up_for_long(
-        postgres_url: str, server_limits: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    postgres_url: str, server_limits: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(postgresql, "SERVER_LIMITS", server_limits)
     stopped, other = Database(postgres_url), Database(postgres_url)
     upgrade(other)
@@ -292,7 +334,9 @@ def test_a_process_that_was_stopped_in_a_transaction_holds_nobody_up_for_long(
         [claim] = Claims(other, "worker-1", 20).claim([id])
         assert claim.attempt == 1
         with pytest.raises(StoreUnavailable):  # What it then wants to do is told, and can be done again.
-            stopped.write(lambda _, items: [connection.execute(text("SELECT 1")).rowcount for _ in items], None)
+            stopped.write(
+                lambda _, items: [connection.execute(text("SELECT 1")).rowcount for _ in items], None
+            )
     assert stopped.read(one) == 1
     stopped.close()
     other.close()
@@ -300,11 +344,14 @@ def test_a_process_that_was_stopped_in_a_transaction_holds_nobody_up_for_long(
 
 # --- another server in its place ------------------------------------------------------------------------------------
 
+
 def test_a_stand_by_takes_over(cluster: Postgres, run_directory: Path) -> None:
     follower = cluster.stand_by(run_directory / f"postgres-{secrets.token_hex(4)}")
     try:
         ports = cluster.ports["postgres"], follower.ports["postgres"]
-        database = Database(f"postgresql://postgres@/mail?host=127.0.0.1:{ports[1]}&host=127.0.0.1:{ports[0]}&target_session_attrs=read-write")
+        database = Database(
+            f"postgresql://postgres@/mail?host=127.0.0.1:{ports[1]}&host=127.0.0.1:{ports[0]}&target_session_attrs=read-write"
+        )
         upgrade(database)
         assert database.write(insert, "before") == "before"
         wait_until(lambda: has(follower, "before"), what="the stand-by has it")
@@ -320,7 +367,8 @@ def test_a_stand_by_takes_over(cluster: Postgres, run_directory: Path) -> None:
 
 
 def test_what_a_frozen_stand_by_keeps_from_being_confirmed_may_have_been_accepted(
-        cluster: Postgres, run_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster: Postgres, run_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     follower = cluster.stand_by(run_directory / f"postgres-{secrets.token_hex(4)}")
     try:
         with contextmanager(application.made)(cluster.url("mail")) as app:
@@ -335,7 +383,9 @@ def test_what_a_frozen_stand_by_keeps_from_being_confirmed_may_have_been_accepte
             assert (answer.status_code, told["code"]) == (503, "commit_unconfirmed")
             # Then it is there as soon as that goes on
             follower.resume()
-            wait_until(lambda: client.get(answer.headers["Location"]).status_code == 200, what="it is accepted")
+            wait_until(
+                lambda: client.get(answer.headers["Location"]).status_code == 200, what="it is accepted"
+            )
             assert len(json.loads(client.get("/v1/messages").data)["data"]) == 2
             cluster.wait_for_stand_by(False)
     finally:
@@ -349,9 +399,12 @@ def test_a_server_that_became_a_stand_by_is_left(cluster: Postgres) -> None:
     upgrade(database)
 
     def work(connection: Connection, items: list[bool]) -> list[int]:
-        connection.execute(text("SET TRANSACTION READ ONLY"))  # which is what a stand-by answers to every write
+        connection.execute(
+            text("SET TRANSACTION READ ONLY")
+        )  # which is what a stand-by answers to every write
         insert(connection, ["x"])
         return [1]
+
     pid = database.read(lambda connection: connection.scalar(text("SELECT pg_backend_pid()")))
     with pytest.raises(StoreUnavailable, match="read-only transaction"):
         database.write(work, True)
@@ -369,12 +422,19 @@ def has(cluster: Postgres, id: str) -> bool:
     database = Database(cluster.url("mail"))
     found = False
     with suppress(Exception):
-        found = bool(database.read(lambda connection: connection.scalar(text("SELECT 1 FROM identity WHERE outbox_id = :id"), {"id": id})))
+        found = bool(
+            database.read(
+                lambda connection: connection.scalar(
+                    text("SELECT 1 FROM identity WHERE outbox_id = :id"), {"id": id}
+                )
+            )
+        )
     database.close()
     return found
 
 
 # --- PgBouncer ------------------------------------------------------------------------------------------------------
+
 
 def test_no_statement_needs_the_session_of_the_one_before(postgres_url: str) -> None:
     """As PgBouncer asks for that pools by transaction: nothing is prepared, and no lock is a session's."""
@@ -385,6 +445,13 @@ def test_no_statement_needs_the_session_of_the_one_before(postgres_url: str) -> 
         accept(Outbox(database))
     with database.engine.connect() as connection:
         assert connection.scalar(text("SELECT count(*) FROM pg_prepared_statements")) == 0
-        assert connection.scalar(text("SELECT count(*) FROM pg_locks JOIN pg_database ON oid = database "
-                                      "WHERE locktype = 'advisory' AND datname = current_database()")) == 0
+        assert (
+            connection.scalar(
+                text(
+                    "SELECT count(*) FROM pg_locks JOIN pg_database ON oid = database "
+                    "WHERE locktype = 'advisory' AND datname = current_database()"
+                )
+            )
+            == 0
+        )
     database.close()

@@ -27,8 +27,12 @@ BASE = f"http://127.0.0.1:{default_settings.PORT}"
 TEMPLATE = AskedTexts(subject="Order {{ order }}", text=None, html="{{ name }}")
 READ = replace(ORDERS, template=lambda name: TEMPLATE if name == "postman-receipt" else None)
 READERS: dict[str, Callable[[Any], object]] = {
-    "POST /": READ.mail, "POST /v1/messages": READ.mail, "POST /v1/jobs": READ.job, "POST /v1/messages/batch": READ.batch,
-    "PUT /v1/templates/<name>": lambda body: read_fields(AskedTexts, body)}
+    "POST /": READ.mail,
+    "POST /v1/messages": READ.mail,
+    "POST /v1/jobs": READ.job,
+    "POST /v1/messages/batch": READ.batch,
+    "PUT /v1/templates/<name>": lambda body: read_fields(AskedTexts, body),
+}
 
 
 @pytest.fixture
@@ -42,7 +46,11 @@ def served() -> Flask:
 def filled(text: str) -> str:
     """With the collection's variables; what is known in a run only stands for itself."""
     values = {one["key"]: one["value"] for one in COLLECTION["variable"]}
-    values |= {name: "bob@example.org" if name == "recipient" else f"some-{name}" for name, value in values.items() if value == ""}
+    values |= {
+        name: "bob@example.org" if name == "recipient" else f"some-{name}"
+        for name, value in values.items()
+        if value == ""
+    }
     for _ in values:  # One variable may hold another.
         text = re.sub(r"\{\{(\w+)\}\}", lambda found: values.get(found[1], found[0]), text)
     return text
@@ -61,11 +69,15 @@ def test_the_file_is_what_the_command_prints(served: Flask) -> None:
 
 
 def test_it_is_of_the_format_that_postman_reads() -> None:
-    assert COLLECTION["info"]["schema"] == "https://schema.getpostman.com/json/collection/v2.1.0/collection.json"
+    assert (
+        COLLECTION["info"]["schema"] == "https://schema.getpostman.com/json/collection/v2.1.0/collection.json"
+    )
     defaults = {one["key"]: one["value"] for one in COLLECTION["variable"]}
     assert defaults["baseUrl"] == BASE and defaults["apiKey"] == ""
     for item, _ in requests():
-        assert any("pm.test(" in line for event in item["event"] for line in event["script"]["exec"]), item["name"]
+        assert any("pm.test(" in line for event in item["event"] for line in event["script"]["exec"]), item[
+            "name"
+        ]
 
 
 def test_each_operation_is_asked_for() -> None:
@@ -88,11 +100,15 @@ def test_requests_ask_routes_that_exist_with_statuses_that_are_described(served:
         path, _, query = request["url"]["raw"].removeprefix(BASE).partition("?")
         rule, _ = routes.match(path, request["method"], return_rule=True)
         assert f"{request['method']} {rule.rule}" == route, item["name"]
-        assert query == "&".join(f"{one['key']}={one['value']}" for one in request["url"].get("query", [])), item["name"]
+        assert query == "&".join(f"{one['key']}={one['value']}" for one in request["url"].get("query", [])), (
+            item["name"]
+        )
 
 
 def test_bodies_are_accepted_or_refused_as_the_test_beside_says() -> None:
-    for (item, route), ask in zip(requests(), [ask for folder in FOLDERS.values() for ask in folder], strict=True):
+    for (item, route), ask in zip(
+        requests(), [ask for folder in FOLDERS.values() for ask in folder], strict=True
+    ):
         if "raw" not in item["request"].get("body", {}) or route not in READERS or 400 in ask.statuses:
             continue
         body = parse_json(item["request"]["body"]["raw"].encode())

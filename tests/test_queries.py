@@ -20,8 +20,28 @@ LISTS = ("/v1/messages", "/v1/jobs", "/v1/templates", "/v1/suppressions", "/v1/w
 MAIL = {"to": "bob@example.org", "text": "Hi"}
 HTML = {"Accept": "text/html"}
 #: All that int() takes, and people do not write.
-ODD_NUMBERS = ("00000001000000", "0" * 5000, "1" + "0" * 5000, "000000001" + "0" * 5000, "007", "1_0", "٣",
-               "²", " 5", "5 ", "+5", "-5", "5.0", "5e0", "0x5", "", "0", "101", "100\n", "nan")
+ODD_NUMBERS = (
+    "00000001000000",
+    "0" * 5000,
+    "1" + "0" * 5000,
+    "000000001" + "0" * 5000,
+    "007",
+    "1_0",
+    "٣",
+    "²",
+    " 5",
+    "5 ",
+    "+5",
+    "-5",
+    "5.0",
+    "5e0",
+    "0x5",
+    "",
+    "0",
+    "101",
+    "100\n",
+    "nan",
+)
 
 
 @pytest.fixture
@@ -63,13 +83,17 @@ def test_no_list_gives_more_rows_than_it_says(client: FlaskClient) -> None:
     assert (len(found["data"]), found["has_more"]) == (100, True)
 
 
-@pytest.mark.parametrize(("query", "told"), [
-    ("limt=5", "expected a parameter that is known, got another; did you mean limit?"),
-    ("Status=sent", "expected a parameter that is known, got another; did you mean status?"),
-    ("statsu=sent", "expected a parameter that is known, got another; did you mean status?"),
-    ("x=1", "expected one of limit, after, status, name, queue, got a parameter that is none of them"),
-    ("status=failed&status=queued", "expected it once, got it 2 times"),
-    ("name=&name=", "expected it once, got it 2 times")])
+@pytest.mark.parametrize(
+    ("query", "told"),
+    [
+        ("limt=5", "expected a parameter that is known, got another; did you mean limit?"),
+        ("Status=sent", "expected a parameter that is known, got another; did you mean status?"),
+        ("statsu=sent", "expected a parameter that is known, got another; did you mean status?"),
+        ("x=1", "expected one of limit, after, status, name, queue, got a parameter that is none of them"),
+        ("status=failed&status=queued", "expected it once, got it 2 times"),
+        ("name=&name=", "expected it once, got it 2 times"),
+    ],
+)
 def test_a_mistyped_filter_lists_nothing(client: FlaskClient, query: str, told: str) -> None:
     [wrong] = refused(client.get(f"/v1/jobs?{query}"))
     assert wrong == {"pointer": f"?{query.partition('=')[0]}", "detail": told}
@@ -99,8 +123,10 @@ def test_a_mail_is_not_sent_by_a_request_that_wanted_something_else(client: Flas
     assert client.get("/v1/messages").json == {"data": [], "has_more": False, "next": None}
 
 
-@pytest.mark.parametrize("path", [
-    "/", "/messages", "/dashboard", "/inbox/", "/sign-in", "/livez", "/readyz", "/metrics", "/openapi.json"])
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/messages", "/dashboard", "/inbox/", "/sign-in", "/livez", "/readyz", "/metrics", "/openapi.json"],
+)
 def test_pages_and_monitors_paths_ignore_what_others_add(client: FlaskClient, path: str) -> None:
     assert client.get(f"{path}?utm_source=mail&_=1", headers=HTML).status_code in (200, 303)
 
@@ -124,12 +150,19 @@ def test_the_inbox_alone_refuses_what_it_does_not_know(inbox: FlaskClient) -> No
 
 
 def test_the_inbox_knows_the_parameters_that_are_described(app: Flask) -> None:
-    endpoints = {f"{method} {rule.rule}": rule.endpoint.removeprefix("inbox.")
-                 for rule in app.url_map.iter_rules() for method in rule.methods or ()}
-    described = {route: [parameter.name for parameter in operation.parameters]
-                 for route, operation in OPERATIONS.items() if " /inbox/api/" in route}
+    endpoints = {
+        f"{method} {rule.rule}": rule.endpoint.removeprefix("inbox.")
+        for rule in app.url_map.iter_rules()
+        for method in rule.methods or ()
+    }
+    described = {
+        route: [parameter.name for parameter in operation.parameters]
+        for route, operation in OPERATIONS.items()
+        if " /inbox/api/" in route
+    }
     assert {endpoints[route]: names for route, names in described.items()} == {
-        endpoint: [*names] for endpoint, names in QUERIES.items()}
+        endpoint: [*names] for endpoint, names in QUERIES.items()
+    }
 
 
 @pytest.mark.parametrize("page", ["0", "-1", "٣", "1_0", "9" * 5000, "x"])

@@ -26,8 +26,14 @@ class Post:
         self.hold = threading.Event()
         self.hold.set()
         self.notes = 0
-        self.relay = Publisher(self.connect, self.publish, published=self.note,
-                           unpublished=self.unpublished.extend, watched=("mail", "mail.bulk"), looked=looked)
+        self.relay = Publisher(
+            self.connect,
+            self.publish,
+            published=self.note,
+            unpublished=self.unpublished.extend,
+            watched=("mail", "mail.bulk"),
+            looked=looked,
+        )
         self.relay.start()
 
     def note(self, queue: str, ids: Sequence[str], seconds_ago: float) -> None:
@@ -93,7 +99,9 @@ def test_ids_that_wait_share_nudges_in_the_order_they_came(post: Post) -> None:
     assert post.relay.down is None
 
 
-def test_the_first_goes_and_is_noted_at_once_and_a_rush_is_noted_together(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_goes_and_is_noted_at_once_and_a_rush_is_noted_together(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(publisher, "NOTE_SECONDS", 1.0)
     post.relay.offer("first", queue="mail")
     until(lambda: post.nudges, "it is published")
@@ -117,12 +125,24 @@ def test_a_nudge_is_for_one_queue_and_a_row_that_must_be_alone_shares_none(post:
     post.hold.clear()
     post.relay.offer("first", queue="mail")
     until(lambda: not post.relay._waiting, "the thread has the first")
-    for id, queue, alone in (("a", "mail", False), ("b", "jobs", False), ("c", "mail", False), ("d", "mail", True), ("e", "mail", False),
-                             ("f", "mail", False)):
+    for id, queue, alone in (
+        ("a", "mail", False),
+        ("b", "jobs", False),
+        ("c", "mail", False),
+        ("d", "mail", True),
+        ("e", "mail", False),
+        ("f", "mail", False),
+    ):
         post.relay.offer(id, queue=queue, alone=alone)
     post.hold.set()
     until(lambda: len(post.published) == 7, "all are published")
-    assert post.nudges[1:] == [("mail", ["a"]), ("jobs", ["b"]), ("mail", ["c"]), ("mail", ["d"]), ("mail", ["e", "f"])]
+    assert post.nudges[1:] == [
+        ("mail", ["a"]),
+        ("jobs", ["b"]),
+        ("mail", ["c"]),
+        ("mail", ["d"]),
+        ("mail", ["e", "f"]),
+    ]
 
 
 def test_offering_never_waits_and_what_is_not_taken_is_told(unreachable: Post) -> None:
@@ -192,10 +212,9 @@ def test_what_waits_is_published_before_the_end(post: Post) -> None:
     assert len(post.published) == 50
 
 
-
-
-def test_what_may_not_be_published_is_down_until_it_may(rabbitmq: RabbitMQ, broker_url: str,
-                                                        post: Post) -> None:
+def test_what_may_not_be_published_is_down_until_it_may(
+    rabbitmq: RabbitMQ, broker_url: str, post: Post
+) -> None:
     vhost = broker_url.rpartition("/")[2]
     looks: list[object] = []
     url = rabbitmq.add_user(vhost, vhost, write="^$")

@@ -37,29 +37,49 @@ def retention(database: Database) -> Retention:
 def run(database: Database, statement: str, **values: object) -> None:
     def execute(connection: Connection) -> None:
         connection.execute(text(statement), values)
+
     database.transaction(execute)
 
 
-def accept(database: Database, state: State = State.SENT, *, days: float = 40, ended: float | None = None,
-           job: NewJob | None = None) -> str:
+def accept(
+    database: Database,
+    state: State = State.SENT,
+    *,
+    days: float = 40,
+    ended: float | None = None,
+    job: NewJob | None = None,
+) -> str:
     """A message in that state, accepted so many days ago, and with an event of its end so many days ago."""
     id = new_id()
     message = Message(to=(Address("bob@example.org"),), subject="Hello", text="Hi")
-    assert Outbox(database).accept(NewMessage(id=id, message=message, message_id=f"{id}@example.org", job=job))
-    run(database, "UPDATE messages SET state = :state, created_at = created_at - CAST(:by AS BIGINT) WHERE id = :id", state=state, id=id,
-        by=int(days * DAY_SECONDS * 1000))
+    assert Outbox(database).accept(
+        NewMessage(id=id, message=message, message_id=f"{id}@example.org", job=job)
+    )
+    run(
+        database,
+        "UPDATE messages SET state = :state, created_at = created_at - CAST(:by AS BIGINT) WHERE id = :id",
+        state=state,
+        id=id,
+        by=int(days * DAY_SECONDS * 1000),
+    )
     if ended is not None:
         tell(database, id, days=ended)
     return id
 
 
 def tell(database: Database, id: str, *, days: float) -> None:
-    run(database, "INSERT INTO events (id, at, event) SELECT id, created_at + CAST(:by AS BIGINT), 'sent' FROM messages WHERE id = :id",
-        id=id, by=int((40 - days) * DAY_SECONDS * 1000))
+    run(
+        database,
+        "INSERT INTO events (id, at, event) SELECT id, created_at + CAST(:by AS BIGINT), 'sent' FROM messages WHERE id = :id",
+        id=id,
+        by=int((40 - days) * DAY_SECONDS * 1000),
+    )
 
 
 def new_job(**more: Any) -> NewJob:
-    return NewJob(**{"id": new_id(), "name": "simulate", "args": {}, "queue": "jobs", "timeout_seconds": 10, **more})
+    return NewJob(
+        **{"id": new_id(), "name": "simulate", "args": {}, "queue": "jobs", "timeout_seconds": 10, **more}
+    )
 
 
 def end_job(database: Database, id: str, *, days: float) -> None:
@@ -70,8 +90,13 @@ def end_job(database: Database, id: str, *, days: float) -> None:
     assert claim.id == id
     runs.finish(claim, JobEnd(state=JobState.SUCCEEDED, file=Attachment("a.txt", "text/plain", b"made")))
     by = int(days * DAY_SECONDS * 1000)
-    run(database, "UPDATE jobs SET created_at = created_at - CAST(:by AS BIGINT), finished_at = finished_at - CAST(:by AS BIGINT) "
-                  "WHERE id = :id", id=id, by=by)
+    run(
+        database,
+        "UPDATE jobs SET created_at = created_at - CAST(:by AS BIGINT), finished_at = finished_at - CAST(:by AS BIGINT) "
+        "WHERE id = :id",
+        id=id,
+        by=by,
+    )
     run(database, "UPDATE events SET at = at - CAST(:by AS BIGINT) WHERE id = :id", id=id, by=by)
 
 
@@ -81,9 +106,14 @@ def ids(database: Database, table: str = "messages") -> set[str]:
 
 def everything(database: Database) -> dict[str, int]:
     """How many rows each table has, but the one that keeps its counts for ever."""
+
     def count(connection: Connection) -> dict[str, int]:
-        return {table.name: connection.scalar(text(f"SELECT count(*) FROM {table.name}")) or 0 for table in metadata.sorted_tables
-                if table.name != "tallies"}
+        return {
+            table.name: connection.scalar(text(f"SELECT count(*) FROM {table.name}")) or 0
+            for table in metadata.sorted_tables
+            if table.name != "tallies"
+        }
+
     return database.read(count)
 
 
@@ -96,6 +126,7 @@ def round_of(retention: Retention, limit: int = 200) -> int:
 
 # --- what goes ------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("state", State)
 def test_only_what_is_final_is_ever_forgotten(sqlite_url: str, state: State) -> None:
     database = Database(sqlite_url)
@@ -106,18 +137,28 @@ def test_only_what_is_final_is_ever_forgotten(sqlite_url: str, state: State) -> 
     database.close()
 
 
-def test_a_message_goes_with_all_that_is_its_own_and_leaves_nothing(database: Database, retention: Retention) -> None:
+def test_a_message_goes_with_all_that_is_its_own_and_leaves_nothing(
+    database: Database, retention: Retention
+) -> None:
     empty = everything(database)
     gone, kept = accept(database, ended=31), accept(database, ended=29)
     assert round_of(retention) == 1
-    assert ids(database) == ids(database, "contents") == ids(database, "recipients") == ids(database, "events") == {kept}
+    assert (
+        ids(database)
+        == ids(database, "contents")
+        == ids(database, "recipients")
+        == ids(database, "events")
+        == {kept}
+    )
     assert gone not in ids(database)
     run(database, "UPDATE events SET at = 0")
     assert round_of(retention) == 1
     assert everything(database) == empty
 
 
-def test_its_age_counts_from_its_end_and_without_one_from_its_beginning(database: Database, retention: Retention) -> None:
+def test_its_age_counts_from_its_end_and_without_one_from_its_beginning(
+    database: Database, retention: Retention
+) -> None:
     accept(database, days=31)
     kept = {accept(database, days=29), accept(database, days=40, ended=1)}
     assert round_of(retention) == 1
@@ -132,7 +173,10 @@ def test_a_job_and_its_message_go_together(database: Database, retention: Retent
         end_job(database, job.id, days=job_days)
         run(database, "UPDATE messages SET state = 'sent'")
         round_of(retention)
-        assert len(ids(database)) == len(ids(database, "jobs")) == len(ids(database, "files")) == together, (job_days, ended)
+        assert len(ids(database)) == len(ids(database, "jobs")) == len(ids(database, "files")) == together, (
+            job_days,
+            ended,
+        )
         for table in ("events", "files", "jobs", "messages", "workers"):
             run(database, f"DELETE FROM {table}")
     assert everything(database) == empty
@@ -147,7 +191,9 @@ def test_a_job_stays_while_its_message_does(database: Database, retention: Reten
     assert (ids(database), ids(database, "jobs")) == ({held}, {job.id})
 
 
-def test_a_job_without_a_message_goes_by_itself_when_it_is_final(database: Database, retention: Retention) -> None:
+def test_a_job_without_a_message_goes_by_itself_when_it_is_final(
+    database: Database, retention: Retention
+) -> None:
     for days in (31, 29):
         job = new_job()
         assert Jobs(database, LEASE_SECONDS).accept(job)
@@ -162,13 +208,29 @@ def test_a_job_without_a_message_goes_by_itself_when_it_is_final(database: Datab
 
 def test_old_keys_usage_and_workers_go_whatever_is_kept(database: Database) -> None:
     for hours in (23, 25, 47, 49):
-        run(database, "INSERT INTO workers (id, name, queues, started_at, seen_at) SELECT :id, '', '', 0, CAST(:now AS BIGINT)",
-            id=f"w{hours}", now=ms_ago(database, hours))
-        run(database, "INSERT INTO idempotency VALUES ('', :id, '', '{}', CAST(:now AS BIGINT))", id=f"k{hours}",
-            now=ms_ago(database, hours))
-        run(database, "INSERT INTO usage VALUES ('a', CAST(:now AS BIGINT), 1, 1)", now=ms_ago(database, hours) // 600_000)
-        run(database, "INSERT INTO signed_out VALUES (:id, CAST(:now AS BIGINT))", id=f"s{hours}",
-            now=ms_ago(database, hours))
+        run(
+            database,
+            "INSERT INTO workers (id, name, queues, started_at, seen_at) SELECT :id, '', '', 0, CAST(:now AS BIGINT)",
+            id=f"w{hours}",
+            now=ms_ago(database, hours),
+        )
+        run(
+            database,
+            "INSERT INTO idempotency VALUES ('', :id, '', '{}', CAST(:now AS BIGINT))",
+            id=f"k{hours}",
+            now=ms_ago(database, hours),
+        )
+        run(
+            database,
+            "INSERT INTO usage VALUES ('a', CAST(:now AS BIGINT), 1, 1)",
+            now=ms_ago(database, hours) // 600_000,
+        )
+        run(
+            database,
+            "INSERT INTO signed_out VALUES (:id, CAST(:now AS BIGINT))",
+            id=f"s{hours}",
+            now=ms_ago(database, hours),
+        )
     kept = accept(database)
     assert round_of(Retention(database, 0)) == 0  # 0 days: no message is forgotten
     assert ids(database) == {kept}
@@ -179,14 +241,21 @@ def test_old_keys_usage_and_workers_go_whatever_is_kept(database: Database) -> N
 
 
 def ms_ago(database: Database, hours: float) -> int:
-    now = database.read(lambda connection: connection.scalar(text(
-        "SELECT CAST(extract(epoch FROM now()) * 1000 AS BIGINT)" if connection.dialect.name == "postgresql" else
-        "SELECT CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)")))
+    now = database.read(
+        lambda connection: connection.scalar(
+            text(
+                "SELECT CAST(extract(epoch FROM now()) * 1000 AS BIGINT)"
+                if connection.dialect.name == "postgresql"
+                else "SELECT CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)"
+            )
+        )
+    )
     assert now
     return int(now - hours * 3600_000)
 
 
 # --- how ------------------------------------------------------------------------------------------------------------
+
 
 def test_what_stays_is_looked_at_once_a_round(database: Database, retention: Retention) -> None:
     for _ in range(30):
@@ -213,7 +282,9 @@ def test_many_processes_forget_each_row_once(database_url: str) -> None:
     for _ in range(60):
         accept(databases[0])
     with ThreadPoolExecutor(4) as threads:
-        counts = list(threads.map(lambda database: sum(Retention(database, 30).purge(20) for _ in range(8)), databases))
+        counts = list(
+            threads.map(lambda database: sum(Retention(database, 30).purge(20) for _ in range(8)), databases)
+        )
     assert sum(counts) + round_of(Retention(databases[0], 30)) == 60
     assert ids(databases[0]) == set()
     for database in databases:
@@ -247,8 +318,11 @@ def test_every_statement_finds_its_rows_by_an_index(database: Database, retentio
         fill_up(database)
     seen: list[tuple[str, Any]] = []
 
-    def note(connection: object, cursor: object, statement: str, parameters: Any, context: object, many: bool) -> None:
+    def note(
+        connection: object, cursor: object, statement: str, parameters: Any, context: object, many: bool
+    ) -> None:
         seen.append((statement, parameters))
+
     event.listen(database.engine, "before_cursor_execute", note)
     assert round_of(retention) == 2
     event.remove(database.engine, "before_cursor_execute", note)
@@ -258,9 +332,15 @@ def test_every_statement_finds_its_rows_by_an_index(database: Database, retentio
         if statement.split()[0] not in ("SELECT", "DELETE") or "advisory" in statement:
             continue
         with database.engine.connect() as connection:
-            plan = connection.exec_driver_sql(f"EXPLAIN {'QUERY PLAN ' if is_sqlite else ''}{statement}", parameters).all()
+            plan = connection.exec_driver_sql(
+                f"EXPLAIN {'QUERY PLAN ' if is_sqlite else ''}{statement}", parameters
+            ).all()
         steps = [step[3] if is_sqlite else step[0] for step in plan]
-        whole = [step for step in steps if step.strip("-> ").startswith(("SCAN", "Seq Scan")) and not any(few in step for few in small)]
+        whole = [
+            step
+            for step in steps
+            if step.strip("-> ").startswith(("SCAN", "Seq Scan")) and not any(few in step for few in small)
+        ]
         assert whole == [], (statement, plan)
         if not is_sqlite and "gone" in statement and "FROM messages" in statement:
             assert any("Index Cond" in step and "created_at <" in step for step in steps), plan
@@ -272,21 +352,34 @@ def fill_up(database: Database) -> None:
     """Rows that are too young to go, so many that PostgreSQL prefers an index."""
     numbers = "FROM generate_series(1, 20000) AS n"
     now = "CAST(extract(epoch FROM now()) * 1000 AS BIGINT)"
-    run(database, f"INSERT INTO messages (id, state, queue, message_id, created_at, attempt, uncertain_attempts, crashes) "
-                  f"SELECT 'm' || n, 'sent', 'mail', 'm' || n, {now}, 1, 0, 0 {numbers}")
-    run(database, f"INSERT INTO jobs (id, name, args, queue, state, progress, timeout_ms, attempt, max_attempts, created_at) "
-                  f"SELECT 'j' || n, 'x', '', 'jobs', 'succeeded', 0, 1, 1, 1, {now} {numbers}")
-    for table in ("events (id, at, event)", "files (id, position, name, content_type, content)",
-                  "idempotency (key, owner, request_hash, answer, created_at)"):
+    run(
+        database,
+        f"INSERT INTO messages (id, state, queue, message_id, created_at, attempt, uncertain_attempts, crashes) "
+        f"SELECT 'm' || n, 'sent', 'mail', 'm' || n, {now}, 1, 0, 0 {numbers}",
+    )
+    run(
+        database,
+        f"INSERT INTO jobs (id, name, args, queue, state, progress, timeout_ms, attempt, max_attempts, created_at) "
+        f"SELECT 'j' || n, 'x', '', 'jobs', 'succeeded', 0, 1, 1, 1, {now} {numbers}",
+    )
+    for table in (
+        "events (id, at, event)",
+        "files (id, position, name, content_type, content)",
+        "idempotency (key, owner, request_hash, answer, created_at)",
+    ):
         values = {"e": f"{now}, 'sent'", "f": "0, '', '', ''", "i": f"'', '', '', {now}"}[table[0]]
         run(database, f"INSERT INTO {table} SELECT 'm' || n, {values} {numbers}")
-    run(database, f"INSERT INTO deliveries (webhook_id, message_id, event, at) SELECT 'w', 'm' || n, 'message.sent', {now} {numbers}")
+    run(
+        database,
+        f"INSERT INTO deliveries (webhook_id, message_id, event, at) SELECT 'w', 'm' || n, 'message.sent', {now} {numbers}",
+    )
     run(database, f"INSERT INTO tallies SELECT {now} / 60000, 'sent', 's' || n, 1 {numbers}")
     run(database, f"INSERT INTO signed_out SELECT 's' || n, {now} {numbers}")
     run(database, "ANALYZE")
 
 
 # --- the command and the worker -------------------------------------------------------------------------------------
+
 
 def flask(pair: Service, *arguments: str) -> Any:
     """What a command prints, as JSON."""
@@ -323,6 +416,7 @@ def test_a_worker_forgets_by_itself(pair: Service, smtpd: ScriptedSMTP) -> None:
 
 # --- backup and restore ---------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def backup(pair: Service, postgres: Postgres, tmp_path: Path) -> "Backup":
     return Backup(pair.settings["DATABASE_URL"], postgres, tmp_path / "backup")
@@ -341,7 +435,9 @@ class Backup:
             connection.execute("VACUUM INTO ?", [str(self.file)])
             connection.close()
         else:
-            self.postgres.run("pg_dump", "--format=custom", f"--file={self.file}", self.url.render_as_string())
+            self.postgres.run(
+                "pg_dump", "--format=custom", f"--file={self.file}", self.url.render_as_string()
+            )
 
     def restore(self) -> None:
         """While nothing runs."""
@@ -350,7 +446,13 @@ class Backup:
                 Path(f"{self.url.database}{rest}").unlink(missing_ok=True)
             Path(str(self.url.database)).write_bytes(self.file.read_bytes())
         else:
-            self.postgres.run("pg_restore", "--clean", "--if-exists", f"--dbname={self.url.render_as_string()}", str(self.file))
+            self.postgres.run(
+                "pg_restore",
+                "--clean",
+                "--if-exists",
+                f"--dbname={self.url.render_as_string()}",
+                str(self.file),
+            )
 
 
 def test_a_restored_backup_sends_nothing_twice(pair: Service, smtpd: ScriptedSMTP, backup: Backup) -> None:
@@ -371,8 +473,14 @@ def test_a_restored_backup_sends_nothing_twice(pair: Service, smtpd: ScriptedSMT
     web.stop()
     backup.restore()
     database = Database(pair.settings["DATABASE_URL"])
-    wait_until(lambda: not database.read(lambda connection: connection.scalars(select(workers.c.id).where(is_alive(3))).first()),
-               what="the worker that the backup knows is not taken for alive")
+    wait_until(
+        lambda: (
+            not database.read(
+                lambda connection: connection.scalars(select(workers.c.id).where(is_alive(3))).first()
+            )
+        ),
+        what="the worker that the backup knows is not taken for alive",
+    )
     database.close()
     done = flask(pair, "db", "restored", "--json")
     assert (done["held"], done["jobs"]) == (3, 0)
@@ -383,7 +491,11 @@ def test_a_restored_backup_sends_nothing_twice(pair: Service, smtpd: ScriptedSMT
     assert pair.final(pair.post(subject="new"))["status"] == "sent"
     for id, message_id in zip(flying, message_ids, strict=True):
         told = pair.message(id)
-        assert (told["status"], told["timeline"][-1]["event"], told["timeline"][-1]["detail"]) == ("held", "held", "restored from a backup")
+        assert (told["status"], told["timeline"][-1]["event"], told["timeline"][-1]["detail"]) == (
+            "held",
+            "held",
+            "restored from a backup",
+        )
         assert smtpd.copies(message_id) == 1
     assert pair.message(sent)["status"] == "sent"
     assert pair.request("GET", f"/v1/messages/{after}")[0] == 404
@@ -401,7 +513,10 @@ def published(pair: Service, id: str) -> bool:
 
 def test_every_state_that_moves_is_held_and_every_other_stays(database: Database) -> None:
     before = {state: accept(database, state, days=1) for state in State}
-    run(database, "UPDATE messages SET owner = 'worker-1', next_attempt_at = 1, parked = 1 WHERE state IN ('sending', 'in_data')")
+    run(
+        database,
+        "UPDATE messages SET owner = 'worker-1', next_attempt_at = 1, parked = 1 WHERE state IN ('sending', 'in_data')",
+    )
     outbox_id = database.outbox_id
     done = hold(database, lease_seconds=LEASE_SECONDS)
     assert (done.held, done.failed, done.jobs) == (6, 0, 0)
@@ -416,9 +531,13 @@ def test_every_state_that_moves_is_held_and_every_other_stays(database: Database
     fresh.close()
 
 
-@pytest.mark.parametrize(("notify_on", "state"), [
-    (NotifyOn.SUCCESS, State.FAILED), (NotifyOn.FAILURE, State.HELD), (NotifyOn.BOTH, State.HELD)])
-def test_a_job_that_had_not_ended_fails_and_its_mail_tells_nothing_untrue(database: Database, notify_on: NotifyOn, state: State) -> None:
+@pytest.mark.parametrize(
+    ("notify_on", "state"),
+    [(NotifyOn.SUCCESS, State.FAILED), (NotifyOn.FAILURE, State.HELD), (NotifyOn.BOTH, State.HELD)],
+)
+def test_a_job_that_had_not_ended_fails_and_its_mail_tells_nothing_untrue(
+    database: Database, notify_on: NotifyOn, state: State
+) -> None:
     job = new_job(notify_on=notify_on)
     id = accept(database, State.WAITING, days=0, job=job)
     done = hold(database, lease_seconds=LEASE_SECONDS)
@@ -434,7 +553,10 @@ def test_a_job_that_had_not_ended_fails_and_its_mail_tells_nothing_untrue(databa
 def test_nothing_is_held_under_the_hands_of_a_worker(database: Database) -> None:
     Worker(database, "worker-1", "worker-1@host", ["mail"]).beat()
     id = accept(database, State.QUEUED, days=0)
-    with pytest.raises(StillRunning, match="worker worker-1@host was seen less than 20 s ago; stop every worker and web process"):
+    with pytest.raises(
+        StillRunning,
+        match="worker worker-1@host was seen less than 20 s ago; stop every worker and web process",
+    ):
         hold(database, lease_seconds=LEASE_SECONDS)
     found = Outbox(database).standing(id)
     assert found and found.row["state"] == State.QUEUED

@@ -127,6 +127,7 @@ def somebody_waits() -> bool:
 
 # --- keys ---------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/jobs"])
 def test_a_wait_ends_with_its_key_and_tells_nothing(app: Flask, client: FlaskClient, path: str) -> None:
     (header, id), _ = key(app), key(app)
@@ -212,8 +213,14 @@ def form_of(**fields: str) -> tuple[bytes, str]:
     return made["wsgi.input"].read(), made["CONTENT_TYPE"]
 
 
-def send_slowly(client: FlaskClient, path: str, data: bytes, content_type: str, happens: Callable[[], object],
-                **headers: str) -> TestResponse:
+def send_slowly(
+    client: FlaskClient,
+    path: str,
+    data: bytes,
+    content_type: str,
+    happens: Callable[[], object],
+    **headers: str,
+) -> TestResponse:
     body: Any = SlowBody(data, happens)
     return client.post(path, input_stream=body, content_type=content_type, headers=headers)
 
@@ -221,7 +228,8 @@ def send_slowly(client: FlaskClient, path: str, data: bytes, content_type: str, 
 @pytest.mark.parametrize("is_form", [False, True])
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/jobs"])
 def test_what_came_when_its_key_had_ended_is_not_accepted(
-        app: Flask, client: FlaskClient, monkeypatch: pytest.MonkeyPatch, path: str, is_form: bool) -> None:
+    app: Flask, client: FlaskClient, monkeypatch: pytest.MonkeyPatch, path: str, is_form: bool
+) -> None:
     monkeypatch.setattr(guard, "BODY_SECONDS", 0.0)
     (header, id), (other, _) = key(app), key(app)
     said = json.dumps(BODIES[path])
@@ -235,6 +243,7 @@ def test_what_came_when_its_key_had_ended_is_not_accepted(
 
 # --- browsers -----------------------------------------------------------------------------------------
 
+
 def test_a_cookie_is_worth_nothing_after_signing_out(database_url: str) -> None:
     for here in made(database_url):
         secret, _ = services(here).api_keys.create("test", scopes=[Scope.ADMIN])
@@ -245,6 +254,7 @@ def test_a_cookie_is_worth_nothing_after_signing_out(database_url: str) -> None:
 
             def asked(app: Flask, cookie: str) -> int:
                 return stranger(app).get("/v1/messages", headers={"Cookie": f"{COOKIE}={cookie}"}).status_code
+
             assert [asked(app, cookie) for app in (here, there) for cookie in cookies] == [200] * 4
             sign_out(browser)
             assert [asked(app, cookie) for app in (here, there) for cookie in cookies] == [401, 200] * 2
@@ -267,7 +277,8 @@ def test_a_wait_and_a_stream_end_when_their_browser_signs_out(app: Flask, letter
 
 
 def test_a_form_that_came_when_its_browser_had_signed_out_does_nothing(
-        app: Flask, client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    app: Flask, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(guard, "BODY_SECONDS", 0.0)
     secret, _ = services(app).api_keys.create("test", scopes=[Scope.ADMIN])
     cookie = sign_in(client, secret)
@@ -300,7 +311,8 @@ def test_nobody_is_signed_out_while_the_database_cannot_keep_it(app: Flask, clie
     sign_in(client, secret)
     token = token_in(client.get("/compose", headers=HTML))
     with services(app).outbox.database.engine.begin() as connection:
-        connection.execute(text("CREATE TRIGGER full BEFORE INSERT ON signed_out "
-                                "BEGIN SELECT RAISE(ABORT, 'full'); END"))
+        connection.execute(
+            text("CREATE TRIGGER full BEFORE INSERT ON signed_out BEGIN SELECT RAISE(ABORT, 'full'); END")
+        )
     answer = client.post("/sign-out", data={"token": token}, headers=HTML)
     assert answer.status_code >= 500 and client.get_cookie(COOKIE)

@@ -33,6 +33,7 @@ def user(rabbitmq: RabbitMQ, vhost: str) -> Iterator[MakeUser]:
     def make(name: str, configure: str = ".*", write: str = ".*", read: str = ".*") -> str:
         made.add(f"{vhost}-{name}")
         return rabbitmq.add_user(vhost, f"{vhost}-{name}", configure=configure, write=write, read=read)
+
     yield make
     for name in made:
         rabbitmq.delete_user(name)
@@ -72,7 +73,8 @@ def test_the_rights_that_are_listed_are_enough(stack: Service, user: MakeUser, s
 
 
 def test_a_user_who_may_not_make_the_queues_is_told_once_and_goes_on_when_he_may(
-        stack: Service, user: MakeUser, smtpd: ScriptedSMTP) -> None:
+    stack: Service, user: MakeUser, smtpd: ScriptedSMTP
+) -> None:
     stack.settings["BROKER_URL"] = user("alice", configure="^$")
     web, worker = stack.web(), stack.worker(wait=False)
     id = stack.post("/v1/messages")
@@ -88,8 +90,9 @@ def test_a_user_who_may_not_make_the_queues_is_told_once_and_goes_on_when_he_may
     assert stack.final(id, timeout=60)["status"] == "sent"
 
 
-def test_a_worker_that_may_not_read_is_told_of_by_web_and_doctor(stack: Service, user: MakeUser,
-                                                                 smtpd: ScriptedSMTP) -> None:
+def test_a_worker_that_may_not_read_is_told_of_by_web_and_doctor(
+    stack: Service, user: MakeUser, smtpd: ScriptedSMTP
+) -> None:
     stack.web()
     worker = worker_of(stack, user("alice", read="^(mail|mail\\.bulk|jobs|webhooks)$"), wait=True)
     worker.says("the queue celery is left alone until this worker is started anew, as RabbitMQ refuses user")
@@ -113,7 +116,9 @@ def test_a_wrong_password_is_told_where_nothing_is_sent(stack: Service, user: Ma
     stack.web()
     worker = worker_of(stack, right.replace("geheim", "wrong"))
     refusal = "RabbitMQ does not let us in, correct user, password and vhost in MAILASYNC_BROKER_URL"
-    wait_until(lambda: refusal in stack.get("/readyz")["checks"]["worker"], 60, what="readyz tells of the worker")
+    wait_until(
+        lambda: refusal in stack.get("/readyz")["checks"]["worker"], 60, what="readyz tells of the worker"
+    )
     assert f"no worker can take it: {refusal}" in stack.message(stack.post("/v1/messages"))["why"]
     worker.says(f"no mail is taken from the queues: {refusal}")
     assert worker.stop() == 0
@@ -126,8 +131,9 @@ def test_a_wrong_password_is_told_where_nothing_is_sent(stack: Service, user: Ma
         other.close()
 
 
-def test_a_shared_queue_with_other_arguments_keeps_no_mail(stack: Service, broker_url: str,
-                                                           smtpd: ScriptedSMTP) -> None:
+def test_a_shared_queue_with_other_arguments_keeps_no_mail(
+    stack: Service, broker_url: str, smtpd: ScriptedSMTP
+) -> None:
     with Connection(broker_url) as connection:
         channel: Any = connection.channel()
         channel.queue_declare("celery", durable=True, auto_delete=False, arguments={"x-max-length": 9})

@@ -40,15 +40,22 @@ def test_a_mail_goes_from_post_to_the_mail_server_once(pair: Service, smtpd: Scr
     assert told["attempts"] == 1
     assert told["recipients"][0]["status"] == "sent"
     assert told["recipients"][0]["reply"].startswith("250")
-    wait_until(lambda: [step["event"] for step in pair.message(id)["timeline"]] == ["accepted", "queued", "sent"], what="all is told")
+    wait_until(
+        lambda: [step["event"] for step in pair.message(id)["timeline"]] == ["accepted", "queued", "sent"],
+        what="all is told",
+    )
     assert [mail.rcpt_tos for mail in smtpd.messages] == [("bob@example.org",)]
     assert smtpd.copies(told["message_id"]) == 1
     assert smtpd.violations == []
 
 
-def test_the_answer_does_not_wait_for_the_work(tmp_path: Path, broker_url: str, sqlite_url: str, to_smtpd: dict[str, str],
-                                               smtpd: ScriptedSMTP) -> None:
-    with service(tmp_path, **{**to_smtpd, "BROKER_URL": broker_url, "DATABASE_URL": sqlite_url, "SIMULATED_WORK_SECONDS": "5"}) as pair:
+def test_the_answer_does_not_wait_for_the_work(
+    tmp_path: Path, broker_url: str, sqlite_url: str, to_smtpd: dict[str, str], smtpd: ScriptedSMTP
+) -> None:
+    with service(
+        tmp_path,
+        **{**to_smtpd, "BROKER_URL": broker_url, "DATABASE_URL": sqlite_url, "SIMULATED_WORK_SECONDS": "5"},
+    ) as pair:
         # Given the pair, warm, with five seconds of simulated work
         pair.upgrade()
         pair.web()
@@ -57,7 +64,9 @@ def test_the_answer_does_not_wait_for_the_work(tmp_path: Path, broker_url: str, 
         # When mails are posted
         ids = [pair.post(subject=f"mail {number}") for number in range(20)]
         # Then the answers come before the work is done, the job is seen at work, and each mail comes once, after it
-        wait_until(lambda: "simulate is running: step" in pair.message(ids[-1])["why"], what="why tells of the job")
+        wait_until(
+            lambda: "simulate is running: step" in pair.message(ids[-1])["why"], what="why tells of the job"
+        )
         for id in ids:
             told = pair.final(id)
             assert smtpd.copies(told["message_id"]) == 1
@@ -80,8 +89,12 @@ def test_a_stock_celery_client_sends_a_mail_by_task_name(pair: Service, smtpd: S
     nothing = stock.send_task("mailasync.sendMail", [17]).id
     stock.close()
     # Then each arrives once under the id of its task, and what is no mail is told, with the reason
-    wait_until(lambda: all(pair.request("GET", f"/v1/messages/{task}")[0] == 200 for task in (id, named, wrong, nothing)),
-               what="all five tasks were read")
+    wait_until(
+        lambda: all(
+            pair.request("GET", f"/v1/messages/{task}")[0] == 200 for task in (id, named, wrong, nothing)
+        ),
+        what="all five tasks were read",
+    )
     assert smtpd.copies(pair.final(id)["message_id"]) == 1
     assert smtpd.copies(pair.final(named)["message_id"]) == 1
     assert pair.message(wrong)["status"] == "failed"
@@ -98,7 +111,14 @@ def test_whatever_a_stock_client_sends_is_recorded_and_not_logged(pair: Service,
     stock = Celery(broker=pair.settings["BROKER_URL"])
     mail = {"to": "bob@example.org", "contents": "geheim"}
     odd: list[list[Any]] = [
-        ["bob@example.org", "geheim"], [mail, "geheim"], [17, "geheim"], [["a\0b"], "geheim"], [], [["x"], "y", "z"], ["a\0b"]]
+        ["bob@example.org", "geheim"],
+        [mail, "geheim"],
+        [17, "geheim"],
+        [["a\0b"], "geheim"],
+        [],
+        [["x"], "y", "z"],
+        ["a\0b"],
+    ]
     ids = [stock.send_task("mailasync.sendMail", args).id for args in odd]
     for unusable in ("x" * 201, "a\0b", "a\ud800b"):
         stock.send_task("mailasync.sendMail", [mail], task_id=unusable)
@@ -108,7 +128,10 @@ def test_whatever_a_stock_client_sends_is_recorded_and_not_logged(pair: Service,
     assert pair.final(last)["status"] == "sent"
     for id in ids:
         assert pair.final(id)["why"].startswith("failed: ")
-    wait_until(lambda: worker.text().count("it is recorded as") == 3 and len(smtpd.messages) == 4, what="the others were sent")
+    wait_until(
+        lambda: worker.text().count("it is recorded as") == 3 and len(smtpd.messages) == 4,
+        what="the others were sent",
+    )
     assert "geheim" not in worker.text()
     assert "raised unexpected" not in worker.text()
 
@@ -131,8 +154,9 @@ def test_events_for_flower_tell_no_mail(pair: Service, smtpd: ScriptedSMTP) -> N
     assert "bob" not in seen
 
 
-def test_a_worker_may_start_before_the_broker_knows_it(tmp_path: Path, rabbitmq: RabbitMQ, sqlite_url: str, to_smtpd: dict[str, str],
-                                                       smtpd: ScriptedSMTP) -> None:
+def test_a_worker_may_start_before_the_broker_knows_it(
+    tmp_path: Path, rabbitmq: RabbitMQ, sqlite_url: str, to_smtpd: dict[str, str], smtpd: ScriptedSMTP
+) -> None:
     vhost = f"late-{secrets.token_hex(4)}"
     with service(tmp_path, BROKER_URL=rabbitmq.url(vhost), DATABASE_URL=sqlite_url, **to_smtpd) as pair:
         pair.upgrade()
@@ -146,18 +170,25 @@ def test_a_worker_may_start_before_the_broker_knows_it(tmp_path: Path, rabbitmq:
 
 
 def test_an_outage_of_the_database_longer_than_the_lease_loses_and_doubles_nothing(
-        tmp_path: Path, run_directory: Path, broker_url: str, to_smtpd: dict[str, str], smtpd: ScriptedSMTP) -> None:
+    tmp_path: Path, run_directory: Path, broker_url: str, to_smtpd: dict[str, str], smtpd: ScriptedSMTP
+) -> None:
     cluster = Postgres(run_directory / f"postgres-{secrets.token_hex(4)}")
     cluster.start()
     cluster.create_database("mail")
-    with service(tmp_path, **{**to_smtpd, "BROKER_URL": broker_url, "DATABASE_URL": cluster.url("mail"), "LEASE_SECONDS": "4"}) as pair:
+    with service(
+        tmp_path,
+        **{**to_smtpd, "BROKER_URL": broker_url, "DATABASE_URL": cluster.url("mail"), "LEASE_SECONDS": "4"},
+    ) as pair:
         pair.upgrade()
         pair.web()
         worker = pair.worker()
         held = smtpd.hold("DOT", times=None)
         ids = [pair.post(subject=f"mail {n}") for n in range(5)]
         wait_until(held.reached.is_set, what="mails are at the dot")
-        wait_until(lambda: [pair.message(id)["status"] for id in ids] == ["in_data"] * 5, what="all are past the fence")
+        wait_until(
+            lambda: [pair.message(id)["status"] for id in ids] == ["in_data"] * 5,
+            what="all are past the fence",
+        )
         cluster.kill()
         held.release()
         worker.says("its outcome waits for the database")
@@ -167,7 +198,11 @@ def test_an_outage_of_the_database_longer_than_the_lease_loses_and_doubles_nothi
         cluster.start()
         for id in ids:
             told = pair.final(id)
-            assert (told["status"], told["uncertain_attempts"], smtpd.copies(told["message_id"])) == ("sent", 0, 1)
+            assert (told["status"], told["uncertain_attempts"], smtpd.copies(told["message_id"])) == (
+                "sent",
+                0,
+                1,
+            )
         assert "lost worker" not in worker.text()
         # And a worker that is told to stop while the database is away does so.
         cluster.kill()
@@ -176,7 +211,9 @@ def test_an_outage_of_the_database_longer_than_the_lease_loses_and_doubles_nothi
 
 
 @on_sqlite
-def test_mails_that_were_there_when_a_worker_died_are_not_taken_for_its_cause(pair: Service, smtpd: ScriptedSMTP) -> None:
+def test_mails_that_were_there_when_a_worker_died_are_not_taken_for_its_cause(
+    pair: Service, smtpd: ScriptedSMTP
+) -> None:
     pair.web()
     ids = [pair.post(subject=f"mail {n}") for n in range(4)]
     held = smtpd.hold("RCPT", times=None)
@@ -193,7 +230,8 @@ def test_mails_that_were_there_when_a_worker_died_are_not_taken_for_its_cause(pa
 
 
 def test_mail_is_accepted_while_rabbitmq_is_down_and_goes_when_it_is_back(
-        tmp_path: Path, private_rabbitmq: RabbitMQ, sqlite_url: str, to_smtpd: dict[str, str], smtpd: ScriptedSMTP) -> None:
+    tmp_path: Path, private_rabbitmq: RabbitMQ, sqlite_url: str, to_smtpd: dict[str, str], smtpd: ScriptedSMTP
+) -> None:
     with service(tmp_path, BROKER_URL=private_rabbitmq.url(), DATABASE_URL=sqlite_url, **to_smtpd) as pair:
         pair.upgrade()
         pair.web()
@@ -205,7 +243,9 @@ def test_mail_is_accepted_while_rabbitmq_is_down_and_goes_when_it_is_back(
         ids = posted(pair, pace, "during")
         # Then answers come as fast as ever, and the mail says what it waits for
         assert pace.ratio("during", to="before") < MUCH
-        wait_until(lambda: "broker unreachable since" in pair.message(ids[0])["why"], what="why tells of the broker")
+        wait_until(
+            lambda: "broker unreachable since" in pair.message(ids[0])["why"], what="why tells of the broker"
+        )
         assert pair.request("GET", "/readyz")[0] == 200
         assert pair.get("/readyz")["checks"]["broker"].startswith("unreachable")
         # And when it is back, all goes without anyone's help
@@ -216,7 +256,8 @@ def test_mail_is_accepted_while_rabbitmq_is_down_and_goes_when_it_is_back(
 
 
 def test_a_worker_that_was_busy_when_rabbitmq_died_goes_on_and_ends(
-        tmp_path: Path, private_rabbitmq: RabbitMQ, sqlite_url: str, to_smtpd: dict[str, str], smtpd: ScriptedSMTP) -> None:
+    tmp_path: Path, private_rabbitmq: RabbitMQ, sqlite_url: str, to_smtpd: dict[str, str], smtpd: ScriptedSMTP
+) -> None:
     with service(tmp_path, BROKER_URL=private_rabbitmq.url(), DATABASE_URL=sqlite_url, **to_smtpd) as pair:
         pair.upgrade()
         pair.web()
@@ -234,8 +275,9 @@ def test_a_worker_that_was_busy_when_rabbitmq_died_goes_on_and_ends(
         assert worker.stop() == 0
 
 
-def test_a_frozen_broker_slows_no_answer(tmp_path: Path, private_rabbitmq: RabbitMQ, sqlite_url: str, to_smtpd: dict[str, str],
-                                         smtpd: ScriptedSMTP) -> None:
+def test_a_frozen_broker_slows_no_answer(
+    tmp_path: Path, private_rabbitmq: RabbitMQ, sqlite_url: str, to_smtpd: dict[str, str], smtpd: ScriptedSMTP
+) -> None:
     with service(tmp_path, BROKER_URL=private_rabbitmq.url(), DATABASE_URL=sqlite_url, **to_smtpd) as pair:
         pair.upgrade()
         pair.web()
@@ -245,14 +287,18 @@ def test_a_frozen_broker_slows_no_answer(tmp_path: Path, private_rabbitmq: Rabbi
         private_rabbitmq.pause()
         ids = posted(pair, pace, "during")
         assert pace.ratio("during", to="before") < MUCH
-        wait_until(lambda: "broker unreachable since" in pair.message(ids[0])["why"], what="why tells of the broker")
+        wait_until(
+            lambda: "broker unreachable since" in pair.message(ids[0])["why"], what="why tells of the broker"
+        )
         private_rabbitmq.resume()
         for id in ids:
             assert smtpd.copies(pair.final(id)["message_id"]) == 1
 
 
 @on_postgresql
-def test_a_worker_killed_before_the_final_dot_loses_and_doubles_nothing(pair: Service, smtpd: ScriptedSMTP) -> None:
+def test_a_worker_killed_before_the_final_dot_loses_and_doubles_nothing(
+    pair: Service, smtpd: ScriptedSMTP
+) -> None:
     # Given a worker that is held by the mail server before the payload
     pair.web()
     worker = pair.worker()
@@ -272,7 +318,9 @@ def test_a_worker_killed_before_the_final_dot_loses_and_doubles_nothing(pair: Se
 
 
 @on_sqlite
-def test_a_worker_killed_after_the_final_dot_sends_again_and_says_so(pair: Service, smtpd: ScriptedSMTP) -> None:
+def test_a_worker_killed_after_the_final_dot_sends_again_and_says_so(
+    pair: Service, smtpd: ScriptedSMTP
+) -> None:
     pair.web()
     worker = pair.worker()
     held = smtpd.hold("DOT")
@@ -301,7 +349,9 @@ def test_a_web_process_killed_after_its_answer_loses_nothing(pair: Service, smtp
 
 
 @on_sqlite
-def test_a_worker_stopped_by_sigterm_gives_back_at_once_what_it_has_not_sent(pair: Service, smtpd: ScriptedSMTP) -> None:
+def test_a_worker_stopped_by_sigterm_gives_back_at_once_what_it_has_not_sent(
+    pair: Service, smtpd: ScriptedSMTP
+) -> None:
     # Given a worker with one mail past the fence and one before it
     pair.settings["LEASE_SECONDS"] = "600"
     pair.web()
@@ -324,15 +374,22 @@ def test_a_worker_stopped_by_sigterm_gives_back_at_once_what_it_has_not_sent(pai
     assert second.stop() == 0
 
 
-def test_a_job_of_a_stopped_worker_is_taken_over(tmp_path: Path, broker_url: str, sqlite_url: str, to_smtpd: dict[str, str],
-                                                 smtpd: ScriptedSMTP) -> None:
-    with service(tmp_path, **{**to_smtpd, "BROKER_URL": broker_url, "DATABASE_URL": sqlite_url, "SIMULATED_WORK_SECONDS": "4"}) as pair:
+def test_a_job_of_a_stopped_worker_is_taken_over(
+    tmp_path: Path, broker_url: str, sqlite_url: str, to_smtpd: dict[str, str], smtpd: ScriptedSMTP
+) -> None:
+    with service(
+        tmp_path,
+        **{**to_smtpd, "BROKER_URL": broker_url, "DATABASE_URL": sqlite_url, "SIMULATED_WORK_SECONDS": "4"},
+    ) as pair:
         pair.upgrade()
         pair.web()
         for end in ("stop", "kill"):
             worker = pair.worker()
             id = pair.post(subject=end)
-            wait_until(lambda id=id: "simulate is running: step 2" in pair.message(id)["why"], what="the job runs")  # type: ignore[misc]
+            wait_until(
+                lambda id=id: "simulate is running: step 2" in pair.message(id)["why"],  # type: ignore[misc]
+                what="the job runs",
+            )
             worker.stop() if end == "stop" else worker.kill()
             second = pair.worker()
             assert smtpd.copies(pair.final(id)["message_id"]) == 1
@@ -344,15 +401,22 @@ def test_no_address_and_no_body_reaches_a_log_at_debug(pair: Service, smtpd: Scr
     web = pair.web()
     worker = pair.worker("--loglevel=DEBUG")
     smtpd.reply("RCPT", "550 5.1.1 <refused@example.org> is nobody", match="refused@example.org")
-    ids = [pair.post(subject="geheim-subject", contents="geheim-body"), pair.post(to="refused@example.org", contents="geheim-body")]
+    ids = [
+        pair.post(subject="geheim-subject", contents="geheim-body"),
+        pair.post(to="refused@example.org", contents="geheim-body"),
+    ]
     stock = Celery(broker=pair.settings["BROKER_URL"])
     mail = {"to": "bob@example.org", "subject": "geheim-subject", "contents": "geheim-body"}
     ids.append(stock.send_task("mailasync.sendMail", [mail]).id)
     stock.send_task("mailasync.sendmail", [mail])
     stock.send_task("mailasync.sendMail", [{**mail, "to": "geheim@"}])
     with stock.connection_for_write() as connection:
-        connection.Producer().publish(b"geheim-body bob@example.org", routing_key="celery", content_type="text/odd",
-                                      headers={"bob@example.org": "geheim"})
+        connection.Producer().publish(
+            b"geheim-body bob@example.org",
+            routing_key="celery",
+            content_type="text/odd",
+            headers={"bob@example.org": "geheim"},
+        )
     stock.close()
     wait_until(lambda: pair.request("GET", f"/v1/messages/{ids[-1]}")[0] == 200, what="the task was read")
     assert [pair.final(id)["status"] for id in ids] == ["sent", "failed", "sent"]
@@ -380,8 +444,12 @@ def test_a_worker_on_another_database_is_noticed(tmp_path: Path, pair: Service) 
 
 
 @pytest.mark.parametrize("setting", ["DATABASE_URL"])
-def test_a_database_without_the_schema_stops_the_start(setting: str, tmp_path: Path, broker_url: str, to_smtpd: dict[str, str]) -> None:
-    with service(tmp_path, BROKER_URL=broker_url, **{setting: f"sqlite:///{tmp_path}/new.sqlite3"}, **to_smtpd) as pair:
+def test_a_database_without_the_schema_stops_the_start(
+    setting: str, tmp_path: Path, broker_url: str, to_smtpd: dict[str, str]
+) -> None:
+    with service(
+        tmp_path, BROKER_URL=broker_url, **{setting: f"sqlite:///{tmp_path}/new.sqlite3"}, **to_smtpd
+    ) as pair:
         for program in (pair.run("app.py", name="web"), pair.worker(wait=False)):
             assert program.process.wait(60) != 0
             assert "flask db upgrade" in program.text()

@@ -50,7 +50,14 @@ class Bench:
         self.worker.beat()
         self.runs = JobClaims(self.database, "worker-1", 20)
         self.children = Children(MODULES)
-        self.runner = Runner(self.runs, QUEUES, slots=slots, processes=processes, children=self.children, queued=lambda id: None)
+        self.runner = Runner(
+            self.runs,
+            QUEUES,
+            slots=slots,
+            processes=processes,
+            children=self.children,
+            queued=lambda id: None,
+        )
         self.runner.start()
         self._ended = threading.Event()
         self._watch = threading.Thread(target=self._watching, daemon=True)
@@ -63,7 +70,16 @@ class Bench:
 
     def add(self, name: str, *, wake: bool = True, args: dict[str, Any] | None = None, **more: Any) -> str:
         kind = registry.job_type(name)
-        one = NewJob(**{"id": new_id(), "name": name, "args": args or {}, "queue": kind.queue, "timeout_seconds": 60, **more})
+        one = NewJob(
+            **{
+                "id": new_id(),
+                "name": name,
+                "args": args or {},
+                "queue": kind.queue,
+                "timeout_seconds": 60,
+                **more,
+            }
+        )
         self.jobs.accept(one)
         if wake:
             self.runner.wake()
@@ -103,6 +119,7 @@ def a_bench(sqlite_url: str) -> Iterator[Callable[..., Bench]]:
     def make(**how: Any) -> Bench:
         made.append(Bench(sqlite_url, **how))
         return made[-1]
+
     yield make
     for one in made:
         one.close()
@@ -122,18 +139,23 @@ def test_a_result_is_text_that_every_reader_takes(bench: Bench, name: str) -> No
     json.dumps(result, ensure_ascii=False).encode()  # raises where half a pair is left
 
 
-@pytest.mark.parametrize(("name", "args", "state", "words"), [
-    ("raise", {}, "failed", "ValueError: no such file"),
-    ("sleep", {}, "timed_out", "killed after 0.5 s"),
-    ("die", {}, "failed", "its process ended"),
-    ("add", {"a": "two"}, "failed", "#/args/a"),
-    ("patient", {"seconds": "soon"}, "failed", "#/args/seconds"),
-    ("odd words", {"kind": "nul"}, "failed", "ValueError: bad"),
-    ("odd words", {"kind": "surrogate"}, "failed", "ValueError: bad"),
-    ("odd result", {}, "failed", "not JSON serializable"),
-    ("huge", {}, "failed", "the most"),
-])
-def test_a_job_that_fails_tells_why(bench: Bench, name: str, args: dict[str, Any], state: str, words: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "args", "state", "words"),
+    [
+        ("raise", {}, "failed", "ValueError: no such file"),
+        ("sleep", {}, "timed_out", "killed after 0.5 s"),
+        ("die", {}, "failed", "its process ended"),
+        ("add", {"a": "two"}, "failed", "#/args/a"),
+        ("patient", {"seconds": "soon"}, "failed", "#/args/seconds"),
+        ("odd words", {"kind": "nul"}, "failed", "ValueError: bad"),
+        ("odd words", {"kind": "surrogate"}, "failed", "ValueError: bad"),
+        ("odd result", {}, "failed", "not JSON serializable"),
+        ("huge", {}, "failed", "the most"),
+    ],
+)
+def test_a_job_that_fails_tells_why(
+    bench: Bench, name: str, args: dict[str, Any], state: str, words: str
+) -> None:
     ended, error = bench.ended(bench.add(name, args=args, timeout_seconds=0.5 if name == "sleep" else 60))
     assert ended == state
     assert words in error
@@ -150,7 +172,11 @@ def test_a_file_with_a_hostile_name_is_kept_under_a_harmless_one(bench: Bench) -
     id = bench.add("hostile file")
     assert bench.ended(id)[0] == "succeeded"
     made = bench.jobs.file(id)
-    assert made and (made.name, made.content_type, made.content) == ("evil.html", "text/html X: y", b"<script>")
+    assert made and (made.name, made.content_type, made.content) == (
+        "evil.html",
+        "text/html X: y",
+        b"<script>",
+    )
     assert json.loads(bench.row(id)["result"])["name"] == "../../e\0v\ufffdil\r\n.html"
 
 
@@ -174,6 +200,7 @@ def eager(times: int, progress: Progress) -> None:
 
 
 # --- slots ---------------------------------------------------------------------------------------------------------
+
 
 def test_a_slot_is_kept_for_each_queue_that_has_nothing_running() -> None:
     slots = Slots(6, ["jobs", "beer", "coffee"])
@@ -217,7 +244,9 @@ def test_one_wake_starts_all_jobs_that_wait(a_bench: Callable[..., Bench]) -> No
     wait_until(lambda: len(bench.running()) == len(ids), what="all run")
 
 
-def test_child_processes_are_bounded_and_do_not_keep_threads_from_jobs_that_wait(a_bench: Callable[..., Bench]) -> None:
+def test_child_processes_are_bounded_and_do_not_keep_threads_from_jobs_that_wait(
+    a_bench: Callable[..., Bench],
+) -> None:
     bench = a_bench(slots=8, processes=1)
     ids = [bench.add("nap", args={"seconds": 0.5}) for _ in range(3)]
     wait_until(lambda: bench.running() == ["nap"], what="one runs")
@@ -228,6 +257,7 @@ def test_child_processes_are_bounded_and_do_not_keep_threads_from_jobs_that_wait
 
 # --- tries and timeouts --------------------------------------------------------------------------------------------
 
+
 def test_a_job_is_tried_again_as_its_schedule_says_and_no_more_often(bench: Bench) -> None:
     id = bench.add("raise", max_attempts=3, retry="1s*2")
     wait_until(lambda: bench.row(id)["attempt"] == 1 and bench.row(id)["next_attempt_at"], what="it waits")
@@ -237,11 +267,18 @@ def test_a_job_is_tried_again_as_its_schedule_says_and_no_more_often(bench: Benc
 
 
 def test_a_job_in_a_thread_ends_at_its_timeout(bench: Bench) -> None:
-    assert bench.ended(bench.add("patient", args={"seconds": 30}, timeout_seconds=0.5)) == ("timed_out", "ended after 0.5 s")
+    assert bench.ended(bench.add("patient", args={"seconds": 30}, timeout_seconds=0.5)) == (
+        "timed_out",
+        "ended after 0.5 s",
+    )
 
 
-def test_a_job_in_a_thread_that_does_not_look_ends_without_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "NOTICE_SECONDS", 0.2)  # a constant of ours, so that the test need not take five seconds
+def test_a_job_in_a_thread_that_does_not_look_ends_without_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        runner, "NOTICE_SECONDS", 0.2
+    )  # a constant of ours, so that the test need not take five seconds
     id = bench.add("looks at nothing", timeout_seconds=0.2)
     assert bench.ended(id) == ("timed_out", "ended after 0.2 s")
     deaf_goes.set()
@@ -250,6 +287,7 @@ def test_a_job_in_a_thread_that_does_not_look_ends_without_it(bench: Bench, monk
 
 
 # --- cancel --------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("name", ["patient", "nap"])
 def test_a_canceled_job_ends_soon_and_frees_its_slot(bench: Bench, name: str) -> None:
@@ -272,8 +310,10 @@ def quitter() -> None:
 
 # --- stop ----------------------------------------------------------------------------------------------------------
 
+
 def test_a_runner_that_stops_gives_back_at_once_what_may_run_again(
-        a_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
+    a_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(runner, "STOP_SECONDS", 600)
     bench = a_bench()
     id = bench.add("patient", args={"seconds": 600}, timeout_seconds=1000, max_attempts=2)
@@ -282,15 +322,26 @@ def test_a_runner_that_stops_gives_back_at_once_what_may_run_again(
     assert (bench.row(id)["state"], bench.row(id)["attempt"]) == ("queued", 1)
 
 
-@pytest.mark.parametrize(("name", "short_name", "args"), [("patient", "simulate", {"seconds": 1}), ("nap", "steps", {})])
+@pytest.mark.parametrize(
+    ("name", "short_name", "args"), [("patient", "simulate", {"seconds": 1}), ("nap", "steps", {})]
+)
 def test_stopping_waits_a_moment_for_a_job_that_may_not_run_twice_and_then_ends_it(
-        a_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, name: str, short_name: str, args: dict[str, Any]) -> None:
-    monkeypatch.setattr(runner, "STOP_SECONDS", 4)  # a constant of ours, so that the test need not take ten seconds
+    a_bench: Callable[..., Bench],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    short_name: str,
+    args: dict[str, Any],
+) -> None:
+    monkeypatch.setattr(
+        runner, "STOP_SECONDS", 4
+    )  # a constant of ours, so that the test need not take ten seconds
     bench = a_bench()
     long = bench.add(name, args={"seconds": 60}, timeout_seconds=100)
     wait_until(lambda: bench.row(long)["state"] == "running", what="it runs")
     short = bench.add(short_name, args=args)
-    wait_until(lambda: bench.row(short)["step"], what="the other has begun")  # One that has not is given back.
+    wait_until(
+        lambda: bench.row(short)["step"], what="the other has begun"
+    )  # One that has not is given back.
     bench.runner.close()
     assert bench.row(short)["state"] == "succeeded"
     assert bench.ended(long) == ("failed", "ended, as its worker was stopped")
@@ -304,7 +355,9 @@ def test_no_child_outlives_its_runner(bench: Bench) -> None:
     assert not any(is_alive(pid) for pid in pids)
 
 
-def test_jobs_that_no_thread_could_begin_are_begun_when_one_can(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_that_no_thread_could_begin_are_begun_when_one_can(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ids = [bench.add("pour", wake=False, args={"seconds": 0}) for _ in range(3)]
     start, left = threading.Thread.start, [RuntimeError("can't start new thread")] * 3
 
@@ -312,11 +365,13 @@ def test_jobs_that_no_thread_could_begin_are_begun_when_one_can(bench: Bench, mo
         if thread.name == "job" and left:
             raise left.pop()
         start(thread)
+
     monkeypatch.setattr(threading.Thread, "start", start_or_not)
 
     def all_have_ended() -> bool:
         bench.runs.give_back_abandoned()  # As the sweeper does.
         bench.runner.wake()
         return all(bench.row(id)["state"] == "succeeded" for id in ids)
+
     wait_until(all_have_ended, 60, what="all were begun")
     assert not left

@@ -202,7 +202,9 @@ def test_another_rabbitmq_can_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv("TEST_RABBITMQ", str(tmp_path))
     assert find_rabbitmq() == tmp_path.resolve()
     monkeypatch.setenv("TEST_RABBITMQ", str(tmp_path / "nowhere"))
-    with pytest.raises(Unavailable, match=r"expected RabbitMQ's directory sbin, and erl on PATH, got .*nowhere"):
+    with pytest.raises(
+        Unavailable, match=r"expected RabbitMQ's directory sbin, and erl on PATH, got .*nowhere"
+    ):
         find_rabbitmq()
 
 

@@ -44,7 +44,10 @@ JSON = "Content-Type: application/json"
 @contextmanager
 def served(directory: Path, body_seconds: float = 600) -> Iterator[tuple[Service, Program]]:
     """A web process with eight threads and a key, without broker and worker; what is half sent stays so, unless told otherwise."""
-    settings = {"DATABASE_URL": f"sqlite:///{directory}/mailasync.sqlite3", "BROKER_URL": "pyamqp://guest@127.0.0.1:9//"}
+    settings = {
+        "DATABASE_URL": f"sqlite:///{directory}/mailasync.sqlite3",
+        "BROKER_URL": "pyamqp://guest@127.0.0.1:9//",
+    }
     with service(directory, API_KEY=KEY, WEB_THREADS="8", SIMULATED_WORK_SECONDS="0", **settings) as made:
         made.upgrade()
         yield made, made.web("-c", SERVE.format(body_seconds=body_seconds))
@@ -65,13 +68,17 @@ def opened() -> Iterator[ExitStack]:
 
 
 def connect(web: Service, opened: ExitStack, data: bytes = b"", address: str = STRANGER) -> socket.socket:
-    connection = socket.create_connection(("127.0.0.1", web.port), timeout=PATIENCE, source_address=(address, 0))
+    connection = socket.create_connection(
+        ("127.0.0.1", web.port), timeout=PATIENCE, source_address=(address, 0)
+    )
     connection.sendall(data)
     return opened.enter_context(connection)
 
 
 def head(method: str, path: str, *fields: str) -> bytes:
-    return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: localhost", f"Authorization: Bearer {KEY}", *fields, "", ""]).encode()
+    return "\r\n".join(
+        [f"{method} {path} HTTP/1.1", "Host: localhost", f"Authorization: Bearer {KEY}", *fields, "", ""]
+    ).encode()
 
 
 def half(path: str, length: int = 100) -> bytes:
@@ -107,7 +114,11 @@ LONG = "x" * 2 * SHORT_BYTES
 def all_is_well(web: Service) -> None:
     """A look, a mail and a long mail are answered, from the address of the strangers and from another one."""
     for address in (STRANGER, NEIGHBOUR):
-        assert [ask(web, address, request) for request in (LIVEZ, posted(), posted(contents=LONG))] == [200, 202, 202]
+        assert [ask(web, address, request) for request in (LIVEZ, posted(), posted(contents=LONG))] == [
+            200,
+            202,
+            202,
+        ]
 
 
 def unanswered(connections: list[socket.socket]) -> int:
@@ -137,31 +148,63 @@ def test_half_bodies_hold_nobody_up(web: Service, opened: ExitStack, path: str) 
     path = unsubscribe_path(web) if path == "/unsubscribe/" else path
     strangers = [connect(web, opened, half(path)) for _ in range(128)]
     all_is_well(web)
-    wait_until(lambda: unanswered(strangers) == LIMITS.bodies_per_address, PATIENCE, what="as many are left as one address may have")
-    assert Counter(answer(stranger)[0] for stranger in strangers if not unanswered([stranger])) == {429: 128 - LIMITS.bodies_per_address}
+    wait_until(
+        lambda: unanswered(strangers) == LIMITS.bodies_per_address,
+        PATIENCE,
+        what="as many are left as one address may have",
+    )
+    assert Counter(answer(stranger)[0] for stranger in strangers if not unanswered([stranger])) == {
+        429: 128 - LIMITS.bodies_per_address
+    }
 
 
 def test_half_long_bodies_hold_nobody_up(web: Service, opened: ExitStack) -> None:
     strangers = [connect(web, opened, half("/v1/messages", 30_000_000), NEIGHBOUR) for _ in range(128)]
-    wait_until(lambda: unanswered(strangers) == LIMITS.bodies_per_address, PATIENCE, what="as many are left as one address may have")
-    assert [ask(web, NEIGHBOUR, request) for request in (LIVEZ, posted(), posted(contents=LONG))] == [200, 202, 429]
-    assert [ask(web, STRANGER, request) for request in (LIVEZ, posted(), posted(contents=LONG))] == [200, 202, 202]
+    wait_until(
+        lambda: unanswered(strangers) == LIMITS.bodies_per_address,
+        PATIENCE,
+        what="as many are left as one address may have",
+    )
+    assert [ask(web, NEIGHBOUR, request) for request in (LIVEZ, posted(), posted(contents=LONG))] == [
+        200,
+        202,
+        429,
+    ]
+    assert [ask(web, STRANGER, request) for request in (LIVEZ, posted(), posted(contents=LONG))] == [
+        200,
+        202,
+        202,
+    ]
 
 
 def test_bodies_that_do_not_end_are_given_up(tmp_path: Path, opened: ExitStack) -> None:
     chunked = head("POST", "/sign-in", "Transfer-Encoding: chunked") + b"5\r\nkey=x\r\n"
     with served(tmp_path, body_seconds=1) as (web, _):
         long = half("/v1/messages", 30_000_000)
-        strangers = [connect(web, opened, request) for request in (chunked, half("/sign-in"), half("/v1/messages"), long) * 5]
+        strangers = [
+            connect(web, opened, request)
+            for request in (chunked, half("/sign-in"), half("/v1/messages"), long) * 5
+        ]
         told = [answer(stranger) for stranger in strangers]
-    assert {(status, headers["content-type"]) for status, headers, _ in told} == {(408, "application/problem+json")}
+    assert {(status, headers["content-type"]) for status, headers, _ in told} == {
+        (408, "application/problem+json")
+    }
     problem = json.loads(told[2][2])
-    assert (problem["status"], problem["code"], problem["title"]) == (408, "request_timeout", "Request Timeout")
-    assert problem["detail"] == "expected 100 bytes within 1 s, or at 16384 bytes a second, got 7 bytes; send it again"
+    assert (problem["status"], problem["code"], problem["title"]) == (
+        408,
+        "request_timeout",
+        "Request Timeout",
+    )
+    assert (
+        problem["detail"]
+        == "expected 100 bytes within 1 s, or at 16384 bytes a second, got 7 bytes; send it again"
+    )
 
 
 def test_half_headers_and_silence_hold_nobody_up(web: Service, opened: ExitStack) -> None:
-    strangers = [connect(web, opened, data) for data in (b"POST /v1/messages HTTP/1.1\r\nHost: local", b"") * 100]
+    strangers = [
+        connect(web, opened, data) for data in (b"POST /v1/messages HTTP/1.1\r\nHost: local", b"") * 100
+    ]
     all_is_well(web)
     assert unanswered(strangers) == 200
 
@@ -198,7 +241,10 @@ def test_who_may_not_ask_is_told_so_before_a_long_body(web: Service, opened: Exi
     stranger = connect(web, opened, half("/v1/messages", 30_000_000).replace(KEY.encode(), b"another"))
     assert answer(stranger)[0] == 401
     for path, status in (("/sign-in", 413), (unsubscribe_path(web), 400)):
-        form = head("POST", path, "Content-Type: application/x-www-form-urlencoded", "Content-Length: 30000000") + b"key="
+        form = (
+            head("POST", path, "Content-Type: application/x-www-form-urlencoded", "Content-Length: 30000000")
+            + b"key="
+        )
         assert answer(connect(web, opened, form))[0] == status, path
 
 
@@ -219,7 +265,9 @@ def test_a_connection_carries_one_request_after_the_other(web: Service) -> None:
 
 def test_what_is_half_sent_is_told_so_when_the_service_ends(tmp_path: Path, opened: ExitStack) -> None:
     with served(tmp_path) as (web, program):
-        strangers = [connect(web, opened, request) for request in (half("/sign-in"), half("/v1/messages", 30_000_000))]
+        strangers = [
+            connect(web, opened, request) for request in (half("/sign-in"), half("/v1/messages", 30_000_000))
+        ]
         headless = connect(web, opened, b"POST /v1/messages HTTP/1.1\r\nHost: local")
         assert ask(web, STRANGER, LIVEZ) == 200
         assert program.stop(timeout=PATIENCE) == 0
@@ -250,13 +298,38 @@ class Fields:
 
 
 def test_a_request_has_the_variables_of_wsgi() -> None:
-    fields = Fields(("accept", "text/html"), ("accept", "*/*"), ("cookie", "a=1"), ("cookie", "b=2"), ("content-length", "5"),
-                    ("content-length", "5"), ("x-forwarded-for", "\xe9"))
-    scope = SimpleNamespace(client="[::1]:4711", server="127.0.0.1:5000", http_version="1", method="GET", path="/caf\xe9",
-                            query_string="q=1", headers=fields, authority="localhost")
+    fields = Fields(
+        ("accept", "text/html"),
+        ("accept", "*/*"),
+        ("cookie", "a=1"),
+        ("cookie", "b=2"),
+        ("content-length", "5"),
+        ("content-length", "5"),
+        ("x-forwarded-for", "\xe9"),
+    )
+    scope = SimpleNamespace(
+        client="[::1]:4711",
+        server="127.0.0.1:5000",
+        http_version="1",
+        method="GET",
+        path="/caf\xe9",
+        query_string="q=1",
+        headers=fields,
+        authority="localhost",
+    )
     made = environment(scope)
     expected = {
-        "REMOTE_ADDR": "::1", "REMOTE_PORT": "4711", "SERVER_NAME": "127.0.0.1", "SERVER_PORT": "5000", "SERVER_PROTOCOL": "HTTP/1.0",
-        "PATH_INFO": "/caf\xc3\xa9", "QUERY_STRING": "q=1", "HTTP_ACCEPT": "text/html,*/*", "HTTP_COOKIE": "a=1;b=2",
-        "CONTENT_LENGTH": "5", "HTTP_X_FORWARDED_FOR": "", "HTTP_HOST": "localhost"}
+        "REMOTE_ADDR": "::1",
+        "REMOTE_PORT": "4711",
+        "SERVER_NAME": "127.0.0.1",
+        "SERVER_PORT": "5000",
+        "SERVER_PROTOCOL": "HTTP/1.0",
+        "PATH_INFO": "/caf\xc3\xa9",
+        "QUERY_STRING": "q=1",
+        "HTTP_ACCEPT": "text/html,*/*",
+        "HTTP_COOKIE": "a=1;b=2",
+        "CONTENT_LENGTH": "5",
+        "HTTP_X_FORWARDED_FOR": "",
+        "HTTP_HOST": "localhost",
+    }
     assert {name: made[name] for name in expected} == expected

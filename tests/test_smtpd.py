@@ -126,9 +126,7 @@ def test_copies_count_every_final_dot(smtpd: ScriptedSMTP) -> None:
         (b"Subject: x\r\n\r\nMessage-ID: <in@the.body>\r\n", ""),
     ],
 )
-def test_message_id_is_that_of_the_header(
-    smtpd: ScriptedSMTP, header: bytes, message_id: str
-) -> None:
+def test_message_id_is_that_of_the_header(smtpd: ScriptedSMTP, header: bytes, message_id: str) -> None:
     with client(smtpd) as smtp:
         smtp.sendmail(ALICE, BOB, header + b"\r\nHello\r\n")
     assert smtpd.messages[0].message_id == message_id
@@ -205,9 +203,7 @@ def test_ten_megabytes_arrive_whole(smtpd: ScriptedSMTP) -> None:
 
 
 @pytest.mark.parametrize("phase", CONVERSATION)
-def test_each_phase_says_what_the_script_says_and_only_that_often(
-    smtpd: ScriptedSMTP, phase: str
-) -> None:
+def test_each_phase_says_what_the_script_says_and_only_that_often(smtpd: ScriptedSMTP, phase: str) -> None:
     smtpd.reply(phase, "471 4.9.9 scripted", times=2)
     replies = []
     for _ in range(3):
@@ -316,9 +312,7 @@ def test_a_drop_closes_the_link_and_nothing_is_delivered(
 
 
 @pytest.mark.parametrize("reset", [False, True])
-def test_after_a_drop_at_the_dot_the_payload_counts_but_no_message(
-    smtpd: ScriptedSMTP, reset: bool
-) -> None:
+def test_after_a_drop_at_the_dot_the_payload_counts_but_no_message(smtpd: ScriptedSMTP, reset: bool) -> None:
     smtpd.drop("DOT", reset=reset)
     with pytest.raises((smtplib.SMTPServerDisconnected, ConnectionResetError)):
         send(smtpd)
@@ -610,9 +604,7 @@ def test_starttls_can_be_refused_dropped_or_not_offered(certificates: Certificat
 def test_a_tls_link_is_cut_without_a_goodbye(certificates: Certificates, reset: bool) -> None:
     with ScriptedSMTP(tls="ssl", certificate=certificates.valid) as smtpd:
         smtpd.drop("DOT", reset=reset)
-        smtp = smtplib.SMTP_SSL(
-            smtpd.host, smtpd.port, timeout=60, context=certificates.client_context()
-        )
+        smtp = smtplib.SMTP_SSL(smtpd.host, smtpd.port, timeout=60, context=certificates.client_context())
         with pytest.raises((smtplib.SMTPServerDisconnected, OSError)):
             smtp.sendmail(ALICE, BOB, MAIL)
         smtp.close()
@@ -696,12 +688,14 @@ def test_auth_is_scripted_when_the_credentials_are_there() -> None:
 
 def test_a_delay_does_not_serialize_connections() -> None:
     with ScriptedSMTP(delay_seconds=0.02) as smtpd:
+
         def many() -> None:
             senders = [threading.Thread(target=send, args=(smtpd,)) for _ in range(20)]
             for sender in senders:
                 sender.start()
             for sender in senders:
                 sender.join()
+
         # One after the other they would take twenty times as long as one.
         assert min_ratio(many, partial(send, smtpd), enough=10) <= 10
         assert len(smtpd.messages) == smtpd.connections

@@ -16,32 +16,55 @@ TESTS = Path(__file__).parent
 CLOCKS = {"monotonic", "perf_counter", "process_time", "thread_time"}
 #: Who may read a clock that only measures how long things take.
 MAY_READ_CLOCKS = {
-    "measure.py": "compares work with other work", "services/__init__.py": "ends waits", "faults/load.py": "posts at a rate",
-    "jobs_for_tests.py": "a job keeps a processor busy for so long", "services/smtpd.py": "notes when a mail came, for benchmarks",
-    "check_clients.py": "a command", "fuzz.py": "a command", "faults/mutations.py": "a command", "faults/scale.py": "a command",
-    "faults/soak.py": "a command"}
+    "measure.py": "compares work with other work",
+    "services/__init__.py": "ends waits",
+    "faults/load.py": "posts at a rate",
+    "jobs_for_tests.py": "a job keeps a processor busy for so long",
+    "services/smtpd.py": "notes when a mail came, for benchmarks",
+    "check_clients.py": "a command",
+    "fuzz.py": "a command",
+    "faults/mutations.py": "a command",
+    "faults/scale.py": "a command",
+    "faults/soak.py": "a command",
+}
 SLEEPS = {"sleep", "wait_for_timeout"}
 #: Who may sleep; all others wait until something holds.
 MAY_SLEEP = {
-    "services/__init__.py": "between two looks, and while a fault lasts", "services/smtpd.py": "a slow server is slow",
-    "jobs_for_tests.py": "jobs take their time", "test_job_faults.py": "a job sleeps that looks at nothing",
+    "services/__init__.py": "between two looks, and while a fault lasts",
+    "services/smtpd.py": "a slow server is slow",
+    "jobs_for_tests.py": "jobs take their time",
+    "test_job_faults.py": "a job sleeps that looks at nothing",
     "test_idempotency.py": "a link is lost a moment after the server got a COMMIT, not before",
-    "test_browser.py": "what may not happen by itself is given the time to", "pictures.py": "a command", "faults/soak.py": "a command"}
+    "test_browser.py": "what may not happen by itself is given the time to",
+    "pictures.py": "a command",
+    "faults/soak.py": "a command",
+}
 WAITS = {"wait_until", "wait", "join", "result", "exception", "settimeout", "acquire"}
 #: Waits that end soon, as nothing is to come, or as they come again and again.
 MAY_END_SOON = {
-    "services/__init__.py": "socket.create_connection", "faults/rig.py": "sqlite3.connect", "faults/scenarios.py": "held.reached.wait",
-    "test_browser.py": "bar.get_attribute", "test_children.py": "threading.Event().wait run", "test_flower.py": "urllib.request.urlopen",
-    "test_postgres.py": "both_have_one.wait", "test_runner.py": "self._ended.wait", "test_services.py": "connect wait_until",
-    "test_smtpd.py": "raw.link.settimeout", "test_webhooks.py": "over.wait", "jobs_for_tests.py": "progress.wait",
-    "test_job_faults.py": "progress.wait"}
+    "services/__init__.py": "socket.create_connection",
+    "faults/rig.py": "sqlite3.connect",
+    "faults/scenarios.py": "held.reached.wait",
+    "test_browser.py": "bar.get_attribute",
+    "test_children.py": "threading.Event().wait run",
+    "test_flower.py": "urllib.request.urlopen",
+    "test_postgres.py": "both_have_one.wait",
+    "test_runner.py": "self._ended.wait",
+    "test_services.py": "connect wait_until",
+    "test_smtpd.py": "raw.link.settimeout",
+    "test_webhooks.py": "over.wait",
+    "jobs_for_tests.py": "progress.wait",
+    "test_job_faults.py": "progress.wait",
+}
 
 
 def faults(tree: ast.Module, file: str) -> Iterator[str]:
     """Where and how a module judges by the clock, sleeps, or ends a wait too soon."""
     for node in ast.walk(tree):
         match node:
-            case ast.Attribute(value=ast.Name(id="time"), attr=name) if name.removesuffix("_ns") in CLOCKS and file not in MAY_READ_CLOCKS:
+            case ast.Attribute(value=ast.Name(id="time"), attr=name) if (
+                name.removesuffix("_ns") in CLOCKS and file not in MAY_READ_CLOCKS
+            ):
                 yield f"{file}:{node.lineno} reads time.{name}: count, or compare by tests/measure.py"
             case ast.ImportFrom(module="time"):
                 yield f"{file}:{node.lineno} imports from time: import time itself, so that what it reads is seen"
@@ -49,7 +72,11 @@ def faults(tree: ast.Module, file: str) -> Iterator[str]:
                 yield f"{file}:{node.lineno} sleeps: use wait_until, or let_pass for a fault that lasts"
             case ast.FunctionDef() | ast.AsyncFunctionDef():
                 yield from (f"{file}:{line} judges by the clock" for line in judgements(node))
-        if isinstance(node, ast.Call) and is_short(node) and ast.unparse(node.func) not in MAY_END_SOON.get(file, "").split():
+        if (
+            isinstance(node, ast.Call)
+            and is_short(node)
+            and ast.unparse(node.func) not in MAY_END_SOON.get(file, "").split()
+        ):
             yield f"{file}:{node.lineno} ends a wait before {DEADLINE_SECONDS:g} s: {ast.unparse(node)[:80]}"
 
 
@@ -58,7 +85,9 @@ def judgements(function: ast.AST) -> Iterator[int]:
     read: set[str] = set()
     for node in ast.walk(function):
         if isinstance(node, ast.Assign) and is_time(node.value, read):
-            read |= {name.id for target in node.targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+            read |= {
+                name.id for target in node.targets for name in ast.walk(target) if isinstance(name, ast.Name)
+            }
     for node in ast.walk(function):
         raises = isinstance(node, ast.If) and any(isinstance(inner, ast.Raise) for inner in ast.walk(node))
         if isinstance(node, ast.Assert) or raises:
@@ -88,7 +117,11 @@ def is_time(value: ast.expr, read: set[str]) -> bool:
 
 
 def is_reading(call: str) -> bool:
-    return call == "time.time" or call.endswith((".now", ".utcnow")) or call.rpartition(".")[2].removesuffix("_ns") in CLOCKS
+    return (
+        call == "time.time"
+        or call.endswith((".now", ".utcnow"))
+        or call.rpartition(".")[2].removesuffix("_ns") in CLOCKS
+    )
 
 
 def is_short(call: ast.Call) -> bool:
@@ -97,8 +130,13 @@ def is_short(call: ast.Call) -> bool:
     numbers = [keyword.value for keyword in call.keywords if keyword.arg == "timeout"]
     if name in WAITS:
         numbers += call.args[1:2] if name == "wait_until" else call.args[:1]
-    return any(isinstance(number, ast.Constant) and isinstance(number.value, int | float) and not isinstance(number.value, bool)
-               and 0 < number.value < DEADLINE_SECONDS for number in numbers)
+    return any(
+        isinstance(number, ast.Constant)
+        and isinstance(number.value, int | float)
+        and not isinstance(number.value, bool)
+        and 0 < number.value < DEADLINE_SECONDS
+        for number in numbers
+    )
 
 
 @pytest.mark.parametrize("file", [file.relative_to(TESTS).as_posix() for file in sorted(TESTS.rglob("*.py"))])
@@ -106,19 +144,40 @@ def test_no_test_judges_by_the_clock(file: str) -> None:
     assert [*faults(ast.parse((TESTS / file).read_text()), file)] == []
 
 
-@pytest.mark.parametrize("code", [
-    "def f():\n    began = time.monotonic()", "x = time.perf_counter_ns()", "from time import monotonic", "time.sleep(1)",
-    "page.wait_for_timeout(5)",
-    "def f():\n    began = time.time()\n    work()\n    assert time.time() - began < 5",
-    "def f():\n    began = datetime.now(UTC)\n    took = datetime.now(UTC) - began\n    if took > limit:\n        raise AssertionError",
-    "def f():\n    assert answer.elapsed < 1", "thread.join(5)", "wait_until(holds, 5)", "wait_until(holds, timeout=5, what='x')",
-    "requests.get(url, timeout=10)", "done.result(59.9)"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "def f():\n    began = time.monotonic()",
+        "x = time.perf_counter_ns()",
+        "from time import monotonic",
+        "time.sleep(1)",
+        "page.wait_for_timeout(5)",
+        "def f():\n    began = time.time()\n    work()\n    assert time.time() - began < 5",
+        "def f():\n    began = datetime.now(UTC)\n    took = datetime.now(UTC) - began\n    if took > limit:\n        raise AssertionError",
+        "def f():\n    assert answer.elapsed < 1",
+        "thread.join(5)",
+        "wait_until(holds, 5)",
+        "wait_until(holds, timeout=5, what='x')",
+        "requests.get(url, timeout=10)",
+        "done.result(59.9)",
+    ],
+)
 def test_what_judges_by_the_clock_is_found(code: str) -> None:
     assert [*faults(ast.parse(code), "test_x.py")]
 
 
-@pytest.mark.parametrize("code", [
-    "now = time.time()", "def f():\n    before = time.time()\n    assert before <= row.at <= time.time()", "thread.join()",
-    "thread.join(60)", "wait_until(holds)", "wait_until(holds, timeout=90)", "', '.join(words)", "def f():\n    assert a - b < 5"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "now = time.time()",
+        "def f():\n    before = time.time()\n    assert before <= row.at <= time.time()",
+        "thread.join()",
+        "thread.join(60)",
+        "wait_until(holds)",
+        "wait_until(holds, timeout=90)",
+        "', '.join(words)",
+        "def f():\n    assert a - b < 5",
+    ],
+)
 def test_what_does_not_is_left_alone(code: str) -> None:
     assert [*faults(ast.parse(code), "test_x.py")] == []

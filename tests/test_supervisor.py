@@ -47,6 +47,7 @@ def start() -> Iterator[Callable[..., Loop]]:
         started.append(Loop(*errors))
         started[-1].thread.start()
         return started[-1]
+
     yield begin
     for loop in started:
         loop.errors.clear()
@@ -55,8 +56,9 @@ def start() -> Iterator[Callable[..., Loop]]:
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), SystemExit(3), KeyboardInterrupt(), None])
-def test_whatever_ends_a_thread_it_is_started_anew_and_told(start: Callable[..., Loop], client: FlaskClient,
-                                                            error: BaseException | None) -> None:
+def test_whatever_ends_a_thread_it_is_started_anew_and_told(
+    start: Callable[..., Loop], client: FlaskClient, error: BaseException | None
+) -> None:
     loop = start(error)
     assert loop.lasts.wait(60)
     assert loop.thread.is_alive() and not loop.thread.is_down
@@ -81,6 +83,7 @@ def test_one_that_is_cut_short_at_the_end_is_run_once_more_and_not_again() -> No
         runs.release()
         stopping.wait()
         raise ValueError("no")
+
     thread = SupervisedThread("loop", run, stopping)
     thread.start()
     stopping.set()
@@ -100,30 +103,44 @@ def test_a_worker_tells_of_its_threads_with_its_heartbeat(client: FlaskClient, a
     worker = Worker(database, "worker-1", "worker@there", ["mail"], threads=lambda: words)
     worker.beat()
     answer = client.get("/readyz")
-    assert answer.json and answer.json["checks"]["threads"] == "worker@there: jobs: down, restarted once so far"
+    assert (
+        answer.json and answer.json["checks"]["threads"] == "worker@there: jobs: down, restarted once so far"
+    )
     assert (answer.status_code, answer.json["checks"]["worker"]) == (200, "ok")
     words.clear()
     worker.beat()
     assert (client.get("/readyz").json or {})["checks"]["threads"] == "ok"
 
 
-def test_the_pair_tells_of_its_workers_threads(tmp_path: Path, broker_url: str, sqlite_url: str,
-                                               to_smtpd: dict[str, str]) -> None:
-    settings = {"BROKER_URL": broker_url, "DATABASE_URL": sqlite_url, "JOBS": "tests.jobs_for_tests"} | to_smtpd
+def test_the_pair_tells_of_its_workers_threads(
+    tmp_path: Path, broker_url: str, sqlite_url: str, to_smtpd: dict[str, str]
+) -> None:
+    settings = {
+        "BROKER_URL": broker_url,
+        "DATABASE_URL": sqlite_url,
+        "JOBS": "tests.jobs_for_tests",
+    } | to_smtpd
     with service(tmp_path, **settings) as pair:
         pair.upgrade()
         pair.web()
         pair.worker()
-        assert pair.request("POST", "/v1/jobs", {"name": "end thread", "args": {"name": "heartbeat"}})[0] == 202
+        assert (
+            pair.request("POST", "/v1/jobs", {"name": "end thread", "args": {"name": "heartbeat"}})[0] == 202
+        )
         wait_until(partial(was_restarted, pair, "heartbeat"), 60, what="it is told")
         assert pair.final(pair.post(), timeout=60)["status"] == "sent"
 
 
 @pytest.fixture(params=["memory", "rabbitmq"])
-def alone(request: pytest.FixtureRequest, tmp_path: Path, sqlite_url: str,
-          to_smtpd: dict[str, str]) -> Iterator[Service]:
+def alone(
+    request: pytest.FixtureRequest, tmp_path: Path, sqlite_url: str, to_smtpd: dict[str, str]
+) -> Iterator[Service]:
     """Everything in one process, with a job that ends a thread of it."""
-    settings = {"DATABASE_URL": sqlite_url, "INBOX_SMTP_PORT": str(free_port()), "JOBS": "tests.jobs_for_tests"}
+    settings = {
+        "DATABASE_URL": sqlite_url,
+        "INBOX_SMTP_PORT": str(free_port()),
+        "JOBS": "tests.jobs_for_tests",
+    }
     settings |= to_smtpd
     if request.param == "rabbitmq":
         settings["BROKER_URL"] = request.getfixturevalue("broker_url")

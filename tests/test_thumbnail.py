@@ -50,10 +50,15 @@ def near(colour: Any, other: tuple[int, ...]) -> bool:
     return len(colour) == len(other) and all(abs(a - b) < 12 for a, b in zip(colour, other, strict=True))
 
 
-@pytest.mark.parametrize(("format", "name", "content_type"), [
-    ("PNG", "thumbnail.png", "image/png"), ("JPEG", "thumbnail.jpg", "image/jpeg"), ("WEBP", "thumbnail.webp", "image/webp"),
-    ("GIF", "thumbnail.gif", "image/gif"),
-])
+@pytest.mark.parametrize(
+    ("format", "name", "content_type"),
+    [
+        ("PNG", "thumbnail.png", "image/png"),
+        ("JPEG", "thumbnail.jpg", "image/jpeg"),
+        ("WEBP", "thumbnail.webp", "image/webp"),
+        ("GIF", "thumbnail.gif", "image/gif"),
+    ],
+)
 def test_an_image_keeps_its_format_and_shape(format: str, name: str, content_type: str) -> None:
     image, file = small(written(picture(), format))
     assert (image.format, image.size) == (format, (100, 50))
@@ -67,9 +72,17 @@ def test_an_image_is_never_enlarged_and_never_vanishes() -> None:
     assert small(written(picture(size=(3000, 2)), "PNG"), width=10)[0].size == (10, 1)
 
 
-@pytest.mark.parametrize(("mode", "format", "becomes"), [
-    ("CMYK", "JPEG", "RGB"), ("L", "JPEG", "L"), ("P", "PNG", "RGB"), ("1", "PNG", "L"), ("LA", "PNG", "RGBA"), ("RGBA", "PNG", "RGBA"),
-])
+@pytest.mark.parametrize(
+    ("mode", "format", "becomes"),
+    [
+        ("CMYK", "JPEG", "RGB"),
+        ("L", "JPEG", "L"),
+        ("P", "PNG", "RGB"),
+        ("1", "PNG", "L"),
+        ("LA", "PNG", "RGBA"),
+        ("RGBA", "PNG", "RGBA"),
+    ],
+)
 def test_every_mode_is_made_plain(mode: str, format: str, becomes: str) -> None:
     image, _ = small(written(picture(mode), format))
     assert (image.mode, image.size) == (becomes, (100, 50))
@@ -117,7 +130,9 @@ def test_words_in_a_file_are_left_out_and_its_colours_are_not() -> None:
 
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
 def test_of_a_moving_image_it_is_the_first_frame(format: str) -> None:
-    image, _ = small(written(picture(), format, save_all=True, append_images=[Image.new("RGB", (400, 200), GREEN)]))
+    image, _ = small(
+        written(picture(), format, save_all=True, append_images=[Image.new("RGB", (400, 200), GREEN)])
+    )
     assert getattr(image, "n_frames", 1) == 1
     assert near(image.convert("RGB").getpixel((10, 25)), RED)
 
@@ -129,29 +144,42 @@ def test_a_jpeg_of_several_pictures_is_a_jpeg() -> None:
 
 def bomb() -> bytes:
     """A PNG of a few bytes that says it is 30,000 × 30,000."""
+
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
     header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+        + chunk(b"IEND", b"")
+    )
 
 
 def half(image: bytes) -> bytes:
     return image[: len(image) // 2]
 
 
-@pytest.mark.parametrize(("image", "words"), [
-    (lambda: b"", "expected a PNG, JPEG, WebP or GIF image, got 0 bytes that are none"),
-    (lambda: b"geheim" * 100, "got 600 bytes that are none"),
-    (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "that are none"),
-    (lambda: written(picture(), "BMP"), "that are none"),
-    (lambda: written(picture(), "TIFF"), "that are none"),
-    (bomb, "expected an image of at most 50000000 pixels, got a larger one"),
-    (lambda: written(Image.new("1", (8000, 8000)), "PNG"), "expected an image of at most 50000000 pixels"),
-    (lambda: half(written(picture(), "JPEG")), "expected a whole image, got one that cannot be read: "),
-    (lambda: half(written(picture(), "PNG")), "expected a whole image"),
-    (lambda: half(written(picture(), "WEBP")), "expected a whole image"),
-    (lambda: half(written(picture(), "GIF")), "expected a whole image"),
-])
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (lambda: b"", "expected a PNG, JPEG, WebP or GIF image, got 0 bytes that are none"),
+        (lambda: b"geheim" * 100, "got 600 bytes that are none"),
+        (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "that are none"),
+        (lambda: written(picture(), "BMP"), "that are none"),
+        (lambda: written(picture(), "TIFF"), "that are none"),
+        (bomb, "expected an image of at most 50000000 pixels, got a larger one"),
+        (
+            lambda: written(Image.new("1", (8000, 8000)), "PNG"),
+            "expected an image of at most 50000000 pixels",
+        ),
+        (lambda: half(written(picture(), "JPEG")), "expected a whole image, got one that cannot be read: "),
+        (lambda: half(written(picture(), "PNG")), "expected a whole image"),
+        (lambda: half(written(picture(), "WEBP")), "expected a whole image"),
+        (lambda: half(written(picture(), "GIF")), "expected a whole image"),
+    ],
+)
 def test_what_is_no_image_is_refused_in_words(image: Callable[[], bytes], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         thumbnail(image(), SILENT)

@@ -202,7 +202,8 @@ class TestAccounts:
             assert turns.hanging()["stuck"].startswith("its server, a, has taken no mail since 20")
 
     def test_of_each_no_more_are_claimed_than_its_connections_can_take_soon(
-            self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         turns = Admission(4, {"one": "a", "two": "b"})
         most = 2 + 2 * WAITING_PER_CONNECTION
         assert turns.free("one") == (most, "a free connection of account one")

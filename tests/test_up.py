@@ -21,13 +21,17 @@ def alone(tmp_path: Path) -> Iterator[Service]:
     project = tmp_path / "my mail"
     scratch = (".git", ".venv", ".hypothesis", "instance", "__pycache__", ".*_cache", ".env")
     shutil.copytree(PROJECT, project, ignore=shutil.ignore_patterns(*scratch))
-    with service(tmp_path, INBOX_SMTP_PORT=str(free_port()), INBOX_PORT=str(free_port()), SIMULATED_WORK_SECONDS="1") as made:
+    with service(
+        tmp_path, INBOX_SMTP_PORT=str(free_port()), INBOX_PORT=str(free_port()), SIMULATED_WORK_SECONDS="1"
+    ) as made:
         made.project = project
         yield made
 
 
 def arrived(alone: Service, to: str = "bob@example.org", wait: int = 20) -> list[dict[str, str]]:
-    found: list[dict[str, str]] = alone.get(f"/inbox/api/messages?to={to}&wait={wait}", timeout=wait + 5)["data"]
+    found: list[dict[str, str]] = alone.get(f"/inbox/api/messages?to={to}&wait={wait}", timeout=wait + 5)[
+        "data"
+    ]
     return found
 
 
@@ -36,7 +40,9 @@ def test_up_needs_nothing_and_ends_with_a_mail_that_can_be_read(alone: Service) 
     # It prints its addresses and a line to paste.
     assert f"http://127.0.0.1:{alone.port}/inbox/" in up.text()
     command = next(line for line in up.text().splitlines() if line.startswith("curl "))
-    answer = subprocess.check_output(["bash", "-c", command.replace("you@example.org", "bob@example.org")], text=True)
+    answer = subprocess.check_output(
+        ["bash", "-c", command.replace("you@example.org", "bob@example.org")], text=True
+    )
     assert '"status":"waiting"' in answer
     [mail] = arrived(alone)
     assert (mail["subject"], mail["text"]) == ("Hello", "The work is done.")
@@ -49,7 +55,11 @@ def test_up_needs_nothing_and_ends_with_a_mail_that_can_be_read(alone: Service) 
 
 
 def test_up_never_sends_to_gmail_unless_told_to(alone: Service) -> None:
-    alone.settings |= {"MAIL_USERNAME": "alice@gmail.com", "MAIL_PASSWORD": "s3cret", "SIMULATED_WORK_SECONDS": "0"}
+    alone.settings |= {
+        "MAIL_USERNAME": "alice@gmail.com",
+        "MAIL_PASSWORD": "s3cret",
+        "SIMULATED_WORK_SECONDS": "0",
+    }
     up = alone.up()
     assert "the inbox; --deliver sends it for real" in up.text()
     alone.post()
@@ -79,6 +89,7 @@ def test_up_ends_with_the_process_that_was_started(alone: Service) -> None:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             return probe.connect_ex(("127.0.0.1", alone.port)) != 0
+
     wait_until(port_is_free, what="the port is free")
     assert not is_alive(up.pid)
 
@@ -101,7 +112,9 @@ def test_up_never_falls_back_in_silence(alone: Service) -> None:
     assert alone.message(id)["status"] == "queued"
 
 
-def test_the_pair_without_an_account_sends_to_the_inbox_that_runs_alone(alone: Service, broker_url: str) -> None:
+def test_the_pair_without_an_account_sends_to_the_inbox_that_runs_alone(
+    alone: Service, broker_url: str
+) -> None:
     alone.settings["BROKER_URL"] = broker_url
     alone.run("-m", "flask", "inbox", name="inbox")
     web = alone.web()
@@ -122,14 +135,24 @@ def test_the_inbox_serves_others_with_the_api_key_only(alone: Service) -> None:
     others = {"Host": "inbox.example.org"}
     inbox._answers(program)
     assert inbox.request("GET", "/livez", headers=others)[0] == 200
-    for wrong in ("", "Bearer other", "Bearer", "Basic", "Basic !", basic("s3cret", ""), basic("any", "other")):
+    for wrong in (
+        "",
+        "Bearer other",
+        "Bearer",
+        "Basic",
+        "Basic !",
+        basic("s3cret", ""),
+        basic("any", "other"),
+    ):
         for path in ("/inbox/", "/inbox/api/messages", "/livez/../inbox/"):
             assert inbox.request("GET", path, headers={**others, "Authorization": wrong})[0] == 401, wrong
     for right in ("Bearer s3cret", basic("any", "s3cret"), basic("", "s3cret")):
         assert inbox.request("GET", "/inbox/", headers={**others, "Authorization": right})[0] == 200
     with smtplib.SMTP("127.0.0.1", int(alone.settings["INBOX_SMTP_PORT"])) as client:
         client.sendmail("alice@example.org", "bob@example.org", b"Subject: Hello\r\n\r\nhello\r\n")
-    [mail] = inbox.request("GET", "/inbox/api/messages?wait=10", headers={"Authorization": "Bearer s3cret"})[1]["data"]
+    [mail] = inbox.request("GET", "/inbox/api/messages?wait=10", headers={"Authorization": "Bearer s3cret"})[
+        1
+    ]["data"]
     assert mail["subject"] == "Hello"
     assert "s3cret" not in program.text()
 
@@ -159,16 +182,27 @@ def test_a_taken_port_is_one_sentence_with_the_way_out(alone: Service, command: 
     assert "Traceback" not in program.text()
 
 
-@pytest.mark.parametrize("command", [("app.py",), ("-m", "flask", "up"), ("-m", "celery", "-A", "mailasync", "worker")])
+@pytest.mark.parametrize(
+    "command", [("app.py",), ("-m", "flask", "up"), ("-m", "celery", "-A", "mailasync", "worker")]
+)
 def test_a_wrong_setting_is_one_sentence(alone: Service, command: tuple[str, ...]) -> None:
     alone.settings["SMTP_SECURITY"] = "tls"
     program = alone.run(*command, name="wrong")
     assert program.process.wait(60) != 0
-    assert program.text().strip() == "mailasync: MAILASYNC_SMTP_SECURITY: expected one of ssl, starttls, none, got 'tls'"
+    assert (
+        program.text().strip()
+        == "mailasync: MAILASYNC_SMTP_SECURITY: expected one of ssl, starttls, none, got 'tls'"
+    )
 
 
 def test_a_password_without_the_prefix_gets_a_hint(alone: Service) -> None:
-    program = alone.run("-m", "flask", "up", name="hint", env={"MAIL_PASSWORD": "s3cret", "MAILASYNC_SERVICE_HOST": "10.0.0.1"})
+    program = alone.run(
+        "-m",
+        "flask",
+        "up",
+        name="hint",
+        env={"MAIL_PASSWORD": "s3cret", "MAILASYNC_SERVICE_HOST": "10.0.0.1"},
+    )
     program.says("MAIL_PASSWORD is set and not read; did you mean MAILASYNC_MAIL_PASSWORD?")
     program.says("passed over, as Kubernetes made them: MAILASYNC_SERVICE_HOST")
     assert "s3cret" not in program.text()
@@ -181,7 +215,9 @@ def test_a_pool_that_forks_is_refused(alone: Service, broker_url: str) -> None:
     assert "mail runs in threads" in program.text()
 
 
-def test_a_queue_with_other_arguments_stops_the_worker_with_the_way_out(alone: Service, broker_url: str) -> None:
+def test_a_queue_with_other_arguments_stops_the_worker_with_the_way_out(
+    alone: Service, broker_url: str
+) -> None:
     alone.settings["BROKER_URL"] = broker_url
     first = alone.worker()
     first.stop()

@@ -52,8 +52,10 @@ def own_field(key: str) -> dict[str, str]:
 
 def tried(client: FlaskClient, path: str, name: Naming = bearer) -> Counter[int]:
     """The answers to many wrong keys of one address."""
-    return Counter(client.get(path, headers=name(f"wrong-{number}"), environ_base=THERE).status_code
-                   for number in range(TRIED))
+    return Counter(
+        client.get(path, headers=name(f"wrong-{number}"), environ_base=THERE).status_code
+        for number in range(TRIED)
+    )
 
 
 @pytest.mark.parametrize("name", [bearer, basic, own_field])
@@ -113,10 +115,18 @@ def test_addresses_are_remembered_up_to_a_number() -> None:
     assert len(wrong) == ADDRESSES_MAX
 
 
-@pytest.mark.parametrize(("address", "counted"), [
-    ("192.0.2.1", "192.0.2.1"), ("::ffff:192.0.2.1", "192.0.2.1"), ("::1", "::"), ("", ""),
-    ("fe80::1%eth0", "fe80::"),
-    ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"), ("2001:db8:1:2::ffff", "2001:db8:1:2::"),
-    ("2001:db8:1:3::1", "2001:db8:1:3::")])
+@pytest.mark.parametrize(
+    ("address", "counted"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("::1", "::"),
+        ("", ""),
+        ("fe80::1%eth0", "fe80::"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+        ("2001:db8:1:2::ffff", "2001:db8:1:2::"),
+        ("2001:db8:1:3::1", "2001:db8:1:3::"),
+    ],
+)
 def test_the_addresses_of_one_host_are_counted_together(address: str, counted: str) -> None:
     assert network(address) == counted

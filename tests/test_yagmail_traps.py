@@ -67,6 +67,7 @@ def prompts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def prompt(question: str = "") -> str:
         asked.append(question)
         raise EOFError
+
     monkeypatch.setattr(builtins, "input", prompt)
     monkeypatch.setattr("getpass.getpass", prompt)
     return asked
@@ -76,8 +77,15 @@ class Stock:
     """Stock yagmail, set up as its README says."""
 
     def __init__(self, smtpd: ScriptedSMTP, **settings: Any) -> None:
-        made = {"user": ALICE, "password": PASSWORD[ALICE], "host": smtpd.host, "port": smtpd.port, "smtp_ssl": False,
-                "smtp_starttls": False, **settings}
+        made = {
+            "user": ALICE,
+            "password": PASSWORD[ALICE],
+            "host": smtpd.host,
+            "port": smtpd.port,
+            "smtp_ssl": False,
+            "smtp_starttls": False,
+            **settings,
+        }
         self.smtp = yagmail.SMTP(**made)
         self.left: list[smtplib.SMTP] = []  # links that it drops without closing them
 
@@ -97,18 +105,33 @@ class Ours:
     """Our own road, from the JSON object to the wire."""
 
     def __init__(self, smtpd: ScriptedSMTP, **settings: Any) -> None:
-        made = {"host": smtpd.host, "port": smtpd.port, "security": "none", "user": ALICE, "password": PASSWORD[ALICE],
-                "timeout_seconds": 5, **settings}
+        made = {
+            "host": smtpd.host,
+            "port": smtpd.port,
+            "security": "none",
+            "user": ALICE,
+            "password": PASSWORD[ALICE],
+            "timeout_seconds": 5,
+            **settings,
+        }
         self.sessions = Sessions(NextHop(**made))
         self.number = 0
 
     def __call__(self, contents: str = "Hello", *, subject: str = "Hello", to: Any = BOB) -> Receipt:
         self.number += 1
         message = message_from({"to": to, "subject": subject, "contents": contents})
-        claim = Claim(id=str(self.number), attempt=1, message_id=f"{self.number}@example.org", created_at_ms=1_790_000_000_000,
-                      message=message, pending=tuple(range(len(message.to))))
+        claim = Claim(
+            id=str(self.number),
+            attempt=1,
+            message_id=f"{self.number}@example.org",
+            created_at_ms=1_790_000_000_000,
+            message=message,
+            pending=tuple(range(len(message.to))),
+        )
         recipients = {position: address.address for position, address in enumerate(message.to)}
-        return run(self.sessions.steps(ALICE, recipients, compose(claim, sender=Address(ALICE))), lambda: True)
+        return run(
+            self.sessions.steps(ALICE, recipients, compose(claim, sender=Address(ALICE))), lambda: True
+        )
 
     def end(self) -> None:
         self.sessions.close()
@@ -156,7 +179,9 @@ def last(smtpd: ScriptedSMTP) -> EmailMessage:
 
 def texts(mail: EmailMessage) -> tuple[str, str]:
     plain, html = mail.get_body(("plain",)), mail.get_body(("html",))
-    return str(plain.get_content()).rstrip("\r\n") if plain else "", str(html.get_content()).rstrip("\r\n") if html else ""
+    return str(plain.get_content()).rstrip("\r\n") if plain else "", str(html.get_content()).rstrip(
+        "\r\n"
+    ) if html else ""
 
 
 def said(smtpd: ScriptedSMTP, verb: str) -> int:
@@ -177,7 +202,9 @@ class Test1CopiesAfterALostLink:
 
 
 class Test2RepliesAreTold:
-    def test_stock_gives_the_same_for_a_refusal_of_some_as_python_takes_for_success(self, smtpd: ScriptedSMTP, stock: Stock) -> None:
+    def test_stock_gives_the_same_for_a_refusal_of_some_as_python_takes_for_success(
+        self, smtpd: ScriptedSMTP, stock: Stock
+    ) -> None:
         assert not stock()  # {} is success, and falsy
         smtpd.reply("RCPT", "550 5.1.1 no", match="carol@")
         assert stock(to=[BOB, CAROL])  # a refusal is truthy
@@ -249,7 +276,8 @@ class Test6Certificates:
 
     @pytest.mark.parametrize("security", ["ssl", "starttls"])
     def test_ours_says_nothing_to_a_server_that_is_not_who_it_should_be(
-            self, certificates: Certificates, bad: str, security: Any) -> None:
+        self, certificates: Certificates, bad: str, security: Any
+    ) -> None:
         with ScriptedSMTP(tls=security, certificate=getattr(certificates, bad), auth=PASSWORD) as smtpd:
             with pytest.raises(NotTaken, match="is not to be trusted") as told:
                 Ours(smtpd, security=security, ca_file=str(certificates.ca_file))()
@@ -265,7 +293,9 @@ class Test6StartTLSStripped:
         assert (said(smtpd, "AUTH"), said(smtpd, "MAIL")) == (0, 0)
 
     @pytest.mark.parametrize("reply", ["454 4.7.0 not available", "502 5.5.1 what?", "250 ok"])
-    def test_ours_does_not_either_where_it_is_offered_and_refused(self, certificates: Certificates, reply: str) -> None:
+    def test_ours_does_not_either_where_it_is_offered_and_refused(
+        self, certificates: Certificates, reply: str
+    ) -> None:
         with ScriptedSMTP(tls="starttls", certificate=certificates.valid, auth=PASSWORD) as smtpd:
             smtpd.reply("STARTTLS", reply)
             with pytest.raises(NotTaken):
@@ -295,10 +325,17 @@ class Test8OAuth2:
     """Ours is in test_oauth2.py."""
 
     def test_stock_sends_the_token_in_clear_and_does_not_look_at_the_answer(
-            self, smtpd: ScriptedSMTP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self, smtpd: ScriptedSMTP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         file = tmp_path / "oauth2.json"
-        file.write_text(json.dumps({"google_client_id": "the-client", "google_client_secret": "x", "google_refresh_token": "y"}))
-        monkeypatch.setattr(stock_oauth2, "refresh_authorization", lambda **secrets: ("the-token", 3600))  # Google's endpoint
+        file.write_text(
+            json.dumps(
+                {"google_client_id": "the-client", "google_client_secret": "x", "google_refresh_token": "y"}
+            )
+        )
+        monkeypatch.setattr(
+            stock_oauth2, "refresh_authorization", lambda **secrets: ("the-token", 3600)
+        )  # Google's endpoint
         stock = Stock(smtpd, oauth2_file=str(file), password=None, smtp_starttls={"context": None})
         stock.smtp.login()
         assert said(smtpd, "AUTH XOAUTH2") == 1  # in clear
@@ -308,21 +345,31 @@ class Test8OAuth2:
 
 
 class Test9Prompts:
-    def test_stock_asks_for_the_oauth2_secrets(self, smtpd: ScriptedSMTP, tmp_path: Path, prompts: list[str],
-                                               capsys: pytest.CaptureFixture[str]) -> None:
+    def test_stock_asks_for_the_oauth2_secrets(
+        self, smtpd: ScriptedSMTP, tmp_path: Path, prompts: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
         with pytest.raises(EOFError):
             Stock(smtpd, oauth2_file=str(tmp_path / "none.json"))
         assert prompts
 
-    def test_stock_wants_a_keyring_for_a_password(self, smtpd: ScriptedSMTP, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_stock_wants_a_keyring_for_a_password(
+        self, smtpd: ScriptedSMTP, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         stock = Stock(smtpd, password=None)
         with pytest.raises(NameError):
             stock()
         stock.end()
 
-    @pytest.mark.parametrize("settings", [{"password": ""}, {"oauth2_file": "/nowhere", "security": "ssl"}, {"password": "wrong"}])
-    def test_ours_never_asks_anybody(self, smtpd: ScriptedSMTP, prompts: list[str], settings: dict[str, Any],
-                                     capsys: pytest.CaptureFixture[str]) -> None:
+    @pytest.mark.parametrize(
+        "settings", [{"password": ""}, {"oauth2_file": "/nowhere", "security": "ssl"}, {"password": "wrong"}]
+    )
+    def test_ours_never_asks_anybody(
+        self,
+        smtpd: ScriptedSMTP,
+        prompts: list[str],
+        settings: dict[str, Any],
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
         with pytest.raises(NotTaken):
             Ours(smtpd, **settings)()
         assert (prompts, capsys.readouterr()) == ([], ("", ""))
@@ -335,16 +382,26 @@ class Test10FilesOfTheWorker:
         made.write_text("root:x:0:0:the content\n")
         return made
 
-    def test_stock_attaches_a_file_that_the_body_names(self, smtpd: ScriptedSMTP, stock: Stock, file: Path) -> None:
+    def test_stock_attaches_a_file_that_the_body_names(
+        self, smtpd: ScriptedSMTP, stock: Stock, file: Path
+    ) -> None:
         stock(str(file))
         assert any("the content" in str(part.get_payload(decode=True)) for part in last(smtpd).walk())
 
-    def test_ours_sends_the_name_as_the_text_that_it_is(self, smtpd: ScriptedSMTP, ours: Ours, file: Path) -> None:
+    def test_ours_sends_the_name_as_the_text_that_it_is(
+        self, smtpd: ScriptedSMTP, ours: Ours, file: Path
+    ) -> None:
         ours(str(file))
         assert texts(last(smtpd))[0] == str(file)
-        assert [part.get_content_type() for part in last(smtpd).walk()] == ["multipart/alternative", "text/plain", "text/html"]
+        assert [part.get_content_type() for part in last(smtpd).walk()] == [
+            "multipart/alternative",
+            "text/plain",
+            "text/html",
+        ]
 
-    def test_ours_does_not_open_it(self, smtpd: ScriptedSMTP, ours: Ours, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_ours_does_not_open_it(
+        self, smtpd: ScriptedSMTP, ours: Ours, file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         ours()
         opened: list[object] = []
         real: Callable[..., Any] = builtins.open
@@ -352,6 +409,7 @@ class Test10FilesOfTheWorker:
         def watched(path: object, *rest: Any, **more: Any) -> Any:
             opened.append(path)
             return real(path, *rest, **more)
+
         monkeypatch.setattr(builtins, "open", watched)
         ours(str(file))
         ours(f"<img src='file://{file}'>")
@@ -361,7 +419,9 @@ class Test10FilesOfTheWorker:
 class Test11TextIsText:
     TEXT = "<script>alert(1)</script> is <test> & more\n  two  spaces"
 
-    def test_stock_puts_it_into_html_as_it_stands_and_loses_some(self, smtpd: ScriptedSMTP, stock: Stock) -> None:
+    def test_stock_puts_it_into_html_as_it_stands_and_loses_some(
+        self, smtpd: ScriptedSMTP, stock: Stock
+    ) -> None:
         stock(self.TEXT)
         assert "<script>alert(1)</script>" in texts(last(smtpd))[1]
 
@@ -381,12 +441,16 @@ class Test11TextIsText:
 
 
 class Test12Fetching:
-    def test_stock_fetches_what_a_body_names(self, smtpd: ScriptedSMTP, stock: Stock, website: tuple[str, list[str]]) -> None:
+    def test_stock_fetches_what_a_body_names(
+        self, smtpd: ScriptedSMTP, stock: Stock, website: tuple[str, list[str]]
+    ) -> None:
         url, fetched = website
         stock(f'<html><head><link rel="stylesheet" href="{url}/inside.css"></head><body>Hello</body></html>')
         assert fetched == ["/inside.css"]
 
-    def test_ours_fetches_nothing(self, smtpd: ScriptedSMTP, ours: Ours, website: tuple[str, list[str]]) -> None:
+    def test_ours_fetches_nothing(
+        self, smtpd: ScriptedSMTP, ours: Ours, website: tuple[str, list[str]]
+    ) -> None:
         url, fetched = website
         html = f'<html><link rel="stylesheet" href="{url}/a.css"><style>@import "{url}/b.css"</style><img src="{url}/c"></html>'
         ours(html)
@@ -399,13 +463,23 @@ class Test13TimeToCompose:
     def test_ours_does_not_read_style_sheets(self) -> None:
         rules = "".join(f".c{n} {{color: red}}" for n in range(2000))
         html = f"<style>{rules}</style>" + "".join(f'<p class="c{n}">x</p>' for n in range(2000))
-        claim = Claim(id="1", attempt=1, message_id="1@example.org", created_at_ms=0, message=message_from({"to": BOB, "contents": html}),
-                      pending=(0,))
-        hold_to(100, partial(compose, claim, sender=Address(ALICE)))  # It costs some ten; what premailer does to it, 300.
+        claim = Claim(
+            id="1",
+            attempt=1,
+            message_id="1@example.org",
+            created_at_ms=0,
+            message=message_from({"to": BOB, "contents": html}),
+            pending=(0,),
+        )
+        hold_to(
+            100, partial(compose, claim, sender=Address(ALICE))
+        )  # It costs some ten; what premailer does to it, 300.
 
 
 class Test14MessageIds:
-    def test_stock_gives_two_mails_the_same_so_that_gmail_hides_one(self, smtpd: ScriptedSMTP, stock: Stock) -> None:
+    def test_stock_gives_two_mails_the_same_so_that_gmail_hides_one(
+        self, smtpd: ScriptedSMTP, stock: Stock
+    ) -> None:
         stock("one")
         stock("two")
         assert smtpd.messages[0].message_id == smtpd.messages[1].message_id
@@ -424,16 +498,27 @@ class Test15And16Headers:
             assert b"\r\nBcc: eve@example.org" in smtpd.payloads[0].data
             assert len(last(smtpd).get_all("From", [])) == 2
 
-    @pytest.mark.parametrize("asked", [
-        {"headers": {"Bcc": "eve@example.org"}}, {"headers": {"From": "eve@example.org"}}, {"message_id": "x"},
-        {"headers": {"X-A: 1\r\nBcc": "eve@example.org"}}, {"headers": {"X-A": "1\r\nBcc: eve@example.org"}}, {"from": "a\r\nBcc: b@c.org"},
-        {"subject": "a\nBcc: eve@example.org"}, {"to": "Bob\r\nBcc: eve@example.org <bob@example.org>"}])
+    @pytest.mark.parametrize(
+        "asked",
+        [
+            {"headers": {"Bcc": "eve@example.org"}},
+            {"headers": {"From": "eve@example.org"}},
+            {"message_id": "x"},
+            {"headers": {"X-A: 1\r\nBcc": "eve@example.org"}},
+            {"headers": {"X-A": "1\r\nBcc: eve@example.org"}},
+            {"from": "a\r\nBcc: b@c.org"},
+            {"subject": "a\nBcc: eve@example.org"},
+            {"to": "Bob\r\nBcc: eve@example.org <bob@example.org>"},
+        ],
+    )
     def test_ours_takes_no_header_from_anybody(self, asked: dict[str, Any]) -> None:
         with pytest.raises(InvalidMessage):
             message_from({"to": BOB, **asked})
 
 
-@pytest.mark.parametrize("address", ["bob@example.org\n", "(x\r\n y)a@b.com", "a@[127.0.0.1]", "bob@intranet"])
+@pytest.mark.parametrize(
+    "address", ["bob@example.org\n", "(x\r\n y)a@b.com", "a@[127.0.0.1]", "bob@intranet"]
+)
 class Test17Addresses:
     def test_stock_takes_it(self, address: str) -> None:
         if address != "bob@intranet":
@@ -445,7 +530,9 @@ class Test17Addresses:
 
 
 class Test18And20Addresses:
-    def test_stock_shows_only_the_alias_so_that_anybody_can_be_named(self, smtpd: ScriptedSMTP, stock: Stock) -> None:
+    def test_stock_shows_only_the_alias_so_that_anybody_can_be_named(
+        self, smtpd: ScriptedSMTP, stock: Stock
+    ) -> None:
         stock(to={BOB: "Carol <carol@example.org>"})
         assert last(smtpd)["To"] == "Carol <carol@example.org>"
 
@@ -454,7 +541,9 @@ class Test18And20Addresses:
         assert [to.addr_spec for to in last(smtpd)["To"].addresses] == [BOB]
 
     @pytest.mark.parametrize("to", ["bob@münchen.de", "Müller <bob@example.org>"])
-    def test_stock_takes_no_name_or_domain_with_an_umlaut(self, smtpd: ScriptedSMTP, stock: Stock, to: str) -> None:
+    def test_stock_takes_no_name_or_domain_with_an_umlaut(
+        self, smtpd: ScriptedSMTP, stock: Stock, to: str
+    ) -> None:
         with pytest.raises(Exception):  # noqa: B017, PT011  # which one depends on the path it takes
             stock(to=to)
 
@@ -475,11 +564,16 @@ class Test19WhoGetsIt:
 
 
 class Test22Loggers:
-    def test_stock_replaces_the_handlers_of_its_logger_and_writes_to_stderr(self, smtpd: ScriptedSMTP, stock: Stock) -> None:
-        assert [type(handler) for handler in logging.getLogger("yagmail.log").handlers] == [logging.StreamHandler]
+    def test_stock_replaces_the_handlers_of_its_logger_and_writes_to_stderr(
+        self, smtpd: ScriptedSMTP, stock: Stock
+    ) -> None:
+        assert [type(handler) for handler in logging.getLogger("yagmail.log").handlers] == [
+            logging.StreamHandler
+        ]
 
-    def test_ours_adds_no_handler_and_says_nothing(self, smtpd: ScriptedSMTP, caplog: pytest.LogCaptureFixture,
-                                                   capsys: pytest.CaptureFixture[str]) -> None:
+    def test_ours_adds_no_handler_and_says_nothing(
+        self, smtpd: ScriptedSMTP, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         caplog.set_level(logging.DEBUG)
         ours = Ours(smtpd)
         ours()

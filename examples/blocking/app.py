@@ -48,7 +48,9 @@ def seconds() -> float:
     except ValueError:
         asked = math.nan
     if not 0 <= asked <= SECONDS_MAX:
-        raise InvalidMessage([FieldError("?seconds", f"expected a number from 0 to {SECONDS_MAX:g}, got {given[:80]!r}")])
+        raise InvalidMessage(
+            [FieldError("?seconds", f"expected a number from 0 to {SECONDS_MAX:g}, got {given[:80]!r}")]
+        )
     return asked
 
 

@@ -1,7 +1,7 @@
 """Print how long a client waits, side by side, while the example runs.
 
-    .venv/bin/python -m examples.blocking.compare
-    .venv/bin/python -m examples.blocking.compare 5 http://127.0.0.1:5000       seconds of work, and where the example is
+.venv/bin/python -m examples.blocking.compare
+.venv/bin/python -m examples.blocking.compare 5 http://127.0.0.1:5000       seconds of work, and where the example is
 """
 
 import sys
@@ -24,10 +24,13 @@ def compare(seconds: float, base_url: str) -> str:
     status = done(f"{base_url}/v1/jobs/{answer.json()['task_id']}", deadline=started + seconds + 30)
     background = time.monotonic() - started
 
-    return "\n".join([
-        f"{seconds:g} s of work      blocking   background",
-        f"answer after   {blocking:8.2f} s   {at_once:8.2f} s",
-        f"work ended     {blocking:8.2f} s   {background:8.2f} s   {status}"])
+    return "\n".join(
+        [
+            f"{seconds:g} s of work      blocking   background",
+            f"answer after   {blocking:8.2f} s   {at_once:8.2f} s",
+            f"work ended     {blocking:8.2f} s   {background:8.2f} s   {status}",
+        ]
+    )
 
 
 def done(url: str, *, deadline: float) -> str:
@@ -43,4 +46,9 @@ def done(url: str, *, deadline: float) -> str:
 
 
 if __name__ == "__main__":
-    print(compare(float(sys.argv[1]) if len(sys.argv) > 1 else 2.0, sys.argv[2] if len(sys.argv) > 2 else "http://127.0.0.1:5000"))
+    print(
+        compare(
+            float(sys.argv[1]) if len(sys.argv) > 1 else 2.0,
+            sys.argv[2] if len(sys.argv) > 2 else "http://127.0.0.1:5000",
+        )
+    )

@@ -22,11 +22,19 @@ from examples import as_celery
 from mailroom.api.routes.jobs import find_job, start_job
 from mailroom.model.errors import FieldError, InvalidMessage
 
-blueprint = Blueprint("buttons", __name__, template_folder="templates", static_folder="static", static_url_path="/static/buttons")
+blueprint = Blueprint(
+    "buttons",
+    __name__,
+    template_folder="templates",
+    static_folder="static",
+    static_url_path="/static/buttons",
+)
 
 #: The page may use its own files and nothing else, whatever gets into it.
-CONTENT_SECURITY_POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-                           "form-action 'self'; frame-ancestors 'none'; base-uri 'none'")
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+)
 
 
 @blueprint.get("/buttons")

@@ -21,7 +21,11 @@ def order(cafe: Celery, drink: str, to: str | None = None, **args: Any) -> str:
     """Send one order to the queue of its drink, and return its id: the task's, and the job's."""
     asked: dict[str, Any] = {"name": drink, "args": args}
     if to:
-        asked["notify"] = {"to": to, "subject": f"Your {drink} is ready", "contents": "Here is {{ job.result }}."}
+        asked["notify"] = {
+            "to": to,
+            "subject": f"Your {drink} is ready",
+            "contents": "Here is {{ job.result }}.",
+        }
     return str(cafe.send_task("mailasync.runJob", [asked], queue=drink).id)
 
 
@@ -31,8 +35,10 @@ def main() -> None:
     parser.add_argument("--to", help="who gets a mail when the coffee is ready")
     asked = parser.parse_args()
     # Celery's default is to hand a message to the socket and hope; confirmed, the broker has it when send_task returns.
-    cafe = Celery(broker=os.environ.get("MAILASYNC_BROKER_URL", "pyamqp://guest@localhost//"),
-                  broker_transport_options={"confirm_publish": True})
+    cafe = Celery(
+        broker=os.environ.get("MAILASYNC_BROKER_URL", "pyamqp://guest@localhost//"),
+        broker_transport_options={"confirm_publish": True},
+    )
     try:
         for _ in range(asked.beers):
             print("beer  ", order(cafe, "beer"), flush=True)

@@ -56,7 +56,9 @@ def number(body: object) -> int:
     written = str(given) if isinstance(given, int | str) and not isinstance(given, bool) else ""
     # [0-9]: int() takes other scripts' digits, spaces and underscores as well.
     if not re.fullmatch(r"-?[0-9]{1,9}", written) or int(written) > N_MAX:
-        raise InvalidMessage([FieldError("#/number", f"expected a whole number up to {N_MAX}, got {str(given)[:80]!r}")])
+        raise InvalidMessage(
+            [FieldError("#/number", f"expected a whole number up to {N_MAX}, got {str(given)[:80]!r}")]
+        )
     return int(written)
 
 

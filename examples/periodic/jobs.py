@@ -14,5 +14,9 @@ GB = 1e9
 def report() -> dict[str, float | str]:
     """Say how full the disk is."""
     disk = shutil.disk_usage(Path(__file__).anchor)
-    return {"host": platform.node(), "used_percent": round(100 * disk.used / disk.total, 1),
-            "free_gb": round(disk.free / GB, 1), "total_gb": round(disk.total / GB, 1)}
+    return {
+        "host": platform.node(),
+        "used_percent": round(100 * disk.used / disk.total, 1),
+        "free_gb": round(disk.free / GB, 1),
+        "total_gb": round(disk.total / GB, 1),
+    }

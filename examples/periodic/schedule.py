@@ -41,14 +41,21 @@ REPORT = {
 app = Celery("periodic", broker=load().BROKER_URL or PAIR_BROKER_URL)
 app.conf.update(
     timezone=TIMEZONE,
-    beat_schedule={"daily report": {
-        "task": "mailasync.runJob", "args": [REPORT],  # no queue: the plain one, `celery`, which workers without -Q read
-        "schedule": EVERY or crontab(hour=7, minute=0)}},
+    beat_schedule={
+        "daily report": {
+            "task": "mailasync.runJob",
+            "args": [REPORT],  # no queue: the plain one, `celery`, which workers without -Q read
+            "schedule": EVERY or crontab(hour=7, minute=0),
+        }
+    },
     beat_schedule_filename=str(STATE),
     result_expires=None,  # else beat has results cleaned up each night, and there are none
     broker_connection_max_retries=None,  # 100 would end beat after 45 minutes without a broker
     broker_transport_options={"confirm_publish": True, "read_timeout": 10, "write_timeout": 10},
-    task_publish_retry_policy={"max_retries": None, "interval_max": 10},  # else a tick is lost where the broker restarts
+    task_publish_retry_policy={
+        "max_retries": None,
+        "interval_max": 10,
+    },  # else a tick is lost where the broker restarts
 )
 STATE.parent.mkdir(mode=0o700, exist_ok=True)
 

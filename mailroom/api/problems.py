@@ -19,7 +19,9 @@ PROBLEM_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 2
 
 
-def problem(status: int, code: str, title: str, detail: str, *, headers: dict[str, str] | None = None, **more: Any) -> Response:
+def problem(
+    status: int, code: str, title: str, detail: str, *, headers: dict[str, str] | None = None, **more: Any
+) -> Response:
     body = {"type": "about:blank", "title": title, "status": status, "code": code, "detail": detail, **more}
     if id := request_id.get():
         body["request_id"] = id
@@ -59,8 +61,13 @@ def unavailable(error: StoreUnavailable) -> Response:
     log.error("%s", error)
     if isinstance(error, CommitUnanswered) or written.get() > g.get("written_before", written.get()):
         return _unconfirmed()
-    return problem(503, "store_unavailable", "The database is not available", "nothing was accepted or changed; try again",
-                   headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
+    return problem(
+        503,
+        "store_unavailable",
+        "The database is not available",
+        "nothing was accepted or changed; try again",
+        headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
+    )
 
 
 def _unconfirmed() -> Response:
@@ -77,8 +84,17 @@ def _unconfirmed() -> Response:
     else:
         advice = f"{look} before you repeat it"
     made = {} if not ids else {"id": ids[0]} if location else {"ids": ids}
-    return problem(503, "commit_unconfirmed", title, f"the database did not confirm it; {advice}", **made, headers={
-        **({"Location": location} if location else {}), **({"Retry-After": str(RETRY_AFTER_SECONDS)} if how else {})})
+    return problem(
+        503,
+        "commit_unconfirmed",
+        title,
+        f"the database did not confirm it; {advice}",
+        **made,
+        headers={
+            **({"Location": location} if location else {}),
+            **({"Retry-After": str(RETRY_AFTER_SECONDS)} if how else {}),
+        },
+    )
 
 
 @blueprint.app_errorhandler(HTTPException)
@@ -88,11 +104,17 @@ def http(error: HTTPException) -> Response:
     Its own headers stay, such as Allow with a 405 and Retry-After with a 429.
     """
     status = error.code or 500
-    headers = {name: value for name, value in error.get_headers() if name.lower() not in ("content-type", "content-length")}
+    headers = {
+        name: value
+        for name, value in error.get_headers()
+        if name.lower() not in ("content-type", "content-length")
+    }
     code = (error.name or "error").lower().replace(" ", "_")
     detail = error.description or ""
     if isinstance(error, RequestEntityTooLarge):
-        detail = f"expected at most {request.max_content_length} bytes, got {request.content_length or 'more'}"
+        detail = (
+            f"expected at most {request.max_content_length} bytes, got {request.content_length or 'more'}"
+        )
     return problem(status, code, error.name or "Error", detail, headers=headers)
 
 

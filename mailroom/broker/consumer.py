@@ -149,10 +149,19 @@ class CarefulConsumer(Consumer):
     def _refuse(self, message: Any, reason: str) -> None:
         """Have the pool run the task that records the reason, in the place of the one that was meant."""
         body = json.dumps([[reason[:REASON_MAX_CHARACTERS], task_name(message)], {}, {}])
-        self._handle(Message(
-            body, message.delivery_tag, "application/json", "utf-8", message.delivery_info,
-            message.properties, {"task": REFUSE, "id": task_id(message)}, accept=message.accept,
-            channel=message.channel))
+        self._handle(
+            Message(
+                body,
+                message.delivery_tag,
+                "application/json",
+                "utf-8",
+                message.delivery_info,
+                message.properties,
+                {"task": REFUSE, "id": task_id(message)},
+                accept=message.accept,
+                channel=message.channel,
+            )
+        )
 
     def _is_shared(self, message: Any) -> bool:
         # By the consumer that brought it: exchange and routing key are as the publisher likes.
@@ -178,8 +187,12 @@ class CarefulConsumer(Consumer):
         self.app.amqp.queues.deselect([SHARED_QUEUE])
         self.call_soon(self._cancel_shared)
         left_queue.send(sender=self, reason=reason)
-        log.warning("the queue %s is left alone until this worker is started anew, as %s; our Celery clients "
-                    'name queue="mail", see README, "Send from a Celery client"', SHARED_QUEUE, reason)
+        log.warning(
+            "the queue %s is left alone until this worker is started anew, as %s; our Celery clients "
+            'name queue="mail", see README, "Send from a Celery client"',
+            SHARED_QUEUE,
+            reason,
+        )
 
     def _cancel_shared(self) -> None:
         self.cancel_task_queue(SHARED_QUEUE)  # Waits for the answer; what comes before that is held as well.

@@ -43,9 +43,17 @@ Publish = Callable[[Producer, str, Sequence[str]], None]
 class Publisher:
     """The publisher of one process. Losing what it holds costs time, never a mail: the rows say what was not published."""
 
-    def __init__(self, connect: Callable[[], Connection], publish: Publish, *, published: Callable[[str, Sequence[str], float], None],
-                 unpublished: Callable[[Sequence[str]], None], watched: Sequence[str], chunks: Mapping[str, int] | None = None,
-                 looked: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], Connection],
+        publish: Publish,
+        *,
+        published: Callable[[str, Sequence[str], float], None],
+        unpublished: Callable[[Sequence[str]], None],
+        watched: Sequence[str],
+        chunks: Mapping[str, int] | None = None,
+        looked: Callable[[], None] = lambda: None,
+    ) -> None:
         """`published` is told the queue and the ids that the broker confirmed, and how many seconds ago they were sent; `unpublished`
         the ids that it did not take. `watched` names the queues to look at, the one that is told of first; `chunks` says for which
         queues a nudge is shorter; `looked` is called after each look, whatever the broker said."""
@@ -58,7 +66,9 @@ class Publisher:
         self._looked = looked
         self._waiting: deque[tuple[str, str, bool]] = deque()
         self._confirmed: list[tuple[str, str]] = []  #: (id, queue) that is not noted yet
-        self._confirmed_at = 0.0  #: when the first of them was sent, when they are to be noted, and when others were
+        self._confirmed_at = (
+            0.0  #: when the first of them was sent, when they are to be noted, and when others were
+        )
         self._note_at = float("inf")
         self._noted_at = float("-inf")
         self._look_at = time.monotonic() + FIRST_LOOK_SECONDS  #: when the queues are to be looked at next
@@ -160,10 +170,19 @@ class Publisher:
 
     def _note(self) -> None:
         """Have it written down which ids the broker has."""
-        confirmed, self._confirmed, self._note_at, self._noted_at = self._confirmed, [], float("inf"), time.monotonic()
+        confirmed, self._confirmed, self._note_at, self._noted_at = (
+            self._confirmed,
+            [],
+            float("inf"),
+            time.monotonic(),
+        )
         for queue in dict.fromkeys(queue for _, queue in confirmed):
-            with suppress(Exception):  # Not noted means published once more, and the second nudge finds nothing to do.
-                self._published(queue, [id for id, of in confirmed if of == queue], time.monotonic() - self._confirmed_at)
+            with suppress(
+                Exception
+            ):  # Not noted means published once more, and the second nudge finds nothing to do.
+                self._published(
+                    queue, [id for id, of in confirmed if of == queue], time.monotonic() - self._confirmed_at
+                )
 
     def _watch(self, producer: Producer) -> None:
         connection: Any = producer.connection
@@ -186,7 +205,9 @@ class Publisher:
                 self._connection = self._connect()
                 self._producer = Producer(self._connection)
             act(self._producer)
-        except Exception as e:  # kombu's errors have no common base, and whatever it is, the answer is the same.
+        except (
+            Exception
+        ) as e:  # kombu's errors have no common base, and whatever it is, the answer is the same.
             self._is_refused = publishes and self._producer is not None and isinstance(e, AccessRefused)
             self._note_outage(words(e))
             self._drop()

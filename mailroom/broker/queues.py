@@ -16,10 +16,16 @@ from kombu.transport.pyamqp import SSLTransport
 #: What is told of an error whose way out is not known.
 WORDS_MAX_CHARACTERS = 200
 #: RabbitMQ says which right it is from 3.12 on; before that the method tells.
-_REFUSED = re.compile(r"ACCESS_REFUSED - (?:(?P<right>\w+) )?access to (?P<what>\w+ '.*' in vhost '.*') "
-                      r"refused for user '(?P<user>.*)'")
-_RIGHTS = {"Exchange.declare": "configure", "Queue.declare": "configure", "Basic.consume": "read",
-           "Basic.publish": "write"}
+_REFUSED = re.compile(
+    r"ACCESS_REFUSED - (?:(?P<right>\w+) )?access to (?P<what>\w+ '.*' in vhost '.*') "
+    r"refused for user '(?P<user>.*)'"
+)
+_RIGHTS = {
+    "Exchange.declare": "configure",
+    "Queue.declare": "configure",
+    "Basic.consume": "read",
+    "Basic.publish": "write",
+}
 
 
 class VerifiedTransport(SSLTransport):
@@ -87,14 +93,18 @@ def words(error: Exception) -> str:
     """Say in one line what keeps us from the broker, and the way out where it is known."""
     cause = error.__cause__ if isinstance(error, OperationalError) and error.__cause__ else error
     if isinstance(cause, ssl.SSLCertVerificationError):
-        return (f"its certificate is not trusted: {cause.verify_message}; correct the host in "
-                "MAILASYNC_BROKER_URL, or set MAILASYNC_BROKER_CA_FILE to the authority that signed it")
+        return (
+            f"its certificate is not trusted: {cause.verify_message}; correct the host in "
+            "MAILASYNC_BROKER_URL, or set MAILASYNC_BROKER_CA_FILE to the authority that signed it"
+        )
     said = " ".join(str(getattr(cause, "reply_text", None) or cause).split())[:WORDS_MAX_CHARACTERS]
     if isinstance(cause, AccessRefused | NotAllowed):
         return _refusal(said, cause.method_name or "")
     if isinstance(cause, PreconditionFailed) and "inequivalent arg" in said:
-        return (f"a queue exists with other arguments ({said}); delete it, or set MAILASYNC_QUEUE_TYPE to "
-                "what it is")
+        return (
+            f"a queue exists with other arguments ({said}); delete it, or set MAILASYNC_QUEUE_TYPE to "
+            "what it is"
+        )
     return f"{type(error).__name__} {said}"
 
 
@@ -102,8 +112,10 @@ def _refusal(said: str, method: str) -> str:
     """Name the right that is missing, or what else is wrong with user and vhost."""
     if found := _REFUSED.search(said):
         right = found["right"] or _RIGHTS.get(method) or _right_to_bind(found["what"])
-        return (f"RabbitMQ refuses user {found['user']!r} the right to {right} {found['what']}; grant it, "
-                'README\'s "Rights in RabbitMQ" lists those that are needed')
+        return (
+            f"RabbitMQ refuses user {found['user']!r} the right to {right} {found['what']}; grant it, "
+            'README\'s "Rights in RabbitMQ" lists those that are needed'
+        )
     return f"RabbitMQ does not let us in, correct user, password and vhost in MAILASYNC_BROKER_URL ({said})"
 
 

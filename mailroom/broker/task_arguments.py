@@ -12,7 +12,11 @@ def read_nudge(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[str
     if kwargs or len(args) != 2 or not isinstance(args[0], list) or not isinstance(args[1], str):
         return None
     ids, outbox_id = args
-    return (ids, outbox_id) if is_uuid(outbox_id) and all(isinstance(id, str) and is_id(id) for id in ids) else None
+    return (
+        (ids, outbox_id)
+        if is_uuid(outbox_id) and all(isinstance(id, str) and is_id(id) for id in ids)
+        else None
+    )
 
 
 def read_job(args: Sequence[Any], kwargs: Mapping[str, Any]) -> object:
@@ -24,4 +28,7 @@ def read_job(args: Sequence[Any], kwargs: Mapping[str, Any]) -> object:
 
 def is_uuid(value: object) -> bool:
     """Tell whether it is the id of an outbox, or of a row and nothing else that a client may send."""
-    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", value) is not None
+    return (
+        isinstance(value, str)
+        and re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", value) is not None
+    )

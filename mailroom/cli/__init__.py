@@ -30,16 +30,27 @@ from mailroom.submission.fields import read_fields
 from mailroom.submission.times import AskedMoment
 
 
-def commands(*, up: Callable[[bool], None], inbox: Callable[[], None], upgrade: Callable[[], str],
-             examine: Callable[[], Iterable[Finding]], settings: Settings, message_id: Callable[[str], str],
-             opened: Callable[[], AbstractContextManager[Database]], opened_pair: Opened, working: Working) -> list[click.Command]:
+def commands(
+    *,
+    up: Callable[[bool], None],
+    inbox: Callable[[], None],
+    upgrade: Callable[[], str],
+    examine: Callable[[], Iterable[Finding]],
+    settings: Settings,
+    message_id: Callable[[str], str],
+    opened: Callable[[], AbstractContextManager[Database]],
+    opened_pair: Opened,
+    working: Working,
+) -> list[click.Command]:
     """Return the commands; what they do is app.py's, which puts everything together.
 
     `opened` opens the database of whichever service runs here; `opened_pair` that of app.py and its workers, for what runs without them.
     """
 
     @click.command("up")
-    @click.option("--deliver", is_flag=True, help="Hand mails to the configured account or SMTP host, not to the inbox.")
+    @click.option(
+        "--deliver", is_flag=True, help="Hand mails to the configured account or SMTP host, not to the inbox."
+    )
     def up_command(deliver: bool) -> None:
         """Run everything in one process: web, worker, database, inbox. No account, no root, no other server."""
         up(deliver)
@@ -70,13 +81,23 @@ def commands(*, up: Callable[[bool], None], inbox: Callable[[], None], upgrade: 
             click.echo(json.dumps(asdict(done)))
             return
         click.echo(f"messages held: {done.held}; each may have been sent since this state of the database")
-        click.echo(f"jobs ended as failed: {done.jobs}, and messages that waited to tell of their success: {done.failed}")
-        click.echo(f"outbox {done.outbox_id}: nudges from before the restore are refused, with a line in the worker's log for each")
-        click.echo("Next: start web and worker. `flask release ID` lets one message go, `flask release --all` all of them;\n"
-                   "POST /v1/jobs/<id>/retry runs a job once more, with its mail.")
+        click.echo(
+            f"jobs ended as failed: {done.jobs}, and messages that waited to tell of their success: {done.failed}"
+        )
+        click.echo(
+            f"outbox {done.outbox_id}: nudges from before the restore are refused, with a line in the worker's log for each"
+        )
+        click.echo(
+            "Next: start web and worker. `flask release ID` lets one message go, `flask release --all` all of them;\n"
+            "POST /v1/jobs/<id>/retry runs a job once more, with its mail."
+        )
 
     @click.command("purge")
-    @click.option("--days", type=click.FloatRange(min=0), help="Keep what ended in the last so many days. Without it: RETENTION_DAYS.")
+    @click.option(
+        "--days",
+        type=click.FloatRange(min=0),
+        help="Keep what ended in the last so many days. Without it: RETENTION_DAYS.",
+    )
     @click.option("--yes", is_flag=True, help="Do not ask.")
     @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
     def purge_command(days: float | None, yes: bool, as_json: bool) -> None:
@@ -84,7 +105,11 @@ def commands(*, up: Callable[[bool], None], inbox: Callable[[], None], upgrade: 
         if days is None and not settings.RETENTION_DAYS:
             raise click.UsageError("RETENTION_DAYS is 0, which keeps everything; say --days")
         with told(), opened_pair() as database:
-            purge(Retention(database, settings.RETENTION_DAYS if days is None else days), ask=not yes, as_json=as_json)
+            purge(
+                Retention(database, settings.RETENTION_DAYS if days is None else days),
+                ask=not yes,
+                as_json=as_json,
+            )
 
     @click.command("doctor")
     @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
@@ -96,10 +121,21 @@ def commands(*, up: Callable[[bool], None], inbox: Callable[[], None], upgrade: 
             well = well and finding.ok
         sys.exit(0 if well else 1)
 
-    return [doctor_command, up_command, inbox_command, db_group, keys_group(opened), purge_command, postman_command,
-            *message_commands(opened, message_id),
-            suppression_commands(opened), template_commands(opened), send_command(working), *watch_commands(opened, working),
-            config_command(settings, origins)]
+    return [
+        doctor_command,
+        up_command,
+        inbox_command,
+        db_group,
+        keys_group(opened),
+        purge_command,
+        postman_command,
+        *message_commands(opened, message_id),
+        suppression_commands(opened),
+        template_commands(opened),
+        send_command(working),
+        *watch_commands(opened, working),
+        config_command(settings, origins),
+    ]
 
 
 def message_commands(opened: Opened, message_id: Callable[[str], str]) -> list[click.Command]:
@@ -130,10 +166,18 @@ def message_commands(opened: Opened, message_id: Callable[[str], str]) -> list[c
     def reschedule_command(id: str, at: str | None, delay: float | None, as_json: bool) -> None:
         """Send a message that is on its way at another time."""
         try:
-            when = read_fields(AskedMoment, {name: value for name, value in (("at", at), ("delay", delay)) if value is not None})
+            when = read_fields(
+                AskedMoment,
+                {name: value for name, value in (("at", at), ("delay", delay)) if value is not None},
+            )
         except InvalidMessage as e:
             raise click.UsageError("; ".join(error.detail for error in e.errors)) from None
-        act(opened, id, lambda actions: actions.reschedule(id, at=when.at, delay_seconds=when.delay or 0), as_json=as_json)
+        act(
+            opened,
+            id,
+            lambda actions: actions.reschedule(id, at=when.at, delay_seconds=when.delay or 0),
+            as_json=as_json,
+        )
 
     @click.command("resend")
     @click.argument("id")
@@ -141,22 +185,43 @@ def message_commands(opened: Opened, message_id: Callable[[str], str]) -> list[c
     def resend_command(id: str, as_json: bool) -> None:
         """Send a message that has ended once more to all its recipients, as a new one."""
         new = new_id()
-        act(opened, id, lambda actions: actions.resend(id, new, message_id=message_id(new)), as_json=as_json, then=new)
+        act(
+            opened,
+            id,
+            lambda actions: actions.resend(id, new, message_id=message_id(new)),
+            as_json=as_json,
+            then=new,
+        )
 
     return [
-        plain(opened, "cancel", "Take a message back before it is sent; a job that it waits for goes on.", Actions.cancel),
+        plain(
+            opened,
+            "cancel",
+            "Take a message back before it is sent; a job that it waits for goes on.",
+            Actions.cancel,
+        ),
         plain(opened, "hold", "Stop a message until somebody releases it.", Actions.hold),
-        plain(opened, "retry", "Try a message now; one that failed or expired once more, for those who do not have it.", Actions.retry),
-        release_command, reschedule_command, resend_command]
+        plain(
+            opened,
+            "retry",
+            "Try a message now; one that failed or expired once more, for those who do not have it.",
+            Actions.retry,
+        ),
+        release_command,
+        reschedule_command,
+        resend_command,
+    ]
 
 
 def plain(opened: Opened, name: str, help: str, action: Callable[[Actions, str], None]) -> click.Command:
     """A command that needs nothing but the id."""
+
     @click.command(name, help=help)
     @click.argument("id")
     @AS_JSON
     def command(id: str, as_json: bool) -> None:
         act(opened, id, lambda actions: action(actions, id), as_json=as_json)
+
     return command
 
 
@@ -174,12 +239,20 @@ def act(opened: Opened, id: str, action: Callable[[Actions], None], *, as_json: 
             error = str(e)
         standing = Outbox(database).standing(id if error or not then else then) if is_id(id) else None
     row = standing.row if standing else {"id": id, "state": None, "resent_of": None, "next_attempt_at": None}
-    click.echo(json.dumps(as_object(row, error)) if as_json else as_line(row, error, once_more=bool(then)), err=bool(error) and not as_json)
+    click.echo(
+        json.dumps(as_object(row, error)) if as_json else as_line(row, error, once_more=bool(then)),
+        err=bool(error) and not as_json,
+    )
     sys.exit(1 if error else 0)
 
 
 def as_object(row: Mapping[str, Any], error: str) -> dict[str, Any]:
-    told = {"id": row["id"], "status": row["state"], "next_attempt_at": moment(row["next_attempt_at"]), "resent_of": row["resent_of"]}
+    told = {
+        "id": row["id"],
+        "status": row["state"],
+        "next_attempt_at": moment(row["next_attempt_at"]),
+        "resent_of": row["resent_of"],
+    }
     return told | ({"error": error} if error else {})
 
 
@@ -200,10 +273,15 @@ def purge(retention: Retention, *, ask: bool, as_json: bool) -> None:
         click.confirm(f"Delete {sum(old):,} {what}, {old[0]:,} and {old[1]:,}?", abort=True, err=True)
     gone = [0, 0]
     # Jobs go with their messages and are in no count before, so the bar is about rows that were looked for.
-    with click.progressbar(length=sum(old), label="purge", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+    with click.progressbar(
+        length=sum(old), label="purge", file=sys.stderr, hidden=not sys.stderr.isatty()
+    ) as bar:
         for messages, jobs in retention.rounds():
             gone[0] += messages
             gone[1] += jobs
             bar.update(messages + jobs)
-    click.echo(json.dumps({"days": retention.days, "messages": gone[0], "jobs": gone[1]}) if as_json else
-               f"deleted {gone[0]:,} messages and {gone[1]:,} jobs")
+    click.echo(
+        json.dumps({"days": retention.days, "messages": gone[0], "jobs": gone[1]})
+        if as_json
+        else f"deleted {gone[0]:,} messages and {gone[1]:,} jobs"
+    )

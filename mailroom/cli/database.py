@@ -44,11 +44,16 @@ def opened(settings: Settings, choice: Choice | None = None) -> Iterator[Databas
     if choice is None:
         choice = choose(settings)
     if choice.is_up:
-        click.echo(f"(this is about flask up, which runs here while the pair does not: {_file(choice)}; "
-                   f"{PREFIX}DATABASE_URL names another)", err=True)
+        click.echo(
+            f"(this is about flask up, which runs here while the pair does not: {_file(choice)}; "
+            f"{PREFIX}DATABASE_URL names another)",
+            err=True,
+        )
     if choice.is_ours and not _file(choice).exists():
-        raise NoDatabase(f"{_file(choice)} is not there yet: start app.py or a worker, which make it, or run `flask db upgrade`"
-                         + _hint(settings))
+        raise NoDatabase(
+            f"{_file(choice)} is not there yet: start app.py or a worker, which make it, or run `flask db upgrade`"
+            + _hint(settings)
+        )
     database = Database(choice.url)
     try:
         check(database)
@@ -60,7 +65,11 @@ def opened(settings: Settings, choice: Choice | None = None) -> Iterator[Databas
 def _hint(settings: Settings) -> str:
     url = database_url(settings, file_name=UP_FILE)
     there = _file(Choice(url)).exists()
-    return f". There is one of `flask up`, which does not run: start it, or set {PREFIX}DATABASE_URL={url}" if there else ""
+    return (
+        f". There is one of `flask up`, which does not run: start it, or set {PREFIX}DATABASE_URL={url}"
+        if there
+        else ""
+    )
 
 
 def _file(choice: Choice) -> Path:

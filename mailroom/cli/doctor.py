@@ -35,8 +35,10 @@ QUEUED_MAX_SECONDS = 300
 LOOK_SECONDS = 12.0
 STEP_SECONDS = 5.0
 #: The ways out where a worker leaves the queue `celery` alone.
-CELERY_QUEUE = ('set MAILASYNC_SERVE_CELERY_QUEUE=off and have clients name queue="mail", or move the other application '
-                "to a vhost or queue of its own and restart the worker")
+CELERY_QUEUE = (
+    'set MAILASYNC_SERVE_CELERY_QUEUE=off and have clients name queue="mail", or move the other application '
+    "to a vhost or queue of its own and restart the worker"
+)
 PACKAGES = ("celery", "kombu", "flask", "yagmail", "sqlalchemy", "granian")
 
 
@@ -62,7 +64,9 @@ class Doctor:
     settings: Settings
     database: Database
     accounts: list[Account]
-    connect: Callable[[], Any] | None  #: a kombu connection to the broker, open; None where `flask up` is its own
+    connect: (
+        Callable[[], Any] | None
+    )  #: a kombu connection to the broker, open; None where `flask up` is its own
 
     def examine(self) -> Iterator[Finding]:
         yield self._versions()
@@ -88,7 +92,9 @@ class Doctor:
     def _database(self) -> Iterator[Finding]:
         file = self.database.url.database if self.database.url.get_backend_name() == "sqlite" else None
         if not self.settings.DATABASE_URL and file and not Path(file).exists():
-            yield Finding("database", False, f"{file} is not there yet; it is made when app.py or a worker first starts")
+            yield Finding(
+                "database", False, f"{file} is not there yet; it is made when app.py or a worker first starts"
+            )
             return
         try:
             check(self.database)
@@ -97,8 +103,12 @@ class Doctor:
         except MailroomError as e:
             yield Finding("database", False, str(e))
             return
-        yield Finding("database", True, f"{self.database!r} takes mail, and has the schema of this version; "
-                                        f"{found.version}, {found.size_bytes / 1e6:,.1f} MB")
+        yield Finding(
+            "database",
+            True,
+            f"{self.database!r} takes mail, and has the schema of this version; "
+            f"{found.version}, {found.size_bytes / 1e6:,.1f} MB",
+        )
 
     def _durability(self) -> Iterator[Finding]:
         found = durability(self.database)
@@ -112,9 +122,12 @@ class Doctor:
         try:
             connection = self.connect()
         except Exception as e:  # kombu's errors have no common base.
-            yield Finding("broker", False,
-                          f"cannot be reached ({words(e)}); start RabbitMQ, or correct MAILASYNC_BROKER_URL. "
-                          "Mail is accepted and kept meanwhile; `flask up` needs no broker")
+            yield Finding(
+                "broker",
+                False,
+                f"cannot be reached ({words(e)}); start RabbitMQ, or correct MAILASYNC_BROKER_URL. "
+                "Mail is accepted and kept meanwhile; `flask up` needs no broker",
+            )
             return
         try:
             said = getattr(connection.connection, "server_properties", {})
@@ -125,25 +138,50 @@ class Doctor:
 
     def _queue(self) -> Iterator[Finding]:
         depths = Tallies(self.database).depths(self.settings.LEASE_SECONDS)
-        counts = ", ".join(f"{count:,} {state}" for state, count in depths.messages.items() if count) or "nothing waits"
-        waits = f"; the oldest of the queued waits for {depths.oldest_seconds:,.0f} s" if depths.messages["queued"] else ""
+        counts = (
+            ", ".join(f"{count:,} {state}" for state, count in depths.messages.items() if count)
+            or "nothing waits"
+        )
+        waits = (
+            f"; the oldest of the queued waits for {depths.oldest_seconds:,.0f} s"
+            if depths.messages["queued"]
+            else ""
+        )
         is_late = depths.oldest_seconds > QUEUED_MAX_SECONDS
-        yield Finding("queue", not is_late, counts + waits + (": see what `flask status ID` says of it, or start more workers"
-                                                              if is_late else ""))
+        yield Finding(
+            "queue",
+            not is_late,
+            counts
+            + waits
+            + (": see what `flask status ID` says of it, or start more workers" if is_late else ""),
+        )
 
     def _keys(self) -> Iterator[Finding]:
         made = sum(row.revoked_at is None for row in ApiKeys(self.database).every())
-        words = " and ".join([*([f"{made} in the database"] if made else []), *(["API_KEY"] if self.settings.API_KEY else [])])
+        words = " and ".join(
+            [*([f"{made} in the database"] if made else []), *(["API_KEY"] if self.settings.API_KEY else [])]
+        )
         host = self.settings.HOST
         if not words and not self.settings.listens_on_loopback:
-            yield Finding("keys", False, f"none, and HOST {host} can be reached from other machines: run `flask keys create NAME`")
+            yield Finding(
+                "keys",
+                False,
+                f"none, and HOST {host} can be reached from other machines: run `flask keys create NAME`",
+            )
             return
         yield Finding("keys", True, f"{words}; every request needs one" if words else _keyless())
 
     def _public_url(self) -> Finding:
         url = self.settings.PUBLIC_URL
-        return Finding("PUBLIC_URL", True, "not set: mails cannot have a link to unsubscribe by" if not url else
-                       f"{url}; a proxy there has to pass /unsubscribe/ on" if url.startswith("https:") else f"{url}, to try it out")
+        return Finding(
+            "PUBLIC_URL",
+            True,
+            "not set: mails cannot have a link to unsubscribe by"
+            if not url
+            else f"{url}; a proxy there has to pass /unsubscribe/ on"
+            if url.startswith("https:")
+            else f"{url}, to try it out",
+        )
 
     def _worker(self) -> Iterator[Finding]:
         ms = Outbox(self.database).worker_seen_ms_ago()
@@ -157,10 +195,15 @@ class Doctor:
             if trouble := row["broker_trouble"]:
                 yield Finding("worker", False, f"{row['name']} cannot take mail: {trouble}")
             if reason := row["celery_queue_left"]:
-                yield Finding("queue celery", False, f"{row['name']} takes nothing from it, as {reason}; {CELERY_QUEUE}")
+                yield Finding(
+                    "queue celery", False, f"{row['name']} takes nothing from it, as {reason}; {CELERY_QUEUE}"
+                )
 
     def _login(self, account: Account) -> Iterator[Finding]:
-        what, hop = f"login of account {account.name}", replace(account.hop, timeout_seconds=min(STEP_SECONDS, account.hop.timeout_seconds))
+        what, hop = (
+            f"login of account {account.name}",
+            replace(account.hop, timeout_seconds=min(STEP_SECONDS, account.hop.timeout_seconds)),
+        )
         session = Session(hop)
         try:
             session.open()
@@ -179,12 +222,23 @@ class Doctor:
 
     def _account(self, account: Account) -> Iterator[Finding]:
         [row] = Accounts(self.database, [account.budget]).standing()
-        left = [f"{limit - row[name]} of {limit} {name}" for name, limit in
-                (("messages", account.messages_per_day), ("recipients", account.recipients_per_day)) if limit]
+        left = [
+            f"{limit - row[name]} of {limit} {name}"
+            for name, limit in (
+                ("messages", account.messages_per_day),
+                ("recipients", account.recipients_per_day),
+            )
+            if limit
+        ]
         budget = f"{' and '.join(left)} left for these 24 hours" if left else "no limit"
         well = row["state"] == AccountState.OK
-        yield Finding(f"budget of account {account.name}", well,
-                      budget if well else f"{row['state']}: {row['reason']}; its mails wait, and go on by themselves; {budget}")
+        yield Finding(
+            f"budget of account {account.name}",
+            well,
+            budget
+            if well
+            else f"{row['state']}: {row['reason']}; its mails wait, and go on by themselves; {budget}",
+        )
 
 
 def bounded(what: str, probe: Callable[[], Iterator[Finding]]) -> list[Finding]:
@@ -203,15 +257,19 @@ def bounded(what: str, probe: Callable[[], Iterator[Finding]]) -> list[Finding]:
     thread = threading.Thread(target=run, name=f"look-{what}", daemon=True)
     thread.start()
     thread.join(LOOK_SECONDS)
-    return [*found] or [Finding(what, False, f"no answer within {LOOK_SECONDS:g} s: is its host right, and not frozen?")]
+    return [*found] or [
+        Finding(what, False, f"no answer within {LOOK_SECONDS:g} s: is its host right, and not frozen?")
+    ]
 
 
 def _keyless() -> str:
     """Tell what it means to have no key, and where that is not safe."""
     served = "none: whoever works on this machine as this user or as root may do everything"
     if peer.working() is None:
-        served = ("none: whoever works on this machine may do everything, and strangers by a proxy here that adds no header, "
-                  "as this system does not tell whose a connection is")
+        served = (
+            "none: whoever works on this machine may do everything, and strangers by a proxy here that adds no header, "
+            "as this system does not tell whose a connection is"
+        )
     return f"{served}; before you put a proxy in front, run `flask keys create NAME`"
 
 
@@ -219,7 +277,9 @@ def _certificate(what: str, sock: ssl.SSLSocket) -> Finding:
     certificate: Any = sock.getpeercert() or {}
     days = (ssl.cert_time_to_seconds(certificate["notAfter"]) - time.time()) / 86400
     ok = days >= CERTIFICATE_MIN_DAYS
-    return Finding(what, ok, f"valid for {days:.0f} days" + ("" if ok else ": whoever runs that server has to renew it"))
+    return Finding(
+        what, ok, f"valid for {days:.0f} days" + ("" if ok else ": whoever runs that server has to renew it")
+    )
 
 
 def _pipelining(account: Account, session: Session) -> Iterator[Finding]:
@@ -227,9 +287,14 @@ def _pipelining(account: Account, session: Session) -> Iterator[Finding]:
     if not account.hop.pipelining:
         yield Finding(what, True, "off, as MAILASYNC_SMTP_PIPELINING says: commands go one by one")
     elif (works := session.pipelines()) is not None:
-        yield Finding(what, works, "the server takes commands in one write" if works else
-                      "the server announces it, and loses or garbles commands; each worker finds that out with "
-                      "its first mails, and goes on one by one: set MAILASYNC_SMTP_PIPELINING=off")
+        yield Finding(
+            what,
+            works,
+            "the server takes commands in one write"
+            if works
+            else "the server announces it, and loses or garbles commands; each worker finds that out with "
+            "its first mails, and goes on one by one: set MAILASYNC_SMTP_PIPELINING=off",
+        )
 
 
 def _what_to_do(code: int) -> str:
@@ -238,7 +303,7 @@ def _what_to_do(code: int) -> str:
         535: "user or password is wrong; for Gmail it has to be an app password: myaccount.google.com/apppasswords",
         530: "the server wants a login: set MAILASYNC_MAIL_USERNAME and MAILASYNC_MAIL_PASSWORD",
         504: "try MAILASYNC_SMTP_SECURITY=ssl or starttls; for XOAUTH2 set MAILASYNC_MAIL_OAUTH2_FILE; "
-             "for a server that wants no login, MAILASYNC_SMTP_AUTH=off",
+        "for a server that wants no login, MAILASYNC_SMTP_AUTH=off",
         454: "too many logins, or the server is out of order: wait a quarter of an hour",
         0: "check MAILASYNC_SMTP_HOST, _PORT and _SECURITY; without an account, start `flask inbox`",
     }.get(code, "ask who runs that server")

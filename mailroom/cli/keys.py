@@ -21,15 +21,38 @@ def keys_group(opened: Opened) -> click.Group:
 
     @group.command("create")
     @click.argument("name")
-    @click.option("--scope", "scopes", multiple=True, type=click.Choice([scope.value for scope in Scope]), default=[Scope.SEND.value],
-                  show_default=True, help="send: mails and jobs, and see by its id what became of one; read: every GET; admin: everything.")
-    @click.option("--from", "senders", multiple=True, metavar="ADDRESS",
-                  help="An address or @domain that it may send from. Without one: any that the accounts allow.")
-    @click.option("--per-minute", type=click.IntRange(1, PER_MINUTE_MAX), help="Messages a minute. Without it: no limit.")
+    @click.option(
+        "--scope",
+        "scopes",
+        multiple=True,
+        type=click.Choice([scope.value for scope in Scope]),
+        default=[Scope.SEND.value],
+        show_default=True,
+        help="send: mails and jobs, and see by its id what became of one; read: every GET; admin: everything.",
+    )
+    @click.option(
+        "--from",
+        "senders",
+        multiple=True,
+        metavar="ADDRESS",
+        help="An address or @domain that it may send from. Without one: any that the accounts allow.",
+    )
+    @click.option(
+        "--per-minute",
+        type=click.IntRange(1, PER_MINUTE_MAX),
+        help="Messages a minute. Without it: no limit.",
+    )
     @AS_JSON
-    def create_command(name: str, scopes: Sequence[str], senders: Sequence[str], per_minute: int | None, as_json: bool) -> None:
+    def create_command(
+        name: str, scopes: Sequence[str], senders: Sequence[str], per_minute: int | None, as_json: bool
+    ) -> None:
         """Make a key and print it, this once."""
-        asked = {"name": name, "scopes": [Scope(scope) for scope in scopes], "senders": [*senders], "per_minute": per_minute}
+        asked = {
+            "name": name,
+            "scopes": [Scope(scope) for scope in scopes],
+            "senders": [*senders],
+            "per_minute": per_minute,
+        }
         with told(), opened() as database:
             try:
                 secret, key = make(ApiKeys(database), asked)
@@ -38,7 +61,9 @@ def keys_group(opened: Opened) -> click.Group:
         if as_json:
             click.echo(json.dumps({"key": secret, **shown(key)}))
             return
-        click.echo(f"key {key.id} is in {database}; it is shown this once, and cannot be had again:", err=True)
+        click.echo(
+            f"key {key.id} is in {database}; it is shown this once, and cannot be had again:", err=True
+        )
         click.echo(secret)
 
     @group.command("list")
@@ -66,10 +91,12 @@ def keys_group(opened: Opened) -> click.Group:
 
 def _line(row: KeyRow) -> str:
     key = row.key
-    words = [f"{key.id}  {key.name}: {', '.join(sorted(key.scopes))}",
-             f"from {' or '.join(key.senders)}" if key.senders else "",
-             f"{key.per_minute:,} messages a minute" if key.per_minute else "",
-             f"made {moment(row.created_at)}",
-             f"last used {moment(row.used_at)}" if row.used_at else "never used",
-             f"revoked {moment(row.revoked_at)}" if row.revoked_at else ""]
+    words = [
+        f"{key.id}  {key.name}: {', '.join(sorted(key.scopes))}",
+        f"from {' or '.join(key.senders)}" if key.senders else "",
+        f"{key.per_minute:,} messages a minute" if key.per_minute else "",
+        f"made {moment(row.created_at)}",
+        f"last used {moment(row.used_at)}" if row.used_at else "never used",
+        f"revoked {moment(row.revoked_at)}" if row.revoked_at else "",
+    ]
     return "; ".join(filter(None, words))

@@ -41,7 +41,11 @@ class WaitSeconds(click.ParamType[float]):
         except ValueError:
             seconds = -1.0
         if not seconds >= 0:
-            self.fail(f"expected seconds from 0 up, got {value!r}; without a number put --wait at the end", parameter, context)
+            self.fail(
+                f"expected seconds from 0 up, got {value!r}; without a number put --wait at the end",
+                parameter,
+                context,
+            )
         return seconds
 
 
@@ -55,7 +59,11 @@ PARAMETERS: list[click.Parameter] = [
     click.Option(["--reply-to"], multiple=True, metavar="ADDRESS"),
     click.Option(["--from", "sender"], metavar="ADDRESS", help="One that an account may send from."),
     click.Option(["--subject", "-s"]),
-    click.Option(["--text"], metavar="FILE", help="The text, instead of TEXT; - for standard input, here and for every FILE."),
+    click.Option(
+        ["--text"],
+        metavar="FILE",
+        help="The text, instead of TEXT; - for standard input, here and for every FILE.",
+    ),
     click.Option(["--html"], metavar="FILE", help="The HTML form."),
     click.Option(["--file", "files"], multiple=True, metavar="FILE", help="To be attached."),
     click.Option(["--header", "headers"], multiple=True, metavar="'X-A: b'"),
@@ -67,9 +75,16 @@ PARAMETERS: list[click.Parameter] = [
     click.Option(["--low"], is_flag=True, help="On the queue for bulk mail."),
     click.Option(["--request"], metavar="FILE", help="The whole as the JSON object of POST /v1/messages."),
     click.Option(["--dry-run"], is_flag=True, help="Show the mail as it would go, and accept nothing."),
-    click.Option(["--wait"], type=WaitSeconds(), is_flag=False, flag_value=NO_END, metavar="[SECONDS]",
-                 help="Wait until it has ended, for so long at most; ends with 0 only if it was sent."),
-    click.Option(["--json", "as_json"], is_flag=True, help="One JSON object.")]
+    click.Option(
+        ["--wait"],
+        type=WaitSeconds(),
+        is_flag=False,
+        flag_value=NO_END,
+        metavar="[SECONDS]",
+        help="Wait until it has ended, for so long at most; ends with 0 only if it was sent.",
+    ),
+    click.Option(["--json", "as_json"], is_flag=True, help="One JSON object."),
+]
 
 
 def send_command(working: Working) -> click.Command:
@@ -89,9 +104,14 @@ def send_command(working: Working) -> click.Command:
             if remark:
                 click.echo(f"({remark})", err=True)
             if wait is None or not as_json:
-                click.echo(json.dumps({"id": acceptance.id, "status": acceptance.state, "remark": remark}) if as_json else acceptance.id)
+                click.echo(
+                    json.dumps({"id": acceptance.id, "status": acceptance.state, "remark": remark})
+                    if as_json
+                    else acceptance.id
+                )
             if wait is not None:
                 end(services, acceptance.id, wait, as_json=as_json)
+
     return send
 
 
@@ -100,17 +120,23 @@ def accept(services: Services, acceptance: NewMessage) -> str:
     try:
         services.outbox.accept(acceptance)
     except CommitUnanswered as e:
-        raise click.ClickException(f"{e}; the mail may have been accepted: look with `flask status {acceptance.id}` before you send it "
-                                   "again") from None
+        raise click.ClickException(
+            f"{e}; the mail may have been accepted: look with `flask status {acceptance.id}` before you send it "
+            "again"
+        ) from None
     try:
         if acceptance.job:
             services.run(acceptance.job)
         elif acceptance.state is State.QUEUED:
             services.send(acceptance.id, acceptance.queue)
     except Exception as e:  # kombu's errors have no common base, and whatever it is, the mail is kept.
-        return f"the broker cannot be reached ({type(e).__name__}); the mail is kept, and goes when it is back"
+        return (
+            f"the broker cannot be reached ({type(e).__name__}); the mail is kept, and goes when it is back"
+        )
     if services.outbox.worker_seen_ms_ago() is None:
-        return "no worker is running; the mail is kept until one is: celery -A mailasync worker --loglevel=INFO"
+        return (
+            "no worker is running; the mail is kept until one is: celery -A mailasync worker --loglevel=INFO"
+        )
     return ""
 
 
@@ -126,12 +152,31 @@ def end(services: Services, id: str, seconds: float, *, as_json: bool) -> None:
 def show(acceptance: NewMessage, *, as_json: bool) -> None:
     """The mail as it would go over the wire, in attempt 1; nothing is kept."""
     message = acceptance.message
-    claim = Claim(id=acceptance.id, attempt=1, message_id=acceptance.message_id, created_at_ms=int(time.time() * 1000), message=message,
-                  pending=())
+    claim = Claim(
+        id=acceptance.id,
+        attempt=1,
+        message_id=acceptance.message_id,
+        created_at_ms=int(time.time() * 1000),
+        message=message,
+        pending=(),
+    )
     wire = compose(claim, sender=message.sender or account_sender(acceptance.sender)).decode(errors="replace")
-    whom = [{"email": to.address, "kind": kind} for to, kind in zip(message.everyone, message.kinds(), strict=True)]
+    whom = [
+        {"email": to.address, "kind": kind}
+        for to, kind in zip(message.everyone, message.kinds(), strict=True)
+    ]
     if as_json:
-        return click.echo(json.dumps({"dry_run": True, "status": acceptance.state, "recipients": whom, "size": len(wire), "raw": wire}))
+        return click.echo(
+            json.dumps(
+                {
+                    "dry_run": True,
+                    "status": acceptance.state,
+                    "recipients": whom,
+                    "size": len(wire),
+                    "raw": wire,
+                }
+            )
+        )
     click.echo(f"(nothing was accepted; this would go to {', '.join(to['email'] for to in whom)})", err=True)
     click.echo(wire.replace("\r\n", "\n"), nl=False)
 
@@ -149,7 +194,11 @@ def refuse(error: InvalidMessage | MalformedJSON, *, as_json: bool) -> NoReturn:
     wrong = error.errors if isinstance(error, InvalidMessage) else [FieldError("#", str(error))]
     code = error.code if isinstance(error, InvalidMessage) else "malformed_json"
     if as_json:
-        click.echo(json.dumps({"code": code, "errors": [{"pointer": one.pointer, "detail": one.detail} for one in wrong]}))
+        click.echo(
+            json.dumps(
+                {"code": code, "errors": [{"pointer": one.pointer, "detail": one.detail} for one in wrong]}
+            )
+        )
     else:
         click.echo("\n".join(f"{one.pointer}: {one.detail}" for one in wrong), err=True)
     sys.exit(2)
@@ -167,9 +216,14 @@ def asked(given: Mapping[str, Any]) -> object:
         raise click.UsageError("expected --template with --variables, got none")
     if given["words"] is not None and given["text"] is not None:
         raise click.UsageError("expected TEXT or --text FILE, got both")
-    return _people(given) | _parts(given) | {name: list(given[option]) for option, name in _LISTS.items() if given[option]} \
-        | {name: given[option] for option, name in _WORDS.items() if given[option] is not None} \
-        | ({"priority": "low"} if given["low"] else {}) | ({"headers": _headers(given["headers"])} if given["headers"] else {})
+    return (
+        _people(given)
+        | _parts(given)
+        | {name: list(given[option]) for option, name in _LISTS.items() if given[option]}
+        | {name: given[option] for option, name in _WORDS.items() if given[option] is not None}
+        | ({"priority": "low"} if given["low"] else {})
+        | ({"headers": _headers(given["headers"])} if given["headers"] else {})
+    )
 
 
 def _people(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,11 +233,16 @@ def _people(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _parts(given: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"text": given["words"]} if given["words"] not in (None, STDIN) else {}
-    for part, file in (("text", STDIN if given["words"] == STDIN else given["text"]), ("html", given["html"])):
+    for part, file in (
+        ("text", STDIN if given["words"] == STDIN else given["text"]),
+        ("html", given["html"]),
+    ):
         if file is not None:
             found[part] = _text(file)
     if given["template"] is not None:
-        variables = {"variables": parse_json(given["variables"].encode())} if given["variables"] is not None else {}
+        variables = (
+            {"variables": parse_json(given["variables"].encode())} if given["variables"] is not None else {}
+        )
         found["template"] = {"name": given["template"]} | variables
     if given["files"]:
         found["attachments"] = [_attachment(file) for file in given["files"]]
@@ -192,8 +251,11 @@ def _parts(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _attachment(file: str) -> dict[str, Any]:
     kind = mimetypes.guess_type(file)[0] or ""
-    return {"filename": "file" if file == STDIN else Path(file).name, "content": _read(file),
-            "content_type": str(parse_media_type(kind) or OCTET_STREAM)}
+    return {
+        "filename": "file" if file == STDIN else Path(file).name,
+        "content": _read(file),
+        "content_type": str(parse_media_type(kind) or OCTET_STREAM),
+    }
 
 
 def _headers(given: Sequence[str]) -> dict[str, str]:
@@ -210,7 +272,9 @@ def _text(file: str) -> str:
     try:
         return _read(file).decode()
     except UnicodeDecodeError as e:
-        raise click.UsageError(f"expected UTF-8 in {file}, got byte 0x{e.object[e.start]:02x} at {e.start}") from None
+        raise click.UsageError(
+            f"expected UTF-8 in {file}, got byte 0x{e.object[e.start]:02x} at {e.start}"
+        ) from None
 
 
 def _read(file: str) -> bytes:

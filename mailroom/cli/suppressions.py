@@ -42,7 +42,11 @@ def suppression_commands(opened: Opened) -> click.Group:
             is_new = Suppressions(database).add(whom, Reason.MANUAL, detail)
             one = Suppressions(database).find(whom)
         if one:
-            click.echo(json.dumps(as_object(one)) if as_json else as_line(one) + ("" if is_new else "; was so before"))
+            click.echo(
+                json.dumps(as_object(one))
+                if as_json
+                else as_line(one) + ("" if is_new else "; was so before")
+            )
 
     @group.command("remove")
     @click.argument("address")
@@ -52,8 +56,12 @@ def suppression_commands(opened: Opened) -> click.Group:
         whom = parsed(address)
         with told(), opened() as database:
             is_gone = Suppressions(database).remove(whom)
-        click.echo(json.dumps({"address": whom.lower(), "removed": is_gone}) if as_json else
-                   f"{whom.lower()}: {'gets mail again' if is_gone else 'was not suppressed'}", err=not is_gone and not as_json)
+        click.echo(
+            json.dumps({"address": whom.lower(), "removed": is_gone})
+            if as_json
+            else f"{whom.lower()}: {'gets mail again' if is_gone else 'was not suppressed'}",
+            err=not is_gone and not as_json,
+        )
         sys.exit(0 if is_gone else 1)
 
     return group
@@ -75,9 +83,16 @@ def parsed(address: str) -> str:
 
 
 def as_object(one: Suppression) -> dict[str, Any]:
-    return {"address": one.address, "reason": one.reason, "detail": one.detail, "message": one.message_id,
-            "created_at": moment(one.created_at)}
+    return {
+        "address": one.address,
+        "reason": one.reason,
+        "detail": one.detail,
+        "message": one.message_id,
+        "created_at": moment(one.created_at),
+    }
 
 
 def as_line(one: Suppression) -> str:
-    return f"{one.address}: {one.reason} since {moment(one.created_at)}" + (f": {one.detail}" if one.detail else "")
+    return f"{one.address}: {one.reason} since {moment(one.created_at)}" + (
+        f": {one.detail}" if one.detail else ""
+    )

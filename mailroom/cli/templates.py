@@ -26,7 +26,11 @@ def template_commands(opened: Opened) -> click.Group:
             after, page = "", Templates(database).page(limit=100)
             while page:
                 for row in page:
-                    click.echo(json.dumps(_told(row)) if as_json else f"{row['name']}  {moment(row['updated_at'])}  {row['subject']}")
+                    click.echo(
+                        json.dumps(_told(row))
+                        if as_json
+                        else f"{row['name']}  {moment(row['updated_at'])}  {row['subject']}"
+                    )
                 after = page[-1]["name"]
                 page = Templates(database).page(limit=100, after=after)
 
@@ -37,12 +41,19 @@ def template_commands(opened: Opened) -> click.Group:
         """Its subject, text and HTML."""
         with told(), opened() as database:
             template = _found(Templates(database), name)
-        _say(shown(template) if as_json else {"subject": template.subject, "text": template.text, "html": template.html}, as_json=as_json)
+        _say(
+            shown(template)
+            if as_json
+            else {"subject": template.subject, "text": template.text, "html": template.html},
+            as_json=as_json,
+        )
 
     @group.command("save")
     @click.argument("name")
     @click.option("--subject", required=True, help="One line; it may have {{ variables }}, too.")
-    @click.option("--text", type=click.File(encoding="utf-8"), help="A file with the text form; - for standard input.")
+    @click.option(
+        "--text", type=click.File(encoding="utf-8"), help="A file with the text form; - for standard input."
+    )
     @click.option("--html", type=click.File(encoding="utf-8"), help="A file with the HTML form.")
     @AS_JSON
     def save_command(name: str, subject: str, text: Any, html: Any, as_json: bool) -> None:
@@ -51,7 +62,11 @@ def template_commands(opened: Opened) -> click.Group:
         with told(), opened() as database:
             asked = read_texts(name, {"subject": subject, **given})
             saved = Templates(database).save(name, subject=asked.subject, text=asked.text, html=asked.html)
-        click.echo(json.dumps(shown(saved.template)) if as_json else f"{name}: {'created' if saved.is_new else 'replaced'}")
+        click.echo(
+            json.dumps(shown(saved.template))
+            if as_json
+            else f"{name}: {'created' if saved.is_new else 'replaced'}"
+        )
 
     @group.command("delete")
     @click.argument("name")

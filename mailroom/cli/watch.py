@@ -35,13 +35,22 @@ def watch_commands(opened: Opened, working: Working) -> list[click.Command]:
     @click.command("status")
     @click.argument("id")
     @click.option("--watch", is_flag=True, help="Go on until it has ended; ends with 0 only if it was sent.")
-    @click.option("--json", "as_json", is_flag=True, help="One JSON object; with --watch before it one a line for each step.")
+    @click.option(
+        "--json",
+        "as_json",
+        is_flag=True,
+        help="One JSON object; with --watch before it one a line for each step.",
+    )
     def status_command(id: str, watch: bool, as_json: bool) -> None:
         """Show where a message is, why, and what happened to it."""
         with told(), working() as services:
             if not watch:
                 return say(look(services, id), as_json=as_json)
-            now = follow(services, id, tell=lambda step: click.echo(json.dumps({"id": id} | step) if as_json else as_step(step)))
+            now = follow(
+                services,
+                id,
+                tell=lambda step: click.echo(json.dumps({"id": id} | step) if as_json else as_step(step)),
+            )
             if as_json:
                 click.echo(json.dumps(now))
             else:
@@ -49,9 +58,20 @@ def watch_commands(opened: Opened, working: Working) -> list[click.Command]:
         sys.exit(0 if now["status"] == State.SENT else 1)
 
     @click.command("tail")
-    @click.option("-n", "--lines", type=click.IntRange(0, TAIL_MAX), default=20, show_default=True, help="So many of the newest.")
-    @click.option("-f", "--follow", is_flag=True, help="Then new ones, and what happens to any, until Ctrl-C.")
-    @click.option("--status", type=click.Choice([state.value for state in State]), help="Only those that are so now.")
+    @click.option(
+        "-n",
+        "--lines",
+        type=click.IntRange(0, TAIL_MAX),
+        default=20,
+        show_default=True,
+        help="So many of the newest.",
+    )
+    @click.option(
+        "-f", "--follow", is_flag=True, help="Then new ones, and what happens to any, until Ctrl-C."
+    )
+    @click.option(
+        "--status", type=click.Choice([state.value for state in State]), help="Only those that are so now."
+    )
     @click.option("--to", metavar="ADDRESS", help="Only those for this recipient.")
     @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
     def tail_command(lines: int, follow: bool, status: str | None, to: str | None, as_json: bool) -> None:
@@ -72,7 +92,9 @@ def look(services: Services, id: str) -> dict[str, Any]:
     return shown(standing)
 
 
-def follow(services: Services, id: str, *, tell: Tell | None = None, seconds: float | None = None) -> dict[str, Any]:
+def follow(
+    services: Services, id: str, *, tell: Tell | None = None, seconds: float | None = None
+) -> dict[str, Any]:
     """Look until it has ended, for so long at most; `tell` gets each new step, a person at a terminal sees what it waits for."""
     started, seen = time.monotonic(), set[tuple[Any, ...]]()
     while True:
@@ -134,21 +156,29 @@ def arrivals(database: Database, search: Search, since: int) -> list[dict[str, A
 
 
 def change(line: dict[str, Any]) -> dict[str, Any]:
-    return {"id": line["id"], "at": timestamp(line["at"]), "event": line["event"]} \
-        | {name: line[name] for name in ("attempt", "detail") if line[name]} | {"status": line["state"]}
+    return (
+        {"id": line["id"], "at": timestamp(line["at"]), "event": line["event"]}
+        | {name: line[name] for name in ("attempt", "detail") if line[name]}
+        | {"status": line["state"]}
+    )
 
 
 def as_line(line: dict[str, Any]) -> str:
     """A message, or what happened to one."""
     if "event" in line:
         return f"{line['id']}  {as_step(line)}"
-    whom = ", ".join(person["email"] for person in line["recipients"][:3]) + (" …" if len(line["recipients"]) > 3 else "")
+    whom = ", ".join(person["email"] for person in line["recipients"][:3]) + (
+        " …" if len(line["recipients"]) > 3 else ""
+    )
     return f"{line['id']}  {line['created_at']}  {line['status']}  {whom}  {line['subject']}".rstrip()
 
 
 def as_step(step: dict[str, Any]) -> str:
-    return f"{step['at']}  {step['event']}" + (f", attempt {step['attempt']}" if step.get("attempt") else "") \
+    return (
+        f"{step['at']}  {step['event']}"
+        + (f", attempt {step['attempt']}" if step.get("attempt") else "")
         + (f": {step['detail']}" if step.get("detail") else "")
+    )
 
 
 def say(now: dict[str, Any], *, as_json: bool) -> None:
@@ -157,6 +187,9 @@ def say(now: dict[str, Any], *, as_json: bool) -> None:
         return click.echo(json.dumps(now))
     click.echo(f"{now['id']}: {standing(now)}")
     for person in now["recipients"]:
-        click.echo(f"  {person['kind']} {person['email']}: {person['status']}" + (f", {person['reply']}" if person["reply"] else ""))
+        click.echo(
+            f"  {person['kind']} {person['email']}: {person['status']}"
+            + (f", {person['reply']}" if person["reply"] else "")
+        )
     for step in now["timeline"]:
         click.echo(as_step(step))

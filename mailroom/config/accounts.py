@@ -17,13 +17,17 @@ from mailroom.model.retry import Schedule
 def sender(settings: Settings) -> Address:
     """Return who our mails are from."""
     account = settings.MAIL_USERNAME
-    address = settings.MAIL_FROM or (f"{account}@gmail.com" if account and "@" not in account and not settings.SMTP_HOST else account)
+    address = settings.MAIL_FROM or (
+        f"{account}@gmail.com" if account and "@" not in account and not settings.SMTP_HOST else account
+    )
     if not address:
         return Address("mailasync@localhost")
     try:
         found = parse_address(address)
     except ValueError as e:
-        raise SettingsError(f"MAILASYNC_MAIL_FROM: {e}; set it where MAILASYNC_MAIL_USERNAME is no address") from None
+        raise SettingsError(
+            f"MAILASYNC_MAIL_FROM: {e}; set it where MAILASYNC_MAIL_USERNAME is no address"
+        ) from None
     if not found.is_ascii:  # Every mail would need a server with SMTPUTF8.
         raise SettingsError("MAILASYNC_MAIL_FROM: expected an address with ASCII letters before the @-sign")
     return found
@@ -46,9 +50,12 @@ _GMAIL = (".gmail.com", ".googlemail.com")
 
 def next_hop(settings: Settings) -> NextHop:
     """Return our next hop: the server set, Gmail if there is an account, else the disposable inbox."""
-    return replace(_server(settings), ehlo_name=_ehlo_name(settings),
-                   pipelining=settings.SMTP_PIPELINING == "auto",
-                   sender_domain=sender(settings).address.rpartition("@")[2])
+    return replace(
+        _server(settings),
+        ehlo_name=_ehlo_name(settings),
+        pipelining=settings.SMTP_PIPELINING == "auto",
+        sender_domain=sender(settings).address.rpartition("@")[2],
+    )
 
 
 def _ehlo_name(settings: Settings) -> str:
@@ -61,9 +68,13 @@ def _ehlo_name(settings: Settings) -> str:
 def _server(settings: Settings) -> NextHop:
     account = bool(settings.MAIL_USERNAME and (settings.MAIL_PASSWORD or settings.MAIL_OAUTH2_FILE))
     if not account and not settings.SMTP_HOST:
-        return NextHop(host="127.0.0.1", port=settings.INBOX_SMTP_PORT, security="none",
-                       timeout_seconds=settings.SMTP_TIMEOUT_SECONDS,
-                       mails_per_connection=settings.SMTP_MAILS_PER_CONNECTION or MAILS_PER_CONNECTION_KNOWN)
+        return NextHop(
+            host="127.0.0.1",
+            port=settings.INBOX_SMTP_PORT,
+            security="none",
+            timeout_seconds=settings.SMTP_TIMEOUT_SECONDS,
+            mails_per_connection=settings.SMTP_MAILS_PER_CONNECTION or MAILS_PER_CONNECTION_KNOWN,
+        )
     known = account and settings.SMTP_AUTH == "on"
     host = settings.SMTP_HOST or "smtp.gmail.com"
     most = MAILS_PER_CONNECTION_KNOWN if host.lower().endswith(_GMAIL) else MAILS_PER_CONNECTION
@@ -71,9 +82,13 @@ def _server(settings: Settings) -> NextHop:
         host=host,
         mails_per_connection=settings.SMTP_MAILS_PER_CONNECTION or most,
         port=settings.SMTP_PORT or {"ssl": 465, "starttls": 587, "none": 25}[settings.SMTP_SECURITY],
-        security=settings.SMTP_SECURITY, ca_file=settings.SMTP_CA_FILE, timeout_seconds=settings.SMTP_TIMEOUT_SECONDS,
-        user=settings.MAIL_USERNAME if known else "", password=settings.MAIL_PASSWORD if known else "",
-        oauth2_file=settings.MAIL_OAUTH2_FILE if known else "")
+        security=settings.SMTP_SECURITY,
+        ca_file=settings.SMTP_CA_FILE,
+        timeout_seconds=settings.SMTP_TIMEOUT_SECONDS,
+        user=settings.MAIL_USERNAME if known else "",
+        password=settings.MAIL_PASSWORD if known else "",
+        oauth2_file=settings.MAIL_OAUTH2_FILE if known else "",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +100,9 @@ class Account:
     hop: NextHop
     messages_per_day: int
     recipients_per_day: int
-    aliases: tuple[str, ...] = ()  #: further addresses that it may send from, and "@example.org" for all of a domain
+    aliases: tuple[
+        str, ...
+    ] = ()  #: further addresses that it may send from, and "@example.org" for all of a domain
 
     def may_send_from(self, address: str) -> bool:
         """Tell whether a mail may name this address as its From.
@@ -95,24 +112,51 @@ class Account:
         if not self.hop.user and self.hop.host in _LOOPBACK and not self.aliases:
             return True
         given = address.lower()
-        return given in (self.sender.address.lower(), *self.aliases) or f"@{given.rpartition('@')[2]}" in self.aliases
+        return (
+            given in (self.sender.address.lower(), *self.aliases)
+            or f"@{given.rpartition('@')[2]}" in self.aliases
+        )
 
     @property
     def budget(self) -> Budget:
         hop = self.hop
-        known = "\0".join((hop.host, str(hop.port), hop.security, hop.ca_file, hop.ehlo_name, hop.user,
-                           hop.password, _contents(hop.oauth2_file)))
-        return Budget(account=self.name, messages=self.messages_per_day, recipients=self.recipients_per_day,
-                      credentials=hashlib.sha256(known.encode()).hexdigest())
+        known = "\0".join(
+            (
+                hop.host,
+                str(hop.port),
+                hop.security,
+                hop.ca_file,
+                hop.ehlo_name,
+                hop.user,
+                hop.password,
+                _contents(hop.oauth2_file),
+            )
+        )
+        return Budget(
+            account=self.name,
+            messages=self.messages_per_day,
+            recipients=self.recipients_per_day,
+            credentials=hashlib.sha256(known.encode()).hexdigest(),
+        )
 
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 #: What one [[account]] of ACCOUNTS_FILE may say, and the setting that it stands for.
-_FILE_FIELDS = {"username": "MAIL_USERNAME", "password": "MAIL_PASSWORD", "from": "MAIL_FROM", "oauth2_file": "MAIL_OAUTH2_FILE",
-                "smtp_host": "SMTP_HOST", "smtp_port": "SMTP_PORT", "smtp_security": "SMTP_SECURITY", "smtp_auth": "SMTP_AUTH",
-                "smtp_pipelining": "SMTP_PIPELINING",
-                "smtp_ca_file": "SMTP_CA_FILE", "ehlo_name": "EHLO_NAME", "aliases": "MAIL_ALIASES"}
+_FILE_FIELDS = {
+    "username": "MAIL_USERNAME",
+    "password": "MAIL_PASSWORD",
+    "from": "MAIL_FROM",
+    "oauth2_file": "MAIL_OAUTH2_FILE",
+    "smtp_host": "SMTP_HOST",
+    "smtp_port": "SMTP_PORT",
+    "smtp_security": "SMTP_SECURITY",
+    "smtp_auth": "SMTP_AUTH",
+    "smtp_pipelining": "SMTP_PIPELINING",
+    "smtp_ca_file": "SMTP_CA_FILE",
+    "ehlo_name": "EHLO_NAME",
+    "aliases": "MAIL_ALIASES",
+}
 _LIMITS = ("messages_per_day", "recipients_per_day")
 
 
@@ -128,9 +172,13 @@ def accounts(settings: Settings) -> list[Account]:
     try:
         listed = tomllib.loads(path.read_text()).get("account")
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
-        raise SettingsError(f"MAILASYNC_ACCOUNTS_FILE: expected a readable TOML file, got {settings.ACCOUNTS_FILE!r}: {e}") from None
+        raise SettingsError(
+            f"MAILASYNC_ACCOUNTS_FILE: expected a readable TOML file, got {settings.ACCOUNTS_FILE!r}: {e}"
+        ) from None
     if not isinstance(listed, list) or not listed:
-        raise SettingsError(f"MAILASYNC_ACCOUNTS_FILE: expected one [[account]] or more in {settings.ACCOUNTS_FILE!r}, got none")
+        raise SettingsError(
+            f"MAILASYNC_ACCOUNTS_FILE: expected one [[account]] or more in {settings.ACCOUNTS_FILE!r}, got none"
+        )
     found = [_from_file(number, given, settings, path.parent) for number, given in enumerate(listed, 1)]
     if len({account.name for account in found}) < len(found):
         raise SettingsError("MAILASYNC_ACCOUNTS_FILE: expected another name for each account, got one twice")
@@ -150,12 +198,20 @@ def _from_file(number: int, given: dict[str, Any], settings: Settings, directory
     name = given.get("name", given.get("username"))
     if not isinstance(name, str) or not name.isprintable() or not 1 <= len(name) <= 100:
         raise SettingsError(f"{where}: expected a name of 1 to 100 characters, got {name!r}")
-    values: dict[str, Any] = {"MAIL_USERNAME": "", "MAIL_PASSWORD": "", "MAIL_FROM": "", "MAIL_OAUTH2_FILE": "", "MAIL_ALIASES": ""}
+    values: dict[str, Any] = {
+        "MAIL_USERNAME": "",
+        "MAIL_PASSWORD": "",
+        "MAIL_FROM": "",
+        "MAIL_OAUTH2_FILE": "",
+        "MAIL_ALIASES": "",
+    }
     values |= {setting: given[field] for field, setting in _FILE_FIELDS.items() if field in given}
     kinds = {field.name: int if field.name == "SMTP_PORT" else str for field in fields(settings)}
     for setting, value in values.items():
         if type(value) is not kinds[setting]:
-            raise SettingsError(f"{where}: expected {setting.lower()} to be {'a number' if kinds[setting] is int else 'a text'}")
+            raise SettingsError(
+                f"{where}: expected {setting.lower()} to be {'a number' if kinds[setting] is int else 'a text'}"
+            )
     for setting in ("SMTP_SECURITY", "SMTP_AUTH", "SMTP_PIPELINING"):
         allowed = get_args(get_type_hints(Settings)[setting])
         if values.get(setting, allowed[0]) not in allowed:
@@ -173,7 +229,9 @@ def _account(name: str, settings: Settings, given: dict[str, Any]) -> Account:
     for field in _LIMITS:
         limit = given.get(field, limits[field])
         if type(limit) is not int or limit < 0:
-            raise SettingsError(f"expected {field} to be a whole number from 0 up (0: no limit), got {limit!r}")
+            raise SettingsError(
+                f"expected {field} to be a whole number from 0 up (0: no limit), got {limit!r}"
+            )
         limits[field] = limit
     return Account(name=name, sender=sender(settings), hop=hop, aliases=_aliases(settings), **limits)
 
@@ -196,7 +254,9 @@ def _gmail_limits(settings: Settings) -> tuple[int, int]:
     """Messages and recipients that Gmail takes in 24 hours (support.google.com/a/answer/166852 and mail/answer/22839); 0 elsewhere."""
     if next_hop(settings).host != "smtp.gmail.com":
         return 0, 0
-    return (500, 500) if sender(settings).address.endswith(("@gmail.com", "@googlemail.com")) else (2000, 10_000)
+    return (
+        (500, 500) if sender(settings).address.endswith(("@gmail.com", "@googlemail.com")) else (2000, 10_000)
+    )
 
 
 def _contents(file: str) -> str:

@@ -17,7 +17,8 @@ from mailroom.process.log_file import LogFileHandler
 
 #: Also one with quotes, which may be escaped: "odd user"@example.org.
 _ADDRESS = re.compile(
-    r"""(?:\\?"(?:\\.|[^"\\\n]){1,130}\\?"|[^\s<>()\[\]{},;:"'`=]+)@[^\s<>()\[\]{},;"'`]+""")
+    r"""(?:\\?"(?:\\.|[^"\\\n]){1,130}\\?"|[^\s<>()\[\]{},;:"'`=]+)@[^\s<>()\[\]{},;"'`]+"""
+)
 #: Loggers that write out task arguments (a client's whole mail) below WARNING, and nothing else that is worth it.
 _ARGUMENTS_SHOWN = frozenset({"celery.pool", "celery.concurrency.base"})
 
@@ -51,7 +52,11 @@ def _message(record: logging.LogRecord) -> str:
 
 def _masked(found: re.Match[str]) -> str:
     """The names of workers look like addresses, and so does a broker whose password Celery has masked; both stay."""
-    return found[0] if found[0].startswith("**@") or found[0].rstrip(".:").endswith(f"@{_HOST_NAME}") else "<address>"
+    return (
+        found[0]
+        if found[0].startswith("**@") or found[0].rstrip(".:").endswith(f"@{_HOST_NAME}")
+        else "<address>"
+    )
 
 
 class TextFormatter(logging.Formatter):
@@ -69,8 +74,12 @@ class JSONFormatter(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        line = {"time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"), "level": record.levelname,
-                "logger": record.name, "message": record.getMessage()}
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
         if id := request_id.get():
             line["request_id"] = id
         if message_id := getattr(record, "message_id", None):

@@ -77,8 +77,12 @@ class _Share:
         """Use as many connections as there are, until one more is tried after a while."""
         self.connections = min(self.connections, max(1, refused.standing, self.running))
         self.changed_at = time.monotonic()
-        log.info("%s takes no further connection (%s); at most %d are used now", self.server, refused.code or "it hung up",
-                 self.connections)
+        log.info(
+            "%s takes no further connection (%s); at most %d are used now",
+            self.server,
+            refused.code or "it hung up",
+            self.connections,
+        )
 
     def widen(self) -> None:
         """Try one more, where there were fewer for a while."""
@@ -142,8 +146,14 @@ class Admission:
     def shared(self, account: str = DEFAULT_ACCOUNT, *, again: bool = False) -> Iterator[bool]:
         """Wait in the line of single mails. False: it was withdrawn. `again`: as for `ask`."""
         answer: SimpleQueue[bool] = SimpleQueue()
-        self.ask(account, 1, lambda count: answer.put(True), lambda count: answer.put(False),
-                 single=True, again=again)
+        self.ask(
+            account,
+            1,
+            lambda count: answer.put(True),
+            lambda count: answer.put(False),
+            single=True,
+            again=again,
+        )
         is_given, began_at, refused = answer.get(), time.monotonic(), None
         try:
             yield is_given
@@ -195,8 +205,16 @@ class Admission:
             self.give_back(account, time.monotonic() - began_at)
             self.leave(account)
 
-    def ask(self, account: str, most: int, given: Callable[[int], None], withdrawn: Callable[[int], None], *,
-            single: bool = False, again: bool = False) -> None:
+    def ask(
+        self,
+        account: str,
+        most: int,
+        given: Callable[[int], None],
+        withdrawn: Callable[[int], None],
+        *,
+        single: bool = False,
+        again: bool = False,
+    ) -> None:
         """Line up for so many turns, and go on. `again`: before the others, for one whose turn was in vain.
 
         `given` is called with a number whenever some are free, perhaps at once, until it was so many; or
@@ -208,8 +226,13 @@ class Admission:
             line.insert(0 if again else len(line), Asked(most, given, withdrawn))
             self._admit(share)
 
-    def give_back(self, account: str = DEFAULT_ACCOUNT, seconds: float = 0.0, *,
-                  refused: TooManyConnections | None = None) -> None:
+    def give_back(
+        self,
+        account: str = DEFAULT_ACCOUNT,
+        seconds: float = 0.0,
+        *,
+        refused: TooManyConnections | None = None,
+    ) -> None:
         """Free the connection of a turn, which took so long; `refused`: it got none."""
         share = self._shares[account]
         with self._lock:

@@ -51,10 +51,17 @@ class AttemptRunner:
         try:
             payload = compose(filled_in(claim), sender=self.senders[claim.account].address)
         except Exception as e:  # Whatever it is, it would be so again; its text may hold the content.
-            log.error("message %s could not be composed: %s", claim.id, type(e).__name__, extra={"message_id": claim.id})
+            log.error(
+                "message %s could not be composed: %s",
+                claim.id,
+                type(e).__name__,
+                extra={"message_id": claim.id},
+            )
             return self._for_all(claim, State.FAILED, f"could not be composed: {type(e).__name__}")
         if not claim.pending:
-            return Outcome(state=State.SENT if claim.sent_before else State.FAILED, reason="nobody is left to send it to")
+            return Outcome(
+                state=State.SENT if claim.sent_before else State.FAILED, reason="nobody is left to send it to"
+            )
         group = replace(claim, pending=self.groups.choose(claim))
         outcome = yield from self._hand_over(group, payload, open_only=open_only)
         if group.pending == claim.pending:
@@ -66,9 +73,14 @@ class AttemptRunner:
         sender, message, everyone = self.senders[claim.account], claim.message, claim.message.everyone
         people = {position: everyone[position].address for position in claim.pending}
         try:
-            receipt = yield from sender.sessions.steps((message.sender or sender.address).address, people, payload,
-                                                       smtputf8=message.needs_smtputf8, open_only=open_only,
-                                                       since=claim.claimed_at)
+            receipt = yield from sender.sessions.steps(
+                (message.sender or sender.address).address,
+                people,
+                payload,
+                smtputf8=message.needs_smtputf8,
+                open_only=open_only,
+                since=claim.claimed_at,
+            )
         except Unanswered as e:
             return self._uncertain(claim, e.reply)
         except SessionLost:
@@ -77,8 +89,16 @@ class AttemptRunner:
             return self._later(claim, e.reply, trouble=self._trouble_of(e))
         except (FenceRefused, StoreUnavailable, TooManyConnections):
             raise
-        except Exception as e:  # A fault of ours, before the dot: transport says Unanswered whatever happens after it.
-            log.error("message %s attempt %d: %s", claim.id, claim.attempt, type(e).__name__, extra={"message_id": claim.id})
+        except (
+            Exception
+        ) as e:  # A fault of ours, before the dot: transport says Unanswered whatever happens after it.
+            log.error(
+                "message %s attempt %d: %s",
+                claim.id,
+                claim.attempt,
+                type(e).__name__,
+                extra={"message_id": claim.id},
+            )
             return self._later(claim, f"internal error: {type(e).__name__}")
         outcome = self._cut_off(claim, receipt, receipt.end) if receipt.end else self._judge(claim, receipt)
         # A reply to MAIL, DATA or the dot may have the same code, and does not say of whom.
@@ -93,8 +113,14 @@ class AttemptRunner:
             is_surplus = is_one_too_many(reply) and len(claim.pending) > 1
             found[position] = (State.DEFERRED if is_surplus else state_of(reply), str(reply))
         trouble = limit_of(end) or self._trouble_among(receipt.refused.values())
-        return Outcome(state=State.DEFERRED, reason=str(end), recipients=found, wait_seconds=0, excused=True,
-                       trouble=trouble)
+        return Outcome(
+            state=State.DEFERRED,
+            reason=str(end),
+            recipients=found,
+            wait_seconds=0,
+            excused=True,
+            trouble=trouble,
+        )
 
     def _trouble_among(self, replies: Iterable[Reply]) -> AccountError | None:
         """Return what one of them says of the account; the others may be about their recipients."""
@@ -110,10 +136,16 @@ class AttemptRunner:
 
     def _judge(self, claim: Claim, receipt: Receipt) -> Outcome:
         """Turn replies into an outcome for each recipient, and for the message."""
-        replies = {position: receipt.refused.get(position, receipt.final) or Reply(0, "no reply") for position in claim.pending}
+        replies = {
+            position: receipt.refused.get(position, receipt.final) or Reply(0, "no reply")
+            for position in claim.pending
+        }
         found = {position: (state_of(reply), str(reply)) for position, reply in replies.items()}
-        surplus = {position: (State.DEFERRED, str(reply)) for position, reply in replies.items()
-                   if is_one_too_many(reply) and len(replies) > 1}
+        surplus = {
+            position: (State.DEFERRED, str(reply))
+            for position, reply in replies.items()
+            if is_one_too_many(reply) and len(replies) > 1
+        }
         found |= surplus
         states = {state for state, _ in found.values()}
         trouble = self._trouble_among(replies.values())
@@ -123,8 +155,9 @@ class AttemptRunner:
             surplus = {}  # At once it would come to no end.
         if surplus and not trouble:
             _, reason = next(iter(surplus.values()))
-            return Outcome(state=State.DEFERRED, reason=reason, recipients=found, wait_seconds=0,
-                           excused=True)
+            return Outcome(
+                state=State.DEFERRED, reason=reason, recipients=found, wait_seconds=0, excused=True
+            )
         worst = max(replies.values(), key=lambda reply: reply.code)
         if State.DEFERRED in states:
             temporary = next(reply for state, reply in found.values() if state is State.DEFERRED)
@@ -132,20 +165,39 @@ class AttemptRunner:
         sent = State.SENT in states or claim.sent_before
         return Outcome(state=State.SENT if sent else State.FAILED, reason=str(worst), recipients=found)
 
-    def _later(self, claim: Claim, reason: str, found: dict[int, tuple[State, str]] | None = None, *, trouble: AccountError | None = None,
-               uncertain: bool = False) -> Outcome:
+    def _later(
+        self,
+        claim: Claim,
+        reason: str,
+        found: dict[int, tuple[State, str]] | None = None,
+        *,
+        trouble: AccountError | None = None,
+        uncertain: bool = False,
+    ) -> Outcome:
         """Defer, or fail where the attempts are used up; with trouble of the account, until an account can send."""
         found = found or dict.fromkeys(claim.pending, (State.DEFERRED, reason))
         wait = self._wait_seconds(claim)
         if trouble and (trouble.excuses or wait is not None):
             return Outcome(state=State.DEFERRED, reason=reason, recipients=found, trouble=trouble)
         if wait is not None:
-            return Outcome(state=State.DEFERRED, reason=reason, recipients=found, wait_seconds=wait, uncertain=uncertain)
+            return Outcome(
+                state=State.DEFERRED, reason=reason, recipients=found, wait_seconds=wait, uncertain=uncertain
+            )
         end = State.UNCERTAIN if uncertain else State.FAILED  # Who may have the mail was not failed to.
-        given_up = {position: (end if state is State.DEFERRED else state, reply) for position, (state, reply) in found.items()}
-        sent = not uncertain and (claim.sent_before or any(state is State.SENT for state, _ in given_up.values()))
-        return Outcome(state=State.SENT if sent else end, recipients=given_up, uncertain=uncertain, trouble=trouble,
-                       reason=f"gave up after attempt {claim.attempt}: {reason}")
+        given_up = {
+            position: (end if state is State.DEFERRED else state, reply)
+            for position, (state, reply) in found.items()
+        }
+        sent = not uncertain and (
+            claim.sent_before or any(state is State.SENT for state, _ in given_up.values())
+        )
+        return Outcome(
+            state=State.SENT if sent else end,
+            recipients=given_up,
+            uncertain=uncertain,
+            trouble=trouble,
+            reason=f"gave up after attempt {claim.attempt}: {reason}",
+        )
 
     def _wait_seconds(self, claim: Claim) -> float | None:
         """Return how long it is until the next attempt; None if this was the last.
@@ -155,7 +207,11 @@ class AttemptRunner:
         most = claim.max_attempts
         if most is None:
             return self.schedule.wait_seconds(claim.counted)
-        return self.schedule.wait_seconds(min(claim.counted, len(self.schedule.waits))) if claim.counted < most else None
+        return (
+            self.schedule.wait_seconds(min(claim.counted, len(self.schedule.waits)))
+            if claim.counted < most
+            else None
+        )
 
     def _uncertain(self, claim: Claim, reason: str) -> Outcome:
         if self.on_uncertain == "resend":
@@ -163,7 +219,12 @@ class AttemptRunner:
         return self._for_all(claim, State.UNCERTAIN, reason, uncertain=True)
 
     def _for_all(self, claim: Claim, state: State, reason: str, *, uncertain: bool = False) -> Outcome:
-        return Outcome(state=state, reason=reason, recipients=dict.fromkeys(claim.pending, (state, reason)), uncertain=uncertain)
+        return Outcome(
+            state=state,
+            reason=reason,
+            recipients=dict.fromkeys(claim.pending, (state, reason)),
+            uncertain=uncertain,
+        )
 
 
 def _of_group(outcome: Outcome, *, ends_round: bool) -> Outcome:

@@ -20,4 +20,14 @@ from mailroom.inbox.storage import Letters, ReceivedMail
 #: Requests that wait at the same time, each in a thread of the server.
 WAITERS_MAX = _READERS_MAX + _STREAMS_MAX
 
-__all__ = ["WAITERS_MAX", "Around", "Chaos", "Failure", "Inbox", "Letters", "PortTaken", "ReceivedMail", "create_blueprint"]
+__all__ = [
+    "WAITERS_MAX",
+    "Around",
+    "Chaos",
+    "Failure",
+    "Inbox",
+    "Letters",
+    "PortTaken",
+    "ReceivedMail",
+    "create_blueprint",
+]

@@ -5,18 +5,42 @@ import re
 
 #: Codecs of the library, and those that hold all that is sent under their names.
 _WIDER = {
-    "iso8859-1": "cp1252", "iso8859-9": "cp1254", "iso8859-11": "cp874", "tis-620": "cp874",
-    "gb2312": "gb18030", "gbk": "gb18030", "big5": "big5hkscs", "euc_kr": "cp949", "shift_jis": "cp932",
+    "iso8859-1": "cp1252",
+    "iso8859-9": "cp1254",
+    "iso8859-11": "cp874",
+    "tis-620": "cp874",
+    "gb2312": "gb18030",
+    "gbk": "gb18030",
+    "big5": "big5hkscs",
+    "euc_kr": "cp949",
+    "shift_jis": "cp932",
 }
 #: Labels that the library does not know.
 _LABELS = {
-    "x-gbk": "gb18030", "x-sjis": "cp932", "x-euc-jp": "euc_jp", "x-x-big5": "big5hkscs",
-    "windows-949": "cp949", "windows-874": "cp874", "dos-874": "cp874",
-    "iso-8859-8-i": "iso8859-8", "iso-8859-8-e": "iso8859-8",
-    "iso-8859-6-i": "iso8859-6", "x-mac-cyrillic": "mac-cyrillic", "x-cp1250": "cp1250", "x-cp1251": "cp1251",
-    "x-cp1252": "cp1252", "gb_2312-80": "gb18030", "windows-31j": "cp932", "x-mac-roman": "mac-roman",
-    "koi": "koi8-r", "koi8": "koi8-r", "koi8_r": "koi8-r", "koi8-ru": "koi8-u", "x-windows-949": "cp949",
-    "unicode-1-1-utf-8": "utf-8", "utf8mb4": "utf-8",
+    "x-gbk": "gb18030",
+    "x-sjis": "cp932",
+    "x-euc-jp": "euc_jp",
+    "x-x-big5": "big5hkscs",
+    "windows-949": "cp949",
+    "windows-874": "cp874",
+    "dos-874": "cp874",
+    "iso-8859-8-i": "iso8859-8",
+    "iso-8859-8-e": "iso8859-8",
+    "iso-8859-6-i": "iso8859-6",
+    "x-mac-cyrillic": "mac-cyrillic",
+    "x-cp1250": "cp1250",
+    "x-cp1251": "cp1251",
+    "x-cp1252": "cp1252",
+    "gb_2312-80": "gb18030",
+    "windows-31j": "cp932",
+    "x-mac-roman": "mac-roman",
+    "koi": "koi8-r",
+    "koi8": "koi8-r",
+    "koi8_r": "koi8-r",
+    "koi8-ru": "koi8-u",
+    "x-windows-949": "cp949",
+    "unicode-1-1-utf-8": "utf-8",
+    "utf8mb4": "utf-8",
 }
 #: Codecs that say too little, and those that the standard library decodes in quadratic time.
 _OF_NO_USE = {"ascii", "idna", "punycode"}
@@ -24,7 +48,8 @@ _BOMS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_
 #: Where a browser looks for it (WHATWG HTML, 13.2.3.2).
 _META_IN_BYTES = 1024
 _META = re.compile(
-    rb"""<meta\s[^<>]{0,500}?charset\s{0,9}=\s{0,9}["']?\s{0,9}([\w.:-]{1,40})""", re.IGNORECASE)
+    rb"""<meta\s[^<>]{0,500}?charset\s{0,9}=\s{0,9}["']?\s{0,9}([\w.:-]{1,40})""", re.IGNORECASE
+)
 #: An encoded word up to its text (RFC 2047, 2; RFC 2231, 5 for the language).
 _WORD = re.compile(r"=\?([^?*\s]{1,40})(\*[^?\s]{0,40})?(?=\?[bq]\?)", re.IGNORECASE)
 
@@ -33,7 +58,7 @@ def decode(data: bytes, label: str = "", *, is_html: bool = False) -> str:
     """Return the text, whatever its charset is; where no label helps, it is UTF-8 or else windows-1252."""
     for mark, name in _BOMS.items():
         if data.startswith(mark):
-            return data[len(mark):].decode(name, "replace")
+            return data[len(mark) :].decode(name, "replace")
     codec = codec_of(label) or (_codec_in_meta(data) if is_html else "")
     if not codec:
         return _guessed(data)

@@ -69,9 +69,7 @@ class Around:
         )
 
 
-def create_blueprint(
-    letters: Letters, dial: Chaos | None = None, around: Around | None = None
-) -> Blueprint:
+def create_blueprint(letters: Letters, dial: Chaos | None = None, around: Around | None = None) -> Blueprint:
     """Return pages and API under /inbox."""
     blueprint = Blueprint(
         "inbox",

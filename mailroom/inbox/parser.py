@@ -25,7 +25,10 @@ HEAD_LINES_MAX = 5_000
 LINKS_IN_CHARS = 200_000
 LINKS_MAX = 100
 
-_HREF = re.compile(r"""<a\b[^<>]{0,2000}?\bhref\s{0,9}=\s{0,9}(?:"([^"]{1,2000})"|'([^']{1,2000})'|([^\s>"']{1,2000}))""", re.IGNORECASE)
+_HREF = re.compile(
+    r"""<a\b[^<>]{0,2000}?\bhref\s{0,9}=\s{0,9}(?:"([^"]{1,2000})"|'([^']{1,2000})'|([^\s>"']{1,2000}))""",
+    re.IGNORECASE,
+)
 _URL = re.compile(r"https?://[^\s<>\"')\]]{1,2000}", re.IGNORECASE)
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 _CONTAINER = re.compile(rb"(?:multipart|message)\s*/", re.IGNORECASE)
@@ -146,7 +149,10 @@ def read_body(raw: bytes) -> MailContent:
 
 def links_in(body: MailContent) -> list[str]:
     """The addresses that the mail asks a reader to open, each once, in order."""
-    found = [unescape(match[1] or match[2] or match[3] or "").strip() for match in _HREF.finditer((body.html or "")[:LINKS_IN_CHARS])]
+    found = [
+        unescape(match[1] or match[2] or match[3] or "").strip()
+        for match in _HREF.finditer((body.html or "")[:LINKS_IN_CHARS])
+    ]
     found += [match[0].rstrip(".,;:!?") for match in _URL.finditer((body.text or "")[:LINKS_IN_CHARS])]
     kept = [link for link in found if re.match(r"(?:https?|mailto):", link, re.IGNORECASE)]
     return list(dict.fromkeys(kept))[:LINKS_MAX]
@@ -206,8 +212,11 @@ def _both_forms(shown: list[_Text]) -> tuple[str | None, str | None]:
     if len(texts) == 1 and len(shown) == 2:  # Two forms of one text, wherever they stand.
         html = [part.text for part in shown if part.is_html]
     else:
-        html = [part.text if part.is_html else f'<pre style="white-space: pre-wrap">{escape(part.text)}</pre>'
-                for part in shown if part.is_html or not part.in_alternative]
+        html = [
+            part.text if part.is_html else f'<pre style="white-space: pre-wrap">{escape(part.text)}</pre>'
+            for part in shown
+            if part.is_html or not part.in_alternative
+        ]
     return (_joined(texts) if texts else None), _joined(html)
 
 

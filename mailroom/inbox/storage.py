@@ -52,8 +52,10 @@ class ReceivedMail:
         """
         head = self.head
         people = self.sender, *self.recipients, *self.addresses
-        return words.casefold() in "\n".join(
-            (head.subject, head.author, head.to, head.message_id, *people)).casefold()
+        return (
+            words.casefold()
+            in "\n".join((head.subject, head.author, head.to, head.message_id, *people)).casefold()
+        )
 
     @cached_property
     def addresses(self) -> frozenset[str]:

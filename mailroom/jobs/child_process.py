@@ -51,7 +51,9 @@ class Job:
 
     def wait(self, seconds: float) -> None:
         if self.is_in_a_copy():
-            time.sleep(seconds)  # It ends with this process; the event could be locked for ever by a thread that was not copied.
+            time.sleep(
+                seconds
+            )  # It ends with this process; the event could be locked for ever by a thread that was not copied.
         elif self._unwanted.wait(seconds):
             raise Interrupted
 
@@ -81,7 +83,9 @@ def main(modules: list[str]) -> NoReturn:
         while True:
             job = jobs.get()
             _tidy(output, null, home)
-            job.tell({"begun": True})  # From here on it cannot be given to another child as if it had not run.
+            job.tell(
+                {"begun": True}
+            )  # From here on it cannot be given to another child as if it had not run.
             answer = _answer(job)
             _flush()
             job.stop()
@@ -102,7 +106,7 @@ def _tell(answers: int, lock: threading.Lock, line: dict[str, Any]) -> None:
     data = memoryview(json.dumps(line).encode() + b"\n")
     with lock:
         while data:
-            data = data[os.write(answers, data):]
+            data = data[os.write(answers, data) :]
 
 
 def _yield_to_others() -> None:
@@ -162,7 +166,9 @@ def _answer(job: Job) -> dict[str, Any]:
     try:
         kind = job_type(job.name)
         args = kind.check(job.args)
-        context: AbstractContextManager[object] = _application().app_context() if kind.app_context else nullcontext()
+        context: AbstractContextManager[object] = (
+            _application().app_context() if kind.app_context else nullcontext()
+        )
         with context:
             return _told(result_of(_call(kind, args, job)))
     except BaseException as e:  # sys.exit() in a job must not end the child in silence.
@@ -207,9 +213,14 @@ def _told(result: Result) -> dict[str, Any]:
     if (file := result.file) is None:
         return {"result": result.value}
     if not (isinstance(file.name, str) and isinstance(file.content_type, str)):
-        raise TypeError(f"a file's name and type are text, got {file.name!r:.100} and {file.content_type!r:.100}")
+        raise TypeError(
+            f"a file's name and type are text, got {file.name!r:.100} and {file.content_type!r:.100}"
+        )
     content = base64.b64encode(file.content).decode()
-    return {"result": result.value, "file": {"name": file.name, "content_type": file.content_type, "content": content}}
+    return {
+        "result": result.value,
+        "file": {"name": file.name, "content_type": file.content_type, "content": content},
+    }
 
 
 def _words(error: BaseException) -> str:

@@ -1,7 +1,7 @@
 """The job types, by name. A job is a plain function; it knows nothing of Celery or mail.
 
-    @job("thumbnail", queue="images", timeout_seconds=60)
-    def thumbnail(image: bytes, width: int, progress: Progress) -> File: ...
+@job("thumbnail", queue="images", timeout_seconds=60)
+def thumbnail(image: bytes, width: int, progress: Progress) -> File: ...
 """
 
 import inspect
@@ -96,8 +96,12 @@ def _unicode(value: Any) -> Any:
 def _is_too_deep(value: Any) -> bool:
     level = [value]
     for _ in range(RESULT_DEPTH_MAX + 1):
-        level = [inner for outer in level if isinstance(outer, dict | list | tuple)
-                 for inner in (outer.values() if isinstance(outer, dict) else outer)]
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list | tuple)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
     return bool(level)
 
 
@@ -124,8 +128,14 @@ class JobType:
         try:
             return dict(self.arguments.model_validate_json(json.dumps(args, allow_nan=False)))
         except ValidationError as e:
-            raise InvalidMessage([self._wrong(error) for error in e.errors(include_url=False)[:ERRORS_MAX]]) from None
-        except (TypeError, ValueError, RecursionError) as e:  # Over the queue comes what JSON does not have: NaN, and any depth.
+            raise InvalidMessage(
+                [self._wrong(error) for error in e.errors(include_url=False)[:ERRORS_MAX]]
+            ) from None
+        except (
+            TypeError,
+            ValueError,
+            RecursionError,
+        ) as e:  # Over the queue comes what JSON does not have: NaN, and any depth.
             raise InvalidMessage([FieldError("#/args", f"expected JSON, got what is none: {e}")]) from None
 
     @property
@@ -146,34 +156,62 @@ class JobType:
     def _wrong(self, error: Any) -> FieldError:
         """In the words that the fields of a message get."""
         known = ", ".join(self.arguments.model_fields) or "no argument"
-        detail = {"missing": "expected this argument, got none",
-                  "extra_forbidden": f"expected one of {known}, got an argument that is none of them"}.get(error["type"])
+        detail = {
+            "missing": "expected this argument, got none",
+            "extra_forbidden": f"expected one of {known}, got an argument that is none of them",
+        }.get(error["type"])
         came = json.dumps(error["input"], default=repr)
         told = f"{_EXPECTED.sub('expected ', error['msg'])}, got {came if len(came) <= 80 else came[:77] + '...'}"
-        return FieldError("#/args" + "".join(f"/{quote(str(part)[:NAME_MAX_CHARACTERS])}" for part in error["loc"]), detail or told)
+        return FieldError(
+            "#/args" + "".join(f"/{quote(str(part)[:NAME_MAX_CHARACTERS])}" for part in error["loc"]),
+            detail or told,
+        )
 
 
 _types: dict[str, JobType] = {}
 
 
-def job(name: str, *, queue: str = DEFAULT_QUEUE, isolated: bool = True, app_context: bool = False,
-        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS, max_attempts: int = 1) -> Callable[[F], F]:
+def job(
+    name: str,
+    *,
+    queue: str = DEFAULT_QUEUE,
+    isolated: bool = True,
+    app_context: bool = False,
+    timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+    max_attempts: int = 1,
+) -> Callable[[F], F]:
     """Register a function under `name`; its annotations say what arguments it takes, its docstring what it does."""
     if app_context and not isolated:
-        raise ValueError(f"job {name!r}: an application context is for jobs in a process of their own; leave isolated=False away")
+        raise ValueError(
+            f"job {name!r}: an application context is for jobs in a process of their own; leave isolated=False away"
+        )
 
     def register(function: F) -> F:
         if name in _types and _types[name].function.__module__ != function.__module__:
-            raise ValueError(f"two job types are named {name!r}, in {_types[name].function.__module__} and {function.__module__}")
+            raise ValueError(
+                f"two job types are named {name!r}, in {_types[name].function.__module__} and {function.__module__}"
+            )
         hints = get_type_hints(function, include_extras=True)
         parameters = inspect.signature(function).parameters
         asks = next((name for name in parameters if hints.get(name) is Progress), None)
         fields: dict[str, Any] = {
-            p.name: (hints.get(p.name, Any), ... if p.default is p.empty else p.default) for p in parameters.values() if p.name != asks}
+            p.name: (hints.get(p.name, Any), ... if p.default is p.empty else p.default)
+            for p in parameters.values()
+            if p.name != asks
+        }
         _types[name] = JobType(
-            name=name, function=function, queue=queue, isolated=isolated, app_context=app_context, timeout_seconds=timeout_seconds,
-            max_attempts=max_attempts, progress_argument=asks,
-            arguments=create_model(name, __config__=ConfigDict(extra="forbid", val_json_bytes="base64"), **fields))
+            name=name,
+            function=function,
+            queue=queue,
+            isolated=isolated,
+            app_context=app_context,
+            timeout_seconds=timeout_seconds,
+            max_attempts=max_attempts,
+            progress_argument=asks,
+            arguments=create_model(
+                name, __config__=ConfigDict(extra="forbid", val_json_bytes="base64"), **fields
+            ),
+        )
         return function
 
     return register

@@ -42,7 +42,9 @@ class JobAttempt:
     claim: JobClaim
     isolated: bool
     started: float = field(default_factory=time.monotonic)
-    interrupted: threading.Event = field(default_factory=threading.Event)  #: it is to end: canceled, timed out, or we are stopping
+    interrupted: threading.Event = field(
+        default_factory=threading.Event
+    )  #: it is to end: canceled, timed out, or we are stopping
     settled: bool = False  #: its end is on record, or somebody else's matter
     told_at: float = 0.0  #: when its progress was written last
     untold: tuple[float, str] | None = None  #: progress that came too soon after that
@@ -55,8 +57,16 @@ class JobAttempt:
 class Runner:
     """At most `slots` jobs at a time, in threads of its own: mail's threads never wait for a job."""
 
-    def __init__(self, runs: JobClaims, queues: Sequence[str], *, slots: int, processes: int, children: Children,
-                 queued: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        runs: JobClaims,
+        queues: Sequence[str],
+        *,
+        slots: int,
+        processes: int,
+        children: Children,
+        queued: Callable[[str], None],
+    ) -> None:
         """`processes`: how many of the jobs may be in child processes; `queued` is told the id of each message that a job let go."""
         self._runs = runs
         #: Jobs that are claimed together, by queue and whether they are isolated; who had a turn goes to the end.
@@ -139,7 +149,11 @@ class Runner:
         for turn in list(self._turns):
             queue, isolated = turn
             with self._turn:
-                limit = min(self._slots.free(queue), self._processes.free(queue)) if isolated else self._slots.free(queue)
+                limit = (
+                    min(self._slots.free(queue), self._processes.free(queue))
+                    if isolated
+                    else self._slots.free(queue)
+                )
             names = _names(queue, isolated=isolated)
             claims = self._runs.claim(queue, names, limit=limit) if limit and names else []
             for claim in claims:
@@ -193,12 +207,19 @@ class Runner:
         try:
             result = self._call(job_type(claim.name), run)
             made = result.file
-            return JobEnd(state=JobState.SUCCEEDED, result=json.dumps(result.value),
-                          file=Attachment(file_name(made.name), _one_line(made.content_type), made.content) if made else None)
+            return JobEnd(
+                state=JobState.SUCCEEDED,
+                result=json.dumps(result.value),
+                file=Attachment(file_name(made.name), _one_line(made.content_type), made.content)
+                if made
+                else None,
+            )
         except Interrupted:
             end = None
             if not run.interrupted.is_set():
-                end = JobEnd(state=JobState.FAILED, error="it raised Interrupted, and nobody had interrupted it")
+                end = JobEnd(
+                    state=JobState.FAILED, error="it raised Interrupted, and nobody had interrupted it"
+                )
             elif not run.isolated and run.overdue_seconds > 0:
                 end = _timed_out(claim)
         except ChildTimeout as e:
@@ -207,15 +228,22 @@ class Runner:
             end = JobEnd(state=JobState.FAILED, error=_one_line(str(e)))
         except Exception as e:
             end = JobEnd(state=JobState.FAILED, error=_one_line(f"{type(e).__name__}: {e}"))
-        if self._stopping.is_set() and (end is None or (run.interrupted.is_set() and end.state is not JobState.SUCCEEDED)):
+        if self._stopping.is_set() and (
+            end is None or (run.interrupted.is_set() and end.state is not JobState.SUCCEEDED)
+        ):
             end = JobEnd(state=JobState.FAILED, error=STOPPED) if claim.is_last else None
         return end
 
     def _call(self, kind: JobType, run: JobAttempt) -> Result:
         progress = _Reported(self._runs, run)
         if run.isolated:
-            return self._children.run(run.claim.id, run.claim.name, run.claim.args, timeout_seconds=run.claim.timeout_seconds,
-                                      progress=progress)
+            return self._children.run(
+                run.claim.id,
+                run.claim.name,
+                run.claim.args,
+                timeout_seconds=run.claim.timeout_seconds,
+                progress=progress,
+            )
         return result_of(kind.call(kind.check(run.claim.args), progress))
 
     def _interrupt(self, run: JobAttempt) -> None:
@@ -234,8 +262,19 @@ class Runner:
         if end.state is not JobState.SUCCEEDED and not claim.is_last:
             end = JobEnd(state=end.state, error=end.error, wait_seconds=_wait_seconds(claim))
         released = self._until_committed(lambda: self._finish(claim, end))
-        how = end.state if released is not None else f"{end.state}, as is on record already, or it was canceled or given to others,"
-        log.info("job %s (%s) attempt %d: %s in %.2fs", claim.id, claim.name, claim.attempt, how, time.monotonic() - run.started)
+        how = (
+            end.state
+            if released is not None
+            else f"{end.state}, as is on record already, or it was canceled or given to others,"
+        )
+        log.info(
+            "job %s (%s) attempt %d: %s in %.2fs",
+            claim.id,
+            claim.name,
+            claim.attempt,
+            how,
+            time.monotonic() - run.started,
+        )
         for id in released or ():
             self._queued(id)
 
@@ -246,7 +285,10 @@ class Runner:
             raise
         except Exception:  # The job is over all the same, and must not be left as running.
             log.exception("the end of job %s cannot be kept as it is", claim.id)
-            return self._runs.finish(claim, JobEnd(state=JobState.FAILED, error="its end could not be kept; the worker's log tells why"))
+            return self._runs.finish(
+                claim,
+                JobEnd(state=JobState.FAILED, error="its end could not be kept; the worker's log tells why"),
+            )
 
     def _give_back(self, run: JobAttempt) -> None:
         if self._until_committed(lambda: self._runs.release(run.claim)):
@@ -271,7 +313,10 @@ class _Reported:
     run: JobAttempt
 
     def __call__(self, fraction: float, step: str = "") -> None:
-        fraction, step = float(fraction), str(step)  # Here, as what an untyped job says may be none, and this is its thread.
+        fraction, step = (
+            float(fraction),
+            str(step),
+        )  # Here, as what an untyped job says may be none, and this is its thread.
         if time.monotonic() - self.run.told_at < PROGRESS_SECONDS:
             self.run.untold = (fraction, step)
         else:
@@ -307,4 +352,6 @@ def _wait_seconds(claim: JobClaim) -> float:
 
 def _one_line(text: str) -> str:
     """A job's words, fit for every database: no NUL, no half of a surrogate pair."""
-    return " ".join(text.encode("utf-8", "replace").decode().replace("\0", " ").split())[:WORDS_MAX_CHARACTERS]
+    return " ".join(text.encode("utf-8", "replace").decode().replace("\0", " ").split())[
+        :WORDS_MAX_CHARACTERS
+    ]

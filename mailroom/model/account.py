@@ -25,7 +25,9 @@ class AccountError:
 
     state: AccountState
     reason: str  #: the server's words
-    waits: tuple[float, ...]  #: seconds until the account is tried again, after the first such reply in a row, the second, …
+    waits: tuple[
+        float, ...
+    ]  #: seconds until the account is tried again, after the first such reply in a row, the second, …
     excuses: bool = True  #: whether the attempt does not count against the mail
 
 

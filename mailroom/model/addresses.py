@@ -47,8 +47,14 @@ def parse_address(value: object) -> Address:
         return Address(f"{plain[1]}@{domain}")
     _refuse_line(value)
     try:
-        seen = validate_email(_with_quotes(value), check_deliverability=False, allow_display_name=True,
-                              globally_deliverable=False, allow_smtputf8=True, allow_quoted_local=True)
+        seen = validate_email(
+            _with_quotes(value),
+            check_deliverability=False,
+            allow_display_name=True,
+            globally_deliverable=False,
+            allow_smtputf8=True,
+            allow_quoted_local=True,
+        )
     except (EmailNotValidError, RecursionError) as e:
         refuse(f"expected an address, got {shown(value)}: {e}")
     if problem := _no_mail_domain(seen.ascii_domain) or _too_long(seen.local_part):
@@ -65,7 +71,11 @@ def _with_quotes(value: str) -> str:
 
 
 def _from_object(value: dict[Any, Any]) -> Address:
-    if value.keys() - {"email", "name"} or "email" not in value or not all(isinstance(part, str) for part in value.values()):
+    if (
+        value.keys() - {"email", "name"}
+        or "email" not in value
+        or not all(isinstance(part, str) for part in value.values())
+    ):
         refuse(f'expected {{"email": "bob@example.org", "name": "Bob"}}, got {shown(value)}')
     address = parse_address(value["email"])
     name = value.get("name", address.name)
@@ -94,7 +104,11 @@ def _plain_domain(domain: str) -> str:
 def _no_mail_domain(domain: str) -> str:
     if "." not in domain and domain != "localhost":
         return "the part after the @-sign should have a period"
-    return "the part after the @-sign should be a name, not an IP address" if domain.rpartition(".")[2].isdigit() else ""
+    return (
+        "the part after the @-sign should be a name, not an IP address"
+        if domain.rpartition(".")[2].isdigit()
+        else ""
+    )
 
 
 def _too_long(local_part: str) -> str:

@@ -36,7 +36,9 @@ class Claim:
     job: JobFacts | None = None  #: set where the message is a template
     account: str = DEFAULT_ACCOUNT  #: who sends it
     is_probe: bool = False  #: whether it tries an account that had trouble
-    excused: int = 0  #: earlier attempts that do not count: an account's trouble, or given back before anything was sent
+    excused: int = (
+        0  #: earlier attempts that do not count: an account's trouble, or given back before anything was sent
+    )
     max_attempts: int | None = None  #: of those that count; None: as many as the schedule has
     has_attachments: bool = False
     claimed_at: float = field(default_factory=time.monotonic, compare=False)  #: on time.monotonic
@@ -60,4 +62,6 @@ class Outcome:
     excused: bool = False  #: whether the attempt does not count, as it brought the mail further
     uncertain: bool = False  #: whether the payload went out and no reply came
     trouble: AccountError | None = None  #: set where the account cannot send; the message waits until one can
-    bounced: frozenset[int] = frozenset()  #: positions of those whose server says that there is no such address
+    bounced: frozenset[int] = (
+        frozenset()
+    )  #: positions of those whose server says that there is no such address

@@ -1,13 +1,13 @@
 """The errors that a mail can meet.
 
-    MailroomError
-    ├── MalformedJSON           the bytes are not one JSON object
-    ├── InvalidMessage          the object is not a message; lists every wrong field
-    ├── StoreUnavailable        the database did not take or give what it was asked for
-    │   └── CommitUnanswered    it was told to commit, and nobody knows whether it has
-    └── TransportError          an attempt ended without a reply that takes the mail
-        ├── NotTaken            the next hop said no, or could not be reached, before it had the whole mail
-        └── Unanswered          the whole mail went out and no reply came back
+MailroomError
+├── MalformedJSON           the bytes are not one JSON object
+├── InvalidMessage          the object is not a message; lists every wrong field
+├── StoreUnavailable        the database did not take or give what it was asked for
+│   └── CommitUnanswered    it was told to commit, and nobody knows whether it has
+└── TransportError          an attempt ended without a reply that takes the mail
+    ├── NotTaken            the next hop said no, or could not be reached, before it had the whole mail
+    └── Unanswered          the whole mail went out and no reply came back
 """
 
 from collections.abc import Sequence
@@ -93,7 +93,9 @@ class NotTaken(TransportError):
     been answered for, so that the end may be about them.
     """
 
-    def __init__(self, reply: str, *, code: int = 0, of_message: bool = True, after_rcpt: bool = False) -> None:
+    def __init__(
+        self, reply: str, *, code: int = 0, of_message: bool = True, after_rcpt: bool = False
+    ) -> None:
         super().__init__(reply, code=code)
         self.of_message = of_message
         self.after_rcpt = after_rcpt
@@ -127,10 +129,14 @@ def refuse(detail: str) -> NoReturn:
 
 def refuse_items(wrong: Sequence[tuple[list[str | int], str]]) -> NoReturn:
     """Refuse several places below the field: say where each is, and what was expected there."""
-    raise PydanticCustomError("refused", "{detail}", {"detail": wrong[0][1], "items": list(wrong[:ERRORS_MAX])})
+    raise PydanticCustomError(
+        "refused", "{detail}", {"detail": wrong[0][1], "items": list(wrong[:ERRORS_MAX])}
+    )
 
 
 def pointer(parts: list[Any]) -> str:
     """The end of a JSON pointer as URI fragment (RFC 6901, 6)."""
-    path = "".join("/" + str(part)[:NAME_MAX_CHARACTERS].replace("~", "~0").replace("/", "~1") for part in parts)
+    path = "".join(
+        "/" + str(part)[:NAME_MAX_CHARACTERS].replace("~", "~0").replace("/", "~1") for part in parts
+    )
     return quote(path, safe="/~!$&'()*+,;=:@?", errors="backslashreplace")

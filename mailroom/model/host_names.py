@@ -12,7 +12,9 @@ idna = Lazy("idna")
 
 NAME_MAX_CHARACTERS = 253
 #: Letters, digits and hyphens (RFC 1123, 2.1); the last label is no number, as that would be an address.
-_HOST_NAME = re.compile(r"(?:(?!-)[a-z0-9-]{1,63}(?<!-)\.)*(?!-)(?![0-9]+\Z)[a-z0-9-]{1,63}(?<!-)", re.IGNORECASE)
+_HOST_NAME = re.compile(
+    r"(?:(?!-)[a-z0-9-]{1,63}(?<!-)\.)*(?!-)(?![0-9]+\Z)[a-z0-9-]{1,63}(?<!-)", re.IGNORECASE
+)
 _LITERAL = re.compile(r"\[(IPv6:)?([0-9a-f.:]+)\]", re.IGNORECASE)
 #: What a machine without a name of its own is told by its resolver; on a Mac an address backwards.
 _NAMELESS = (".localhost", ".localdomain", ".arpa")
@@ -38,10 +40,13 @@ def given_name(text: str) -> str:
     if found := host_name(text):
         return found
     with suppress(ValueError):
-        if (parts := _LITERAL.fullmatch(text)) and (address := literal(parts[2])).startswith("[IPv6:") == bool(parts[1]):
+        if (parts := _LITERAL.fullmatch(text)) and (address := literal(parts[2])).startswith(
+            "[IPv6:"
+        ) == bool(parts[1]):
             return address
     raise ValueError(
-        f"expected a host name like mail.example.org, or [192.0.2.1] or [IPv6:2001:db8::1], got {text!r}")
+        f"expected a host name like mail.example.org, or [192.0.2.1] or [IPv6:2001:db8::1], got {text!r}"
+    )
 
 
 def default_name(domain: str) -> str:

@@ -19,7 +19,9 @@ def new_id() -> str:
     """
     milliseconds, rest_ns = divmod(time.time_ns(), 1_000_000)
     fraction = rest_ns * 4096 // 1_000_000
-    return _written((milliseconds & (1 << 48) - 1) << 80 | 0x7 << 76 | fraction << 64 | 0b10 << 62 | _random() >> 2)
+    return _written(
+        (milliseconds & (1 << 48) - 1) << 80 | 0x7 << 76 | fraction << 64 | 0b10 << 62 | _random() >> 2
+    )
 
 
 def random_id() -> str:

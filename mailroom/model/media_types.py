@@ -6,9 +6,11 @@ from typing import NamedTuple
 OCTET_STREAM = "application/octet-stream"
 #: A message or a multipart may not be in base64 (RFC 2045, 6.4).
 _NAME = re.compile(
-    r"(?!message/|multipart/)[a-z0-9][a-z0-9!#$&^_.+-]{0,126}/[a-z0-9][a-z0-9!#$&^_.+-]{0,126}", re.IGNORECASE)
+    r"(?!message/|multipart/)[a-z0-9][a-z0-9!#$&^_.+-]{0,126}/[a-z0-9][a-z0-9!#$&^_.+-]{0,126}", re.IGNORECASE
+)
 _PARAMETER = re.compile(
-    r"""\s*;\s*([A-Za-z0-9!#$%&'*+.^_`{|}~-]+)=([A-Za-z0-9!#$%&'*+.^_`{|}~-]+|"[ !#-\[\]-~]*")""", re.ASCII)
+    r"""\s*;\s*([A-Za-z0-9!#$%&'*+.^_`{|}~-]+)=([A-Za-z0-9!#$%&'*+.^_`{|}~-]+|"[ !#-\[\]-~]*")""", re.ASCII
+)
 #: The file's name, also in the forms of RFC 2231 (name*, name*0): it is written beside the type, once.
 _FILE_NAME = re.compile(r"name(?:\*.*)?")
 

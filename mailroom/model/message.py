@@ -29,7 +29,9 @@ class State(StrEnum):
     SUPPRESSED = "suppressed"  #: its recipient wants no more mail
 
 
-FINAL = frozenset({State.SENT, State.FAILED, State.UNCERTAIN, State.CANCELED, State.EXPIRED, State.SUPPRESSED})
+FINAL = frozenset(
+    {State.SENT, State.FAILED, State.UNCERTAIN, State.CANCELED, State.EXPIRED, State.SUPPRESSED}
+)
 
 
 #: What a file system takes (NAME_MAX).
@@ -39,7 +41,9 @@ _NOT_IN_NAMES = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\
 
 
 #: Header fields whose value has a grammar, in which no word may be encoded (RFC 2047, 5).
-STRUCTURED = re.compile(r"list-.*|in-reply-to|references|auto-submitted|precedence|priority|importance|sensitivity", re.IGNORECASE)
+STRUCTURED = re.compile(
+    r"list-.*|in-reply-to|references|auto-submitted|precedence|priority|importance|sensitivity", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -95,28 +99,42 @@ class Message:
     @property
     def needs_smtputf8(self) -> bool:
         """Tell whether an address in it is not ASCII (RFC 6531)."""
-        return not all(person.is_ascii for person in (*self.everyone, *self.reply_to, *([self.sender] if self.sender else [])))
+        return not all(
+            person.is_ascii
+            for person in (*self.everyone, *self.reply_to, *([self.sender] if self.sender else []))
+        )
 
     @property
     def size(self) -> int:
         """Characters in text and HTML, and bytes in attachments."""
-        return len(self.text or "") + len(self.html or "") + sum(len(file.content) for file in self.attachments)
+        return (
+            len(self.text or "") + len(self.html or "") + sum(len(file.content) for file in self.attachments)
+        )
 
     def kinds(self) -> tuple[str, ...]:
-        """"to", "cc" or "bcc" of each of everyone."""
+        """ "to", "cc" or "bcc" of each of everyone."""
         return ("to",) * len(self.to) + ("cc",) * len(self.cc) + ("bcc",) * len(self.bcc)
 
     def to_row(self) -> str:
         """The content as the outbox keeps it, in JSON; recipients and attachments have rows of their own."""
         content: dict[str, Any] = {"subject": self.subject, "text": self.text, "html": self.html}
-        content |= {name: value for name in ("template", "headers", "tags", "metadata", "unsubscribe") if (value := getattr(self, name))}
+        content |= {
+            name: value
+            for name in ("template", "headers", "tags", "metadata", "unsubscribe")
+            if (value := getattr(self, name))
+        }
         content |= {"sender": [self.sender.address, self.sender.name]} if self.sender else {}
         content |= {"reply_to": [[to.address, to.name] for to in self.reply_to]} if self.reply_to else {}
         content |= {"attachments": len(self.attachments)} if self.attachments else {}
         return _encode(content)
 
     @classmethod
-    def from_row(cls, content: Mapping[str, Any], people: Iterable[tuple[str, Address]], attachments: tuple[Attachment, ...] = ()) -> Self:
+    def from_row(
+        cls,
+        content: Mapping[str, Any],
+        people: Iterable[tuple[str, Address]],
+        attachments: tuple[Attachment, ...] = (),
+    ) -> Self:
         """The reverse, of what JSON makes of it, with the kind and address of each recipient."""
         values = {name: value for name, value in content.items() if name != "attachments"}
         if "sender" in values:

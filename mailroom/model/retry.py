@@ -33,11 +33,15 @@ class Schedule:
             match = _STEP.fullmatch(step.strip())
             seconds = int(match[1]) * _UNITS[match[2]] if match else _WAIT_MAX_SECONDS + 1
             if not match or seconds > _WAIT_MAX_SECONDS:
-                raise ValueError(f"expected waits like '30s, 2m, 1h*3', none longer than 30d, got {step.strip()!r}")
+                raise ValueError(
+                    f"expected waits like '30s, 2m, 1h*3', none longer than 30d, got {step.strip()!r}"
+                )
             waits += [seconds] * int(match[3] or 1)
         return cls(tuple(waits))
 
-    def wait_seconds(self, attempt: int, *, vary: Callable[[float, float], float] = random.uniform) -> float | None:
+    def wait_seconds(
+        self, attempt: int, *, vary: Callable[[float, float], float] = random.uniform
+    ) -> float | None:
         """Return how long to wait after `attempt` (from 1), jitter included; None when it was the last."""
         if attempt > len(self.waits):
             return None

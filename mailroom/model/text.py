@@ -25,7 +25,9 @@ def encodable(value: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as e:
-        refuse(f"expected Unicode text, got half of a surrogate pair (U+{ord(value[e.start]):04X}) at {e.start}")
+        refuse(
+            f"expected Unicode text, got half of a surrogate pair (U+{ord(value[e.start]):04X}) at {e.start}"
+        )
     return value
 
 
@@ -45,7 +47,11 @@ def shown(value: object) -> str:
     """Return what came, cut to a length that a person reads."""
     try:
         text = json.dumps(value, ensure_ascii=True, default=repr)
-    except (RecursionError, TypeError, ValueError):  # A queue's client may send what JSON cannot hold, or int() not print.
+    except (
+        RecursionError,
+        TypeError,
+        ValueError,
+    ):  # A queue's client may send what JSON cannot hold, or int() not print.
         text = f"a {type(value).__name__} that cannot be shown"
     return text if len(text) <= 80 else text[:77] + "..."
 

@@ -53,15 +53,17 @@ class LogFile:
     def _write(self, file: io.FileIO, data: bytes) -> None:
         rest = memoryview(b"\n" + data if self._is_torn else data)
         while rest:
-            rest = rest[file.write(rest):]
+            rest = rest[file.write(rest) :]
             self._is_torn = bool(rest)
 
     def _lose(self, error: OSError) -> None:
         self._lost += 1
         if time.monotonic() - self._complained_at > COMPLAIN_SECONDS:
             self._complained_at = time.monotonic()
-            complain(f"the log file {self._path} cannot be written: {error.strerror}; "
-                     "mail goes on, and so does the file as soon as it can be written")
+            complain(
+                f"the log file {self._path} cannot be written: {error.strerror}; "
+                "mail goes on, and so does the file as soon as it can be written"
+            )
 
     def close(self) -> None:
         if self._file is not None:
@@ -98,6 +100,12 @@ class LogFileHandler(logging.Handler):
 
 
 def _gap(count: int) -> logging.LogRecord:
-    return logging.makeLogRecord({
-        "name": __name__, "levelno": logging.WARNING, "levelname": "WARNING",
-        "msg": "%d lines before the last one could not be written to this file", "args": (count,)})
+    return logging.makeLogRecord(
+        {
+            "name": __name__,
+            "levelno": logging.WARNING,
+            "levelname": "WARNING",
+            "msg": "%d lines before the last one could not be written to this file",
+            "args": (count,),
+        }
+    )

@@ -72,8 +72,12 @@ class SupervisedThread:
             if self._ended_at - began_at > STEADY_SECONDS:
                 self._pause_seconds = PAUSE_MIN_SECONDS
             with suppress(Exception):
-                log.error("the thread %s ended; it is started anew in %.1f s", self.name, self._pause_seconds,
-                          exc_info=error)
+                log.error(
+                    "the thread %s ended; it is started anew in %.1f s",
+                    self.name,
+                    self._pause_seconds,
+                    exc_info=error,
+                )
             self._stopping.wait(self._pause_seconds)
             self._pause_seconds = min(2 * self._pause_seconds, PAUSE_MAX_SECONDS)
             self.restarts += 1

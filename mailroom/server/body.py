@@ -7,7 +7,13 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestTimeout, ServiceUnavailable, TooManyRequests
+from werkzeug.exceptions import (
+    ClientDisconnected,
+    HTTPException,
+    RequestTimeout,
+    ServiceUnavailable,
+    TooManyRequests,
+)
 
 from mailroom.api.auth.wrong_keys import network
 from mailroom.server.limits import LONG_BODIES_MAX, SHORT_BYTES, Limits
@@ -36,8 +42,10 @@ class Bodies:
             if sum(other == address for other in self._read.values()) >= self.limits.bodies_per_address:
                 raise self._too_many()
             if len(self._read) >= LONG_BODIES_MAX:
-                raise TooManyRequests(f"expected at most {LONG_BODIES_MAX} long bodies at a time, got one more; send it again",
-                                      retry_after=RETRY_SECONDS)
+                raise TooManyRequests(
+                    f"expected at most {LONG_BODIES_MAX} long bodies at a time, got one more; send it again",
+                    retry_after=RETRY_SECONDS,
+                )
             self._read[body] = address
 
     def leave(self, body: "Body") -> None:
@@ -61,8 +69,11 @@ class Bodies:
                 body.interrupt()
 
     def _too_many(self) -> TooManyRequests:
-        return TooManyRequests(f"expected at most {self.limits.bodies_per_address} half-sent bodies of one address, got one more; "
-                               "send it again", retry_after=RETRY_SECONDS)
+        return TooManyRequests(
+            f"expected at most {self.limits.bodies_per_address} half-sent bodies of one address, got one more; "
+            "send it again",
+            retry_after=RETRY_SECONDS,
+        )
 
     def _surplus(self, now: float) -> list["Body"]:
         """The slowest ones of whoever has too many."""
@@ -104,10 +115,17 @@ class Body(io.RawIOBase):
     def timeout(self) -> HTTPException:
         """Make what the client is told where no more is waited for."""
         if self._bodies.is_stopping:
-            return ServiceUnavailable("this service is being stopped; send it again", retry_after=RETRY_SECONDS)
-        limits, expected = self._bodies.limits, "the whole body" if self._length is None else f"{self._length} bytes"
-        return RequestTimeout(f"expected {expected} within {limits.body_seconds:g} s, or at {limits.body_bytes_per_second} bytes a second, "
-                              f"got {self.received} bytes; send it again")
+            return ServiceUnavailable(
+                "this service is being stopped; send it again", retry_after=RETRY_SECONDS
+            )
+        limits, expected = (
+            self._bodies.limits,
+            "the whole body" if self._length is None else f"{self._length} bytes",
+        )
+        return RequestTimeout(
+            f"expected {expected} within {limits.body_seconds:g} s, or at {limits.body_bytes_per_second} bytes a second, "
+            f"got {self.received} bytes; send it again"
+        )
 
     def collect(self, then: Callable[[HTTPException | None], None]) -> None:
         """Call `then`, perhaps in another thread, when the body is whole, or SHORT_BYTES of it are there; with an error if it was late."""
@@ -211,8 +229,12 @@ class Body(io.RawIOBase):
         if self._length is None:
             try:
                 self._ask()
-            except StopAsyncIteration:  # Nothing follows the end; something does follow where a body was cut off, or has trailers.
+            except (
+                StopAsyncIteration
+            ):  # Nothing follows the end; something does follow where a body was cut off, or has trailers.
                 self._is_whole = True
                 return
-        expected = "its last chunk" if self._length is None else f"{self._length} bytes, as Content-Length says"
+        expected = (
+            "its last chunk" if self._length is None else f"{self._length} bytes, as Content-Length says"
+        )
         self._error = ClientDisconnected(f"expected {expected}, got {self.received} bytes and then no more")

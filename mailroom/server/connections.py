@@ -33,7 +33,7 @@ class Connections:
         counts = Counter(network(peer[0]) for _, peer in opened)
         opened.sort(key=lambda one: counts[network(one[1][0])], reverse=True)
         idle = [one for one in opened if _written(one[1]) not in running]
-        chosen = idle[:max(0, surplus)]
+        chosen = idle[: max(0, surplus)]
         self._ended = {peer for file, peer in chosen if _end(file, peer, self._how(peer))}
         return len(self._ended)
 

@@ -20,8 +20,9 @@ STOP_SECONDS = 15.0
 class EmbeddedWorker:
     """A Celery worker in a supervised thread: if one ends before its time, another takes its place."""
 
-    def __init__(self, celery_app: Celery, *, stop_claiming: Callable[[], None],
-                 close: Callable[[], None]) -> None:
+    def __init__(
+        self, celery_app: Celery, *, stop_claiming: Callable[[], None], close: Callable[[], None]
+    ) -> None:
         """`stop_claiming` is called first of all at the end; `close` after each worker, however it ended."""
         self._celery_app = celery_app
         self._stop_claiming = stop_claiming
@@ -59,5 +60,11 @@ class EmbeddedWorker:
 
     def _made(self) -> Any:
         name = f"up-{os.getpid()}@{socket.gethostname()}"
-        return celery_worker.WorkController(app=self._celery_app, hostname=name, loglevel="INFO",
-                                            without_mingle=True, without_gossip=True, without_heartbeat=True)
+        return celery_worker.WorkController(
+            app=self._celery_app,
+            hostname=name,
+            loglevel="INFO",
+            without_mingle=True,
+            without_gossip=True,
+            without_heartbeat=True,
+        )

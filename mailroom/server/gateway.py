@@ -20,8 +20,16 @@ Environ = dict[str, Any]
 Application = Callable[[Environ, Any], Iterable[bytes]]
 
 _ALWAYS: Environ = {
-    "SCRIPT_NAME": "", "SERVER_SOFTWARE": "granian", "wsgi.version": (1, 0), "wsgi.url_scheme": "http", "wsgi.errors": sys.stderr,
-    "wsgi.input_terminated": True, "wsgi.multithread": True, "wsgi.multiprocess": False, "wsgi.run_once": False}
+    "SCRIPT_NAME": "",
+    "SERVER_SOFTWARE": "granian",
+    "wsgi.version": (1, 0),
+    "wsgi.url_scheme": "http",
+    "wsgi.errors": sys.stderr,
+    "wsgi.input_terminated": True,
+    "wsgi.multithread": True,
+    "wsgi.multiprocess": False,
+    "wsgi.run_once": False,
+}
 #: Statuses whose answer has no content, so that its length is not told.
 _EMPTY = frozenset({204, 304})
 
@@ -63,7 +71,9 @@ class Gateway:
             self._run(exchange, body.stream())
             return
         answer = problems.http(error)
-        exchange.protocol.response_bytes(answer.status_code, [*answer.headers, ("Connection", "close")], answer.get_data())
+        exchange.protocol.response_bytes(
+            answer.status_code, [*answer.headers, ("Connection", "close")], answer.get_data()
+        )
         self._end(exchange, body)
 
     def _run(self, exchange: "Exchange", body: io.RawIOBase | BytesIO) -> None:
@@ -149,7 +159,9 @@ def environment(scope: Any) -> Environ:
             environ[variable] = value
         elif variable not in _SINGLE:
             environ[variable] += (";" if name == "cookie" else ",") + value
-    if len(environ) - others < len(headers):  # What is beyond ASCII has no value above; that it was there still counts.
+    if len(environ) - others < len(
+        headers
+    ):  # What is beyond ASCII has no value above; that it was there still counts.
         for name in headers:
             environ.setdefault(_VARIABLES.get(name) or _variable(name), "")
     if "HTTP_HOST" not in environ:

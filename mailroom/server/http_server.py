@@ -27,14 +27,28 @@ from mailroom.server.watch import watch
 OTHER_FILES = 256
 
 
-def serve(host: str, port: int, *, loader: Callable[[], Any], threads: int, limits: Limits, stop_seconds: int) -> None:
+def serve(
+    host: str, port: int, *, loader: Callable[[], Any], threads: int, limits: Limits, stop_seconds: int
+) -> None:
     """Serve until a signal; `loader` makes the application, and opens everything, in the child process."""
     files = raise_files_limit(limits.connections + OTHER_FILES)
     server = MPServer(
-        "app", address=host, port=port, interface=Interfaces.WSGI, http=HTTPModes.http1, websockets=False, log_level=LogLevels.error,
-        workers=1, blocking_threads=threads, backpressure=max(1, min(limits.connections, files - OTHER_FILES)),
-        workers_kill_timeout=stop_seconds, http1_settings=HTTP1Settings(header_read_timeout=int(limits.header_seconds * 1000)))
-    server.serve(spawn_target=partial(run_worker, port=port, limits=limits), target_loader=loader, wrap_loader=False)
+        "app",
+        address=host,
+        port=port,
+        interface=Interfaces.WSGI,
+        http=HTTPModes.http1,
+        websockets=False,
+        log_level=LogLevels.error,
+        workers=1,
+        blocking_threads=threads,
+        backpressure=max(1, min(limits.connections, files - OTHER_FILES)),
+        workers_kill_timeout=stop_seconds,
+        http1_settings=HTTP1Settings(header_read_timeout=int(limits.header_seconds * 1000)),
+    )
+    server.serve(
+        spawn_target=partial(run_worker, port=port, limits=limits), target_loader=loader, wrap_loader=False
+    )
 
 
 class _Loop:
@@ -51,16 +65,40 @@ class _Scheduler(CallbackScheduler):
 
     __slots__ = ()
 
-    def __init__(self, loop: _Loop, take: Callable[[Any], None], task: None, enter: None, leave: None) -> None:
+    def __init__(
+        self, loop: _Loop, take: Callable[[Any], None], task: None, enter: None, leave: None
+    ) -> None:
         super().__init__()
         self._schedule_fn = take
 
 
 @WorkerProcess.wrap_target  # type: ignore[untyped-decorator]
-def run_worker(worker_id: int, application: Any, listener: Any, metrics_pipe: Any, asyncio_loop: Any, runtime_mode: Any,
-               runtime_threads: int, runtime_blocking_threads: int, threads: int, idle_seconds: int, connections: int, task_kind: Any,
-               http_mode: Any, http1: Any, http2: Any, websockets: bool, static_files: Any, log_format: Any, tls: tuple[Any, ...],
-               scope_options: Any, metrics: Any, *, port: int, limits: Limits) -> None:
+def run_worker(
+    worker_id: int,
+    application: Any,
+    listener: Any,
+    metrics_pipe: Any,
+    asyncio_loop: Any,
+    runtime_mode: Any,
+    runtime_threads: int,
+    runtime_blocking_threads: int,
+    threads: int,
+    idle_seconds: int,
+    connections: int,
+    task_kind: Any,
+    http_mode: Any,
+    http1: Any,
+    http2: Any,
+    websockets: bool,
+    static_files: Any,
+    log_format: Any,
+    tls: tuple[Any, ...],
+    scope_options: Any,
+    metrics: Any,
+    *,
+    port: int,
+    limits: Limits,
+) -> None:
     """Serve until a signal; the arguments are those that granian gives to its own such functions, and ours."""
     bodies = Bodies(limits)
     gateway = Gateway(application, bodies)
@@ -69,8 +107,23 @@ def run_worker(worker_id: int, application: Any, listener: Any, metrics_pipe: An
     signals = set_sync_signals()  # type: ignore[no-untyped-call]
     signals.add_cb(ended.set)
     make: Any = RSGIWorker  # granian's stub has the arguments of an older one.
-    worker = make(worker_id, listener, metrics_pipe, runtime_threads, runtime_blocking_threads, threads, idle_seconds, connections,
-                  http_mode, http1, http2, False, static_files, *tls, metrics)
+    worker = make(
+        worker_id,
+        listener,
+        metrics_pipe,
+        runtime_threads,
+        runtime_blocking_threads,
+        threads,
+        idle_seconds,
+        connections,
+        http_mode,
+        http1,
+        http2,
+        False,
+        static_files,
+        *tls,
+        metrics,
+    )
     serve = getattr(worker, WORKERS_METHODS[runtime_mode][False])
     serve(_Scheduler(loop, gateway.take, None, None, None), loop, signals)
     ended.wait()

@@ -13,11 +13,15 @@ LONG_BODIES_MAX = 128
 class Limits:
     """In a process; the defaults are generous to slow links and to a proxy, whose address many clients share."""
 
-    header_seconds: float = 30.0  #: for the headers of a request, and for the next request of an open connection
+    header_seconds: float = (
+        30.0  #: for the headers of a request, and for the next request of an open connection
+    )
     body_seconds: float = 20.0  #: for a body, and so much longer as its bytes take at the least rate
     body_bytes_per_second: int = 16_384  #: the least rate: 36 MB may take 37 minutes
     bodies_per_address: int = 64  #: half-read ones; an IPv6 network of 64 bits is one address
-    connections: int = 1024  #: when three quarters of them are open, the idle ones of the busiest address are closed
+    connections: int = (
+        1024  #: when three quarters of them are open, the idle ones of the busiest address are closed
+    )
 
     def body_due(self, began: float, received: int) -> float:
         """Return when a body that began then, and of which so much has come, is too late."""

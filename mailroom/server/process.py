@@ -24,7 +24,9 @@ def start_child(settings: Settings, *at_signal: Callable[[], None]) -> None:
     logs.setup_web(settings)
     asked, asks = os.pipe()
     os.set_blocking(asks, False)
-    signal.set_wakeup_fd(asks, warn_on_full_buffer=False)  # The handlers are granian's; this tells of the signal beside them.
+    signal.set_wakeup_fd(
+        asks, warn_on_full_buffer=False
+    )  # The handlers are granian's; this tells of the signal beside them.
     ending, orphaned = threading.Event(), threading.Event()
     SupervisedThread("signals", partial(end_at_signal, asked, at_signal, ending), ending).start()
     SupervisedThread("parent", partial(end_with_parent, os.getppid(), orphaned), orphaned).start()

@@ -40,22 +40,41 @@ def inbox(settings: Settings) -> None:
     serve(alone, loader=partial(inbox_app, alone, settings), port_setting="INBOX_PORT")
 
 
-def serve(settings: Settings, *, loader: "partial[Flask]", port_setting: str = "PORT", limits: Limits = LIMITS) -> None:
+def serve(
+    settings: Settings, *, loader: "partial[Flask]", port_setting: str = "PORT", limits: Limits = LIMITS
+) -> None:
     """Run granian until a signal; the application is made, and everything opened, in its child process."""
     terminal.keep_open()
     refuse_taken(settings.HOST, settings.PORT, port_setting)
     for line in notices(settings, os.environ):
         say(line)
-    server.serve(settings.HOST, settings.PORT, loader=loader, threads=settings.WEB_THREADS + WAITING_THREADS, limits=limits,
-                 stop_seconds=STOP_SECONDS)
+    server.serve(
+        settings.HOST,
+        settings.PORT,
+        loader=loader,
+        threads=settings.WEB_THREADS + WAITING_THREADS,
+        limits=limits,
+        stop_seconds=STOP_SECONDS,
+    )
 
 
 def beside(letters: Letters, dial: Chaos, *, hint: str = "") -> Blueprint:
     """The inbox as a part of this service's pages."""
-    blueprint = create_blueprint(letters, dial, Around(
-        hint=hint, scripts=web.layout.SCRIPTS, places=web.layout.places, origin=web.messages.origin, form_token=form_token,
-        refuse_form=refuse_form, may_act=partial(web.layout.may, "POST", "/inbox/delete"),
-        standing=guard.standing, refuse=guard.check))
+    blueprint = create_blueprint(
+        letters,
+        dial,
+        Around(
+            hint=hint,
+            scripts=web.layout.SCRIPTS,
+            places=web.layout.places,
+            origin=web.messages.origin,
+            form_token=form_token,
+            refuse_form=refuse_form,
+            may_act=partial(web.layout.may, "POST", "/inbox/delete"),
+            standing=guard.standing,
+            refuse=guard.check,
+        ),
+    )
     blueprint.after_request(web.layout.for_people)
     return blueprint
 
@@ -80,17 +99,31 @@ def inbox_app(settings: Settings, served: Settings) -> Flask:
     app.before_request(partial(guard.check_alone, "" if settings.listens_on_loopback else settings.API_KEY))
     app.add_url_rule("/livez", view_func=health.livez)
     app.register_blueprint(web.layout.assets)
-    app.register_blueprint(create_blueprint(letters, dial, Around(
-        hint=curl(served), scripts=web.layout.SCRIPTS, form_token=form_token, refuse_form=refuse_form,
-        origin=lambda message_id: [(f"{url(served)}/messages/{id}", "its message") for id in web.messages.ids_in(message_id)])))
+    app.register_blueprint(
+        create_blueprint(
+            letters,
+            dial,
+            Around(
+                hint=curl(served),
+                scripts=web.layout.SCRIPTS,
+                form_token=form_token,
+                refuse_form=refuse_form,
+                origin=lambda message_id: [
+                    (f"{url(served)}/messages/{id}", "its message") for id in web.messages.ids_in(message_id)
+                ],
+            ),
+        )
+    )
     return app
 
 
 def refuse_keyless(settings: Settings, database: Database) -> None:
     """Stop where other machines could ask, and nobody has a key."""
     if not (settings.listens_on_loopback or settings.API_KEY or ApiKeys(database).are_there()):
-        raise SettingsError(f"{PREFIX}HOST={settings.HOST!r} can be reached from other machines, and there is no key in {database}; "
-                            f"make one with `flask keys create NAME`, or set {PREFIX}API_KEY")
+        raise SettingsError(
+            f"{PREFIX}HOST={settings.HOST!r} can be reached from other machines, and there is no key in {database}; "
+            f"make one with `flask keys create NAME`, or set {PREFIX}API_KEY"
+        )
 
 
 def refuse_taken(host: str, port: int, setting: str) -> None:
@@ -100,8 +133,10 @@ def refuse_taken(host: str, port: int, setting: str) -> None:
             probe.bind((host, port))
         except OSError as e:
             airplay = " (on a Mac, AirPlay's receiver holds 5000)" if port == 5000 else ""
-            sys.exit(f"mailasync: {host_and_port(host, port)} cannot be used: {e.strerror}{airplay}; "
-                     f"set {PREFIX}{setting} to another port")
+            sys.exit(
+                f"mailasync: {host_and_port(host, port)} cannot be used: {e.strerror}{airplay}; "
+                f"set {PREFIX}{setting} to another port"
+            )
 
 
 def url(settings: Settings) -> str:
@@ -111,8 +146,10 @@ def url(settings: Settings) -> str:
 
 def curl(settings: Settings) -> str:
     key = ' -H "Authorization: Bearer $API_KEY"' if settings.API_KEY else ""
-    return (f"curl {url(settings)}/{key} -H 'Content-Type: application/json' "
-            """-d '{"to": "you@example.org", "subject": "Hello", "contents": "The work is done."}'""")
+    return (
+        f"curl {url(settings)}/{key} -H 'Content-Type: application/json' "
+        """-d '{"to": "you@example.org", "subject": "Hello", "contents": "The work is done."}'"""
+    )
 
 
 def say(*lines: str) -> None:

@@ -22,7 +22,8 @@ REPLY_MAX_CHARACTERS = 500
 T = TypeVar("T")
 #: URLs, addresses and names of hosts.
 _NAMES = re.compile(
-    r"""https?://\S+|<[^<>]*>|"[^"]*"@\S+|\S*@\S+|\b[\w-]+(?:\.[\w-]+)*\.[a-z]{2,}\b""", re.IGNORECASE)
+    r"""https?://\S+|<[^<>]*>|"[^"]*"@\S+|\S*@\S+|\b[\w-]+(?:\.[\w-]+)*\.[a-z]{2,}\b""", re.IGNORECASE
+)
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -72,7 +73,9 @@ class Link(smtplib.SMTP):
     """
 
     sock: socket.socket
-    patience: float  #: how long a whole reply may take, or the server to take in more of what we send; in seconds
+    patience: (
+        float  #: how long a whole reply may take, or the server to take in more of what we send; in seconds
+    )
     broken = False  #: whether not all could be sent; what the server had said before can still be read
     _refused: smtplib.SMTPAuthenticationError | None = None
 
@@ -110,8 +113,12 @@ class Link(smtplib.SMTP):
         left = memoryview(s.encode(self.command_encoding) if isinstance(s, str) else s)
         try:
             while left:
-                taken = yield from _patiently(self.sock, partial(self.sock.send, left), time.monotonic() + self.patience,
-                                              awaits=select.POLLOUT)
+                taken = yield from _patiently(
+                    self.sock,
+                    partial(self.sock.send, left),
+                    time.monotonic() + self.patience,
+                    awaits=select.POLLOUT,
+                )
                 left = left[taken:]
         except OSError:
             self.broken, self.patience = True, 0.0  # Nothing more comes.
@@ -198,10 +205,12 @@ class _Lines:
             if len(self._read) > LINE_MAX_BYTES:
                 raise ConnectionError("a line of the reply had no end")
             if not isinstance(self._link, ssl.SSLSocket) or not self._link.pending():
-                yield Wait(self._link, select.POLLIN, deadline)  # A reply is never there yet, so that to look first is a call too many.
+                yield Wait(
+                    self._link, select.POLLIN, deadline
+                )  # A reply is never there yet, so that to look first is a call too many.
             yield from _patiently(self._link, self._more, deadline)
         line = bytes(self._read[:end])
-        del self._read[:end + 1]
+        del self._read[: end + 1]
         return line.rstrip(b"\r")
 
     def spoke_unasked(self) -> bool:
@@ -237,7 +246,9 @@ class _Handshake:
         return wrapped
 
 
-def _patiently(link: socket.socket, act: Callable[[], T], deadline: float, *, awaits: int = select.POLLIN) -> Dialogue[T]:
+def _patiently(
+    link: socket.socket, act: Callable[[], T], deadline: float, *, awaits: int = select.POLLIN
+) -> Dialogue[T]:
     """Do it as soon as the socket lets us; raises TimeoutError if that is not before `deadline`, on the clock time.monotonic."""
     while True:
         try:

@@ -103,7 +103,9 @@ class Login:
         both = [mechanism for mechanism in known if mechanism in offered]
         if not both:
             none = "none before STARTTLS" if link.has_extn("starttls") else "none"
-            raise NoMechanism(f"offers no way to log in that we know (it offers {', '.join(offered) or none})")
+            raise NoMechanism(
+                f"offers no way to log in that we know (it offers {', '.join(offered) or none})"
+            )
         if self._taken.split(" ")[0] in both:
             both.remove(self._taken.split(" ")[0])
             both.insert(0, self._taken)
@@ -120,7 +122,9 @@ class Login:
                 return _dialog(link, f"AUTH LOGIN {_base64(self._user)}", self._password)
             if mechanism == "CRAM-MD5":
                 return self._cram_md5(link)
-            return _dialog(link, f"AUTH XOAUTH2 {token}", b"")  # Gmail says why in a 334; the code comes after it.
+            return _dialog(
+                link, f"AUTH XOAUTH2 {token}", b""
+            )  # Gmail says why in a 334; the code comes after it.
         except smtplib.SMTPServerDisconnected as e:
             if isinstance(e.__cause__, TimeoutError):
                 raise

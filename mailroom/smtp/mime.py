@@ -39,11 +39,17 @@ def compose(claim: Claim, *, sender: Address) -> bytes:
     shown = [file for file in files if file.content_id]
     attached = [file for file in files if not file.content_id]
     boundary = _boundary(claim.message_id)
-    head, body = _multipart("alternative", boundary), _joined([_part("plain", text), _part("html", html)], boundary)
+    head, body = (
+        _multipart("alternative", boundary),
+        _joined([_part("plain", text), _part("html", html)], boundary),
+    )
     for kind, inside in (("related", shown), ("mixed", attached)):
         if inside:
             boundary = _boundary(claim.message_id, kind)
-            head, body = _multipart(kind, boundary), _joined([head + b"\r\n" + body, *map(_file, inside)], boundary)
+            head, body = (
+                _multipart(kind, boundary),
+                _joined([head + b"\r\n" + body, *map(_file, inside)], boundary),
+            )
     return head + b"".join(_headers(claim, message, sender)) + b"\r\n" + body
 
 
@@ -114,7 +120,12 @@ def _date(seconds: int) -> str:
 
 def _header(name: str, value: str | Header) -> bytes:
     """Folded where it does not fit on one line."""
-    if isinstance(value, str) and value.isascii() and value.isprintable() and len(name) + 2 + len(value) <= _LINE_MAX:
+    if (
+        isinstance(value, str)
+        and value.isascii()
+        and value.isprintable()
+        and len(name) + 2 + len(value) <= _LINE_MAX
+    ):
         return f"{name}: {value}\r\n".encode("ascii")  # A Header takes 20 µs to find that out.
     return _WIRE.fold_binary(name, value)  # type: ignore[arg-type]  # which takes a Header, too
 
@@ -139,7 +150,9 @@ def _as_html(text: str) -> str:
 
     `dir="auto"` lets a text in Hebrew or Arabic begin at the right.
     """
-    lines = escape(text, quote=False).replace("\r\n", "\n").replace("\r", "\n").replace("\t", " " * 8).split("\n")
+    lines = (
+        escape(text, quote=False).replace("\r\n", "\n").replace("\r", "\n").replace("\t", " " * 8).split("\n")
+    )
     shown = "<br>\n".join(map(_keep_spaces, lines))
     return f'<div dir="auto">{shown}</div>'
 
@@ -156,16 +169,25 @@ def _multipart(kind: str, boundary: str) -> bytes:
 
 def _joined(parts: Sequence[bytes], boundary: str) -> bytes:
     between = f"--{boundary}\r\n".encode()
-    return b"".join(found for part in parts for found in (between, part, b"\r\n")) + f"--{boundary}--\r\n".encode()
+    return (
+        b"".join(found for part in parts for found in (between, part, b"\r\n"))
+        + f"--{boundary}--\r\n".encode()
+    )
 
 
 def _part(subtype: str, content: str) -> bytes:
     lines = content.replace("\r\n", "\n").replace("\r", "\n").encode()
     # Base64 where most of it is not ASCII; quoted-printable stays readable, and keeps lines under RFC 5322's 998.
     is_readable = len(content.encode()) < 1.2 * len(content)
-    body = _quoted_printable(lines).replace(b"\n", b"\r\n") if is_readable else _base64(lines.replace(b"\n", b"\r\n"))
-    return (f'Content-Type: text/{subtype}; charset="utf-8"\r\nMIME-Version: 1.0\r\nContent-Transfer-Encoding: '
-            f"{'quoted-printable' if is_readable else 'base64'}\r\n\r\n").encode() + body
+    body = (
+        _quoted_printable(lines).replace(b"\n", b"\r\n")
+        if is_readable
+        else _base64(lines.replace(b"\n", b"\r\n"))
+    )
+    return (
+        f'Content-Type: text/{subtype}; charset="utf-8"\r\nMIME-Version: 1.0\r\nContent-Transfer-Encoding: '
+        f"{'quoted-printable' if is_readable else 'base64'}\r\n\r\n"
+    ).encode() + body
 
 
 def _quoted_printable(text: bytes) -> bytes:
@@ -203,8 +225,13 @@ def _people(name: str, people: Sequence[Address]) -> bytes:
 
 def _survives(text: str) -> bool:
     """Tell whether a reader gets back every character of it as it stands, folded and unfolded on the way."""
-    return text.isascii() and "=?" not in text and "  " not in text and text == text.strip() \
+    return (
+        text.isascii()
+        and "=?" not in text
+        and "  " not in text
+        and text == text.strip()
         and all(len(word) < 70 for word in text.split(" "))
+    )
 
 
 def _written(person: Address, *, linesep: str = "") -> str:
@@ -230,9 +257,11 @@ def _file(file: Attachment) -> bytes:
     identity = f"Content-ID: <{file.content_id}>\r\n" if file.content_id else ""
     disposition = "inline" if identity else "attachment"
     full_type = ";\r\n ".join([kind.name, *kind.parameters, *_encoded_name(name)])
-    head = (f"Content-Type: {full_type}\r\n"
-            f"MIME-Version: 1.0\r\nContent-Transfer-Encoding: base64\r\n{identity}"
-            f"Content-Disposition: {disposition};\r\n {_filename(name)}\r\n\r\n")
+    head = (
+        f"Content-Type: {full_type}\r\n"
+        f"MIME-Version: 1.0\r\nContent-Transfer-Encoding: base64\r\n{identity}"
+        f"Content-Disposition: {disposition};\r\n {_filename(name)}\r\n\r\n"
+    )
     return head.encode("ascii") + _base64(file.content)
 
 
@@ -250,7 +279,7 @@ def _encoded_name(name: str) -> list[str]:
 def _base64(content: bytes) -> bytes:
     """In lines of 76 (RFC 2045, 6.8), without the end of the last."""
     encoded = b2a_base64(content, newline=False)
-    return b"\r\n".join(encoded[at:at + _LINE_MAX] for at in range(0, max(1, len(encoded)), _LINE_MAX))
+    return b"\r\n".join(encoded[at : at + _LINE_MAX] for at in range(0, max(1, len(encoded)), _LINE_MAX))
 
 
 def _filename(name: str) -> str:

@@ -29,7 +29,9 @@ class TokenError(Exception):
 
 
 class TokenSource:
-    def __init__(self, path: str, timeout_seconds: float, *, url: str = command_to_url("o/oauth2/token")) -> None:
+    def __init__(
+        self, path: str, timeout_seconds: float, *, url: str = command_to_url("o/oauth2/token")
+    ) -> None:
         self.path = path
         self.timeout_seconds = timeout_seconds
         self.url = url
@@ -55,14 +57,20 @@ class TokenSource:
     def _fetch(self) -> None:
         try:
             secrets = json.loads(Path(self.path).expanduser().read_text())
-            form = {"client_id": secrets["google_client_id"], "client_secret": secrets["google_client_secret"],
-                    "refresh_token": secrets["google_refresh_token"], "grant_type": "refresh_token"}
+            form = {
+                "client_id": secrets["google_client_id"],
+                "client_secret": secrets["google_client_secret"],
+                "refresh_token": secrets["google_refresh_token"],
+                "grant_type": "refresh_token",
+            }
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise TokenError(f"expected a yagmail OAuth2 file at {self.path!r}: {type(e).__name__}") from None
         try:
             answer = requests.post(self.url, data=form, timeout=self.timeout_seconds, allow_redirects=False)
         except requests.RequestException as e:
-            raise TokenError(f"the token endpoint could not be reached: {type(e).__name__}", code=421) from None
+            raise TokenError(
+                f"the token endpoint could not be reached: {type(e).__name__}", code=421
+            ) from None
         try:
             body = answer.json()
             token, seconds = body["access_token"], float(body["expires_in"])

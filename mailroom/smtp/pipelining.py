@@ -36,8 +36,11 @@ class Pipelining:
         if any(reply.code in _GARBLED_CODES for reply in refused):
             return
         if self.is_used:
-            log.warning("%s announces PIPELINING, and loses or garbles commands; it gets them one by one now; "
-                        "SMTP_PIPELINING=off saves the first try", self._server)
+            log.warning(
+                "%s announces PIPELINING, and loses or garbles commands; it gets them one by one now; "
+                "SMTP_PIPELINING=off saves the first try",
+                self._server,
+            )
         self.is_used = False
 
 

@@ -9,8 +9,9 @@ from mailroom.process.lazy_import import Lazy
 # Together they take 60 ms to load, which only HTML mail needs.
 lxml_html, etree = Lazy("lxml.html"), Lazy("lxml.etree")
 engine, config = Lazy("inscriptis.html_engine"), Lazy("inscriptis.model.config")
-profiles, elements, properties = (Lazy(f"inscriptis.{name}") for name in (
-    "css_profiles", "model.html_element", "html_properties"))
+profiles, elements, properties = (
+    Lazy(f"inscriptis.{name}") for name in ("css_profiles", "model.html_element", "html_properties")
+)
 
 #: Columns are made equally wide, so that what a table becomes can grow with rows times the longest cell; in characters.
 TABLES_MAX_CHARACTERS_TIMES_ROWS = 50_000_000
@@ -33,7 +34,11 @@ def plain_text(html: str) -> str:
     if tree is None:
         return ""
     _write_out(tree)
-    text = _shown_flat(tree) if len(html) * html.lower().count("<tr") > TABLES_MAX_CHARACTERS_TIMES_ROWS else _shown(tree)
+    text = (
+        _shown_flat(tree)
+        if len(html) * html.lower().count("<tr") > TABLES_MAX_CHARACTERS_TIMES_ROWS
+        else _shown(tree)
+    )
     lines = (line.rstrip() for line in text.replace("\xa0", " ").split("\n"))
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n")
 
@@ -61,7 +66,10 @@ def _write_out(tree: Any) -> None:
         rule.tag, rule.text = "p", _RULE
     for link in [*tree.iter("a")]:
         target = (link.get("href") or "").strip()
-        if target.lower().startswith(_LINKS) and target not in (said := link.text_content().strip(), f"mailto:{said}"):
+        if target.lower().startswith(_LINKS) and target not in (
+            said := link.text_content().strip(),
+            f"mailto:{said}",
+        ):
             link.append(_span(f" ({target})"))
 
 
@@ -97,7 +105,20 @@ def _config() -> Any:
     """Tell inscriptis of elements that its profile lacks; the rest is as browsers show it."""
     element, display = elements.HtmlElement, properties.Display
     css = profiles.CSS_PROFILES["strict"].copy()
-    blocks = ("caption", "center", "dd", "details", "dl", "dt", "fieldset", "form", "legend", "option", "section", "summary")
+    blocks = (
+        "caption",
+        "center",
+        "dd",
+        "details",
+        "dl",
+        "dt",
+        "fieldset",
+        "form",
+        "legend",
+        "option",
+        "section",
+        "summary",
+    )
     css |= {name: element(display=display.block) for name in blocks}
     css |= {name: element(display=display.none) for name in ("datalist", "template", "object")}
     css["blockquote"] = element(display=display.block, margin_before=1, margin_after=1, padding_inline=2)

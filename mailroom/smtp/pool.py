@@ -26,8 +26,9 @@ class Sessions:
         self._opening = 0
         self._opened = 0  #: in all
 
-    def steps(self, *mail: Any, smtputf8: bool = False, open_only: bool = False,
-              since: float | None = None) -> Dialogue[Receipt]:
+    def steps(
+        self, *mail: Any, smtputf8: bool = False, open_only: bool = False, since: float | None = None
+    ) -> Dialogue[Receipt]:
         """Make an attempt as `Session.attempt` does, on a kept session.
 
         Where the server has closed that meanwhile, it is made at once on a new one.
@@ -115,7 +116,9 @@ class Sessions:
         except ConnectionRefused as e:
             refusal = e
         except OSError as e:
-            raise NotTaken(f"{self.hop.ca_file} is no file of certificates: {words_of(e)}", of_message=False) from e
+            raise NotTaken(
+                f"{self.hop.ca_file} is no file of certificates: {words_of(e)}", of_message=False
+            ) from e
         finally:
             self._count(opening=-1, opened=int(is_open))
         self._check_others(refusal, opened)

@@ -23,12 +23,14 @@ _TOO_MANY_CONNECTIONS = re.compile(
     r"too many\b.*\b(?:conne(?:ct|x)ions|sessions)\b"
     r"|\b(?:connections?|sessions?) (?:(?:count |rate )?limit|count exceeded|frequency limited)"
     r"|\bmax(?:imum)?\b.*\bconnections\b|\bconcurrent\b|\bsimultaneous\b|\bthread limit\b",
-    re.IGNORECASE | re.DOTALL)
+    re.IGNORECASE | re.DOTALL,
+)
 
 #: As "too many messages in this connection"; NetEase's codes are in mail.163.com/help/help_spam_16.htm.
 _SESSION_USED_UP = re.compile(
     r"\b(?:this|per|each|one|single|same)[- ](?:smtp )?(?:connection|session)\b|^(?:MI:DMC|RP:DRC)\b",
-    re.IGNORECASE)
+    re.IGNORECASE,
+)
 
 #: There is no such mailbox or domain, or none that takes mail (RFC 3463, 3.2; RFC 7505); 5.1.7 and 5.1.8 are about the sender, and
 #: 5.1.0 can be about anything.
@@ -66,8 +68,12 @@ def trouble_of(reply: Reply, schedule: Schedule, *, of_message: bool = True) -> 
         return AccountError(state=AccountState.HALTED, reason=reason, waits=LOGIN_WAITS_SECONDS)
     if reply.code == _BUSY_CODE or not of_message:
         # 421 to a mail counts: one at which the server always hangs up must not keep the others for ever.
-        return AccountError(state=AccountState.PAUSED, reason=reason, waits=_pauses(reply, schedule, of_message),
-                       excuses=not of_message)
+        return AccountError(
+            state=AccountState.PAUSED,
+            reason=reason,
+            waits=_pauses(reply, schedule, of_message),
+            excuses=not of_message,
+        )
     return None
 
 

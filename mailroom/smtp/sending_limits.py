@@ -25,8 +25,10 @@ UNTIL_MENDED = (900.0,)
 
 _PARKED, _PAUSED, _HALTED = AccountState.PARKED, AccountState.PAUSED, AccountState.HALTED
 #: Not the recipient's, who has a full mailbox or gets too much, nor the size of a mail.
-_OURS = (r"^(?!.*(?:receiv|mailbox|inbox|inbound|incoming|storage|disk|\bsize\b|recipient\b[^:;]*\bhas\b"
-         r"|user you))")
+_OURS = (
+    r"^(?!.*(?:receiv|mailbox|inbox|inbound|incoming|storage|disk|\bsize\b|recipient\b[^:;]*\bhas\b"
+    r"|user you))"
+)
 _COUNTED = r"(?:messages?|e-?mails?|mails?|rcpts?|recipients?)"
 _SENDING = r"(?:send(?:ing)?|outgoing|outbound|submission|relay|message count|messages)"
 _TIME = r"(?:hour|day|week|month)s?"
@@ -35,8 +37,9 @@ _TIMES = r"(?:daily|hourly|weekly|monthly|hour|(?:24|one)[- ]hours?|per[- ](?:ho
 #: The first one that matches counts. To add a provider's, add a line with where its words come from.
 LIMITS = (
     # Gmail, Workspace: support.google.com/a/answer/3726730
-    SendingLimit(r"^5\.4\.5(?![\d.])|daily smtp relay limit|daily user sending (?:limit|quota)",
-                 _PARKED, OF_A_DAY),
+    SendingLimit(
+        r"^5\.4\.5(?![\d.])|daily smtp relay limit|daily user sending (?:limit|quota)", _PARKED, OF_A_DAY
+    ),
     # Exchange Online: learn.microsoft.com, "Fix NDR error 550 5.1.90", "… SubmissionQuotaExceededException"
     SendingLimit(r"^5\.1\.90\s|submissionquotaexceeded", _PARKED, OF_A_DAY),
     # Exchange Online: learn.microsoft.com, "Email non-delivery reports": a user or tenant who may not send
@@ -53,26 +56,34 @@ LIMITS = (
     # QQ: "550 Ip frequency limited", "Domain frequency limited"; service.mail.qq.com, no. 1000725
     SendingLimit(r"\b(?:ip|domain|sender|user) frequency limited", _PARKED, OF_AN_HOUR),
     # Hosts with cPanel: docs.cpanel.net, "max emails per hour", "max defers and failures per hour"
-    SendingLimit(r"exceeded (?:the )?(?:hour|hourly|max(?:imum)? (?:emails|defers and failures) per hour)\b",
-                 _PARKED, OF_AN_HOUR),
+    SendingLimit(
+        r"exceeded (?:the )?(?:hour|hourly|max(?:imum)? (?:emails|defers and failures) per hour)\b",
+        _PARKED,
+        OF_AN_HOUR,
+    ),
     SendingLimit(r"outgoing mail from .* has been suspended", _HALTED, UNTIL_MENDED),
     # GoDaddy: "User has exceeded its 24-hour sending limit"
     SendingLimit(r"24[- ]hour sending limit", _PARKED, OF_A_DAY),
     # SendGrid: "451 You've exceeded your messaging limits"
     SendingLimit(r"exceeded your messaging limits", _PARKED, OF_AN_HOUR),
     # SMTP2GO: "552 Your account has been suspended. Please contact us"; a recipient's is not "your"
-    SendingLimit(r"\byour account (?:has been|is|was) (?:suspended|blocked|disabled|paused)",
-                 _HALTED, UNTIL_MENDED),
+    SendingLimit(
+        r"\byour account (?:has been|is|was) (?:suspended|blocked|disabled|paused)", _HALTED, UNTIL_MENDED
+    ),
     # OVH: "sorry, too many emails (#5.7.1)"; Mailu: "You are sending too many emails too fast"
-    SendingLimit(r"sorry, too many e?-?mails|\b(?:sent|sending) too many (?:e?-?mails|messages)",
-                 _PARKED, OF_AN_HOUR),
+    SendingLimit(
+        r"sorry, too many e?-?mails|\b(?:sent|sending) too many (?:e?-?mails|messages)", _PARKED, OF_AN_HOUR
+    ),
     # Others, in their order of words: a limit or quota of sending, reached or exceeded; one in some time; or
     # so many mails in some time, as "limit of 400 rcpts per 24 hours", "only 10 messages per day".
     SendingLimit(rf"{_OURS}.*\b{_SENDING}(?: {_COUNTED})? (?:limit|quota|allowance)", _PARKED, OF_A_DAY),
     SendingLimit(rf"{_OURS}.*\b{_TIMES}\b.*\b(?:limit|quota|allowance)", _PARKED, OF_A_DAY),
     SendingLimit(rf"{_OURS}.*\b(?:limit|quota|allowance)\b.*\b{_TIMES}", _PARKED, OF_A_DAY),
-    SendingLimit(rf"{_OURS}.*\b{_COUNTED} (?:per|a|an|in|in an|in one|in the last) (?:\d+ )?{_TIME}\b",
-                 _PARKED, OF_A_DAY),
+    SendingLimit(
+        rf"{_OURS}.*\b{_COUNTED} (?:per|a|an|in|in an|in one|in the last) (?:\d+ )?{_TIME}\b",
+        _PARKED,
+        OF_A_DAY,
+    ),
 )
 _COMPILED = tuple((re.compile(limit.words, re.IGNORECASE | re.DOTALL), limit) for limit in LIMITS)
 

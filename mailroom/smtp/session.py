@@ -33,7 +33,10 @@ QUIT_TIMEOUT_SECONDS = 1
 #: How long the certificates that we trust are kept, of which a system's file takes 10 ms to read.
 TLS_AGE_MAX_SECONDS = 300
 #: Said in the server's place, in its terms (RFC 6531, 3.1 and 5).
-NO_SMTPUTF8 = Reply(550, "5.6.7 the mail server takes no address with letters beyond ASCII before the @ (it does not offer SMTPUTF8)")
+NO_SMTPUTF8 = Reply(
+    550,
+    "5.6.7 the mail server takes no address with letters beyond ASCII before the @ (it does not offer SMTPUTF8)",
+)
 
 _quiet = logging.getLogger("mailroom.yagmail")
 _quiet.setLevel(logging.CRITICAL + 1)
@@ -71,17 +74,26 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
     Not for two threads at once.
     """
 
-    def __init__(self, hop: NextHop, *, login: Login | None = None,
-                 pipelining: Pipelining | None = None) -> None:
+    def __init__(
+        self, hop: NextHop, *, login: Login | None = None, pipelining: Pipelining | None = None
+    ) -> None:
         tls: dict[str, Any] = {}
         if hop.security != "none":
-            tls["context"] = _tls(hop.ca_file, int(time.monotonic() // TLS_AGE_MAX_SECONDS))  # stock yagmail verifies no certificate
+            tls["context"] = _tls(
+                hop.ca_file, int(time.monotonic() // TLS_AGE_MAX_SECONDS)
+            )  # stock yagmail verifies no certificate
         super().__init__(
-            user=hop.user or "nobody@localhost", host=hop.host, port=hop.port,
-            smtp_ssl=hop.security == "ssl", smtp_starttls=tls if hop.security == "starttls" else False,
-            smtp_skip_login=True, soft_email_validation=False,
-            timeout=hop.timeout_seconds, local_hostname=hop.ehlo_name or default_name(hop.sender_domain),
-            **(tls if hop.security == "ssl" else {}))
+            user=hop.user or "nobody@localhost",
+            host=hop.host,
+            port=hop.port,
+            smtp_ssl=hop.security == "ssl",
+            smtp_starttls=tls if hop.security == "starttls" else False,
+            smtp_skip_login=True,
+            soft_email_validation=False,
+            timeout=hop.timeout_seconds,
+            local_hostname=hop.ehlo_name or default_name(hop.sender_domain),
+            **(tls if hop.security == "ssl" else {}),
+        )
         self.hop = hop
         self.auth = login or login_at(hop)  #: None: the server wants none
         self.pipelining = pipelining or pipelining_with(hop)
@@ -123,10 +135,19 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
         return self.smtp  # type: ignore[no-any-return]  # yagmail ships no types
 
     def send(self, *args: object, **kwargs: object) -> NoReturn:
-        raise NotImplementedError("yagmail's send() may send three times and reads bodies as paths; use attempt()")
+        raise NotImplementedError(
+            "yagmail's send() may send three times and reads bodies as paths; use attempt()"
+        )
 
-    def attempt(self, sender: str, recipients: dict[int, str], payload: bytes, *, smtputf8: bool = False,
-                step_by_step: bool = False) -> Dialogue[Receipt]:
+    def attempt(
+        self,
+        sender: str,
+        recipients: dict[int, str],
+        payload: bytes,
+        *,
+        smtputf8: bool = False,
+        step_by_step: bool = False,
+    ) -> Dialogue[Receipt]:
         """Hand one mail over, once. FENCE is asked for after 354 and before the payload; False ends it there.
 
         `smtputf8`: an address in it is not ASCII; a server that does not take such is not asked (RFC 6531, 3.1).
@@ -154,8 +175,9 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
             return Receipt(refused=refused, final=(yield from self._clean_after(self._refusal(data))))
         return Receipt(refused=refused, final=(yield from self._payload(payload)))
 
-    def _envelope(self, sender: str, recipients: dict[int, str], size: int, smtputf8: bool,
-                  step_by_step: bool) -> Dialogue[Envelope]:
+    def _envelope(
+        self, sender: str, recipients: dict[int, str], size: int, smtputf8: bool, step_by_step: bool
+    ) -> Dialogue[Envelope]:
         options = f" SIZE={size}" if self.smtp.has_extn("size") else ""
         options += " BODY=8BITMIME SMTPUTF8" if smtputf8 else ""
         self.smtp.command_encoding = "utf-8" if smtputf8 else "ascii"
@@ -209,7 +231,9 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
         if self.smtp.spoke_unasked:
             return (yield from self._last_words("the server spoke or hung up before the payload"))
         stuffed = payload.replace(b"\r\n.", b"\r\n..")
-        stuffed = (b"." + stuffed if stuffed.startswith(b".") else stuffed) + (b".\r\n" if stuffed.endswith(b"\r\n") else b"\r\n.\r\n")
+        stuffed = (b"." + stuffed if stuffed.startswith(b".") else stuffed) + (
+            b".\r\n" if stuffed.endswith(b"\r\n") else b"\r\n.\r\n"
+        )
         yield from self.smtp.sending(stuffed)
         if self.smtp.broken:  # The dot comes last, so it was not handed over.
             return (yield from self._last_words("the server hung up within the payload"))
@@ -280,8 +304,12 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
     @property
     def worn(self) -> bool:
         """Tell whether the session is closed, or has sent enough, or is old."""
-        return self.smtp is None or self.smtp.sock is None or self.num_mail_sent >= self.hop.mails_per_connection \
+        return (
+            self.smtp is None
+            or self.smtp.sock is None
+            or self.num_mail_sent >= self.hop.mails_per_connection
             or time.monotonic() - self.born > SESSION_AGE_MAX_SECONDS
+        )
 
     @property
     def reusable(self) -> bool:
@@ -325,7 +353,9 @@ def _as_not_taken(error: Exception, hop: NextHop) -> NotTaken:
     if isinstance(error, smtplib.SMTPNotSupportedError):
         return NotTaken(f"{hop} offers no STARTTLS", of_message=False)
     if isinstance(error, ssl.SSLCertVerificationError):
-        return NotTaken(f"the certificate of {hop} is not to be trusted: {error.verify_message}", of_message=False)
+        return NotTaken(
+            f"the certificate of {hop} is not to be trusted: {error.verify_message}", of_message=False
+        )
     kind = ConnectionRefused if _hangs_up(error) else NotTaken
     return kind(f"{hop} could not be reached: {words_of(error)}", of_message=False)
 

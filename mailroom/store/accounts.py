@@ -59,7 +59,10 @@ class Accounts:
 
     def rooms(self, connection: Connection, *, locking: bool = False) -> list[Allowance]:
         """The room of each account; `locking` keeps others from dividing the same room, where there is a limit."""
-        rows = {row.name: row for row in _ROOMS[locking and any(budget.is_limited for budget in self.budgets)](connection)}
+        rows = {
+            row.name: row
+            for row in _ROOMS[locking and any(budget.is_limited for budget in self.budgets)](connection)
+        }
         now = next((row.now for row in rows.values()), 0)
         rooms = (self._room(connection, budget, rows.get(budget.account), now) for budget in self.budgets)
         return [self._narrowed(room) for room in rooms]
@@ -75,7 +78,9 @@ class Accounts:
 
     def try_now(self, name: str) -> bool:
         """Let one mail try this account at once, and not when it would be tried; False if it can send, or is none of ours."""
-        return name in {budget.account for budget in self.budgets} and self.database.write(_try_now, name, alone=True)
+        return name in {budget.account for budget in self.budgets} and self.database.write(
+            _try_now, name, alone=True
+        )
 
     def _room(self, connection: Connection, budget: Budget, row: Any, now: int) -> Allowance:
         if row is not None and row.state != AccountState.OK:
@@ -88,10 +93,13 @@ class Accounts:
         # What is begun first: what ends between the two looks is then counted twice, and not never.
         begun = _begun(connection, budget.account)
         sent, oldest = used(connection, budget.account), _oldest(connection, budget.account)
-        return Allowance(budget.account, (budget.messages or PLENTY) - sent[0] - begun[0],
-                         (budget.recipients or PLENTY) - sent[1] - begun[1],
-                    until=(oldest + 1) * BUCKET_MS + DAY_MS if oldest else now + DAY_MS,
-                    words=f"account {budget.account}, what it may send in 24 hours is used up")
+        return Allowance(
+            budget.account,
+            (budget.messages or PLENTY) - sent[0] - begun[0],
+            (budget.recipients or PLENTY) - sent[1] - begun[1],
+            until=(oldest + 1) * BUCKET_MS + DAY_MS if oldest else now + DAY_MS,
+            words=f"account {budget.account}, what it may send in 24 hours is used up",
+        )
 
     def _narrowed(self, room: Allowance) -> Allowance:
         """Leave as much of it as this worker has connections for; one in trouble is tried at any rate."""
@@ -107,19 +115,43 @@ class Accounts:
         for budget in self.budgets:
             row = known.get(budget.account)
             if row is None:
-                connection.execute(insertion(connection, accounts).values(
-                    name=budget.account, state=AccountState.OK, since=now_ms(), failures=0, credentials=budget.credentials,
-                ).on_conflict_do_nothing())
+                connection.execute(
+                    insertion(connection, accounts)
+                    .values(
+                        name=budget.account,
+                        state=AccountState.OK,
+                        since=now_ms(),
+                        failures=0,
+                        credentials=budget.credentials,
+                    )
+                    .on_conflict_do_nothing()
+                )
             elif row.credentials != budget.credentials or row.state == AccountState.HALTED:
                 again = {} if row.state == AccountState.OK else {"until": now_ms()}
-                connection.execute(update(accounts).values(credentials=budget.credentials, **again).where(accounts.c.name == row.name))
+                connection.execute(
+                    update(accounts)
+                    .values(credentials=budget.credentials, **again)
+                    .where(accounts.c.name == row.name)
+                )
         return asked
 
     def _standing(self, connection: Connection) -> list[dict[str, Any]]:
         rows = {row["name"]: dict(row) for row in connection.execute(select(accounts)).mappings()}
-        return [rows.get(budget.account, {"name": budget.account, "state": AccountState.OK, "reason": None, "since": None, "until": None})
-                | dict(zip(("messages", "recipients"), used(connection, budget.account), strict=True)) | {"budget": budget}
-                for budget in self.budgets]
+        return [
+            rows.get(
+                budget.account,
+                {
+                    "name": budget.account,
+                    "state": AccountState.OK,
+                    "reason": None,
+                    "since": None,
+                    "until": None,
+                },
+            )
+            | dict(zip(("messages", "recipients"), used(connection, budget.account), strict=True))
+            | {"budget": budget}
+            for budget in self.budgets
+        ]
 
 
 _STATES = select(accounts, now_ms().label("now")).order_by(accounts.c.name)
@@ -127,8 +159,16 @@ _ROOMS = {False: Prepared(lambda dialect: _STATES), True: Prepared(lambda dialec
 
 
 def _try_now(connection: Connection, names: list[str]) -> list[bool]:
-    return [bool(connection.execute(update(accounts).values(until=now_ms()).where(
-        accounts.c.name == name, accounts.c.state != AccountState.OK)).rowcount) for name in names]
+    return [
+        bool(
+            connection.execute(
+                update(accounts)
+                .values(until=now_ms())
+                .where(accounts.c.name == name, accounts.c.state != AccountState.OK)
+            ).rowcount
+        )
+        for name in names
+    ]
 
 
 def begin_probe(connection: Connection, account: str) -> None:
@@ -138,29 +178,58 @@ def begin_probe(connection: Connection, account: str) -> None:
 
 def lock(connection: Connection, names: Iterable[str]) -> None:
     """Keep others from these accounts until the transaction ends."""
-    connection.execute(select(accounts.c.name).where(accounts.c.name.in_(sorted(names))).order_by(accounts.c.name).with_for_update())
+    connection.execute(
+        select(accounts.c.name)
+        .where(accounts.c.name.in_(sorted(names)))
+        .order_by(accounts.c.name)
+        .with_for_update()
+    )
 
 
-def note_ends(connection: Connection, ends: Iterable[tuple[str, bool, AccountError | None]]) -> dict[str, int]:
+def note_ends(
+    connection: Connection, ends: Iterable[tuple[str, bool, AccountError | None]]
+) -> dict[str, int]:
     """Write what the ends of attempts (account, whether it was a probe, its trouble) say of the accounts.
 
     Return, for each account that has trouble, when it is tried again.
     """
     until: dict[str, int] = {}
-    worth_it = sorted(((account, is_probe, trouble) for account, is_probe, trouble in ends if trouble or is_probe), key=lambda end: end[0])
+    worth_it = sorted(
+        ((account, is_probe, trouble) for account, is_probe, trouble in ends if trouble or is_probe),
+        key=lambda end: end[0],
+    )
     for account, is_probe, trouble in worth_it:
-        row = connection.execute(select(accounts, now_ms().label("now")).where(accounts.c.name == account).with_for_update()).one_or_none()
+        row = connection.execute(
+            select(accounts, now_ms().label("now")).where(accounts.c.name == account).with_for_update()
+        ).one_or_none()
         if row is None:
             continue
         if trouble is None:
-            _set(connection, account, state=AccountState.OK, reason=None, since=now_ms(), until=None, failures=0)
+            _set(
+                connection,
+                account,
+                state=AccountState.OK,
+                reason=None,
+                since=now_ms(),
+                until=None,
+                failures=0,
+            )
             continue
         is_worse = _SEVERITY[trouble.state] > _SEVERITY[AccountState(row.state)]
         if is_probe or is_worse or row.until is None:
-            wait_ms = int(1000 * trouble.waits[min(row.failures, len(trouble.waits) - 1)]) if trouble.waits else 0
+            wait_ms = (
+                int(1000 * trouble.waits[min(row.failures, len(trouble.waits) - 1)]) if trouble.waits else 0
+            )
             since = {} if row.state == trouble.state else {"since": now_ms()}
-            _set(connection, account, state=trouble.state, reason=trouble.reason, until=row.now + wait_ms, failures=row.failures + 1,
-                 **since)
+            _set(
+                connection,
+                account,
+                state=trouble.state,
+                reason=trouble.reason,
+                until=row.now + wait_ms,
+                failures=row.failures + 1,
+                **since,
+            )
             until[account] = row.now + wait_ms
         else:
             until.setdefault(account, row.until)
@@ -175,16 +244,24 @@ def note_sent(connection: Connection, sent: Iterable[tuple[str, int]]) -> None:
         one[0] += 1
         one[1] += people
     for account, (count, people) in sorted(sums.items()):
-        new = insertion(connection, usage).values(account=account, bucket=now_ms() // BUCKET_MS, messages=count, recipients=people)
-        connection.execute(new.on_conflict_do_update(
-            index_elements=["account", "bucket"],
-            set_={"messages": usage.c.messages + count, "recipients": usage.c.recipients + people}))
+        new = insertion(connection, usage).values(
+            account=account, bucket=now_ms() // BUCKET_MS, messages=count, recipients=people
+        )
+        connection.execute(
+            new.on_conflict_do_update(
+                index_elements=["account", "bucket"],
+                set_={"messages": usage.c.messages + count, "recipients": usage.c.recipients + people},
+            )
+        )
 
 
 def used(connection: Connection, account: str) -> tuple[int, int]:
     """Messages and recipients in the last 24 hours, by stretches of ten minutes."""
-    row = connection.execute(select(func.coalesce(func.sum(usage.c.messages), 0), func.coalesce(func.sum(usage.c.recipients), 0)).where(
-        usage.c.account == account, usage.c.bucket >= (now_ms() - DAY_MS) // BUCKET_MS)).one()
+    row = connection.execute(
+        select(
+            func.coalesce(func.sum(usage.c.messages), 0), func.coalesce(func.sum(usage.c.recipients), 0)
+        ).where(usage.c.account == account, usage.c.bucket >= (now_ms() - DAY_MS) // BUCKET_MS)
+    ).one()
     return int(row[0]), int(row[1])
 
 
@@ -192,14 +269,21 @@ def _begun(connection: Connection, account: str) -> tuple[int, int]:
     """Messages and recipients that workers have in hand."""
     row = connection.execute(
         select(func.count(messages.c.id.distinct()), func.count(recipients.c.id))
-        .join(recipients, and_(recipients.c.id == messages.c.id, recipients.c.state.in_([State.QUEUED, State.DEFERRED])))
-        .where(messages.c.owner.is_not(None), messages.c.account == account)).one()
+        .join(
+            recipients,
+            and_(recipients.c.id == messages.c.id, recipients.c.state.in_([State.QUEUED, State.DEFERRED])),
+        )
+        .where(messages.c.owner.is_not(None), messages.c.account == account)
+    ).one()
     return int(row[0]), int(row[1])
 
 
 def _oldest(connection: Connection, account: str) -> int | None:
-    found: int | None = connection.scalar(select(func.min(usage.c.bucket)).where(
-        usage.c.account == account, usage.c.bucket >= (now_ms() - DAY_MS) // BUCKET_MS))
+    found: int | None = connection.scalar(
+        select(func.min(usage.c.bucket)).where(
+            usage.c.account == account, usage.c.bucket >= (now_ms() - DAY_MS) // BUCKET_MS
+        )
+    )
     return found
 
 

@@ -39,11 +39,20 @@ class Templates:
 
     def save(self, name: str, *, subject: str, text: str | None, html: str | None) -> Saved:
         """Create or replace; messages that were accepted before keep what they were made of."""
-        return self.database.write(_save, {"name": name, "subject": subject, "text": text, "html": html}, alone=True)
+        return self.database.write(
+            _save, {"name": name, "subject": subject, "text": text, "html": html}, alone=True
+        )
 
     def find(self, name: str) -> Template | None:
-        row = self.database.read(lambda connection: connection.execute(
-            select(templates).where(templates.c.name == name)).one_or_none()) if is_name(name) else None
+        row = (
+            self.database.read(
+                lambda connection: connection.execute(
+                    select(templates).where(templates.c.name == name)
+                ).one_or_none()
+            )
+            if is_name(name)
+            else None
+        )
         return Template(**row._mapping) if row else None
 
     def delete(self, name: str) -> bool:
@@ -52,9 +61,15 @@ class Templates:
 
     def page(self, *, limit: int, after: str = "") -> list[dict[str, Any]]:
         """List the templates after that name, by name, without their text and HTML."""
-        asked = select(templates.c.name, templates.c.subject, templates.c.created_at, templates.c.updated_at).where(
-            templates.c.name > after).order_by(templates.c.name).limit(limit)
-        return self.database.read(lambda connection: [dict(row) for row in connection.execute(asked).mappings()])
+        asked = (
+            select(templates.c.name, templates.c.subject, templates.c.created_at, templates.c.updated_at)
+            .where(templates.c.name > after)
+            .order_by(templates.c.name)
+            .limit(limit)
+        )
+        return self.database.read(
+            lambda connection: [dict(row) for row in connection.execute(asked).mappings()]
+        )
 
 
 def is_name(name: str) -> bool:
@@ -66,9 +81,18 @@ def _save(connection: Connection, asked: list[dict[str, Any]]) -> list[Saved]:
 
 
 def _save_one(connection: Connection, texts: dict[str, Any]) -> Saved:
-    insert = insertion(connection, templates).values(
-        **texts, created_at=now_ms(), updated_at=now_ms()).on_conflict_do_nothing().returning(templates)
-    replace = update(templates).where(templates.c.name == texts["name"]).values(**texts, updated_at=now_ms()).returning(templates)
+    insert = (
+        insertion(connection, templates)
+        .values(**texts, created_at=now_ms(), updated_at=now_ms())
+        .on_conflict_do_nothing()
+        .returning(templates)
+    )
+    replace = (
+        update(templates)
+        .where(templates.c.name == texts["name"])
+        .values(**texts, updated_at=now_ms())
+        .returning(templates)
+    )
     while True:  # Until nobody deletes it between the two.
         if row := connection.execute(insert).one_or_none():
             return Saved(Template(**row._mapping), True)
@@ -77,4 +101,6 @@ def _save_one(connection: Connection, texts: dict[str, Any]) -> Saved:
 
 
 def _delete(connection: Connection, names: list[str]) -> list[bool]:
-    return [connection.execute(delete(templates).where(templates.c.name == name)).rowcount > 0 for name in names]
+    return [
+        connection.execute(delete(templates).where(templates.c.name == name)).rowcount > 0 for name in names
+    ]

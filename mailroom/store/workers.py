@@ -44,8 +44,11 @@ def hanging_accounts(database: Database, lease_seconds: float) -> dict[str, str]
 
 def thread_troubles(database: Database, lease_seconds: float) -> list[str]:
     """Words about threads that ended in workers whose lease runs."""
-    found = select(workers.c.name, workers.c.thread_trouble).where(
-        is_alive(lease_seconds), workers.c.thread_trouble.is_not(None)).order_by(workers.c.name)
+    found = (
+        select(workers.c.name, workers.c.thread_trouble)
+        .where(is_alive(lease_seconds), workers.c.thread_trouble.is_not(None))
+        .order_by(workers.c.name)
+    )
     rows = database.read(lambda connection: connection.execute(found).all())
     return [f"{row.name}: {row.thread_trouble}" for row in rows]
 
@@ -93,16 +96,26 @@ class Worker:
         return asked
 
     def _stop_others(self, connection: Connection, asked: list[None]) -> list[None]:
-        connection.execute(workers.update().values(stopped_at=now_ms()).where(workers.c.id != self.id, workers.c.stopped_at.is_(None)))
+        connection.execute(
+            workers.update()
+            .values(stopped_at=now_ms())
+            .where(workers.c.id != self.id, workers.c.stopped_at.is_(None))
+        )
         return asked
 
     def _beat(self, connection: Connection, hanging: list[str | None]) -> list[None]:
-        now = {"seen_at": now_ms(), "queues": ",".join(self.queues),
-               "broker_trouble": self.broker_trouble() or None,
-               "celery_queue_left": self.celery_queue_left, "hanging": hanging[-1],
-               "thread_trouble": "; ".join(self.threads()) or None}
+        now = {
+            "seen_at": now_ms(),
+            "queues": ",".join(self.queues),
+            "broker_trouble": self.broker_trouble() or None,
+            "celery_queue_left": self.celery_queue_left,
+            "hanging": hanging[-1],
+            "thread_trouble": "; ".join(self.threads()) or None,
+        }
         beaten = connection.execute(workers.update().values(now).where(workers.c.id == self.id))
         if not beaten.rowcount:
-            connection.execute(workers.insert().values(id=self.id, name=self.name, started_at=now_ms(), **now))
+            connection.execute(
+                workers.insert().values(id=self.id, name=self.name, started_at=now_ms(), **now)
+            )
             connection.execute(workers.delete().where(workers.c.seen_at < now_ms() - FORGET_AFTER_MS))
         return [None] * len(hanging)

@@ -20,7 +20,9 @@ def parse_addresses(value: object, *, least: int = 0) -> list[Address]:
     """
     given = value if isinstance(value, list) else [value]
     if not least <= len(given) <= RECIPIENTS_MAX:
-        refuse(f"expected {f'{least} to' if least else 'at most'} {RECIPIENTS_MAX} addresses, got {len(given)}")
+        refuse(
+            f"expected {f'{least} to' if least else 'at most'} {RECIPIENTS_MAX} addresses, got {len(given)}"
+        )
     found: dict[str, Address] = {}
     for address in parse_each(given) if given is value else [parse_address(value)]:
         found.setdefault(address.address, address)

@@ -26,32 +26,58 @@ class BatchReader:
     wrong: list[FieldError] = field(default_factory=list)
     _base: MailSubmission | None = None  #: of a message that had nothing for itself but `to` and `variables`
     _message: Callable[..., Message] = Message  #: makes its message anew, with another `to`
-    _order: Callable[..., MailSubmission] = MailSubmission  #: the same of its order, with another message and template
+    _order: Callable[..., MailSubmission] = (
+        MailSubmission  #: the same of its order, with another message and template
+    )
 
     def read(self, index: int, item: object) -> MailSubmission | None:
         """The message at this place of the list; None where it is none."""
         try:
             if not isinstance(item, dict):
                 raise MalformedJSON("expected an object")
-            return self._quickly(self._base, item) if self._base and item.keys() <= _OWN and "to" in item else self._whole(item)
+            return (
+                self._quickly(self._base, item)
+                if self._base and item.keys() <= _OWN and "to" in item
+                else self._whole(item)
+            )
         except MalformedJSON:
             self.wrong.append(FieldError(f"{self.at}/{index}", "expected an object, got something else"))
         except InvalidMessage as e:
             own = item if isinstance(item, dict) else {}
-            self.wrong += [error for error in (self._placed(error, index, own) for error in e.errors) if error not in self.wrong]
+            self.wrong += [
+                error
+                for error in (self._placed(error, index, own) for error in e.errors)
+                if error not in self.wrong
+            ]
         return None
 
     def _whole(self, item: dict[str, Any]) -> MailSubmission:
-        merged = {"priority": "low", **self.common, **{name: value for name, value in item.items() if name != "variables"}}
+        merged = {
+            "priority": "low",
+            **self.common,
+            **{name: value for name, value in item.items() if name != "variables"},
+        }
         template = merged.get("template")
         if "variables" in item and isinstance(template, dict) and isinstance(item["variables"], dict):
             shared = template.get("variables", {})
-            merged["template"] = {**template, "variables": {**shared, **item["variables"]} if isinstance(shared, dict) else shared}
+            merged["template"] = {
+                **template,
+                "variables": {**shared, **item["variables"]} if isinstance(shared, dict) else shared,
+            }
         elif "variables" in item:
-            raise InvalidMessage([FieldError("#/variables", "expected an object beside a template, got something else or no template")])
+            raise InvalidMessage(
+                [
+                    FieldError(
+                        "#/variables",
+                        "expected an object beside a template, got something else or no template",
+                    )
+                ]
+            )
         order = mail_from(merged)
         if order.dry_run:
-            raise InvalidMessage([FieldError("#/dry_run", "expected a single message, as only that is shown, got a batch")])
+            raise InvalidMessage(
+                [FieldError("#/dry_run", "expected a single message, as only that is shown, got a batch")]
+            )
         if item.keys() <= _OWN and not (order.message.cc or order.message.bcc):
             self._base, self._message = order, _maker(order.message, without={"to"})
             self._order = _maker(order, without={"message", "template"})
@@ -82,4 +108,6 @@ class BatchReader:
 def _maker(value: Any, *, without: Set[str]) -> Callable[..., Any]:
     """Makes more like this one; dataclasses.replace takes four times as long."""
     kind: Callable[..., Any] = type(value)
-    return partial(kind, **{one.name: getattr(value, one.name) for one in fields(value) if one.name not in without})
+    return partial(
+        kind, **{one.name: getattr(value, one.name) for one in fields(value) if one.name not in without}
+    )

@@ -8,7 +8,14 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from mailroom.model.errors import ERRORS_MAX, NAME_MAX_CHARACTERS, FieldError, InvalidMessage, MalformedJSON, pointer
+from mailroom.model.errors import (
+    ERRORS_MAX,
+    NAME_MAX_CHARACTERS,
+    FieldError,
+    InvalidMessage,
+    MalformedJSON,
+    pointer,
+)
 from mailroom.model.text import is_unicode, shown
 
 M = TypeVar("M", bound=BaseModel)
@@ -28,11 +35,17 @@ def read_fields(model: type[M], value: object, *, at: str = "#") -> M:
             raise MalformedJSON(f"expected a JSON object, got {shown(value)}")
         raise InvalidMessage([FieldError(at, f"expected an object, got {shown(value)}")])
     if strange := [name for name in value if not isinstance(name, str) or not is_unicode(name)]:
-        raise InvalidMessage([FieldError(at + pointer([name]), _unknown(name, model)) for name in strange[:ERRORS_MAX]])
+        raise InvalidMessage(
+            [FieldError(at + pointer([name]), _unknown(name, model)) for name in strange[:ERRORS_MAX]]
+        )
     try:
         return model.model_validate(value)
     except ValidationError as e:
-        found = (wrong for error in e.errors(include_url=False)[:ERRORS_MAX] for wrong in _field_errors(error, at, model))
+        found = (
+            wrong
+            for error in e.errors(include_url=False)[:ERRORS_MAX]
+            for wrong in _field_errors(error, at, model)
+        )
         raise InvalidMessage(list(islice(found, ERRORS_MAX))) from None
 
 

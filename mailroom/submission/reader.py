@@ -42,9 +42,15 @@ class AskedJob(BaseModel):
     name: StrictStr = Field(max_length=100, description="A job type; GET /v1/job-types lists them.")
     args: dict[str, Any] = Field(default_factory=dict, description="Its arguments.")
     notify_on: NotifyOn = Field(NotifyOn.BOTH, description="When the mail goes.")
-    timeout_seconds: float | None = Field(None, ge=0.001, le=TIMEOUT_MAX_SECONDS, description="When an attempt is killed.")
-    max_attempts: StrictInt | None = Field(None, ge=1, le=ATTEMPTS_MAX, description="More than 1 only where running it twice does no harm.")
-    retry: StrictStr | None = Field(None, max_length=RETRY_MAX_CHARACTERS, description="The waits after attempt 1, 2, …, like 30s, 2m.")
+    timeout_seconds: float | None = Field(
+        None, ge=0.001, le=TIMEOUT_MAX_SECONDS, description="When an attempt is killed."
+    )
+    max_attempts: StrictInt | None = Field(
+        None, ge=1, le=ATTEMPTS_MAX, description="More than 1 only where running it twice does no harm."
+    )
+    retry: StrictStr | None = Field(
+        None, max_length=RETRY_MAX_CHARACTERS, description="The waits after attempt 1, 2, …, like 30s, 2m."
+    )
 
 
 class AskedBatch(BaseModel):
@@ -52,8 +58,12 @@ class AskedBatch(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    common: dict[str, Any] = Field(default_factory=dict, description="What all of them share, like subject, template and from.")
-    messages: list[Any] = Field(description="What each has for itself; its `variables` are added to those of the template.")
+    common: dict[str, Any] = Field(
+        default_factory=dict, description="What all of them share, like subject, template and from."
+    )
+    messages: list[Any] = Field(
+        description="What each has for itself; its `variables` are added to those of the template."
+    )
 
 
 class AskedJobWithMail(AskedJob):
@@ -146,7 +156,14 @@ class SubmissionReader:
 
     def _after_job(self, order: MailSubmission, job: NewJob, *, at: str, id: str = "") -> NewMessage:
         if order.terms.is_scheduled:
-            raise InvalidMessage([FieldError(f"{at}/scheduled_at", "expected a mail without a job, which goes when that ends, got both")])
+            raise InvalidMessage(
+                [
+                    FieldError(
+                        f"{at}/scheduled_at",
+                        "expected a mail without a job, which goes when that ends, got both",
+                    )
+                ]
+            )
         acceptance = self._acceptance(order, job, at=at, id=id)
         check(acceptance.message, at=at)
         return replace(acceptance, message=replace(acceptance.message, template=True))
@@ -156,16 +173,33 @@ class SubmissionReader:
         id = id or new_id()
         message, account = order.message, None
         if message.sender and not (account := self.account_of(message.sender.address)):
-            raise InvalidMessage([FieldError(f"{at}/from", "expected an address that an account here may send from, got another; "
-                                                           "MAIL_ALIASES names further ones")], code="invalid_from_address")
+            raise InvalidMessage(
+                [
+                    FieldError(
+                        f"{at}/from",
+                        "expected an address that an account here may send from, got another; "
+                        "MAIL_ALIASES names further ones",
+                    )
+                ],
+                code="invalid_from_address",
+            )
         if order.template:
             message = self._filled(message, order.template, f"{at}/template")
         if order.webhook_url and (problem := self.webhook_problem(order.webhook_url)):
             raise InvalidMessage([FieldError(f"{at}/webhook_url", problem)])
         if order.unsubscribe:
             message = replace(message, unsubscribe=self._unsubscribe(message, id, at))
-        return NewMessage(id=id, message=message, message_id=self.message_id(id), job=job, terms=order.terms, sender=account,
-                          webhook=order.webhook_url, queue="mail.bulk" if order.priority == "low" else "mail", dry_run=order.dry_run)
+        return NewMessage(
+            id=id,
+            message=message,
+            message_id=self.message_id(id),
+            job=job,
+            terms=order.terms,
+            sender=account,
+            webhook=order.webhook_url,
+            queue="mail.bulk" if order.priority == "low" else "mail",
+            dry_run=order.dry_run,
+        )
 
     def _filled(self, message: Message, asked: AskedTemplate, at: str) -> Message:
         template = self.template(asked.name)
@@ -180,7 +214,13 @@ class SubmissionReader:
             detail = f"expected one recipient, as the link in it is for one, got {len(message.everyone)}"
             raise InvalidMessage([FieldError(f"{at}/unsubscribe", detail)])
         if not (url := self.unsubscribe_url(id)):
-            raise InvalidMessage([FieldError(f"{at}/unsubscribe", "expected a service with PUBLIC_URL set, where the link can lead")])
+            raise InvalidMessage(
+                [
+                    FieldError(
+                        f"{at}/unsubscribe", "expected a service with PUBLIC_URL set, where the link can lead"
+                    )
+                ]
+            )
         return url
 
 
@@ -200,7 +240,9 @@ def _batch(value: object) -> tuple[dict[str, Any], list[Any], str]:
 
 def _too_much(size: int, seconds: float) -> str:
     """Say why a batch is read no further; "" if it is."""
-    if size > BATCH_MAX_BYTES:  # Each is stored by itself: a common attachment of 20 MB would be 20 GB on disk.
+    if (
+        size > BATCH_MAX_BYTES
+    ):  # Each is stored by itself: a common attachment of 20 MB would be 20 GB on disk.
         return f"expected at most {BATCH_MAX_BYTES} bytes in all texts and attachments together, got more"
     if seconds > BATCH_MAX_SECONDS:
         return f"expected messages that are read and filled in within {BATCH_MAX_SECONDS:g} s, got more or slower ones"
@@ -210,8 +252,14 @@ def _too_much(size: int, seconds: float) -> str:
 def simulated(seconds: float) -> NewJob:
     """The simulated heavy work before a mail; it goes only when that succeeded."""
     kind = registry.job_type("simulate")
-    return NewJob(id=new_id(), name=kind.name, args={"seconds": seconds}, queue=kind.queue, timeout_seconds=kind.timeout_seconds + seconds,
-                  max_attempts=kind.max_attempts)
+    return NewJob(
+        id=new_id(),
+        name=kind.name,
+        args={"seconds": seconds},
+        queue=kind.queue,
+        timeout_seconds=kind.timeout_seconds + seconds,
+        max_attempts=kind.max_attempts,
+    )
 
 
 def _job(asked: AskedJob, *, at: str, id: str = "") -> NewJob:
@@ -219,14 +267,24 @@ def _job(asked: AskedJob, *, at: str, id: str = "") -> NewJob:
     try:
         kind.check(asked.args)
     except InvalidMessage as e:
-        raise InvalidMessage([FieldError(at + error.pointer.removeprefix("#"), error.detail) for error in e.errors]) from None
+        raise InvalidMessage(
+            [FieldError(at + error.pointer.removeprefix("#"), error.detail) for error in e.errors]
+        ) from None
     if asked.retry:
         try:
             Schedule.parse(asked.retry)
         except ValueError as e:
             raise InvalidMessage([FieldError(f"{at}/retry", str(e))]) from None
-    return NewJob(id=id or new_id(), name=kind.name, args=asked.args, queue=kind.queue, notify_on=asked.notify_on, retry=asked.retry or "",
-                  timeout_seconds=asked.timeout_seconds or kind.timeout_seconds, max_attempts=asked.max_attempts or kind.max_attempts)
+    return NewJob(
+        id=id or new_id(),
+        name=kind.name,
+        args=asked.args,
+        queue=kind.queue,
+        notify_on=asked.notify_on,
+        retry=asked.retry or "",
+        timeout_seconds=asked.timeout_seconds or kind.timeout_seconds,
+        max_attempts=asked.max_attempts or kind.max_attempts,
+    )
 
 
 def _kind(name: str, at: str) -> JobType:
@@ -234,4 +292,6 @@ def _kind(name: str, at: str) -> JobType:
         return registry.job_type(name)
     except UnknownJob as e:
         nearest = difflib.get_close_matches(name, [kind.name for kind in registry.job_types()], n=1)
-        raise InvalidMessage([FieldError(f"{at}/name", f"{e}" + (f"; did you mean {nearest[0]}?" if nearest else ""))]) from None
+        raise InvalidMessage(
+            [FieldError(f"{at}/name", f"{e}" + (f"; did you mean {nearest[0]}?" if nearest else ""))]
+        ) from None

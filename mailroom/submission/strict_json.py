@@ -35,7 +35,7 @@ def parse_json(data: bytes) -> object:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        (doubled, times), = Counter(name for name, _ in pairs).most_common(1)
+        ((doubled, times),) = Counter(name for name, _ in pairs).most_common(1)
         raise MalformedJSON(f"expected each name once, got {shown(doubled)} {times} times")
     return found
 
@@ -57,6 +57,10 @@ def _depth(value: object) -> int:
     level, depth = [value], 0
     while level and depth <= JSON_DEPTH_MAX:
         depth += 1
-        level = [inner for outer in level if isinstance(outer, (dict, list))
-                 for inner in (outer.values() if isinstance(outer, dict) else outer)]
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, (dict, list))
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
     return depth

@@ -16,9 +16,13 @@ class AskedTexts(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    subject: StrictStr = Field(max_length=_SUBJECT_SOURCE_MAX_CHARACTERS, description="One line, when it is filled in.")
+    subject: StrictStr = Field(
+        max_length=_SUBJECT_SOURCE_MAX_CHARACTERS, description="One line, when it is filled in."
+    )
     text: StrictStr | None = Field(None, max_length=SOURCE_MAX_CHARACTERS, description="The text form.")
-    html: StrictStr | None = Field(None, max_length=SOURCE_MAX_CHARACTERS, description="The HTML form; its CSS is inlined.")
+    html: StrictStr | None = Field(
+        None, max_length=SOURCE_MAX_CHARACTERS, description="The HTML form; its CSS is inlined."
+    )
 
     @field_validator("subject", "text", "html")
     @classmethod
@@ -37,4 +41,6 @@ class AskedPreview(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    variables: dict[str, Any] = Field(default_factory=dict, description="What {{ name }} in the template stands for.")
+    variables: dict[str, Any] = Field(
+        default_factory=dict, description="What {{ name }} in the template stands for."
+    )

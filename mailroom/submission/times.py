@@ -25,7 +25,9 @@ def parse_moment(value: object) -> int:
     """
     at = parse_time(value)
     if not 0 < at / 1000 - datetime.now(UTC).timestamp() <= AHEAD_MAX_SECONDS:
-        refuse(f"expected a time to come, at most {AHEAD_MAX_SECONDS // 86400} days ahead, got {shown(value)}")
+        refuse(
+            f"expected a time to come, at most {AHEAD_MAX_SECONDS // 86400} days ahead, got {shown(value)}"
+        )
     return at
 
 
@@ -39,7 +41,9 @@ def parse_time(value: object) -> int:
         refuse(f"expected a time that there is, got {shown(value)}")
 
 
-Moment = Annotated[int, BeforeValidator(parse_moment), WithJsonSchema({"type": "string", "format": "date-time"})]
+Moment = Annotated[
+    int, BeforeValidator(parse_moment), WithJsonSchema({"type": "string", "format": "date-time"})
+]
 
 
 class AskedMoment(BaseModel):
@@ -48,7 +52,9 @@ class AskedMoment(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     at: Moment | None = Field(None, description="RFC 3339, with an offset.")
-    delay: float | None = Field(None, ge=0, le=AHEAD_MAX_SECONDS, strict=True, description="Seconds from now.")
+    delay: float | None = Field(
+        None, ge=0, le=AHEAD_MAX_SECONDS, strict=True, description="Seconds from now."
+    )
 
     @model_validator(mode="after")
     def _one(self) -> Self:

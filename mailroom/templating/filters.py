@@ -17,8 +17,16 @@ from markupsafe import Markup, escape
 TEXT_MAX_CHARACTERS = 1_000_000
 #: What the filter format takes: %s, %d, %05.2f; no width of more than two digits, and none that is an argument.
 _DIRECTIVE = re.compile(r"%(?:[-+ 0#]{0,3}[0-9]{0,2}(?:\.[0-9]{0,2})?[sdifxXeg]|%)")
-_KINDS = {str: "a text", bool: "true or false", int: "a number", float: "a number", list: "a list", tuple: "a list", dict: "an object",
-          type(None): "null"}
+_KINDS = {
+    str: "a text",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    list: "a list",
+    tuple: "a list",
+    dict: "an object",
+    type(None): "null",
+}
 
 
 class Misfit(Exception):
@@ -92,9 +100,11 @@ def _text(context: Spending, value: Any) -> str:
 
 def _plainly(change: Callable[[str], str]) -> Callable[..., str]:
     """A filter without arguments that makes a text of a text."""
+
     @pass_context
     def apply(context: Any, value: Any) -> str:
         return change(_text(context, value))
+
     return apply
 
 
@@ -157,7 +167,7 @@ def _truncate(context: Any, value: Any, length: Any = 255, killwords: Any = Fals
     text, ending = _text(context, value), scalar(end)
     if len(text) <= sized(length, int, "a number of characters"):
         return text
-    cut = text[:max(0, length - len(ending))]
+    cut = text[: max(0, length - len(ending))]
     return (cut if killwords else cut.rsplit(" ", 1)[0]) + ending
 
 
@@ -165,7 +175,9 @@ def _truncate(context: Any, value: Any, length: Any = 255, killwords: Any = Fals
 def _round(context: Any, value: Any, precision: Any = 0) -> int | float:
     number = sized(value, int | float, "a number")
     digits = sized(precision, int, "a number of digits")
-    rounded = round(number, max(-400, min(digits, 400)))  # No float has more, and an integer would be divided by 10 ** -digits.
+    rounded = round(
+        number, max(-400, min(digits, 400))
+    )  # No float has more, and an integer would be divided by 10 ** -digits.
     return int(rounded) if digits <= 0 else rounded
 
 
@@ -193,13 +205,18 @@ def _abs(context: Any, value: Any) -> Any:
 @pass_context
 def _format(context: Any, value: Any, *arguments: Any) -> str:
     pattern = sized(value, str, "a text")
-    given = tuple(argument if isinstance(argument, int | float) else scalar(argument) for argument in arguments)
+    given = tuple(
+        argument if isinstance(argument, int | float) else scalar(argument) for argument in arguments
+    )
     if "%" in _DIRECTIVE.sub("", pattern):
         raise Misfit("expected %s, %d, %.2f and the like in the text, with at most two digits, got another")
     if any(isinstance(number, int) and number.bit_length() > 256 for number in given):
         raise Misfit("expected numbers of at most 77 digits, got a larger one")
     # The largest float has 309 digits, and as many behind the point as the directive says.
-    _allow(context, len(pattern) + 410 * pattern.count("%") + sum(len(text) for text in given if isinstance(text, str)))
+    _allow(
+        context,
+        len(pattern) + 410 * pattern.count("%") + sum(len(text) for text in given if isinstance(text, str)),
+    )
     return str(pattern % given)
 
 
@@ -208,7 +225,9 @@ def _tojson(context: Any, value: Any) -> str:
     if isinstance(value, Undefined):
         missing(value)
     context.spend(1 + context.size)
-    return htmlsafe_json_dumps(value) if context.eval_ctx.autoescape else json.dumps(value, ensure_ascii=False)
+    return (
+        htmlsafe_json_dumps(value) if context.eval_ctx.autoescape else json.dumps(value, ensure_ascii=False)
+    )
 
 
 @pass_context
@@ -217,11 +236,33 @@ def _safe(context: Any, value: Any) -> Markup:
 
 
 FILTERS: dict[str, Callable[..., Any]] = {
-    "abs": _abs, "capitalize": _plainly(str.capitalize), "count": _length, "d": _default, "default": _default, "e": _plainly(escape),
-    "escape": _plainly(escape), "first": _first, "float": _float, "format": _format, "int": _int, "items": _items, "join": _join,
-    "last": _last, "length": _length, "lower": _plainly(str.lower), "replace": _replace, "reverse": _reverse, "round": _round,
-    "safe": _safe, "title": _plainly(str.title), "tojson": _tojson, "trim": _plainly(str.strip), "truncate": _truncate,
-    "upper": _plainly(str.upper), "urlencode": _plainly(lambda text: quote(text, safe=""))}
+    "abs": _abs,
+    "capitalize": _plainly(str.capitalize),
+    "count": _length,
+    "d": _default,
+    "default": _default,
+    "e": _plainly(escape),
+    "escape": _plainly(escape),
+    "first": _first,
+    "float": _float,
+    "format": _format,
+    "int": _int,
+    "items": _items,
+    "join": _join,
+    "last": _last,
+    "length": _length,
+    "lower": _plainly(str.lower),
+    "replace": _replace,
+    "reverse": _reverse,
+    "round": _round,
+    "safe": _safe,
+    "title": _plainly(str.title),
+    "tojson": _tojson,
+    "trim": _plainly(str.strip),
+    "truncate": _truncate,
+    "upper": _plainly(str.upper),
+    "urlencode": _plainly(lambda text: quote(text, safe="")),
+}
 
 
 def _is(kind: Any) -> Callable[[Any], bool]:
@@ -229,6 +270,7 @@ def _is(kind: Any) -> Callable[[Any], bool]:
         if isinstance(value, Undefined):
             missing(value)
         return isinstance(value, kind)
+
     return test
 
 
@@ -238,8 +280,17 @@ def _divisibleby(value: Any, num: Any) -> bool:
 
 
 TESTS: dict[str, Callable[..., bool]] = {
-    "boolean": _is(bool), "defined": lambda value: not isinstance(value, Undefined), "divisibleby": _divisibleby,
-    "even": lambda value: _divisibleby(value, 2), "false": lambda value: value is False, "mapping": _is(dict),
-    "none": lambda value: value is None, "number": _is(int | float), "odd": lambda value: not _divisibleby(value, 2),
-    "sequence": _is(list | tuple), "string": _is(str), "true": lambda value: value is True,
-    "undefined": lambda value: isinstance(value, Undefined)}
+    "boolean": _is(bool),
+    "defined": lambda value: not isinstance(value, Undefined),
+    "divisibleby": _divisibleby,
+    "even": lambda value: _divisibleby(value, 2),
+    "false": lambda value: value is False,
+    "mapping": _is(dict),
+    "none": lambda value: value is None,
+    "number": _is(int | float),
+    "odd": lambda value: not _divisibleby(value, 2),
+    "sequence": _is(list | tuple),
+    "string": _is(str),
+    "true": lambda value: value is True,
+    "undefined": lambda value: isinstance(value, Undefined),
+}

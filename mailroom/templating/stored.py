@@ -38,7 +38,8 @@ _CONDITION = re.compile(r"<!(\[(?:if|endif)\b[^<>]*)>", re.IGNORECASE)
 #: A style element for some media, whose rules are not for the elements' own styles.
 _STYLE_FOR_MEDIA = re.compile(
     r"""<style(?=\s[^<>]*(?<=\s)media\s*=\s*+(?!(["'])\s*(?:all|screen)?\s*\1|(?:all|screen)[\s>]))""",
-    re.IGNORECASE)
+    re.IGNORECASE,
+)
 
 
 class Sources(Protocol):
@@ -91,7 +92,9 @@ def merge(sources: Sources, variables: dict[str, Any], *, at: str = "#/variables
             done[part] = _FINISH[part](program(source, is_html=part == "html").fill(variables, size=size))
         except Unknown as e:
             path = _path(variables, e)
-            wrong.append(FieldError(at + pointer(path), f"expected this variable, named in {part}{_at(e)}, got none"))
+            wrong.append(
+                FieldError(at + pointer(path), f"expected this variable, named in {part}{_at(e)}, got none")
+            )
         except InlineError:
             wrong.append(FieldError(at, f"expected HTML whose CSS can be inlined, got another, in {part}"))
         except Unfit as e:
@@ -126,10 +129,14 @@ def _inlined(html: str) -> str:
     if tags > TAGS_MAX:
         raise Unfit(f"expected at most {TAGS_MAX} tags beside a style element, got {tags}")
     if css * tags > CSS_MAX_CHARACTERS_TIMES_TAGS or len(html) * tags > HTML_MAX_CHARACTERS_TIMES_TAGS:
-        raise Unfit(f"expected less CSS or fewer tags, got {css} characters in style elements and {tags} tags")
+        raise Unfit(
+            f"expected less CSS or fewer tags, got {css} characters in style elements and {tags} tags"
+        )
     done = _inline(html) if tags <= _SHALLOW_TAGS else _deep(html)
     if len(done) > RENDERED_MAX_CHARACTERS:
-        raise Unfit(f"expected at most {RENDERED_MAX_CHARACTERS:,} characters with CSS inlined, got {len(done):,}")
+        raise Unfit(
+            f"expected at most {RENDERED_MAX_CHARACTERS:,} characters with CSS inlined, got {len(done):,}"
+        )
     return done
 
 
@@ -140,7 +147,7 @@ def _inline(html: str) -> str:
     marked = _CONDITION.sub(rf"<!--{mark}\g<1>{mark}-->", _STYLE_FOR_MEDIA.sub(rf"\g<0>{ignored}", html))
     done = _INLINER.inline(marked).replace(f"--{mark}", "").replace(f"{mark}--", "").replace(ignored, "")
     was, made = _DOCTYPE.match(html), _DOCTYPE.match(done)
-    return done[:made.start(1)] + was[1] + done[made.end(1):] if was and made else done
+    return done[: made.start(1)] + was[1] + done[made.end(1) :] if was and made else done
 
 
 def _css_end(html: str) -> int:
@@ -190,7 +197,9 @@ def _measure(variables: Mapping[str, Any]) -> int:
         texts = [inner for outer in level for inner in _inside(outer)]
         size += len(texts) + sum(len(text) for text in texts if isinstance(text, str))
         if size > VARIABLES_MAX_CHARACTERS:
-            raise Unfit(f"expected at most {VARIABLES_MAX_CHARACTERS:,} characters in all variables, got more")
+            raise Unfit(
+                f"expected at most {VARIABLES_MAX_CHARACTERS:,} characters in all variables, got more"
+            )
         if any("\0" in text or not is_unicode(text) for text in texts if isinstance(text, str)):
             raise Unfit("expected Unicode text without NUL in all variables, got another")
         level = [inner for inner in texts if isinstance(inner, dict | list)]

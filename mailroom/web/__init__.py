@@ -17,5 +17,23 @@ from mailroom.web import (
 )
 
 BLUEPRINTS = (
-    layout.assets, *(module.blueprint for module in (home, dashboard, messages, compose, jobs, templates, suppressions, webhooks, keys,
-                                                     event_stream, sign_in, docs)), sign_in.sign_out_blueprint)
+    layout.assets,
+    *(
+        module.blueprint
+        for module in (
+            home,
+            dashboard,
+            messages,
+            compose,
+            jobs,
+            templates,
+            suppressions,
+            webhooks,
+            keys,
+            event_stream,
+            sign_in,
+            docs,
+        )
+    ),
+    sign_in.sign_out_blueprint,
+)

@@ -39,14 +39,27 @@ def chart(title: str, lines: Sequence[Line], times: Times, *, unit: str = "") ->
     known = [value for line in lines for value in line.values if value is not None]
     most = nice(max(known, default=0))
     drawn = Markup("").join(_drawn(line, times, most) for line in lines) if any(known) else Markup("")
-    empty = Markup("") if any(known) else Markup('<text class="empty" x="{}" y="{}">nothing in this time</text>').format(
-        (LEFT + WIDTH) // 2, HEIGHT // 2)
+    empty = (
+        Markup("")
+        if any(known)
+        else Markup('<text class="empty" x="{}" y="{}">nothing in this time</text>').format(
+            (LEFT + WIDTH) // 2, HEIGHT // 2
+        )
+    )
     legend = Markup("").join(Markup('<li class="{}">{}</li>').format(line.look, line.name) for line in lines)
     return Markup(
         '<figure class="chart"><figcaption>{title}</figcaption>'
         '<svg viewBox="0 0 {w} {h}" role="img" aria-label="{told}">{grid}{drawn}{empty}</svg><ul class="legend">{legend}</ul></figure>'
-    ).format(title=title, w=WIDTH, h=HEIGHT, told=told(title, lines, unit), grid=_grid(times, most, unit), drawn=drawn, empty=empty,
-             legend=legend)
+    ).format(
+        title=title,
+        w=WIDTH,
+        h=HEIGHT,
+        told=told(title, lines, unit),
+        grid=_grid(times, most, unit),
+        drawn=drawn,
+        empty=empty,
+        legend=legend,
+    )
 
 
 def told(title: str, lines: Sequence[Line], unit: str) -> str:
@@ -54,8 +67,11 @@ def told(title: str, lines: Sequence[Line], unit: str) -> str:
     parts = []
     for line in lines:
         known = [value for value in line.values if value is not None]
-        parts.append(f"{line.name}: {amount(known[-1])}{unit} now, {amount(max(known))}{unit} at most" if any(known) else
-                     f"{line.name}: none")
+        parts.append(
+            f"{line.name}: {amount(known[-1])}{unit} now, {amount(max(known))}{unit} at most"
+            if any(known)
+            else f"{line.name}: none"
+        )
     return f"{title}. {'; '.join(parts)}."
 
 
@@ -76,12 +92,28 @@ def amount(value: float) -> str:
 
 
 def _grid(times: Times, most: float, unit: str) -> Markup:
-    rows = Markup("").join(Markup('<path d="M{} {:.1f}H{}"/><text x="{}" y="{:.1f}" text-anchor="end">{}{}</text>').format(
-        LEFT, y, WIDTH - RIGHT, LEFT - 5, y + 4, amount(value), unit) for value in (0.0, most / 2, most) for y in (_y(value, most),))
-    moments = [(times.first, "start"), (times.first + times.stretch * times.count // 2, "middle"), (times.last, "end")]
-    columns = Markup("").join(Markup('<text class="clock" data-at="{}" x="{:.1f}" y="{}" text-anchor="{}">{:%H:%M}</text>').format(
-        minute * 60, LEFT + (WIDTH - LEFT - RIGHT) * n / 2, HEIGHT - 4, anchor, datetime.fromtimestamp(minute * 60, UTC))
-        for n, (minute, anchor) in enumerate(moments))
+    rows = Markup("").join(
+        Markup('<path d="M{} {:.1f}H{}"/><text x="{}" y="{:.1f}" text-anchor="end">{}{}</text>').format(
+            LEFT, y, WIDTH - RIGHT, LEFT - 5, y + 4, amount(value), unit
+        )
+        for value in (0.0, most / 2, most)
+        for y in (_y(value, most),)
+    )
+    moments = [
+        (times.first, "start"),
+        (times.first + times.stretch * times.count // 2, "middle"),
+        (times.last, "end"),
+    ]
+    columns = Markup("").join(
+        Markup('<text class="clock" data-at="{}" x="{:.1f}" y="{}" text-anchor="{}">{:%H:%M}</text>').format(
+            minute * 60,
+            LEFT + (WIDTH - LEFT - RIGHT) * n / 2,
+            HEIGHT - 4,
+            anchor,
+            datetime.fromtimestamp(minute * 60, UTC),
+        )
+        for n, (minute, anchor) in enumerate(moments)
+    )
     return Markup('<g class="grid">{}{}</g>').format(rows, columns)
 
 
@@ -97,11 +129,15 @@ def _drawn(line: Line, times: Times, most: float) -> Markup:
     for points in filter(None, pieces):
         way = f"M{'L'.join(points)}"
         if len(points) == 1:
-            found += Markup('<circle class="point {}" cx="{}" cy="{}" r="2.5"/>').format(line.look, *points[0].split())
+            found += Markup('<circle class="point {}" cx="{}" cy="{}" r="2.5"/>').format(
+                line.look, *points[0].split()
+            )
             continue
         if line.is_area:
             ends = [point.split()[0] for point in (points[-1], points[0])]
-            found += Markup('<path class="area {}" d="{}V{:.1f}H{}Z"/>').format(line.look, way, _y(0, most), ends[1])
+            found += Markup('<path class="area {}" d="{}V{:.1f}H{}Z"/>').format(
+                line.look, way, _y(0, most), ends[1]
+            )
         found += Markup('<path class="line {}" d="{}"/>').format(line.look, way)
     return found
 

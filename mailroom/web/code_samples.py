@@ -21,13 +21,19 @@ class Code:
 
 def code_of(base: str, body: Mapping[str, Any], *, files: Sequence[str] = (), needs_key: bool) -> Code:
     """A POST of this mail to the service at `base`; `files` are the names of those that go with it, which have to be there."""
-    return Code(_curl(base, body, files, needs_key), _python(base, body, files, needs_key), _postman(base, body, files, needs_key))
+    return Code(
+        _curl(base, body, files, needs_key),
+        _python(base, body, files, needs_key),
+        _postman(base, body, files, needs_key),
+    )
 
 
 def body_of(message: Message) -> dict[str, Any]:
     """The JSON by which a client would ask for this message; without its attachments, which have names only."""
     body: dict[str, Any] = {"to": _people(message.to)}
-    body |= {name: _people(people) for name in ("cc", "bcc", "reply_to") if (people := getattr(message, name))}
+    body |= {
+        name: _people(people) for name in ("cc", "bcc", "reply_to") if (people := getattr(message, name))
+    }
     body |= {"from": _person(message.sender)} if message.sender else {}
     body |= {"subject": message.subject} if message.subject else {}
     body |= {name: value for name in ("text", "html") if (value := getattr(message, name)) is not None}
@@ -65,8 +71,10 @@ def _python(base: str, body: Mapping[str, Any], files: Sequence[str], needs_key:
     if not files:
         return f"{imports}answer = requests.post(\n    {base + '/v1/messages'!r},\n    json={_literal(body)}{key},\n)\nprint(answer.json())"
     opened = ", ".join(f'("attachments", open({name!r}, "rb"))' for name in files)
-    return (f"import json\n{imports}answer = requests.post(\n    {base + '/v1/messages'!r},\n"
-            f"    data={{\"message\": json.dumps({_literal(body)})}},\n    files=[{opened}]{key},\n)\nprint(answer.json())")
+    return (
+        f"import json\n{imports}answer = requests.post(\n    {base + '/v1/messages'!r},\n"
+        f'    data={{"message": json.dumps({_literal(body)})}},\n    files=[{opened}]{key},\n)\nprint(answer.json())'
+    )
 
 
 def _literal(value: Any) -> str:
@@ -79,12 +87,34 @@ def _postman(base: str, body: Mapping[str, Any], files: Sequence[str], needs_key
     header = [{"key": "Authorization", "value": "Bearer {{apiKey}}"}] if needs_key else []
     text = json.dumps(body, indent=2, ensure_ascii=False)
     if files:
-        sent: dict[str, Any] = {"mode": "formdata", "formdata": [
-            {"key": "message", "type": "text", "value": text}, *({"key": "attachments", "type": "file", "src": name} for name in files)]}
+        sent: dict[str, Any] = {
+            "mode": "formdata",
+            "formdata": [
+                {"key": "message", "type": "text", "value": text},
+                *({"key": "attachments", "type": "file", "src": name} for name in files),
+            ],
+        }
     else:
         header.insert(0, {"key": "Content-Type", "value": "application/json"})
         sent = {"mode": "raw", "raw": text, "options": {"raw": {"language": "json"}}}
-    return json.dumps({
-        "info": {"name": "mailasync: one mail", "schema": "https://schema.getpostman.com/json/collection/v2.1.0/collection.json"},
-        "item": [{"name": "Send", "request": {"method": "POST", "header": header, "url": f"{base}/v1/messages", "body": sent}}]},
-        indent=2, ensure_ascii=False)
+    return json.dumps(
+        {
+            "info": {
+                "name": "mailasync: one mail",
+                "schema": "https://schema.getpostman.com/json/collection/v2.1.0/collection.json",
+            },
+            "item": [
+                {
+                    "name": "Send",
+                    "request": {
+                        "method": "POST",
+                        "header": header,
+                        "url": f"{base}/v1/messages",
+                        "body": sent,
+                    },
+                }
+            ],
+        },
+        indent=2,
+        ensure_ascii=False,
+    )

@@ -29,8 +29,17 @@ blueprint = pages("compose")
 _PLAIN = ("subject", "contents")
 _PEOPLE = ("to", "cc", "bcc", "reply_to")
 #: Which field of the form an error of the API is about, by the beginning of its pointer; the longest that fits.
-_PLACES = {"job/args": "job_args", "job": "job", "template/variables": "variables", "template": "template", "attachments": "attachments",
-           "delay": "delay", "tags": "tags", "from": "from", **{name: name for name in (*_PLAIN, *_PEOPLE)}}
+_PLACES = {
+    "job/args": "job_args",
+    "job": "job",
+    "template/variables": "variables",
+    "template": "template",
+    "attachments": "attachments",
+    "delay": "delay",
+    "tags": "tags",
+    "from": "from",
+    **{name: name for name in (*_PLAIN, *_PEOPLE)},
+}
 #: Where several people are parted: not within quotes or angle brackets.
 _PERSON = re.compile(r'(?:"(?:[^"\\]|\\.)*"|<[^<>]*>|[^,;\n"<]|["<])+')
 
@@ -41,23 +50,30 @@ def compose() -> Response:
     sent, again = (request.args.get(name, "") for name in ("sent", "again"))
     id = sent or again
     content = services().outbox.content(id) if is_id(id) else None
-    return _page(_fields_of(content) if content else {}, sent=shown(find(sent)) if sent and is_id(sent) else None,
-                 left_out=[*_left_out(content)] if again and content else [])
+    return _page(
+        _fields_of(content) if content else {},
+        sent=shown(find(sent)) if sent and is_id(sent) else None,
+        left_out=[*_left_out(content)] if again and content else [],
+    )
 
 
 @blueprint.post("/compose")
 def send() -> Response:
     """Accept the mail, as `POST /v1/messages` does, once for each form; or show it as a program would send it."""
     fields = {name: values[-1] for name, values in request.form.to_dict(flat=False).items()}
-    names = [file.filename or "file" for file in request.files.getlist("attachments") if file.filename] or \
-        [name for name in request.form.getlist("attachments") if name]
+    names = [file.filename or "file" for file in request.files.getlist("attachments") if file.filename] or [
+        name for name in request.form.getlist("attachments") if name
+    ]
     if fields.get("do") == "code":
         return _page(fields, names=names, shows_code=True)
     try:
         accepted = _accepted(fields)
     except InvalidMessage as e:
         return _page(fields, wrong=e.errors, names=names, status=422)
-    except (MailroomError, HTTPException) as e:  # What was typed is not lost with a refusal: it stays in the form.
+    except (
+        MailroomError,
+        HTTPException,
+    ) as e:  # What was typed is not lost with a refusal: it stays in the form.
         refusal: Any = current_app.handle_user_exception(e)
         told = current_app.make_response(refusal)
         words = (told.get_json(silent=True) or {}).get("detail", str(e))
@@ -70,18 +86,38 @@ def _accepted(fields: Mapping[str, str]) -> StoredAnswer:
 
     def accept(key: Key | None) -> StoredAnswer:
         return accept_mail(asked, key=key)[1]
+
     files = [(file["filename"], sha256(file["content"]).hexdigest()) for file in asked.get("attachments", [])]
     return once(accept, form_key(fields.get("once", ""), {**asked, "attachments": files}))[0]
 
 
-def _page(fields: Mapping[str, str], *, wrong: list[FieldError] | None = None, names: list[str] | None = None, shows_code: bool = False,
-          sent: Any = None, left_out: list[str] | None = None, status: int = 200) -> Response:
+def _page(
+    fields: Mapping[str, str],
+    *,
+    wrong: list[FieldError] | None = None,
+    names: list[str] | None = None,
+    shows_code: bool = False,
+    sent: Any = None,
+    left_out: list[str] | None = None,
+    status: int = 200,
+) -> Response:
     return page(
-        "compose.html", live=sent is not None, status=status, once=fields.get("once", ""),
-        fields=fields, wrong=_by_field(wrong or []), sent=sent,
-        code=code_of(base_url(), _asked(fields, strict=False), files=names or [], needs_key=needs_key()), shows_code=shows_code,
-        kinds=registry.job_types(), inbox="inbox" in current_app.blueprints and may("GET", "/inbox/"), names=names or [],
-        left_out=left_out or [], stays_here=stays_here(), inbox_port=services().settings.INBOX_PORT)
+        "compose.html",
+        live=sent is not None,
+        status=status,
+        once=fields.get("once", ""),
+        fields=fields,
+        wrong=_by_field(wrong or []),
+        sent=sent,
+        code=code_of(base_url(), _asked(fields, strict=False), files=names or [], needs_key=needs_key()),
+        shows_code=shows_code,
+        kinds=registry.job_types(),
+        inbox="inbox" in current_app.blueprints and may("GET", "/inbox/"),
+        names=names or [],
+        left_out=left_out or [],
+        stays_here=stays_here(),
+        inbox_port=services().settings.INBOX_PORT,
+    )
 
 
 def _asked(fields: Mapping[str, str], *, strict: bool) -> dict[str, Any]:
@@ -118,8 +154,15 @@ def _json(fields: Mapping[str, str], name: str, pointer: str, strict: bool) -> d
 
 
 def _files() -> dict[str, Any]:
-    files = [{"filename": file.filename, "content": file.read(), "content_type": file.content_type or "application/octet-stream"}
-             for file in request.files.getlist("attachments") if file.filename]
+    files = [
+        {
+            "filename": file.filename,
+            "content": file.read(),
+            "content_type": file.content_type or "application/octet-stream",
+        }
+        for file in request.files.getlist("attachments")
+        if file.filename
+    ]
     return {"attachments": files} if files else {}
 
 
@@ -128,7 +171,14 @@ def _by_field(wrong: list[FieldError]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for error in wrong:
         at = error.pointer.removeprefix("#/")
-        place = next((_PLACES[name] for name in sorted(_PLACES, key=len, reverse=True) if f"{at}/".startswith(f"{name}/")), "")
+        place = next(
+            (
+                _PLACES[name]
+                for name in sorted(_PLACES, key=len, reverse=True)
+                if f"{at}/".startswith(f"{name}/")
+            ),
+            "",
+        )
         found.setdefault(place, []).append(error.detail if place else f"{error.pointer}: {error.detail}")
     return found
 
@@ -139,16 +189,27 @@ def _fields_of(message: Message) -> dict[str, str]:
 
     def people(value: Any) -> str:
         listed = value if isinstance(value, list) else [value]
-        return ", ".join(one if isinstance(one, str) else formataddr((one["name"], one["email"]), "utf-8") if one["name"].isascii()
-                         else f'"{one["name"].translate(_ESCAPES)}" <{one["email"]}>' for one in listed)
+        return ", ".join(
+            one
+            if isinstance(one, str)
+            else formataddr((one["name"], one["email"]), "utf-8")
+            if one["name"].isascii()
+            else f'"{one["name"].translate(_ESCAPES)}" <{one["email"]}>'
+            for one in listed
+        )
+
     fields = {name: people(body[name]) for name in (*_PEOPLE, "from") if name in body}
     html = (message.html or "").strip()
     if html and not (html.startswith("<") and html.endswith(">")):
         html = f"<div>{html}</div>"  # That is how the form tells HTML.
-    return fields | {"subject": message.subject, "contents": html or message.text or "", "tags": ", ".join(message.tags)}
+    return fields | {
+        "subject": message.subject,
+        "contents": html or message.text or "",
+        "tags": ", ".join(message.tags),
+    }
 
 
-_ESCAPES = str.maketrans({'"': r'\"', "\\": r"\\"})
+_ESCAPES = str.maketrans({'"': r"\"", "\\": r"\\"})
 
 
 def _left_out(message: Message) -> Iterator[str]:

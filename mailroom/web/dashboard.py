@@ -45,16 +45,31 @@ def dashboard() -> Response:
     day = Tallies(database).over_time(minute - SPANS["day"][0] + 1, stretch=10)
     hour = Tallies(database).over_time(minute - SPANS["hour"][0] + 1)
     known = accounts.shown_accounts()
-    broken = faults(services().relay(), now=now, seen_at=seen_at, beat_at=beat_at,
-                    lease_seconds=lease_seconds, broker_trouble=services().broker_trouble)
+    broken = faults(
+        services().relay(),
+        now=now,
+        seen_at=seen_at,
+        beat_at=beat_at,
+        lease_seconds=lease_seconds,
+        broker_trouble=services().broker_trouble,
+    )
     return page(
-        "dashboard.html", live=True, span=span, faults=broken, needs=_needs(known), depths=depths, accounts=known,
+        "dashboard.html",
+        live=True,
+        span=span,
+        faults=broken,
+        needs=_needs(known),
+        depths=depths,
+        accounts=known,
         verdict=_verdict(broken, known, depths, _sum(hour, "sent")),
         counts=[(name, _sum(hour, name), _sum(day, name)) for name in COUNTS],
         charts=[*_charts(day if span == "day" else hour, depths, span, minute)],
-        workers=[worker | {"since": timestamp(worker["started_at"]), "seen": timestamp(worker["seen_at"])}
-                 for worker in alive(database, lease_seconds)],
-        newest=[summary(row) for row in listed(database, Search(limit=NEWEST)).rows])
+        workers=[
+            worker | {"since": timestamp(worker["started_at"]), "seen": timestamp(worker["seen_at"])}
+            for worker in alive(database, lease_seconds)
+        ],
+        newest=[summary(row) for row in listed(database, Search(limit=NEWEST)).rows],
+    )
 
 
 @blueprint.post("/dashboard/release-held")
@@ -74,12 +89,18 @@ def retry_account(account: str) -> Response:
 def _needs(known: list[dict[str, Any]]) -> dict[str, Any]:
     """Return what does not go on by itself."""
     database = services().outbox.database
-    found: dict[str, Any] = {"accounts": [account for account in known if account["status"] == AccountState.HALTED]}
+    found: dict[str, Any] = {
+        "accounts": [account for account in known if account["status"] == AccountState.HALTED]
+    }
     for state in (State.HELD, State.UNCERTAIN):
         rows = listed(database, Search(status=state, limit=SHOWN)).rows
         found[state.value] = [summary(row) for row in rows]
         found[f"{state}_count"] = number(database, state, COUNTED_MAX) if len(rows) == SHOWN else len(rows)
-    found["webhooks"] = [hook for hook in services().webhooks.all() if hook["state"] != ENABLED and hook["reason"] != "by request"]
+    found["webhooks"] = [
+        hook
+        for hook in services().webhooks.all()
+        if hook["state"] != ENABLED and hook["reason"] != "by request"
+    ]
     found["any"] = any(found.values())
     return found
 
@@ -88,8 +109,12 @@ def _verdict(broken: list[str], known: list[dict[str, Any]], depths: Depths, sen
     """Say how things look, in one word and one sentence."""
     stopped = [account["name"] for account in known if account["status"] != AccountState.OK]
     if broken or len(stopped) == len(known):
-        return "bad", "Mail does not flow. It is accepted and kept, and goes on when this is mended." if broken else \
-            "Mail does not flow: no account can send. It is accepted and kept, and goes on when one can."
+        return (
+            "bad",
+            "Mail does not flow. It is accepted and kept, and goes on when this is mended."
+            if broken
+            else "Mail does not flow: no account can send. It is accepted and kept, and goes on when one can.",
+        )
     if stopped:
         return "late", f"Mail flows, but not by {' or '.join(stopped)}."
     if depths.oldest_seconds > LATE_SECONDS:
@@ -103,19 +128,44 @@ def _charts(counts: Mapping[str, Mapping[int, int]], depths: Depths, span: str, 
     last = minute // stretch
     places = range(last - minutes // stretch + 1, last + 1)
     times = Times(first=places[0] * stretch, stretch=stretch, count=len(places))
-    yield chart("Throughput, mails a minute", [
-        Line(name=name, look=name, values=[counts.get(name, {}).get(place, 0) / (stretch if place < last else minute % stretch + 1)
-                                           for place in places], is_area=name == "sent")
-        for name in ("sent", "accepted", "failed")], times)
+    yield chart(
+        "Throughput, mails a minute",
+        [
+            Line(
+                name=name,
+                look=name,
+                values=[
+                    counts.get(name, {}).get(place, 0) / (stretch if place < last else minute % stretch + 1)
+                    for place in places
+                ],
+                is_area=name == "sent",
+            )
+            for name in ("sent", "accepted", "failed")
+        ],
+        times,
+    )
     within = [[counts.get(name, {}).get(place, 0) for name in SENT_WITHIN] for place in places]
-    yield chart("Latency, from POST to the server's 250", [
-        Line(name=f"{part:.0%} within", look=look, values=[_within(one, part) for one in within])
-        for part, look in ((0.95, "slow"), (0.5, "sent"))], times, unit=" s")
+    yield chart(
+        "Latency, from POST to the server's 250",
+        [
+            Line(name=f"{part:.0%} within", look=look, values=[_within(one, part) for one in within])
+            for part, look in ((0.95, "slow"), (0.5, "sent"))
+        ],
+        times,
+        unit=" s",
+    )
     samples = _sampled(places, stretch, depths)
-    yield chart("Waiting to be sent", [Line(name="messages", look="accepted", values=[one and one[0] for one in samples], is_area=True)],
-                times)
-    yield chart("Age of the oldest that waits for a worker", [
-        Line(name="seconds", look="slow", values=[one and one[1] for one in samples])], times, unit=" s")
+    yield chart(
+        "Waiting to be sent",
+        [Line(name="messages", look="accepted", values=[one and one[0] for one in samples], is_area=True)],
+        times,
+    )
+    yield chart(
+        "Age of the oldest that waits for a worker",
+        [Line(name="seconds", look="slow", values=[one and one[1] for one in samples])],
+        times,
+        unit=" s",
+    )
 
 
 def _within(counts: list[int], part: float) -> float | None:
@@ -130,9 +180,14 @@ def _within(counts: list[int], part: float) -> float | None:
 def _sampled(places: range, stretch: int, depths: Depths) -> list[tuple[float, float] | None]:
     """The most of each stretch, just now included."""
     found: dict[int, tuple[float, float]] = {}
-    samples = Samples(services().outbox.database, services().settings.LEASE_SECONDS).since(places[0] * stretch)
+    samples = Samples(services().outbox.database, services().settings.LEASE_SECONDS).since(
+        places[0] * stretch
+    )
     seen = [(sample.minute // stretch, sample.waiting, sample.oldest_ms / 1000) for sample in samples]
-    for place, waiting, oldest in (*seen, (places[-1], sum(depths.messages[state] for state in WAITING), depths.oldest_seconds)):
+    for place, waiting, oldest in (
+        *seen,
+        (places[-1], sum(depths.messages[state] for state in WAITING), depths.oldest_seconds),
+    ):
         most = found.get(place, (0, 0))
         found[place] = max(most[0], waiting), max(most[1], oldest)
     return [found.get(place) for place in places]

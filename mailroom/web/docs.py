@@ -14,11 +14,17 @@ CLIENTS = Path(__file__).resolve().parents[2] / "docs" / "clients"
 LANGUAGES = {"send.sh": "curl", "send.py": "Python", "send.mjs": "Node", "send.go": "Go", "send.php": "PHP"}
 _ADDRESS = "http://127.0.0.1:5000"
 #: By language; none where only the code was installed. Read at the start: no request opens a file of ours.
-_PROGRAMS = {language: (CLIENTS / name).read_text() for name, language in LANGUAGES.items() if (CLIENTS / name).is_file()}
+_PROGRAMS = {
+    language: (CLIENTS / name).read_text()
+    for name, language in LANGUAGES.items()
+    if (CLIENTS / name).is_file()
+}
 
 #: Its script sets styles one by one, which needs no permission, and shows small pictures that are in its style sheet.
-_POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-           "base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 
 
 @blueprint.get("/docs")

@@ -31,8 +31,13 @@ _places = threading.BoundedSemaphore(STREAMS_MAX)
 def live() -> Response:
     """A word at once, and another one each time something has happened; 503 where too many listen."""
     if not _places.acquire(blocking=False):
-        return problem(503, "too_many_streams", "Too many pages listen", f"expected at most {STREAMS_MAX} streams; look again now and then",
-                       headers={"Retry-After": "30"})
+        return problem(
+            503,
+            "too_many_streams",
+            "Too many pages listen",
+            f"expected at most {STREAMS_MAX} streams; look again now and then",
+            headers={"Retry-After": "30"},
+        )
     database, lease_seconds = services().outbox.database, services().settings.LEASE_SECONDS
     stream = _Stream(lambda: pulse(database, lease_seconds), standing())
     answer = Response(stream, content_type="text/event-stream")

@@ -13,5 +13,12 @@ blueprint = pages("home")
 def home() -> Response:
     """The next command, with this service's own address in it."""
     settings = services().settings
-    return page("home.html", base=base_url(), has_key=bool(current_key().id), work_seconds=f"{settings.SIMULATED_WORK_SECONDS:g}",
-                inbox="inbox" in current_app.blueprints, inbox_port=settings.INBOX_PORT, stays_here=stays_here())
+    return page(
+        "home.html",
+        base=base_url(),
+        has_key=bool(current_key().id),
+        work_seconds=f"{settings.SIMULATED_WORK_SECONDS:g}",
+        inbox="inbox" in current_app.blueprints,
+        inbox_port=settings.INBOX_PORT,
+        stays_here=stays_here(),
+    )

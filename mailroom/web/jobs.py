@@ -29,9 +29,17 @@ def list_jobs() -> Response:
         (rows, limit), wrong = jobs.find_jobs(asked | {"limit": str(PAGE_LENGTH)}), []
     except InvalidMessage as e:
         rows, limit, wrong = [], 0, e.errors
-    return page("jobs.html", live=not wrong, status=422 if wrong else 200, asked=asked, wrong=wrong, states=[*JobState],
-                kinds=registry.job_types(), rows=[jobs.summary(row) for row in rows[:limit]],
-                next=next_place(rows[limit - 1]) if len(rows) > limit else None)
+    return page(
+        "jobs.html",
+        live=not wrong,
+        status=422 if wrong else 200,
+        asked=asked,
+        wrong=wrong,
+        states=[*JobState],
+        kinds=registry.job_types(),
+        rows=[jobs.summary(row) for row in rows[:limit]],
+        next=next_place(rows[limit - 1]) if len(rows) > limit else None,
+    )
 
 
 @blueprint.get("/jobs/<id>")
@@ -41,8 +49,15 @@ def job(id: str) -> Response:
     if told is None:
         raise NotFound(f"expected the id of a job, got {id[:80]!r}")
     has_ended = told["status"] in FINAL
-    return page("job.html", live=True, job=told, has_ended=has_ended, can_rerun=has_ended and registry.is_known(told["name"]),
-                args=_written(told["args"]), result=None if told["result"] is None else _written(told["result"]))
+    return page(
+        "job.html",
+        live=True,
+        job=told,
+        has_ended=has_ended,
+        can_rerun=has_ended and registry.is_known(told["name"]),
+        args=_written(told["args"]),
+        result=None if told["result"] is None else _written(told["result"]),
+    )
 
 
 @blueprint.post("/jobs/<id>/cancel")
@@ -55,7 +70,10 @@ def cancel(id: str) -> Response:
 @blueprint.post("/jobs/<id>/retry")
 def retry(id: str) -> Response:
     """Do what `POST /v1/jobs/<id>/retry` does, and show the new job."""
-    return done(jobs.retry(id, form_key(request.form.get("once", ""))).headers["Location"].removeprefix("/v1"), "rerun")
+    return done(
+        jobs.retry(id, form_key(request.form.get("once", ""))).headers["Location"].removeprefix("/v1"),
+        "rerun",
+    )
 
 
 def _written(value: object) -> str:

@@ -28,10 +28,16 @@ def create() -> Response:
     """Make one and show it, this once. Who makes the first one that may do everything is signed in with it."""
     was_open = not needs_key()
     asked: dict[str, Any] = {
-        "name": request.form.get("name", ""), "scopes": request.form.getlist("scopes"),
-        "senders": [sender for part in request.form.get("senders", "").split(",") if (sender := part.strip())]}
+        "name": request.form.get("name", ""),
+        "scopes": request.form.getlist("scopes"),
+        "senders": [
+            sender for part in request.form.get("senders", "").split(",") if (sender := part.strip())
+        ],
+    }
     if per_minute := request.form.get("per_minute", "").strip():
-        asked["per_minute"] = int(per_minute) if re.fullmatch("[0-9]{1,9}", per_minute) else per_minute  # Its reader says what is wrong.
+        asked["per_minute"] = (
+            int(per_minute) if re.fullmatch("[0-9]{1,9}", per_minute) else per_minute
+        )  # Its reader says what is wrong.
     try:
         secret, key = keys.make(services().api_keys, asked)
     except InvalidMessage as e:
@@ -50,9 +56,30 @@ def revoke(id: str) -> Response:
     return done("/keys", "revoked")
 
 
-def _page(*, wrong: list[str] | None = None, secret: str = "", made: dict[str, object] | None = None, is_first: bool = False) -> Response:
+def _page(
+    *,
+    wrong: list[str] | None = None,
+    secret: str = "",
+    made: dict[str, object] | None = None,
+    is_first: bool = False,
+) -> Response:
     rows = [keys.shown_row(row) for row in reversed(services().api_keys.every())]
     settings = services().settings
-    opens = settings.listens_on_loopback and not settings.API_KEY and sum(row["revoked_at"] is None for row in rows) == 1
-    return page("keys.html", status=422 if wrong else 201 if secret else 200, rows=rows, opens=opens, wrong=wrong or [], secret=secret,
-                made=made, is_first=is_first, is_open=not needs_key(), entered=request.form, has_default=bool(settings.API_KEY))
+    opens = (
+        settings.listens_on_loopback
+        and not settings.API_KEY
+        and sum(row["revoked_at"] is None for row in rows) == 1
+    )
+    return page(
+        "keys.html",
+        status=422 if wrong else 201 if secret else 200,
+        rows=rows,
+        opens=opens,
+        wrong=wrong or [],
+        secret=secret,
+        made=made,
+        is_first=is_first,
+        is_open=not needs_key(),
+        entered=request.form,
+        has_default=bool(settings.API_KEY),
+    )

@@ -24,23 +24,47 @@ from mailroom.store.events.changes import pulse
 from mailroom.store.keys.api_keys import Scope
 
 #: The files of all pages; anybody may have them, as they are in every copy of this project.
-assets = Blueprint("web", __name__, template_folder="templates", static_folder="static", static_url_path="/static/web")
+assets = Blueprint(
+    "web", __name__, template_folder="templates", static_folder="static", static_url_path="/static/web"
+)
 
 SCRIPTS = ("/static/web/htmx/htmx.min.js", "/static/web/pages.js")
 SIGN_IN = "/sign-in"
-_POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; frame-src 'self'; "
-           "form-action 'self'; base-uri 'none'; frame-ancestors 'none'")
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; frame-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
 #: The pages in every page's head, by their path.
-_PLACES = {"/dashboard": "Dashboard", "/messages": "Messages", "/compose": "Compose", "/jobs": "Jobs", "/templates": "Templates",
-           "/suppressions": "Suppressions", "/webhooks": "Webhooks", "/keys": "Keys", "/inbox/": "Inbox", "/docs": "API"}
+_PLACES = {
+    "/dashboard": "Dashboard",
+    "/messages": "Messages",
+    "/compose": "Compose",
+    "/jobs": "Jobs",
+    "/templates": "Templates",
+    "/suppressions": "Suppressions",
+    "/webhooks": "Webhooks",
+    "/keys": "Keys",
+    "/inbox/": "Inbox",
+    "/docs": "API",
+}
 #: What a page says after a form was sent, by the word in its address.
 NOTICES = {
-    "accepted": "Accepted. It is on disk, and goes as soon as it can.", "canceled": "Canceled.",
-    "held": "Held, until somebody releases it.", "released": "Released.", "retried": "It is tried now.",
-    "rescheduled": "It goes at that time.", "resent": "This is the new message; the old one stays as it is.",
-    "rerun": "This is the new job; the old one stays as it is.", "tried": "One mail tries the account now.", "saved": "Saved.",
-    "deleted": "Deleted.", "added": "Added.", "replayed": "It is told once more.", "tested": "A test is on its way.",
-    "revoked": "Revoked. It ends within seconds.", "signed-out": "Signed out.",
+    "accepted": "Accepted. It is on disk, and goes as soon as it can.",
+    "canceled": "Canceled.",
+    "held": "Held, until somebody releases it.",
+    "released": "Released.",
+    "retried": "It is tried now.",
+    "rescheduled": "It goes at that time.",
+    "resent": "This is the new message; the old one stays as it is.",
+    "rerun": "This is the new job; the old one stays as it is.",
+    "tried": "One mail tries the account now.",
+    "saved": "Saved.",
+    "deleted": "Deleted.",
+    "added": "Added.",
+    "replayed": "It is told once more.",
+    "tested": "A test is on its way.",
+    "revoked": "Revoked. It ends within seconds.",
+    "signed-out": "Signed out.",
 }
 
 
@@ -58,10 +82,19 @@ def pages(name: str) -> Blueprint:
 def page(template: str, *, status: int = 200, live: bool = False, once: str = "", **values: Any) -> Response:
     """A page. `live`: it looks again by itself when something has happened. `once`: the name of a form that is shown again."""
     html = render_template(
-        f"web/{template}", places=places(), key=current_key(), is_signed_in=bool(sessions.current()), token=sessions.form_token(), may=may,
-        has_inbox="inbox" in current_app.blueprints and may("GET", "/inbox/"), once=once or secrets.token_urlsafe(12),
+        f"web/{template}",
+        places=places(),
+        key=current_key(),
+        is_signed_in=bool(sessions.current()),
+        token=sessions.form_token(),
+        may=may,
+        has_inbox="inbox" in current_app.blueprints and may("GET", "/inbox/"),
+        once=once or secrets.token_urlsafe(12),
         notice=NOTICES.get(request.args.get("done", ""), ""),
-        pulse=g.get("pulse", "") if live else "", here=_here(), **values)
+        pulse=g.get("pulse", "") if live else "",
+        here=_here(),
+        **values,
+    )
     answer = make_response(unicode_text(html))
     answer.status_code = status
     return answer
@@ -140,7 +173,9 @@ def home() -> str:
 
 
 def _take_large_forms() -> None:
-    request.max_form_memory_size = services().settings.REQUEST_MAX_BYTES  # Else Flask bounds a text by a number that nobody set.
+    request.max_form_memory_size = (
+        services().settings.REQUEST_MAX_BYTES
+    )  # Else Flask bounds a text by a number that nobody set.
 
 
 def _error(answer: Response) -> Response:
@@ -148,7 +183,12 @@ def _error(answer: Response) -> Response:
         return see(f"{SIGN_IN}?next={quote(request.full_path.rstrip('?'))}")
     told: dict[str, Any] = answer.get_json(force=True)
     try:
-        shown = page("error.html", status=answer.status_code, told=told, place=answer.headers.get("Location", "").removeprefix("/v1"))
+        shown = page(
+            "error.html",
+            status=answer.status_code,
+            told=told,
+            place=answer.headers.get("Location", "").removeprefix("/v1"),
+        )
     except StoreUnavailable:  # Not even a form's token can be had.
         return answer
     for name in ("Retry-After", "Allow"):
@@ -175,8 +215,9 @@ def when(told: str | None) -> Markup:
     if not told:
         return Markup("–")
     at = datetime.fromisoformat(told)
-    return Markup('<time datetime="{}" title="{:%Y-%m-%d %H:%M:%S} UTC">{}</time>').format(told, at, apart(
-        (at - datetime.now(UTC)).total_seconds()))
+    return Markup('<time datetime="{}" title="{:%Y-%m-%d %H:%M:%S} UTC">{}</time>').format(
+        told, at, apart((at - datetime.now(UTC)).total_seconds())
+    )
 
 
 @assets.app_template_filter("clock")
@@ -185,14 +226,22 @@ def clock(told: str | None) -> Markup:
     if not told:
         return Markup("–")
     at = datetime.fromisoformat(told)
-    return Markup('<time class="clock" datetime="{}" title="{:%Y-%m-%d %H:%M:%S} UTC">{:%Y-%m-%d %H:%M:%S} UTC</time>').format(told, at, at)
+    return Markup(
+        '<time class="clock" datetime="{}" title="{:%Y-%m-%d %H:%M:%S} UTC">{:%Y-%m-%d %H:%M:%S} UTC</time>'
+    ).format(told, at, at)
 
 
 def apart(seconds: float) -> str:
     """12 s ago, in 4 min, 3 h ago, in 2 days."""
     size = abs(seconds)
-    number, unit = next(((size / unit_seconds, unit) for unit_seconds, unit, most in (
-        (1, "s", 99), (60, "min", 99 * 60), (3600, "h", 48 * 3600)) if size < most), (size / 86400, "days"))
+    number, unit = next(
+        (
+            (size / unit_seconds, unit)
+            for unit_seconds, unit, most in ((1, "s", 99), (60, "min", 99 * 60), (3600, "h", 48 * 3600))
+            if size < most
+        ),
+        (size / 86400, "days"),
+    )
     if number < 1:
         return "now"
     return f"in {number:.0f} {unit}" if seconds > 0 else f"{number:.0f} {unit} ago"

@@ -20,7 +20,15 @@ from mailroom.model.errors import InvalidMessage
 from mailroom.model.ids import is_id
 from mailroom.model.message import Message, State
 from mailroom.smtp.mime import both_forms
-from mailroom.store.messages.actions import CANCEL, HOLD, RELEASE, RESCHEDULE, RESENDABLE, RETRY_ENDED, RETRY_NOW
+from mailroom.store.messages.actions import (
+    CANCEL,
+    HOLD,
+    RELEASE,
+    RESCHEDULE,
+    RESENDABLE,
+    RETRY_ENDED,
+    RETRY_NOW,
+)
 from mailroom.web.code_samples import body_of, code_of, is_short
 from mailroom.web.layout import at, base_url, decimal, done, page, pages, see
 
@@ -42,8 +50,10 @@ ACTIONS: dict[str, tuple[tuple[State, ...], Callable[[str], Response], str]] = {
     "resend": (RESENDABLE, lambda id: actions.resend(id, form_key(request.form.get("once", ""))), "resent"),
 }
 # What a client sent runs nothing, sends nothing and fetches nothing, opened by itself neither.
-_MAIL_POLICY = ("sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'; form-action 'none'; base-uri 'none'; "
-                "frame-ancestors 'self'")
+_MAIL_POLICY = (
+    "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'; form-action 'none'; base-uri 'none'; "
+    "frame-ancestors 'self'"
+)
 
 
 @blueprint.get("/messages")
@@ -56,9 +66,16 @@ def list_messages() -> Response:
         found, wrong = messages.find_messages(asked | {"limit": str(PAGE_LENGTH)}), []
     except InvalidMessage as e:
         found, wrong = None, e.errors
-    return page("messages.html", live=not wrong, status=422 if wrong else 200, asked=asked, wrong=wrong, states=[*State],
-                rows=[summary(row) for row in found.rows] if found else [],
-                next=written(*found.next) if found and found.next else None)
+    return page(
+        "messages.html",
+        live=not wrong,
+        status=422 if wrong else 200,
+        asked=asked,
+        wrong=wrong,
+        states=[*State],
+        rows=[summary(row) for row in found.rows] if found else [],
+        next=written(*found.next) if found and found.next else None,
+    )
 
 
 @blueprint.get("/messages/<id>")
@@ -71,10 +88,22 @@ def message(id: str) -> Response:
     if view not in VIEWS:
         view = "html" if content and content.html is not None and content.text is None else "text"
     state = State(told["status"])
-    return page("message.html", live=True, message=told, state=state, view=view, views=VIEWS, row=standing.row, units=UNITS,
-                can=[*_possible(state, told)], can_reschedule=state in RESCHEDULE.states,
-                content=content, shown=_shown(id, content, view), limit=SHOWN_MAX_CHARACTERS,
-                webhook_host=urlsplit(standing.row["webhook"] or "").hostname)
+    return page(
+        "message.html",
+        live=True,
+        message=told,
+        state=state,
+        view=view,
+        views=VIEWS,
+        row=standing.row,
+        units=UNITS,
+        can=[*_possible(state, told)],
+        can_reschedule=state in RESCHEDULE.states,
+        content=content,
+        shown=_shown(id, content, view),
+        limit=SHOWN_MAX_CHARACTERS,
+        webhook_host=urlsplit(standing.row["webhook"] or "").hostname,
+    )
 
 
 @blueprint.get("/messages/<id>/html")
@@ -100,7 +129,9 @@ def act(id: str, action: str) -> Response:
         raise NotFound(f"expected one of {', '.join([*ACTIONS, 'reschedule'])}, got {action[:40]!r}")
     _, do, word = ACTIONS[action]
     answer = do(id)
-    return done(answer.headers["Location"].removeprefix("/v1") if action == "resend" else at("messages", id), word)
+    return done(
+        answer.headers["Location"].removeprefix("/v1") if action == "resend" else at("messages", id), word
+    )
 
 
 def ids_in(message_id: str) -> list[str]:
@@ -121,8 +152,11 @@ def origin(message_id: str) -> list[tuple[str, str]]:
 def _possible(state: State, told: dict[str, Any]) -> Iterator[str]:
     """The actions that this state allows; a new round only where somebody has not got it."""
     for name, (states, _, _) in ACTIONS.items():
-        if state in states and (name != "retry" or state in RETRY_NOW.states or any(
-                person["status"] in (State.FAILED, State.EXPIRED) for person in told["recipients"])):
+        if state in states and (
+            name != "retry"
+            or state in RETRY_NOW.states
+            or any(person["status"] in (State.FAILED, State.EXPIRED) for person in told["recipients"])
+        ):
             yield name
 
 
@@ -155,4 +189,7 @@ def _shown(id: str, content: Message | None, view: str) -> Any:
 
 
 def _headers(raw: bytes) -> list[tuple[str, str]]:
-    return [(name, str(value)) for name, value in BytesParser(policy=compat32).parsebytes(raw, headersonly=True).items()]
+    return [
+        (name, str(value))
+        for name, value in BytesParser(policy=compat32).parsebytes(raw, headersonly=True).items()
+    ]

@@ -35,7 +35,10 @@ def sign_in() -> Response:
     began = sessions.sessions().read(request.cookies.get(sessions.COOKIE, ""))
     token = sessions.sessions().token("", began.nonce) if began else ""
     if not hmac.compare_digest(request.form.get(sessions.FIELD, "").encode(), token.encode()) or not token:
-        return _asking(403, "This form was not valid any more, or the browser keeps no cookies for this site. Try once more.")
+        return _asking(
+            403,
+            "This form was not valid any more, or the browser keeps no cookies for this site. Try once more.",
+        )
     given = request.form.get("key", "").strip()
     key = guard.known(given) if given else None
     if key is None:
@@ -76,5 +79,11 @@ def _asking(status: int = 200, wrong: str = "") -> Response:
     found = sessions.sessions().read(request.cookies.get(sessions.COOKIE, ""))
     began = found if found and not found.key_id else sessions.sessions().begin()
     next = here(request.values.get("next", ""))
-    answer = page("sign_in.html", status=status, wrong=wrong, next=next, own_token=sessions.sessions().token("", began.nonce))
+    answer = page(
+        "sign_in.html",
+        status=status,
+        wrong=wrong,
+        next=next,
+        own_token=sessions.sessions().token("", began.nonce),
+    )
     return sessions.sessions().give(answer, began)

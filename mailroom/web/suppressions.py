@@ -25,8 +25,13 @@ def list_suppressions() -> Response:
     if address:
         found = suppressions.find(address)
         rows, limit = [found] if found else [], 1
-    return _page(asked, address=address, wrong=[error.detail for error in wrong], rows=[suppressions.shown(row) for row in rows[:limit]],
-                 next=suppressions.cursor(rows[limit - 1]) if len(rows) > limit else None)
+    return _page(
+        asked,
+        address=address,
+        wrong=[error.detail for error in wrong],
+        rows=[suppressions.shown(row) for row in rows[:limit]],
+        next=suppressions.cursor(rows[limit - 1]) if len(rows) > limit else None,
+    )
 
 
 @blueprint.post("/suppressions")
@@ -47,7 +52,23 @@ def remove() -> Response:
     return done("/suppressions", "deleted")
 
 
-def _page(asked: dict[str, str], *, wrong: list[str], rows: list[dict[str, object]], address: str = "", next: str | None = None,
-          entered: dict[str, str] | None = None) -> Response:
-    return page("suppressions.html", status=422 if wrong else 200, asked=asked, wrong=wrong, rows=rows, address=address, next=next,
-                entered=entered or {}, reasons=[*Reason])
+def _page(
+    asked: dict[str, str],
+    *,
+    wrong: list[str],
+    rows: list[dict[str, object]],
+    address: str = "",
+    next: str | None = None,
+    entered: dict[str, str] | None = None,
+) -> Response:
+    return page(
+        "suppressions.html",
+        status=422 if wrong else 200,
+        asked=asked,
+        wrong=wrong,
+        rows=rows,
+        address=address,
+        next=next,
+        entered=entered or {},
+        reasons=[*Reason],
+    )

@@ -17,8 +17,10 @@ blueprint = pages("templates")
 PAGE_LENGTH = 50
 TEXTS = ("subject", "text", "html")
 #: The page inside a page that shows a preview: nothing runs, nothing is fetched, and the HTML's own styles are seen.
-_PREVIEW_POLICY = ("default-src 'none'; style-src 'self' 'unsafe-inline'; img-src data:; frame-src 'self'; form-action 'none'; "
-                   "base-uri 'none'; frame-ancestors 'self'")
+_PREVIEW_POLICY = (
+    "default-src 'none'; style-src 'self' 'unsafe-inline'; img-src data:; frame-src 'self'; form-action 'none'; "
+    "base-uri 'none'; frame-ancestors 'self'"
+)
 _EXAMPLE = '{"name": "Bob", "order": 42}'
 
 
@@ -30,9 +32,13 @@ def list_templates() -> Response:
         return see(f"/templates/{name}")
     after = request.args.get("after", "")
     rows = services().templates.page(limit=PAGE_LENGTH + 1, after=after if is_name(after) else "")
-    return page("templates.html", status=422 if name else 200, name=name,
-                next=rows[PAGE_LENGTH - 1]["name"] if len(rows) > PAGE_LENGTH else None,
-                rows=[row | {"updated_at": timestamp(row["updated_at"])} for row in rows[:PAGE_LENGTH]])
+    return page(
+        "templates.html",
+        status=422 if name else 200,
+        name=name,
+        next=rows[PAGE_LENGTH - 1]["name"] if len(rows) > PAGE_LENGTH else None,
+        rows=[row | {"updated_at": timestamp(row["updated_at"])} for row in rows[:PAGE_LENGTH]],
+    )
 
 
 @blueprint.get("/templates/<name>")
@@ -63,7 +69,9 @@ def preview(name: str) -> Response:
     said: dict[str, Any] = {}
     wrong: list[FieldError] = []
     try:
-        variables = parse_json((request.form.get("variables", "").strip() or "{}").encode("utf-8", "surrogatepass"))
+        variables = parse_json(
+            (request.form.get("variables", "").strip() or "{}").encode("utf-8", "surrogatepass")
+        )
         if not isinstance(variables, dict):
             raise MalformedJSON("expected a JSON object of variables")
         said = templates.previewed(templates.read_texts(name, texts), variables)
@@ -83,6 +91,15 @@ def delete(name: str) -> Response:
     return done("/templates", "deleted")
 
 
-def _page(name: str, texts: dict[str, str], *, is_new: bool, wrong: list[FieldError] | None = None) -> Response:
-    return page("template.html", status=422 if wrong else 200, name=name, texts=texts, is_new=is_new, wrong=wrong or [],
-                variables=request.form.get("variables", _EXAMPLE))
+def _page(
+    name: str, texts: dict[str, str], *, is_new: bool, wrong: list[FieldError] | None = None
+) -> Response:
+    return page(
+        "template.html",
+        status=422 if wrong else 200,
+        name=name,
+        texts=texts,
+        is_new=is_new,
+        wrong=wrong or [],
+        variables=request.form.get("variables", _EXAMPLE),
+    )

@@ -23,7 +23,9 @@ def list_webhooks() -> Response:
 def create() -> Response:
     """Have a URL told of what happens, as `POST /v1/webhooks` does."""
     try:
-        id = webhooks.create({"url": request.form.get("url", "").strip(), "events": request.form.getlist("events")})
+        id = webhooks.create(
+            {"url": request.form.get("url", "").strip(), "events": request.form.getlist("events")}
+        )
     except InvalidMessage as e:
         return _list(wrong=[error.detail for error in e.errors])
     return done(f"/webhooks/{id}", "added")
@@ -35,9 +37,15 @@ def webhook(id: str) -> Response:
     row = webhooks.find(id)
     asked = {"after": after} if (after := request.args.get("after", "")) else {}
     rows, limit = webhooks.find_deliveries(id, asked | {"limit": str(PAGE_LENGTH)})
-    return page("webhook.html", live=True, hook=webhooks.shown(row, with_secret=may("POST", "/webhooks/<id>/change")), is_own=id == OWN,
-                types=TYPES, rows=[webhooks.delivery(one) for one in rows[:limit]],
-                next=str(rows[limit - 1]["number"]) if len(rows) > limit else None)
+    return page(
+        "webhook.html",
+        live=True,
+        hook=webhooks.shown(row, with_secret=may("POST", "/webhooks/<id>/change")),
+        is_own=id == OWN,
+        types=TYPES,
+        rows=[webhooks.delivery(one) for one in rows[:limit]],
+        next=str(rows[limit - 1]["number"]) if len(rows) > limit else None,
+    )
 
 
 @blueprint.post("/webhooks/<id>/change")
@@ -73,4 +81,12 @@ def delete(id: str) -> Response:
 
 def _list(wrong: list[str] | None = None) -> Response:
     rows = [webhooks.shown(row) for row in services().webhooks.all()]
-    return page("webhooks.html", status=422 if wrong else 200, rows=rows, wrong=wrong or [], types=TYPES, own=OWN, entered=request.form)
+    return page(
+        "webhooks.html",
+        status=422 if wrong else 200,
+        rows=rows,
+        wrong=wrong or [],
+        types=TYPES,
+        own=OWN,
+        entered=request.form,
+    )

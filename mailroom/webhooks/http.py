@@ -105,12 +105,16 @@ class WebhookExchange:
     There is no redirect, no proxy, no second try.
     """
 
-    def __init__(self, guard: AddressGuard, context: ssl.SSLContext, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+    def __init__(
+        self, guard: AddressGuard, context: ssl.SSLContext, timeout_seconds: float = TIMEOUT_SECONDS
+    ) -> None:
         self._guard = guard
         self._context = context
         self._until = time.monotonic() + timeout_seconds
         self._socket: socket.socket | None = None
-        self._closing = threading.Lock()  #: a number of a socket that is closed may be another's in the next moment
+        self._closing = (
+            threading.Lock()
+        )  #: a number of a socket that is closed may be another's in the next moment
         self._aborted = threading.Event()
 
     def post(self, url: str, body: bytes, headers: dict[str, str]) -> WebhookAnswer:
@@ -126,7 +130,9 @@ class WebhookExchange:
         except Forbidden as e:
             return WebhookAnswer(None, f"not called: {e}")
         except (OSError, http.client.HTTPException, ValueError) as e:
-            return WebhookAnswer(None, "no answer in time" if self._aborted.is_set() else words_of(f"{type(e).__name__} {e}"))
+            return WebhookAnswer(
+                None, "no answer in time" if self._aborted.is_set() else words_of(f"{type(e).__name__} {e}")
+            )
         finally:
             watch.cancel()
 
@@ -135,14 +141,18 @@ class WebhookExchange:
         self._aborted.set()
         with self._closing, suppress(OSError):
             if self._socket is not None:
-                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # Of an SSLSocket its own would first forget that it is one.
+                socket.socket.shutdown(
+                    self._socket, socket.SHUT_RDWR
+                )  # Of an SSLSocket its own would first forget that it is one.
 
     @contextmanager
     def _connected(self, target: Target) -> Iterator[http.client.HTTPConnection]:
         line = self._connect(target)
         try:
             if target.scheme == "https":
-                line = self._context.wrap_socket(line, server_hostname=target.host, do_handshake_on_connect=False)
+                line = self._context.wrap_socket(
+                    line, server_hostname=target.host, do_handshake_on_connect=False
+                )
                 self._watch(line)
                 line.do_handshake()
             connection = http.client.HTTPConnection(target.host, target.port)
@@ -177,9 +187,16 @@ class WebhookExchange:
         if self._aborted.is_set():
             raise TimeoutError
 
-    def _ask(self, connection: http.client.HTTPConnection, target: Target, body: bytes, headers: dict[str, str]) -> WebhookAnswer:
+    def _ask(
+        self, connection: http.client.HTTPConnection, target: Target, body: bytes, headers: dict[str, str]
+    ) -> WebhookAnswer:
         connection.putrequest("POST", target.path, skip_host=True, skip_accept_encoding=True)
-        for name, value in {"Host": target.authority, "Content-Length": str(len(body)), "Connection": "close", **headers}.items():
+        for name, value in {
+            "Host": target.authority,
+            "Content-Length": str(len(body)),
+            "Connection": "close",
+            **headers,
+        }.items():
             connection.putheader(name, value)
         broken: OSError | None = None
         try:

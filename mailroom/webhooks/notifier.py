@@ -38,16 +38,26 @@ PAUSE_SECONDS = 1.0
 class Notifier:
     """Delivers what is due, in threads of its own."""
 
-    def __init__(self, deliveries: WebhookDeliveries, guard: AddressGuard, *, threads: int = THREADS, context: ssl.SSLContext | None = None,
-                 timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+    def __init__(
+        self,
+        deliveries: WebhookDeliveries,
+        guard: AddressGuard,
+        *,
+        threads: int = THREADS,
+        context: ssl.SSLContext | None = None,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+    ) -> None:
         self._deliveries = deliveries
-        self._exchange: Callable[[], WebhookExchange] = lambda: WebhookExchange(guard, context or default_context(), timeout_seconds)
+        self._exchange: Callable[[], WebhookExchange] = lambda: WebhookExchange(
+            guard, context or default_context(), timeout_seconds
+        )
         self._changed = threading.Condition()
         self._claiming = threading.Lock()
         self._looks = 1  #: how often it was said that there may be something to do
         self._stopping = threading.Event()
-        self._threads = [SupervisedThread(f"webhook-{number}", self._work, self._stopping)
-                         for number in range(threads)]
+        self._threads = [
+            SupervisedThread(f"webhook-{number}", self._work, self._stopping) for number in range(threads)
+        ]
         self._open: set[WebhookExchange] = set()
         self._busy: Counter[str] = Counter()  #: attempts under way, by webhook
 
@@ -108,7 +118,9 @@ class Notifier:
     def _deliver_one(self) -> bool:
         """Deliver what has been due longest; False if there is nothing for us."""
         with self._claiming:  # One at a time, so that no webhook gets more threads than it may have.
-            due = self._deliveries.claim(busy=[id for id, count in list(self._busy.items()) if count >= THREADS_PER_WEBHOOK])
+            due = self._deliveries.claim(
+                busy=[id for id, count in list(self._busy.items()) if count >= THREADS_PER_WEBHOOK]
+            )
             if due is None:
                 return False
             self._count(due, +1)
@@ -138,7 +150,13 @@ class Notifier:
             return  # close() gives it back: whether it arrived or not, it is told again.
         told = judge(answer, due.counted if due.url else len(SCHEDULE.waits) + 1)
         self._deliveries.finish(due, told)
-        log.info("delivery %d to webhook %s attempt %d: %s", due.number, due.webhook_id, due.attempt, answer.code or "no answer")
+        log.info(
+            "delivery %d to webhook %s attempt %d: %s",
+            due.number,
+            due.webhook_id,
+            due.attempt,
+            answer.code or "no answer",
+        )
 
 
 def signed(due: DueDelivery) -> tuple[bytes, dict[str, str]]:
@@ -147,8 +165,12 @@ def signed(due: DueDelivery) -> tuple[bytes, dict[str, str]]:
     body = json.dumps(told, ensure_ascii=False, separators=(",", ":"))
     now = datetime.now(UTC)  # Aware: the library takes what is not for UTC.
     return body.encode(), {
-        "Content-Type": "application/json", "User-Agent": "mailasync", "webhook-id": due.id, "webhook-timestamp": str(int(now.timestamp())),
-        "webhook-signature": Webhook(due.secret).sign(due.id, now, body)}
+        "Content-Type": "application/json",
+        "User-Agent": "mailasync",
+        "webhook-id": due.id,
+        "webhook-timestamp": str(int(now.timestamp())),
+        "webhook-signature": Webhook(due.secret).sign(due.id, now, body),
+    }
 
 
 def judge(answer: WebhookAnswer, attempt: int, *, schedule: Schedule = SCHEDULE) -> DeliveryResult:

@@ -13,15 +13,26 @@ PORTS = {"https": 443, "http": 80}
 
 #: What ipaddress takes for global in some versions of Python, or what a router may lead back inside: protocol assignments, 6to4 relays,
 #: benchmarks.
-_NOT_PUBLIC_4 = [ip_network(net) for net in (
-    "0.0.0.0/8", "100.64.0.0/10", "192.0.0.0/24", "192.88.99.0/24", "198.18.0.0/15", "224.0.0.0/3")]
+_NOT_PUBLIC_4 = [
+    ip_network(net)
+    for net in (
+        "0.0.0.0/8",
+        "100.64.0.0/10",
+        "192.0.0.0/24",
+        "192.88.99.0/24",
+        "198.18.0.0/15",
+        "224.0.0.0/3",
+    )
+]
 #: Only this part of IPv6 is given out, and in it are Teredo and other assignments, documentation and 6to4, which hide an IPv4 address.
 _GIVEN_OUT_6 = IPv6Network("2000::/3")
 _NOT_PUBLIC_6 = [ip_network(net) for net in ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")]
 _NAT64 = IPv6Network("64:ff9b::/96")
 #: What a URL may be made of (RFC 3986, 2); no space, control character or backslash, on which parsers differ.
 _CHARACTERS = re.compile(r"[A-Za-z0-9\-._~:/?\[\]@!$&'()*+,;=%]+", re.ASCII)
-_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*\.?", re.ASCII)
+_NAME = re.compile(
+    r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*\.?", re.ASCII
+)
 
 #: Like socket.getaddrinfo: of a host and a port, rows that end in (address, port, …).
 Resolve = Callable[..., Any]
@@ -67,16 +78,22 @@ class AddressGuard:
             raise Forbidden(f"expected at most {URL_MAX_CHARACTERS} characters, got {len(url)}")
         schemes = ("https", "http") if self.to_loopback else ("https",)
         if not _CHARACTERS.fullmatch(url) or url.partition("://")[0].lower() not in schemes:
-            raise Forbidden(f"expected an {' or '.join(schemes)} URL in ASCII, without a fragment, got {url[:80]!r}")
+            raise Forbidden(
+                f"expected an {' or '.join(schemes)} URL in ASCII, without a fragment, got {url[:80]!r}"
+            )
         try:
             parts = urlsplit(url)
             host, port = parts.hostname or "", parts.port
         except ValueError:
             raise Forbidden(f"expected a URL, got {url[:80]!r}") from None
         if "@" in parts.netloc:
-            raise Forbidden("expected a URL without user and password, got one with them")  # Not shown, as it is a secret.
+            raise Forbidden(
+                "expected a URL without user and password, got one with them"
+            )  # Not shown, as it is a secret.
         if port == 0 or not (_address(host) if "[" in parts.netloc else _NAME.fullmatch(host)):
-            raise Forbidden(f"expected a host name or an address, and a port that there is, got {parts.netloc[:80]!r}")
+            raise Forbidden(
+                f"expected a host name or an address, and a port that there is, got {parts.netloc[:80]!r}"
+            )
         if (address := _address(host)) is not None and not self._may_call(address, parts.scheme):
             raise Forbidden(f"expected a public address, got {host!r}")
         if host.rstrip(".").endswith("localhost") and not self.to_loopback:
@@ -86,13 +103,19 @@ class AddressGuard:
 
     def addresses(self, target: Target) -> list[str]:
         """Resolve the host, once; every address it has may be called. Raises Forbidden, and OSError where it has none."""
-        found = dict.fromkeys(row[4][0] for row in self.resolve(target.host, target.port, type=socket.SOCK_STREAM))
+        found = dict.fromkeys(
+            row[4][0] for row in self.resolve(target.host, target.port, type=socket.SOCK_STREAM)
+        )
         if not found:
             raise OSError(f"{target.host} has no address")
         for text in found:
             address = _address(text)
             if address is None or not self._may_call(address, target.scheme):
-                wanted = "public addresses only" if target.scheme == "https" else "addresses of this machine only, as it is called by http"
+                wanted = (
+                    "public addresses only"
+                    if target.scheme == "https"
+                    else "addresses of this machine only, as it is called by http"
+                )
                 raise Forbidden(f"expected {target.host} to have {wanted}")
         return list(found)
 

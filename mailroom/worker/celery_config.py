@@ -19,27 +19,49 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
     return {
         "broker_url": settings.BROKER_URL or PAIR_BROKER_URL,
         "broker_use_ssl": {"ca_certs": settings.BROKER_CA_FILE} if settings.BROKER_CA_FILE else None,
-        "broker_transport_options": {"polling_interval": 0.005} if memory else {
+        "broker_transport_options": {"polling_interval": 0.005}
+        if memory
+        else {
             "confirm_publish": True,  # without it a broker that dies or is full loses what was "published"
-            "read_timeout": 5, "write_timeout": 5,  # a frozen broker must not hold us
-            "max_retries": 1, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.5},
-        "broker_connection_timeout": 2, "broker_heartbeat": 30, "broker_pool_acquire_timeout": 2,
+            "read_timeout": 5,
+            "write_timeout": 5,  # a frozen broker must not hold us
+            "max_retries": 1,
+            "interval_start": 0,
+            "interval_step": 0.2,
+            "interval_max": 0.5,
+        },
+        "broker_connection_timeout": 2,
+        "broker_heartbeat": 30,
+        "broker_pool_acquire_timeout": 2,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,  # 100 would end the worker after 45 minutes without a broker
-        "broker_channel_error_retry": True, "broker_native_delayed_delivery_queue_type": "classic",
-        "task_queues": queues(settings), "task_create_missing_queues": False,
-        "task_routes": {"mailasync.sendMail": {"queue": "mail"}, "mailasync.runJob": {"queue": registry.DEFAULT_QUEUE},
-                        "mailasync.tellClients": {"queue": notifier.QUEUE}},
-        "task_serializer": "json", "accept_content": ["json"], "task_ignore_result": True, "result_backend": None,
-        "task_acks_late": True, "task_reject_on_worker_lost": True,
+        "broker_channel_error_retry": True,
+        "broker_native_delayed_delivery_queue_type": "classic",
+        "task_queues": queues(settings),
+        "task_create_missing_queues": False,
+        "task_routes": {
+            "mailasync.sendMail": {"queue": "mail"},
+            "mailasync.runJob": {"queue": registry.DEFAULT_QUEUE},
+            "mailasync.tellClients": {"queue": notifier.QUEUE},
+        },
+        "task_serializer": "json",
+        "accept_content": ["json"],
+        "task_ignore_result": True,
+        "result_backend": None,
+        "task_acks_late": True,
+        "task_reject_on_worker_lost": True,
         "task_publish_retry": False,  # the sweeper publishes again; retries here only multiply messages
-        "task_send_sent_event": False, "worker_send_task_events": True,  # Flower lives on events
+        "task_send_sent_event": False,
+        "worker_send_task_events": True,  # Flower lives on events
         "worker_consumer": "mailroom.broker.consumer:CarefulConsumer",
-        "worker_pool": "threads", "worker_concurrency": settings.SMTP_CONNECTIONS, "worker_prefetch_multiplier": 1,
+        "worker_pool": "threads",
+        "worker_concurrency": settings.SMTP_CONNECTIONS,
+        "worker_prefetch_multiplier": 1,
         "worker_cancel_long_running_tasks_on_connection_loss": False,  # it would kill in the middle of a mail
         "worker_enable_prefetch_count_reduction": False,  # it speaks on the channel from threads of the pool, which then wait for ever
         "worker_enable_remote_control": False,  # whoever reaches the broker could revoke and shut down
-        "worker_hijack_root_logger": False, "worker_redirect_stdouts": False,
+        "worker_hijack_root_logger": False,
+        "worker_redirect_stdouts": False,
     }
 
 

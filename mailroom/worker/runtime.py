@@ -24,17 +24,23 @@ def load_jobs(settings: Settings) -> None:
         try:
             import_module(name)
         except ImportError as e:
-            raise SettingsError(f"MAILASYNC_JOBS: expected modules that can be imported, got {name!r}: {e}") from None
+            raise SettingsError(
+                f"MAILASYNC_JOBS: expected modules that can be imported, got {name!r}: {e}"
+            ) from None
 
 
 def orders(settings: Settings, database: Database) -> SubmissionReader:
     """Reads what clients order, over HTTP or over the queue."""
     known, links = accounts(settings), Unsubscribes(database, settings.PUBLIC_URL)
     return SubmissionReader(
-        domain=known[0].sender.address.rpartition("@")[2], template=Templates(database).find,
-        account_of=lambda address: next((account.name for account in known if account.may_send_from(address)), None),
+        domain=known[0].sender.address.rpartition("@")[2],
+        template=Templates(database).find,
+        account_of=lambda address: next(
+            (account.name for account in known if account.may_send_from(address)), None
+        ),
         unsubscribe_url=lambda id: links.url(id, 0) if settings.PUBLIC_URL else "",
-        webhook_problem=AddressGuard(settings.WEBHOOKS_TO_LOOPBACK == "on").problem)
+        webhook_problem=AddressGuard(settings.WEBHOOKS_TO_LOOPBACK == "on").problem,
+    )
 
 
 def open_database(settings: Settings, *, file_name: str = "mailasync.sqlite3") -> Database:

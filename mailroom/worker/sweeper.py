@@ -61,10 +61,14 @@ class Sweeper:
         self.worker.beat()
         self.clock.watch()  # A step back shows only beside a time that was noted before it.
         self._distrust()
-        rounds = (("heartbeat", lambda: self.lease_seconds / BEATS_PER_LEASE, self.worker.beat),
-                  ("sweeper", lambda: BEHIND_INTERVAL_SECONDS if self._behind else INTERVAL_SECONDS, self.sweep))
-        self._threads = [SupervisedThread(name, partial(self._every, pause, act), self._stopping)
-                         for name, pause, act in rounds]
+        rounds = (
+            ("heartbeat", lambda: self.lease_seconds / BEATS_PER_LEASE, self.worker.beat),
+            ("sweeper", lambda: BEHIND_INTERVAL_SECONDS if self._behind else INTERVAL_SECONDS, self.sweep),
+        )
+        self._threads = [
+            SupervisedThread(name, partial(self._every, pause, act), self._stopping)
+            for name, pause, act in rounds
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -78,8 +82,17 @@ class Sweeper:
 
         A step that fails is tried again with the next round, and keeps no other from its turn.
         """
-        steps = (self._watch_clock, self._give_back_abandoned, self._give_back_orphans, self.expiry.expire,
-                 self._publish_due, self._publish_lost, self._forget, self.watch_jobs, self.watch_webhooks)
+        steps = (
+            self._watch_clock,
+            self._give_back_abandoned,
+            self._give_back_orphans,
+            self.expiry.expire,
+            self._publish_due,
+            self._publish_lost,
+            self._forget,
+            self.watch_jobs,
+            self.watch_webhooks,
+        )
         for step in steps:
             try:
                 step()
@@ -110,7 +123,11 @@ class Sweeper:
     def _publish_due(self) -> None:
         room = self._room()
         share = -(-room // 3)  # So that a million of one kind do not keep the others waiting.
-        kinds = (self.sweeps.due(share), self.sweeps.unparked(share, self.accounts.capacity()), self.sweeps.unpublished(share))
+        kinds = (
+            self.sweeps.due(share),
+            self.sweeps.unparked(share, self.accounts.capacity()),
+            self.sweeps.unpublished(share),
+        )
         self._behind = room > ROOM_MIN and any(len(found) == share for found in kinds)
         for found in kinds:
             self._publish(found)
@@ -144,7 +161,11 @@ class Sweeper:
         return BATCH_MAX if self.relay.down is None else 1
 
     def _publish(self, nudges: list[QueuedId]) -> None:
-        refused = [nudge.id for nudge in nudges if not self.relay.offer(nudge.id, queue=nudge.queue, alone=nudge.alone)]
+        refused = [
+            nudge.id
+            for nudge in nudges
+            if not self.relay.offer(nudge.id, queue=nudge.queue, alone=nudge.alone)
+        ]
         if refused:
             self.sweeps.unpublish(refused)
 

@@ -41,8 +41,19 @@ log = logging.getLogger("mailasync")
 class Station:
     """The parts that make a process a worker: heartbeat, sweeper, deliveries and jobs, on one database."""
 
-    def __init__(self, settings: Settings, database: Database, *, name: str, queues: Sequence[str], connections: int, relay: Publisher,
-                 orders: SubmissionReader, sweeps: Sweeps, threads: Callable[[], Sequence[str]] = tuple) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        *,
+        name: str,
+        queues: Sequence[str],
+        connections: int,
+        relay: Publisher,
+        orders: SubmissionReader,
+        sweeps: Sweeps,
+        threads: Callable[[], Sequence[str]] = tuple,
+    ) -> None:
         """`threads` gives words about threads that ended, for readers in other processes."""
         self.database = database
         self.outbox = Outbox(database)
@@ -56,25 +67,53 @@ class Station:
         self.refusal = ""  #: what RabbitMQ refuses our consumer
         self.orders = orders
         turns = Admission(connections, {account.name: str(account.hop) for account in known})
-        self.worker = Worker(database, owner, name, queues, hanging=turns.hanging, threads=threads,
-                             broker_trouble=self._broker_trouble)
+        self.worker = Worker(
+            database,
+            owner,
+            name,
+            queues,
+            hanging=turns.hanging,
+            threads=threads,
+            broker_trouble=self._broker_trouble,
+        )
         runs = JobClaims(database, owner, settings.LEASE_SECONDS)
         claims = Claims(database, owner, settings.LEASE_SECONDS, budgets, turns.free)
         senders = {account.name: Sender(account.sender, Sessions(account.hop)) for account in known}
-        self.delivery = Delivery(claims, AttemptRunner(senders, schedule(settings), settings.ON_UNCERTAIN), turns)
-        self.runner = Runner(runs, [queue for queue in queues if queue in registry.queues()], slots=settings.JOB_SLOTS,
-                             processes=settings.JOB_PROCESSES, children=Children(registry.modules(settings.JOBS)), queued=self._queue)
-        self.notifier = Notifier(WebhookDeliveries(database, owner, settings.LEASE_SECONDS),
-                                 AddressGuard(settings.WEBHOOKS_TO_LOOPBACK == "on"),
-                                 threads=THREADS if QUEUE in queues else 0)
+        self.delivery = Delivery(
+            claims, AttemptRunner(senders, schedule(settings), settings.ON_UNCERTAIN), turns
+        )
+        self.runner = Runner(
+            runs,
+            [queue for queue in queues if queue in registry.queues()],
+            slots=settings.JOB_SLOTS,
+            processes=settings.JOB_PROCESSES,
+            children=Children(registry.modules(settings.JOBS)),
+            queued=self._queue,
+        )
+        self.notifier = Notifier(
+            WebhookDeliveries(database, owner, settings.LEASE_SECONDS),
+            AddressGuard(settings.WEBHOOKS_TO_LOOPBACK == "on"),
+            threads=THREADS if QUEUE in queues else 0,
+        )
         shared = Accounts(database, budgets, turns.free)
         shared.register()
         self.runner.start()
         self.notifier.start()
-        self.sweeper = Sweeper(Clock(database), sweeps, claims, self.worker, runs, shared, Expiry(database),
-                               Retention(database, settings.RETENTION_DAYS), self.relay, self.runner.watch,
-                               self.notifier.watch, settings.LEASE_SECONDS,
-                               appetite=max(1, connections // 2) * CHUNK_MAX)  # A nudge takes one of as many threads.
+        self.sweeper = Sweeper(
+            Clock(database),
+            sweeps,
+            claims,
+            self.worker,
+            runs,
+            shared,
+            Expiry(database),
+            Retention(database, settings.RETENTION_DAYS),
+            self.relay,
+            self.runner.watch,
+            self.notifier.watch,
+            settings.LEASE_SECONDS,
+            appetite=max(1, connections // 2) * CHUNK_MAX,
+        )  # A nudge takes one of as many threads.
         self.sweeper.start()
 
     def __str__(self) -> str:
@@ -90,9 +129,13 @@ class Station:
     def deliver(self, ids: list[str], *, outbox_id: str) -> bool:
         """Deliver what a nudge names. False: it is to go back to the queue."""
         if outbox_id != self.database.outbox_id:
-            log.error("this worker reads outbox %s (%r), but the nudge is from outbox %s: web and worker need the same "
-                      "MAILASYNC_DATABASE_URL, unless the nudge is from before `flask db restored`",
-                      self.database.outbox_id, self.database, outbox_id)
+            log.error(
+                "this worker reads outbox %s (%r), but the nudge is from outbox %s: web and worker need the same "
+                "MAILASYNC_DATABASE_URL, unless the nudge is from before `flask db restored`",
+                self.database.outbox_id,
+                self.database,
+                outbox_id,
+            )
             return True
         return self.delivery.deliver(ids)
 
@@ -104,7 +147,13 @@ class Station:
         try:
             accepted = self.orders.mail(mail, work_seconds=self.settings.SIMULATED_WORK_SECONDS, id=id)
             if accepted.dry_run:
-                raise InvalidMessage([FieldError("#/dry_run", "expected a mail to be sent, as nobody is told here what would be")])
+                raise InvalidMessage(
+                    [
+                        FieldError(
+                            "#/dry_run", "expected a mail to be sent, as nobody is told here what would be"
+                        )
+                    ]
+                )
         except (MalformedJSON, InvalidMessage) as e:
             self._fail_mail(id, str(e))
             return True
@@ -141,23 +190,31 @@ class Station:
 
     def _fail_mail(self, id: str, reason: str) -> None:
         log.error("task %s is no mail that can be accepted; see GET /v1/messages/%s", id, id)
-        self.outbox.accept(NewMessage(id=id, message=Message(to=()), message_id=f"{new_id()}@localhost", failed=reason))
+        self.outbox.accept(
+            NewMessage(id=id, message=Message(to=()), message_id=f"{new_id()}@localhost", failed=reason)
+        )
 
     def _fail_job(self, id: str, reason: str) -> None:
         log.error("task %s is no job that can be accepted; see GET /v1/jobs/%s", id, id)
-        self.jobs.accept(NewJob(id=id, name="", args={}, queue=registry.DEFAULT_QUEUE, timeout_seconds=0, failed=reason))
+        self.jobs.accept(
+            NewJob(id=id, name="", args={}, queue=registry.DEFAULT_QUEUE, timeout_seconds=0, failed=reason)
+        )
 
     def _wake(self, job: NewJob) -> None:
         """Have this worker, and one that serves the job's queue, look for it."""
         self.runner.wake()
         if job.queue not in self.worker.queues:
-            self.relay.offer(new_id(), queue=job.queue)  # Any UUID is a nudge; what id a client chose, the worker might take for a job.
+            self.relay.offer(
+                new_id(), queue=job.queue
+            )  # Any UUID is a nudge; what id a client chose, the worker might take for a job.
 
     def _usable(self, id: str, is_usable: bool) -> str:
         if is_usable:
             return id
         usable = new_id()
-        log.error("a task's id of %d characters is none that can be kept; it is recorded as %s", len(id), usable)
+        log.error(
+            "a task's id of %d characters is none that can be kept; it is recorded as %s", len(id), usable
+        )
         return usable
 
     def close(self) -> None:

@@ -11,21 +11,40 @@ def copy(engine: Engine, template: str, *, first: int, count: int) -> None:
     """Add `count` queued and unpublished copies of the message with the id `template`, numbered from `first`."""
     sqlite = engine.dialect.name == "sqlite"
     number = f"printf('{ID}%012x', series.n)" if sqlite else f"'{ID}' || lpad(to_hex(series.n), 12, '0')"
-    series = ("WITH RECURSIVE series(n) AS (SELECT :low UNION ALL SELECT n + 1 FROM series WHERE n < :high)" if sqlite else
-              "WITH series AS (SELECT generate_series(CAST(:low AS bigint), CAST(:high AS bigint)) AS n)")
+    series = (
+        "WITH RECURSIVE series(n) AS (SELECT :low UNION ALL SELECT n + 1 FROM series WHERE n < :high)"
+        if sqlite
+        else "WITH series AS (SELECT generate_series(CAST(:low AS bigint), CAST(:high AS bigint)) AS n)"
+    )
     anew = {"id": number, "state": "'queued'"}  # Whatever became of the template.
-    instead = {"messages": {**anew, "message_id": f"{number} || '@example.org'", "published_at": "NULL", "owner": "NULL", "attempt": "0",
-                            "reason": "NULL"},
-               "contents": {"id": number}, "recipients": {**anew, "reply": "NULL"}}
+    instead = {
+        "messages": {
+            **anew,
+            "message_id": f"{number} || '@example.org'",
+            "published_at": "NULL",
+            "owner": "NULL",
+            "attempt": "0",
+            "reason": "NULL",
+        },
+        "contents": {"id": number},
+        "recipients": {**anew, "reply": "NULL"},
+    }
     for low in range(first, first + count, STEP):
         high = min(low + STEP, first + count) - 1
         with engine.begin() as connection:
             for table in instead:
                 columns = [column["name"] for column in inspect(connection).get_columns(table)]
                 chosen = ", ".join(instead[table].get(name, f"t.{name}") for name in columns)
-                connection.execute(text(f"INSERT INTO {table} ({', '.join(columns)}) {series} SELECT {chosen} FROM {table} AS t, series "
-                                        f"WHERE t.id = :template"), {"low": low, "high": high, "template": template})
-    if not sqlite:  # PostgreSQL would do that soon; SQLite never does, and keeps to plans for what it counted once.
+                connection.execute(
+                    text(
+                        f"INSERT INTO {table} ({', '.join(columns)}) {series} SELECT {chosen} FROM {table} AS t, series "
+                        f"WHERE t.id = :template"
+                    ),
+                    {"low": low, "high": high, "template": template},
+                )
+    if (
+        not sqlite
+    ):  # PostgreSQL would do that soon; SQLite never does, and keeps to plans for what it counted once.
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(text("ANALYZE"))
 

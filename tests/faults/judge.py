@@ -25,7 +25,9 @@ class Verdict:
     lost: int = 0  #: accepted, and a recipient that was not refused has nothing
     recovered: int = 0  #: not accepted as far as the client knows, and it arrived: the answer got lost
     unexpected: int = 0  #: arrived, and nobody asked for it
-    duplicated: int = 0  #: more than one copy for a recipient, each further one by a recorded uncertain attempt
+    duplicated: int = (
+        0  #: more than one copy for a recipient, each further one by a recorded uncertain attempt
+    )
     unexplained: int = 0  #: more copies than recorded uncertain attempts allow
     unfinished: int = 0  #: not in a final state when the time was up
     uncertain_attempts: int = 0
@@ -36,7 +38,17 @@ class Verdict:
         return not (self.lost or self.unexpected or self.unexplained or self.unfinished)
 
     def __str__(self) -> str:
-        names = ("accepted", "ok", "lost", "recovered", "unexpected", "duplicated", "unexplained", "unfinished", "uncertain_attempts")
+        names = (
+            "accepted",
+            "ok",
+            "lost",
+            "recovered",
+            "unexpected",
+            "duplicated",
+            "unexplained",
+            "unfinished",
+            "uncertain_attempts",
+        )
         return ", ".join(f"{name} {getattr(self, name)}" for name in names)
 
     def tell(self, problem: str) -> None:
@@ -79,7 +91,9 @@ def _judge_accepted(verdict: Verdict, post: Post, told: dict[str, Any], copies: 
         verdict.ok += 1
     for fault in faults:
         setattr(verdict, fault, getattr(verdict, fault) + 1)
-        verdict.tell(f"{fault}: {post.subject!r} of {post.label!r}, copies {dict(copies)}, told {json.dumps(told)[:1500]}")
+        verdict.tell(
+            f"{fault}: {post.subject!r} of {post.label!r}, copies {dict(copies)}, told {json.dumps(told)[:1500]}"
+        )
 
 
 def copies_by_subject(smtpd: ScriptedSMTP) -> dict[str, Counter[str]]:

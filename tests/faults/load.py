@@ -58,7 +58,10 @@ class Load:
         """Post until `count` were accepted, in threads of its own; `end` waits for them."""
         self._first, self._wanted, self._label = len(self.posts), count, label
         self._ended.clear()
-        self._threads = [threading.Thread(target=self._post_until_done, name=f"client {n}", args=(n,)) for n in range(self.clients)]
+        self._threads = [
+            threading.Thread(target=self._post_until_done, name=f"client {n}", args=(n,))
+            for n in range(self.clients)
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -70,8 +73,11 @@ class Load:
     def wait_posted(self, count: int, timeout: float = 120) -> None:
         """Wait until so many more requests were answered, or all are."""
         goal = self.posted + count
-        wait_until(lambda: self.posted >= goal or not any(thread.is_alive() for thread in self._threads), timeout=timeout,
-                   what=f"{count} more posts")
+        wait_until(
+            lambda: self.posted >= goal or not any(thread.is_alive() for thread in self._threads),
+            timeout=timeout,
+            what=f"{count} more posts",
+        )
 
     def end(self, timeout: float = 300) -> list[Post]:
         """Wait until all are accepted; return the round's posts."""
@@ -81,12 +87,20 @@ class Load:
         self._ended.set()
         for thread in self._threads:
             thread.join()
-        return self.posts[self._first:]
+        return self.posts[self._first :]
 
     def post(self, *to: str, label: str = "", subject: str = "", port: int = 0) -> Post:
         """Post one mail, now."""
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port or self.ports[0], timeout=TIMEOUT_SECONDS)) as connection:
-            made = _ask(connection, self.path, subject or f"mail {self._token}-{next(self._numbers)}", to or ("bob@example.org",), label)
+        with contextlib.closing(
+            http.client.HTTPConnection("127.0.0.1", port or self.ports[0], timeout=TIMEOUT_SECONDS)
+        ) as connection:
+            made = _ask(
+                connection,
+                self.path,
+                subject or f"mail {self._token}-{next(self._numbers)}",
+                to or ("bob@example.org",),
+                label,
+            )
         self.posts.append(made)
         return made
 
@@ -109,7 +123,7 @@ class Load:
             if self._ended.wait(at - now):
                 return None
             with self._turn:
-                accepted = sum(post.accepted for post in self.posts[self._first:])
+                accepted = sum(post.accepted for post in self.posts[self._first :])
                 if accepted >= self._wanted:
                     return None
                 if accepted + self._asked < self._wanted:
@@ -125,7 +139,9 @@ def people(number: int) -> tuple[str, ...]:
     return (f"{REFUSED}{number}@example.org",) if number % 50 == 11 else (bob,)
 
 
-def _ask(connection: http.client.HTTPConnection, path: str, subject: str, to: tuple[str, ...], label: str) -> Post:
+def _ask(
+    connection: http.client.HTTPConnection, path: str, subject: str, to: tuple[str, ...], label: str
+) -> Post:
     body = json.dumps({"to": list(to), "subject": subject, "contents": "The work is done."})
     started = time.monotonic()
     status, id = None, ""

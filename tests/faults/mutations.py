@@ -34,33 +34,95 @@ class Moved(Exception):
 
 DELIVERY, CLAIMS = "mailroom/delivery/delivery.py", "mailroom/store/messages/claims.py"
 MUTATIONS = (
-    Mutation("no fence", (
-        (DELIVERY, "lambda: not self._stopping.is_set() and self.outbox.fence(claim)", "lambda: True"),
-        (DELIVERY, "partial(steps.send, passes())", "partial(steps.send, True)")),
-             scenarios.worker_frozen_past_its_lease, "sqlite"),
-    Mutation("no owner check", (
-        (CLAIMS, 'messages.c.attempt == given["attempt"], func.coalesce(messages.c.owner, "") == _WORKER,\n', "\n"),
-        (CLAIMS, '.where(messages.c.id == given["id"], messages.c.attempt == given["attempt"], messages.c.settled < given["attempt"],\n',
-         '.where(messages.c.id == given["id"],\n')),
-             scenarios.worker_frozen_while_another_has_its_mail, "postgresql"),
-    Mutation("number used again", ((CLAIMS, "published_at=None, settled=messages.c.attempt,",
-                                    "published_at=None, attempt=messages.c.attempt - 1,"),),
-             scenarios.release_done_again, "postgresql"),
-    Mutation("no sweeper", (("mailroom/worker/sweeper.py", "                step()\n", "                pass\n"),),
-             scenarios.worker_killed_after_rcpt, "sqlite"),
-    Mutation("no heartbeat check", (
-        (CLAIMS, ', exists().where(workers.c.id == _WORKER, is_seen_within(asked("lease_ms", BigInteger))))', ")"),),
-             scenarios.heartbeat_lost, "postgresql"),
-    Mutation("no finish retry", (
-        (DELIVERY, "                if not needed and self._stopping.is_set():\n                    return False\n",
-         "                return False\n"),),
-             scenarios.database_away_after_the_dot, "sqlite"),
-    Mutation("no confirm", (("mailroom/worker/celery_config.py", '"confirm_publish": True,', '"confirm_publish": False,'),),
-             scenarios.broker_killed_with_nudges_in_it, "postgresql", by="nudges"),
-    Mutation("no mandatory", (("mailasync.py", '"mandatory": True,', '"mandatory": False,'),), scenarios.queue_gone, "sqlite",
-             by="nudges"),
-    Mutation("no acks_late", (("mailroom/worker/celery_config.py", '"task_acks_late": True,', '"task_acks_late": False,'),),
-             scenarios.nudges_met_by_a_locked_database, "sqlite", by="scenario"),
+    Mutation(
+        "no fence",
+        (
+            (DELIVERY, "lambda: not self._stopping.is_set() and self.outbox.fence(claim)", "lambda: True"),
+            (DELIVERY, "partial(steps.send, passes())", "partial(steps.send, True)"),
+        ),
+        scenarios.worker_frozen_past_its_lease,
+        "sqlite",
+    ),
+    Mutation(
+        "no owner check",
+        (
+            (
+                CLAIMS,
+                'messages.c.attempt == given["attempt"], func.coalesce(messages.c.owner, "") == _WORKER,\n',
+                "\n",
+            ),
+            (
+                CLAIMS,
+                '.where(messages.c.id == given["id"], messages.c.attempt == given["attempt"], messages.c.settled < given["attempt"],\n',
+                '.where(messages.c.id == given["id"],\n',
+            ),
+        ),
+        scenarios.worker_frozen_while_another_has_its_mail,
+        "postgresql",
+    ),
+    Mutation(
+        "number used again",
+        (
+            (
+                CLAIMS,
+                "published_at=None, settled=messages.c.attempt,",
+                "published_at=None, attempt=messages.c.attempt - 1,",
+            ),
+        ),
+        scenarios.release_done_again,
+        "postgresql",
+    ),
+    Mutation(
+        "no sweeper",
+        (("mailroom/worker/sweeper.py", "                step()\n", "                pass\n"),),
+        scenarios.worker_killed_after_rcpt,
+        "sqlite",
+    ),
+    Mutation(
+        "no heartbeat check",
+        (
+            (
+                CLAIMS,
+                ', exists().where(workers.c.id == _WORKER, is_seen_within(asked("lease_ms", BigInteger))))',
+                ")",
+            ),
+        ),
+        scenarios.heartbeat_lost,
+        "postgresql",
+    ),
+    Mutation(
+        "no finish retry",
+        (
+            (
+                DELIVERY,
+                "                if not needed and self._stopping.is_set():\n                    return False\n",
+                "                return False\n",
+            ),
+        ),
+        scenarios.database_away_after_the_dot,
+        "sqlite",
+    ),
+    Mutation(
+        "no confirm",
+        (("mailroom/worker/celery_config.py", '"confirm_publish": True,', '"confirm_publish": False,'),),
+        scenarios.broker_killed_with_nudges_in_it,
+        "postgresql",
+        by="nudges",
+    ),
+    Mutation(
+        "no mandatory",
+        (("mailasync.py", '"mandatory": True,', '"mandatory": False,'),),
+        scenarios.queue_gone,
+        "sqlite",
+        by="nudges",
+    ),
+    Mutation(
+        "no acks_late",
+        (("mailroom/worker/celery_config.py", '"task_acks_late": True,', '"task_acks_late": False,'),),
+        scenarios.nudges_met_by_a_locked_database,
+        "sqlite",
+        by="scenario",
+    ),
 )
 
 
@@ -68,7 +130,9 @@ def mutate(project: Path, mutation: Mutation) -> None:
     for file, text, instead in mutation.edits:
         code = (project / file).read_text()
         if code.count(text) != 1:
-            raise Moved(f"{mutation.name}: expected this once in {file}, found it {code.count(text)} times:\n{text}")
+            raise Moved(
+                f"{mutation.name}: expected this once in {file}, found it {code.count(text)} times:\n{text}"
+            )
         (project / file).write_text(code.replace(text, instead))
 
 
@@ -86,17 +150,27 @@ def copy_tree(directory: Path) -> Path:
 
 def reds(project: Path, directory: Path, mutation: Mutation) -> str:
     """Run the scenario on this code; return what is wrong in words, "" if nothing is."""
-    with private_servers(directory / "servers", database=mutation.database) as servers, running(Rig(**servers, project=project)) as rig:
+    with (
+        private_servers(directory / "servers", database=mutation.database) as servers,
+        running(Rig(**servers, project=project)) as rig,
+    ):
         returned, stuck = None, ""
         try:
             returned = mutation.scenario(rig)
         except AssertionError as e:
             stuck = " ".join(str(e).split())[-200:]
         verdict = rig.verdict(SETTLE_SECONDS)
-        lost_nudges = {"nudges": rig.nudges_recovered.get("lost", 0), "scenario": returned}.get(mutation.by, 0)
-    told = {"lost": verdict.lost, "never final": verdict.unfinished, "doubled and not recorded": verdict.unexplained,
-            "doubled where nothing left it open": verdict.duplicated, "not asked for": verdict.unexpected,
-            "nudges lost after a confirm": lost_nudges}
+        lost_nudges = {"nudges": rig.nudges_recovered.get("lost", 0), "scenario": returned}.get(
+            mutation.by, 0
+        )
+    told = {
+        "lost": verdict.lost,
+        "never final": verdict.unfinished,
+        "doubled and not recorded": verdict.unexplained,
+        "doubled where nothing left it open": verdict.duplicated,
+        "not asked for": verdict.unexpected,
+        "nudges lost after a confirm": lost_nudges,
+    }
     found = ", ".join(f"{count} {what}" for what, count in told.items() if count)
     return found or (f"not judged: {stuck}" if stuck else "")
 
@@ -126,11 +200,20 @@ def main() -> int:
     for mutation in chosen:
         started = time.monotonic()
         before, after = attempt(mutation)
-        verdict = "RED" if after and not after.startswith("not judged") and not before else "GREEN" if not before else "?"
+        verdict = (
+            "RED"
+            if after and not after.startswith("not judged") and not before
+            else "GREEN"
+            if not before
+            else "?"
+        )
         bad += verdict != "RED"
         run = f"{mutation.scenario.__name__} ({mutation.database})"
-        print(f"{mutation.name:<20} {run:<44} {time.monotonic() - started:>7.0f}  {verdict:<5} {after}"
-              + (f"; already without the mutation: {before}" if before else ""), flush=True)
+        print(
+            f"{mutation.name:<20} {run:<44} {time.monotonic() - started:>7.0f}  {verdict:<5} {after}"
+            + (f"; already without the mutation: {before}" if before else ""),
+            flush=True,
+        )
     print(f"{len(chosen) - bad} of {len(chosen)} are red")
     return 1 if bad else 0
 

@@ -25,8 +25,14 @@ from tests.services.rabbitmq import RabbitMQ, rabbitmq_node
 from tests.services.smtpd import ScriptedSMTP
 
 #: So that a fault's end, and not a wait of the product's, decides how long a run takes.
-QUICK = {"SMTP_SECURITY": "none", "SMTP_AUTH": "off", "MAIL_FROM": "alice@example.org", "SIMULATED_WORK_SECONDS": "0",
-         "RETRY_SCHEDULE": "1s*60", "LEASE_SECONDS": "3"}
+QUICK = {
+    "SMTP_SECURITY": "none",
+    "SMTP_AUTH": "off",
+    "MAIL_FROM": "alice@example.org",
+    "SIMULATED_WORK_SECONDS": "0",
+    "RETRY_SCHEDULE": "1s*60",
+    "LEASE_SECONDS": "3",
+}
 
 
 @dataclass
@@ -51,7 +57,10 @@ class Rig:
     def __post_init__(self) -> None:
         hop = {"SMTP_HOST": self.smtpd.host, "SMTP_PORT": str(self.smtpd.port)}
         urls = {"BROKER_URL": self.broker_url, "DATABASE_URL": self.database_url}
-        self.services = [Service(self.directory, QUICK | hop | urls | self.settings, project=self.project) for _ in range(self.web_count)]
+        self.services = [
+            Service(self.directory, QUICK | hop | urls | self.settings, project=self.project)
+            for _ in range(self.web_count)
+        ]
         url = make_url(self.database_url).set(drivername="sqlite" if self.is_sqlite else "postgresql+psycopg")
         self.engine: Engine = create_engine(url, poolclass=NullPool)
         self.load = Load([service.port for service in self.services], self.rate)
@@ -81,10 +90,14 @@ class Rig:
 
     def add_worker_with_clock(self, shift_seconds: float) -> Program:
         """Start a worker on a host whose clock is wrong by so much."""
-        return self.add_worker_with({"PYTHONPATH": str(Path(__file__).with_name("clock")), "CLOCK_SHIFT_SECONDS": str(shift_seconds)})
+        return self.add_worker_with(
+            {"PYTHONPATH": str(Path(__file__).with_name("clock")), "CLOCK_SHIFT_SECONDS": str(shift_seconds)}
+        )
 
     def add_worker_with(self, environment: dict[str, str]) -> Program:
-        worker = self.service.run("-m", "celery", "-A", "mailasync", "worker", "--loglevel=INFO", name="worker", env=environment)
+        worker = self.service.run(
+            "-m", "celery", "-A", "mailasync", "worker", "--loglevel=INFO", name="worker", env=environment
+        )
         self.workers.append(worker)
         worker.says(" ready.", 60)
         return worker
@@ -138,7 +151,9 @@ class Rig:
     def pids(self, *programs: Program) -> list[int]:
         """Every process of these, or of all, granian's child too."""
         groups = {program.pid for program in programs or (*self.webs, *self.workers)}
-        told = subprocess.run(["ps", "-eo", "pid=,pgid="], capture_output=True, text=True, check=True).stdout.split("\n")
+        told = subprocess.run(
+            ["ps", "-eo", "pid=,pgid="], capture_output=True, text=True, check=True
+        ).stdout.split("\n")
         return [int(pid) for pid, group in (line.split() for line in told if line) if int(group) in groups]
 
     @contextmanager
@@ -155,11 +170,15 @@ class Rig:
         finally:
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
-                    resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+                    resource.prlimit(
+                        pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+                    )
 
     def is_locked(self) -> bool:
         """Whether some process holds SQLite's write lock for longer than a commit takes."""
-        with contextlib.closing(sqlite3.connect(str(make_url(self.database_url).database), isolation_level=None, timeout=0.5)) as probe:
+        with contextlib.closing(
+            sqlite3.connect(str(make_url(self.database_url).database), isolation_level=None, timeout=0.5)
+        ) as probe:
             try:
                 probe.execute("BEGIN IMMEDIATE")
                 probe.execute("ROLLBACK")
@@ -204,10 +223,20 @@ class Rig:
     def wait_lease(self) -> None:
         """Wait until no worker that is not seen owns a row."""
         lease_ms = int(float(self.service.settings["LEASE_SECONDS"]) * 1000)
-        now = "(julianday('now') - 2440587.5) * 86400000" if self.is_sqlite else "extract(epoch FROM clock_timestamp()) * 1000"
+        now = (
+            "(julianday('now') - 2440587.5) * 86400000"
+            if self.is_sqlite
+            else "extract(epoch FROM clock_timestamp()) * 1000"
+        )
         alive = f"SELECT id FROM workers WHERE stopped_at IS NULL AND seen_at > {now} - {lease_ms}"
-        wait_until(lambda: not self.scalar(f"SELECT count(*) FROM messages WHERE owner IS NOT NULL AND owner NOT IN ({alive})"),
-                   what="what lost workers owned was given back")
+        wait_until(
+            lambda: (
+                not self.scalar(
+                    f"SELECT count(*) FROM messages WHERE owner IS NOT NULL AND owner NOT IN ({alive})"
+                )
+            ),
+            what="what lost workers owned was given back",
+        )
 
     def close(self) -> None:
         for service in self.services:
@@ -239,8 +268,9 @@ def _started(directory: Path, nodes: int, stack: contextlib.ExitStack) -> Rabbit
 
 
 @contextmanager
-def private_servers(directory: Path, *, database: str, rabbitmq: int = 1, node: RabbitMQ | None = None, fsync: bool = True
-                    ) -> Iterator[dict[str, Any]]:
+def private_servers(
+    directory: Path, *, database: str, rabbitmq: int = 1, node: RabbitMQ | None = None, fsync: bool = True
+) -> Iterator[dict[str, Any]]:
     """Start a database and a broker for one run, unless that is `node`; yields what a Rig needs to know of them."""
     directory.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -254,5 +284,11 @@ def private_servers(directory: Path, *, database: str, rabbitmq: int = 1, node: 
             url = postgres.url("mail")
         broker = node or _started(directory, rabbitmq, stack)
         smtpd = stack.enter_context(ScriptedSMTP())
-        yield {"directory": directory, "smtpd": smtpd, "database_url": url, "broker_url": broker.url(), "broker": broker,
-               "postgres": postgres}
+        yield {
+            "directory": directory,
+            "smtpd": smtpd,
+            "database_url": url,
+            "broker_url": broker.url(),
+            "broker": broker,
+            "postgres": postgres,
+        }

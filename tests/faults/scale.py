@@ -48,17 +48,29 @@ def claim_ms(rig: Rig, *, chunks: int = 60) -> float:
 
 def count_publishes(rig: Rig) -> None:
     """Have the database note each time a row is marked as published, and each time that is taken back."""
-    kinds = {"marked": ("NEW.published_at IS NOT NULL AND (OLD.published_at IS NULL OR NEW.published_at <> OLD.published_at)", 1),
-             "unmarked": ("NEW.published_at IS NULL AND OLD.published_at IS NOT NULL AND OLD.state = 'queued'", -1)}
+    kinds = {
+        "marked": (
+            "NEW.published_at IS NOT NULL AND (OLD.published_at IS NULL OR NEW.published_at <> OLD.published_at)",
+            1,
+        ),
+        "unmarked": (
+            "NEW.published_at IS NULL AND OLD.published_at IS NOT NULL AND OLD.state = 'queued'",
+            -1,
+        ),
+    }
     statements = ["CREATE TABLE faults_publishes (message VARCHAR(200), many INTEGER)"]
     for kind, (condition, many) in kinds.items():
         insert = f"INSERT INTO faults_publishes VALUES (NEW.id, {many})"
         if rig.is_sqlite:
-            statements.append(f"CREATE TRIGGER scale_{kind} AFTER UPDATE OF published_at ON messages WHEN {condition} BEGIN {insert}; END")
+            statements.append(
+                f"CREATE TRIGGER scale_{kind} AFTER UPDATE OF published_at ON messages WHEN {condition} BEGIN {insert}; END"
+            )
         else:
-            statements += [f"CREATE FUNCTION scale_{kind}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {insert}; RETURN NULL; END $$",
-                           f"CREATE TRIGGER scale_{kind} AFTER UPDATE OF published_at ON messages FOR EACH ROW WHEN ({condition}) "
-                           f"EXECUTE FUNCTION scale_{kind}()"]
+            statements += [
+                f"CREATE FUNCTION scale_{kind}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {insert}; RETURN NULL; END $$",
+                f"CREATE TRIGGER scale_{kind} AFTER UPDATE OF published_at ON messages FOR EACH ROW WHEN ({condition}) "
+                f"EXECUTE FUNCTION scale_{kind}()",
+            ]
     with rig.engine.begin() as connection:
         for statement in statements:
             connection.execute(text(statement))
@@ -74,8 +86,11 @@ def single_seconds(rig: Rig, timeout: float) -> float:
     started = time.monotonic()
     subject = rig.load.post("new@example.org", label="new").subject.encode()
     try:
-        wait_until(lambda: any(subject in payload.data for payload in rig.smtpd.payloads[-2000:]), timeout=timeout,
-                   what="the new mail is there")
+        wait_until(
+            lambda: any(subject in payload.data for payload in rig.smtpd.payloads[-2000:]),
+            timeout=timeout,
+            what="the new mail is there",
+        )
     except AssertionError:
         return timeout
     return time.monotonic() - started
@@ -97,8 +112,10 @@ def measure(rig: Rig, options: argparse.Namespace) -> dict[str, tuple[float, flo
     while time.monotonic() - began < options.seconds:
         singles.append(single_seconds(rig, 10.0))
         memory.append(memory_mb(rig))
-        say(f"{time.monotonic() - began:4.0f} s: {len(rig.smtpd.messages) - sent} sent, a new one took {singles[-1]:.2f} s, "
-            f"web {memory[-1][0]:.0f} MB, workers {memory[-1][1]:.0f} MB")
+        say(
+            f"{time.monotonic() - began:4.0f} s: {len(rig.smtpd.messages) - sent} sent, a new one took {singles[-1]:.2f} s, "
+            f"web {memory[-1][0]:.0f} MB, workers {memory[-1][1]:.0f} MB"
+        )
     rate = (len(rig.smtpd.messages) - sent) / (time.monotonic() - began)
     for worker in list(rig.workers):
         rig.stop_worker(worker)
@@ -107,12 +124,16 @@ def measure(rig: Rig, options: argparse.Namespace) -> dict[str, tuple[float, flo
     taken_back = int(rig.scalar("SELECT coalesce(-sum(many), 0) FROM faults_publishes WHERE many < 0"))
     middle = max(1, len(memory) // 3)
     return {
-        "claim ms per mail, 1,000 rows": (small, None), f"claim ms per mail, {options.rows:,} rows": (large, small * CLAIM_MAX),
-        "rows published": (rows, None), "publishes per row": ((publishes - taken_back) / max(1, rows), PUBLISHES_MAX),
-        "mails sent per second": (rate, None), "new mail, seconds, median": (statistics.median(singles), None),
+        "claim ms per mail, 1,000 rows": (small, None),
+        f"claim ms per mail, {options.rows:,} rows": (large, small * CLAIM_MAX),
+        "rows published": (rows, None),
+        "publishes per row": ((publishes - taken_back) / max(1, rows), PUBLISHES_MAX),
+        "mails sent per second": (rate, None),
+        "new mail, seconds, median": (statistics.median(singles), None),
         "new mail, seconds, longest": (max(singles), SINGLE_MAX_SECONDS),
         "web PSS MB at the end": (memory[-1][0], memory[middle][0] * MEMORY_MAX),
-        "worker PSS MB at the end": (memory[-1][1], memory[middle][1] * MEMORY_MAX)}
+        "worker PSS MB at the end": (memory[-1][1], memory[middle][1] * MEMORY_MAX),
+    }
 
 
 def say(line: str) -> None:
@@ -124,22 +145,31 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults.scale", description=__doc__)
     parser.add_argument("--database", choices=["sqlite", "postgresql", "both"], default="both")
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--seconds", type=float, default=60.0, help="how long the backlog is worked off and watched")
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, help="how long the backlog is worked off and watched"
+    )
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
     missed = 0
     for database in ["sqlite", "postgresql"] if options.database == "both" else [options.database]:
         with tempfile.TemporaryDirectory(prefix="mailasync-scale-", ignore_cleanup_errors=True) as name:
             Path(name).chmod(0o755)  # PostgreSQL, which refuses to run as root, has to reach its own.
-            say(f"python -m tests.faults.scale --database {database} --rows {options.rows} --seconds {options.seconds:g}")
+            say(
+                f"python -m tests.faults.scale --database {database} --rows {options.rows} --seconds {options.seconds:g}"
+            )
             settings = {"LEASE_SECONDS": "20"}
-            with private_servers(Path(name) / "servers", database=database) as servers, \
-                    running(Rig(**servers, settings=settings, worker_count=0)) as rig:
+            with (
+                private_servers(Path(name) / "servers", database=database) as servers,
+                running(Rig(**servers, settings=settings, worker_count=0)) as rig,
+            ):
                 rig.worker_count = options.workers
                 for what, (figure, bound) in measure(rig, options).items():
                     good = bound is None or figure <= bound
                     missed += not good
-                    say(f"{what:<34} {figure:>12.3f}" + ("" if bound is None else f"  at most {bound:.3f}  {'ok' if good else 'MISSED'}"))
+                    say(
+                        f"{what:<34} {figure:>12.3f}"
+                        + ("" if bound is None else f"  at most {bound:.3f}  {'ok' if good else 'MISSED'}")
+                    )
     return 1 if missed else 0
 
 

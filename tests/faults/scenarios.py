@@ -15,7 +15,12 @@ from tests.services.smtpd import Hold
 FENCE, RELEASE = b"FROM workers", b"given_back="
 
 #: The moments of an attempt at which a worker can be caught, as the phase in which the mail server holds it.
-MOMENTS = {"after RCPT": "RCPT", "before the fence": "DATA", "in the payload": "PAYLOAD", "after the dot": "DOT"}
+MOMENTS = {
+    "after RCPT": "RCPT",
+    "before the fence": "DATA",
+    "in the payload": "PAYLOAD",
+    "after the dot": "DOT",
+}
 
 
 @contextmanager
@@ -96,7 +101,10 @@ def worker_frozen_while_another_has_its_mail(rig: Rig, mails: int = 1) -> None:
         dot = rig.smtpd.hold("DOT")
         _let_go_on(rig, held)
         second.release()
-        wait_until(lambda: set(second.connections) & set(dot.connections) or not rig.unfinished(), what="the second has gone on")
+        wait_until(
+            lambda: set(second.connections) & set(dot.connections) or not rig.unfinished(),
+            what="the second has gone on",
+        )
         dot.release()
 
 
@@ -126,14 +134,19 @@ def release_done_again(rig: Rig) -> None:
         link.at_commit(UNANSWERED, LATE, PASSED, having=RELEASE)
         [post] = rig.post(1, "released")
         assert link.reached.wait(60), "it is released again"
-        for action in ("hold", "release"):  # So that it is claimed at once: the server ends a transaction that is idle for 5 s.
+        for action in (
+            "hold",
+            "release",
+        ):  # So that it is claimed at once: the server ends a transaction that is idle for 5 s.
             assert rig.service.request("POST", f"/v1/messages/{post.id}/{action}")[0] == 200
         wait_until(held.reached.is_set, what="it is at the dot")
         link.go_on.set()
         wait_until(lambda: link.is_through, what="the release was done again")
         rig.post(1, "another")
         wait_until(lambda: rig.unfinished() == 1, what="another went through")
-        if rig.scalar("SELECT count(*) FROM messages WHERE state <> 'sent' AND attempt = 1"):  # The number is used again.
+        if rig.scalar(
+            "SELECT count(*) FROM messages WHERE state <> 'sent' AND attempt = 1"
+        ):  # The number is used again.
             wait_until(lambda: len(rig.smtpd.payloads) > 2, what="it is sent again")
         held.release()
         rig.settle(60)
@@ -225,7 +238,9 @@ def poison(rig: Rig, mails: int = 300) -> str:
     killer.start()
     try:
         rig.load.end()
-        wait_until(lambda: rig.service.message(id)["status"] == "failed", timeout=120, what="the poison failed")
+        wait_until(
+            lambda: rig.service.message(id)["status"] == "failed", timeout=120, what="the poison failed"
+        )
     finally:
         stopped.set()
         killer.join()
@@ -245,8 +260,12 @@ def _kill_whoever_reaches(rig: Rig, held: Hold, stopped: threading.Event, id: st
 
 
 def _owns(rig: Rig, pid: int, id: str) -> bool:
-    return bool(rig.scalar(f"SELECT count(*) FROM messages JOIN workers ON workers.id = messages.owner "
-                           f"WHERE messages.id = '{id}' AND workers.name LIKE 'mailasync-{pid}-%'"))
+    return bool(
+        rig.scalar(
+            f"SELECT count(*) FROM messages JOIN workers ON workers.id = messages.owner "
+            f"WHERE messages.id = '{id}' AND workers.name LIKE 'mailasync-{pid}-%'"
+        )
+    )
 
 
 def _let_go_on(rig: Rig, held: Hold) -> None:
@@ -255,8 +274,11 @@ def _let_go_on(rig: Rig, held: Hold) -> None:
     held.release()
 
     def gone_on() -> bool:
-        there = {session.number for session in list(rig.smtpd.sessions)} - {payload.connection for payload in rig.smtpd.payloads[before:]}
+        there = {session.number for session in list(rig.smtpd.sessions)} - {
+            payload.connection for payload in rig.smtpd.payloads[before:]
+        }
         return not there & set(held.connections)
+
     wait_until(gone_on, what="those that were held have gone on")
 
 
@@ -273,4 +295,7 @@ def _nudges_held(rig: Rig) -> int:
 
 
 def _wait_published(rig: Rig) -> None:
-    wait_until(lambda: not rig.scalar("SELECT count(*) FROM messages WHERE published_at IS NULL"), what="all nudges are confirmed")
+    wait_until(
+        lambda: not rig.scalar("SELECT count(*) FROM messages WHERE published_at IS NULL"),
+        what="all nudges are confirmed",
+    )

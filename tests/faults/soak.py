@@ -55,10 +55,14 @@ class Soak:
         ended = time.monotonic()
         posts = rig.load.end()
         if not rig.settle(self.settle_seconds):
-            self.problems.append(f"{fault.name}: {rig.unfinished()} not final {self.settle_seconds:g} s after its end")
+            self.problems.append(
+                f"{fault.name}: {rig.unfinished()} not final {self.settle_seconds:g} s after its end"
+            )
         refused = sum(not post.accepted for post in posts)
         if fault.kind == "broker" and (refused or p99(posts) > ACCEPT_MAX_SECONDS):
-            self.problems.append(f"{fault.name}: {refused} of {len(posts)} not accepted, p99 {p99(posts):.2f} s")
+            self.problems.append(
+                f"{fault.name}: {refused} of {len(posts)} not accepted, p99 {p99(posts):.2f} s"
+            )
         facts.rounds += 1
         facts.posts += len(posts)
         facts.refused += refused
@@ -71,7 +75,14 @@ class Soak:
             done = sum(post.accepted for post in self.rig.load.posts)
             progress(number, len(faults), done, self.mails, time.monotonic() - started, fault.name)
             self.round(fault, (self.mails - done) // (len(faults) - number), rng)
-        progress(len(faults), len(faults), sum(post.accepted for post in self.rig.load.posts), self.mails, time.monotonic() - started, "")
+        progress(
+            len(faults),
+            len(faults),
+            sum(post.accepted for post in self.rig.load.posts),
+            self.mails,
+            time.monotonic() - started,
+            "",
+        )
         print(flush=True)
 
 
@@ -79,22 +90,41 @@ def progress(number: int, of: int, accepted: int, mails: int, seconds: float, na
     """A line that a terminal overwrites, and that a file gets once a round."""
     bar = "#" * (20 * number // of)
     end = "" if sys.stdout.isatty() else "\n"
-    print(f"\r[{bar:<20}] {number}/{of} faults, {accepted}/{mails} mails, {seconds:4.0f} s  {name:<34}", end=end, flush=True)
+    print(
+        f"\r[{bar:<20}] {number}/{of} faults, {accepted}/{mails} mails, {seconds:4.0f} s  {name:<34}",
+        end=end,
+        flush=True,
+    )
 
 
 def table(facts: dict[str, Facts]) -> str:
-    lines = [f"{'fault':<34} {'rounds':>6} {'posts':>6} {'not 2xx':>7} {'accept p99 s':>12} {'all final after s':>17}"]
-    lines += [f"{name:<34} {f.rounds:>6} {f.posts:>6} {f.refused:>7} {f.accept_p99:>12.3f} {f.delivered_after:>17.1f}"
-              for name, f in sorted(facts.items())]
+    lines = [
+        f"{'fault':<34} {'rounds':>6} {'posts':>6} {'not 2xx':>7} {'accept p99 s':>12} {'all final after s':>17}"
+    ]
+    lines += [
+        f"{name:<34} {f.rounds:>6} {f.posts:>6} {f.refused:>7} {f.accept_p99:>12.3f} {f.delivered_after:>17.1f}"
+        for name, f in sorted(facts.items())
+    ]
     return "\n".join(lines)
 
 
 def counters(verdict: Verdict, rig: Rig, faults: int, seconds: float) -> str:
     nudges = Counter(rig.nudges_recovered)
-    rows = {"accepted": verdict.accepted, "faults": faults, "ok": verdict.ok, "lost": verdict.lost, "recovered": verdict.recovered,
-            "unexpected": verdict.unexpected, "duplicated, explained": verdict.duplicated, "duplicated, unexplained": verdict.unexplained,
-            "unfinished": verdict.unfinished, "uncertain attempts": verdict.uncertain_attempts,
-            "nudges unpublished for 5 s": nudges["unpublished"], "nudges lost after a confirm": nudges["lost"], "seconds": round(seconds)}
+    rows = {
+        "accepted": verdict.accepted,
+        "faults": faults,
+        "ok": verdict.ok,
+        "lost": verdict.lost,
+        "recovered": verdict.recovered,
+        "unexpected": verdict.unexpected,
+        "duplicated, explained": verdict.duplicated,
+        "duplicated, unexplained": verdict.unexplained,
+        "unfinished": verdict.unfinished,
+        "uncertain attempts": verdict.uncertain_attempts,
+        "nudges unpublished for 5 s": nudges["unpublished"],
+        "nudges lost after a confirm": nudges["lost"],
+        "seconds": round(seconds),
+    }
     return "\n".join(f"{name:<28} {value:>8}" for name, value in rows.items())
 
 
@@ -104,18 +134,41 @@ def main() -> int:
     rng = random.Random(options.seed)
     directory = Path(tempfile.mkdtemp(prefix="mailasync-soak-", dir=options.directory))
     directory.chmod(0o755)  # PostgreSQL, which refuses to run as root, has to reach its own.
-    print(f"python -m tests.faults.soak --database {options.database} --mails {options.mails} --faults {options.faults} --workers "
-          f"{options.workers} --webs {options.webs} --rabbitmq {options.rabbitmq} --rate {options.rate:g} --lease {options.lease} --seed "
-          f"{options.seed}" + (f" --only '{options.only}'" if options.only else ""), flush=True)
-    settings = {"LEASE_SECONDS": str(options.lease)} | ({"QUEUE_TYPE": "quorum"} if options.rabbitmq > 1 else {})
+    print(
+        f"python -m tests.faults.soak --database {options.database} --mails {options.mails} --faults {options.faults} --workers "
+        f"{options.workers} --webs {options.webs} --rabbitmq {options.rabbitmq} --rate {options.rate:g} --lease {options.lease} --seed "
+        f"{options.seed}" + (f" --only '{options.only}'" if options.only else ""),
+        flush=True,
+    )
+    settings = {"LEASE_SECONDS": str(options.lease)} | (
+        {"QUEUE_TYPE": "quorum"} if options.rabbitmq > 1 else {}
+    )
     started = time.monotonic()
-    with private_servers(directory / "servers", database=options.database, rabbitmq=options.rabbitmq) as servers, \
-            running(Rig(**servers, settings=settings, worker_count=options.workers, web_count=options.webs, rate=options.rate)) as rig:
+    with (
+        private_servers(
+            directory / "servers", database=options.database, rabbitmq=options.rabbitmq
+        ) as servers,
+        running(
+            Rig(
+                **servers,
+                settings=settings,
+                worker_count=options.workers,
+                web_count=options.webs,
+                rate=options.rate,
+            )
+        ) as rig,
+    ):
         soak = Soak(rig, options.mails, options.settle)
         faults = draw(rig, options.faults, rng, only=options.only)
         soak.run(faults, rng)
         verdict = rig.verdict(options.settle)
-        print(table(soak.facts), "", counters(verdict, rig, len(faults), time.monotonic() - started), "", sep="\n")
+        print(
+            table(soak.facts),
+            "",
+            counters(verdict, rig, len(faults), time.monotonic() - started),
+            "",
+            sep="\n",
+        )
         bad = [*soak.problems, *verdict.problems]
     print("\n".join(bad) or "nothing lost, nothing doubled without a recorded reason", flush=True)
     if bad:
@@ -135,10 +188,14 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--rabbitmq", type=int, default=1, help="nodes; with 3 the queues are quorum queues")
     parser.add_argument("--rate", type=float, default=60.0, help="posts per second at most")
     parser.add_argument("--lease", type=int, default=3, help="LEASE_SECONDS; the product's default is 20")
-    parser.add_argument("--settle", type=float, default=60.0, help="seconds after a fault in which all has to be final")
+    parser.add_argument(
+        "--settle", type=float, default=60.0, help="seconds after a fault in which all has to be final"
+    )
     parser.add_argument("--only", default="", help="only faults with this in their name")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1_000_000))
-    parser.add_argument("--directory", default=None, help="where the run's files go; it stays if something is wrong")
+    parser.add_argument(
+        "--directory", default=None, help="where the run's files go; it stays if something is wrong"
+    )
     return parser.parse_args()
 
 

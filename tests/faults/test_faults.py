@@ -21,7 +21,9 @@ pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture
-def rig(request: pytest.FixtureRequest, tmp_path: Path, broker_url: str, rabbitmq: RabbitMQ, smtpd: ScriptedSMTP) -> Iterator[Rig]:
+def rig(
+    request: pytest.FixtureRequest, tmp_path: Path, broker_url: str, rabbitmq: RabbitMQ, smtpd: ScriptedSMTP
+) -> Iterator[Rig]:
     """Web and a worker, on a vhost of the shared node and on the database that the test's mark names."""
     kind = getattr(request, "param", "sqlite")
     url = request.getfixturevalue("sqlite_url" if kind == "sqlite" else "postgres_url")
@@ -41,8 +43,11 @@ def assert_good(verdict: Verdict, *, duplicated: int = 0) -> None:
     assert verdict.duplicated <= duplicated, str(verdict)
 
 
-@pytest.mark.parametrize(("rig", "moments"), [("sqlite", ("after RCPT", "in the payload")),
-                                              ("postgresql", ("before the fence", "after the dot"))], indirect=["rig"])
+@pytest.mark.parametrize(
+    ("rig", "moments"),
+    [("sqlite", ("after RCPT", "in the payload")), ("postgresql", ("before the fence", "after the dot"))],
+    indirect=["rig"],
+)
 def test_a_worker_killed_in_the_middle_of_a_mail_loses_nothing(rig: Rig, moments: tuple[str, str]) -> None:
     for moment in moments:
         scenarios.worker_killed(rig, moment)
@@ -145,10 +150,14 @@ def test_sqlite_locked_by_another_process_for_ten_seconds_loses_nothing(rig: Rig
 
 
 @on_postgresql
-def test_a_wiped_vhost_a_deleted_queue_and_closed_connections_lose_nothing(rig: Rig, rabbitmq: RabbitMQ) -> None:
+def test_a_wiped_vhost_a_deleted_queue_and_closed_connections_lose_nothing(
+    rig: Rig, rabbitmq: RabbitMQ
+) -> None:
     harms: dict[str, Callable[[], None]] = {
-        "queue deleted": lambda: rabbitmq.delete_queue(rig.vhost, "mail"), "vhost wiped": lambda: rabbitmq.wipe_vhost(rig.vhost),
-        "connections closed": lambda: rabbitmq.close_connections_of(rig.vhost)}
+        "queue deleted": lambda: rabbitmq.delete_queue(rig.vhost, "mail"),
+        "vhost wiped": lambda: rabbitmq.wipe_vhost(rig.vhost),
+        "connections closed": lambda: rabbitmq.close_connections_of(rig.vhost),
+    }
     quiet = rig.post(10, "quiet")
     for label, harm in harms.items():
         rig.load.begin(30, label)
@@ -173,7 +182,8 @@ def test_workers_whose_clocks_are_wrong_by_an_hour_steal_nothing_and_lose_nothin
 
 
 def test_of_two_brokers_named_in_its_url_the_second_is_used_where_the_first_is_dead(
-        tmp_path: Path, broker_url: str, sqlite_url: str, smtpd: ScriptedSMTP) -> None:
+    tmp_path: Path, broker_url: str, sqlite_url: str, smtpd: ScriptedSMTP
+) -> None:
     dead = f"pyamqp://guest:guest@127.0.0.1:{free_port()}//"
     with running(Rig(tmp_path, smtpd, sqlite_url, f"{dead};{broker_url}")) as rig:
         rig.post(5, "first is dead")
@@ -183,21 +193,33 @@ def test_of_two_brokers_named_in_its_url_the_second_is_used_where_the_first_is_d
 def assert_accepts_at_once(rig: Rig, quiet: list[Post]) -> None:
     """No answer waited for the broker: that takes hundreds of times as long as one in quiet."""
     assert {post.status for post in rig.load.posts} == {202}
-    usual, beside_faults = (statistics.fmean(post.seconds for post in posts) for posts in (quiet, rig.load.posts))
+    usual, beside_faults = (
+        statistics.fmean(post.seconds for post in posts) for posts in (quiet, rig.load.posts)
+    )
     assert beside_faults < 30 * usual
 
 
-@pytest.mark.parametrize(("database", "faults"), [("sqlite", ("killed", "memory alarm")), ("postgresql", ("restarted", "frozen"))])
+@pytest.mark.parametrize(
+    ("database", "faults"), [("sqlite", ("killed", "memory alarm")), ("postgresql", ("restarted", "frozen"))]
+)
 def test_no_fault_of_the_broker_slows_an_answer_or_loses_a_mail(
-        tmp_path: Path, private_rabbitmq: RabbitMQ, database: str, faults: tuple[str, ...]) -> None:
+    tmp_path: Path, private_rabbitmq: RabbitMQ, database: str, faults: tuple[str, ...]
+) -> None:
     node = private_rabbitmq
-    with private_servers(tmp_path / "servers", database=database, node=node) as servers, running(make_rig(servers)) as rig:
+    with (
+        private_servers(tmp_path / "servers", database=database, node=node) as servers,
+        running(make_rig(servers)) as rig,
+    ):
         quiet = rig.post(10, "quiet")
         for fault in faults:
             rig.load.begin(30, fault)
             rig.load.wait_posted(10)
-            begin, end = {"killed": (node.kill, node.start), "restarted": (node.stop, node.start), "frozen": (node.pause, node.resume),
-                          "memory alarm": (lambda: node.set_memory_alarm(True), lambda: node.set_memory_alarm(False))}[fault]
+            begin, end = {
+                "killed": (node.kill, node.start),
+                "restarted": (node.stop, node.start),
+                "frozen": (node.pause, node.resume),
+                "memory alarm": (lambda: node.set_memory_alarm(True), lambda: node.set_memory_alarm(False)),
+            }[fault]
             begin()
             rig.load.end()
             rig.post(10, fault)
@@ -207,8 +229,13 @@ def test_no_fault_of_the_broker_slows_an_answer_or_loses_a_mail(
         assert_good(rig.verdict())
 
 
-def test_confirmed_nudges_outlive_the_broker_and_unpublished_mail_outlives_web(tmp_path: Path, private_rabbitmq: RabbitMQ) -> None:
-    with private_servers(tmp_path / "servers", database="sqlite", node=private_rabbitmq) as servers, running(make_rig(servers)) as rig:
+def test_confirmed_nudges_outlive_the_broker_and_unpublished_mail_outlives_web(
+    tmp_path: Path, private_rabbitmq: RabbitMQ
+) -> None:
+    with (
+        private_servers(tmp_path / "servers", database="sqlite", node=private_rabbitmq) as servers,
+        running(make_rig(servers)) as rig,
+    ):
         scenarios.broker_killed_with_nudges_in_it(rig)
         assert_good(rig.verdict())
         assert rig.nudges_recovered.get("lost", 0) == 0
@@ -216,9 +243,15 @@ def test_confirmed_nudges_outlive_the_broker_and_unpublished_mail_outlives_web(t
         assert_good(rig.verdict())
 
 
-def test_postgresql_restarted_and_frozen_loses_nothing(tmp_path: Path, smtpd: ScriptedSMTP, broker_url: str) -> None:
-    with postgres_of_its_own(tmp_path / "postgres") as cluster, running(
-            Rig(tmp_path, smtpd, cluster.url("mail"), broker_url, postgres=cluster, worker_count=2)) as rig:
+def test_postgresql_restarted_and_frozen_loses_nothing(
+    tmp_path: Path, smtpd: ScriptedSMTP, broker_url: str
+) -> None:
+    with (
+        postgres_of_its_own(tmp_path / "postgres") as cluster,
+        running(
+            Rig(tmp_path, smtpd, cluster.url("mail"), broker_url, postgres=cluster, worker_count=2)
+        ) as rig,
+    ):
         assert isinstance(rig.postgres, Postgres)
         rig.load.begin(40, "restarted")
         rig.load.wait_posted(10)

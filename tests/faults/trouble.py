@@ -23,8 +23,13 @@ class Fault:
     needs: str = ""  #: sqlite, postgresql, single or cluster; "" is any
 
     def fits(self, rig: Rig) -> bool:
-        facts = {"sqlite": rig.is_sqlite, "postgresql": not rig.is_sqlite, "single": isinstance(rig.broker, RabbitMQ),
-                 "cluster": isinstance(rig.broker, Cluster), "": True}
+        facts = {
+            "sqlite": rig.is_sqlite,
+            "postgresql": not rig.is_sqlite,
+            "single": isinstance(rig.broker, RabbitMQ),
+            "cluster": isinstance(rig.broker, Cluster),
+            "": True,
+        }
         return facts[self.needs]
 
 
@@ -44,11 +49,15 @@ def kill_worker_at(phase: str) -> Harm:
     def harm(rig: Rig, rng: random.Random) -> None:
         """Kill all workers while one is held in this phase: nobody asks which."""
         held = rig.smtpd.hold(phase)
-        wait_until(lambda: held.reached.is_set() or (rig.load.posted > 3 and not rig.unfinished()), what=f"a mail is at {phase}")
+        wait_until(
+            lambda: held.reached.is_set() or (rig.load.posted > 3 and not rig.unfinished()),
+            what=f"a mail is at {phase}",
+        )
         for worker in list(rig.workers):
             rig.kill_worker(worker)
         held.release()
         rig.add_workers(rig.worker_count)
+
     return harm
 
 
@@ -161,6 +170,7 @@ def freeze_postgresql(rig: Rig, rng: random.Random) -> None:
 
 def scripted(*steps: tuple[str, str], times: int = 5) -> Harm:
     """The mail server says these things the next `times` times; "" drops the link."""
+
     def harm(rig: Rig, rng: random.Random) -> None:
         phase, reply = rng.choice(steps)
         if reply:
@@ -168,6 +178,7 @@ def scripted(*steps: tuple[str, str], times: int = 5) -> Harm:
         else:
             rig.smtpd.drop(phase, times=times, reset=rng.random() < 0.5)
         rig.load.wait_posted(20)
+
     return harm
 
 
@@ -191,7 +202,10 @@ REPLIES = ("GREETING", "EHLO", "MAIL", "RCPT", "DATA", "DOT")
 FAULTS = (
     Fault("worker kill -9", "worker", 6, kill_worker),
     Fault("all workers kill -9", "worker", 2, kill_all_workers),
-    *(Fault(f"workers kill -9 at {phase}", "worker", 2, kill_worker_at(phase)) for phase in ("RCPT", "DATA", "PAYLOAD", "DOT")),
+    *(
+        Fault(f"workers kill -9 at {phase}", "worker", 2, kill_worker_at(phase))
+        for phase in ("RCPT", "DATA", "PAYLOAD", "DOT")
+    ),
     Fault("worker SIGTERM", "worker", 4, stop_worker),
     Fault("worker frozen", "worker", 4, freeze_worker),
     Fault("web kill -9", "web", 4, kill_web),
@@ -212,10 +226,22 @@ FAULTS = (
     Fault("PostgreSQL kill -9", "database", 3, kill_postgresql, "postgresql"),
     Fault("PostgreSQL frozen", "database", 3, freeze_postgresql, "postgresql"),
     Fault("SMTP link dropped after the dot", "smtp", 3, scripted(("DOT", ""))),
-    Fault("SMTP link dropped before the dot", "smtp", 3, scripted(*((phase, "") for phase in PHASES_BEFORE_DOT))),
+    Fault(
+        "SMTP link dropped before the dot", "smtp", 3, scripted(*((phase, "") for phase in PHASES_BEFORE_DOT))
+    ),
     Fault("SMTP hangs after the dot", "smtp", 2, hang_after_dot),
-    Fault("SMTP 4xx", "smtp", 3, scripted(("RCPT", "450 4.2.1 busy"), ("RCPT", "451 4.3.0 later"), ("DATA", "452 4.2.2 full"),
-                                           ("DOT", "451 4.3.0 later"), ("MAIL", "451 4.3.0 later"))),
+    Fault(
+        "SMTP 4xx",
+        "smtp",
+        3,
+        scripted(
+            ("RCPT", "450 4.2.1 busy"),
+            ("RCPT", "451 4.3.0 later"),
+            ("DATA", "452 4.2.2 full"),
+            ("DOT", "451 4.3.0 later"),
+            ("MAIL", "451 4.3.0 later"),
+        ),
+    ),
     Fault("SMTP 421", "smtp", 2, scripted(*((phase, "421 4.3.2 closing") for phase in REPLIES), times=2)),
     Fault("SMTP garbage", "smtp", 2, scripted(*((phase, "\u20ac what?") for phase in REPLIES))),
     Fault("SMTP server gone", "smtp", 2, stop_smtp),
@@ -225,7 +251,9 @@ FAULTS = (
 def draw(rig: Rig, count: int, rng: random.Random, *, only: str = "") -> list[Fault]:
     """`count` faults by weight, with `only` in their names; each that fits at least once if there is room."""
     fitting = [fault for fault in FAULTS if fault.fits(rig) and only in fault.name]
-    drawn = fitting[:count] + rng.choices(fitting, [fault.weight for fault in fitting], k=max(0, count - len(fitting)))
+    drawn = fitting[:count] + rng.choices(
+        fitting, [fault.weight for fault in fitting], k=max(0, count - len(fitting))
+    )
     rng.shuffle(drawn)
     return drawn
 

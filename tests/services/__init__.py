@@ -267,6 +267,7 @@ def first_locked(places: Sequence[Path]) -> Iterator[Path]:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return place
         return None
+
     with contextlib.ExitStack() as stack:
         for handle in handles:
             stack.enter_context(handle)

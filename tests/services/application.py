@@ -23,6 +23,7 @@ def _compiled_once(compile_builder: Callable[..., Any]) -> Callable[..., Any]:
         if key not in known:
             known[key] = compile_builder(rule, append_unknown)
         return known[key]
+
     return compiled
 
 
@@ -31,7 +32,11 @@ Rule._compile_builder = _compiled_once(Rule._compile_builder)  # type: ignore[me
 
 def made(database_url: str, **settings: str) -> Iterator[Flask]:
     """Yield the application on this database, which is brought up to date, with a broker that nobody listens on."""
-    given = {"ENV_FILE": "", "BROKER_URL": "pyamqp://guest@127.0.0.1:9//", "DATABASE_URL": database_url} | settings
+    given = {
+        "ENV_FILE": "",
+        "BROKER_URL": "pyamqp://guest@127.0.0.1:9//",
+        "DATABASE_URL": database_url,
+    } | settings
     read = load({f"MAILASYNC_{name}": value for name, value in given.items()})
     database = ready(database_url)
     served = web.create_app(read, database=database)

@@ -10,10 +10,21 @@ from pathlib import Path
 from tests.services import Unavailable, cache_directory, debian, say
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-ON_A_MAC = ("/Applications/Chromium.app/Contents/MacOS/Chromium", "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")
+ON_A_MAC = (
+    "/Applications/Chromium.app/Contents/MacOS/Chromium",
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+)
 #: Quiet, and with no call to anybody: a browser looks for its maker's servers at every start.
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-             "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"]
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+]
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,8 @@ def find_chromium() -> Chromium:
             reasons.append(str(e))
     raise Unavailable(
         "Chromium is not here. On Debian and Ubuntu: apt install chromium. On a Mac: brew install --cask chromium. "
-        "Elsewhere: install it, or name it by TEST_CHROMIUM." + "".join(f" ({reason})" for reason in reasons))
+        "Elsewhere: install it, or name it by TEST_CHROMIUM." + "".join(f" ({reason})" for reason in reasons)
+    )
 
 
 def _installed() -> Chromium | None:
@@ -80,14 +92,20 @@ def _name_fonts(root: Path) -> None:
     """Wherever `root` comes to lie, which is the directory that has this file."""
     (root / "fonts.conf").write_text(
         '<?xml version="1.0"?><fontconfig><dir prefix="relative">usr/share/fonts</dir><dir>/usr/share/fonts</dir>'
-        '<cachedir prefix="xdg">fontconfig</cachedir></fontconfig>')
+        '<cachedir prefix="xdg">fontconfig</cachedir></fontconfig>'
+    )
 
 
 def _works(program: Path, environment: dict[str, str]) -> bool:
     if not program.is_file():
         return False
     try:
-        done = subprocess.run([program, "--version", "--no-sandbox"], env={**os.environ, **environment}, capture_output=True, timeout=60)
+        done = subprocess.run(
+            [program, "--version", "--no-sandbox"],
+            env={**os.environ, **environment},
+            capture_output=True,
+            timeout=60,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return False
     return done.returncode == 0

@@ -33,9 +33,11 @@ class ClusterNode(RabbitMQ):
         super()._configure()
         if self._seed:
             with (self.directory / "rabbitmq.conf").open("a") as file:
-                file.write("cluster_formation.peer_discovery_backend = classic_config\n"
-                           f"cluster_formation.classic_config.nodes.1 = {self._seed}\n"
-                           f"cluster_formation.classic_config.nodes.2 = {self.name}\n")
+                file.write(
+                    "cluster_formation.peer_discovery_backend = classic_config\n"
+                    f"cluster_formation.classic_config.nodes.1 = {self._seed}\n"
+                    f"cluster_formation.classic_config.nodes.2 = {self.name}\n"
+                )
 
 
 class Cluster:
@@ -46,13 +48,18 @@ class Cluster:
         epmd_port = free_port()
         self.directory = directory
         self.nodes = [ClusterNode(directory / "node0", programs, epmd_port=epmd_port)]
-        self.nodes += [ClusterNode(directory / f"node{n}", programs, epmd_port=epmd_port, seed=self.nodes[0].name) for n in range(1, size)]
+        self.nodes += [
+            ClusterNode(directory / f"node{n}", programs, epmd_port=epmd_port, seed=self.nodes[0].name)
+            for n in range(1, size)
+        ]
 
     def start(self) -> None:
         """Start the nodes one after the other, and return when all know each other."""
         for node in self.nodes:
             node.start()
-        wait_until(lambda: self.running() == {node.name for node in self.nodes}, what="the nodes are a cluster")
+        wait_until(
+            lambda: self.running() == {node.name for node in self.nodes}, what="the nodes are a cluster"
+        )
 
     def running(self) -> set[str]:
         """The names of the nodes that run, as the first that answers sees it."""

@@ -43,7 +43,11 @@ def unpack(
 
 def library_path(root: Path) -> dict[str, str]:
     """Return the variable with which programs unpacked in `root` find the libraries there."""
-    places = ("usr/lib/*-linux-*", "lib/*-linux-*", "usr/lib/*-linux-*/pulseaudio")  # The last one is for its owner only.
+    places = (
+        "usr/lib/*-linux-*",
+        "lib/*-linux-*",
+        "usr/lib/*-linux-*/pulseaudio",
+    )  # The last one is for its owner only.
     paths = [str(path) for place in places for path in root.glob(place)]
     inherited = os.environ.get("LD_LIBRARY_PATH", "")
     return {"LD_LIBRARY_PATH": os.pathsep.join(filter(None, [*paths, inherited]))}
@@ -58,9 +62,7 @@ def install(package: str, *more: str) -> None:
     try:
         for file in ours:
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(
-                "create_main_cluster = false\n" if file == clusters else "#!/bin/sh\nexit 101\n"
-            )
+            file.write_text("create_main_cluster = false\n" if file == clusters else "#!/bin/sh\nexit 101\n")
             file.chmod(0o755)
         _run("apt-get", "update")
         keep = "Dpkg::Options::=--force-confold"

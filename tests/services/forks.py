@@ -25,10 +25,26 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 #: What app.py, mailasync.py and the commands import of others, by the modules that import the rest.
 IMPORTED = (
-    "aiosmtpd.smtp", "alembic.command", "celery.apps.worker", "celery.bin.celery", "celery.concurrency.thread", "celery.worker.consumer",
-    "css_inline", "email_validator", "flask.cli", "granian.server", "kombu.transport.memory", "kombu.transport.pyamqp",
-    "prometheus_client.exposition", "psycopg", "pydantic", "sqlalchemy.dialects.postgresql.psycopg", "sqlalchemy.dialects.sqlite",
-    "standardwebhooks", "yagmail")
+    "aiosmtpd.smtp",
+    "alembic.command",
+    "celery.apps.worker",
+    "celery.bin.celery",
+    "celery.concurrency.thread",
+    "celery.worker.consumer",
+    "css_inline",
+    "email_validator",
+    "flask.cli",
+    "granian.server",
+    "kombu.transport.memory",
+    "kombu.transport.pyamqp",
+    "prometheus_client.exposition",
+    "psycopg",
+    "pydantic",
+    "sqlalchemy.dialects.postgresql.psycopg",
+    "sqlalchemy.dialects.sqlite",
+    "standardwebhooks",
+    "yagmail",
+)
 
 
 class Forks:
@@ -38,9 +54,21 @@ class Forks:
         self._lock = threading.Lock()
         self._server: subprocess.Popen[bytes] | None = None
 
-    def start(self, command: Sequence[str], *, directory: Path, environment: Mapping[str, str], files: tuple[str, str, str]) -> "Fork":
+    def start(
+        self,
+        command: Sequence[str],
+        *,
+        directory: Path,
+        environment: Mapping[str, str],
+        files: tuple[str, str, str],
+    ) -> "Fork":
         """Start `python COMMAND`; `files` are for its stdin, stdout and stderr."""
-        asked = {"command": [*command], "directory": str(directory), "environment": dict(environment), "files": files}
+        asked = {
+            "command": [*command],
+            "directory": str(directory),
+            "environment": dict(environment),
+            "files": files,
+        }
         return Fork(self, int(self._ask("start", asked)))
 
     def status(self, pid: int) -> int | None:
@@ -51,8 +79,13 @@ class Forks:
     def _ask(self, what: str, about: object) -> Any:
         with self._lock:
             if self._server is None:
-                self._server = subprocess.Popen([sys.executable, "-m", "tests.services.forks"], cwd=PROJECT, stdin=subprocess.PIPE,
-                                                stdout=subprocess.PIPE, start_new_session=True)
+                self._server = subprocess.Popen(
+                    [sys.executable, "-m", "tests.services.forks"],
+                    cwd=PROJECT,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    start_new_session=True,
+                )
             assert self._server.stdin and self._server.stdout
             self._server.stdin.write(json.dumps([what, about]).encode() + b"\n")
             self._server.stdin.flush()
@@ -137,7 +170,9 @@ def _become(asked: dict[str, Any]) -> None:
     """Be what a fresh interpreter would be, and run the command."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for number, file in enumerate(asked["files"]):
-        os.dup2(os.open(file, (os.O_WRONLY | os.O_CREAT | os.O_APPEND) if number else os.O_RDONLY, 0o644), number)
+        os.dup2(
+            os.open(file, (os.O_WRONLY | os.O_CREAT | os.O_APPEND) if number else os.O_RDONLY, 0o644), number
+        )
     os.closerange(3, 256)
     os.environ.clear()
     os.environ.update(asked["environment"])

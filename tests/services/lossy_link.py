@@ -62,7 +62,10 @@ class LossyLink:
             server = socket.create_connection(("127.0.0.1", self._target.port or 5432))
             self._ends += [client, server]
             unanswered = threading.Event()
-            for carry, source, target in ((self._to_server, client, server), (self._to_client, server, client)):
+            for carry, source, target in (
+                (self._to_server, client, server),
+                (self._to_client, server, client),
+            ):
                 self._threads.append(threading.Thread(target=carry, args=(source, target, unanswered)))
                 self._threads[-1].start()
 

@@ -14,7 +14,18 @@ from typing import LiteralString
 import psycopg
 from psycopg import sql
 
-from tests.services import Server, Unavailable, cache_directory, debian, freeze, say, scratch, send_signal, spawn, wait_until
+from tests.services import (
+    Server,
+    Unavailable,
+    cache_directory,
+    debian,
+    freeze,
+    say,
+    scratch,
+    send_signal,
+    spawn,
+    wait_until,
+)
 
 INSTALLED = (
     "usr/lib/postgresql/*/bin",
@@ -65,9 +76,7 @@ class Postgres(Server):
 
     port_names = ("postgres",)
 
-    def __init__(
-        self, directory: Path, programs: Path | None = None, *, fsync: bool = True
-    ) -> None:
+    def __init__(self, directory: Path, programs: Path | None = None, *, fsync: bool = True) -> None:
         """`programs` is the directory that find_postgres returned; without it, it is called."""
         self._bin = programs or find_postgres()
         super().__init__(directory)
@@ -104,8 +113,17 @@ class Postgres(Server):
         follower._choose_ports()
         account = _account()
         data = follower._home(account) / "data"
-        self.run("pg_basebackup", "--pgdata", str(data), "--dbname", self.url(), "--write-recovery-conf", "--checkpoint=fast", "--no-sync",
-                 account=account)
+        self.run(
+            "pg_basebackup",
+            "--pgdata",
+            str(data),
+            "--dbname",
+            self.url(),
+            "--write-recovery-conf",
+            "--checkpoint=fast",
+            "--no-sync",
+            account=account,
+        )
         with (data / "postgresql.conf").open("a") as file:
             file.write(f"port = {follower.ports['postgres']}\n")
         follower._write_state({**follower._state(), "data": str(data)})
@@ -115,7 +133,9 @@ class Postgres(Server):
     def wait_for_stand_by(self, waits: bool) -> None:
         """Let each commit wait until a stand-by has it, or no longer."""
         with psycopg.connect(self.url(), autocommit=True) as connection:
-            connection.execute(sql.SQL("ALTER SYSTEM SET synchronous_standby_names = {}").format("*" if waits else ""))
+            connection.execute(
+                sql.SQL("ALTER SYSTEM SET synchronous_standby_names = {}").format("*" if waits else "")
+            )
             connection.execute("SELECT pg_reload_conf()")
         wait_until(lambda: self._waits() is waits, 60, what="it is configured so")
 
@@ -131,8 +151,16 @@ class Postgres(Server):
 
     def run(self, program: str, *arguments: str, account: pwd.struct_passwd | None = None) -> None:
         """Run one of PostgreSQL's own programs."""
-        done = subprocess.run([str(self._bin / program), *arguments], env=self._environment(), cwd="/", capture_output=True, text=True,
-                              user=account and account.pw_uid, group=account and account.pw_gid, extra_groups=[] if account else None)
+        done = subprocess.run(
+            [str(self._bin / program), *arguments],
+            env=self._environment(),
+            cwd="/",
+            capture_output=True,
+            text=True,
+            user=account and account.pw_uid,
+            group=account and account.pw_gid,
+            extra_groups=[] if account else None,
+        )
         if done.returncode:
             raise RuntimeError(f"{program} failed: {done.stderr.strip()}")
 
@@ -149,7 +177,11 @@ class Postgres(Server):
         """The server first, so that it starts no other child meanwhile."""
         server = self.pids["server"]
         told = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True)
-        children = [int(pid) for pid, parent in (line.split() for line in told.stdout.splitlines()) if int(parent) == server]
+        children = [
+            int(pid)
+            for pid, parent in (line.split() for line in told.stdout.splitlines())
+            if int(parent) == server
+        ]
         return [server, *children]
 
     def close(self) -> None:
@@ -173,7 +205,9 @@ class Postgres(Server):
     def drop_database(self, name: str) -> None:
         """Drop it even while clients are connected to it, and if it is not there."""
         with psycopg.connect(self.url(), autocommit=True) as connection:
-            connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+            connection.execute(
+                sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
+            )
 
     @property
     def _data(self) -> Path | None:
@@ -223,7 +257,9 @@ class Postgres(Server):
 
     def _serves(self) -> bool:
         if not self.is_running():
-            assert any(words in self.log_tail(5) for words in STILL_THERE), "PostgreSQL ended while it started"
+            assert any(words in self.log_tail(5) for words in STILL_THERE), (
+                "PostgreSQL ended while it started"
+            )
             self._launch()
         try:
             psycopg.connect(self.url(), connect_timeout=2).close()
@@ -239,7 +275,9 @@ class Postgres(Server):
         return inherited
 
 
-def create_database(server_url: str, name: str, *, template: str = "template0", encoding: LiteralString = "UTF8") -> None:
+def create_database(
+    server_url: str, name: str, *, template: str = "template0", encoding: LiteralString = "UTF8"
+) -> None:
     """Make a database as a copy of files: to write a copy to the log, which is usual, takes the processor twice as long."""
     with psycopg.connect(server_url, autocommit=True) as connection:
         statement: LiteralString = "CREATE DATABASE {} TEMPLATE {} ENCODING '" + encoding + "'"

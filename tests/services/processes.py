@@ -28,7 +28,12 @@ FINAL = frozenset({"sent", "failed", "uncertain", "canceled", "expired", "suppre
 
 def pss_mb(pids: Iterable[int]) -> float:
     """The memory of these processes, with what they share counted once."""
-    lines = [line for pid in pids for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines() if line.startswith("Pss:")]
+    lines = [
+        line
+        for pid in pids
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        if line.startswith("Pss:")
+    ]
     return sum(int(line.split()[1]) for line in lines) / 1024
 
 
@@ -65,8 +70,11 @@ class Program:
 
     def says(self, words: str, timeout: float = DEADLINE_SECONDS) -> None:
         """Wait until `words` are in the log, or it has ended without them."""
-        wait_until(lambda: words in self.text() or self.process.poll() is not None, timeout=timeout,
-                   what=f"{self.log.name} says {words!r}; it says:\n{self.text()[-2000:]}")
+        wait_until(
+            lambda: words in self.text() or self.process.poll() is not None,
+            timeout=timeout,
+            what=f"{self.log.name} says {words!r}; it says:\n{self.text()[-2000:]}",
+        )
         assert words in self.text(), f"ended with {self.process.returncode}:\n{self.text()[-3000:]}"
 
     def kill(self) -> None:
@@ -102,15 +110,23 @@ class Service:
     @property
     def environment(self) -> dict[str, str]:
         """The machine's environment without any setting, and ours."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("MAILASYNC_", "CELERY_", "MAIL_", "FLASK_"))}
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("MAILASYNC_", "CELERY_", "MAIL_", "FLASK_"))
+        }
         ours = {"ENV_FILE": "", "PORT": str(self.port)} | self.settings
         return kept | {f"MAILASYNC_{name}": value for name, value in ours.items()}
 
-    def run(self, *command: str, name: str, env: Mapping[str, str] | None = None, fresh: bool = False) -> Program:
+    def run(
+        self, *command: str, name: str, env: Mapping[str, str] | None = None, fresh: bool = False
+    ) -> Program:
         """Start `python COMMAND`; `fresh`: by an interpreter of its own, also where forks are quicker."""
         log = self.directory / f"{name}-{len(self._programs)}.log"
         log.touch()  # A fork makes it only when it begins.
-        process = self._start(command, {**self.environment, **(env or {})}, (Path(os.devnull), log, log), fresh=fresh)
+        process = self._start(
+            command, {**self.environment, **(env or {})}, (Path(os.devnull), log, log), fresh=fresh
+        )
         self._programs.append(Program(process, log))
         return self._programs[-1]
 
@@ -120,27 +136,48 @@ class Service:
             files = [Path(directory) / name for name in ("stdin", "stdout", "stderr")]
             for file, content in zip(files, (stdin, b"", b""), strict=True):
                 file.write_bytes(content)
-            code = self._start(command, {**self.environment, **(env or {})}, (files[0], files[1], files[2])).wait(60)
+            code = self._start(
+                command, {**self.environment, **(env or {})}, (files[0], files[1], files[2])
+            ).wait(60)
             return Done(code, files[1].read_text(), files[2].read_text())
 
-    def _start(self, command: Sequence[str], environment: Mapping[str, str], files: tuple[Path, Path, Path], *,
-               fresh: bool = False) -> "subprocess.Popen[bytes] | Fork":
+    def _start(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        files: tuple[Path, Path, Path],
+        *,
+        fresh: bool = False,
+    ) -> "subprocess.Popen[bytes] | Fork":
         """Start a program with these as stdin, stdout and stderr."""
         for file in files[1:]:
             file.touch()  # so that whoever reads it finds it, however late the program is
         if forks and not fresh and _of_python(environment) == _of_python(os.environ):
-            return forks.start(command, directory=self.project, environment=environment,
-                               files=(str(files[0]), str(files[1]), str(files[2])))
+            return forks.start(
+                command,
+                directory=self.project,
+                environment=environment,
+                files=(str(files[0]), str(files[1]), str(files[2])),
+            )
         with files[0].open("rb") as stdin, files[1].open("ab") as stdout, files[2].open("ab") as stderr:
-            return subprocess.Popen([sys.executable, *command], cwd=self.project, env=environment, stdin=stdin, stdout=stdout,
-                                    stderr=stderr, start_new_session=True)
+            return subprocess.Popen(
+                [sys.executable, *command],
+                cwd=self.project,
+                env=environment,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=True,
+            )
 
     def upgrade(self) -> None:
         """As `flask db upgrade` does, on a database that is empty, and quicker."""
         ready(self.settings["DATABASE_URL"]).close()
 
     def upgrade_by_command(self) -> None:
-        assert self.run("-m", "flask", "db", "upgrade", name="upgrade").process.wait(60) == 0, "flask db upgrade failed"
+        assert self.run("-m", "flask", "db", "upgrade", name="upgrade").process.wait(60) == 0, (
+            "flask db upgrade failed"
+        )
 
     def web(self, *command: str) -> Program:
         """`python3 app.py`, or another command of Python that serves, when it answers."""
@@ -156,25 +193,39 @@ class Service:
 
     def worker(self, *arguments: str, wait: bool = True) -> Program:
         """`celery -A mailasync worker`, when it is ready."""
-        program = self.run("-m", "celery", "-A", "mailasync", "worker", *(arguments or ("--loglevel=INFO",)), name="worker")
+        program = self.run(
+            "-m", "celery", "-A", "mailasync", "worker", *(arguments or ("--loglevel=INFO",)), name="worker"
+        )
         if wait:
             program.says(" ready.")
         return program
 
     def _answers(self, program: Program) -> None:
         def answered() -> bool:
-            assert program.process.poll() is None, f"it ended with {program.process.returncode}:\n{program.text()[-3000:]}"
+            assert program.process.poll() is None, (
+                f"it ended with {program.process.returncode}:\n{program.text()[-3000:]}"
+            )
             try:
                 return bool(self.get("/livez")["status"] == "ok")
             except OSError:
                 return False
+
         wait_until(answered, what="the web process answers")
 
-    def request(self, method: str, path: str, body: object = None, *, headers: Mapping[str, str] | None = None,
-                timeout: float = DEADLINE_SECONDS) -> tuple[int, Any]:
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        timeout: float = DEADLINE_SECONDS,
+    ) -> tuple[int, Any]:
         """Return status and JSON (or text) of the answer, whatever the status."""
         data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json", **(headers or {})}, method=method)
+        request = urllib.request.Request(
+            self.url + path, data, {"Content-Type": "application/json", **(headers or {})}, method=method
+        )
         try:
             with urllib.request.urlopen(request, timeout=timeout) as answer:
                 return answer.status, _read(answer)
@@ -187,7 +238,11 @@ class Service:
 
     def post(self, path: str = "/", **fields: Any) -> str:
         """Send a mail and return its id."""
-        status, answer = self.request("POST", path, {"to": "bob@example.org", "subject": "Hello", "contents": "The work is done."} | fields)
+        status, answer = self.request(
+            "POST",
+            path,
+            {"to": "bob@example.org", "subject": "Hello", "contents": "The work is done."} | fields,
+        )
         assert status in (200, 202), answer
         id: str = answer["id"]
         return id
@@ -202,6 +257,7 @@ class Service:
         def is_final() -> bool:
             seen[0] = self.message(id)
             return seen[0]["status"] in FINAL
+
         try:
             wait_until(is_final, timeout=timeout, what=f"{id} is final")
         except AssertionError as e:

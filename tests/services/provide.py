@@ -10,7 +10,11 @@ from tests.services.rabbitmq import find_rabbitmq
 
 def main() -> int:
     missing = 0
-    for name, find in (("RabbitMQ", find_rabbitmq), ("PostgreSQL", find_postgres), ("Chromium", find_chromium)):
+    for name, find in (
+        ("RabbitMQ", find_rabbitmq),
+        ("PostgreSQL", find_postgres),
+        ("Chromium", find_chromium),
+    ):
         try:
             print(f"{name}: {find()}", flush=True)
         except Unavailable as e:

@@ -58,7 +58,9 @@ def find_rabbitmq() -> Path:
     """
     if named := os.environ.get("TEST_RABBITMQ"):
         if not _works(Path(named).resolve()):
-            raise Unavailable(f"TEST_RABBITMQ: expected RabbitMQ's directory sbin, and erl on PATH, got {named}")
+            raise Unavailable(
+                f"TEST_RABBITMQ: expected RabbitMQ's directory sbin, and erl on PATH, got {named}"
+            )
         return Path(named).resolve()
     if sbin := _installed() or _unpacked():
         return sbin
@@ -165,10 +167,22 @@ class RabbitMQ(Server):
     def set_policy(self, vhost: str, pattern: str, **definition: Any) -> None:
         """Have queues of matching names behave so, like `max_length=1`, as an operator may."""
         values = {name.replace("_", "-"): value for name, value in definition.items()}
-        self._api("PUT", f"/policies/{quote(vhost, safe='')}/test", {"pattern": pattern, "definition": values, "apply-to": "queues"})
+        self._api(
+            "PUT",
+            f"/policies/{quote(vhost, safe='')}/test",
+            {"pattern": pattern, "definition": values, "apply-to": "queues"},
+        )
 
-    def add_user(self, vhost: str, name: str, *, password: str = "geheim",
-                 configure: str = ".*", write: str = ".*", read: str = ".*") -> str:
+    def add_user(
+        self,
+        vhost: str,
+        name: str,
+        *,
+        password: str = "geheim",
+        configure: str = ".*",
+        write: str = ".*",
+        read: str = ".*",
+    ) -> str:
         """Make a user with these rights, patterns of names, or give them to one that is there; return its URL."""
         self._api("PUT", f"/users/{name}", {"password": password, "tags": ""})
         rights = {"configure": configure, "write": write, "read": read}
@@ -204,8 +218,11 @@ class RabbitMQ(Server):
 
     def set_consumer_timeout(self, seconds: float) -> None:
         """Have RabbitMQ close channels that owe it an acknowledgement for so long; half an hour is usual. It looks every second then."""
-        self._ctl("eval", f"application:set_env(rabbit, consumer_timeout, {int(seconds * 1000)}), "
-                          "application:set_env(rabbit, channel_tick_interval, 1000).")
+        self._ctl(
+            "eval",
+            f"application:set_env(rabbit, consumer_timeout, {int(seconds * 1000)}), "
+            "application:set_env(rabbit, channel_tick_interval, 1000).",
+        )
 
     def _has_alarm(self) -> bool:
         return self._request("GET", "/health/checks/local-alarms")[0] == 503

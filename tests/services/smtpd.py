@@ -184,9 +184,7 @@ class Script:
         said = f"{reply}\r\n".encode() if reply else b""
         self.limit = (limit, at, Answer(at, reply=said, close=close, reset=reset))
 
-    def hang_up_after(
-        self, count: int, phase: str, reply: str, *, match: str = "", last: str = ""
-    ) -> None:
+    def hang_up_after(self, count: int, phase: str, reply: str, *, match: str = "", last: str = "") -> None:
         """Answer `reply` always, and after so many of them in a session say `last` and close it."""
         self.reply(phase, reply, match=match, times=None)
         self.errors_max = (count, f"{last}\r\n".encode())
@@ -281,9 +279,7 @@ class Session(asyncio.Protocol):
         self.smtpd.connections += 1
         self.number = self.smtpd.connections
         self.smtpd.sessions.add(self)
-        self.smtpd.max_open_connections = max(
-            self.smtpd.max_open_connections, len(self.smtpd.sessions)
-        )
+        self.smtpd.max_open_connections = max(self.smtpd.max_open_connections, len(self.smtpd.sessions))
         if self.smtpd.tls == "ssl":
             transport.pause_reading()  # The ClientHello is start_tls's to read.
         self.task = asyncio.get_running_loop().create_task(self.talk())

@@ -31,8 +31,9 @@ class TLSFront:
         self.port = asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(60)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(60)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(60)
@@ -73,8 +74,9 @@ class TLSFront:
             for writer in (to_client, to_server):
                 writer.close()
 
-    async def _pump(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *,
-                    notes: bool = False) -> None:
+    async def _pump(
+        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, notes: bool = False
+    ) -> None:
         with suppress(OSError):
             while piece := await source.read(PIECE_BYTES):
                 self.received += piece if notes else b""

@@ -15,8 +15,17 @@ from tests.services.processes import PROJECT
 from tests.test_architecture import idle_docstrings
 
 SERVICE = ("app.py", "mailasync.py", "mailroom/**/*.py")
-NO_CODE = frozenset({tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
-                     tokenize.ENDMARKER, tokenize.ENCODING})
+NO_CODE = frozenset(
+    {
+        tokenize.COMMENT,
+        tokenize.NL,
+        tokenize.NEWLINE,
+        tokenize.INDENT,
+        tokenize.DEDENT,
+        tokenize.ENDMARKER,
+        tokenize.ENCODING,
+    }
+)
 COLUMNS_MAX = 110
 
 Tree = dict[str, str]  #: the service's files, and README, by name
@@ -63,8 +72,11 @@ def longest_module(tree: Tree) -> str:
 
 def longest_function(tree: Tree) -> str:
     """Measure from `def` to its last line, docstring included."""
-    found = [(int(node.end_lineno or 0) - node.lineno + 1, node.name) for node in nodes(tree)
-             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    found = [
+        (int(node.end_lineno or 0) - node.lineno + 1, node.name)
+        for node in nodes(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
     length, name = max(found)
     return f"{length} ({name})"
 

@@ -31,8 +31,9 @@ KEY_HEADER = "X-API-Key"
 BODY_SECONDS = CACHE_SECONDS
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _WAY_OUT = "set MAILASYNC_API_KEY, or make a key with `flask keys create`"
-_EXPECTED = ("expected an API key as `Authorization: Bearer <API key>`, as `X-API-Key`, "
-             "or as the password of any user")
+_EXPECTED = (
+    "expected an API key as `Authorization: Bearer <API key>`, as `X-API-Key`, or as the password of any user"
+)
 _CHALLENGES = ('Bearer realm="mailasync"', 'Basic realm="mailasync", charset="UTF-8"')
 
 #: The one of the setting API_KEY.
@@ -113,8 +114,15 @@ def check_sender(address: str, *, pointer: str = "#/from") -> None:
     key = current_key()
     if not key.may_send_from(address):
         detail = f"expected a sender that the key {key.id} ({key.name}) may use, {' or '.join(key.senders)}, got {address[:320]!r}"
-        abort(problem(403, "invalid_from_address", "The key may not send from this address", detail,
-                      errors=[{"pointer": pointer, "detail": detail}]))
+        abort(
+            problem(
+                403,
+                "invalid_from_address",
+                "The key may not send from this address",
+                detail,
+                errors=[{"pointer": pointer, "detail": detail}],
+            )
+        )
 
 
 def charge(count: int = 1) -> Charge | None:
@@ -129,8 +137,15 @@ def charge(count: int = 1) -> Charge | None:
     if key.per_minute is None:
         return None
     if count > key.per_minute:
-        raise InvalidMessage([FieldError("#", f"expected at most {key.per_minute} messages, which is what the key {key.id} ({key.name}) "
-                                              f"may send in a minute, got {count}")])
+        raise InvalidMessage(
+            [
+                FieldError(
+                    "#",
+                    f"expected at most {key.per_minute} messages, which is what the key {key.id} ({key.name}) "
+                    f"may send in a minute, got {count}",
+                )
+            ]
+        )
     g.charge = Charge(key_id=key.id, per_minute=key.per_minute, count=count)
     return g.charge  # type: ignore[no-any-return]  # Flask's g holds anything
 
@@ -221,9 +236,13 @@ def _beyond_scope(key: ApiKey) -> Response | None:
     if not wanted:
         return None
     expected = " or ".join(dict.fromkeys([*wanted, Scope.ADMIN]))
-    return problem(403, "restricted_api_key", "The API key may not do this",
-                   f"expected a key with the scope {expected}, got {key.id} ({key.name}) with {', '.join(sorted(key.scopes))}",
-                   scopes=list(wanted))
+    return problem(
+        403,
+        "restricted_api_key",
+        "The API key may not do this",
+        f"expected a key with the scope {expected}, got {key.id} ({key.name}) with {', '.join(sorted(key.scopes))}",
+        scopes=list(wanted),
+    )
 
 
 def _from_another_site() -> Response | None:
@@ -232,10 +251,18 @@ def _from_another_site() -> Response | None:
     if not basic or KEY_HEADER in request.headers or request.method in ("GET", "HEAD", "OPTIONS"):
         return None
     site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
-    if (site in ("same-origin", "none")) if site else (origin is None or origin.partition("://")[2] == request.host):
+    if (
+        (site in ("same-origin", "none"))
+        if site
+        else (origin is None or origin.partition("://")[2] == request.host)
+    ):
         return None
-    return problem(403, "cross_site_request", "Another site's page may not use the browser's password",
-                   f"expected a request of this site, got one of {origin or site!r}; send the key as `Authorization: Bearer <API key>`")
+    return problem(
+        403,
+        "cross_site_request",
+        "Another site's page may not use the browser's password",
+        f"expected a request of this site, got one of {origin or site!r}; send the key as `Authorization: Bearer <API key>`",
+    )
 
 
 def _check_local() -> Response | None:
@@ -246,15 +273,23 @@ def _check_local() -> Response | None:
     environ, host_header = request.environ, request.host
     host = _host_of(f"//{host_header}")
     if host not in _LOCAL_NAMES:
-        return _refused(f"without an API key only localhost is served, and the Host header names {host!r}; {_WAY_OUT}")
+        return _refused(
+            f"without an API key only localhost is served, and the Host header names {host!r}; {_WAY_OUT}"
+        )
     if sign := _sign_of_proxy(environ):
         return _refused(f"without an API key no proxy is served, and {sign}; {_WAY_OUT}")
     if peer.is_own(environ) is False:
-        return _refused("without an API key only processes of this service's own user and of root are served, and the connection is "
-                        f"another's, perhaps a proxy's; {_WAY_OUT}")
+        return _refused(
+            "without an API key only processes of this service's own user and of root are served, and the connection is "
+            f"another's, perhaps a proxy's; {_WAY_OUT}"
+        )
     origin = environ.get("HTTP_ORIGIN")
-    if origin is not None and origin != f"{request.scheme}://{host_header}":  # Another port is another site, maybe a careless one.
-        return _refused(f"without an API key no other site's page is served, and the Origin header names {origin!r}")
+    if (
+        origin is not None and origin != f"{request.scheme}://{host_header}"
+    ):  # Another port is another site, maybe a careless one.
+        return _refused(
+            f"without an API key no other site's page is served, and the Origin header names {origin!r}"
+        )
     return None
 
 
@@ -273,9 +308,13 @@ def _refuse_wrong() -> Response:
     seconds = note_wrong_key()
     if not seconds:
         return _refused(f"{_EXPECTED}, got another key", "invalid_api_key", _CHALLENGES)
-    return problem(429, "too_many_wrong_keys", "Too many wrong API keys came from this address",
-                   f"{_EXPECTED}, got another key; correct it, or wait {seconds} s",
-                   headers={"Retry-After": str(seconds)})
+    return problem(
+        429,
+        "too_many_wrong_keys",
+        "Too many wrong API keys came from this address",
+        f"{_EXPECTED}, got another key; correct it, or wait {seconds} s",
+        headers={"Retry-After": str(seconds)},
+    )
 
 
 @lru_cache(256)
@@ -286,8 +325,12 @@ def _host_of(url: str) -> str | None:
         return None
 
 
-def _refused(detail: str, code: str = "missing_api_key", challenges: tuple[str, ...] = ("Bearer",)) -> Response:
+def _refused(
+    detail: str, code: str = "missing_api_key", challenges: tuple[str, ...] = ("Bearer",)
+) -> Response:
     answer = problem(401, code, "Not served without an API key", detail)
-    for challenge in challenges:  # One header each: some browsers look at the first challenge of a header only.
+    for (
+        challenge
+    ) in challenges:  # One header each: some browsers look at the first challenge of a header only.
         answer.headers.add("WWW-Authenticate", challenge)
     return answer

@@ -58,10 +58,19 @@ def make(keys: ApiKeys, value: object) -> tuple[str, ApiKey]:
 
 
 def shown(key: ApiKey) -> dict[str, Any]:
-    return {"id": key.id, "name": key.name, "scopes": sorted(key.scopes), "from": list(key.senders), "per_minute": key.per_minute}
+    return {
+        "id": key.id,
+        "name": key.name,
+        "scopes": sorted(key.scopes),
+        "from": list(key.senders),
+        "per_minute": key.per_minute,
+    }
 
 
 def shown_row(row: KeyRow) -> dict[str, Any]:
     """Return the fields of a key, as `shown` does, with its times."""
-    return shown(row.key) | {"created_at": timestamp(row.created_at), "used_at": timestamp(row.used_at),
-                             "revoked_at": timestamp(row.revoked_at)}
+    return shown(row.key) | {
+        "created_at": timestamp(row.created_at),
+        "used_at": timestamp(row.used_at),
+        "revoked_at": timestamp(row.revoked_at),
+    }

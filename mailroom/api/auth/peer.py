@@ -65,7 +65,9 @@ def _asked(question: bytes) -> bytes:
     try:
         kernel = _idle.pop()
     except IndexError:
-        kernel = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _NETLINK_SOCK_DIAG).detach()
+        kernel = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _NETLINK_SOCK_DIAG
+        ).detach()
     try:
         os.write(kernel, question)
         answer = os.read(kernel, 4096)
@@ -117,7 +119,9 @@ def _in_words(packed: bytes, port: int) -> str:
 LOOKS = (ask_kernel, read_proc)
 
 
-def is_own(environ: Mapping[str, Any], *, uids: Collection[int] | None = None, looks: tuple[Look, ...] = LOOKS) -> bool | None:
+def is_own(
+    environ: Mapping[str, Any], *, uids: Collection[int] | None = None, looks: tuple[Look, ...] = LOOKS
+) -> bool | None:
     """Tell whether the peer of a request is a process of this service's user or of root; None where nobody can tell."""
     peer = _end(environ.get("REMOTE_ADDR"), environ.get("REMOTE_PORT"))
     ours = _end(environ.get("SERVER_NAME"), environ.get("SERVER_PORT"))
@@ -144,7 +148,10 @@ def working(looks: tuple[Look, ...] = LOOKS) -> Look | None:
     """
     if sys.platform != "linux":
         return None
-    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as client,
+    ):
         peer, ours = _end(*client.getsockname()), _end(*listener.getsockname())
         return next((look for look in looks if peer and ours and _finds(look, peer, ours)), None)
 

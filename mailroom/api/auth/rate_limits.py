@@ -10,8 +10,13 @@ blueprint = Blueprint("limits", __name__)
 
 @blueprint.app_errorhandler(RateLimited)
 def limited(error: RateLimited) -> Response:
-    return problem(429, "rate_limit_exceeded", "The API key has sent as much as it may for now", str(error),
-                   headers={"Retry-After": str(error.rate.retry_seconds)})
+    return problem(
+        429,
+        "rate_limit_exceeded",
+        "The API key has sent as much as it may for now",
+        str(error),
+        headers={"Retry-After": str(error.rate.retry_seconds)},
+    )
 
 
 @blueprint.after_app_request
@@ -25,7 +30,10 @@ def tell(answer: Response) -> Response:
 
 def headers(rate: Rate) -> dict[str, str]:
     """Seconds are those until all of it is there again; a part of it is there sooner."""
-    return {"RateLimit-Policy": f'"default";q={rate.per_minute};w={WINDOW_SECONDS}',
-            "RateLimit": f'"default";r={rate.remaining};t={rate.full_seconds}',
-            "RateLimit-Limit": str(rate.per_minute), "RateLimit-Remaining": str(rate.remaining),
-            "RateLimit-Reset": str(rate.full_seconds)}
+    return {
+        "RateLimit-Policy": f'"default";q={rate.per_minute};w={WINDOW_SECONDS}',
+        "RateLimit": f'"default";r={rate.remaining};t={rate.full_seconds}',
+        "RateLimit-Limit": str(rate.per_minute),
+        "RateLimit-Remaining": str(rate.remaining),
+        "RateLimit-Reset": str(rate.full_seconds),
+    }

@@ -118,7 +118,9 @@ SCOPES: dict[str, tuple[Scope, ...]] = {
 def needed(method: str, rule: str) -> tuple[Scope, ...]:
     """The scopes of which one is enough. A route of somebody's own is read by `read`, and all else on it is for `admin`."""
     method = "GET" if method == "HEAD" else method
-    return SCOPES.get(f"{method} {rule}", _ANY if method == "OPTIONS" else _READ if method == "GET" else _ADMIN)
+    return SCOPES.get(
+        f"{method} {rule}", _ANY if method == "OPTIONS" else _READ if method == "GET" else _ADMIN
+    )
 
 
 def lacking(key: ApiKey) -> tuple[Scope, ...]:

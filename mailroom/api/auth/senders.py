@@ -15,7 +15,9 @@ def permitted(acceptance: NewMessage, *, at: str = "#") -> NewMessage:
     """
     key = guard.current_key()
     if key.senders:
-        guard.check_sender((acceptance.message.sender or account_sender(acceptance.sender)).address, pointer=f"{at}/from")
+        guard.check_sender(
+            (acceptance.message.sender or account_sender(acceptance.sender)).address, pointer=f"{at}/from"
+        )
     return replace(acceptance, key_id=key.id) if key.id else acceptance
 
 

@@ -47,7 +47,9 @@ class BrowserSessions:
         self._sign_outs = sign_outs
 
     def begin(self, key_id: str = "", key_hash: str = "") -> BrowserSession:
-        return BrowserSession(key_id=key_id, mark=mark(key_hash) if key_id else "", nonce=secrets.token_urlsafe(12))
+        return BrowserSession(
+            key_id=key_id, mark=mark(key_hash) if key_id else "", nonce=secrets.token_urlsafe(12)
+        )
 
     def read(self, cookie: str) -> BrowserSession | None:
         """The session, unless it is another's, or over. Raises StoreUnavailable."""
@@ -70,8 +72,14 @@ class BrowserSessions:
 
     def give(self, answer: Response, session: BrowserSession) -> Response:
         """Have the browser send it with each request from now on."""
-        answer.set_cookie(COOKIE, self._cookies.dumps(asdict(session)), max_age=LIFETIME_SECONDS, httponly=True, samesite="Lax",
-                          secure=is_https())
+        answer.set_cookie(
+            COOKIE,
+            self._cookies.dumps(asdict(session)),
+            max_age=LIFETIME_SECONDS,
+            httponly=True,
+            samesite="Lax",
+            secure=is_https(),
+        )
         return answer
 
     def token(self, key_id: str, nonce: str) -> str:
@@ -83,7 +91,9 @@ class BrowserSessions:
 
     @cached_property
     def _cookies(self) -> URLSafeTimedSerializer:
-        return URLSafeTimedSerializer(self._secret, salt="session", signer_kwargs={"digest_method": hashlib.sha256})
+        return URLSafeTimedSerializer(
+            self._secret, salt="session", signer_kwargs={"digest_method": hashlib.sha256}
+        )
 
     def attach(self, app: object) -> None:
         app.extensions[_EXTENSION] = self  # type: ignore[attr-defined]  # a Flask application
@@ -118,8 +128,13 @@ def form_token() -> str:
 
 def refuse_form() -> Response | None:
     """The refusal of a request that changes something and comes from no form of ours, or None."""
-    if request.method in SAFE or hmac.compare_digest((request.headers.get(HEADER) or request.form.get(FIELD, "")).encode(),
-                                                     form_token().encode()):
+    if request.method in SAFE or hmac.compare_digest(
+        (request.headers.get(HEADER) or request.form.get(FIELD, "")).encode(), form_token().encode()
+    ):
         return None
-    return problem(403, "wrong_form_token", "This form is not valid any more",
-                   "expected a form of this page with its token, got another; go back, load the page again, and send it once more")
+    return problem(
+        403,
+        "wrong_form_token",
+        "This form is not valid any more",
+        "expected a form of this page with its token, got another; go back, load the page again, and send it once more",
+    )

@@ -49,8 +49,15 @@ def once(accept: Callable[[Key | None], StoredAnswer], key: Key | None = None) -
                     break
             time.sleep(pause)
             pause = min(2 * pause, LOOK_MAX_SECONDS)
-    abort(problem(409, "concurrent_idempotent_requests", "A request with this Idempotency-Key is being answered",
-                  f"waited {WAIT_SECONDS:g} s for it; ask again to get its answer", headers={"Retry-After": "1"}))
+    abort(
+        problem(
+            409,
+            "concurrent_idempotent_requests",
+            "A request with this Idempotency-Key is being answered",
+            f"waited {WAIT_SECONDS:g} s for it; ask again to get its answer",
+            headers={"Retry-After": "1"},
+        )
+    )
 
 
 def form_key(form: str, *content: object) -> Key | None:
@@ -63,9 +70,15 @@ def form_key(form: str, *content: object) -> Key | None:
 
 def _same(key: Key, found: Kept) -> StoredAnswer:
     if found.key.request_hash != key.request_hash:
-        abort(problem(409, "invalid_idempotent_request", "The Idempotency-Key belongs to another request",
-                      "expected method, path and body as they were when this key first came, which was answered with "
-                      f"{found.answer.location}; a new request needs a new key"))
+        abort(
+            problem(
+                409,
+                "invalid_idempotent_request",
+                "The Idempotency-Key belongs to another request",
+                "expected method, path and body as they were when this key first came, which was answered with "
+                f"{found.answer.location}; a new request needs a new key",
+            )
+        )
     return found.answer
 
 
@@ -76,9 +89,15 @@ def _key() -> Key | None:
     quoted = _QUOTED.fullmatch(given)
     key = re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else given if _BARE.fullmatch(given) else ""
     if not 1 <= len(key) <= KEY_MAX_CHARACTERS:
-        abort(problem(400, "invalid_idempotency_key", "The Idempotency-Key cannot be read",
-                      f"expected 1 to {KEY_MAX_CHARACTERS} printable ASCII characters, bare or as a string in double quotes, "
-                      f"got {len(given)}: {given[:80]!a}"))
+        abort(
+            problem(
+                400,
+                "invalid_idempotency_key",
+                "The Idempotency-Key cannot be read",
+                f"expected 1 to {KEY_MAX_CHARACTERS} printable ASCII characters, bare or as a string in double quotes, "
+                f"got {len(given)}: {given[:80]!a}",
+            )
+        )
     return Key(owner=current_key().id, key=key, request_hash=_request_hash())
 
 

@@ -20,8 +20,13 @@ T = TypeVar("T")
 Place = tuple[int, str]
 
 
-def asked_page(place: Callable[[str], T | None], asked: Mapping[str, str], *, expected: str = "`next` of an earlier page",
-               also: Sequence[FieldError] = ()) -> tuple[int, T | None]:
+def asked_page(
+    place: Callable[[str], T | None],
+    asked: Mapping[str, str],
+    *,
+    expected: str = "`next` of an earlier page",
+    also: Sequence[FieldError] = (),
+) -> tuple[int, T | None]:
     """Return how many rows a query asks for, and after which one.
 
     `place` reads the cursor, and gives None for what is none.
@@ -49,7 +54,11 @@ def number(cursor: str) -> int | None:
 def one_of(name: str, words: Iterable[str], asked: Mapping[str, str]) -> list[FieldError]:
     """Return what is wrong with a filter that takes only these words, if it is there."""
     given, known = asked.get(name), [*words]
-    return [] if given is None or given in known else [FieldError(f"?{name}", f"expected one of {', '.join(known)}, got {given[:80]!r}")]
+    return (
+        []
+        if given is None or given in known
+        else [FieldError(f"?{name}", f"expected one of {', '.join(known)}, got {given[:80]!r}")]
+    )
 
 
 def place(cursor: str) -> Place | None:
@@ -68,7 +77,9 @@ def written(created_at: int, id: str) -> str:
     return f"{created_at}.{id}"
 
 
-def page(rows: Sequence[Any], limit: int, shown: Callable[[Any], Any], cursor: Callable[[Any], str] = next_place) -> Response:
+def page(
+    rows: Sequence[Any], limit: int, shown: Callable[[Any], Any], cursor: Callable[[Any], str] = next_place
+) -> Response:
     """Answer with `limit` of the rows; one more shows that there are others, after the `cursor` of the last."""
     return page_of(rows[:limit], cursor(rows[limit - 1]) if len(rows) > limit else None, shown)
 

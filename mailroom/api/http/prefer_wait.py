@@ -21,7 +21,9 @@ _places = threading.BoundedSemaphore(WAITERS_MAX)
 def preferred_seconds() -> int:
     """N of the header `Prefer: wait=N`, at most WAIT_MAX_SECONDS; 0 where there is none, or none that can be read."""
     preferred = request.headers.get("Prefer")  # WSGI joins several with commas.
-    found = preferred and re.search(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,9})\"?\s*(?=$|[,;])", preferred, re.IGNORECASE)
+    found = preferred and re.search(
+        r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,9})\"?\s*(?=$|[,;])", preferred, re.IGNORECASE
+    )
     return min(int(found[1]), WAIT_MAX_SECONDS) if found else 0
 
 

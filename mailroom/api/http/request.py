@@ -18,7 +18,9 @@ def json_body() -> object:
     """Raises MalformedJSON."""
     _refuse_encoded()
     if request.mimetype != "application/json":
-        raise UnsupportedMediaType(f"expected Content-Type application/json, got {request.mimetype or 'none'!r}")
+        raise UnsupportedMediaType(
+            f"expected Content-Type application/json, got {request.mimetype or 'none'!r}"
+        )
     body, length = request.get_data(), request.content_length
     _check_again()
     if length is None and len(body) >= services().settings.REQUEST_MAX_BYTES:
@@ -38,15 +40,25 @@ def mail_body() -> object:
     mail, uploads = _form("message")
     if not isinstance(mail, dict) or not isinstance(mail.get("attachments", []), list):
         return mail  # Its reader says what is wrong with it.
-    files = [{"filename": file.filename or "file", "content": file.read(), "content_type": file.content_type or "application/octet-stream",
-              "content_id": "" if name == "attachments" else name} for name, listed in uploads.items() for file in listed]
+    files = [
+        {
+            "filename": file.filename or "file",
+            "content": file.read(),
+            "content_type": file.content_type or "application/octet-stream",
+            "content_id": "" if name == "attachments" else name,
+        }
+        for name, listed in uploads.items()
+        for file in listed
+    ]
     return {**mail, "attachments": [*mail.get("attachments", []), *files]}
 
 
 def _form(field: str) -> tuple[object, dict[str, list[FileStorage]]]:
     """The JSON of the form's one field, and its files."""
     _refuse_encoded()
-    request.max_form_memory_size = services().settings.REQUEST_MAX_BYTES  # Else Flask bounds the field by a number that nobody set.
+    request.max_form_memory_size = (
+        services().settings.REQUEST_MAX_BYTES
+    )  # Else Flask bounds the field by a number that nobody set.
     # A part may come without a name, which is None here.
     fields = {name or "": values for name, values in request.form.to_dict(flat=False).items()}
     uploads = {name or "": files for name, files in request.files.to_dict(flat=False).items()}
@@ -66,9 +78,15 @@ def _refuse_encoded() -> None:
     """Answer 415 to a body in a content coding such as gzip: none is taken (RFC 9110, 15.5.16)."""
     coding = request.headers.get("Content-Encoding", "").strip()
     if coding.lower() not in ("", "identity"):
-        abort(problem(415, "unsupported_content_encoding", "The body is encoded",
-                      f"expected a body without Content-Encoding, got {coding[:80]!r}; send it as it is",
-                      headers={"Accept-Encoding": "identity"}))
+        abort(
+            problem(
+                415,
+                "unsupported_content_encoding",
+                "The body is encoded",
+                f"expected a body without Content-Encoding, got {coding[:80]!r}; send it as it is",
+                headers={"Accept-Encoding": "identity"},
+            )
+        )
 
 
 def job_body() -> object:

@@ -31,7 +31,9 @@ def unknown(id: str) -> NotFound:
 
 def answered(told: StoredAnswer, replayed: bool) -> Response:
     """Make the response of an answer, which its client gets, and gets again."""
-    answer = jsonify(told.body if told.body is not None else shown(find(told.location.removeprefix("/v1/messages/"))))
+    answer = jsonify(
+        told.body if told.body is not None else shown(find(told.location.removeprefix("/v1/messages/")))
+    )
     answer.status_code = told.status
     if told.location:
         answer.headers["Location"] = told.location
@@ -58,8 +60,14 @@ def shown(standing: MessageDetails) -> dict[str, Any]:
         "attempts": attempts(row),
         "uncertain_attempts": row["uncertain_attempts"],
         "recipients": [recipient(person) | {"reply": person["reply"]} for person in standing.recipients],
-        "job": standing.job and {"id": standing.job["id"], "name": standing.job["name"], "status": standing.job["state"],
-                                 "progress": standing.job["progress"] / 1000, "step": standing.job["step"]},
+        "job": standing.job
+        and {
+            "id": standing.job["id"],
+            "name": standing.job["name"],
+            "status": standing.job["state"],
+            "progress": standing.job["progress"] / 1000,
+            "step": standing.job["step"],
+        },
         "timeline": timeline(standing),
     }
 
@@ -69,29 +77,51 @@ def _why(standing: MessageDetails) -> str:
     if standing.row["state"] not in FINAL:
         hanging = hanging_accounts(services().outbox.database, lease_seconds)
     accounts = [account.name for account in services().known_accounts]
-    return why(standing, services().relay(), lease_seconds=lease_seconds, hanging=hanging, accounts=accounts,
-               broker_trouble=services().broker_trouble)
+    return why(
+        standing,
+        services().relay(),
+        lease_seconds=lease_seconds,
+        hanging=hanging,
+        accounts=accounts,
+        broker_trouble=services().broker_trouble,
+    )
 
 
 def timeline(standing: MessageDetails) -> list[dict[str, Any]]:
     """List what happened, in order; the first steps are told by the rows themselves."""
     row, job = standing.row, standing.job
-    steps: list[tuple[int | None, str, int | None, str | None]] = [(row["created_at"], "accepted", None, None)]
+    steps: list[tuple[int | None, str, int | None, str | None]] = [
+        (row["created_at"], "accepted", None, None)
+    ]
     if job:
         steps += [(job["started_at"], "job started", None, job["name"])]
     steps += [(e.at, e.event, e.attempt, e.detail) for e in standing.events]
     steps += [(row["published_at"], "queued", None, None)]
     steps += [(row["next_attempt_at"], "next attempt", None, None)]
     steps.sort(key=lambda step: step[0] or 0)
-    return [{"at": timestamp(at), "event": event} | ({"attempt": attempt} if attempt else {}) | ({"detail": detail} if detail else {})
-            for at, event, attempt, detail in steps if at is not None]
+    return [
+        {"at": timestamp(at), "event": event}
+        | ({"attempt": attempt} if attempt else {})
+        | ({"detail": detail} if detail else {})
+        for at, event, attempt, detail in steps
+        if at is not None
+    ]
 
 
 def summary(row: Mapping[str, Any]) -> dict[str, Any]:
     """A message in a list."""
-    return {"id": row["id"], "status": row["state"], "subject": row["subject"], "tags": row["tags"], "queue": row["queue"],
-            "created_at": timestamp(row["created_at"]), "next_attempt_at": timestamp(row["next_attempt_at"]), "attempts": attempts(row),
-            "reason": row["reason"], "recipients": [recipient(person) for person in row["recipients"]]}
+    return {
+        "id": row["id"],
+        "status": row["state"],
+        "subject": row["subject"],
+        "tags": row["tags"],
+        "queue": row["queue"],
+        "created_at": timestamp(row["created_at"]),
+        "next_attempt_at": timestamp(row["next_attempt_at"]),
+        "attempts": attempts(row),
+        "reason": row["reason"],
+        "recipients": [recipient(person) for person in row["recipients"]],
+    }
 
 
 def attempts(row: Mapping[str, Any]) -> int:
@@ -101,4 +131,9 @@ def attempts(row: Mapping[str, Any]) -> int:
 
 
 def recipient(person: Mapping[str, Any]) -> dict[str, Any]:
-    return {"email": person["address"], "name": person["name"], "kind": person["kind"], "status": person["state"]}
+    return {
+        "email": person["address"],
+        "name": person["name"],
+        "kind": person["kind"],
+        "status": person["state"],
+    }

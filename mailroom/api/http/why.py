@@ -10,8 +10,15 @@ from mailroom.store.jobs.jobs import JobStanding, JobState
 from mailroom.store.messages.outbox import MessageDetails
 
 
-def why(standing: MessageDetails, relay: Publisher | None, *, lease_seconds: float, hanging: Mapping[str, str],
-        accounts: Collection[str], broker_trouble: Callable[[], str] = str) -> str:
+def why(
+    standing: MessageDetails,
+    relay: Publisher | None,
+    *,
+    lease_seconds: float,
+    hanging: Mapping[str, str],
+    accounts: Collection[str],
+    broker_trouble: Callable[[], str] = str,
+) -> str:
     """Say in one sentence what a message waits for and since when, or how it ended.
 
     `hanging` has words about each of the `accounts` whose server hangs; `broker_trouble` is asked what keeps the
@@ -36,8 +43,14 @@ def why(standing: MessageDetails, relay: Publisher | None, *, lease_seconds: flo
         return f"a worker is handing it to the mail server, attempt {row['attempt']}{words}"
     if state is State.WAITING and job and job["state"] == "running":
         return f"its job {job['name']} is running" + (f": {job['step']}" if job["step"] else "")
-    if blocked := faults(relay, now=standing.now, seen_at=standing.worker_seen_at, beat_at=standing.worker_beat_at,
-                         lease_seconds=lease_seconds, broker_trouble=broker_trouble):
+    if blocked := faults(
+        relay,
+        now=standing.now,
+        seen_at=standing.worker_seen_at,
+        beat_at=standing.worker_beat_at,
+        lease_seconds=lease_seconds,
+        broker_trouble=broker_trouble,
+    ):
         return "; ".join(blocked)
     if state is State.WAITING and job:
         return f"its job {job['name']} is {job['state']}"
@@ -61,12 +74,23 @@ def why_job(standing: JobStanding, relay: Publisher | None) -> str:
         return f"tried again at {_at(row['next_attempt_at'])}: {row['error']}"
     if standing.served:
         return "waits for a free slot of a worker"
-    broker = f"; broker unreachable since {_at(int(relay.down[0] * 1000))} ({relay.down[1]})" if relay and relay.down else ""
+    broker = (
+        f"; broker unreachable since {_at(int(relay.down[0] * 1000))} ({relay.down[1]})"
+        if relay and relay.down
+        else ""
+    )
     return f"no worker serves the queue {row['queue']}; start one with `celery -A mailasync worker -Q {row['queue']}`{broker}"
 
 
-def faults(relay: Publisher | None, *, now: int, seen_at: int | None, beat_at: int | None, lease_seconds: float,
-           broker_trouble: Callable[[], str] = str) -> list[str]:
+def faults(
+    relay: Publisher | None,
+    *,
+    now: int,
+    seen_at: int | None,
+    beat_at: int | None,
+    lease_seconds: float,
+    broker_trouble: Callable[[], str] = str,
+) -> list[str]:
     """List what keeps every mail from moving, if something does.
 
     `seen_at` is when any worker was last seen, and `beat_at` one that has not stopped since, both in milliseconds since 1970.
@@ -77,7 +101,9 @@ def faults(relay: Publisher | None, *, now: int, seen_at: int | None, beat_at: i
         found.append(f"broker unreachable since {_at(int(since * 1000))} ({words})")
     is_seen = beat_at is not None and now - beat_at <= lease_seconds * 1000
     if not is_seen and relay and not relay.down and relay.queue and relay.queue[1]:
-        found.append("workers consume the queue, but this outbox has seen none of them: they read another database")
+        found.append(
+            "workers consume the queue, but this outbox has seen none of them: they read another database"
+        )
     elif seen_at is None:
         found.append("no worker was ever seen; start one with `celery -A mailasync worker --loglevel=INFO`")
     elif not is_seen:

@@ -19,8 +19,11 @@ def check() -> None:
     if route not in OPERATIONS or not is_strict(route):
         return
     known = [parameter.name for parameter in OPERATIONS[route].parameters if parameter.place == "query"]
-    wrong = [FieldError(f"?{name[:NAME_MAX_CHARACTERS]}", detail) for name, values in request.args.lists()
-             if (detail := _wrong(name, len(values), known))]
+    wrong = [
+        FieldError(f"?{name[:NAME_MAX_CHARACTERS]}", detail)
+        for name, values in request.args.lists()
+        if (detail := _wrong(name, len(values), known))
+    ]
     if wrong:
         raise InvalidMessage(wrong[:ERRORS_MAX])
 

@@ -39,9 +39,13 @@ def shown_accounts() -> list[dict[str, Any]]:
 
 def _shown(row: dict[str, Any], account: Any, hangs: str) -> dict[str, Any]:
     return {
-        "name": row["name"], "from": account.sender.address, "next_hop": str(account.hop),
-        "status": row["state"], "why": _why(row, hangs),
-        "since": timestamp(row["since"]), "tried_again_at": timestamp(row["until"]),
+        "name": row["name"],
+        "from": account.sender.address,
+        "next_hop": str(account.hop),
+        "status": row["state"],
+        "why": _why(row, hangs),
+        "since": timestamp(row["since"]),
+        "tried_again_at": timestamp(row["until"]),
         "messages": _budget(account.messages_per_day, row["messages"]),
         "recipients": _budget(account.recipients_per_day, row["recipients"]),
     }
@@ -58,7 +62,9 @@ def _why(row: dict[str, Any], hangs: str) -> str:
         return f"all of a worker's connections are taken: {hangs}; its mails wait for a free one"
     if row["state"] == AccountState.OK:
         return "mail goes by this account"
-    what = {AccountState.PAUSED: "no mail goes by it for now",
-            AccountState.HALTED: "the server refuses this account",
-            AccountState.PARKED: "the server's daily limit is reached"}[AccountState(row["state"])]
+    what = {
+        AccountState.PAUSED: "no mail goes by it for now",
+        AccountState.HALTED: "the server refuses this account",
+        AccountState.PARKED: "the server's daily limit is reached",
+    }[AccountState(row["state"])]
     return f"{what}: {row['reason']}; its mails are kept, and one is tried at {timestamp(row['until'])}"

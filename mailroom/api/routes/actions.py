@@ -66,14 +66,21 @@ def resend_message(id: str) -> Response:
 
 def resend(id: str, form: Key | None = None) -> Response:
     """Send what has ended once more, as a new message, but once only for each form of a page."""
+
     def again(key: Key | None) -> StoredAnswer:
         new = new_id()
         answer = StoredAnswer(status=202, location=f"/v1/messages/{new}")
         kept = Kept(key=key, answer=answer) if key else None
         may_make(new, location=answer.location)
-        _done(id, lambda id: services().actions.resend(id, new, message_id=services().orders.message_id(new), kept=kept))
+        _done(
+            id,
+            lambda id: services().actions.resend(
+                id, new, message_id=services().orders.message_id(new), kept=kept
+            ),
+        )
         _hand_over(find(new))
         return answer
+
     return answered(*once(again, form))
 
 

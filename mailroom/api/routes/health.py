@@ -38,8 +38,13 @@ def readyz() -> Response:
     trouble = services().readiness.trouble()
     relay = services().relay()
     worker, reads_another = _worker(relay)
-    checks = {"database": trouble or "ok", "clock": _clock(), "broker": _broker(relay), "worker": worker,
-              "threads": _threads()}
+    checks = {
+        "database": trouble or "ok",
+        "clock": _clock(),
+        "broker": _broker(relay),
+        "worker": worker,
+        "threads": _threads(),
+    }
     if refusal() is not None:  # To strangers no host, no port and no server's words.
         checks = {name: "ok" if said == "ok" else "not ok" for name, said in checks.items()}
     is_ready = not trouble and not reads_another and not is_any_down()

@@ -63,7 +63,9 @@ def post_job() -> Response:
     # For a replayed one, too: it has gone on since, and the client may want to wait for its end.
     answer = _waited_for(id)
     # 200 for those only who waited for it: another client shall not see 200 or 202 by chance.
-    answer.status_code = 200 if "Preference-Applied" in answer.headers and answer.json["status"] in FINAL else 202  # type: ignore[index]
+    answer.status_code = (
+        200 if "Preference-Applied" in answer.headers and answer.json["status"] in FINAL else 202  # type: ignore[index]
+    )
     answer.headers["Location"] = accepted.location
     answer.headers.update(REPLAYED if replayed else {})
     return answer
@@ -97,7 +99,12 @@ def get_file(id: str) -> Response:
     if file is None:
         raise NotFound(f"expected the id of a job that made a file, got {id[:80]!r}")
     # As a download and never as a page: what a job made may be anything.
-    answer = send_file(BytesIO(file.content), "application/octet-stream", as_attachment=True, download_name=file_name(file.name))
+    answer = send_file(
+        BytesIO(file.content),
+        "application/octet-stream",
+        as_attachment=True,
+        download_name=file_name(file.name),
+    )
     answer.headers["X-Content-Type-Options"] = "nosniff"
     return answer
 
@@ -133,14 +140,21 @@ def _again(id: str) -> Order:
         raise _unknown(id)
     if standing.row["state"] not in FINAL:
         raise Conflict(f"expected a job that has ended, got one that is {standing.row['state']}")
-    if not registry.is_known(name := standing.row["name"]):  # Nobody would ever run it; it may never have been a job.
+    if not registry.is_known(
+        name := standing.row["name"]
+    ):  # Nobody would ever run it; it may never have been a job.
         raise Conflict(f"expected a job of a type that is known here, got one of {name!r}")
     again = services().jobs.again(id, new_id())
     mail, row = services().outbox.message_of(id), _mail_row(standing)
     if mail is None or row is None:
         return Order(again, None)
     terms = SendOptions(max_attempts=row["max_attempts"])
-    return Order(again, replace(services().orders.again(mail, again), terms=terms, webhook=row["webhook"], queue=row["queue"]))
+    return Order(
+        again,
+        replace(
+            services().orders.again(mail, again), terms=terms, webhook=row["webhook"], queue=row["queue"]
+        ),
+    )
 
 
 def _mail_row(standing: JobStanding) -> dict[str, Any] | None:
@@ -151,10 +165,22 @@ def _mail_row(standing: JobStanding) -> dict[str, Any] | None:
 @blueprint.get("/v1/job-types")
 def list_job_types() -> Response:
     """List what can be run here, with the arguments as JSON Schema."""
-    return jsonify({"data": [
-        {"name": kind.name, "description": kind.description, "queue": kind.queue, "isolated": kind.isolated,
-         "timeout_seconds": kind.timeout_seconds, "max_attempts": kind.max_attempts, "arguments": kind.schema()}
-        for kind in registry.job_types()]})
+    return jsonify(
+        {
+            "data": [
+                {
+                    "name": kind.name,
+                    "description": kind.description,
+                    "queue": kind.queue,
+                    "isolated": kind.isolated,
+                    "timeout_seconds": kind.timeout_seconds,
+                    "max_attempts": kind.max_attempts,
+                    "arguments": kind.schema(),
+                }
+                for kind in registry.job_types()
+            ]
+        }
+    )
 
 
 def shown(standing: JobStanding) -> dict[str, Any]:
@@ -173,20 +199,40 @@ def shown(standing: JobStanding) -> dict[str, Any]:
 def summary(row: Any) -> dict[str, Any]:
     """A job in a list."""
     return {
-        "id": row["id"], "name": row["name"], "status": row["state"], "progress": row["progress"] / 1000, "step": row["step"],
-        "error": row["error"], "queue": row["queue"], "attempts": row["attempt"] - row["excused"], "max_attempts": row["max_attempts"],
-        "timeout_seconds": row["timeout_ms"] / 1000, "notify_on": row["notify_on"], "retry_of": row["retry_of"],
-        "created_at": timestamp(row["created_at"]), "started_at": timestamp(row["started_at"]),
-        "finished_at": timestamp(row["finished_at"]), "next_attempt_at": timestamp(row["next_attempt_at"])}
+        "id": row["id"],
+        "name": row["name"],
+        "status": row["state"],
+        "progress": row["progress"] / 1000,
+        "step": row["step"],
+        "error": row["error"],
+        "queue": row["queue"],
+        "attempts": row["attempt"] - row["excused"],
+        "max_attempts": row["max_attempts"],
+        "timeout_seconds": row["timeout_ms"] / 1000,
+        "notify_on": row["notify_on"],
+        "retry_of": row["retry_of"],
+        "created_at": timestamp(row["created_at"]),
+        "started_at": timestamp(row["started_at"]),
+        "finished_at": timestamp(row["finished_at"]),
+        "next_attempt_at": timestamp(row["next_attempt_at"]),
+    }
 
 
 def _timeline(standing: JobStanding) -> list[dict[str, Any]]:
     row = standing.row
-    steps = [(row["created_at"], "accepted", None, None), (row["started_at"], "job started", row["attempt"], None),
-             *((event["at"], event["event"], event["attempt"], event["detail"]) for event in standing.events)]
+    steps = [
+        (row["created_at"], "accepted", None, None),
+        (row["started_at"], "job started", row["attempt"], None),
+        *((event["at"], event["event"], event["attempt"], event["detail"]) for event in standing.events),
+    ]
     steps.sort(key=lambda step: step[0] or 0)
-    return [{"at": timestamp(at), "event": event} | ({"attempt": attempt} if attempt else {}) | ({"detail": detail} if detail else {})
-            for at, event, attempt, detail in steps if at is not None]
+    return [
+        {"at": timestamp(at), "event": event}
+        | ({"attempt": attempt} if attempt else {})
+        | ({"detail": detail} if detail else {})
+        for at, event, attempt, detail in steps
+        if at is not None
+    ]
 
 
 def _shortened(value: Any) -> Any:
@@ -194,7 +240,11 @@ def _shortened(value: Any) -> Any:
         return {name: _shortened(inner) for name, inner in value.items()}
     if isinstance(value, list):
         return [_shortened(inner) for inner in value]
-    return f"{value[:60]}… ({len(value)} characters)" if isinstance(value, str) and len(value) > SHOWN_MAX_CHARACTERS else value
+    return (
+        f"{value[:60]}… ({len(value)} characters)"
+        if isinstance(value, str) and len(value) > SHOWN_MAX_CHARACTERS
+        else value
+    )
 
 
 def _accept(order: Order, key: Key | None = None) -> str:

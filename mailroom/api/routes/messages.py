@@ -44,16 +44,23 @@ def post_message() -> Response:
 @blueprint.post("/v1/messages/batch")
 def post_batch() -> Response:
     """Accept up to 1,000 mails in one commit, or none of them; answers 202."""
+
     def accept(key: Key | None) -> StoredAnswer:
         body = json_body()
         at = "#" if isinstance(body, list) else "#/messages"
-        accepted = [permitted(acceptance, at=f"{at}/{index}") for index, acceptance in enumerate(services().orders.batch(body))]
+        accepted = [
+            permitted(acceptance, at=f"{at}/{index}")
+            for index, acceptance in enumerate(services().orders.batch(body))
+        ]
         told = {"data": [{"id": acceptance.id, "status": acceptance.state} for acceptance in accepted]}
         answer = StoredAnswer(status=202, location="", body=told)
         may_make(*(acceptance.id for acceptance in accepted))
-        services().outbox.accept_all(Batch(accepted, Kept(key=key, answer=answer) if key else None, guard.charge(len(accepted))))
+        services().outbox.accept_all(
+            Batch(accepted, Kept(key=key, answer=answer) if key else None, guard.charge(len(accepted)))
+        )
         _hand_over(accepted)
         return answer
+
     return answered(*once(accept))
 
 
@@ -68,9 +75,19 @@ def find_messages(asked: Mapping[str, str]) -> Page:
     """Return the messages that a query asks for. Raises InvalidMessage."""
     limit, after = asked_page(place, asked, also=one_of("status", State, asked))
     status, to, tag, words = (word(name, asked) for name in ("status", "to", "tag", "q"))
-    return listed(services().outbox.database, Search(
-        status=status, to=_address(to), tag=tag, words=words, since=_time("since", asked), until=_time("until", asked), after=after,
-        limit=limit))
+    return listed(
+        services().outbox.database,
+        Search(
+            status=status,
+            to=_address(to),
+            tag=tag,
+            words=words,
+            since=_time("since", asked),
+            until=_time("until", asked),
+            after=after,
+            limit=limit,
+        ),
+    )
 
 
 @blueprint.get("/v1/messages/<id>")
@@ -94,21 +111,44 @@ def get_raw(id: str) -> Response:
     row = find(id).row
     message = services().outbox.content(id)
     if message is None or not message.everyone:
-        raise Conflict("expected a message with content, got one that could not be accepted, or whose content is no longer kept")
+        raise Conflict(
+            "expected a message with content, got one that could not be accepted, or whose content is no longer kept"
+        )
     if message.template:
-        raise Conflict("expected a message that tells of no job, got one that is written when its job has ended")
-    claim = Claim(id=id, attempt=1, message_id=row["message_id"], created_at_ms=row["created_at"],
-                  first_attempt_at_ms=row["first_attempt_at"], message=message, pending=())
+        raise Conflict(
+            "expected a message that tells of no job, got one that is written when its job has ended"
+        )
+    claim = Claim(
+        id=id,
+        attempt=1,
+        message_id=row["message_id"],
+        created_at_ms=row["created_at"],
+        first_attempt_at_ms=row["first_attempt_at"],
+        message=message,
+        pending=(),
+    )
     # As a download and never as a page: what a client sent may be anything.
-    return Response(compose(claim, sender=account_sender(row["account"] or row["sender"])), content_type="message/rfc822", headers={
-        "Content-Disposition": f'attachment; filename="{row["message_id"].partition("@")[0]}.eml"', "X-Content-Type-Options": "nosniff"})
+    return Response(
+        compose(claim, sender=account_sender(row["account"] or row["sender"])),
+        content_type="message/rfc822",
+        headers={
+            "Content-Disposition": f'attachment; filename="{row["message_id"].partition("@")[0]}.eml"',
+            "X-Content-Type-Options": "nosniff",
+        },
+    )
 
 
-def accept_mail(asked: object, *, work_seconds: float = 0, status: int = 202, key: Key | None = None) -> tuple[NewMessage, StoredAnswer]:
+def accept_mail(
+    asked: object, *, work_seconds: float = 0, status: int = 202, key: Key | None = None
+) -> tuple[NewMessage, StoredAnswer]:
     """Accept a mail, unless it asks only what would be sent; it is on disk then. Raises what reading and what accepting it raise."""
     here = services()
     acceptance = permitted(here.orders.mail(asked, work_seconds=work_seconds))
-    answer = StoredAnswer(status=status, location=f"/v1/messages/{acceptance.id}", body={"id": acceptance.id, "status": acceptance.state})
+    answer = StoredAnswer(
+        status=status,
+        location=f"/v1/messages/{acceptance.id}",
+        body={"id": acceptance.id, "status": acceptance.state},
+    )
     if not acceptance.dry_run:
         may_make(acceptance.id, location=answer.location)
         here.outbox.accept(acceptance, Kept(key=key, answer=answer) if key else None, guard.charge())
@@ -126,6 +166,7 @@ def _accept(work_seconds: float, *, status: int) -> Response:
         acceptance, answer = accept_mail(mail_body(), work_seconds=work_seconds, status=status, key=key)
         dry.extend([_dry_run(acceptance)] if acceptance.dry_run else [])
         return answer
+
     told = answered(*once(accept))
     return dry[0] if dry else _waited_for(told)
 
@@ -145,14 +186,33 @@ def _dry_run(acceptance: NewMessage) -> Response:
     message = acceptance.message
     sender = message.sender or account_sender(acceptance.sender)
     text, html = both_forms(message)
-    claim = Claim(id=acceptance.id, attempt=1, message_id=acceptance.message_id, created_at_ms=0, message=message, pending=())
-    return jsonify({
-        "dry_run": True, "status": acceptance.state, "from": {"email": sender.address, "name": sender.name}, "subject": message.subject,
-        "recipients": [{"email": to.address, "name": to.name, "kind": kind}
-                       for to, kind in zip(message.everyone, message.kinds(), strict=True)],
-        "text": text, "html": html, "attachments": [
-            {"filename": file.name, "content_type": file.content_type, "size": len(file.content)} for file in message.attachments],
-        "size": len(compose(claim, sender=sender))})
+    claim = Claim(
+        id=acceptance.id,
+        attempt=1,
+        message_id=acceptance.message_id,
+        created_at_ms=0,
+        message=message,
+        pending=(),
+    )
+    return jsonify(
+        {
+            "dry_run": True,
+            "status": acceptance.state,
+            "from": {"email": sender.address, "name": sender.name},
+            "subject": message.subject,
+            "recipients": [
+                {"email": to.address, "name": to.name, "kind": kind}
+                for to, kind in zip(message.everyone, message.kinds(), strict=True)
+            ],
+            "text": text,
+            "html": html,
+            "attachments": [
+                {"filename": file.name, "content_type": file.content_type, "size": len(file.content)}
+                for file in message.attachments
+            ],
+            "size": len(compose(claim, sender=sender)),
+        }
+    )
 
 
 def _waited_for(told: Response) -> Response:

@@ -13,7 +13,13 @@ from itertools import accumulate
 
 from flask import Blueprint, Flask, Response, g, request
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
@@ -70,7 +76,11 @@ class _Service(Collector):
     def collect(self) -> Iterator[Metric]:
         try:
             tallies = Tallies(self._database)
-            found = [*_counters(tallies.totals()), *_gauges(tallies.depths(self._services.settings.LEASE_SECONDS)), *self._accounts()]
+            found = [
+                *_counters(tallies.totals()),
+                *_gauges(tallies.depths(self._services.settings.LEASE_SECONDS)),
+                *self._accounts(),
+            ]
         except StoreUnavailable as e:
             log.error("%s", e)
             found = []
@@ -78,9 +88,16 @@ class _Service(Collector):
         yield _gauge("up", "Whether mail is accepted", int(is_up))
         yield from found
         yield from self._broker()
-        yield InfoMetricFamily("mailasync_build", "What this process is made of", value={
-            "python": platform.python_version(), "celery": version("celery"), "yagmail": version("yagmail"),
-            "database": self._database.url.get_backend_name()})
+        yield InfoMetricFamily(
+            "mailasync_build",
+            "What this process is made of",
+            value={
+                "python": platform.python_version(),
+                "celery": version("celery"),
+                "yagmail": version("yagmail"),
+                "database": self._database.url.get_backend_name(),
+            },
+        )
 
     def _broker(self) -> Iterator[Metric]:
         relay = self._services.relay()
@@ -92,9 +109,17 @@ class _Service(Collector):
             yield _gauge("broker_consumers", f"Consumers of the queue {relay.watched[0]}", relay.queue[1])
 
     def _accounts(self) -> Iterator[Metric]:
-        state = GaugeMetricFamily("mailasync_account_state", "1 for the state that the sender account is in", labels=["account", "state"])
-        sent = GaugeMetricFamily("mailasync_account_sent_24h", "What counts against the account's limits", labels=["account", "of"])
-        budget = GaugeMetricFamily("mailasync_account_budget_24h", "The account's limits for any 24 hours", labels=["account", "of"])
+        state = GaugeMetricFamily(
+            "mailasync_account_state",
+            "1 for the state that the sender account is in",
+            labels=["account", "state"],
+        )
+        sent = GaugeMetricFamily(
+            "mailasync_account_sent_24h", "What counts against the account's limits", labels=["account", "of"]
+        )
+        budget = GaugeMetricFamily(
+            "mailasync_account_budget_24h", "The account's limits for any 24 hours", labels=["account", "of"]
+        )
         for row in self._services.accounts.standing():
             for one in AccountState:
                 state.add_metric([row["name"], one], int(row["state"] == one))
@@ -110,25 +135,43 @@ def _counters(totals: Mapping[str, int]) -> Iterator[Metric]:
         yield CounterMetricFamily(f"mailasync_messages_{name}", meaning, value=totals.get(name, 0))
     for name, meaning in JOBS.items():
         yield CounterMetricFamily(f"mailasync_jobs_{name}", meaning, value=totals.get(f"jobs_{name}", 0))
-    yield CounterMetricFamily("mailasync_nudges_recovered", "Messages whose nudge got lost or was never published, and was made again",
-                              value=totals.get("recovered", 0))
-    yield CounterMetricFamily("mailasync_tasks_dropped", value=totals.get("tasks_dropped", 0), documentation=(
-        "Messages of Celery clients that cannot be read, and have no id to record them under"))
+    yield CounterMetricFamily(
+        "mailasync_nudges_recovered",
+        "Messages whose nudge got lost or was never published, and was made again",
+        value=totals.get("recovered", 0),
+    )
+    yield CounterMetricFamily(
+        "mailasync_tasks_dropped",
+        value=totals.get("tasks_dropped", 0),
+        documentation=("Messages of Celery clients that cannot be read, and have no id to record them under"),
+    )
     limits = [*(str(float(seconds)) for seconds in LATENCY_SECONDS), "+Inf"]
     yield HistogramMetricFamily(
-        "mailasync_latency_seconds", "From a message's acceptance until the next hop took it, with all that it waited for",
+        "mailasync_latency_seconds",
+        "From a message's acceptance until the next hop took it, with all that it waited for",
         buckets=list(zip(limits, accumulate(totals.get(name, 0) for name in SENT_WITHIN), strict=True)),
-        sum_value=totals.get(SENT_MS, 0) / 1000)
+        sum_value=totals.get(SENT_MS, 0) / 1000,
+    )
 
 
 def _gauges(depths: Depths) -> Iterator[Metric]:
-    waiting = GaugeMetricFamily("mailasync_queue_depth", f"Messages that have not ended, by state; {DEPTH_MAX} at most", labels=["state"])
-    jobs = GaugeMetricFamily("mailasync_jobs", f"Jobs that have not ended, by state; {DEPTH_MAX} at most", labels=["state"])
+    waiting = GaugeMetricFamily(
+        "mailasync_queue_depth",
+        f"Messages that have not ended, by state; {DEPTH_MAX} at most",
+        labels=["state"],
+    )
+    jobs = GaugeMetricFamily(
+        "mailasync_jobs", f"Jobs that have not ended, by state; {DEPTH_MAX} at most", labels=["state"]
+    )
     for family, counts in ((waiting, depths.messages), (jobs, depths.jobs)):
         for state, count in counts.items():
             family.add_metric([state], count)
     yield from (waiting, jobs)
-    yield _gauge("queue_oldest_seconds", "How long the queued message that waits longest for a worker has done so", depths.oldest_seconds)
+    yield _gauge(
+        "queue_oldest_seconds",
+        "How long the queued message that waits longest for a worker has done so",
+        depths.oldest_seconds,
+    )
     yield _gauge("workers", "Workers that are alive", depths.workers)
 
 
@@ -155,8 +198,15 @@ def _end(response: Response) -> Response:
     response.headers[ID_HEADER] = request_id.get()
     rule = request.url_rule.rule if request.url_rule else "(no route)"
     message_id = (request.view_args or {}).get("id") if rule.startswith("/v1/messages/") else None
-    access_log.log(logging.INFO if response.status_code >= 500 else logging.DEBUG, "%s %s %d in %.1f ms", request.method, rule,
-                   response.status_code, 1000 * (time.monotonic() - g.began), extra={"message_id": message_id})
+    access_log.log(
+        logging.INFO if response.status_code >= 500 else logging.DEBUG,
+        "%s %s %d in %.1f ms",
+        request.method,
+        rule,
+        response.status_code,
+        1000 * (time.monotonic() - g.began),
+        extra={"message_id": message_id},
+    )
     return response
 
 

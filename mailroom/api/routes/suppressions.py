@@ -33,7 +33,9 @@ class AskedSuppressions(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     address: StrictStr | None = Field(None, description="An address.")
-    addresses: list[StrictStr] | None = Field(None, description=f"A list of up to {ADDRESSES_MAX:,} addresses.")
+    addresses: list[StrictStr] | None = Field(
+        None, description=f"A list of up to {ADDRESSES_MAX:,} addresses."
+    )
     detail: StrictStr | None = Field(None, description="Why, in a line.")
 
     @field_validator("address")
@@ -62,7 +64,10 @@ class AskedSuppressions(BaseModel):
     @model_validator(mode="after")
     def _either(self) -> Self:
         if (self.address is None) == (self.addresses is None):
-            refuse("expected either `address` or `addresses`, got " + ("none" if self.address is None else "both"))
+            refuse(
+                "expected either `address` or `addresses`, got "
+                + ("none" if self.address is None else "both")
+            )
         return self
 
 
@@ -92,7 +97,9 @@ def add(value: object) -> Response:
     asked = read_fields(AskedSuppressions, value)
     if asked.addresses is not None:
         added = services().suppressions.add_all(asked.addresses, Reason.MANUAL, asked.detail)
-        answer = jsonify({"added": added, "known": len({address.lower() for address in asked.addresses}) - added})
+        answer = jsonify(
+            {"added": added, "known": len({address.lower() for address in asked.addresses}) - added}
+        )
         answer.status_code = 201
         return answer
     address = asked.address or ""
@@ -119,8 +126,13 @@ def remove_suppression(address: str) -> Response:
 
 def shown(suppression: Suppression) -> dict[str, Any]:
     """A suppression as the API shows it; `message` is the id of the one that it came of."""
-    return {"address": suppression.address, "reason": suppression.reason, "detail": suppression.detail,
-            "message": suppression.message_id, "created_at": timestamp(suppression.created_at)}
+    return {
+        "address": suppression.address,
+        "reason": suppression.reason,
+        "detail": suppression.detail,
+        "message": suppression.message_id,
+        "created_at": timestamp(suppression.created_at),
+    }
 
 
 def find(address: str) -> Suppression | None:

@@ -22,7 +22,9 @@ blueprint = Blueprint("templates", __name__)
 @blueprint.get("/v1/templates")
 def list_templates() -> Response:
     """The templates by name, a page at a time; `?after=` the last name of the page before."""
-    limit, after = asked_page(lambda cursor: cursor if is_name(cursor) else None, request.args, expected="the name of a template")
+    limit, after = asked_page(
+        lambda cursor: cursor if is_name(cursor) else None, request.args, expected="the name of a template"
+    )
     rows = services().templates.page(limit=limit + 1, after=after or "")
     return jsonify({"data": [_times(row) for row in rows[:limit]], "has_more": len(rows) > limit})
 
@@ -64,7 +66,14 @@ def preview_template(name: str) -> Response:
 def read_texts(name: str, value: object) -> AskedTexts:
     """Raises InvalidMessage: the name is none, fields are wrong, or a text is no template."""
     if not is_name(name):
-        raise InvalidMessage([FieldError("name", f"expected 1 to 100 of a-z, 0-9, ., _ and -, not . _ or - first, got {name[:80]!r}")])
+        raise InvalidMessage(
+            [
+                FieldError(
+                    "name",
+                    f"expected 1 to 100 of a-z, 0-9, ., _ and -, not . _ or - first, got {name[:80]!r}",
+                )
+            ]
+        )
     asked = read_fields(AskedTexts, value)
     check(asked)
     return asked
@@ -72,8 +81,16 @@ def read_texts(name: str, value: object) -> AskedTexts:
 
 def shown(template: Template) -> dict[str, Any]:
     """A template as the API shows it."""
-    return _times({"name": template.name, "subject": template.subject, "text": template.text, "html": template.html,
-                   "created_at": template.created_at, "updated_at": template.updated_at})
+    return _times(
+        {
+            "name": template.name,
+            "subject": template.subject,
+            "text": template.text,
+            "html": template.html,
+            "created_at": template.created_at,
+            "updated_at": template.updated_at,
+        }
+    )
 
 
 def previewed(template: Sources, variables: dict[str, Any]) -> dict[str, str | None]:

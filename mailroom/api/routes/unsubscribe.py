@@ -14,18 +14,25 @@ from mailroom.api.services import services
 #: More than List-Unsubscribe=One-Click takes in either form.
 BODY_MAX_BYTES = 4096
 _STYLE = "body{font:1.1rem/1.5 system-ui,sans-serif;max-width:32rem;margin:15vh auto;padding:0 1rem}button{font:inherit;padding:.5rem 1rem}"
-_PAGE = ('<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-         '<meta name="robots" content="noindex"><title>Unsubscribe</title><style>{style}</style></head><body>{body}</body></html>')
-_ASKS = ('<h1>Unsubscribe</h1><p>No more mail to the address that this link was sent to?</p>'
-         '<form method="post"><button name="List-Unsubscribe" value="One-Click">Unsubscribe</button></form>')
+_PAGE = (
+    '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    '<meta name="robots" content="noindex"><title>Unsubscribe</title><style>{style}</style></head><body>{body}</body></html>'
+)
+_ASKS = (
+    "<h1>Unsubscribe</h1><p>No more mail to the address that this link was sent to?</p>"
+    '<form method="post"><button name="List-Unsubscribe" value="One-Click">Unsubscribe</button></form>'
+)
 _DONE = "<h1>Unsubscribed</h1><p>This address gets no more mail from here.</p>"
 _UNKNOWN = "<h1>Not found</h1><p>This link is not valid, or not any more.</p>"
 _NO_CLICK = "<h1>Nothing was changed</h1><p>Expected the form field List-Unsubscribe=One-Click.</p>"
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 _HEADERS = {
     "Content-Security-Policy": f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; form-action 'self'; base-uri 'none'; "
-                               "frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
+    "frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
 
 blueprint = Blueprint("unsubscribe", __name__)
 
@@ -56,4 +63,9 @@ def _is_click() -> bool:
 
 
 def _page(body: str, status: int = 200) -> Response:
-    return Response(_PAGE.format(style=_STYLE, body=body), status=status, content_type="text/html; charset=utf-8", headers=_HEADERS)
+    return Response(
+        _PAGE.format(style=_STYLE, body=body),
+        status=status,
+        content_type="text/html; charset=utf-8",
+        headers=_HEADERS,
+    )

@@ -27,7 +27,12 @@ blueprint = Blueprint("webhooks", __name__)
 
 def _known_types(value: list[str] | None) -> list[str] | None:
     if wrong := [index for index, name in enumerate(value or []) if name not in TYPES]:
-        refuse_items([([index], f"expected one of {', '.join(TYPES)}, got {(value or [])[index][:80]!r}") for index in wrong])
+        refuse_items(
+            [
+                ([index], f"expected one of {', '.join(TYPES)}, got {(value or [])[index][:80]!r}")
+                for index in wrong
+            ]
+        )
     return None if value is None else list(dict.fromkeys(value))
 
 
@@ -153,22 +158,37 @@ def guard() -> AddressGuard:
 
 def _accepted(row: dict[str, Any] | None) -> Response:
     if relay := services().relay():
-        relay.offer(new_id(), queue=QUEUE)  # Any id will do; a worker that does not hear of it looks each second.
+        relay.offer(
+            new_id(), queue=QUEUE
+        )  # Any id will do; a worker that does not hear of it looks each second.
     answer = jsonify(row and delivery(row))
     answer.status_code = 202
     return answer
 
 
 def shown(row: dict[str, Any], *, with_secret: bool = False) -> dict[str, Any]:
-    return {"id": row["id"], "url": row["url"] or None, "events": row["events"].split(",") if row["events"] else [],
-            "enabled": row["state"] == ENABLED, "reason": row["reason"], "created_at": timestamp(row["created_at"])} \
-        | ({"secret": row["secret"]} if with_secret else {})
+    return {
+        "id": row["id"],
+        "url": row["url"] or None,
+        "events": row["events"].split(",") if row["events"] else [],
+        "enabled": row["state"] == ENABLED,
+        "reason": row["reason"],
+        "created_at": timestamp(row["created_at"]),
+    } | ({"secret": row["secret"]} if with_secret else {})
 
 
 def delivery(row: dict[str, Any]) -> dict[str, Any]:
-    return {"number": row["number"], "type": row["event"], "message_id": row["message_id"], "created_at": timestamp(row["at"]),
-            "status": row["state"], "attempts": row["attempt"] - row["excused"], "code": row["code"], "reply": row["reply"],
-            "next_attempt_at": timestamp(row["next_attempt_at"])}
+    return {
+        "number": row["number"],
+        "type": row["event"],
+        "message_id": row["message_id"],
+        "created_at": timestamp(row["at"]),
+        "status": row["state"],
+        "attempts": row["attempt"] - row["excused"],
+        "code": row["code"],
+        "reply": row["reply"],
+        "next_attempt_at": timestamp(row["next_attempt_at"]),
+    }
 
 
 def find(id: str) -> dict[str, Any]:

@@ -11,11 +11,24 @@ from mailroom.cli.postman.messages import MANY, MESSAGES, START
 from mailroom.cli.postman.service import ERRORS, INBOX, SERVICE, SUPPRESSIONS, TEMPLATES, WEBHOOKS
 
 FOLDERS: dict[str, tuple[Ask, ...]] = {
-    "Start here": START, "One message": MESSAGES, "Many messages": MANY, "Templates": TEMPLATES, "Jobs": JOBS, "Suppressions": SUPPRESSIONS,
-    "Webhooks": WEBHOOKS, "What is refused": ERRORS, "The service": SERVICE, "The inbox": INBOX}
+    "Start here": START,
+    "One message": MESSAGES,
+    "Many messages": MANY,
+    "Templates": TEMPLATES,
+    "Jobs": JOBS,
+    "Suppressions": SUPPRESSIONS,
+    "Webhooks": WEBHOOKS,
+    "What is refused": ERRORS,
+    "The service": SERVICE,
+    "The inbox": INBOX,
+}
 _ABOUT = "Run `make run`, then send these from top to bottom. Where the service has an API key, put it into the variable `apiKey`."
-_KEY = ("const key = pm.variables.get('apiKey');", "if (key) {",
-        "  pm.request.headers.upsert({key: 'Authorization', value: 'Bearer ' + key});", "}")
+_KEY = (
+    "const key = pm.variables.get('apiKey');",
+    "if (key) {",
+    "  pm.request.headers.upsert({key: 'Authorization', value: 'Bearer ' + key});",
+    "}",
+)
 _VARIABLES = {"baseUrl": "http://127.0.0.1:5000", "apiKey": "", "inboxUrl": "{{baseUrl}}"}
 
 
@@ -30,8 +43,14 @@ def collection() -> dict[str, Any]:
     asked = [ask for folder in FOLDERS.values() for ask in folder]
     names = dict.fromkeys(name for ask in asked for name in (*ask.fresh, *ask.kept))
     return {
-        "info": {"name": "mailasync", "description": _ABOUT,
-                 "schema": "https://schema.getpostman.com/json/collection/v2.1.0/collection.json"},
+        "info": {
+            "name": "mailasync",
+            "description": _ABOUT,
+            "schema": "https://schema.getpostman.com/json/collection/v2.1.0/collection.json",
+        },
         "event": [{"listen": "prerequest", "script": {"type": "text/javascript", "exec": [*_KEY]}}],
-        "variable": [{"key": name, "value": value} for name, value in (_VARIABLES | dict.fromkeys(names, "")).items()],
-        "item": [{"name": name, "item": [item(ask) for ask in folder]} for name, folder in FOLDERS.items()]}
+        "variable": [
+            {"key": name, "value": value} for name, value in (_VARIABLES | dict.fromkeys(names, "")).items()
+        ],
+        "item": [{"name": name, "item": [item(ask) for ask in folder]} for name, folder in FOLDERS.items()],
+    }

@@ -28,8 +28,12 @@ class Ask:
     form: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     query: Mapping[str, str] = field(default_factory=dict)
-    at: Mapping[str, str] = field(default_factory=dict)  #: what stands in the path; without it the variable of that name
-    fresh: Mapping[str, str] = field(default_factory=dict)  #: variables that are set before, each a JavaScript expression
+    at: Mapping[str, str] = field(
+        default_factory=dict
+    )  #: what stands in the path; without it the variable of that name
+    fresh: Mapping[str, str] = field(
+        default_factory=dict
+    )  #: variables that are set before, each a JavaScript expression
     kept: Mapping[str, str] = field(default_factory=dict)  #: variables that are set after
     expects: Mapping[str, str] = field(default_factory=dict)  #: the name of a test, and its JavaScript
 
@@ -41,15 +45,32 @@ class Ask:
 def item(ask: Ask) -> dict[str, Any]:
     """The request as Postman reads it."""
     method, _, rule = ask.route.partition(" ")
-    request: dict[str, Any] = {"method": method, "header": [{"key": name, "value": value} for name, value in _headers(ask).items()],
-                               "url": _url(ask, rule), "description": f"{ask.told} {_who(method, rule)}"}
+    request: dict[str, Any] = {
+        "method": method,
+        "header": [{"key": name, "value": value} for name, value in _headers(ask).items()],
+        "url": _url(ask, rule),
+        "description": f"{ask.told} {_who(method, rule)}",
+    }
     if ask.body is not None:
         raw = ask.body if isinstance(ask.body, str) else json.dumps(ask.body, indent=2, ensure_ascii=False)
         request["body"] = {"mode": "raw", "raw": raw, "options": {"raw": {"language": "json"}}}
     elif ask.form:
-        request["body"] = {"mode": "formdata", "formdata": [
-            *({"key": name, "type": "text", "value": json.dumps(value, ensure_ascii=False)} for name, value in ask.form.items()),
-            {"key": "attachments", "type": "file", "src": [], "disabled": True, "description": "Choose files, and switch it on."}]}
+        request["body"] = {
+            "mode": "formdata",
+            "formdata": [
+                *(
+                    {"key": name, "type": "text", "value": json.dumps(value, ensure_ascii=False)}
+                    for name, value in ask.form.items()
+                ),
+                {
+                    "key": "attachments",
+                    "type": "file",
+                    "src": [],
+                    "disabled": True,
+                    "description": "Choose files, and switch it on.",
+                },
+            ],
+        }
     before = [f"pm.collectionVariables.set('{name}', {value});" for name, value in ask.fresh.items()]
     events = [_event("prerequest", before)] if before else []
     return {"name": ask.name, "event": [*events, _event("test", _tests(ask))], "request": request}
@@ -58,17 +79,23 @@ def item(ask: Ask) -> dict[str, Any]:
 def _tests(ask: Ask) -> list[str]:
     """The status, what is expected of the answer, and what is kept of it."""
     said = " or ".join(HTTPStatus(status).phrase for status in ask.statuses)
-    lines = [f"pm.test('{said}', () => pm.expect(pm.response.code).to.be.oneOf([{', '.join(map(str, ask.statuses))}]));"]
+    lines = [
+        f"pm.test('{said}', () => pm.expect(pm.response.code).to.be.oneOf([{', '.join(map(str, ask.statuses))}]));"
+    ]
     expects = dict(ask.expects)
     if min(ask.statuses) >= 400:
-        expects = {"refused as problem+json": f"pm.expect(pm.response.headers.get('Content-Type')).to.include('{PROBLEM}');"} | expects
+        expects = {
+            "refused as problem+json": f"pm.expect(pm.response.headers.get('Content-Type')).to.include('{PROBLEM}');"
+        } | expects
     for name, script in expects.items():
         body = script.strip("\n").splitlines()
         uses = [] if not re.search(r"\banswer\b", script) else ["const answer = pm.response.json();"]
         lines += [f"pm.test('{name}', () => {{", *(f"  {line}" for line in (*uses, *body)), "});"]
     if ask.kept:
-        lines += ["const answer = pm.response.json();",
-                  *(f"pm.collectionVariables.set('{name}', {value});" for name, value in ask.kept.items())]
+        lines += [
+            "const answer = pm.response.json();",
+            *(f"pm.collectionVariables.set('{name}', {value});" for name, value in ask.kept.items()),
+        ]
     return lines
 
 
@@ -80,8 +107,14 @@ def _url(ask: Ask, rule: str) -> dict[str, Any]:
     base = "{{inboxUrl}}" if rule.startswith("/inbox") else "{{baseUrl}}"
     path = re.sub(r"<(?:\w+:)?(\w+)>", lambda found: ask.at.get(found[1], f"{{{{{found[1]}}}}}"), rule)
     query = "&".join(f"{name}={value}" for name, value in ask.query.items())
-    url: dict[str, Any] = {"raw": f"{base}{path}" + (f"?{query}" if query else ""), "host": [base], "path": path[1:].split("/")}
-    return url | ({"query": [{"key": name, "value": value} for name, value in ask.query.items()]} if query else {})
+    url: dict[str, Any] = {
+        "raw": f"{base}{path}" + (f"?{query}" if query else ""),
+        "host": [base],
+        "path": path[1:].split("/"),
+    }
+    return url | (
+        {"query": [{"key": name, "value": value} for name, value in ask.query.items()]} if query else {}
+    )
 
 
 def _who(method: str, rule: str) -> str:

@@ -12,7 +12,14 @@ from itertools import chain
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, select
-from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DatabaseError,
+    DBAPIError,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from mailroom.model.errors import CommitUnanswered, StoreUnavailable, WrongDatabaseURL
@@ -53,12 +60,15 @@ class Database:
         except (ArgumentError, ValueError):  # Their words may hold a part of the password.
             raise WrongDatabaseURL(
                 "expected a URL like postgresql://user:password@host:5432/name, with %40 for @, %2F for / and %3A "
-                "for : in user and password; several hosts are ?host=one:5432&host=two:5432") from None
+                "for : in user and password; several hosts are ?host=one:5432&host=two:5432"
+            ) from None
         self._file = SQLiteFile(self.engine) if self.engine.dialect.name == "sqlite" else None
         #: For reading: each statement sees what is committed when it starts.
         self.reading = self.engine.execution_options(isolation_level="AUTOCOMMIT")
         self._waiting: deque[_Write] = deque()
-        self._is_led = False  #: whether some thread is committing what waited, and will name who leads after it
+        self._is_led = (
+            False  #: whether some thread is committing what waited, and will name who leads after it
+        )
         self._turn = threading.Lock()
         self._outbox_id = ""
 
@@ -69,7 +79,9 @@ class Database:
     def outbox_id(self) -> str:
         """The identity of this database, which every nudge carries."""
         if not self._outbox_id:
-            self._outbox_id = self.read(lambda connection: connection.scalars(select(identity.c.outbox_id)).one())
+            self._outbox_id = self.read(
+                lambda connection: connection.scalars(select(identity.c.outbox_id)).one()
+            )
         return self._outbox_id
 
     def read(self, look: Callable[[Connection], R]) -> R:
@@ -79,7 +91,10 @@ class Database:
     def transaction(self, work: Callable[[Connection], None]) -> None:
         """Do something rare, such as a migration, in a transaction of its own that keeps all other writers out."""
         is_sqlite = self.engine.dialect.name == "sqlite"
-        with self._committed() as connection, nullcontext() if is_sqlite else postgresql.unlimited(connection):
+        with (
+            self._committed() as connection,
+            nullcontext() if is_sqlite else postgresql.unlimited(connection),
+        ):
             work(connection)
 
     def rehearse(self, work: Callable[[Connection], None]) -> None:
@@ -124,7 +139,9 @@ class Database:
         with self._turn:
             self._waiting += writes
             writes[0].leads, self._is_led = not self._is_led, True
-        interruption: BaseException | None = None  # A signal's handler raised. Others may count on this thread to lead: it ends after that.
+        interruption: BaseException | None = (
+            None  # A signal's handler raised. Others may count on this thread to lead: it ends after that.
+        )
         for write in writes:
             while not write.is_done:
                 try:
@@ -203,7 +220,9 @@ class Database:
                 if _is_undone(e):
                     raise
                 words = getattr(e, "orig", None) or type(e).__name__
-                raise CommitUnanswered(f"database: no answer to COMMIT: {' '.join(str(words).split())}") from None
+                raise CommitUnanswered(
+                    f"database: no answer to COMMIT: {' '.join(str(words).split())}"
+                ) from None
 
 
 def _is_undone(error: BaseException) -> bool:
@@ -291,15 +310,22 @@ def _engine(url: Any) -> Engine:
     if url.get_backend_name() != "sqlite":
         engine: Engine = postgresql.postgresql_engine(url)
         return engine
-    engine = create_engine(url, pool_size=10, max_overflow=50, hide_parameters=True,
-                           connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "check_same_thread": False})
+    engine = create_engine(
+        url,
+        pool_size=10,
+        max_overflow=50,
+        hide_parameters=True,
+        connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "check_same_thread": False},
+    )
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, record: object) -> None:
-    connection.isolation_level = None  # We say BEGIN ourselves: pysqlite's own is deferred and deadlocks writers.
+    connection.isolation_level = (
+        None  # We say BEGIN ourselves: pysqlite's own is deferred and deadlocks writers.
+    )
     _switch_to_wal(connection)
     connection.execute("PRAGMA synchronous=FULL")  # NORMAL may lose the last commits in a power cut.
     connection.execute("PRAGMA foreign_keys=ON")

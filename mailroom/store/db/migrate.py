@@ -46,7 +46,9 @@ def check(database: Database) -> None:
     """
     found = database.read(_fitting_revision)
     if found != head():
-        raise SchemaOutdated(f"{database}: expected schema {head()}, found {found or 'none'}; run `flask db upgrade`")
+        raise SchemaOutdated(
+            f"{database}: expected schema {head()}, found {found or 'none'}; run `flask db upgrade`"
+        )
 
 
 def head() -> str:
@@ -64,8 +66,10 @@ def _fitting_revision(connection: Connection) -> str | None:
     _refuse_encoding(connection)
     found = _revision(connection)
     if found is not None and found not in _known():
-        raise SchemaNewer(f"this database is newer than this mailasync ({found}, known to {head()}): "
-                          "start the newer version")
+        raise SchemaNewer(
+            f"this database is newer than this mailasync ({found}, known to {head()}): "
+            "start the newer version"
+        )
     return found
 
 
@@ -74,8 +78,10 @@ def _refuse_encoding(connection: Connection) -> None:
         return
     encoding = connection.scalar(text("SHOW server_encoding"))
     if encoding != "UTF8":
-        raise NotUTF8(f"this PostgreSQL database is encoded in {encoding}, which cannot hold every mail; "
-                      "create another with `CREATE DATABASE name ENCODING 'UTF8' TEMPLATE template0`")
+        raise NotUTF8(
+            f"this PostgreSQL database is encoded in {encoding}, which cannot hold every mail; "
+            "create another with `CREATE DATABASE name ENCODING 'UTF8' TEMPLATE template0`"
+        )
 
 
 def _revision(connection: Connection) -> str | None:

@@ -50,9 +50,22 @@ def postgresql_engine(url: URL) -> Engine:
     # No prepared statements: they save 40 µs of a statement, and an older PgBouncer that pools by transaction loses them.
     # tcp_user_timeout is in milliseconds: a host that is gone is noticed, where TCP alone would wait for a quarter of an hour.
     # client_encoding: else PGCLIENTENCODING, or a database in SQL_ASCII, would have a say in what texts are.
-    engine = create_engine(url, pool_size=10, max_overflow=30, pool_timeout=5, hide_parameters=True, connect_args={
-        "connect_timeout": CONNECT_SECONDS, "prepare_threshold": None, "keepalives_idle": 10, "keepalives_interval": 5,
-        "keepalives_count": 3, "tcp_user_timeout": 10_000, "client_encoding": "utf8"})
+    engine = create_engine(
+        url,
+        pool_size=10,
+        max_overflow=30,
+        pool_timeout=5,
+        hide_parameters=True,
+        connect_args={
+            "connect_timeout": CONNECT_SECONDS,
+            "prepare_threshold": None,
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 10_000,
+            "client_encoding": "utf8",
+        },
+    )
     try:
         options = engine.dialect.create_connect_args(url)[1]
         make_conninfo(**{name: value for name, value in options.items() if name != "context"})
@@ -79,7 +92,9 @@ def unlimited(connection: Connection) -> Iterator[None]:
         del driver.answer_seconds  # The class's holds again.
 
 
-def _connect(dialect: object, record: object, arguments: list[Any], parameters: dict[str, Any]) -> BoundedConnection:
+def _connect(
+    dialect: object, record: object, arguments: list[Any], parameters: dict[str, Any]
+) -> BoundedConnection:
     connection = BoundedConnection.connect(*arguments, **parameters, autocommit=True)
     connection.execute(SERVER_LIMITS)
     connection.autocommit = False

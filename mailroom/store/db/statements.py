@@ -56,7 +56,9 @@ class Prepared:
         """The rows that it gives."""
         statement, order, fixed = self._compiled(connection.dialect)
         given = fixed | values
-        result = connection.exec_driver_sql(statement, tuple(given[name] for name in order) if order is not None else given)
+        result = connection.exec_driver_sql(
+            statement, tuple(given[name] for name in order) if order is not None else given
+        )
         return list(result.all()) if result.returns_rows else []
 
 
@@ -65,7 +67,9 @@ class Rows:
 
     def __init__(self, table: Table, names: Sequence[str], build: Callable[[Given], Executable]) -> None:
         self._names = names
-        self._pick = itemgetter(*names) if len(names) > 1 else None  # which is three times as fast as a look for each name
+        self._pick = (
+            itemgetter(*names) if len(names) > 1 else None
+        )  # which is three times as fast as a look for each name
         self._numbers = [name not in table.c or isinstance(table.c[name].type, Integer) for name in names]
         self._prepared = Prepared(lambda dialect: build(self._given(dialect)))
 
@@ -88,25 +92,42 @@ class Rows:
         if dialect.name == "sqlite":
             source = func.json_each(asked("rows", Text)).table_valued("value", name="given")
             values: list[ColumnElement[Any]] = [
-                func.json_extract(source.c.value, literal_column(f"'$[{n}]'")) for n in range(len(self._names))]
+                func.json_extract(source.c.value, literal_column(f"'$[{n}]'"))
+                for n in range(len(self._names))
+            ]
         else:
-            source = func.json_array_elements(cast(asked("rows", Text), JSON)).table_valued("value", name="given")
+            source = func.json_array_elements(cast(asked("rows", Text), JSON)).table_valued(
+                "value", name="given"
+            )
             # Not as the column's VARCHAR(n): a cast cuts off in silence what an assignment refuses.
-            values = [cast(source.c.value.op("->>")(literal_column(str(n))), BigInteger if is_number else Text)
-                      for n, is_number in enumerate(self._numbers)]
+            values = [
+                cast(source.c.value.op("->>")(literal_column(str(n))), BigInteger if is_number else Text)
+                for n, is_number in enumerate(self._numbers)
+            ]
         return dict(zip(self._names, values, strict=True))
 
 
 def _compiled(statement: Any, dialect: Dialect) -> tuple[str, list[str] | None, dict[str, Any]]:
     """The statement, the order of its parameters if they have no names, and the values that it has already."""
     compiled: Any = statement.compile(dialect=dialect, compile_kwargs={"render_postcompile": True})
-    return str(compiled), compiled.positiontup, {name: str(value) if isinstance(value, Enum) else value
-                                                 for name, value in compiled.params.items() if value is not _ASKED}
+    return (
+        str(compiled),
+        compiled.positiontup,
+        {
+            name: str(value) if isinstance(value, Enum) else value
+            for name, value in compiled.params.items()
+            if value is not _ASKED
+        },
+    )
 
 
 def inserted(table: Table, names: Sequence[str], **also: ColumnElement[Any]) -> Rows:
     """An INSERT of rows with these columns, and with the same `also` for each."""
-    return Rows(table, names, lambda given: table.insert().from_select([*given, *also], select(*given.values(), *also.values())))
+    return Rows(
+        table,
+        names,
+        lambda given: table.insert().from_select([*given, *also], select(*given.values(), *also.values())),
+    )
 
 
 def _written(rows: list[Sequence[Any]]) -> Iterator[str]:

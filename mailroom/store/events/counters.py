@@ -13,7 +13,18 @@ from typing import Any
 from uuid import uuid4
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import ColumnElement, Connection, Engine, Select, event, func, literal_column, select, text, true
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Select,
+    event,
+    func,
+    literal_column,
+    select,
+    text,
+    true,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from mailroom.model.message import State
@@ -32,8 +43,19 @@ OLDEST_LOOK = 1_000
 
 #: Lines of a timeline that are counted, and as what. Every count of messages has the name of a state, or is "accepted".
 TALLIED = {
-    **{str(state): str(state) for state in (State.SENT, State.FAILED, State.DEFERRED, State.UNCERTAIN, State.SUPPRESSED, State.CANCELED,
-                                            State.EXPIRED, State.HELD)},
+    **{
+        str(state): str(state)
+        for state in (
+            State.SENT,
+            State.FAILED,
+            State.DEFERRED,
+            State.UNCERTAIN,
+            State.SUPPRESSED,
+            State.CANCELED,
+            State.EXPIRED,
+            State.HELD,
+        )
+    },
     "resent": "accepted",  # The new message has no line of its own.
     **{f"job {state}": f"jobs_{state}" for state in ("succeeded", "failed", "timed_out", "canceled")},
 }
@@ -44,7 +66,9 @@ SENT_WITHIN = (*(f"sent_le_{seconds:g}" for seconds in LATENCY_SECONDS), "sent_l
 SENT_MS = "sent_ms"
 _LATENCY_MS = [int(seconds * 1000) for seconds in LATENCY_SECONDS]
 
-_counted: WeakKeyDictionary[Connection, Counter[str]] = WeakKeyDictionary()  #: by transaction: each has a Connection of its own
+_counted: WeakKeyDictionary[Connection, Counter[str]] = (
+    WeakKeyDictionary()
+)  #: by transaction: each has a Connection of its own
 _sources: WeakKeyDictionary[Engine, str] = WeakKeyDictionary()
 
 
@@ -87,7 +111,9 @@ def fold(connection: Connection, rows: Iterable[Any]) -> None:
     for row in rows:
         sums[row.event] += row.count
     if sums:
-        _FOLD[connection.dialect.name](connection, [{"event": name, "source": "", "count": n} for name, n in sorted(sums.items())])
+        _FOLD[connection.dialect.name](
+            connection, [{"event": name, "source": "", "count": n} for name, n in sorted(sums.items())]
+        )
 
 
 def is_old(now: int) -> ColumnElement[bool]:
@@ -99,7 +125,10 @@ def _adding(insert: Any, minute: Any) -> Rows:
     def build(given: Given) -> Any:
         # Without a WHERE, SQLite would take ON CONFLICT for a join's condition (sqlite.org/lang_upsert.html, 2.2).
         new = insert(tallies).from_select(["minute", *given], select(minute, *given.values()).where(true()))
-        return new.on_conflict_do_update(index_elements=["minute", "event", "source"], set_={"count": tallies.c.count + new.excluded.count})
+        return new.on_conflict_do_update(
+            index_elements=["minute", "event", "source"], set_={"count": tallies.c.count + new.excluded.count}
+        )
+
     return Rows(tallies, ("event", "source", "count"), build)
 
 
@@ -127,12 +156,17 @@ class Tallies:
     def totals(self) -> dict[str, int]:
         """Each event's count since the beginning; it never goes down."""
         found = select(tallies.c.event, func.sum(tallies.c.count)).group_by(tallies.c.event)
-        return {name: int(n) for name, n in self.database.read(lambda connection: connection.execute(found).all())}
+        return {
+            name: int(n) for name, n in self.database.read(lambda connection: connection.execute(found).all())
+        }
 
     def over_time(self, since_minute: int, *, stretch: int = 1) -> dict[str, dict[int, int]]:
         """For each event its counts by stretches of so many minutes (since 1970 // stretch); those without any are left out."""
-        found = select(tallies.c.event, (tallies.c.minute // stretch).label("place"), func.sum(tallies.c.count)) \
-            .where(tallies.c.minute >= max(1, since_minute)).group_by(tallies.c.event, text("place"))
+        found = (
+            select(tallies.c.event, (tallies.c.minute // stretch).label("place"), func.sum(tallies.c.count))
+            .where(tallies.c.minute >= max(1, since_minute))
+            .group_by(tallies.c.event, text("place"))
+        )
         counts: dict[str, dict[int, int]] = {}
         for name, at, n in self.database.read(lambda connection: connection.execute(found).all()):
             counts.setdefault(name, {})[at] = int(n)
@@ -140,16 +174,24 @@ class Tallies:
 
     def depths(self, lease_seconds: float) -> Depths:
         row = self.database.read(lambda connection: connection.execute(_depths(lease_seconds)).one())
-        since = min((moment for moment in (row.published, row.unpublished) if moment is not None), default=row.now)
-        return Depths(messages={name: getattr(row, name) for name in _QUEUES}, jobs={name: getattr(row, f"jobs_{name}") for name in _JOBS},
-                      oldest_seconds=max(0, row.now - since) / 1000, workers=row.workers)
+        since = min(
+            (moment for moment in (row.published, row.unpublished) if moment is not None), default=row.now
+        )
+        return Depths(
+            messages={name: getattr(row, name) for name in _QUEUES},
+            jobs={name: getattr(row, f"jobs_{name}") for name in _JOBS},
+            oldest_seconds=max(0, row.now - since) / 1000,
+            workers=row.workers,
+        )
 
 
 # Each finds its rows by a partial index, and names that index's condition as it stands there, or SQLite would not see that it may.
 _queued = messages.c.state == literal_column("'queued'")
 _listed = messages.c.state.not_in([literal_column(f"'{state}'") for state in PASSING])
-_QUEUES = {str(state): (_listed, messages.c.state == state) for state in (State.SCHEDULED, State.DEFERRED, State.WAITING, State.HELD)} \
-    | {"queued": (_queued,), "sending": (messages.c.owner.is_not(None),)}
+_QUEUES = {
+    str(state): (_listed, messages.c.state == state)
+    for state in (State.SCHEDULED, State.DEFERRED, State.WAITING, State.HELD)
+} | {"queued": (_queued,), "sending": (messages.c.owner.is_not(None),)}
 _JOBS = {"queued": jobs.c.state == literal_column("'queued'"), "running": jobs.c.owner.is_not(None)}
 
 
@@ -158,13 +200,27 @@ def _depths(lease_seconds: float) -> Select[Any]:
 
     A message waits since its nudge was last published, or, as long as it has none, since it was accepted.
     """
-    waits = {name: _number(select(messages.c.id).where(*which)).label(name) for name, which in _QUEUES.items()}
-    runs = {name: _number(select(jobs.c.id).where(which)).label(f"jobs_{name}") for name, which in _JOBS.items()}
+    waits = {
+        name: _number(select(messages.c.id).where(*which)).label(name) for name, which in _QUEUES.items()
+    }
+    runs = {
+        name: _number(select(jobs.c.id).where(which)).label(f"jobs_{name}") for name, which in _JOBS.items()
+    }
     published = select(func.min(messages.c.published_at)).where(_queued, messages.c.published_at.is_not(None))
-    fresh = select(messages.c.created_at).where(_queued, messages.c.published_at.is_(None)).limit(OLDEST_LOOK).subquery()
-    return select(now_ms().label("now"), *waits.values(), *runs.values(), published.scalar_subquery().label("published"),
-                  select(func.min(fresh.c.created_at)).scalar_subquery().label("unpublished"),
-                  _number(select(workers.c.id).where(is_alive(lease_seconds))).label("workers"))
+    fresh = (
+        select(messages.c.created_at)
+        .where(_queued, messages.c.published_at.is_(None))
+        .limit(OLDEST_LOOK)
+        .subquery()
+    )
+    return select(
+        now_ms().label("now"),
+        *waits.values(),
+        *runs.values(),
+        published.scalar_subquery().label("published"),
+        select(func.min(fresh.c.created_at)).scalar_subquery().label("unpublished"),
+        _number(select(workers.c.id).where(is_alive(lease_seconds))).label("workers"),
+    )
 
 
 def _number(rows: Select[Any]) -> Any:

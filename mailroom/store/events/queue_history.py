@@ -41,7 +41,13 @@ class Samples:
 
 def _write(connection: Connection, seen: list[Depths]) -> list[None]:
     for depths in seen:
-        connection.execute(insertion(connection, samples).values(
-            minute=now_ms() // MINUTE_MS, waiting=sum(depths.messages[state] for state in WAITING),
-            oldest_ms=int(depths.oldest_seconds * 1000)).on_conflict_do_nothing())
+        connection.execute(
+            insertion(connection, samples)
+            .values(
+                minute=now_ms() // MINUTE_MS,
+                waiting=sum(depths.messages[state] for state in WAITING),
+                oldest_ms=int(depths.oldest_seconds * 1000),
+            )
+            .on_conflict_do_nothing()
+        )
     return [None] * len(seen)

@@ -10,7 +10,16 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 from mailroom.model.errors import MailroomError
 from mailroom.store.db.database import Database
 from mailroom.store.db.schema import deliveries, now_ms, webhooks
-from mailroom.store.events.deliveries import ENABLED, OWN, PENDING, TEST, disable, forget, have_own, new_secret
+from mailroom.store.events.deliveries import (
+    ENABLED,
+    OWN,
+    PENDING,
+    TEST,
+    disable,
+    forget,
+    have_own,
+    new_secret,
+)
 
 #: Each one that listens adds a row to every event.
 WEBHOOKS_MAX = 20
@@ -34,8 +43,14 @@ class Webhooks:
         return id
 
     def all(self) -> list[dict[str, Any]]:
-        return self.database.read(lambda connection: [dict(row) for row in connection.execute(
-            select(webhooks).order_by(webhooks.c.created_at, webhooks.c.id)).mappings()])
+        return self.database.read(
+            lambda connection: [
+                dict(row)
+                for row in connection.execute(
+                    select(webhooks).order_by(webhooks.c.created_at, webhooks.c.id)
+                ).mappings()
+            ]
+        )
 
     def get(self, id: str) -> dict[str, Any] | None:
         """Return a webhook. That of messages' own URLs is made when it is first asked for."""
@@ -45,7 +60,14 @@ class Webhooks:
             found = self.database.read(lambda connection: _get(connection, id))
         return found
 
-    def change(self, id: str, *, url: str | None = None, events: Sequence[str] | None = None, enabled: bool | None = None) -> bool:
+    def change(
+        self,
+        id: str,
+        *,
+        url: str | None = None,
+        events: Sequence[str] | None = None,
+        enabled: bool | None = None,
+    ) -> bool:
         """Change what is given; False if there is none with this id."""
         return self.database.write(_change, (id, url, events, enabled), alone=True)
 
@@ -59,10 +81,17 @@ class Webhooks:
 
     def page(self, id: str, *, limit: int, before: int | None = None) -> list[dict[str, Any]]:
         """The newest deliveries to it, with smaller numbers than that."""
-        found = select(deliveries).where(deliveries.c.webhook_id == id).order_by(deliveries.c.number.desc()).limit(limit)
+        found = (
+            select(deliveries)
+            .where(deliveries.c.webhook_id == id)
+            .order_by(deliveries.c.number.desc())
+            .limit(limit)
+        )
         if before is not None:
             found = found.where(deliveries.c.number < before)
-        return self.database.read(lambda connection: [dict(row) for row in connection.execute(found).mappings()])
+        return self.database.read(
+            lambda connection: [dict(row) for row in connection.execute(found).mappings()]
+        )
 
     def delivery(self, id: str, number: int) -> dict[str, Any] | None:
         """Return a delivery."""
@@ -79,8 +108,16 @@ def _create(connection: Connection, asked: list[tuple[str, Sequence[str]]]) -> l
         count = connection.scalar(select(func.count()).select_from(webhooks)) or 0
         made.append(None if count >= WEBHOOKS_MAX else str(uuid4()))
         if made[-1]:
-            connection.execute(insert(webhooks).values(id=made[-1], url=url, secret=new_secret(), events=",".join(events), state=ENABLED,
-                                                       created_at=now_ms()))
+            connection.execute(
+                insert(webhooks).values(
+                    id=made[-1],
+                    url=url,
+                    secret=new_secret(),
+                    events=",".join(events),
+                    state=ENABLED,
+                    created_at=now_ms(),
+                )
+            )
     return made
 
 
@@ -94,17 +131,25 @@ def _own(connection: Connection, asked: list[None]) -> list[None]:
     return asked
 
 
-def _change(connection: Connection, asked: list[tuple[str, str | None, Sequence[str] | None, bool | None]]) -> list[bool]:
+def _change(
+    connection: Connection, asked: list[tuple[str, str | None, Sequence[str] | None, bool | None]]
+) -> list[bool]:
     return [_change_one(connection, *one) for one in asked]
 
 
-def _change_one(connection: Connection, id: str, url: str | None, events: Sequence[str] | None, enabled: bool | None) -> bool:
+def _change_one(
+    connection: Connection, id: str, url: str | None, events: Sequence[str] | None, enabled: bool | None
+) -> bool:
     values: dict[str, Any] = {} if url is None else {"url": url}
     values |= {} if events is None else {"events": ",".join(events)}
     values |= {"state": ENABLED, "reason": None} if enabled else {}
     if enabled is False:
         disable(connection, id, "by request")
-    return bool(connection.execute(update(webhooks).values(**values or {"id": id}).where(webhooks.c.id == id)).rowcount)
+    return bool(
+        connection.execute(
+            update(webhooks).values(**values or {"id": id}).where(webhooks.c.id == id)
+        ).rowcount
+    )
 
 
 def _delete(connection: Connection, ids: list[str]) -> list[bool]:
@@ -119,14 +164,30 @@ def _test(connection: Connection, ids: list[str]) -> list[dict[str, Any]]:
 
 
 def _delivery(connection: Connection, id: str, number: int) -> dict[str, Any] | None:
-    row = connection.execute(select(deliveries).where(deliveries.c.number == number, deliveries.c.webhook_id == id)) \
-        .mappings().one_or_none()
+    row = (
+        connection.execute(
+            select(deliveries).where(deliveries.c.number == number, deliveries.c.webhook_id == id)
+        )
+        .mappings()
+        .one_or_none()
+    )
     return None if row is None else dict(row)
 
 
 def _replay(connection: Connection, asked: list[tuple[str, int]]) -> list[bool]:
     listening = select(webhooks.c.id).where(webhooks.c.state == ENABLED)
-    return [bool(connection.execute(
-        update(deliveries).values(state=PENDING, excused=deliveries.c.attempt, next_attempt_at=now_ms())
-        .where(deliveries.c.number == number, deliveries.c.webhook_id == id, deliveries.c.owner.is_(None),
-               deliveries.c.webhook_id.in_(listening))).rowcount) for id, number in asked]
+    return [
+        bool(
+            connection.execute(
+                update(deliveries)
+                .values(state=PENDING, excused=deliveries.c.attempt, next_attempt_at=now_ms())
+                .where(
+                    deliveries.c.number == number,
+                    deliveries.c.webhook_id == id,
+                    deliveries.c.owner.is_(None),
+                    deliveries.c.webhook_id.in_(listening),
+                )
+            ).rowcount
+        )
+        for id, number in asked
+    ]

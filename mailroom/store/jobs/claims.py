@@ -52,31 +52,71 @@ class JobClaims:
     owner: str
     lease_seconds: float
     _in_hand: set[Attempt] = field(default_factory=set, repr=False)  #: those that some thread runs
-    _suspects: set[Attempt] = field(default_factory=set, repr=False)  #: those that were ours and in no hand at the last look
+    _suspects: set[Attempt] = field(
+        default_factory=set, repr=False
+    )  #: those that were ours and in no hand at the last look
 
     def claim(self, queue: str, names: Sequence[str], *, limit: int) -> list[JobClaim]:
         """Become the owner of the oldest jobs on `queue` that are due and of these types; each begins a new attempt."""
-        due = [jobs.c.state == JobState.QUEUED, jobs.c.queue == queue, jobs.c.name.in_(names),
-               or_(jobs.c.next_attempt_at.is_(None), jobs.c.next_attempt_at <= now_ms()),
-               # One that we lost while we were paused: first its thread has to notice.
-               jobs.c.id.not_in([id for id, _ in list(self._in_hand)])]
-        found = select(jobs.c.id).where(*due).order_by(jobs.c.created_at)  # As the index has it: all that wait need not be sorted.
+        due = [
+            jobs.c.state == JobState.QUEUED,
+            jobs.c.queue == queue,
+            jobs.c.name.in_(names),
+            or_(jobs.c.next_attempt_at.is_(None), jobs.c.next_attempt_at <= now_ms()),
+            # One that we lost while we were paused: first its thread has to notice.
+            jobs.c.id.not_in([id for id, _ in list(self._in_hand)]),
+        ]
+        found = (
+            select(jobs.c.id).where(*due).order_by(jobs.c.created_at)
+        )  # As the index has it: all that wait need not be sorted.
         if not self.database.read(lambda connection: connection.scalars(found.limit(1)).first()):
             return []  # Looking takes no write lock, and most of the time there is nothing.
-        rows = self.database.write(run, (
-            update(jobs).values(state=JobState.RUNNING, owner=self.owner, attempt=jobs.c.attempt + 1, started_at=now_ms(), progress=0,
-                                step=None, next_attempt_at=None)
-            .where(jobs.c.id.in_(locked(found.limit(limit)))).returning(jobs)))  # More conditions, and all that wait are looked at.
+        rows = self.database.write(
+            run,
+            (
+                update(jobs)
+                .values(
+                    state=JobState.RUNNING,
+                    owner=self.owner,
+                    attempt=jobs.c.attempt + 1,
+                    started_at=now_ms(),
+                    progress=0,
+                    step=None,
+                    next_attempt_at=None,
+                )
+                .where(jobs.c.id.in_(locked(found.limit(limit))))
+                .returning(jobs)
+            ),
+        )  # More conditions, and all that wait are looked at.
         self._in_hand.update((row.id, row.attempt) for row in rows)
-        return [JobClaim(id=row.id, name=row.name, queue=row.queue, args=json.loads(row.args), attempt=row.attempt, excused=row.excused,
-                         timeout_seconds=row.timeout_ms / 1000, max_attempts=row.max_attempts, retry=row.retry or "")
-                for row in sorted(rows, key=lambda row: (row.created_at, row.id))]
+        return [
+            JobClaim(
+                id=row.id,
+                name=row.name,
+                queue=row.queue,
+                args=json.loads(row.args),
+                attempt=row.attempt,
+                excused=row.excused,
+                timeout_seconds=row.timeout_ms / 1000,
+                max_attempts=row.max_attempts,
+                retry=row.retry or "",
+            )
+            for row in sorted(rows, key=lambda row: (row.created_at, row.id))
+        ]
 
     def progress(self, claim: JobClaim, fraction: float, step: str) -> bool:
         """Note how far the job is, from 0 to 1; False if it is no longer ours and should end."""
-        return bool(self.database.write(run, (
-            update(jobs).values(progress=int(1000 * min(1.0, max(0.0, fraction))), step=step or None)
-            .where(*self._mine(claim)).returning(jobs.c.id))))
+        return bool(
+            self.database.write(
+                run,
+                (
+                    update(jobs)
+                    .values(progress=int(1000 * min(1.0, max(0.0, fraction))), step=step or None)
+                    .where(*self._mine(claim))
+                    .returning(jobs.c.id)
+                ),
+            )
+        )
 
     def finish(self, claim: JobClaim, end: JobEnd) -> list[str] | None:
         """Commit how the attempt ended; return the ids of messages that are queued now, or None if it was no longer ours."""
@@ -115,8 +155,16 @@ class JobClaims:
         return self.database.write(self._orphans, None) if self.database.read(self._dead) else []
 
     def _owned(self) -> set[Attempt]:
-        return self.database.read(lambda connection: {(row.id, row.attempt) for row in connection.execute(
-            select(jobs.c.id, jobs.c.attempt).where(jobs.c.owner == self.owner, jobs.c.state == JobState.RUNNING))})
+        return self.database.read(
+            lambda connection: {
+                (row.id, row.attempt)
+                for row in connection.execute(
+                    select(jobs.c.id, jobs.c.attempt).where(
+                        jobs.c.owner == self.owner, jobs.c.state == JobState.RUNNING
+                    )
+                )
+            }
+        )
 
     def _dead(self, connection: Connection) -> set[str]:
         """Without us: who was paused for longer than the lease looks before the heartbeat that says so, and is not dead."""
@@ -126,45 +174,95 @@ class JobClaims:
         return self._still(claim.id, claim.attempt)
 
     def _still(self, id: str, attempt: int) -> list[ColumnElement[bool]]:
-        return [jobs.c.id == id, jobs.c.owner == self.owner, jobs.c.attempt == attempt, jobs.c.state == JobState.RUNNING]
+        return [
+            jobs.c.id == id,
+            jobs.c.owner == self.owner,
+            jobs.c.attempt == attempt,
+            jobs.c.state == JobState.RUNNING,
+        ]
 
     def _finish(self, connection: Connection, ended: list[tuple[JobClaim, JobEnd]]) -> list[list[str] | None]:
-        return [self._end(connection, claim, end) if end.wait_seconds is None else self._try_again(connection, claim, end)
-                for claim, end in ended]
+        return [
+            self._end(connection, claim, end)
+            if end.wait_seconds is None
+            else self._try_again(connection, claim, end)
+            for claim, end in ended
+        ]
 
     def _end(self, connection: Connection, claim: JobClaim, end: JobEnd) -> list[str] | None:
         how: dict[str, Any] = {"state": end.state, "error": end.error, "result": end.result}
         if end.state is JobState.SUCCEEDED:
             how["progress"] = 1000
-        if connection.scalar(update(jobs).values(owner=None, finished_at=now_ms(), **how)
-                             .where(*self._mine(claim)).returning(jobs.c.id)) is None:
+        if (
+            connection.scalar(
+                update(jobs)
+                .values(owner=None, finished_at=now_ms(), **how)
+                .where(*self._mine(claim))
+                .returning(jobs.c.id)
+            )
+            is None
+        ):
             return None
         if end.file:
-            connection.execute(files.insert().values(id=claim.id, position=0, name=end.file.name, content_type=end.file.content_type,
-                                                     content=end.file.content))
+            connection.execute(
+                files.insert().values(
+                    id=claim.id,
+                    position=0,
+                    name=end.file.name,
+                    content_type=end.file.content_type,
+                    content=end.file.content,
+                )
+            )
         return let_go(connection, claim.id, end, attempt=claim.attempt)
 
     def _try_again(self, connection: Connection, claim: JobClaim, end: JobEnd) -> list[str] | None:
         due = now_ms() + int(1000 * (end.wait_seconds or 0))
-        if connection.scalar(update(jobs).values(state=JobState.QUEUED, owner=None, error=end.error, next_attempt_at=due)
-                             .where(*self._mine(claim)).returning(jobs.c.id)) is None:
+        if (
+            connection.scalar(
+                update(jobs)
+                .values(state=JobState.QUEUED, owner=None, error=end.error, next_attempt_at=due)
+                .where(*self._mine(claim))
+                .returning(jobs.c.id)
+            )
+            is None
+        ):
             return None
-        record(connection, [{"id": claim.id, "event": "job attempt failed", "attempt": claim.attempt, "detail": end.error}])
+        record(
+            connection,
+            [{"id": claim.id, "event": "job attempt failed", "attempt": claim.attempt, "detail": end.error}],
+        )
         return []
 
     def _orphans(self, connection: Connection, asked: list[None]) -> list[list[str]]:
         lost = [jobs.c.state == JobState.RUNNING, jobs.c.owner.in_(self._dead(connection))]
         end = JobEnd(state=JobState.FAILED, error="the worker that ran it died")
-        again = connection.execute(update(jobs).values(state=JobState.QUEUED, owner=None, progress=0, error=end.error)
-                                   .where(*lost, jobs.c.attempt - jobs.c.excused < jobs.c.max_attempts)
-                                   .returning(jobs.c.id, jobs.c.attempt)).all()
-        record(connection, [{"id": row.id, "event": "worker lost", "attempt": row.attempt, "detail": end.error} for row in again])
-        ended = connection.execute(update(jobs).values(state=end.state, owner=None, finished_at=now_ms(), error=end.error)
-                                   .where(*lost).returning(jobs.c.id, jobs.c.attempt)).all()
+        again = connection.execute(
+            update(jobs)
+            .values(state=JobState.QUEUED, owner=None, progress=0, error=end.error)
+            .where(*lost, jobs.c.attempt - jobs.c.excused < jobs.c.max_attempts)
+            .returning(jobs.c.id, jobs.c.attempt)
+        ).all()
+        record(
+            connection,
+            [
+                {"id": row.id, "event": "worker lost", "attempt": row.attempt, "detail": end.error}
+                for row in again
+            ],
+        )
+        ended = connection.execute(
+            update(jobs)
+            .values(state=end.state, owner=None, finished_at=now_ms(), error=end.error)
+            .where(*lost)
+            .returning(jobs.c.id, jobs.c.attempt)
+        ).all()
         released = [id for row in ended for id in let_go(connection, row.id, end, attempt=row.attempt)]
         return [released] * len(asked)
 
 
 def _given_back(*whose: ColumnElement[bool]) -> Any:
-    return update(jobs).values(state=JobState.QUEUED, owner=None, excused=jobs.c.excused + 1, progress=0, step=None) \
-        .where(*whose).returning(jobs.c.id)
+    return (
+        update(jobs)
+        .values(state=JobState.QUEUED, owner=None, excused=jobs.c.excused + 1, progress=0, step=None)
+        .where(*whose)
+        .returning(jobs.c.id)
+    )

@@ -111,31 +111,59 @@ class Jobs:
             return False
 
     def state(self, id: str) -> JobState | None:
-        found = self.database.read(lambda connection: connection.scalar(select(jobs.c.state).where(jobs.c.id == id)))
+        found = self.database.read(
+            lambda connection: connection.scalar(select(jobs.c.state).where(jobs.c.id == id))
+        )
         return None if found is None else JobState(found)
 
     def standing(self, id: str) -> JobStanding | None:
         """Return where the job is, and how it came there; None if there is no such job."""
         return self.database.read(lambda connection: _standing(connection, id, self.lease_seconds))
 
-    def page(self, *, limit: int, before: tuple[int, str] | None = None, state: str = "", name: str = "", queue: str = "") -> list[Any]:
+    def page(
+        self,
+        *,
+        limit: int,
+        before: tuple[int, str] | None = None,
+        state: str = "",
+        name: str = "",
+        queue: str = "",
+    ) -> list[Any]:
         """The newest jobs with these properties, created before that moment and id."""
-        wanted = [column == value for column, value in ((jobs.c.state, state), (jobs.c.name, name), (jobs.c.queue, queue)) if value]
+        wanted = [
+            column == value
+            for column, value in ((jobs.c.state, state), (jobs.c.name, name), (jobs.c.queue, queue))
+            if value
+        ]
         if before is not None:
             wanted.append(tuple_(jobs.c.created_at, jobs.c.id) < tuple_(*map(literal, before)))
-        found = select(*SUMMARY).where(*wanted).order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit)
+        found = (
+            select(*SUMMARY).where(*wanted).order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit)
+        )
         return self.database.read(lambda connection: list(connection.execute(found).mappings()))
 
     def file(self, id: str) -> Attachment | None:
         """Return the file that the job made."""
-        return self.database.read(lambda connection: next(iter(load_attachments(connection, [id]).get(id, ())), None))
+        return self.database.read(
+            lambda connection: next(iter(load_attachments(connection, [id]).get(id, ())), None)
+        )
 
     def again(self, id: str, new_id: str) -> NewJob:
         """Return the same job once more, to be accepted."""
-        row = self.database.read(lambda connection: connection.execute(select(jobs).where(jobs.c.id == id)).one())
-        return NewJob(id=new_id, name=row.name, args=json.loads(row.args), queue=row.queue, timeout_seconds=row.timeout_ms / 1000,
-                      max_attempts=row.max_attempts, retry=row.retry or "", retry_of=id,
-                      notify_on=NotifyOn(row.notify_on or NotifyOn.SUCCESS))
+        row = self.database.read(
+            lambda connection: connection.execute(select(jobs).where(jobs.c.id == id)).one()
+        )
+        return NewJob(
+            id=new_id,
+            name=row.name,
+            args=json.loads(row.args),
+            queue=row.queue,
+            timeout_seconds=row.timeout_ms / 1000,
+            max_attempts=row.max_attempts,
+            retry=row.retry or "",
+            retry_of=id,
+            notify_on=NotifyOn(row.notify_on or NotifyOn.SUCCESS),
+        )
 
     def cancel(self, id: str) -> JobState | None:
         """Take back a job that has not ended, with the message that waits for it; return the state it was in, None if it is unknown."""
@@ -144,9 +172,25 @@ class Jobs:
 
 
 _NEW_JOB = jobs.insert().values(
-    created_at=now_ms(), progress=0, attempt=0,
-    **{name: bindparam(name) for name in (
-        "id", "name", "args", "queue", "state", "error", "timeout_ms", "max_attempts", "retry", "notify_on", "retry_of")},
+    created_at=now_ms(),
+    progress=0,
+    attempt=0,
+    **{
+        name: bindparam(name)
+        for name in (
+            "id",
+            "name",
+            "args",
+            "queue",
+            "state",
+            "error",
+            "timeout_ms",
+            "max_attempts",
+            "retry",
+            "notify_on",
+            "retry_of",
+        )
+    },
 )
 
 
@@ -155,12 +199,28 @@ def is_large(job: NewJob) -> bool:
 
 
 def insert(connection: Connection, accepted: Sequence[NewJob]) -> list[bool]:
-    connection.execute(_NEW_JOB, [
-        {"id": job.id, "name": job.name, "args": json.dumps(job.args), "queue": job.queue,
-         "state": JobState.FAILED if job.failed else JobState.QUEUED, "error": job.failed or None,
-         "timeout_ms": int(job.timeout_seconds * 1000), "max_attempts": job.max_attempts, "retry": job.retry or None,
-         "notify_on": job.notify_on, "retry_of": job.retry_of} for job in accepted])
-    count(connection, {"jobs_accepted": len(accepted), "jobs_failed": sum(bool(job.failed) for job in accepted)})
+    connection.execute(
+        _NEW_JOB,
+        [
+            {
+                "id": job.id,
+                "name": job.name,
+                "args": json.dumps(job.args),
+                "queue": job.queue,
+                "state": JobState.FAILED if job.failed else JobState.QUEUED,
+                "error": job.failed or None,
+                "timeout_ms": int(job.timeout_seconds * 1000),
+                "max_attempts": job.max_attempts,
+                "retry": job.retry or None,
+                "notify_on": job.notify_on,
+                "retry_of": job.retry_of,
+            }
+            for job in accepted
+        ],
+    )
+    count(
+        connection, {"jobs_accepted": len(accepted), "jobs_failed": sum(bool(job.failed) for job in accepted)}
+    )
     return [True] * len(accepted)
 
 
@@ -169,11 +229,20 @@ def let_go(connection: Connection, job_id: str, end: JobEnd, *, attempt: int | N
     record(connection, [{"id": job_id, "event": f"job {end.state}", "attempt": attempt, "detail": end.error}])
     wanted_on = connection.scalar(select(jobs.c.notify_on).where(jobs.c.id == job_id))
     state, reason = _fate(end, wanted_on)
-    ids = list(connection.scalars(
-        update(messages).values(state=state, reason=reason)
-        .where(messages.c.job_id == job_id, messages.c.state == State.WAITING).returning(messages.c.id)))
+    ids = list(
+        connection.scalars(
+            update(messages)
+            .values(state=state, reason=reason)
+            .where(messages.c.job_id == job_id, messages.c.state == State.WAITING)
+            .returning(messages.c.id)
+        )
+    )
     if ids and state is not State.QUEUED:
-        connection.execute(update(recipients).values(state=state).where(recipients.c.id.in_(ids), recipients.c.state == State.QUEUED))
+        connection.execute(
+            update(recipients)
+            .values(state=state)
+            .where(recipients.c.id.in_(ids), recipients.c.state == State.QUEUED)
+        )
     tell(connection, [{"id": id, "event": state, "detail": reason} for id in ids])
     count_events(connection, [state] * len(ids))
     return ids if state is State.QUEUED else []
@@ -184,7 +253,11 @@ def _fate(end: JobEnd, wanted_on: str | None) -> tuple[State, str | None]:
     if end.state is JobState.CANCELED:
         return State.CANCELED, "its job was canceled"
     if end.state is JobState.SUCCEEDED:
-        return (State.CANCELED, "its job succeeded, and it is for a failure") if wanted_on == NotifyOn.FAILURE else (State.QUEUED, None)
+        return (
+            (State.CANCELED, "its job succeeded, and it is for a failure")
+            if wanted_on == NotifyOn.FAILURE
+            else (State.QUEUED, None)
+        )
     if wanted_on in (NotifyOn.FAILURE, NotifyOn.BOTH):
         return State.QUEUED, None
     return State.FAILED, f"its job {end.state}: {end.error}"
@@ -193,25 +266,54 @@ def _fate(end: JobEnd, wanted_on: str | None) -> tuple[State, str | None]:
 def _cancel(connection: Connection, ids: list[str]) -> list[JobState | None]:
     found: list[JobState | None] = []
     for id in ids:
-        row = connection.execute(select(jobs.c.state, jobs.c.attempt).where(jobs.c.id == id).with_for_update()).one_or_none()
+        row = connection.execute(
+            select(jobs.c.state, jobs.c.attempt).where(jobs.c.id == id).with_for_update()
+        ).one_or_none()
         found.append(row and JobState(row.state))
         if row and row.state not in FINAL:
-            connection.execute(update(jobs).values(state=JobState.CANCELED, owner=None, finished_at=now_ms(), next_attempt_at=None)
-                               .where(jobs.c.id == id))
+            connection.execute(
+                update(jobs)
+                .values(state=JobState.CANCELED, owner=None, finished_at=now_ms(), next_attempt_at=None)
+                .where(jobs.c.id == id)
+            )
             let_go(connection, id, JobEnd(state=JobState.CANCELED), attempt=row.attempt or None)
     return found
 
 
 def _standing(connection: Connection, id: str, lease_seconds: float) -> JobStanding | None:
-    row = connection.execute(select(jobs, now_ms().label("now")).where(jobs.c.id == id)).mappings().one_or_none()
+    row = (
+        connection.execute(select(jobs, now_ms().label("now")).where(jobs.c.id == id))
+        .mappings()
+        .one_or_none()
+    )
     if row is None:
         return None
-    message = connection.execute(select(messages.c.id, messages.c.state).where(messages.c.job_id == id, messages.c.resent_of.is_(None))) \
-        .mappings().one_or_none()
-    file = connection.execute(select(files.c.name, files.c.content_type, func.length(files.c.content).label("size"))
-                              .where(files.c.id == id)).mappings().one_or_none()
+    message = (
+        connection.execute(
+            select(messages.c.id, messages.c.state).where(
+                messages.c.job_id == id, messages.c.resent_of.is_(None)
+            )
+        )
+        .mappings()
+        .one_or_none()
+    )
+    file = (
+        connection.execute(
+            select(files.c.name, files.c.content_type, func.length(files.c.content).label("size")).where(
+                files.c.id == id
+            )
+        )
+        .mappings()
+        .one_or_none()
+    )
     told = connection.execute(select(events).where(events.c.id == id).order_by(events.c.number)).mappings()
     serving = connection.scalars(select(workers.c.queues).where(is_alive(lease_seconds)))
     served = any(row["queue"] in queues.split(",") for queues in serving)
-    return JobStanding(now=row["now"], row=dict(row), message=dict(message) if message else None, file=dict(file) if file else None,
-                       events=[dict(event) for event in told], served=served)
+    return JobStanding(
+        now=row["now"],
+        row=dict(row),
+        message=dict(message) if message else None,
+        file=dict(file) if file else None,
+        events=[dict(event) for event in told],
+        served=served,
+    )

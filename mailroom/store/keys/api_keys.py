@@ -57,7 +57,9 @@ class ApiKey:
     def may_send_from(self, address: str) -> bool:
         """A domain's subdomains are other domains; case does not matter."""
         address = address.lower()
-        return not self.senders or any(address == sender or (sender[0] == "@" and address.endswith(sender)) for sender in self.senders)
+        return not self.senders or any(
+            address == sender or (sender[0] == "@" and address.endswith(sender)) for sender in self.senders
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,13 +89,26 @@ class ApiKeys:
         self.database = database
         self._last = _Read(float("-inf"), None)
         self._reading = threading.Lock()
-        self._noted: dict[str, tuple[float, threading.Thread]] = {}  #: by id: when its use was last written down, and by whom
+        self._noted: dict[
+            str, tuple[float, threading.Thread]
+        ] = {}  #: by id: when its use was last written down, and by whom
 
-    def create(self, name: str, *, scopes: Sequence[Scope], senders: Sequence[str] = (),
-               per_minute: int | None = None) -> tuple[str, ApiKey]:
+    def create(
+        self,
+        name: str,
+        *,
+        scopes: Sequence[Scope],
+        senders: Sequence[str] = (),
+        per_minute: int | None = None,
+    ) -> tuple[str, ApiKey]:
         """Make a key; the first of the two is the only copy of it that there will be."""
-        key = ApiKey(id="".join(secrets.choice(_ID_CHARACTERS) for _ in range(8)), name=name, scopes=frozenset(scopes),
-                     senders=tuple(sender.lower() for sender in senders), per_minute=per_minute)
+        key = ApiKey(
+            id="".join(secrets.choice(_ID_CHARACTERS) for _ in range(8)),
+            name=name,
+            scopes=frozenset(scopes),
+            senders=tuple(sender.lower() for sender in senders),
+            per_minute=per_minute,
+        )
         secret = f"ma_{key.id}_{secrets.token_urlsafe(32)}"
         self.database.write(_insert, (key, hashed(secret)))
         self._last = _Read(float("-inf"), self._last.usable)  # So that this process knows it at once.
@@ -101,8 +116,12 @@ class ApiKeys:
 
     def every(self) -> list[KeyRow]:
         """All that were ever made, the oldest first."""
-        return self.database.read(lambda connection: [
-            _row(row) for row in connection.execute(select(keys).order_by(keys.c.created_at, keys.c.id)).mappings()])
+        return self.database.read(
+            lambda connection: [
+                _row(row)
+                for row in connection.execute(select(keys).order_by(keys.c.created_at, keys.c.id)).mappings()
+            ]
+        )
 
     def revoke(self, id: str) -> KeyRow:
         """End a key for good; once more does nothing. Raises UnknownKey."""
@@ -187,29 +206,65 @@ def _all_usable(connection: Connection) -> dict[str, KeyRow]:
 
 
 def _row(row: Any) -> KeyRow:
-    key = ApiKey(id=row["id"], name=row["name"], scopes=frozenset(Scope(scope) for scope in row["scopes"].split(",")),
-                 senders=tuple(filter(None, row["senders"].split(","))), per_minute=row["per_minute"])
-    return KeyRow(key=key, hash=row["hash"], created_at=row["created_at"], used_at=row["used_at"], revoked_at=row["revoked_at"])
+    key = ApiKey(
+        id=row["id"],
+        name=row["name"],
+        scopes=frozenset(Scope(scope) for scope in row["scopes"].split(",")),
+        senders=tuple(filter(None, row["senders"].split(","))),
+        per_minute=row["per_minute"],
+    )
+    return KeyRow(
+        key=key,
+        hash=row["hash"],
+        created_at=row["created_at"],
+        used_at=row["used_at"],
+        revoked_at=row["revoked_at"],
+    )
 
 
 def _insert(connection: Connection, made: list[tuple[ApiKey, str]]) -> list[None]:
-    connection.execute(keys.insert().values(created_at=now_ms()), [
-        {"id": key.id, "hash": hash, "name": key.name, "scopes": ",".join(sorted(key.scopes)), "senders": ",".join(key.senders),
-         "per_minute": key.per_minute} for key, hash in made])
+    connection.execute(
+        keys.insert().values(created_at=now_ms()),
+        [
+            {
+                "id": key.id,
+                "hash": hash,
+                "name": key.name,
+                "scopes": ",".join(sorted(key.scopes)),
+                "senders": ",".join(key.senders),
+                "per_minute": key.per_minute,
+            }
+            for key, hash in made
+        ],
+    )
     return [None] * len(made)
 
 
 def _revoke(connection: Connection, ids: list[str]) -> list[KeyRow | None]:
     found: list[KeyRow | None] = []
     for id in ids:
-        row = connection.execute(update(keys).where(keys.c.id == id).values(
-            revoked_at=func.coalesce(keys.c.revoked_at, now_ms())).returning(keys)).mappings().one_or_none()
+        row = (
+            connection.execute(
+                update(keys)
+                .where(keys.c.id == id)
+                .values(revoked_at=func.coalesce(keys.c.revoked_at, now_ms()))
+                .returning(keys)
+            )
+            .mappings()
+            .one_or_none()
+        )
         found.append(_row(row) if row else None)
     return found
 
 
 def _set_used(connection: Connection, ids: list[str]) -> list[None]:
     """Not where another process has just done so."""
-    connection.execute(update(keys).values(used_at=now_ms()).where(
-        keys.c.id.in_(ids), or_(keys.c.used_at.is_(None), keys.c.used_at < now_ms() - int(USED_SECONDS * 1000))))
+    connection.execute(
+        update(keys)
+        .values(used_at=now_ms())
+        .where(
+            keys.c.id.in_(ids),
+            or_(keys.c.used_at.is_(None), keys.c.used_at < now_ms() - int(USED_SECONDS * 1000)),
+        )
+    )
     return [None] * len(ids)

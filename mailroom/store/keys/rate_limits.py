@@ -45,8 +45,10 @@ class RateLimited(MailroomError):
 
     def __init__(self, rate: Rate) -> None:
         self.rate = rate
-        super().__init__(f"expected at most {rate.per_minute} messages a minute, got {rate.count} more; "
-                         f"there is room for {'them' if rate.count > 1 else 'it'} in {rate.retry_seconds} s")
+        super().__init__(
+            f"expected at most {rate.per_minute} messages a minute, got {rate.count} more; "
+            f"there is room for {'them' if rate.count > 1 else 'it'} in {rate.retry_seconds} s"
+        )
 
 
 def debit(connection: Connection, charges: Sequence[Charge | None]) -> list[bool]:
@@ -63,7 +65,9 @@ def debit(connection: Connection, charges: Sequence[Charge | None]) -> list[bool
     for charge in limited:
         charge.rate, full_at[charge.key_id] = _take(charge, full_at[charge.key_id], now)
     if taken := [{"id": id, "at": at} for id, at in full_at.items() if at != before[id]]:
-        connection.execute(rates.update().where(rates.c.key_id == bindparam("id")).values(full_at=bindparam("at")), taken)
+        connection.execute(
+            rates.update().where(rates.c.key_id == bindparam("id")).values(full_at=bindparam("at")), taken
+        )
     return [charge is None or charge.rate is None or charge.rate.passed for charge in charges]
 
 
@@ -71,12 +75,20 @@ def _take(charge: Charge, full_at: int, now: int) -> tuple[Rate, int]:
     """All in nanoseconds, so that a limit that does not divide a minute lets exactly its number pass."""
     each = _WINDOW_NS // charge.per_minute
     burst = each * charge.per_minute
-    full_at = min(max(full_at, now), now + burst)  # A clock that was put back must not shut anybody out for longer.
+    full_at = min(
+        max(full_at, now), now + burst
+    )  # A clock that was put back must not shut anybody out for longer.
     wanted = full_at + each * charge.count
     passed = wanted - now <= burst
     full_at = wanted if passed else full_at
-    return Rate(per_minute=charge.per_minute, count=charge.count, passed=passed, remaining=max(0, burst - (full_at - now)) // each,
-                full_seconds=_seconds(full_at - now), retry_seconds=0 if passed else _seconds(wanted - now - burst)), full_at
+    return Rate(
+        per_minute=charge.per_minute,
+        count=charge.count,
+        passed=passed,
+        remaining=max(0, burst - (full_at - now)) // each,
+        full_seconds=_seconds(full_at - now),
+        retry_seconds=0 if passed else _seconds(wanted - now - burst),
+    ), full_at
 
 
 def _seconds(ns: int) -> int:
@@ -94,7 +106,9 @@ def _lock(connection: Connection, ids: Iterable[str]) -> tuple[dict[str, int], i
         one = select(rates.c.full_at, now_ms().label("now")).where(rates.c.key_id == id).with_for_update()
         row = connection.execute(one).one_or_none()
         if row is None:
-            connection.execute(insertion(connection, rates).values(key_id=id, full_at=0).on_conflict_do_nothing())
+            connection.execute(
+                insertion(connection, rates).values(key_id=id, full_at=0).on_conflict_do_nothing()
+            )
             row = connection.execute(one).one()
         found[id], now = row.full_at, max(now, row.now * 10**6)
     return found, now

@@ -28,7 +28,9 @@ class Expiry:
 
         `expires_at` is then forgotten, of those that ended earlier too: the index of what can still expire stays small.
         """
-        if not self.database.read(lambda connection: connection.scalars(select(messages.c.id).where(*_due).limit(1)).first()):
+        if not self.database.read(
+            lambda connection: connection.scalars(select(messages.c.id).where(*_due).limit(1)).first()
+        ):
             return 0  # Looking takes no write lock, and most of the time there is nothing.
         return self.database.write(_expire, limit, alone=True)
 
@@ -38,16 +40,36 @@ def _expire(connection: Connection, limits: list[int]) -> list[int]:
 
 
 def _expire_some(connection: Connection, limit: int) -> int:
-    rows = connection.execute(select(messages.c.id, messages.c.state, messages.c.expires_at).where(*_due)
-                              .order_by(messages.c.expires_at).limit(limit).with_for_update(skip_locked=True)).all()
-    connection.execute(update(messages).values(expires_at=None).where(messages.c.id.in_([row.id for row in rows])))
+    rows = connection.execute(
+        select(messages.c.id, messages.c.state, messages.c.expires_at)
+        .where(*_due)
+        .order_by(messages.c.expires_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    ).all()
+    connection.execute(
+        update(messages).values(expires_at=None).where(messages.c.id.in_([row.id for row in rows]))
+    )
     expired = [row for row in rows if row.state in EXPIRING]
     if expired:
         ids = [row.id for row in expired]
-        connection.execute(update(messages).values(state=State.EXPIRED, reason=REASON, next_attempt_at=None, parked=None)
-                           .where(messages.c.id.in_(ids), messages.c.state.in_(EXPIRING)))
-        connection.execute(update(recipients).values(state=State.EXPIRED).where(recipients.c.id.in_(ids), recipients.c.state.in_(OPEN)))
-        record(connection, [{"id": row.id, "event": "expired", "detail": f"expires_at was {_said(row.expires_at)}"} for row in expired])
+        connection.execute(
+            update(messages)
+            .values(state=State.EXPIRED, reason=REASON, next_attempt_at=None, parked=None)
+            .where(messages.c.id.in_(ids), messages.c.state.in_(EXPIRING))
+        )
+        connection.execute(
+            update(recipients)
+            .values(state=State.EXPIRED)
+            .where(recipients.c.id.in_(ids), recipients.c.state.in_(OPEN))
+        )
+        record(
+            connection,
+            [
+                {"id": row.id, "event": "expired", "detail": f"expires_at was {_said(row.expires_at)}"}
+                for row in expired
+            ],
+        )
     return len(expired)
 
 

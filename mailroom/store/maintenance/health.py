@@ -17,10 +17,14 @@ log = logging.getLogger("mailasync.outbox")
 TRIED_SECONDS = 1.0
 
 _SQLITE = "SELECT 'SQLite ' || sqlite_version(), (SELECT page_count FROM pragma_page_count) * (SELECT page_size FROM pragma_page_size)"
-_POSTGRESQL = "SELECT 'PostgreSQL ' || current_setting('server_version'), pg_database_size(current_database())"
+_POSTGRESQL = (
+    "SELECT 'PostgreSQL ' || current_setting('server_version'), pg_database_size(current_database())"
+)
 
-_DURABILITY = "SELECT " + ", ".join(f"current_setting('{name}') AS {name}" for name in (
-    "fsync", "synchronous_commit", "synchronous_standby_names"))
+_DURABILITY = "SELECT " + ", ".join(
+    f"current_setting('{name}') AS {name}"
+    for name in ("fsync", "synchronous_commit", "synchronous_standby_names")
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ def vitals(database: Database) -> Vitals:
     def look(connection: Connection) -> Vitals:
         row = connection.execute(text(_SQLITE if connection.dialect.name == "sqlite" else _POSTGRESQL)).one()
         return Vitals(row[0], int(row[1]))
+
     return database.read(look)
 
 
@@ -51,12 +56,16 @@ class Durability:
         if self.fsync == "off":
             found.append("fsync is off, so that accepted mail is lost in a power cut: set it to on")
         if self.synchronous_commit == "off":
-            found.append("synchronous_commit is off, so that accepted mail is lost if the server crashes: "
-                         "set it to on, as by `ALTER ROLE name SET synchronous_commit = 'on'`")
+            found.append(
+                "synchronous_commit is off, so that accepted mail is lost if the server crashes: "
+                "set it to on, as by `ALTER ROLE name SET synchronous_commit = 'on'`"
+            )
         if self.hosts > 1 and not self._waits_for_standby:
-            found.append("the URL names several hosts, and no commit waits for the stand-by, so that accepted mail "
-                         "is lost and other mail sent twice when it takes over: set synchronous_standby_names, or "
-                         "stop all and run `flask db restored` then")
+            found.append(
+                "the URL names several hosts, and no commit waits for the stand-by, so that accepted mail "
+                "is lost and other mail sent twice when it takes over: set synchronous_standby_names, or "
+                "stop all and run `flask db restored` then"
+            )
         return found
 
     @property

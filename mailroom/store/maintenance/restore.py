@@ -44,23 +44,48 @@ def hold(database: Database, *, lease_seconds: float) -> Restored:
 
     def work(connection: Connection) -> None:
         if name := connection.scalar(select(workers.c.name).where(is_alive(lease_seconds)).limit(1)):
-            raise StillRunning(f"worker {name} was seen less than {lease_seconds:g} s ago; stop every worker and web process, wait that "
-                               "long and try again")
+            raise StillRunning(
+                f"worker {name} was seen less than {lease_seconds:g} s ago; stop every worker and web process, wait that "
+                "long and try again"
+            )
         outbox_id = str(uuid4())
         ended = _end_jobs(connection)
-        done.append(Restored(jobs=ended, failed=_fail_what_told_of_success(connection), held=_hold(connection), outbox_id=outbox_id))
+        done.append(
+            Restored(
+                jobs=ended,
+                failed=_fail_what_told_of_success(connection),
+                held=_hold(connection),
+                outbox_id=outbox_id,
+            )
+        )
         connection.execute(update(identity).values(outbox_id=outbox_id))
         connection.execute(delete(workers))
+
     database.transaction(work)
     return done[0]
 
 
 def _end_jobs(connection: Connection) -> int:
     unended = jobs.c.state.not_in(JOB_FINAL)
-    connection.execute(insert(events).from_select(["id", "at", "event", "attempt", "detail"], select(
-        jobs.c.id, now_ms(), literal(f"job {JobState.FAILED}"), func.nullif(jobs.c.attempt, 0), literal(JOB_ERROR)).where(unended)))
-    return connection.execute(update(jobs).where(unended).values(
-        state=JobState.FAILED, error=JOB_ERROR, owner=None, next_attempt_at=None, finished_at=now_ms())).rowcount
+    connection.execute(
+        insert(events).from_select(
+            ["id", "at", "event", "attempt", "detail"],
+            select(
+                jobs.c.id,
+                now_ms(),
+                literal(f"job {JobState.FAILED}"),
+                func.nullif(jobs.c.attempt, 0),
+                literal(JOB_ERROR),
+            ).where(unended),
+        )
+    )
+    return connection.execute(
+        update(jobs)
+        .where(unended)
+        .values(
+            state=JobState.FAILED, error=JOB_ERROR, owner=None, next_attempt_at=None, finished_at=now_ms()
+        )
+    ).rowcount
 
 
 def _fail_what_told_of_success(connection: Connection) -> int:
@@ -68,16 +93,47 @@ def _fail_what_told_of_success(connection: Connection) -> int:
 
     Let go by itself, it would tell what is not so.
     """
-    waits = (messages.c.state == State.WAITING, exists().where(jobs.c.id == messages.c.job_id, or_(
-        jobs.c.notify_on.is_(None), jobs.c.notify_on == NotifyOn.SUCCESS)))
-    connection.execute(update(recipients).values(state=State.FAILED).where(recipients.c.id.in_(select(messages.c.id).where(*waits))))
-    return connection.execute(update(messages).where(*waits).values(state=State.FAILED, reason=f"its job failed: {JOB_ERROR}")).rowcount
+    waits = (
+        messages.c.state == State.WAITING,
+        exists().where(
+            jobs.c.id == messages.c.job_id,
+            or_(jobs.c.notify_on.is_(None), jobs.c.notify_on == NotifyOn.SUCCESS),
+        ),
+    )
+    connection.execute(
+        update(recipients)
+        .values(state=State.FAILED)
+        .where(recipients.c.id.in_(select(messages.c.id).where(*waits)))
+    )
+    return connection.execute(
+        update(messages).where(*waits).values(state=State.FAILED, reason=f"its job failed: {JOB_ERROR}")
+    ).rowcount
 
 
 def _hold(connection: Connection) -> int:
     moving = messages.c.state.not_in([*FINAL, State.HELD])
-    connection.execute(insert(events).from_select(["id", "at", "event", "attempt", "detail"], select(
-        messages.c.id, now_ms(), literal(str(State.HELD)), func.nullif(messages.c.attempt, 0), literal(HELD_BECAUSE)).where(moving)))
-    return connection.execute(update(messages).where(moving).values(
-        state=State.HELD, owner=None, next_attempt_at=None, published_at=None, parked=None, crashes=0,
-        reason=f"{HELD_BECAUSE}: it may have been sent since")).rowcount
+    connection.execute(
+        insert(events).from_select(
+            ["id", "at", "event", "attempt", "detail"],
+            select(
+                messages.c.id,
+                now_ms(),
+                literal(str(State.HELD)),
+                func.nullif(messages.c.attempt, 0),
+                literal(HELD_BECAUSE),
+            ).where(moving),
+        )
+    )
+    return connection.execute(
+        update(messages)
+        .where(moving)
+        .values(
+            state=State.HELD,
+            owner=None,
+            next_attempt_at=None,
+            published_at=None,
+            parked=None,
+            crashes=0,
+            reason=f"{HELD_BECAUSE}: it may have been sent since",
+        )
+    ).rowcount

@@ -10,7 +10,21 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Connection, Table, and_, delete, exists, func, literal, or_, select, text, tuple_
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    Table,
+    and_,
+    delete,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+    text,
+    tuple_,
+)
 
 from mailroom.model.message import FINAL
 from mailroom.store.db.database import Database
@@ -105,7 +119,9 @@ class Retention:
                 count = self._step(table, limit)
                 more = table.name in self._places
                 yield (0, count) if number else (count, 0)
-                time.sleep(time.monotonic() - started)  # Half of the time is for the others, who on SQLite wait for the same lock.
+                time.sleep(
+                    time.monotonic() - started
+                )  # Half of the time is for the others, who on SQLite wait for the same lock.
 
     def old(self) -> tuple[int, int]:
         """Count the messages, and the jobs without one, that can go now."""
@@ -121,8 +137,13 @@ class Retention:
         """Look without a lock, and take one only if there is something to delete."""
         place = self._places.get(table.name, START)
         batch = self.database.read(partial(self._look, table, place, limit))
-        count = self.database.write(self._delete_messages if table is messages else self._delete_jobs, batch.ids, alone=True) \
-            if batch.ids else 0
+        count = (
+            self.database.write(
+                self._delete_messages if table is messages else self._delete_jobs, batch.ids, alone=True
+            )
+            if batch.ids
+            else 0
+        )
         if count is None:
             return 0  # Another process is at it; the next time we look at the same rows again.
         if batch.is_last:
@@ -136,8 +157,13 @@ class Retention:
         gone = _message_can_go(until) if table is messages else _job_can_go(until)
         rows = connection.execute(
             select(table.c.id, table.c.created_at, gone.label("gone"))
-            .where(table.c.created_at < until, tuple_(table.c.created_at, table.c.id) > tuple_(*map(literal, place)))
-            .order_by(table.c.created_at, table.c.id).limit(limit)).all()
+            .where(
+                table.c.created_at < until,
+                tuple_(table.c.created_at, table.c.id) > tuple_(*map(literal, place)),
+            )
+            .order_by(table.c.created_at, table.c.id)
+            .limit(limit)
+        ).all()
         end = (rows[-1].created_at, rows[-1].id) if rows else place
         return PurgeBatch(end, [row.id for row in rows if row.gone], len(rows) < limit)
 
@@ -149,8 +175,11 @@ class Retention:
 
     def _delete_messages_of(self, connection: Connection, ids: list[str]) -> int:
         # Looked at anew: somebody may have had one sent again meanwhile.
-        rows = connection.execute(delete(messages).where(messages.c.id.in_(ids), _message_can_go(self._until(connection)))
-                                  .returning(messages.c.id, messages.c.job_id)).all()
+        rows = connection.execute(
+            delete(messages)
+            .where(messages.c.id.in_(ids), _message_can_go(self._until(connection)))
+            .returning(messages.c.id, messages.c.job_id)
+        ).all()
         if rows:
             self._delete_belongings(connection, [row.id for row in rows])
             self._delete_jobs_of(connection, [row.job_id for row in rows if row.job_id])
@@ -162,7 +191,13 @@ class Retention:
     def _delete_jobs_of(self, connection: Connection, ids: list[str]) -> int:
         if not ids:
             return 0
-        gone = list(connection.scalars(delete(jobs).where(jobs.c.id.in_(ids), _job_can_go(self._until(connection))).returning(jobs.c.id)))
+        gone = list(
+            connection.scalars(
+                delete(jobs)
+                .where(jobs.c.id.in_(ids), _job_can_go(self._until(connection)))
+                .returning(jobs.c.id)
+            )
+        )
         if gone:
             self._delete_belongings(connection, gone)
         return len(gone)
@@ -190,8 +225,11 @@ def _message_can_go(until: int) -> ColumnElement[bool]:
     A message has no column for its end; its last event, or without one its beginning, stands for that.
     """
     return and_(
-        messages.c.state.in_(FINAL), messages.c.created_at < until, ~exists().where(events.c.id == messages.c.id, events.c.at >= until),
-        or_(messages.c.job_id.is_(None), ~exists().where(jobs.c.id == messages.c.job_id, ~_job_ended(until))))
+        messages.c.state.in_(FINAL),
+        messages.c.created_at < until,
+        ~exists().where(events.c.id == messages.c.id, events.c.at >= until),
+        or_(messages.c.job_id.is_(None), ~exists().where(jobs.c.id == messages.c.job_id, ~_job_ended(until))),
+    )
 
 
 def _job_can_go(until: int) -> ColumnElement[bool]:
@@ -209,18 +247,26 @@ def _job_ended(until: int) -> ColumnElement[bool]:
 def _small_tables(connection: Connection) -> list[tuple[Table, tuple[Column[Any], ...], ColumnElement[bool]]]:
     """The small tables, each with its key and what is too old in it."""
     now = _now(connection)
-    return [(idempotency, (idempotency.c.owner, idempotency.c.key), idempotency.c.created_at < now - KEYS_MS),
-            (usage, (usage.c.account, usage.c.bucket), usage.c.bucket < (now - USAGE_MS) // USAGE_BUCKET_MS),
-            (workers, (workers.c.id,), workers.c.seen_at < now - FORGET_AFTER_MS),
-            (deliveries, (deliveries.c.number,), and_(deliveries.c.message_id.is_(None), deliveries.c.at < now - TESTS_MS)),
-            (signed_out, (signed_out.c.id,), signed_out.c.at < now - SIGNED_OUT_MS),
-            (samples, (samples.c.minute,), samples.c.minute < now // MINUTE_MS - KEPT_MINUTES),
-            (tallies, (tallies.c.minute, tallies.c.event, tallies.c.source), is_old(now))]
+    return [
+        (idempotency, (idempotency.c.owner, idempotency.c.key), idempotency.c.created_at < now - KEYS_MS),
+        (usage, (usage.c.account, usage.c.bucket), usage.c.bucket < (now - USAGE_MS) // USAGE_BUCKET_MS),
+        (workers, (workers.c.id,), workers.c.seen_at < now - FORGET_AFTER_MS),
+        (
+            deliveries,
+            (deliveries.c.number,),
+            and_(deliveries.c.message_id.is_(None), deliveries.c.at < now - TESTS_MS),
+        ),
+        (signed_out, (signed_out.c.id,), signed_out.c.at < now - SIGNED_OUT_MS),
+        (samples, (samples.c.minute,), samples.c.minute < now // MINUTE_MS - KEPT_MINUTES),
+        (tallies, (tallies.c.minute, tallies.c.event, tallies.c.source), is_old(now)),
+    ]
 
 
 def _has_small(connection: Connection) -> bool:
-    return any(connection.execute(select(literal(1)).select_from(table).where(old).limit(1)).first()
-               for table, _, old in _small_tables(connection))
+    return any(
+        connection.execute(select(literal(1)).select_from(table).where(old).limit(1)).first()
+        for table, _, old in _small_tables(connection)
+    )
 
 
 def _delete_small(connection: Connection, limits: list[int | None]) -> list[None]:

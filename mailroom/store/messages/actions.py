@@ -47,15 +47,30 @@ class Action:
     recipients_then: State = State.QUEUED
 
 
-CANCEL = Action(event="canceled", states=(State.WAITING, State.SCHEDULED, State.QUEUED, State.DEFERRED, State.HELD), then=State.CANCELED,
-                recipients_then=State.CANCELED)
+CANCEL = Action(
+    event="canceled",
+    states=(State.WAITING, State.SCHEDULED, State.QUEUED, State.DEFERRED, State.HELD),
+    then=State.CANCELED,
+    recipients_then=State.CANCELED,
+)
 HOLD = Action(event="held", states=(State.SCHEDULED, State.QUEUED, State.DEFERRED), then=State.HELD)
-RESCHEDULE = Action(event="rescheduled", states=(State.SCHEDULED, State.QUEUED, State.DEFERRED), then=State.SCHEDULED)
-RELEASE = Action(event="released", states=(State.HELD, State.UNCERTAIN), then=State.QUEUED, recipients=(*OPEN, State.UNCERTAIN))
+RESCHEDULE = Action(
+    event="rescheduled", states=(State.SCHEDULED, State.QUEUED, State.DEFERRED), then=State.SCHEDULED
+)
+RELEASE = Action(
+    event="released",
+    states=(State.HELD, State.UNCERTAIN),
+    then=State.QUEUED,
+    recipients=(*OPEN, State.UNCERTAIN),
+)
 RETRY_NOW = Action(event="retried", states=(State.SCHEDULED, State.DEFERRED), then=State.QUEUED)
 #: Of one that was sent: to those whom the next hop refused.
-RETRY_ENDED = Action(event="retried", states=(State.FAILED, State.EXPIRED, State.SENT), then=State.QUEUED,
-                     recipients=(*OPEN, State.FAILED, State.EXPIRED))
+RETRY_ENDED = Action(
+    event="retried",
+    states=(State.FAILED, State.EXPIRED, State.SENT),
+    then=State.QUEUED,
+    recipients=(*OPEN, State.FAILED, State.EXPIRED),
+)
 RESENDABLE = tuple(state for state in State if state in FINAL)
 
 
@@ -102,7 +117,11 @@ class Actions:
         return released
 
     def _held(self, after: str) -> Sequence[str]:
-        held = select(messages.c.id).where(messages.c.state == State.HELD, messages.c.id > after).order_by(messages.c.id)
+        held = (
+            select(messages.c.id)
+            .where(messages.c.state == State.HELD, messages.c.id > after)
+            .order_by(messages.c.id)
+        )
         return self.database.read(lambda connection: connection.scalars(held.limit(RELEASE_MAX)).all())
 
     def reschedule(self, id: str, *, at: int | None = None, delay_seconds: float = 0) -> None:
@@ -118,7 +137,9 @@ class Actions:
 
     def resend(self, id: str, new_id: str, *, message_id: str, kept: Kept | None = None) -> None:
         """Send it once more to all, as a new message; the old one stays as it is. Also raises KeyTaken."""
-        refused = self.database.write(_resend, _Resend(id=id, new_id=new_id, message_id=message_id, kept=kept), alone=True)
+        refused = self.database.write(
+            _resend, _Resend(id=id, new_id=new_id, message_id=message_id, kept=kept), alone=True
+        )
         if refused:
             raise refused
 
@@ -134,16 +155,25 @@ def _act(connection: Connection, all_asked: list[_Asked]) -> list[MailroomError 
 
 
 def _release(connection: Connection, chunks: list[Sequence[str]]) -> list[int]:
-    return [sum(_act_one(connection, _Asked(id=id, actions=(RELEASE,))) is None for id in ids) for ids in chunks]
+    return [
+        sum(_act_one(connection, _Asked(id=id, actions=(RELEASE,))) is None for id in ids) for ids in chunks
+    ]
 
 
 def _act_one(connection: Connection, asked: _Asked) -> MailroomError | None:
     _lock_job(connection, asked.id)
     for action in asked.actions:
-        done = update(messages).values(**_values(asked, action)).where(messages.c.id == asked.id, *_conditions(asked, action))
+        done = (
+            update(messages)
+            .values(**_values(asked, action))
+            .where(messages.c.id == asked.id, *_conditions(asked, action))
+        )
         if connection.execute(done).rowcount:
-            connection.execute(update(recipients).values(state=action.recipients_then).where(
-                recipients.c.id == asked.id, recipients.c.state.in_(action.recipients)))
+            connection.execute(
+                update(recipients)
+                .values(state=action.recipients_then)
+                .where(recipients.c.id == asked.id, recipients.c.state.in_(action.recipients))
+            )
             record(connection, [{"id": asked.id, "event": action.event}])
             return None
     return _refusal(connection, asked)
@@ -155,8 +185,10 @@ def _conditions(asked: _Asked, action: Action) -> list[Any]:
     if action.then is State.QUEUED:
         conditions.append(exists().where(contents.c.id == messages.c.id))
     if action is RETRY_ENDED:
-        conditions += [_has_recipients(State.FAILED, State.EXPIRED),
-                       or_(messages.c.job_id.is_(None), messages.c.attempt > 0, _job_is(JobState.SUCCEEDED, *JOB_OPEN))]
+        conditions += [
+            _has_recipients(State.FAILED, State.EXPIRED),
+            or_(messages.c.job_id.is_(None), messages.c.attempt > 0, _job_is(JobState.SUCCEEDED, *JOB_OPEN)),
+        ]
     if action is RESCHEDULE:
         conditions.append(or_(messages.c.expires_at.is_(None), messages.c.expires_at > _moment(asked)))
     return conditions
@@ -167,9 +199,16 @@ def _values(asked: _Asked, action: Action) -> dict[str, Any]:
 
     Attempts are never counted anew, as a claim is known by its number: those before are excused instead.
     """
-    values: dict[str, Any] = {"state": action.then, "next_attempt_at": None, "published_at": None, "parked": None}
+    values: dict[str, Any] = {
+        "state": action.then,
+        "next_attempt_at": None,
+        "published_at": None,
+        "parked": None,
+    }
     if action is CANCEL:
-        values["reason"] = case((messages.c.state == State.WAITING, "by request; its job goes on"), else_="by request")
+        values["reason"] = case(
+            (messages.c.state == State.WAITING, "by request; its job goes on"), else_="by request"
+        )
     if action is HOLD:
         values["reason"] = "a person stopped it, and a person lets it go"
     if action is RESCHEDULE:
@@ -180,12 +219,17 @@ def _values(asked: _Asked, action: Action) -> dict[str, Any]:
             "state": _queued_or_waiting(),
             "excused": case((has_ended, messages.c.attempt), else_=messages.c.excused),
             "crashes": case((and_(has_ended, messages.c.crashes > 1), 1), else_=messages.c.crashes),
-            "expires_at": case((and_(has_ended, messages.c.expires_at <= now_ms()), null()), else_=messages.c.expires_at)}
+            "expires_at": case(
+                (and_(has_ended, messages.c.expires_at <= now_ms()), null()), else_=messages.c.expires_at
+            ),
+        }
     return values
 
 
 def _moment(asked: _Asked) -> Any:
-    return literal(asked.at, messages.c.next_attempt_at.type) if asked.at is not None else now_ms() + asked.delay
+    return (
+        literal(asked.at, messages.c.next_attempt_at.type) if asked.at is not None else now_ms() + asked.delay
+    )
 
 
 def _has_recipients(*states: State) -> Any:
@@ -203,11 +247,17 @@ def _queued_or_waiting() -> Any:
 
 def _lock_job(connection: Connection, id: str) -> None:
     """Keep the job before this message from ending meanwhile; it would not see that the message waits for it."""
-    connection.execute(select(jobs.c.id).where(jobs.c.id.in_(select(messages.c.job_id).where(messages.c.id == id))).with_for_update())
+    connection.execute(
+        select(jobs.c.id)
+        .where(jobs.c.id.in_(select(messages.c.job_id).where(messages.c.id == id)))
+        .with_for_update()
+    )
 
 
 def _refusal(connection: Connection, asked: _Asked) -> MailroomError:
-    row = connection.execute(select(messages.c.state, messages.c.expires_at).where(messages.c.id == asked.id)).one_or_none()
+    row = connection.execute(
+        select(messages.c.state, messages.c.expires_at).where(messages.c.id == asked.id)
+    ).one_or_none()
     if row is None:
         return UnknownMessage()
     state = State(row.state)
@@ -217,8 +267,14 @@ def _refusal(connection: Connection, asked: _Asked) -> MailroomError:
         return WrongState(state, f"it is {state}, and its content is no longer kept")
     if asked.actions == (RESCHEDULE,):
         return WrongState(state, f"it is {state}, and expires before that time")
-    if connection.scalar(select(_has_recipients(State.FAILED, State.EXPIRED)).select_from(messages).where(messages.c.id == asked.id)):
-        return WrongState(state, f"it is {state}, as its job did not succeed; run the job once more, or resend the message")
+    if connection.scalar(
+        select(_has_recipients(State.FAILED, State.EXPIRED))
+        .select_from(messages)
+        .where(messages.c.id == asked.id)
+    ):
+        return WrongState(
+            state, f"it is {state}, as its job did not succeed; run the job once more, or resend the message"
+        )
     return WrongState(state, f"it is {state}, and has no recipient to try again")
 
 
@@ -232,16 +288,24 @@ def _resend(connection: Connection, all_asked: list[_Resend]) -> list[MailroomEr
 
 def _resend_one(connection: Connection, asked: _Resend) -> MailroomError | None:
     _lock_job(connection, asked.id)
-    row = connection.execute(select(messages.c.state, _has_recipients(*State).label("has_recipients"),
-                                    exists().where(contents.c.id == messages.c.id).label("has_content"))
-                             .where(messages.c.id == asked.id).with_for_update()).one_or_none()
+    row = connection.execute(
+        select(
+            messages.c.state,
+            _has_recipients(*State).label("has_recipients"),
+            exists().where(contents.c.id == messages.c.id).label("has_content"),
+        )
+        .where(messages.c.id == asked.id)
+        .with_for_update()
+    ).one_or_none()
     if row is None:
         return UnknownMessage()
     state = State(row.state)
     if state not in FINAL:
         return WrongState(state, _expected(RESENDABLE, state))
     if not row.has_recipients or not row.has_content:
-        return WrongState(state, f"it is {state}, and has no {'content any more' if row.has_recipients else 'recipients'}")
+        return WrongState(
+            state, f"it is {state}, and has no {'content any more' if row.has_recipients else 'recipients'}"
+        )
     if take(connection, [asked.kept]) == [False]:
         return KeyTaken()
     _copy(connection, asked)
@@ -249,11 +313,26 @@ def _resend_one(connection: Connection, asked: _Resend) -> MailroomError | None:
 
 
 def _copy(connection: Connection, asked: _Resend) -> None:
-    new = {"id": literal(asked.new_id), "state": _queued_or_waiting(), "queue": messages.c.queue,
-           "message_id": literal(asked.message_id), "created_at": now_ms(), "attempt": literal(0), "uncertain_attempts": literal(0),
-           "crashes": literal(0), "job_id": messages.c.job_id, "max_attempts": messages.c.max_attempts, "resent_of": messages.c.id,
-           "sender": messages.c.sender, "webhook": messages.c.webhook, "key_id": messages.c.key_id, "subject_key": messages.c.subject_key}
-    connection.execute(insert(messages).from_select([*new], select(*new.values()).where(messages.c.id == asked.id)))
+    new = {
+        "id": literal(asked.new_id),
+        "state": _queued_or_waiting(),
+        "queue": messages.c.queue,
+        "message_id": literal(asked.message_id),
+        "created_at": now_ms(),
+        "attempt": literal(0),
+        "uncertain_attempts": literal(0),
+        "crashes": literal(0),
+        "job_id": messages.c.job_id,
+        "max_attempts": messages.c.max_attempts,
+        "resent_of": messages.c.id,
+        "sender": messages.c.sender,
+        "webhook": messages.c.webhook,
+        "key_id": messages.c.key_id,
+        "subject_key": messages.c.subject_key,
+    }
+    connection.execute(
+        insert(messages).from_select([*new], select(*new.values()).where(messages.c.id == asked.id))
+    )
     copy(connection, asked.id, to=asked.new_id)
     tell(connection, [{"id": asked.new_id, "event": "accepted"}])
     record(connection, [{"id": asked.id, "event": "resent", "detail": f"as {asked.new_id}"}])

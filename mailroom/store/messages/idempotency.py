@@ -61,11 +61,17 @@ class Keys:
 
     def find(self, key: Key) -> Kept | None:
         """Return what the key was first used for, if it was."""
-        row = self.database.read(lambda connection: connection.execute(select(idempotency).where(
-            idempotency.c.owner == key.owner, idempotency.c.key == key.key)).one_or_none())
+        row = self.database.read(
+            lambda connection: connection.execute(
+                select(idempotency).where(idempotency.c.owner == key.owner, idempotency.c.key == key.key)
+            ).one_or_none()
+        )
         if row is None:
             return None
-        return Kept(key=Key(owner=row.owner, key=row.key, request_hash=row.request_hash), answer=StoredAnswer.from_json(row.answer))
+        return Kept(
+            key=Key(owner=row.owner, key=row.key, request_hash=row.request_hash),
+            answer=StoredAnswer.from_json(row.answer),
+        )
 
     def accept_job(self, job: NewJob, kept: Kept) -> None:
         """Commit a job without a message together with its key. Raises KeyTaken, and what `Jobs.accept` raises."""
@@ -98,18 +104,38 @@ def take(connection: Connection, wanted: Sequence[Kept | None]) -> list[bool]:
     if not first:
         return [True] * len(wanted)
     free = _lock(connection, list(first))
-    free -= {(row.owner, row.key) for row in connection.execute(
-        select(idempotency.c.owner, idempotency.c.key).where(tuple_(idempotency.c.owner, idempotency.c.key).in_(sorted(free))))}
+    free -= {
+        (row.owner, row.key)
+        for row in connection.execute(
+            select(idempotency.c.owner, idempotency.c.key).where(
+                tuple_(idempotency.c.owner, idempotency.c.key).in_(sorted(free))
+            )
+        )
+    }
     if free:
-        connection.execute(idempotency.insert().values(created_at=now_ms()), [
-            {**asdict(first[name].key), "answer": json.dumps(asdict(first[name].answer), ensure_ascii=False)} for name in sorted(free)])
-    return [kept is None or ((kept.key.owner, kept.key.key) in free and first[kept.key.owner, kept.key.key] is kept) for kept in wanted]
+        connection.execute(
+            idempotency.insert().values(created_at=now_ms()),
+            [
+                {
+                    **asdict(first[name].key),
+                    "answer": json.dumps(asdict(first[name].answer), ensure_ascii=False),
+                }
+                for name in sorted(free)
+            ],
+        )
+    return [
+        kept is None
+        or ((kept.key.owner, kept.key.key) in free and first[kept.key.owner, kept.key.key] is kept)
+        for kept in wanted
+    ]
 
 
 def give_back(connection: Connection, refused: Sequence[Kept | None]) -> None:
     """Free the keys that `take` wrote in this transaction for what is refused after all."""
     if names := [(kept.key.owner, kept.key.key) for kept in refused if kept is not None]:
-        connection.execute(idempotency.delete().where(tuple_(idempotency.c.owner, idempotency.c.key).in_(names)))
+        connection.execute(
+            idempotency.delete().where(tuple_(idempotency.c.owner, idempotency.c.key).in_(names))
+        )
 
 
 def _lock(connection: Connection, names: list[tuple[str, str]]) -> set[tuple[str, str]]:
@@ -120,8 +146,10 @@ def _lock(connection: Connection, names: list[tuple[str, str]]) -> set[tuple[str
     if connection.dialect.name == "sqlite":
         return set(names)  # It has one writer at a time.
     numbers = {_number(owner, key): (owner, key) for owner, key in names}
-    got = connection.execute(text("SELECT n, pg_try_advisory_xact_lock(n) AS got FROM unnest(CAST(:numbers AS bigint[])) AS n"),
-                             {"numbers": list(numbers)})
+    got = connection.execute(
+        text("SELECT n, pg_try_advisory_xact_lock(n) AS got FROM unnest(CAST(:numbers AS bigint[])) AS n"),
+        {"numbers": list(numbers)},
+    )
     return {numbers[row.n] for row in got if row.got}
 
 

@@ -62,7 +62,9 @@ class Batch:
     @property
     def is_large(self) -> bool:
         size = sum(acceptance.message.size for acceptance in self.acceptances)
-        return size > SMALL_MAX_CHARACTERS or any(is_large(acceptance.job) for acceptance in self.acceptances if acceptance.job)
+        return size > SMALL_MAX_CHARACTERS or any(
+            is_large(acceptance.job) for acceptance in self.acceptances if acceptance.job
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,16 +159,30 @@ class Outbox:
         return None if beat is None else now - beat
 
 
-_PLAIN = ("id", "state", "queue", "message_id", "job_id", "reason", "max_attempts", "sender", "webhook", "key_id", "subject_key")
+_PLAIN = (
+    "id",
+    "state",
+    "queue",
+    "message_id",
+    "job_id",
+    "reason",
+    "max_attempts",
+    "sender",
+    "webhook",
+    "key_id",
+    "subject_key",
+)
 
 
 def _new(given: Given) -> Any:
     """A message with moments that were named, or so many milliseconds from now; NULL where neither was."""
     values = {name: given[name] for name in _PLAIN} | {
-        "created_at": now_ms(), "next_attempt_at": func.coalesce(given["scheduled_at"], now_ms() + given["delay"]),
+        "created_at": now_ms(),
+        "next_attempt_at": func.coalesce(given["scheduled_at"], now_ms() + given["delay"]),
         "at_named": case((given["scheduled_at"].is_not(None), literal_column("1"))),
         "expires_at": func.coalesce(given["expires_at"], now_ms() + given["expires_in"]),
-        **dict.fromkeys(("attempt", "uncertain_attempts", "crashes"), literal_column("0"))}
+        **dict.fromkeys(("attempt", "uncertain_attempts", "crashes"), literal_column("0")),
+    }
     return messages.insert().from_select([*values], select(*values.values()))
 
 
@@ -180,10 +196,27 @@ _NOT_DUE = {"scheduled_at": None, "delay": None}
 def _accept(connection: Connection, asked: list[Batch]) -> list[MailroomError | None]:
     """Write those whose Idempotency-Key is not taken, and whose API key has room for them; say of each why not."""
     ours = take(connection, [batch.kept for batch in asked])
-    passed = debit(connection, [batch.charge if is_ours else None for batch, is_ours in zip(asked, ours, strict=True)])
-    refusals = [_refusal(batch, is_ours, is_passed) for batch, is_ours, is_passed in zip(asked, ours, passed, strict=True)]
-    give_back(connection, [batch.kept for batch, is_ours, is_passed in zip(asked, ours, passed, strict=True) if is_ours and not is_passed])
-    if new := [a for batch, refusal in zip(asked, refusals, strict=True) if refusal is None for a in batch.acceptances]:
+    passed = debit(
+        connection, [batch.charge if is_ours else None for batch, is_ours in zip(asked, ours, strict=True)]
+    )
+    refusals = [
+        _refusal(batch, is_ours, is_passed)
+        for batch, is_ours, is_passed in zip(asked, ours, passed, strict=True)
+    ]
+    give_back(
+        connection,
+        [
+            batch.kept
+            for batch, is_ours, is_passed in zip(asked, ours, passed, strict=True)
+            if is_ours and not is_passed
+        ],
+    )
+    if new := [
+        a
+        for batch, refusal in zip(asked, refusals, strict=True)
+        if refusal is None
+        for a in batch.acceptances
+    ]:
         _insert(connection, new)
     return refusals
 
@@ -191,46 +224,77 @@ def _accept(connection: Connection, asked: list[Batch]) -> list[MailroomError | 
 def _refusal(batch: Batch, is_ours: bool, is_passed: bool) -> MailroomError | None:
     if not is_ours:
         return KeyTaken()
-    return None if is_passed or batch.charge is None or batch.charge.rate is None else RateLimited(batch.charge.rate)
+    return (
+        None
+        if is_passed or batch.charge is None or batch.charge.rate is None
+        else RateLimited(batch.charge.rate)
+    )
 
 
 def _insert(connection: Connection, accepted: list[NewMessage]) -> None:
     everyone = [[to.address for to in a.message.everyone] for a in accepted]
     suppressed = suppressed_among(connection, [address for people in everyone for address in people])
-    standing = [state_at_acceptance(a.state, people, suppressed) for a, people in zip(accepted, everyone, strict=True)]
-    _NEW_MESSAGES(connection, [
-        {"id": a.id, "state": state, "queue": a.queue, "message_id": a.message_id, "job_id": a.job and a.job.id,
-         "reason": a.failed or (SUPPRESSED if state is State.SUPPRESSED else None), "sender": a.sender, "webhook": a.webhook,
-         "key_id": a.key_id, "subject_key": subject_key(a.message.subject), **vars(a.terms), "delay": a.terms.delay or None,
-         **(_NOT_DUE if state in FINAL else {})}
-        for a, (state, _) in zip(accepted, standing, strict=True)])
+    standing = [
+        state_at_acceptance(a.state, people, suppressed) for a, people in zip(accepted, everyone, strict=True)
+    ]
+    _NEW_MESSAGES(
+        connection,
+        [
+            {
+                "id": a.id,
+                "state": state,
+                "queue": a.queue,
+                "message_id": a.message_id,
+                "job_id": a.job and a.job.id,
+                "reason": a.failed or (SUPPRESSED if state is State.SUPPRESSED else None),
+                "sender": a.sender,
+                "webhook": a.webhook,
+                "key_id": a.key_id,
+                "subject_key": subject_key(a.message.subject),
+                **vars(a.terms),
+                "delay": a.terms.delay or None,
+                **(_NOT_DUE if state in FINAL else {}),
+            }
+            for a, (state, _) in zip(accepted, standing, strict=True)
+        ],
+    )
     write(connection, [(a.id, a.message, states) for a, (_, states) in zip(accepted, standing, strict=True)])
     if new_jobs := [a.job for a in accepted if a.job]:
         insert(connection, new_jobs)
     count(connection, {"accepted": len(accepted)})
     tell(connection, [{"id": a.id, "event": "accepted", "webhook": a.webhook} for a in accepted])
     # Those that go at once are told by that; those that end here have nothing else to tell it by.
-    ended = [{"id": a.id, "event": state, "detail": a.failed or SUPPRESSED} for a, (state, _) in zip(accepted, standing, strict=True)
-             if state in FINAL]
+    ended = [
+        {"id": a.id, "event": state, "detail": a.failed or SUPPRESSED}
+        for a, (state, _) in zip(accepted, standing, strict=True)
+        if state in FINAL
+    ]
     record(connection, ended)
 
 
 def _known(connection: Connection, acceptance: NewMessage) -> bool:
     """Tell whether there is such a message, or such a job, already."""
     message = connection.scalar(select(messages.c.id).where(messages.c.id == acceptance.id))
-    return message is not None or (acceptance.job is not None and connection.scalar(
-        select(jobs.c.id).where(jobs.c.id == acceptance.job.id)) is not None)
+    return message is not None or (
+        acceptance.job is not None
+        and connection.scalar(select(jobs.c.id).where(jobs.c.id == acceptance.job.id)) is not None
+    )
 
 
 def _mark_published(connection: Connection, chunks: list[tuple[Sequence[str], int]]) -> list[None]:
     for ids, ms_ago in chunks:
-        connection.execute(messages.update().values(published_at=now_ms() - ms_ago)
-                           .where(messages.c.id.in_(ids), messages.c.published_at.is_(None)))
+        connection.execute(
+            messages.update()
+            .values(published_at=now_ms() - ms_ago)
+            .where(messages.c.id.in_(ids), messages.c.published_at.is_(None))
+        )
     return [None] * len(chunks)
 
 
 def _message_of(connection: Connection, job_id: str) -> Message | None:
-    id = connection.scalar(select(messages.c.id).where(messages.c.job_id == job_id, messages.c.resent_of.is_(None)))
+    id = connection.scalar(
+        select(messages.c.id).where(messages.c.job_id == job_id, messages.c.resent_of.is_(None))
+    )
     return _content(connection, id) if id else None
 
 
@@ -244,19 +308,35 @@ def _state(connection: Connection, id: str) -> State | None:
     return State(found) if found else None
 
 
-_WORKERS_SEEN = select(now_ms(), func.max(workers.c.seen_at), func.max(case((workers.c.stopped_at.is_(None), workers.c.seen_at))))
+_WORKERS_SEEN = select(
+    now_ms(), func.max(workers.c.seen_at), func.max(case((workers.c.stopped_at.is_(None), workers.c.seen_at)))
+)
 
 
 def _standing(connection: Connection, id: str) -> MessageDetails | None:
     row = connection.execute(messages.select().where(messages.c.id == id)).mappings().one_or_none()
     if row is None:
         return None
-    people = connection.execute(recipients.select().where(recipients.c.id == id).order_by(recipients.c.position)).mappings()
-    told = connection.execute(events.select().where(events.c.id.in_([id, row["job_id"] or id])).order_by(events.c.number)).mappings()
-    job = connection.execute(select(*SUMMARY).where(jobs.c.id == row["job_id"])).mappings().one_or_none() if row["job_id"] else None
+    people = connection.execute(
+        recipients.select().where(recipients.c.id == id).order_by(recipients.c.position)
+    ).mappings()
+    told = connection.execute(
+        events.select().where(events.c.id.in_([id, row["job_id"] or id])).order_by(events.c.number)
+    ).mappings()
+    job = (
+        connection.execute(select(*SUMMARY).where(jobs.c.id == row["job_id"])).mappings().one_or_none()
+        if row["job_id"]
+        else None
+    )
     content = connection.scalar(select(contents.c.content).where(contents.c.id == id))
     now, seen, beat = connection.execute(_WORKERS_SEEN).one()
     return MessageDetails(
-        now=now, row=dict(row), content=json.loads(content or "{}"), recipients=[dict(person) for person in people],
+        now=now,
+        row=dict(row),
+        content=json.loads(content or "{}"),
+        recipients=[dict(person) for person in people],
         events=[Event(at=e["at"], event=e["event"], attempt=e["attempt"], detail=e["detail"]) for e in told],
-        job=dict(job) if job else None, worker_seen_at=seen, worker_beat_at=beat)
+        job=dict(job) if job else None,
+        worker_seen_at=seen,
+        worker_beat_at=beat,
+    )

@@ -11,7 +11,18 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, exists, func, literal, literal_column, or_, select, tuple_
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    exists,
+    func,
+    literal,
+    literal_column,
+    or_,
+    select,
+    tuple_,
+)
 
 from mailroom.model.message import State
 from mailroom.store.db.database import Database
@@ -98,30 +109,41 @@ def _sorted(connection: Connection, search: Search, ids: Sequence[str]) -> tuple
 
     A database may order ids by the rules of a language.
     """
-    rows = connection.execute(select(messages.c.created_at, messages.c.id).where(
-        messages.c.id.in_(ids), *_in_order(replace(search, after=None)), *_on_sight(search))).all()
+    rows = connection.execute(
+        select(messages.c.created_at, messages.c.id).where(
+            messages.c.id.in_(ids), *_in_order(replace(search, after=None)), *_on_sight(search)
+        )
+    ).all()
     places = [(row.created_at, row.id) for row in rows]
     found = sorted((place for place in places if search.after is None or place < search.after), reverse=True)
-    return found[:search.limit], found[search.limit - 1] if len(found) > search.limit else None
+    return found[: search.limit], found[search.limit - 1] if len(found) > search.limit else None
 
 
 def _by_age(connection: Connection, search: Search) -> tuple[list[Place], Place | None]:
-    looked = select(messages.c.created_at, messages.c.id).where(*_in_order(search)) \
+    looked = (
+        select(messages.c.created_at, messages.c.id)
+        .where(*_in_order(search))
         .order_by(messages.c.created_at.desc(), messages.c.id.desc())
+    )
     end: Place | None = None
     if conditions := _on_sight(search):
         last = connection.execute(looked.offset(LOOKED_MAX - 1).limit(2)).all()
         end = (last[0].created_at, last[0].id) if len(last) == 2 else None
         looked = looked.where(*conditions, *([_place >= tuple_(*map(literal, end))] if end else []))
     found = [(row.created_at, row.id) for row in connection.execute(looked.limit(search.limit + 1))]
-    return found[:search.limit], found[search.limit - 1] if len(found) > search.limit else end
+    return found[: search.limit], found[search.limit - 1] if len(found) > search.limit else end
 
 
 def _in_order(search: Search) -> list[ColumnElement[bool]]:
     """Return the conditions that an index has in the order of the list."""
     wanted: list[ColumnElement[bool]] = []
-    if search.status and search.status not in PASSING:  # With the index's own condition, or SQLite would not see that it may use it.
-        wanted += [messages.c.state == search.status, messages.c.state.not_in([literal_column(f"'{state}'") for state in PASSING])]
+    if (
+        search.status and search.status not in PASSING
+    ):  # With the index's own condition, or SQLite would not see that it may use it.
+        wanted += [
+            messages.c.state == search.status,
+            messages.c.state.not_in([literal_column(f"'{state}'") for state in PASSING]),
+        ]
     if search.since is not None:
         wanted.append(messages.c.created_at >= search.since)
     if search.until is not None:
@@ -142,9 +164,16 @@ def _on_sight(search: Search) -> list[ColumnElement[bool]]:
         wanted.append(exists().where(tags.c.id == messages.c.id, tags.c.tag == search.tag))
     if search.words:
         sought = search.words.casefold()
-        theirs = [func.lower(recipients.c.address).contains(one, autoescape=True) for one in _in_addresses(search.words)]
-        wanted.append(or_(messages.c.subject_key.contains(sought, autoescape=True),
-                          exists().where(recipients.c.id == messages.c.id, or_(*theirs))))
+        theirs = [
+            func.lower(recipients.c.address).contains(one, autoescape=True)
+            for one in _in_addresses(search.words)
+        ]
+        wanted.append(
+            or_(
+                messages.c.subject_key.contains(sought, autoescape=True),
+                exists().where(recipients.c.id == messages.c.id, or_(*theirs)),
+            )
+        )
     return wanted
 
 
@@ -158,7 +187,11 @@ def _in_addresses(words: str) -> list[str]:
         small = words.lower()
         return list(dict.fromkeys([small, small.replace("@", '"@'), small.replace('"', "")]))
     typed = "".join(letter.lower() if letter.isascii() else letter for letter in words)
-    found = [words.casefold(), typed, "".join(letter if letter.isascii() else letter.upper() for letter in typed)]
+    found = [
+        words.casefold(),
+        typed,
+        "".join(letter if letter.isascii() else letter.upper() for letter in typed),
+    ]
     for one in [*found]:
         local, at, domain = one.rpartition("@")
         with suppress(UnicodeError):  # A part of a domain's name need not be one.
@@ -169,12 +202,19 @@ def _in_addresses(words: str) -> list[str]:
 def _rows(connection: Connection, ids: Sequence[str]) -> list[dict[str, Any]]:
     """These messages, in this order."""
     found = select(messages, contents.c.content).join(contents, contents.c.id == messages.c.id, isouter=True)
-    rows = {row["id"]: dict(row) for row in connection.execute(found.where(messages.c.id.in_(ids))).mappings()}
+    rows = {
+        row["id"]: dict(row) for row in connection.execute(found.where(messages.c.id.in_(ids))).mappings()
+    }
     people: dict[str, list[Any]] = defaultdict(list)
-    for person in connection.execute(select(recipients).where(recipients.c.id.in_(ids))
-                                     .order_by(recipients.c.id, recipients.c.position)).mappings():
+    for person in connection.execute(
+        select(recipients).where(recipients.c.id.in_(ids)).order_by(recipients.c.id, recipients.c.position)
+    ).mappings():
         people[person["id"]].append(dict(person))
     for row in rows.values():
         content = json.loads(row.pop("content") or "{}")
-        row |= {"subject": content.get("subject", ""), "tags": content.get("tags", []), "recipients": people[row["id"]]}
+        row |= {
+            "subject": content.get("subject", ""),
+            "tags": content.get("tags", []),
+            "recipients": people[row["id"]],
+        }
     return [rows[id] for id in ids if id in rows]

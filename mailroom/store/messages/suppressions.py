@@ -65,7 +65,9 @@ class Suppressions:
         """Suppress it; False if it was suppressed before, and is left as it was."""
         return self.add_all([address], reason, detail) == 1
 
-    def add_all(self, addresses: Collection[str], reason: Reason = Reason.MANUAL, detail: str | None = None) -> int:
+    def add_all(
+        self, addresses: Collection[str], reason: Reason = Reason.MANUAL, detail: str | None = None
+    ) -> int:
         """Suppress many in one commit; return how many were not suppressed before."""
         return self.database.write(_add, [_row(address, reason, detail) for address in addresses], alone=True)
 
@@ -74,11 +76,16 @@ class Suppressions:
         return self.database.write(_remove, _normal(address), alone=True)
 
     def find(self, address: str) -> Suppression | None:
-        row = self.database.read(lambda connection: connection.execute(
-            select(suppressions).where(suppressions.c.address == _normal(address))).one_or_none())
+        row = self.database.read(
+            lambda connection: connection.execute(
+                select(suppressions).where(suppressions.c.address == _normal(address))
+            ).one_or_none()
+        )
         return _read(row) if row else None
 
-    def page(self, *, limit: int, after: tuple[int, str] | None = None, reason: str = "") -> list[Suppression]:
+    def page(
+        self, *, limit: int, after: tuple[int, str] | None = None, reason: str = ""
+    ) -> list[Suppression]:
         """The newest, or those that come after this one (created_at, address)."""
         place = suppressions.c.created_at, suppressions.c.address
         found = select(suppressions).order_by(*(column.desc() for column in place)).limit(limit)
@@ -107,7 +114,10 @@ class Unsubscribes:
     def is_known(self, token: str) -> bool:
         """Tell whether we made the token, and the message is still kept."""
         whom = self._read(token)
-        return whom is not None and self.database.read(lambda connection: _address(connection, *whom)) is not None
+        return (
+            whom is not None
+            and self.database.read(lambda connection: _address(connection, *whom)) is not None
+        )
 
     def unsubscribe(self, token: str) -> bool:
         """Send its recipient no mail any more; False if it is not known. Done twice, it changes nothing."""
@@ -139,25 +149,39 @@ def suppressed_among(connection: Connection, addresses: Collection[str]) -> set[
     if not wanted:
         return set()
     if connection.dialect.name == "postgresql":
-        found = connection.exec_driver_sql("SELECT address FROM suppressions WHERE address = ANY(CAST(%s AS varchar[]))", (wanted,))
+        found = connection.exec_driver_sql(
+            "SELECT address FROM suppressions WHERE address = ANY(CAST(%s AS varchar[]))", (wanted,)
+        )
     else:
-        found = connection.exec_driver_sql("SELECT address FROM suppressions WHERE address IN (SELECT value FROM json_each(?) AS found)",
-                                           (json.dumps(wanted),))
+        found = connection.exec_driver_sql(
+            "SELECT address FROM suppressions WHERE address IN (SELECT value FROM json_each(?) AS found)",
+            (json.dumps(wanted),),
+        )
     return {row[0] for row in found}
 
 
-def state_at_acceptance(state: State, addresses: Sequence[str], suppressed: Collection[str]) -> tuple[State, list[State]]:
+def state_at_acceptance(
+    state: State, addresses: Sequence[str], suppressed: Collection[str]
+) -> tuple[State, list[State]]:
     """The state of a message that would begin in `state`, and of each recipient, where `suppressed` is what `suppressed_among` found.
 
     One whose recipients are all suppressed has ended; a job before it runs all the same.
     """
     usual = State.FAILED if state is State.FAILED else State.QUEUED
-    states = [State.SUPPRESSED if _normal(address) in suppressed and usual is State.QUEUED else usual for address in addresses]
+    states = [
+        State.SUPPRESSED if _normal(address) in suppressed and usual is State.QUEUED else usual
+        for address in addresses
+    ]
     return (State.SUPPRESSED if states and set(states) == {State.SUPPRESSED} else state), states
 
 
-_OPEN_OF = Rows(recipients, ("id",), lambda given: select(recipients.c.id, recipients.c.position, recipients.c.address).where(
-    recipients.c.id == given["id"], recipients.c.state.in_(OPEN)))
+_OPEN_OF = Rows(
+    recipients,
+    ("id",),
+    lambda given: select(recipients.c.id, recipients.c.position, recipients.c.address).where(
+        recipients.c.id == given["id"], recipients.c.state.in_(OPEN)
+    ),
+)
 
 
 def drop_suppressed(connection: Connection, ids: Collection[str]) -> None:
@@ -168,12 +192,26 @@ def drop_suppressed(connection: Connection, ids: Collection[str]) -> None:
     if not gone:
         return
     # The message first, as everybody locks it first. One that is locked is another worker's by now.
-    ours = {row.id for row in connection.execute(select(messages.c.id, messages.c.state).where(
-        messages.c.id.in_({person.id for person in gone})).with_for_update(skip_locked=True)) if row.state == State.QUEUED}
+    ours = {
+        row.id
+        for row in connection.execute(
+            select(messages.c.id, messages.c.state)
+            .where(messages.c.id.in_({person.id for person in gone}))
+            .with_for_update(skip_locked=True)
+        )
+        if row.state == State.QUEUED
+    }
     if dropped := [{"of": person.id, "at": person.position} for person in gone if person.id in ours]:
-        connection.execute(update(recipients).values(state=State.SUPPRESSED, reply=REPLY).where(
-            recipients.c.id == bindparam("of"), recipients.c.position == bindparam("at"),
-            or_(*(recipients.c.state == state for state in OPEN))), dropped)  # An IN cannot be run for many.
+        connection.execute(
+            update(recipients)
+            .values(state=State.SUPPRESSED, reply=REPLY)
+            .where(
+                recipients.c.id == bindparam("of"),
+                recipients.c.position == bindparam("at"),
+                or_(*(recipients.c.state == state for state in OPEN)),
+            ),
+            dropped,
+        )  # An IN cannot be run for many.
         _end_without_recipients(connection, ours)
 
 
@@ -182,23 +220,42 @@ def note_bounces(connection: Connection, bounced: Iterable[tuple[str, int, str]]
     replies = {(id, position): reply for id, position, reply in bounced}
     if not replies:
         return
-    people = connection.execute(select(recipients.c.id, recipients.c.position, recipients.c.address).where(
-        tuple_(recipients.c.id, recipients.c.position).in_(list(replies)))).all()
-    _insert_new(connection, [_row(person.address, Reason.BOUNCED, replies[person.id, person.position], person.id) for person in people])
+    people = connection.execute(
+        select(recipients.c.id, recipients.c.position, recipients.c.address).where(
+            tuple_(recipients.c.id, recipients.c.position).in_(list(replies))
+        )
+    ).all()
+    _insert_new(
+        connection,
+        [
+            _row(person.address, Reason.BOUNCED, replies[person.id, person.position], person.id)
+            for person in people
+        ],
+    )
 
 
 def _end_without_recipients(connection: Connection, ids: Collection[str]) -> None:
     """End those of these messages for which nobody is left, by what became of the others."""
     states: dict[str, set[str]] = defaultdict(set)
-    for row in connection.execute(select(recipients.c.id, recipients.c.state).where(recipients.c.id.in_(ids))):
+    for row in connection.execute(
+        select(recipients.c.id, recipients.c.state).where(recipients.c.id.in_(ids))
+    ):
         states[row.id].add(row.state)
     ended: dict[State, list[str]] = defaultdict(list)
     for id, found in states.items():
         if not found & {*OPEN}:
-            ended[next((state for state in (State.SENT, State.UNCERTAIN, State.FAILED) if state in found), State.SUPPRESSED)].append(id)
+            ended[
+                next(
+                    (state for state in (State.SENT, State.UNCERTAIN, State.FAILED) if state in found),
+                    State.SUPPRESSED,
+                )
+            ].append(id)
     for state, those in ended.items():
-        connection.execute(update(messages).values(state=state, reason=REASON, next_attempt_at=None, parked=None)
-                           .where(messages.c.id.in_(those), messages.c.state == State.QUEUED))
+        connection.execute(
+            update(messages)
+            .values(state=state, reason=REASON, next_attempt_at=None, parked=None)
+            .where(messages.c.id.in_(those), messages.c.state == State.QUEUED)
+        )
         record(connection, [{"id": id, "event": state, "detail": REASON} for id in those])
 
 
@@ -211,13 +268,21 @@ def _insert_new(connection: Connection, rows: Iterable[dict[str, Any]]) -> int:
     wanted = {row["address"]: row for row in rows}
     new = sorted(wanted.keys() - suppressed_among(connection, wanted.keys()))
     if new:
-        connection.execute(insertion(connection, suppressions).values(created_at=now_ms()).on_conflict_do_nothing(),
-                           [wanted[address] for address in new])
+        connection.execute(
+            insertion(connection, suppressions).values(created_at=now_ms()).on_conflict_do_nothing(),
+            [wanted[address] for address in new],
+        )
     return len(new)
 
 
 def _remove(connection: Connection, addresses: list[str]) -> list[bool]:
-    gone = set(connection.scalars(delete(suppressions).where(suppressions.c.address.in_(addresses)).returning(suppressions.c.address)))
+    gone = set(
+        connection.scalars(
+            delete(suppressions)
+            .where(suppressions.c.address.in_(addresses))
+            .returning(suppressions.c.address)
+        )
+    )
     return [address in gone for address in addresses]
 
 
@@ -232,15 +297,19 @@ def _unsubscribe_one(connection: Connection, id: str, position: int) -> bool:
         return False
     row = _row(address, Reason.UNSUBSCRIBED, None, id) | {"created_at": now_ms()}
     statement = insertion(connection, suppressions).values(**row)
-    if connection.scalar(statement.on_conflict_do_update(index_elements=["address"], set_=row,
-                                                         where=suppressions.c.reason != Reason.UNSUBSCRIBED)
-                         .returning(suppressions.c.address)):
+    if connection.scalar(
+        statement.on_conflict_do_update(
+            index_elements=["address"], set_=row, where=suppressions.c.reason != Reason.UNSUBSCRIBED
+        ).returning(suppressions.c.address)
+    ):
         record(connection, [{"id": id, "event": Reason.UNSUBSCRIBED}])
     return True
 
 
 def _address(connection: Connection, id: str, position: int) -> str | None:
-    found: str | None = connection.scalar(select(recipients.c.address).where(recipients.c.id == id, recipients.c.position == position))
+    found: str | None = connection.scalar(
+        select(recipients.c.address).where(recipients.c.id == id, recipients.c.position == position)
+    )
     return found
 
 
@@ -249,8 +318,13 @@ def _row(address: str, reason: Reason, detail: str | None, message_id: str | Non
 
 
 def _read(row: Any) -> Suppression:
-    return Suppression(address=row.address, reason=Reason(row.reason), detail=row.detail, message_id=row.message_id,
-                       created_at=row.created_at)
+    return Suppression(
+        address=row.address,
+        reason=Reason(row.reason),
+        detail=row.detail,
+        message_id=row.message_id,
+        created_at=row.created_at,
+    )
 
 
 def _normal(address: str) -> str:
