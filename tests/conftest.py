@@ -121,7 +121,7 @@ def clean_environment() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def server_limits() -> Iterator[str]:
-    """What a connection asks of PostgreSQL, for a test to put it back.
+    """Yield the limits that a connection asks of PostgreSQL in production, for a test to put them back.
 
     In a test's own process PostgreSQL bears with a thread that a busy machine holds up within a transaction.
     """

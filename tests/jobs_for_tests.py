@@ -105,7 +105,7 @@ def end_thread(name: str) -> None:
     [thread] = [thread for thread in threading.enumerate() if thread.name == name]
     number, error = ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit)
     while not _can_be_cut_short(sys._current_frames()[thread.ident or 0]):
-        time.sleep(0)
+        time.sleep(0)  # Lets that thread run on, and waits for nothing.
     ctypes.pythonapi.PyThreadState_SetAsyncExc(number, error)
 
 

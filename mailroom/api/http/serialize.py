@@ -1,6 +1,6 @@
 """A message as the API shows it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flask import Response, jsonify
@@ -15,6 +15,9 @@ from mailroom.model.times import timestamp
 from mailroom.store.messages.idempotency import StoredAnswer
 from mailroom.store.messages.outbox import MessageDetails
 from mailroom.store.workers import hanging_accounts
+
+#: When (None: not yet), what, at which attempt, and what more there is to say.
+Step = tuple[int | None, str, int | None, str | None]
 
 
 def find(id: str) -> MessageDetails:
@@ -90,20 +93,22 @@ def _why(standing: MessageDetails) -> str:
 def timeline(standing: MessageDetails) -> list[dict[str, Any]]:
     """List what happened, in order; the first steps are told by the rows themselves."""
     row, job = standing.row, standing.job
-    steps: list[tuple[int | None, str, int | None, str | None]] = [
-        (row["created_at"], "accepted", None, None)
-    ]
+    steps: list[Step] = [(row["created_at"], "accepted", None, None)]
     if job:
         steps += [(job["started_at"], "job started", None, job["name"])]
     steps += [(e.at, e.event, e.attempt, e.detail) for e in standing.events]
     steps += [(row["published_at"], "queued", None, None)]
     steps += [(row["next_attempt_at"], "next attempt", None, None)]
-    steps.sort(key=lambda step: step[0] or 0)
+    return in_order(steps)
+
+
+def in_order(steps: Iterable[Step]) -> list[dict[str, Any]]:
+    """List the steps that have come; of two at the same moment, the first given comes first."""
     return [
         {"at": timestamp(at), "event": event}
         | ({"attempt": attempt} if attempt else {})
         | ({"detail": detail} if detail else {})
-        for at, event, attempt, detail in steps
+        for at, event, attempt, detail in sorted(steps, key=lambda step: step[0] or 0)
         if at is not None
     ]
 

@@ -20,7 +20,7 @@ from mailroom.api.http.idempotency import REPLAYED, once
 from mailroom.api.http.pagination import asked_page, one_of, page, place, word
 from mailroom.api.http.prefer_wait import preferred_seconds, wait_for
 from mailroom.api.http.request import job_body
-from mailroom.api.http.serialize import answered
+from mailroom.api.http.serialize import answered, in_order
 from mailroom.api.http.why import why_job
 from mailroom.api.problems import may_make
 from mailroom.api.services import services
@@ -225,14 +225,7 @@ def _timeline(standing: JobStanding) -> list[dict[str, Any]]:
         (row["started_at"], "job started", row["attempt"], None),
         *((event["at"], event["event"], event["attempt"], event["detail"]) for event in standing.events),
     ]
-    steps.sort(key=lambda step: step[0] or 0)
-    return [
-        {"at": timestamp(at), "event": event}
-        | ({"attempt": attempt} if attempt else {})
-        | ({"detail": detail} if detail else {})
-        for at, event, attempt, detail in steps
-        if at is not None
-    ]
+    return in_order(steps)
 
 
 def _shortened(value: Any) -> Any:
