@@ -71,13 +71,13 @@ bench-pages: .venv/.installed-dev  ## how long the server takes for each page, w
 
 pictures: .venv/.installed-dev  ## pictures of the pages for docs/img; ARGS="--to DIRECTORY" for all pages, narrow and wide, light and dark
 	@$(RUN) tests.services.provide
-	@$(RUN) tests.pictures $(ARGS)
+	@$(RUN) tests.tools.pictures $(ARGS)
 
 contract: .venv/.installed-dev  ## thousands of requests made of /openapi.json, each answer held to it; ARGS="--examples 20 --seed 1"
-	@$(RUN) tests.contract $(ARGS)
+	@$(RUN) tests.tools.contract $(ARGS)
 
 fuzz: .venv/.installed-dev  ## 10,000 hostile requests, and each mail that comes of them compared; ARGS="--bodies 50000 --seed 7"
-	@$(RUN) tests.fuzz $(ARGS)
+	@$(RUN) tests.tools.fuzz $(ARGS)
 
 check: .venv/.installed-dev  ## lint, format and types, of Dockerfile and compose.yaml too
 	@$(RUN) ruff check .
@@ -87,7 +87,7 @@ check: .venv/.installed-dev  ## lint, format and types, of Dockerfile and compos
 	@$(RUN) check_jsonschema --quiet --builtin-schema vendor.compose-spec compose.yaml
 
 check-clients: .venv/.installed-dev  ## the Postman collection and the programs of docs/clients against flask up; wants curl, Node.js and npm
-	@$(RUN) tests.check_clients
+	@$(RUN) tests.tools.check_clients
 
 lock: .venv/.installed-dev  ## pin the requirements anew from pyproject.toml
 	@.venv/bin/python -m pip install --quiet uv

@@ -131,7 +131,7 @@ def nap(seconds: float) -> None:
     time.sleep(seconds)
 
 
-# --- for tests/test_children.py; a `mark` is a file that says that the job came to this point -------------------------
+# --- for tests/unit/jobs/test_child_process.py; a `mark` is a file that says that the job came to this point -------------------------
 
 
 @job("end")

@@ -1,1 +1,1 @@
-"""Tools that look at the code itself; none of them is a test."""
+"""Commands that are no tests of their own: contract, fuzz, pictures, clients, the table of the house."""

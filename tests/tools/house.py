@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.services.processes import PROJECT
-from tests.test_architecture import idle_docstrings
+from tests.unit.test_architecture import idle_docstrings
 
 SERVICE = ("app.py", "mailasync.py", "mailroom/**/*.py")
 NO_CODE = frozenset(

@@ -1,0 +1,125 @@
+"""The Postman collection: it is what `flask postman` prints, asks what there is, and names every operation. `newman run` sends it."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from flask import Flask
+
+import app
+import default_settings
+from mailroom.api.openapi.operations import OPERATIONS
+from mailroom.cli.postman import FOLDERS
+from mailroom.inbox import Letters, create_blueprint
+from mailroom.model.errors import InvalidMessage
+from mailroom.submission.fields import read_fields
+from mailroom.submission.strict_json import parse_json
+from mailroom.submission.template import AskedTexts
+from tests.services.processes import PROJECT
+from tests.unit.test_docs import BODIES, ORDERS
+
+FILE = PROJECT / "mailasync.postman_collection.json"
+COLLECTION = json.loads(FILE.read_text())
+BASE = f"http://127.0.0.1:{default_settings.PORT}"
+TEMPLATE = AskedTexts(subject="Order {{ order }}", text=None, html="{{ name }}")
+READ = replace(ORDERS, template=lambda name: TEMPLATE if name == "postman-receipt" else None)
+READERS: dict[str, Callable[[Any], object]] = {
+    "POST /": READ.mail,
+    "POST /v1/messages": READ.mail,
+    "POST /v1/jobs": READ.job,
+    "POST /v1/messages/batch": READ.batch,
+    "PUT /v1/templates/<name>": lambda body: read_fields(AskedTexts, body),
+}
+
+
+@pytest.fixture
+def served() -> Flask:
+    """The application as `flask up` serves it, with the inbox."""
+    made = app.create_app()
+    made.register_blueprint(create_blueprint(Letters()))
+    return made
+
+
+def filled(text: str) -> str:
+    """With the collection's variables; what is known in a run only stands for itself."""
+    values = {one["key"]: one["value"] for one in COLLECTION["variable"]}
+    values |= {
+        name: "bob@example.org" if name == "recipient" else f"some-{name}"
+        for name, value in values.items()
+        if value == ""
+    }
+    for _ in values:  # One variable may hold another.
+        text = re.sub(r"\{\{(\w+)\}\}", lambda found: values.get(found[1], found[0]), text)
+    return text
+
+
+def requests() -> list[tuple[dict[str, Any], str]]:
+    """Each item, filled in, with the statuses that it expects."""
+    items = [item for folder in json.loads(filled(json.dumps(COLLECTION["item"]))) for item in folder["item"]]
+    return list(zip(items, [ask.route for folder in FOLDERS.values() for ask in folder], strict=True))
+
+
+def test_the_file_is_what_the_command_prints(served: Flask) -> None:
+    printed = served.test_cli_runner().invoke(args=["postman"])
+    assert printed.exit_code == 0
+    assert printed.output == FILE.read_text(), "flask postman > mailasync.postman_collection.json"
+
+
+def test_it_is_of_the_format_that_postman_reads() -> None:
+    assert (
+        COLLECTION["info"]["schema"] == "https://schema.getpostman.com/json/collection/v2.1.0/collection.json"
+    )
+    defaults = {one["key"]: one["value"] for one in COLLECTION["variable"]}
+    assert defaults["baseUrl"] == BASE and defaults["apiKey"] == ""
+    for item, _ in requests():
+        assert any("pm.test(" in line for event in item["event"] for line in event["script"]["exec"]), item[
+            "name"
+        ]
+
+
+def test_each_operation_is_asked_for() -> None:
+    assert {route for _, route in requests()} == OPERATIONS.keys()
+
+
+def test_each_request_has_a_name_of_its_own() -> None:
+    names = [item["name"] for item, _ in requests()]
+    assert len(names) == len(set(names))
+
+
+def test_requests_ask_routes_that_exist_with_statuses_that_are_described(served: Flask) -> None:
+    routes = served.url_map.bind("127.0.0.1")
+    for folder in FOLDERS.values():
+        for ask in folder:
+            known = {*OPERATIONS[ask.route].answers, *OPERATIONS[ask.route].refusals, 401}
+            assert set(ask.statuses) <= known, ask.name
+    for item, route in requests():
+        request = item["request"]
+        path, _, query = request["url"]["raw"].removeprefix(BASE).partition("?")
+        rule, _ = routes.match(path, request["method"], return_rule=True)
+        assert f"{request['method']} {rule.rule}" == route, item["name"]
+        assert query == "&".join(f"{one['key']}={one['value']}" for one in request["url"].get("query", [])), (
+            item["name"]
+        )
+
+
+def test_bodies_are_accepted_or_refused_as_the_test_beside_says() -> None:
+    for (item, route), ask in zip(
+        requests(), [ask for folder in FOLDERS.values() for ask in folder], strict=True
+    ):
+        if "raw" not in item["request"].get("body", {}) or route not in READERS or 400 in ask.statuses:
+            continue
+        body = parse_json(item["request"]["body"]["raw"].encode())
+        if ask.status == 422:
+            with pytest.raises(InvalidMessage):
+                READERS[route](body)
+        else:
+            assert READERS[route](body), item["name"]
+
+
+def test_the_first_request_is_the_tutorials() -> None:
+    first, _ = requests()[0]
+    assert (first["request"]["method"], first["request"]["url"]["raw"]) == ("POST", f"{BASE}/")
+    assert json.loads(first["request"]["body"]["raw"]) == json.loads(BODIES[0])

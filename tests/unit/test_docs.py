@@ -1,0 +1,300 @@
+"""The documents say what is there: README, the map of the code, default_settings.py."""
+
+import json
+import re
+import subprocess
+from dataclasses import fields, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import get_type_hints
+
+import click
+import pytest
+from flask import Flask
+
+import app
+import default_settings
+import mailasync
+import mailroom
+from benchmarks import report
+from mailroom.api import problems
+from mailroom.api.http.serialize import shown
+from mailroom.api.routes import jobs
+from mailroom.api.services import Services
+from mailroom.config.settings import SECRETS, Settings
+from mailroom.inbox import Letters, create_blueprint
+from mailroom.model.errors import InvalidMessage
+from mailroom.model.message import State
+from mailroom.server import serve
+from mailroom.store.db.database import Database
+from mailroom.store.db.migrate import upgrade
+from mailroom.store.jobs.jobs import Jobs, JobState
+from mailroom.store.messages.outbox import Outbox
+from mailroom.submission.message import read_message
+from mailroom.submission.reader import SubmissionReader
+from tests.services.processes import PROJECT
+
+ORDERS = SubmissionReader(
+    "localhost",
+    account_of=lambda address: "default",
+    template=lambda name: None,
+    unsubscribe_url=lambda id: "",
+    webhook_problem=lambda url: "",
+)
+README = (PROJECT / "README.md").read_text()
+#: Code in README: blocks by language, and what stands between backticks.
+BLOCKS = re.findall(r"^ *```(\w*)\n(.*?)^ *```$", README, re.DOTALL | re.MULTILINE)
+CODE = "\n".join([block for _, block in BLOCKS] + re.findall(r"`([^`\n]+)`", README))
+#: Bodies in README's curl lines, of mails and of jobs.
+BODIES = re.findall(r"^ *curl [^\n]*:5000/(?:v1/messages)? [^\n]*-d '([^']*)'", README, re.MULTILINE)
+JOB_BODIES = re.findall(r"^ *curl [^\n]*/v1/jobs [^\n]*-d '([^']*)'", README, re.MULTILINE)
+
+
+@pytest.fixture
+def served() -> Flask:
+    """The application as `flask up` serves it, with the inbox."""
+    made = app.create_app()
+    made.register_blueprint(create_blueprint(Letters()))
+    return made
+
+
+def table(first: str) -> list[list[str]]:
+    """The rows of README's table whose first heading is `first`, as cells."""
+    lines = README[README.index(f"\n| {first} |") :].split("\n\n")[0].strip().splitlines()
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
+
+
+def block_with(language: str, part: str) -> str:
+    block: str = next(block for kind, block in BLOCKS if kind == language and part in block)
+    return block
+
+
+def tracked() -> dict[str, str]:
+    """The files that git tracks or would, by name; what is no text in them is left out."""
+    names = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=PROJECT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split("\0")
+    return {
+        name: (PROJECT / name).read_text(errors="replace")
+        for name in set(names)
+        if name and (PROJECT / name).is_file()
+    }
+
+
+def test_readme_names_every_route_and_no_other(served: Flask) -> None:
+    routes = {
+        f"`{method} {rule.rule.rstrip('/') or '/'}`"
+        for rule in served.url_map.iter_rules()
+        if not rule.endpoint.endswith("static")
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+    }
+    assert {f"`{named}`" for named in re.findall(r"^\| `([A-Z]+ /[^`]*)` \|", README, re.MULTILINE)} == routes
+
+
+def test_readme_names_every_setting_with_its_default() -> None:
+    def shown(value: object) -> str:
+        return "–" if value == "" else f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+
+    found = {name: default for name, default, _ in table("name")}
+    assert found == {
+        f"`{name}`": shown(getattr(default_settings, name)) for name in default_settings.__annotations__
+    }
+    assert all(("Secret." in meaning) == (name.strip("`") in SECRETS) for name, _, meaning in table("name"))
+
+
+def test_readme_names_only_settings_that_exist() -> None:
+    named = set(re.findall(r"\bMAILASYNC_([A-Z0-9_]*[A-Z0-9])\b", README))
+    assert named <= default_settings.__annotations__.keys()
+
+
+def test_default_settings_and_settings_are_the_same_list() -> None:
+    types = get_type_hints(Settings)
+    assert list(get_type_hints(default_settings).items()) == [
+        (field.name, types[field.name]) for field in fields(Settings)
+    ]
+
+
+def test_each_setting_has_its_comment() -> None:
+    lines = (PROJECT / "default_settings.py").read_text().splitlines()
+    bare = [
+        line
+        for before, line in pairwise(lines)
+        if re.match(r"[A-Z0-9_]+:", line) and not before.startswith("#:")
+    ]
+    assert bare == []
+
+
+def test_readme_names_every_make_target_and_no_other() -> None:
+    targets = re.findall(r"^([a-z-]+):.*## ", (PROJECT / "Makefile").read_text(), re.MULTILINE)
+    assert set(re.findall(r"\bmake ([a-z-]+)", CODE)) == set(targets)
+
+
+def test_contributing_names_only_make_targets_that_exist() -> None:
+    named = set(re.findall(r"\bmake ([a-z-]+)", (PROJECT / "CONTRIBUTING.md").read_text()))
+    assert named and named <= set(
+        re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE)
+    )
+
+
+def test_the_example_of_an_env_file_has_only_settings_that_exist() -> None:
+    named = set(re.findall(r"^#?MAILASYNC_(\w+)=", (PROJECT / ".env.example").read_text(), re.MULTILINE))
+    assert named and named <= {setting.name for setting in fields(Settings)}
+
+
+def test_the_workflow_of_a_pull_request_is_the_command_of_this_repository() -> None:
+    assert re.search(r"^ +- run: \.ci/run$", (PROJECT / ".github/workflows/ci.yml").read_text(), re.MULTILINE)
+    assert (PROJECT / ".ci/run").stat().st_mode & 0o100
+
+
+def test_flask_commands_in_readme_exist(served: Flask) -> None:
+    named = re.findall(r"\bflask ([a-z]+)(?: ([a-z]+))?", CODE)
+    assert named
+    for name, inner in named:
+        command = served.cli.commands[name]
+        assert not inner or (isinstance(command, click.Group) and inner in command.commands), (
+            f"flask {name} {inner}"
+        )
+
+
+def test_files_in_readme_exist() -> None:
+    named = re.findall(r"(?<![\w/.])((?:\w+/)*\w[\w.]*\.(?:py|json|md))\b(?!\()", CODE)
+    assert named and [name for name in named if not (PROJECT / name).exists()] == []
+
+
+def test_files_in_the_map_of_the_code_exist() -> None:
+    named = re.findall(r"\b((?:\w+/)*\w+\.py)\b", str(mailroom.__doc__))
+    assert (
+        named
+        and [
+            name
+            for name in named
+            if not (PROJECT / name).exists() and not list(PROJECT.glob(f"mailroom/**/{name}"))
+        ]
+        == []
+    )
+
+
+def test_links_inside_readme_lead_somewhere() -> None:
+    headings = {
+        re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-")
+        for heading in re.findall(r"^#+ (.+)$", README, re.MULTILINE)
+    }
+    assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= headings
+
+
+def test_states_in_readme_are_states() -> None:
+    assert {name.strip("`") for name, _, _ in table("status | means")} <= set(State)
+
+
+def test_curl_bodies_in_readme_are_accepted_or_refused_as_it_shows() -> None:
+    *accepted, refused = BODIES
+    assert len(accepted) >= 2 and all(read_message(body.encode()).to for body in accepted)
+    with pytest.raises(InvalidMessage) as caught:
+        ORDERS.mail(json.loads(refused))
+    assert json.loads(problems.invalid(caught.value).get_data()) == json.loads(
+        block_with("json", "validation_error")
+    )
+
+
+def test_jobs_in_readme_are_accepted() -> None:
+    assert JOB_BODIES
+    for body in JOB_BODIES:
+        order = ORDERS.job(json.loads(body))
+        assert order.acceptance and order.acceptance.message.template
+
+
+def test_job_states_in_readme_are_the_states() -> None:
+    readme = README[README.index("## Run a job") :]
+    rows = readme[readme.index("| status | means") :].split("\n\n")[0].splitlines()[2:]
+    assert [row.split("`")[1] for row in rows] == [*JobState]
+
+
+def test_readme_shows_a_job_as_the_api_does(served: Flask, tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/docs.sqlite3")
+    upgrade(database)
+    order = ORDERS.job(json.loads(JOB_BODIES[0]))
+    assert order.acceptance
+    Outbox(database).accept(order.acceptance)
+    standing = Jobs(database, 20).standing(order.job.id)
+    assert standing is not None
+    services: Services = served.extensions["mailasync"]
+    served.extensions["mailasync"] = replace(services, relay=lambda: None)
+    with served.app_context():
+        real = jobs.shown(standing)
+    database.close()
+    told = json.loads(block_with("json", "retry_of"))
+    assert list(told) == list(real)
+    assert told["args"] == real["args"] and told["message"].keys() == real["message"].keys()
+
+
+def test_json_in_readme_is_json() -> None:
+    for kind, block in BLOCKS:
+        assert kind != "json" or json.loads(block)
+    assert read_message(block_with("json", '"contents"').encode()).subject
+
+
+def test_the_curl_line_is_the_one_that_flask_up_prints() -> None:
+    settings = Settings(
+        **{name: getattr(default_settings, name) for name in default_settings.__annotations__}
+    )
+    assert serve.curl(settings) + "\n" in [block for kind, block in BLOCKS if kind == "sh"]
+
+
+def test_readme_shows_a_message_as_the_api_does(served: Flask, tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/docs.sqlite3")
+    upgrade(database)
+    outbox = Outbox(database)
+    accepted = ORDERS.mail(json.loads(BODIES[0]), work_seconds=5)
+    outbox.accept(accepted)
+    services: Services = served.extensions["mailasync"]
+    served.extensions["mailasync"] = replace(services, outbox=outbox, relay=lambda: None)
+    standing = outbox.standing(accepted.id)
+    assert standing is not None
+    with served.app_context():
+        real = shown(standing)
+    database.close()
+    told = json.loads(block_with("json", "timeline"))
+    assert list(told) == list(real)
+    assert list(told["recipients"][0]) == list(real["recipients"][0]) and list(told["job"]) == list(
+        real["job"]
+    )
+    assert told["timeline"][0].keys() == real["timeline"][0].keys()
+
+
+def test_python_in_readme_compiles() -> None:
+    sources = [block for kind, block in BLOCKS if kind == "python"]
+    assert sources
+    for source in sources:
+        compile(source, "README.md", "exec")
+
+
+def test_celery_client_in_readme_names_the_task_and_a_mail_that_is_accepted() -> None:
+    found = re.search(r'send_task\(\s*"([^"]+)", \[(\{.*\})\]\s*\)', block_with("python", "send_task"))
+    assert found and found[1] == mailasync.sendMail.name and read_message(found[2].encode()).to
+
+
+def test_changelog_has_a_place_for_what_is_not_released() -> None:
+    assert re.search(r"^## Unreleased$", (PROJECT / "CHANGELOG.md").read_text(), re.MULTILINE)
+
+
+def test_no_file_names_a_machine_or_a_package_index() -> None:
+    index = re.compile(
+        r"py[p]i\.|pythonhoste[d]\.|registry\.npm[j]s|(?:extra-)?index-ur[l]|find-link[s]", re.IGNORECASE
+    )
+    home = re.compile(r"(?<![\w.])/(?:root|home|work|Users)/[\w.]+")
+    found = {name: [*index.findall(text), *home.findall(text)] for name, text in tracked().items()}
+    assert {name: what for name, what in found.items() if what} == {}
+
+
+def test_the_speed_that_readme_tells_is_what_make_bench_measured() -> None:
+    for heading, rows, file in (
+        ("what", report.ROWS, "results.md"),
+        ("at scale", report.SCALE_ROWS, "scale.md"),
+    ):
+        told, measured = table(heading), (PROJECT / "benchmarks" / file).read_text()
+        assert [row[:2] for row in told] == [[expected.what, expected.target] for expected in rows]
+        assert [row for row in told if f"| {' | '.join(row)} |" not in measured] == []
