@@ -1,10 +1,12 @@
 # One image for all our processes; compose.yaml says which command each of them runs.
 
 FROM python:3.13-slim-trixie AS build
-COPY requirements.txt requirements-flower.txt /
+WORKDIR /build
+COPY requirements.txt ./
+COPY requirements/flower.txt requirements/
 RUN python -m venv --without-pip /venv \
     && python -m pip --python /venv/bin/python install --no-cache-dir --only-binary :all: --require-hashes \
-        -r requirements.txt -r requirements-flower.txt
+        -r requirements.txt -r requirements/flower.txt
 
 FROM python:3.13-slim-trixie
 ENV PATH=/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1

@@ -92,10 +92,11 @@ check-clients: .venv/.installed-dev  ## the Postman collection and the programs 
 lock: .venv/.installed-dev  ## pin the requirements anew from pyproject.toml
 	@.venv/bin/python -m pip install --quiet uv
 	@$(PIN) pyproject.toml -o requirements.txt
-	@$(PIN) --group flower -c requirements.txt -o requirements-flower.txt
-	@$(PIN) --group examples -o requirements-examples.txt
-	@$(PIN) --group thumbnail -o requirements-thumbnail.txt
-	@$(PIN) --group dev $(foreach one,.txt -flower.txt -examples.txt -thumbnail.txt,-c requirements$(one)) -o requirements-dev.txt
+	@$(PIN) --group flower -c requirements.txt -o requirements/flower.txt
+	@$(PIN) --group examples -o requirements/examples.txt
+	@$(PIN) --group thumbnail -o requirements/thumbnail.txt
+	@$(PIN) --group docs -o requirements/docs.txt
+	@$(PIN) --group dev -c requirements.txt $(foreach one,flower examples thumbnail docs,-c requirements/$(one).txt) -o requirements/dev.txt
 
 .venv/.installed: requirements.txt
 	@if [ -z "$(PYTHON)" ]; then \
@@ -106,14 +107,14 @@ lock: .venv/.installed-dev  ## pin the requirements anew from pyproject.toml
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch .venv/.installed
 
-.venv/.installed-flower: .venv/.installed requirements-flower.txt
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-flower.txt
+.venv/.installed-flower: .venv/.installed requirements/flower.txt
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/flower.txt
 	@touch .venv/.installed-flower
 
-.venv/.installed-examples: .venv/.installed requirements-examples.txt
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-examples.txt
+.venv/.installed-examples: .venv/.installed requirements/examples.txt
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/examples.txt
 	@touch .venv/.installed-examples
 
-.venv/.installed-dev: .venv/.installed requirements-dev.txt
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+.venv/.installed-dev: .venv/.installed requirements/dev.txt
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
 	@touch .venv/.installed-dev

@@ -52,3 +52,5 @@ The words:
     lease       how long a worker may be unseen until its rows are given to others.
     job         work that runs before its mail goes, in a thread or a child process, never where mail is sent.
 """
+
+__version__ = "0.1.0"

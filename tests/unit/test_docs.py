@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import tomllib
 from dataclasses import fields, replace
 from itertools import pairwise
 from pathlib import Path
@@ -275,6 +276,14 @@ def test_python_in_readme_compiles() -> None:
 def test_celery_client_in_readme_names_the_task_and_a_mail_that_is_accepted() -> None:
     found = re.search(r'send_task\(\s*"([^"]+)", \[(\{.*\})\]\s*\)', block_with("python", "send_task"))
     assert found and found[1] == mailasync.sendMail.name and read_message(found[2].encode()).to
+
+
+def test_the_version_is_in_one_place_and_the_changelog_has_it() -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())
+    assert project["project"]["dynamic"] == ["version"] and "version" not in project["project"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "mailroom.__version__"}
+    released = re.findall(r"^## (\d+\.\d+\.\d+)", (PROJECT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert released[0] == mailroom.__version__
 
 
 def test_changelog_has_a_place_for_what_is_not_released() -> None:
