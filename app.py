@@ -66,7 +66,7 @@ from mailroom.store.messages.idempotency import Keys
 from mailroom.store.messages.outbox import Outbox
 from mailroom.store.messages.suppressions import Suppressions, Unsubscribes
 from mailroom.store.templates import Templates
-from mailroom.store.workers import Worker
+from mailroom.store.workers import Heartbeat
 from mailroom.worker import runtime
 
 log = logging.getLogger("mailasync.web")
@@ -267,7 +267,7 @@ def all_in_one(settings: Settings, deliver: bool) -> Flask:
         end_child(e)
     if settings.embedded:  # The broker is new and empty, and whoever worked here before has ended.
         sweeps = runtime.sweeps_of(settings, database)
-        Worker(database, "", "", []).stop_others()
+        Heartbeat(database, "", "", []).stop_others()
         sweeps.orphans()
         JobClaims(database, "", settings.LEASE_SECONDS).orphans()
         sweeps.forget_nudges()

@@ -327,7 +327,7 @@ def _note_refusal(reason: str, **kwargs: object) -> None:
 @left_queue.connect
 def _note_left_queue(reason: str, **kwargs: object) -> None:
     if _process.station is not None:
-        _process.station.worker.leave_celery_queue(reason)
+        _process.station.heartbeat.leave_celery_queue(reason)
 
 
 @signals.worker_shutting_down.connect

@@ -61,8 +61,8 @@ def broker_trouble(database: Database, lease_seconds: float) -> str:
 
 
 @dataclass
-class Worker:
-    """The row of one worker process."""
+class Heartbeat:
+    """The row of one worker process, which a beat keeps alive; it is the lease on all that the worker owns."""
 
     database: Database
     id: str

@@ -17,7 +17,7 @@ from mailroom.store.maintenance.expiry import Expiry
 from mailroom.store.maintenance.rescue import BATCH_MAX, QueuedId, Sweeps
 from mailroom.store.maintenance.retention import Retention
 from mailroom.store.messages.claims import Claims
-from mailroom.store.workers import Worker
+from mailroom.store.workers import Heartbeat
 
 log = logging.getLogger("mailasync.sweeper")
 
@@ -40,7 +40,7 @@ class Sweeper:
     clock: Clock
     sweeps: Sweeps
     claims: Claims
-    worker: Worker
+    heartbeat: Heartbeat
     runs: JobClaims
     accounts: Accounts
     expiry: Expiry
@@ -58,11 +58,11 @@ class Sweeper:
     _behind: bool = False  #: whether the last sweep left rows over that workers could take
 
     def start(self) -> None:
-        self.worker.beat()
+        self.heartbeat.beat()
         self.clock.watch()  # A step back shows only beside a time that was noted before it.
         self._distrust()
         rounds = (
-            ("heartbeat", lambda: self.lease_seconds / BEATS_PER_LEASE, self.worker.beat),
+            ("heartbeat", lambda: self.lease_seconds / BEATS_PER_LEASE, self.heartbeat.beat),
             ("sweeper", lambda: BEHIND_INTERVAL_SECONDS if self._behind else INTERVAL_SECONDS, self.sweep),
         )
         self._threads = [

@@ -29,7 +29,7 @@ from mailroom.store.maintenance.rescue import Sweeps
 from mailroom.store.maintenance.retention import Retention
 from mailroom.store.messages.claims import Claims
 from mailroom.store.messages.outbox import NewMessage, Outbox
-from mailroom.store.workers import Worker
+from mailroom.store.workers import Heartbeat
 from mailroom.submission.reader import SubmissionReader
 from mailroom.webhooks.notifier import QUEUE, THREADS, Notifier
 from mailroom.webhooks.ssrf import AddressGuard
@@ -67,7 +67,7 @@ class Station:
         self.refusal = ""  #: what RabbitMQ refuses our consumer
         self.orders = orders
         turns = Admission(connections, {account.name: str(account.hop) for account in known})
-        self.worker = Worker(
+        self.heartbeat = Heartbeat(
             database,
             owner,
             name,
@@ -103,7 +103,7 @@ class Station:
             Clock(database),
             sweeps,
             claims,
-            self.worker,
+            self.heartbeat,
             runs,
             shared,
             Expiry(database),
@@ -117,7 +117,7 @@ class Station:
         self.sweeper.start()
 
     def __str__(self) -> str:
-        return f"worker {self.worker.name}: mail goes to {self.hops}; outbox {self.database!r}"
+        return f"worker {self.heartbeat.name}: mail goes to {self.hops}; outbox {self.database!r}"
 
     def _broker_trouble(self) -> str:
         """Name what keeps us from our queues. Our relay knows it too, where no connection can be had at all."""
@@ -203,7 +203,7 @@ class Station:
     def _wake(self, job: NewJob) -> None:
         """Have this worker, and one that serves the job's queue, look for it."""
         self.runner.wake()
-        if job.queue not in self.worker.queues:
+        if job.queue not in self.heartbeat.queues:
             self.relay.offer(
                 new_id(), queue=job.queue
             )  # Any UUID is a nudge; what id a client chose, the worker might take for a job.
@@ -227,7 +227,7 @@ class Station:
         self.sweeper.stop()
         self.relay.stop()
         try:
-            self.worker.stop()
+            self.heartbeat.stop()
         except StoreUnavailable as e:
             log.error("%s", e)
         self.database.close()

@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from mailroom.store.db.database import Database
 from mailroom.store.messages.claims import Claims
-from mailroom.store.workers import Worker
+from mailroom.store.workers import Heartbeat
 from tests.faults import backlog
 from tests.faults.rig import Rig, end_on_sigterm, private_servers, running
 from tests.services import wait_until
@@ -30,7 +30,7 @@ def claim_ms(rig: Rig, *, chunks: int = 60) -> float:
     database = Database(rig.database_url)
     try:
         claims = Claims(database, f"scale-{time.monotonic_ns()}", 60.0)
-        Worker(database, claims.owner, "scale", []).beat()
+        Heartbeat(database, claims.owner, "scale", []).beat()
         took = []
         for chunk in range(chunks):
             ids = backlog.copied((chunk % (SMALL // CHUNK)) * CHUNK, CHUNK)
@@ -40,7 +40,7 @@ def claim_ms(rig: Rig, *, chunks: int = 60) -> float:
             assert len(claimed) == CHUNK
             for claim in claimed:
                 claims.release(claim)
-        Worker(database, claims.owner, "scale", []).stop()
+        Heartbeat(database, claims.owner, "scale", []).stop()
         return sorted(took)[chunks // 10] / CHUNK * 1000
     finally:
         database.close()

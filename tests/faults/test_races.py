@@ -12,7 +12,7 @@ from mailroom.store.db import postgresql
 from mailroom.store.db.database import Database
 from mailroom.store.messages.claims import Claims
 from mailroom.store.messages.outbox import NewMessage, Outbox
-from mailroom.store.workers import Worker
+from mailroom.store.workers import Heartbeat
 from tests.faults import backlog
 
 RACES = 2_000
@@ -36,7 +36,7 @@ def test_of_twenty_workers_that_want_a_mail_one_gets_it_in_two_thousand_races(
     processes = [Database(database.url.render_as_string(hide_password=False)) for _ in range(4)]
     racers = [Claims(processes[n % len(processes)], f"racer-{n}", 60.0) for n in range(RACERS)]
     for racer in racers:
-        Worker(racer.database, racer.owner, racer.owner, []).beat()
+        Heartbeat(racer.database, racer.owner, racer.owner, []).beat()
     start, won, lost_their_way = threading.Barrier(RACERS), Counter[str](), list[Any]()
 
     def race(racer: Claims) -> None:

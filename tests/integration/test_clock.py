@@ -30,7 +30,7 @@ from mailroom.store.maintenance.retention import Retention
 from mailroom.store.messages.actions import Actions
 from mailroom.store.messages.claims import Claims
 from mailroom.store.messages.outbox import NewMessage, Outbox
-from mailroom.store.workers import Worker
+from mailroom.store.workers import Heartbeat
 from mailroom.worker.sweeper import Sweeper
 from tests.services import wait_until
 from tests.services.clocks import MovableClock
@@ -69,7 +69,7 @@ def accept(database: Database, **terms: int) -> str:
 
 
 def claims_of(database: Database, worker: str) -> Claims:
-    Worker(database, worker, f"{worker}@host", ["mail"]).beat()
+    Heartbeat(database, worker, f"{worker}@host", ["mail"]).beat()
     return Claims(database, worker, LEASE_SECONDS)
 
 
@@ -134,7 +134,7 @@ def dead(database: Database) -> IsOver:
 
 
 def job(database: Database) -> IsOver:
-    Worker(database, "worker-1", "worker-1@host", ["jobs"]).beat()
+    Heartbeat(database, "worker-1", "worker-1@host", ["jobs"]).beat()
     runs = JobClaims(database, "worker-1", LEASE_SECONDS)
     Jobs(database, LEASE_SECONDS).accept(
         NewJob(id=new_id(), name="simulate", args={}, queue="jobs", timeout_seconds=10, max_attempts=9)
@@ -289,13 +289,13 @@ def a_sweeper(database: Database) -> Sweeper:
         unpublished=lambda ids: None,
         watched=["mail"],
     )
-    worker = Worker(database, "sweeping", "sweeping@host", ["mail"])
-    worker.beat()
+    heartbeat = Heartbeat(database, "sweeping", "sweeping@host", ["mail"])
+    heartbeat.beat()
     return Sweeper(
         Clock(database),
         Sweeps(database, 1.0, "resend"),
         Claims(database, "sweeping", 1.0),
-        worker,
+        heartbeat,
         JobClaims(database, "sweeping", 1.0),
         Accounts(database, [Budget(account="default")]),
         Expiry(database),

@@ -28,7 +28,7 @@ from mailroom.store.events.webhooks import Webhooks
 from mailroom.store.maintenance.rescue import Sweeps
 from mailroom.store.messages.claims import Claims
 from mailroom.store.messages.outbox import MessageDetails, NewMessage, Outbox
-from mailroom.store.workers import Worker, hanging_accounts
+from mailroom.store.workers import Heartbeat, hanging_accounts
 from tests.services import wait_until
 from tests.services.processes import Service
 from tests.services.schema import ready
@@ -56,9 +56,9 @@ class Bench:
         self.accounts = Accounts(database, budgets, self.turns.free)
         self.accounts.register()
         self.database, self.outbox, self.sweeps = database, Outbox(database), Sweeps(database, 20, "resend")
-        self.worker = Worker(database, new_id(), "worker@here", ["mail"], hanging=self.turns.hanging)
-        self.worker.beat()
-        self.claims = Claims(database, self.worker.id, 20, budgets, self.turns.free)
+        self.heartbeat = Heartbeat(database, new_id(), "worker@here", ["mail"], hanging=self.turns.hanging)
+        self.heartbeat.beat()
+        self.claims = Claims(database, self.heartbeat.id, 20, budgets, self.turns.free)
         senders = {name: Sender(Address(f"{name}@example.org"), Sessions(hop)) for name, hop in hops.items()}
         self.delivery = Delivery(
             self.claims, AttemptRunner(senders, Schedule.parse("10s*5"), "resend"), self.turns
@@ -371,25 +371,25 @@ def test_where_the_only_account_hangs_it_is_named_to_all_that_wait_until_it_answ
         made.nudge(begun)
         wait_until(made.turns.hanging, 60, what="all connections hang")
         assert told(client, waiting[0]) == "waits for a worker to take it"
-        made.worker.beat()
+        made.heartbeat.beat()
         words = f"{server_of(smtpd)}, {HANGS}"
         assert told(client, waiting[0]).startswith(f"waits for a free connection of account default: {words}")
         assert f"a worker is handing it to the mail server, attempt 1; {words}" in told(client, begun[0])
         assert f"all of a worker's connections are taken: {words}" in account(client)
         hold.release()
         wait_until(lambda: made.are_sent(begun), 60, what="they are sent")
-        made.worker.beat()
+        made.heartbeat.beat()
         assert told(client, waiting[0]) == "waits for a worker to take it"
         assert account(client) == "mail goes by this account"
 
 
 def test_what_a_worker_says_of_an_account_is_forgotten_with_it(database: Database) -> None:
     for id in ("one", "two"):
-        Worker(database, id, f"{id}@here", ["mail"], hanging=lambda: {"ops": "its server hangs"}).beat()
+        Heartbeat(database, id, f"{id}@here", ["mail"], hanging=lambda: {"ops": "its server hangs"}).beat()
     assert hanging_accounts(database, 20) == {"ops": "its server hangs"}
-    Worker(database, "one", "one@here", ["mail"]).beat()
+    Heartbeat(database, "one", "one@here", ["mail"]).beat()
     assert hanging_accounts(database, 20) == {"ops": "its server hangs"}
-    Worker(database, "two", "two@here", ["mail"]).stop()
+    Heartbeat(database, "two", "two@here", ["mail"]).stop()
     assert hanging_accounts(database, 20) == {}
 
 

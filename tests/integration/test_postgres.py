@@ -25,7 +25,7 @@ from mailroom.store.maintenance.rescue import Sweeps
 from mailroom.store.messages.claims import Claims
 from mailroom.store.messages.outbox import NewMessage, Outbox
 from mailroom.store.messages.suppressions import Suppressions, Unsubscribes
-from mailroom.store.workers import Worker
+from mailroom.store.workers import Heartbeat
 from tests.services import application, wait_until
 from tests.services.postgres import Postgres
 from tests.services.processes import Service, service
@@ -212,7 +212,7 @@ def test_claims_marks_ends_and_sweeps_of_the_same_rows_disturb_nobody(postgres_u
     outbox = Outbox(databases[0])
     ids = [accept(outbox) for _ in range(120)]
     for n, database in enumerate(databases):
-        Worker(database, f"worker-{n}", "", ["mail"]).beat()
+        Heartbeat(database, f"worker-{n}", "", ["mail"]).beat()
     sent: list[str] = []
 
     def work(number: int) -> None:

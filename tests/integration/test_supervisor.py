@@ -13,7 +13,7 @@ from flask.testing import FlaskClient
 
 from mailroom.process import supervisor
 from mailroom.process.supervisor import SupervisedThread
-from mailroom.store.workers import Worker
+from mailroom.store.workers import Heartbeat
 from tests.services import free_port, wait_until
 from tests.services.processes import Service, service
 
@@ -100,15 +100,15 @@ def test_one_that_was_never_started_is_not_missed() -> None:
 
 def test_a_worker_tells_of_its_threads_with_its_heartbeat(client: FlaskClient, app: Flask) -> None:
     database, words = app.extensions["mailasync"].outbox.database, ["jobs: down, restarted once so far"]
-    worker = Worker(database, "worker-1", "worker@there", ["mail"], threads=lambda: words)
-    worker.beat()
+    heartbeat = Heartbeat(database, "worker-1", "worker@there", ["mail"], threads=lambda: words)
+    heartbeat.beat()
     answer = client.get("/readyz")
     assert (
         answer.json and answer.json["checks"]["threads"] == "worker@there: jobs: down, restarted once so far"
     )
     assert (answer.status_code, answer.json["checks"]["worker"]) == (200, "ok")
     words.clear()
-    worker.beat()
+    heartbeat.beat()
     assert (client.get("/readyz").json or {})["checks"]["threads"] == "ok"
 
 

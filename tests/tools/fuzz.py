@@ -42,7 +42,7 @@ from mailroom.store.jobs.claims import JobClaims
 from mailroom.store.jobs.jobs import JobEnd, JobState
 from mailroom.store.maintenance.rescue import Sweeps
 from mailroom.store.messages.claims import Claims
-from mailroom.store.workers import Worker
+from mailroom.store.workers import Heartbeat
 from tests.services.processes import PROJECT
 from tests.services.smtpd import ScriptedSMTP
 from tests.tools.hostile import TEMPLATES, Maker, Request
@@ -157,9 +157,9 @@ class Fuzz:
     _judged: int = 0
 
     def __post_init__(self) -> None:
-        self.worker = Worker(self.database, new_id(), "fuzz", ["mail"])
-        self.worker.beat()
-        claims = Claims(self.database, self.worker.id, 3600)
+        self.heartbeat = Heartbeat(self.database, new_id(), "fuzz", ["mail"])
+        self.heartbeat.beat()
+        claims = Claims(self.database, self.heartbeat.id, 3600)
         sessions = Sessions(
             NextHop(host=self.smtpd.host, port=self.smtpd.port, security="none", timeout_seconds=10)
         )
@@ -168,7 +168,7 @@ class Fuzz:
         )
         self.delivery = Delivery(claims, agent, Admission(4))
         self.runs, self.sweeps = (
-            JobClaims(self.database, self.worker.id, 3600),
+            JobClaims(self.database, self.heartbeat.id, 3600),
             Sweeps(self.database, 3600, "resend"),
         )
 
@@ -235,7 +235,7 @@ class Fuzz:
 
     def deliver(self) -> None:
         """End all jobs, let go what waits for its time, deliver, and compare each mail with what was asked for."""
-        self.worker.beat()
+        self.heartbeat.beat()
         self.watch.on = True
         self._deliver()
         self.watch.on = False

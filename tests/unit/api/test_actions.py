@@ -25,7 +25,7 @@ from mailroom.store.maintenance.rescue import Sweeps
 from mailroom.store.messages.actions import Actions, UnknownMessage, WrongState
 from mailroom.store.messages.claims import Claims
 from mailroom.store.messages.outbox import MessageDetails, NewMessage, Outbox
-from mailroom.store.workers import Worker
+from mailroom.store.workers import Heartbeat
 from tests.services import wait_until
 from tests.services.postgres import Postgres
 from tests.services.processes import Service
@@ -85,7 +85,7 @@ def actions(database: Database) -> Actions:
 @pytest.fixture
 def claims(database: Database) -> Claims:
     """Of a worker that is alive now: the tests before may have taken longer than its lease."""
-    Worker(database, "worker-1", "worker-1@host", ["mail"]).beat()
+    Heartbeat(database, "worker-1", "worker-1@host", ["mail"]).beat()
     return Claims(database, "worker-1", 20)
 
 

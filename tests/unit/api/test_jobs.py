@@ -14,7 +14,7 @@ from mailroom.jobs import builtin
 from mailroom.model.message import Attachment, State
 from mailroom.store.jobs.claims import JobClaim, JobClaims
 from mailroom.store.jobs.jobs import JobEnd, JobState
-from mailroom.store.workers import Worker
+from mailroom.store.workers import Heartbeat
 from tests import jobs_for_tests
 from tests.services import wait_until
 
@@ -27,7 +27,7 @@ NOTIFY = {"to": "bob@example.org", "subject": "Done", "contents": "It is {{ job.
 def runs(app: Flask) -> JobClaims:
     """A worker's hands, without a worker."""
     database = app.extensions["mailasync"].outbox.database
-    Worker(database, "worker-1", "worker-1@host", ["jobs"]).beat()
+    Heartbeat(database, "worker-1", "worker-1@host", ["jobs"]).beat()
     return JobClaims(database, "worker-1", 20)
 
 

@@ -17,7 +17,7 @@ from mailroom.model.message import State
 from mailroom.store.db.schema import contents as contents_table
 from mailroom.store.messages.claims import Claims
 from mailroom.store.messages.outbox import Outbox
-from mailroom.store.workers import Worker
+from mailroom.store.workers import Heartbeat
 from tests.services import wait_until
 from tests.services.application import made
 
@@ -286,7 +286,7 @@ def test_with_a_key_it_has_to_be_given(sqlite_url: str, header: str, status: int
 def worked(app: Flask, client: FlaskClient, outcome: Outcome) -> Any:
     """A message after one attempt that ended so, as the API shows it."""
     database = outbox(app).database
-    Worker(database, "worker-1", "worker-1@host", ["mail"]).beat()
+    Heartbeat(database, "worker-1", "worker-1@host", ["mail"]).beat()
     claims = Claims(database, "worker-1", 20)
     id = client.post("/v1/messages", json=MAIL).json["id"]  # type: ignore[index]
     [claim] = claims.claim([id])

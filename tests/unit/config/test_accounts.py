@@ -26,7 +26,7 @@ from mailroom.store.db.database import Database
 from mailroom.store.maintenance.rescue import Sweeps
 from mailroom.store.messages.claims import Claims
 from mailroom.store.messages.outbox import MessageDetails, NewMessage, Outbox
-from mailroom.store.workers import Worker
+from mailroom.store.workers import Heartbeat
 from tests.services import wait_until
 from tests.services.certificates import Certificates, make_certificates
 from tests.services.smtpd import ScriptedSMTP
@@ -56,15 +56,15 @@ class Office:
         self.budgets = tuple(budgets or (Budget(account=name) for name in names))
         self.accounts = Accounts(database, self.budgets)
         self.accounts.register()
-        worker = Worker(database, new_id(), "worker@here", ["mail"])
-        worker.beat()
+        heartbeat = Heartbeat(database, new_id(), "worker@here", ["mail"])
+        heartbeat.beat()
         self.sweeps = Sweeps(
             database, 20, "resend", frozenset(budget.account for budget in self.budgets if budget.is_limited)
         )
         turns = Admission(
             4, {name: f"{server.host}:{server.port}" for name, server in zip(names, servers, strict=True)}
         )
-        self.claims = Claims(database, worker.id, 20, self.budgets, turns.free)
+        self.claims = Claims(database, heartbeat.id, 20, self.budgets, turns.free)
         senders = {
             name: Sender(Address(f"{name}@example.org"), Sessions(next_hop(server, **hop)))
             for name, server in zip(names, servers, strict=True)
@@ -253,7 +253,7 @@ def test_many_workers_at_once_do_not_overdraw(database: Database) -> None:
         outbox.accept(NewMessage(id=id, message=Message(to=(Address("bob@example.org"),)), message_id=id))
 
     def work(number: int) -> int:
-        Worker(database, f"worker-{number}", "w@h", ["mail"]).beat()
+        Heartbeat(database, f"worker-{number}", "w@h", ["mail"]).beat()
         claims = Claims(database, f"worker-{number}", 20, budgets)
         sent = 0
         for at in range(number * 10, number * 10 + 10):

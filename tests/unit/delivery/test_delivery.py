@@ -33,7 +33,7 @@ from mailroom.store.maintenance.rescue import Sweeps
 from mailroom.store.messages import claims as claims_module
 from mailroom.store.messages.claims import Claims
 from mailroom.store.messages.outbox import MessageDetails, NewMessage, Outbox
-from mailroom.store.workers import Worker
+from mailroom.store.workers import Heartbeat
 from tests.services import wait_until
 from tests.services.logs import broken_log
 from tests.services.schema import ready
@@ -57,10 +57,10 @@ class Office:
     ) -> None:
         self.database, self.smtpd = database, smtpd
         self.outbox = Outbox(database)
-        self.worker = Worker(database, new_id(), "worker@here", ["mail"])
-        self.worker.beat()
+        self.heartbeat = Heartbeat(database, new_id(), "worker@here", ["mail"])
+        self.heartbeat.beat()
         self.sweeps = Sweeps(database, 20, on_uncertain)
-        self.claims = Claims(database, self.worker.id, 20)
+        self.claims = Claims(database, self.heartbeat.id, 20)
         wanted = {"security": "none", "timeout_seconds": 60, "mails_per_connection": 80, **hop}
         self.sessions = Sessions(NextHop(host=smtpd.host, port=smtpd.port, **wanted))
         self.accounts = Accounts(database, self.claims.budgets)
@@ -481,7 +481,7 @@ class TestFence:
         found = office.standing(id)
         assert (found.row["state"], attempts(found.row), found.row["owner"]) == ("queued", 0, None)
         assert smtpd.payloads == []
-        office.worker.beat()
+        office.heartbeat.beat()
         office.sql("UPDATE workers SET stopped_at = NULL")
         assert office.delivery.deliver([id])
         assert office.standing(id).row["state"] == "sent"
@@ -972,6 +972,6 @@ def test_the_outcome_is_tried_again_less_and_less_often(
                 raise StoreUnavailable("database: away")
             return super().finish(claim, outcome)
 
-    office.delivery.outbox = Away(office.database, office.worker.id, 20)
+    office.delivery.outbox = Away(office.database, office.heartbeat.id, 20)
     assert office.send().row["state"] == "sent"
     assert waits == [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0]

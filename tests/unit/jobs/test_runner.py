@@ -15,7 +15,7 @@ from mailroom.jobs.slots import Slots
 from mailroom.model.ids import new_id
 from mailroom.store.jobs.claims import JobClaims
 from mailroom.store.jobs.jobs import FINAL, Jobs, JobState, NewJob
-from mailroom.store.workers import Worker
+from mailroom.store.workers import Heartbeat
 from tests import jobs_for_tests
 from tests.services import is_alive, wait_until
 from tests.services.schema import ready
@@ -46,8 +46,8 @@ class Bench:
     def __init__(self, url: str, *, slots: int = 4, processes: int = 4, watch: bool = True) -> None:
         self.database = ready(url)
         self.jobs = Jobs(self.database, 20)
-        self.worker = Worker(self.database, "worker-1", "worker-1@host", QUEUES)
-        self.worker.beat()
+        self.heartbeat = Heartbeat(self.database, "worker-1", "worker-1@host", QUEUES)
+        self.heartbeat.beat()
         self.runs = JobClaims(self.database, "worker-1", 20)
         self.children = Children(MODULES)
         self.runner = Runner(

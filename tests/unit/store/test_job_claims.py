@@ -14,7 +14,7 @@ from mailroom.store.jobs.claims import JobClaim, JobClaims
 from mailroom.store.jobs.jobs import FINAL, JobEnd, Jobs, JobState, NewJob, NotifyOn
 from mailroom.store.messages.claims import Claims
 from mailroom.store.messages.outbox import NewMessage, Outbox
-from mailroom.store.workers import Worker
+from mailroom.store.workers import Heartbeat
 
 LEASE_SECONDS = 600.0  # None runs out by itself, however busy the machine is.
 SUCCEEDED = JobEnd(state=JobState.SUCCEEDED, result='{"n": 1}')
@@ -32,7 +32,7 @@ def runs(database: Database) -> JobClaims:
 
 
 def worker(database: Database, id: str) -> JobClaims:
-    Worker(database, id, f"{id}@host", ["jobs", "coffee"]).beat()
+    Heartbeat(database, id, f"{id}@host", ["jobs", "coffee"]).beat()
     return JobClaims(database, id, LEASE_SECONDS)
 
 

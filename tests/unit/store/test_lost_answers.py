@@ -20,7 +20,7 @@ from mailroom.store.db.database import Database
 from mailroom.store.messages.actions import Actions
 from mailroom.store.messages.claims import Claims
 from mailroom.store.messages.outbox import Outbox
-from mailroom.store.workers import Worker
+from mailroom.store.workers import Heartbeat
 from tests.services import wait_until
 from tests.services.lossy_link import LATE, LOST, UNANSWERED, LossyLink
 from tests.services.schema import ready
@@ -62,7 +62,7 @@ def outbox(direct: Database) -> Outbox:
 @pytest.fixture
 def claims(lossy: Database, direct: Database) -> Claims:
     """Those of a worker whose link to the database may be cut."""
-    Worker(direct, "worker-1", "worker-1@host", ["mail"]).beat()
+    Heartbeat(direct, "worker-1", "worker-1@host", ["mail"]).beat()
     return Claims(lossy, "worker-1", 60)
 
 

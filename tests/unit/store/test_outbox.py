@@ -17,7 +17,7 @@ from mailroom.store.jobs.jobs import JobEnd, Jobs, JobState, NewJob
 from mailroom.store.maintenance.rescue import CRASHES_MAX, Sweeps
 from mailroom.store.messages.claims import Claims
 from mailroom.store.messages.outbox import NewMessage, Outbox
-from mailroom.store.workers import Worker
+from mailroom.store.workers import Heartbeat
 
 LEASE_SECONDS = 600.0  # None runs out by itself, however busy the machine is.
 SENT = Outcome(state=State.SENT, reason="250 ok", recipients={0: (State.SENT, "250 ok")})
@@ -42,7 +42,7 @@ def sweeps(database: Database) -> Sweeps:
 
 
 def worker(database: Database, id: str) -> Claims:
-    Worker(database, id, f"{id}@host", ["mail"]).beat()
+    Heartbeat(database, id, f"{id}@host", ["mail"]).beat()
     return Claims(database, id, LEASE_SECONDS)
 
 
@@ -190,7 +190,7 @@ def test_the_fence_refuses_an_attempt_that_was_taken_back_and_begun_again_by_the
     stale = claim_one(claims, accept(outbox))
     lose(database, "worker-1")
     assert sweeps.orphans() == 1
-    Worker(database, "worker-1", "worker-1@host", ["mail"]).beat()
+    Heartbeat(database, "worker-1", "worker-1@host", ["mail"]).beat()
     fresh = claims.claim_alone(stale.id)
     assert fresh
     assert (stale.attempt, fresh.attempt) == (1, 2)
@@ -424,7 +424,7 @@ def test_a_worker_that_stopped_loses_its_rows_at_once(
     outbox: Outbox, claims: Claims, sweeps: Sweeps, database: Database
 ) -> None:
     claim = claim_one(claims, accept(outbox))
-    Worker(database, "worker-1", "", []).stop()
+    Heartbeat(database, "worker-1", "", []).stop()
     assert sweeps.orphans() == 1
     assert state(outbox, claim.id) == State.QUEUED
 
@@ -480,7 +480,7 @@ def test_a_process_that_is_alone_takes_over_at_once(
     outbox: Outbox, claims: Claims, sweeps: Sweeps, database: Database
 ) -> None:
     claim = claim_one(claims, accept(outbox))
-    Worker(database, "worker-2", "", []).stop_others()
+    Heartbeat(database, "worker-2", "", []).stop_others()
     assert sweeps.orphans() == 1
     assert state(outbox, claim.id) == State.QUEUED
 

@@ -19,7 +19,7 @@ from mailroom.store.jobs.jobs import JobEnd, Jobs, JobState, NewJob, NotifyOn
 from mailroom.store.maintenance.restore import StillRunning, hold
 from mailroom.store.maintenance.retention import Retention
 from mailroom.store.messages.outbox import NewMessage, Outbox
-from mailroom.store.workers import Worker, is_alive
+from mailroom.store.workers import Heartbeat, is_alive
 from tests.services import wait_until
 from tests.services.postgres import Postgres
 from tests.services.processes import Service
@@ -84,7 +84,7 @@ def new_job(**more: Any) -> NewJob:
 
 def end_job(database: Database, id: str, *, days: float) -> None:
     """Run the job to its end, with a file; it ended so many days ago."""
-    Worker(database, "worker-1", "worker-1@host", ["jobs"]).beat()
+    Heartbeat(database, "worker-1", "worker-1@host", ["jobs"]).beat()
     runs = JobClaims(database, "worker-1", LEASE_SECONDS)
     [claim] = runs.claim("jobs", ["simulate"], limit=1)
     assert claim.id == id
@@ -551,7 +551,7 @@ def test_a_job_that_had_not_ended_fails_and_its_mail_tells_nothing_untrue(
 
 
 def test_nothing_is_held_under_the_hands_of_a_worker(database: Database) -> None:
-    Worker(database, "worker-1", "worker-1@host", ["mail"]).beat()
+    Heartbeat(database, "worker-1", "worker-1@host", ["mail"]).beat()
     id = accept(database, State.QUEUED, days=0)
     with pytest.raises(
         StillRunning,

@@ -35,7 +35,7 @@ from mailroom.store.events.webhooks import Webhooks
 from mailroom.store.jobs.jobs import JobEnd, JobState, let_go
 from mailroom.store.keys.api_keys import Scope
 from mailroom.store.maintenance.retention import Retention
-from mailroom.store.workers import Worker
+from mailroom.store.workers import Heartbeat
 from mailroom.webhooks.http import WebhookAnswer, WebhookExchange
 from mailroom.webhooks.notifier import SCHEDULE, Notifier, judge, retry_after_seconds
 from mailroom.webhooks.ssrf import AddressGuard, Forbidden, is_public
@@ -112,7 +112,7 @@ def make_due(database: Database) -> None:
 def worker(
     database: Database, id: str = "worker-1", *, lease_seconds: float = LEASE_SECONDS
 ) -> WebhookDeliveries:
-    Worker(database, id, f"{id}@host", ["webhooks"]).beat()
+    Heartbeat(database, id, f"{id}@host", ["webhooks"]).beat()
     return WebhookDeliveries(database, id, lease_seconds)
 
 
@@ -993,10 +993,10 @@ WORKER = """import sys, threading, ssl
 from mailroom.webhooks.ssrf import AddressGuard
 from mailroom.store.db.database import Database
 from mailroom.store.events.deliveries import WebhookDeliveries
-from mailroom.store.workers import Worker
+from mailroom.store.workers import Heartbeat
 from mailroom.webhooks.notifier import Notifier
 database = Database(sys.argv[1])
-Worker(database, sys.argv[2], "killed@host", ["webhooks"]).beat()
+Heartbeat(database, sys.argv[2], "killed@host", ["webhooks"]).beat()
 Notifier(WebhookDeliveries(database, sys.argv[2], 20), AddressGuard(to_loopback=True)).start()
 threading.Event().wait()"""
 
