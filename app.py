@@ -294,7 +294,7 @@ def work_here(database: Database) -> Callable[[], None]:
     """Run a Celery worker in a thread of this process; return what ends it."""
     mailasync.share_database(database)
     worker = EmbeddedWorker(
-        mailasync.celery_app, stop_claiming=mailasync.stop_claiming, close=mailasync.close_station
+        mailasync.celery_app, stop_claiming=mailasync.stop_claiming, close=mailasync.close_worker
     )
     worker.start()
     return worker.stop

@@ -41,7 +41,7 @@ from mailroom.store.messages.outbox import Outbox
 from mailroom.webhooks import notifier
 from mailroom.worker.celery_config import MAIL_QUEUES, celery_settings
 from mailroom.worker.runtime import load_jobs, open_database, orders, sweeps_of
-from mailroom.worker.worker import Station
+from mailroom.worker.worker import Worker
 
 log = logging.getLogger("mailasync")
 
@@ -98,11 +98,11 @@ class NudgeTask(Task):  # type: ignore[type-arg]  # celery-types makes Task gene
 @celery_app.task(name="mailasync.sendMail", bind=True, base=NudgeTask)
 def sendMail(task: Task, *args: Any, **kwargs: Any) -> None:  # type: ignore[type-arg]
     """Deliver the mails of these ids; or accept a mail that a Celery client sent as the JSON object of `POST /`."""
-    with settling(task) as station:
+    with settling(task) as worker:
         if nudge := read_nudge(args, kwargs):
-            settled = station.deliver(nudge[0], outbox_id=nudge[1])
+            settled = worker.deliver(nudge[0], outbox_id=nudge[1])
         else:
-            settled = station.accept(
+            settled = worker.accept(
                 str(task.request.id), (args[0] if len(args) == 1 else list(args)) if args else kwargs
             )
     if not settled:
@@ -129,39 +129,39 @@ def runJob(task: Task, *args: Any, **kwargs: Any) -> None:  # type: ignore[type-
 
     The task is done, and acknowledged, before the job begins: how long that takes is no matter of the broker's.
     """
-    with settling(task) as station:
+    with settling(task) as worker:
         if kwargs or len(args) != 1 or not is_uuid(args[0]):
-            station.accept_job(str(task.request.id), read_job(args, kwargs))
-        station.runner.wake()
+            worker.accept_job(str(task.request.id), read_job(args, kwargs))
+        worker.runner.wake()
 
 
 @celery_app.task(name="mailasync.tellClients", bind=True, base=NudgeTask)
 def tellClients(task: Task, *args: Any, **kwargs: Any) -> None:  # type: ignore[type-arg]
     """Look for webhooks that are to be told something; whatever came with it is not read."""
-    with settling(task) as station:
-        station.notifier.wake()
+    with settling(task) as worker:
+        worker.notifier.wake()
 
 
 @celery_app.task(name=REFUSE, bind=True, base=NudgeTask)
 def refuse(task: Task, reason: str, name: str) -> None:  # type: ignore[type-arg]
     """Record why the message that this one stands for is no task; mailroom/broker/consumer.py makes it of that."""
-    with settling(task) as station:
-        station.refuse(str(task.request.id), name, reason)
+    with settling(task) as worker:
+        worker.refuse(str(task.request.id), name, reason)
 
 
 @contextmanager
-def settling(task: Task) -> Iterator[Station]:  # type: ignore[type-arg]
-    """Give the station to a task; while there is none, the task goes back to its queue. One that has expired is not done."""
-    station = _process.station
-    if station is None:
+def settling(task: Task) -> Iterator[Worker]:  # type: ignore[type-arg]
+    """Give the worker to a task; while there is none, the task goes back to its queue. One that has expired is not done."""
+    worker = _process.worker
+    if worker is None:
         time.sleep(REQUEUE_WAIT_SECONDS)
         raise Reject("this worker has not started", requeue=True)
     try:
         if has_expired(task.request.expires):  # type: ignore[arg-type]  # a text, from QuietRequest
             reason = f"expired at {task.request.expires}, before a worker took it"
-            station.refuse(str(task.request.id), task.name, reason)
+            worker.refuse(str(task.request.id), task.name, reason)
             raise Ignore
-        yield station
+        yield worker
     except StoreUnavailable as e:
         log.error("%s; the message goes back to the queue", e)
         time.sleep(REQUEUE_WAIT_SECONDS)
@@ -221,7 +221,7 @@ class _Process:
 
     settings: Settings
     relay: Publisher | None = None
-    station: Station | None = None
+    worker: Worker | None = None
     database: Database | None = None  #: set by a process that serves and works at the same time
 
 
@@ -239,17 +239,17 @@ def share_database(database: Database) -> None:
 
 def stop_claiming() -> None:
     """Begin no attempt and no job any more; what is past its fence goes on."""
-    if _process.station is not None:
-        _process.station.delivery.stop()
-        _process.station.runner.stop()
-        _process.station.notifier.stop()
+    if _process.worker is not None:
+        _process.worker.delivery.stop()
+        _process.worker.runner.stop()
+        _process.worker.notifier.stop()
 
 
-def close_station() -> None:
+def close_worker() -> None:
     """End what makes this process a worker, if it is one."""
-    station, _process.station = _process.station, None
-    if station is not None:
-        station.close()
+    worker, _process.worker = _process.worker, None
+    if worker is not None:
+        worker.close()
         _process.relay = None
 
 
@@ -266,7 +266,7 @@ def _name_worker(sender: str, instance: Any, **kwargs: object) -> None:
 
 
 @signals.worker_init.connect
-def _start_station(sender: Any, **kwargs: object) -> None:
+def _start_worker(sender: Any, **kwargs: object) -> None:
     pool = sender.pool_cls if isinstance(sender.pool_cls, str) else f"{sender.pool_cls.__module__}"
     if "thread" not in pool and "solo" not in pool:
         raise SystemExit(
@@ -277,7 +277,7 @@ def _start_station(sender: Any, **kwargs: object) -> None:
     try:
         refuse_other_queues()
         database = _process.database or open_database(settings)
-        _process.station = Station(
+        _process.worker = Worker(
             settings,
             database,
             name=sender.hostname,
@@ -290,14 +290,14 @@ def _start_station(sender: Any, **kwargs: object) -> None:
         )
     except MailroomError as e:
         raise SystemExit(f"mailasync: {e}") from None
-    except Exception as e:  # Celery swallows it, and the worker would go on without a station.
+    except Exception as e:  # Celery swallows it, and the worker would go on without taking anything.
         log.exception("the worker cannot start")
         raise SystemExit(f"mailasync: {type(e).__name__}") from None
 
 
 @signals.worker_ready.connect
 def _say_where_mail_goes(**kwargs: object) -> None:
-    log.info("%s", _process.station)  # Not at the start: Celery sets the log up after that.
+    log.info("%s", _process.worker)  # Not at the start: Celery sets the log up after that.
 
 
 def refuse_other_queues() -> None:
@@ -320,14 +320,14 @@ def refuse_other_queues() -> None:
 
 @refused.connect
 def _note_refusal(reason: str, **kwargs: object) -> None:
-    if _process.station is not None:
-        _process.station.refusal = reason
+    if _process.worker is not None:
+        _process.worker.refusal = reason
 
 
 @left_queue.connect
 def _note_left_queue(reason: str, **kwargs: object) -> None:
-    if _process.station is not None:
-        _process.station.heartbeat.leave_celery_queue(reason)
+    if _process.worker is not None:
+        _process.worker.heartbeat.leave_celery_queue(reason)
 
 
 @signals.worker_shutting_down.connect
@@ -336,8 +336,8 @@ def _stop_claiming(**kwargs: object) -> None:
 
 
 @signals.worker_shutdown.connect
-def _close_station(**kwargs: object) -> None:
-    close_station()
+def _close_worker(**kwargs: object) -> None:
+    close_worker()
 
 
 @signals.after_setup_logger.connect

@@ -38,7 +38,7 @@ from mailroom.worker.sweeper import Sweeper
 log = logging.getLogger("mailasync")
 
 
-class Station:
+class Worker:
     """The parts that make a process a worker: heartbeat, sweeper, deliveries and jobs, on one database."""
 
     def __init__(
