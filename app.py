@@ -108,7 +108,7 @@ def create_app(
         suppressions=Suppressions(database),
         unsubscribes=Unsubscribes(database, settings.PUBLIC_URL),
         templates=Templates(database),
-        relay=lambda: mailasync.start_relay(database),
+        publisher=lambda: mailasync.start_publisher(database),
         send=mailasync.send,
         run=lambda job: mailasync.runJob.apply_async((job.id,), queue=job.queue),
     )
@@ -116,7 +116,7 @@ def create_app(
     metrics.watch(app)  # First of all hooks, so that a refusal has an id too.
     app.before_request(guard.check)
     app.before_request(
-        partial(start_relay, database)
+        partial(start_publisher, database)
     )  # In the process that serves, whichever server that is.
     ours = (
         problems,
@@ -151,8 +151,8 @@ def create_app(
     return app
 
 
-def start_relay(database: Database) -> None:
-    mailasync.start_relay(database)
+def start_publisher(database: Database) -> None:
+    mailasync.start_publisher(database)
 
 
 def main(*blueprints: str) -> None:
@@ -196,7 +196,7 @@ def working(app: Flask, settings: Settings) -> Iterator[Services]:
             served,
             outbox=Outbox(database),
             orders=runtime.orders(settings, database),
-            relay=lambda: None,
+            publisher=lambda: None,
             send=(lambda id, queue: None) if alone else partial(nudge, database),
             run=(lambda job: None) if alone else served.run,
         )
@@ -207,7 +207,7 @@ def working(app: Flask, settings: Settings) -> Iterator[Services]:
 
 
 def nudge(database: Database, id: str, queue: str) -> None:
-    """Tell a worker of one message from a process without a relay; ends in seconds, and raises what kombu raises."""
+    """Tell a worker of one message from a process without a publisher; ends in seconds, and raises what kombu raises."""
     started = time.monotonic()
     mailasync.sendMail.apply_async(([id], database.outbox_id), queue=queue)
     Outbox(database).mark_published([id], seconds_ago=time.monotonic() - started)
@@ -237,8 +237,8 @@ def serving_app(settings: Settings, *blueprints: str) -> Flask:
     except (MailroomError, SettingsError) as e:
         end_child(e)
     app = create_app(settings, *map(import_string, blueprints), database=database)
-    mailasync.start_relay(database)
-    at_exit(mailasync.stop_relay)
+    mailasync.start_publisher(database)
+    at_exit(mailasync.stop_publisher)
     hop = next_hop(settings)
     say(
         f"mailasync listens on {url(settings)}",

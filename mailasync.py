@@ -65,14 +65,14 @@ def configure(settings: Settings) -> None:
 
 
 class NudgeTask(Task):  # type: ignore[type-arg]  # celery-types makes Task generic, Celery does not
-    """Publishes without ever hanging or multiplying: through the relay where one runs, else on a connection of its own."""
+    """Publishes without ever hanging or multiplying: through the publisher where one runs, else on a connection of its own."""
 
     Request = "mailroom.broker.celery_request:QuietRequest"
     typing = False  # Whatever a client sends is answered in the outbox, not by a TypeError in the log.
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> AsyncResult[Any]:  # type: ignore[override]  # narrower
-        if not kwargs and args and len(args) == 1 and (relay := relay_for(args[0])):
-            relay.offer(
+        if not kwargs and args and len(args) == 1 and (publisher := publisher_for(args[0])):
+            publisher.offer(
                 args[0], queue=options.get("queue") or celery_app.conf.task_routes[self.name]["queue"]
             )
             return AsyncResult(args[0], app=celery_app)
@@ -110,17 +110,17 @@ def sendMail(task: Task, *args: Any, **kwargs: Any) -> None:  # type: ignore[typ
 
 
 def send(ids: Sequence[str], queue: str) -> None:
-    """`sendMail.apply_async` for each of these mails; where a relay runs, without a result for each, which takes longer than the rest."""
+    """`sendMail.apply_async` for each of these mails; where a publisher runs, without a result, which takes longer than the rest."""
     for id in ids:
-        if relay := relay_for(id):
-            relay.offer(id, queue=queue)
+        if publisher := publisher_for(id):
+            publisher.offer(id, queue=queue)
         else:
             sendMail.apply_async((id,), queue=queue)
 
 
-def relay_for(id: object) -> Publisher | None:
-    """The relay of this process, if one runs; it takes the id of a row and nothing else."""
-    return _process.relay if is_uuid(id) else None
+def publisher_for(id: object) -> Publisher | None:
+    """The publisher of this process, if one runs; it takes the id of a row and nothing else."""
+    return _process.publisher if is_uuid(id) else None
 
 
 @celery_app.task(name="mailasync.runJob", bind=True, base=NudgeTask)
@@ -177,9 +177,9 @@ def bounded_connection() -> Connection:
     )
 
 
-def start_relay(database: Database) -> Publisher:
+def start_publisher(database: Database) -> Publisher:
     """The publisher of this process, started when it is first asked for."""
-    if _process.relay is None:
+    if _process.publisher is None:
 
         def publish(producer: Producer, queue: str, ids: Sequence[str]) -> None:
             if queue in MAIL_QUEUES:
@@ -196,7 +196,7 @@ def start_relay(database: Database) -> Publisher:
             Samples(database, _process.settings.LEASE_SECONDS).take()
 
         unpublished = sweeps_of(_process.settings, database).unpublish
-        _process.relay = Publisher(
+        _process.publisher = Publisher(
             bounded_connection,
             publish,
             published=published,
@@ -205,14 +205,14 @@ def start_relay(database: Database) -> Publisher:
             chunks={"mail.bulk": max(BULK_CHUNK_MIN, _process.settings.SMTP_CONNECTIONS)},
             looked=looked,
         )
-        _process.relay.start()
-    return _process.relay
+        _process.publisher.start()
+    return _process.publisher
 
 
-def stop_relay() -> None:
-    relay, _process.relay = _process.relay, None
-    if relay is not None:
-        relay.stop()
+def stop_publisher() -> None:
+    publisher, _process.publisher = _process.publisher, None
+    if publisher is not None:
+        publisher.stop()
 
 
 @dataclass
@@ -220,7 +220,7 @@ class _Process:
     """The parts that this process runs, if it serves or works."""
 
     settings: Settings
-    relay: Publisher | None = None
+    publisher: Publisher | None = None
     worker: Worker | None = None
     database: Database | None = None  #: set by a process that serves and works at the same time
 
@@ -250,7 +250,7 @@ def close_worker() -> None:
     worker, _process.worker = _process.worker, None
     if worker is not None:
         worker.close()
-        _process.relay = None
+        _process.publisher = None
 
 
 @signals.celeryd_init.connect
@@ -283,7 +283,7 @@ def _start_worker(sender: Any, **kwargs: object) -> None:
             name=sender.hostname,
             queues=list(celery_app.amqp.queues.consume_from),
             connections=min(settings.SMTP_CONNECTIONS, int(sender.concurrency)),
-            relay=start_relay(database),
+            publisher=start_publisher(database),
             orders=orders(settings, database),
             sweeps=sweeps_of(settings, database),
             threads=tuple if _process.database else troubles,

@@ -186,7 +186,7 @@ def served(url: str) -> Iterator[FlaskClient]:
     client = web.create_app(settings, database=database).test_client()
     yield client
     client.application.extensions["mailasync"].api_keys.close()
-    mailasync.stop_relay()
+    mailasync.stop_publisher()
     database.close()
 
 

@@ -20,7 +20,7 @@ from benchmarks.sinks import immediate
 from tests.faults.rig import end_on_sigterm
 from tests.services import wait_until
 
-MAILS = 10_000  #: what a relay takes at once, without a worker that sweeps
+MAILS = 10_000  #: what a publisher takes at once, without a worker that sweeps
 SHOWN = 25
 
 _PY_SPY = str(Path(sys.executable).with_name("py-spy"))

@@ -38,7 +38,7 @@ class Services:
     suppressions: Suppressions
     unsubscribes: Unsubscribes
     templates: Templates
-    relay: Callable[[], Publisher | None]  #: the publisher of this process, once it serves
+    publisher: Callable[[], Publisher | None]  #: the publisher of this process, once it serves
     send: Callable[[Sequence[str], str], object]  #: sendMail, of ids on a queue
     run: Callable[[NewJob], object]  #: runJob, on the queue of the job
 

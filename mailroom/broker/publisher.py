@@ -14,7 +14,7 @@ from kombu import Connection, Producer
 from mailroom.broker.queues import words
 from mailroom.process.supervisor import SupervisedThread
 
-log = logging.getLogger("mailasync.relay")
+log = logging.getLogger("mailasync.publisher")
 
 #: Ids in one nudge: enough to share the cost of a confirm, few enough to share the work among workers.
 CHUNK_MAX = 100
@@ -74,7 +74,7 @@ class Publisher:
         self._look_at = time.monotonic() + FIRST_LOOK_SECONDS  #: when the queues are to be looked at next
         self._wake = threading.Event()
         self._stopping = threading.Event()
-        self._thread = SupervisedThread("relay", self._run, self._stopping)
+        self._thread = SupervisedThread("publisher", self._run, self._stopping)
         self._connection: Connection | None = None
         self._producer: Producer | None = None
         #: Since when the broker could not be reached, in seconds since 1970, and what it said; None while all is well.

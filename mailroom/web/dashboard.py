@@ -46,7 +46,7 @@ def dashboard() -> Response:
     hour = Tallies(database).over_time(minute - SPANS["hour"][0] + 1)
     known = accounts.shown_accounts()
     broken = faults(
-        services().relay(),
+        services().publisher(),
         now=now,
         seen_at=seen_at,
         beat_at=beat_at,

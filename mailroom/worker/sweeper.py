@@ -45,7 +45,7 @@ class Sweeper:
     accounts: Accounts
     expiry: Expiry
     retention: Retention
-    relay: Publisher
+    publisher: Publisher
     watch_jobs: Callable[[], None]
     watch_webhooks: Callable[[], None]
     lease_seconds: float
@@ -118,7 +118,7 @@ class Sweeper:
         if count := self.sweeps.orphans():
             log.warning("%d messages of a lost worker were given back", count)
         for id in self.runs.orphans():
-            self.relay.offer(id, queue="mail")
+            self.publisher.offer(id, queue="mail")
 
     def _publish_due(self) -> None:
         room = self._room()
@@ -137,17 +137,17 @@ class Sweeper:
 
         They are enough to keep all workers at it, and too few for a new mail to wait behind them.
         """
-        if self.relay.down is not None:
+        if self.publisher.down is not None:
             return 1  # One row is enough to notice that the broker is back.
-        self.relay.look()
-        _, consumers = self.relay.queue or (0, 0)
+        self.publisher.look()
+        _, consumers = self.publisher.queue or (0, 0)
         most = max(1, consumers) * self.appetite
         return max(ROOM_MIN, min(BATCH_MAX, most - self.sweeps.under_way(most)))
 
     def _publish_lost(self) -> None:
-        if self.relay.queues and time.monotonic() - self._lost_at > LOST_INTERVAL_SECONDS:
+        if self.publisher.queues and time.monotonic() - self._lost_at > LOST_INTERVAL_SECONDS:
             self._lost_at = time.monotonic()
-            self._publish(self.sweeps.lost(self._limit, empty_queues=self.relay.empty_queues))
+            self._publish(self.sweeps.lost(self._limit, empty_queues=self.publisher.empty_queues))
 
     def _forget(self) -> None:
         """A batch each second while there is something old; else a look every few minutes."""
@@ -158,13 +158,13 @@ class Sweeper:
     @property
     def _limit(self) -> int:
         """While the broker is away one row at a time is enough to notice that it is back."""
-        return BATCH_MAX if self.relay.down is None else 1
+        return BATCH_MAX if self.publisher.down is None else 1
 
     def _publish(self, nudges: list[QueuedId]) -> None:
         refused = [
             nudge.id
             for nudge in nudges
-            if not self.relay.offer(nudge.id, queue=nudge.queue, alone=nudge.alone)
+            if not self.publisher.offer(nudge.id, queue=nudge.queue, alone=nudge.alone)
         ]
         if refused:
             self.sweeps.unpublish(refused)

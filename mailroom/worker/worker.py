@@ -49,7 +49,7 @@ class Worker:
         name: str,
         queues: Sequence[str],
         connections: int,
-        relay: Publisher,
+        publisher: Publisher,
         orders: SubmissionReader,
         sweeps: Sweeps,
         threads: Callable[[], Sequence[str]] = tuple,
@@ -63,7 +63,7 @@ class Worker:
         known = accounts(settings)
         budgets = tuple(account.budget for account in known)
         self.hops = ", ".join(dict.fromkeys(str(account.hop) for account in known))
-        self.relay = relay
+        self.publisher = publisher
         self.refusal = ""  #: what RabbitMQ refuses our consumer
         self.orders = orders
         turns = Admission(connections, {account.name: str(account.hop) for account in known})
@@ -108,7 +108,7 @@ class Worker:
             shared,
             Expiry(database),
             Retention(database, settings.RETENTION_DAYS),
-            self.relay,
+            self.publisher,
             self.runner.watch,
             self.notifier.watch,
             settings.LEASE_SECONDS,
@@ -120,11 +120,11 @@ class Worker:
         return f"worker {self.heartbeat.name}: mail goes to {self.hops}; outbox {self.database!r}"
 
     def _broker_trouble(self) -> str:
-        """Name what keeps us from our queues. Our relay knows it too, where no connection can be had at all."""
-        return self.refusal or (self.relay.down[1] if self.relay.down else "")
+        """Name what keeps us from our queues. Our publisher knows it too, where no connection can be had at all."""
+        return self.refusal or (self.publisher.down[1] if self.publisher.down else "")
 
     def _queue(self, id: str) -> None:
-        self.relay.offer(id, queue="mail")
+        self.publisher.offer(id, queue="mail")
 
     def deliver(self, ids: list[str], *, outbox_id: str) -> bool:
         """Deliver what a nudge names. False: it is to go back to the queue."""
@@ -142,7 +142,7 @@ class Worker:
     def accept(self, id: str, mail: object) -> bool:
         """Accept what a Celery client sent; what is no mail is recorded as failed under the task's id, with the reason."""
         if isinstance(mail, str) and is_id(mail) and self.outbox.standing(mail):
-            return self.delivery.deliver([mail])  # sendMail.delay(id), from a process that runs no relay
+            return self.delivery.deliver([mail])  # sendMail.delay(id), from a process that runs no publisher
         id = self._usable(id, is_id(id))
         try:
             accepted = self.orders.mail(mail, work_seconds=self.settings.SIMULATED_WORK_SECONDS, id=id)
@@ -161,7 +161,7 @@ class Worker:
             if accepted.job:
                 self._wake(accepted.job)
             elif accepted.state is State.QUEUED:
-                self.relay.offer(id, queue=accepted.queue)
+                self.publisher.offer(id, queue=accepted.queue)
         return True
 
     def accept_job(self, id: str, asked: object) -> None:
@@ -204,7 +204,7 @@ class Worker:
         """Have this worker, and one that serves the job's queue, look for it."""
         self.runner.wake()
         if job.queue not in self.heartbeat.queues:
-            self.relay.offer(
+            self.publisher.offer(
                 new_id(), queue=job.queue
             )  # Any UUID is a nudge; what id a client chose, the worker might take for a job.
 
@@ -225,7 +225,7 @@ class Worker:
         self.runner.close()
         self.notifier.close()
         self.sweeper.stop()
-        self.relay.stop()
+        self.publisher.stop()
         try:
             self.heartbeat.stop()
         except StoreUnavailable as e:

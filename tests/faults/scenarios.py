@@ -205,7 +205,7 @@ def queue_gone(rig: Rig, mails: int = 20) -> None:
 
 
 def web_killed_before_publish(rig: Rig, mails: int = 20) -> None:
-    """Accepted and not published: the broker was frozen out of the relay's reach when the web process died."""
+    """Accepted and not published: the broker was frozen out of the publisher's reach when the web process died."""
     assert rig.broker
     rig.broker.pause()  # type: ignore[union-attr]  # a single node
     try:

@@ -282,7 +282,7 @@ def test_a_step_in_the_first_second_of_the_first_worker_is_noticed(clock: Movabl
 
 def a_sweeper(database: Database) -> Sweeper:
     """One that a test has do its rounds; its lease is short, so that it judges soon again."""
-    relay = Publisher(
+    publisher = Publisher(
         Broker,
         lambda producer, queue, ids: None,
         published=lambda queue, ids, ago: None,
@@ -300,7 +300,7 @@ def a_sweeper(database: Database) -> Sweeper:
         Accounts(database, [Budget(account="default")]),
         Expiry(database),
         Retention(database, 0),
-        relay,
+        publisher,
         lambda: None,
         lambda: None,
         1.0,

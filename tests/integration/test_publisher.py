@@ -1,4 +1,4 @@
-"""The relay: confirmed chunks to a real RabbitMQ, and what happens when it cannot."""
+"""The publisher: confirmed chunks to a real RabbitMQ, and what happens when it cannot."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,7 @@ from tests.services.rabbitmq import RabbitMQ
 
 
 class Post:
-    """A relay, and what became of the ids it was offered."""
+    """A publisher, and what became of the ids it was offered."""
 
     def __init__(self, url: str, *, looked: Callable[[], None] = lambda: None) -> None:
         self.url = url
@@ -26,7 +26,7 @@ class Post:
         self.hold = threading.Event()
         self.hold.set()
         self.notes = 0
-        self.relay = Publisher(
+        self.publisher = Publisher(
             self.connect,
             self.publish,
             published=self.note,
@@ -34,7 +34,7 @@ class Post:
             watched=("mail", "mail.bulk"),
             looked=looked,
         )
-        self.relay.start()
+        self.publisher.start()
 
     def note(self, queue: str, ids: Sequence[str], seconds_ago: float) -> None:
         self.notes += 1
@@ -64,21 +64,21 @@ def post(broker_url: str) -> Iterator[Post]:
     made = Post(broker_url)
     made.declare("mail", "jobs")
     yield made
-    made.relay.stop()
+    made.publisher.stop()
 
 
 @pytest.fixture
 def unreachable() -> Iterator[Post]:
     made = Post(f"pyamqp://guest@127.0.0.1:{free_port()}//")
     yield made
-    made.relay.stop()
+    made.publisher.stop()
 
 
 def test_a_thread_that_ended_in_an_outage_is_started_anew(unreachable: Post) -> None:
     with broken_log():
-        unreachable.relay.offer("first", queue="mail")
+        unreachable.publisher.offer("first", queue="mail")
         wait_until(supervisor.troubles, 60, what="the thread has ended")
-    unreachable.relay.offer("second", queue="mail")
+    unreachable.publisher.offer("second", queue="mail")
     wait_until(lambda: unreachable.unpublished == ["second"], 60, what="it goes on")
 
 
@@ -90,23 +90,23 @@ def test_ids_that_wait_share_nudges_in_the_order_they_came(post: Post) -> None:
     post.hold.clear()
     ids = [f"id-{n}" for n in range(2 * CHUNK_MAX + 50)]
     for id in ids:
-        post.relay.offer(id, queue="mail")
+        post.publisher.offer(id, queue="mail")
     post.hold.set()
     until(lambda: len(post.published) == len(ids), "all are published")
     assert post.published == ids
     assert len(post.nudges) <= 4
     assert max(len(chunk) for _, chunk in post.nudges) == CHUNK_MAX
-    assert post.relay.down is None
+    assert post.publisher.down is None
 
 
 def test_the_first_goes_and_is_noted_at_once_and_a_rush_is_noted_together(
     post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publisher, "NOTE_SECONDS", 1.0)
-    post.relay.offer("first", queue="mail")
+    post.publisher.offer("first", queue="mail")
     until(lambda: post.nudges, "it is published")
     post.hold.clear()
-    post.relay.offer("second", queue="mail")
+    post.publisher.offer("second", queue="mail")
     until(lambda: post.published == ["first"], "it is noted before the next goes")
     post.hold.set()
     until(lambda: len(post.published) == 2, "the next is noted")
@@ -114,7 +114,7 @@ def test_the_first_goes_and_is_noted_at_once_and_a_rush_is_noted_together(
     post.nudges.clear()
     post.published.clear()
     for number in range(100):
-        post.relay.offer(f"id-{number}", queue="mail")
+        post.publisher.offer(f"id-{number}", queue="mail")
         wait_until(partial(post.has_nudged, number + 1), what="it is published")
     until(lambda: len(post.published) == 100, "all are noted")
     assert len(post.nudges) == 100
@@ -123,8 +123,8 @@ def test_the_first_goes_and_is_noted_at_once_and_a_rush_is_noted_together(
 
 def test_a_nudge_is_for_one_queue_and_a_row_that_must_be_alone_shares_none(post: Post) -> None:
     post.hold.clear()
-    post.relay.offer("first", queue="mail")
-    until(lambda: not post.relay._waiting, "the thread has the first")
+    post.publisher.offer("first", queue="mail")
+    until(lambda: not post.publisher._waiting, "the thread has the first")
     for id, queue, alone in (
         ("a", "mail", False),
         ("b", "jobs", False),
@@ -133,7 +133,7 @@ def test_a_nudge_is_for_one_queue_and_a_row_that_must_be_alone_shares_none(post:
         ("e", "mail", False),
         ("f", "mail", False),
     ):
-        post.relay.offer(id, queue=queue, alone=alone)
+        post.publisher.offer(id, queue=queue, alone=alone)
     post.hold.set()
     until(lambda: len(post.published) == 7, "all are published")
     assert post.nudges[1:] == [
@@ -147,47 +147,47 @@ def test_a_nudge_is_for_one_queue_and_a_row_that_must_be_alone_shares_none(post:
 
 def test_offering_never_waits_and_what_is_not_taken_is_told(unreachable: Post) -> None:
     for n in range(300):
-        unreachable.relay.offer(f"id-{n}", queue="mail")
+        unreachable.publisher.offer(f"id-{n}", queue="mail")
     until(lambda: len(unreachable.unpublished) == 300, "all are told")
     assert unreachable.published == []
-    assert unreachable.relay.down is not None
-    assert "refused" in unreachable.relay.down[1]
+    assert unreachable.publisher.down is not None
+    assert "refused" in unreachable.publisher.down[1]
 
 
 def test_a_nudge_that_no_queue_takes_is_not_published(post: Post) -> None:
-    post.relay.offer("id", queue="nowhere")
+    post.publisher.offer("id", queue="nowhere")
     until(lambda: post.unpublished == ["id"], "it is told")
-    post.relay.offer("next", queue="mail")
-    until(lambda: post.published == ["next"], "the relay goes on")
+    post.publisher.offer("next", queue="mail")
+    until(lambda: post.published == ["next"], "the publisher goes on")
 
 
 def test_a_broker_that_dies_idle_is_noticed_and_so_is_its_return(private_rabbitmq: RabbitMQ) -> None:
     post = Post(private_rabbitmq.url())
     post.declare("mail")
     try:
-        post.relay.offer("before", queue="mail")
+        post.publisher.offer("before", queue="mail")
         until(lambda: post.published == ["before"], "it is published")
-        until(lambda: post.relay.queue == (1, 0), "the queue is looked at")
-        until(lambda: post.relay.empty_queues == ["mail.bulk"], "and the other, which is not there")
+        until(lambda: post.publisher.queue == (1, 0), "the queue is looked at")
+        until(lambda: post.publisher.empty_queues == ["mail.bulk"], "and the other, which is not there")
         private_rabbitmq.kill()
-        until(lambda: post.relay.down, "the outage is noticed")
+        until(lambda: post.publisher.down, "the outage is noticed")
         private_rabbitmq.start()
-        until(lambda: post.relay.down is None, "the return is noticed")
-        post.relay.offer("after", queue="mail")
+        until(lambda: post.publisher.down is None, "the return is noticed")
+        post.publisher.offer("after", queue="mail")
         until(lambda: post.published == ["before", "after"], "it goes on")
     finally:
-        post.relay.stop()
+        post.publisher.stop()
 
 
-def test_a_frozen_broker_does_not_hold_the_relay_when_it_stops(private_rabbitmq: RabbitMQ) -> None:
+def test_a_frozen_broker_does_not_hold_the_publisher_when_it_stops(private_rabbitmq: RabbitMQ) -> None:
     post = Post(private_rabbitmq.url())
     post.declare("mail")
-    post.relay.offer("before", queue="mail")
+    post.publisher.offer("before", queue="mail")
     until(lambda: post.published == ["before"], "it is published")
     private_rabbitmq.pause()
-    post.relay.offer("during", queue="mail")
+    post.publisher.offer("during", queue="mail")
     until(lambda: post.unpublished == ["during"], "it is given up")
-    stopping = threading.Thread(target=post.relay.stop)
+    stopping = threading.Thread(target=post.publisher.stop)
     stopping.start()
     stopping.join(60)
     assert not stopping.is_alive()
@@ -196,19 +196,19 @@ def test_a_frozen_broker_does_not_hold_the_relay_when_it_stops(private_rabbitmq:
 
 def test_a_broker_that_has_no_queue_yet_is_not_down(broker_url: str) -> None:
     post = Post(broker_url)
-    post.relay.offer("id", queue="mail")
-    until(lambda: post.relay.queue == (0, 0), "the broker is looked at")
-    until(lambda: post.relay.down is None, "it is not taken for down")
+    post.publisher.offer("id", queue="mail")
+    until(lambda: post.publisher.queue == (0, 0), "the broker is looked at")
+    until(lambda: post.publisher.down is None, "it is not taken for down")
     post.declare("mail")
-    post.relay.offer("next", queue="mail")
+    post.publisher.offer("next", queue="mail")
     until(lambda: post.published == ["next"], "it goes on")
-    post.relay.stop()
+    post.publisher.stop()
 
 
 def test_what_waits_is_published_before_the_end(post: Post) -> None:
     for n in range(50):
-        post.relay.offer(f"id-{n}", queue="mail")
-    post.relay.stop()
+        post.publisher.offer(f"id-{n}", queue="mail")
+    post.publisher.stop()
     assert len(post.published) == 50
 
 
@@ -218,20 +218,25 @@ def test_what_may_not_be_published_is_down_until_it_may(
     vhost = broker_url.rpartition("/")[2]
     looks: list[object] = []
     url = rabbitmq.add_user(vhost, vhost, write="^$")
-    refused = Post(url, looked=lambda: looks.append(refused.relay.queue))
+    refused = Post(url, looked=lambda: looks.append(refused.publisher.queue))
     try:
-        refused.relay.offer("id", queue="mail")
+        refused.publisher.offer("id", queue="mail")
         until(lambda: refused.unpublished == ["id"], "it is refused")
-        assert refused.relay.down and "the right to write exchange 'amq.default'" in refused.relay.down[1]
+        assert (
+            refused.publisher.down
+            and "the right to write exchange 'amq.default'" in refused.publisher.down[1]
+        )
         for _ in range(3):  # Looking is allowed, and proves nothing.
             looks.clear()
-            refused.relay.look()
+            refused.publisher.look()
             until(lambda: looks, "the queue was looked at")
         assert looks[-1] == (0, 0)
-        assert refused.relay.down
+        assert refused.publisher.down
         rabbitmq.add_user(vhost, vhost)
-        until(lambda: refused.relay.offer("again", queue="mail") and refused.published, "it is taken then")
-        until(lambda: refused.relay.down is None, "all is well")
+        until(
+            lambda: refused.publisher.offer("again", queue="mail") and refused.published, "it is taken then"
+        )
+        until(lambda: refused.publisher.down is None, "all is well")
     finally:
-        refused.relay.stop()
+        refused.publisher.stop()
         rabbitmq.delete_user(vhost)

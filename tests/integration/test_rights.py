@@ -82,7 +82,7 @@ def test_a_user_who_may_not_make_the_queues_is_told_once_and_goes_on_when_he_may
     right = "the right to configure exchange 'mail' in vhost"
     wait_until(lambda: right in stack.message(id)["why"], 60, what="why tells")
     wait_until(lambda: worker.text().count("Connected to amqp") >= 3, 60, what="it is tried again")
-    for program in (web, worker):  # of the relay that each has, of the consumer, and of events
+    for program in (web, worker):  # of the publisher that each has, of the consumer, and of events
         told = re.findall(r"([\w ]+): RabbitMQ refuses", program.text())
         assert len(told) == len(set(told)) <= 3
     assert "Traceback" not in worker.text()

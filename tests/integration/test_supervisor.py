@@ -18,7 +18,7 @@ from tests.services import free_port, wait_until
 from tests.services.processes import Service, service
 
 #: The threads of `flask up` that wake up by themselves; the last one takes some of the others with it.
-LASTING = ("heartbeat", "jobs", "parent", "relay", "sweeper", "worker")
+LASTING = ("heartbeat", "jobs", "parent", "publisher", "sweeper", "worker")
 
 
 class Loop:

@@ -42,5 +42,5 @@ def made(database_url: str, **settings: str) -> Iterator[Flask]:
     served = web.create_app(read, database=database)
     yield served
     served.extensions["mailasync"].api_keys.close()
-    mailasync.stop_relay()
+    mailasync.stop_publisher()
     database.close()

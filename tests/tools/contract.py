@@ -89,7 +89,7 @@ def served(directory: Path) -> Iterator[Flask]:
         mock.patch.object(wrong_keys, "WRONG_MAX", 1_000_000),
     ):
         yield made
-    mailasync.stop_relay()
+    mailasync.stop_publisher()
     made.extensions["mailasync"].api_keys.close()
     database.close()
 

@@ -401,7 +401,7 @@ def fuzzing(directory: Path, *, seed: int) -> Iterator[Fuzz]:
             seer.on = False
             fuzz.close()
             served.extensions["mailasync"].api_keys.close()
-            mailasync.stop_relay()
+            mailasync.stop_publisher()
             database.close()
 
 

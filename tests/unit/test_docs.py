@@ -223,7 +223,7 @@ def test_readme_shows_a_job_as_the_api_does(served: Flask, tmp_path: Path) -> No
     standing = Jobs(database, 20).standing(order.job.id)
     assert standing is not None
     services: Services = served.extensions["mailasync"]
-    served.extensions["mailasync"] = replace(services, relay=lambda: None)
+    served.extensions["mailasync"] = replace(services, publisher=lambda: None)
     with served.app_context():
         real = jobs.shown(standing)
     database.close()
@@ -252,7 +252,7 @@ def test_readme_shows_a_message_as_the_api_does(served: Flask, tmp_path: Path) -
     accepted = ORDERS.mail(json.loads(BODIES[0]), work_seconds=5)
     outbox.accept(accepted)
     services: Services = served.extensions["mailasync"]
-    served.extensions["mailasync"] = replace(services, outbox=outbox, relay=lambda: None)
+    served.extensions["mailasync"] = replace(services, outbox=outbox, publisher=lambda: None)
     standing = outbox.standing(accepted.id)
     assert standing is not None
     with served.app_context():

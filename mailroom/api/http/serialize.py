@@ -82,7 +82,7 @@ def _why(standing: MessageDetails) -> str:
     accounts = [account.name for account in services().known_accounts]
     return why(
         standing,
-        services().relay(),
+        services().publisher(),
         lease_seconds=lease_seconds,
         hanging=hanging,
         accounts=accounts,

@@ -12,7 +12,7 @@ from mailroom.store.messages.outbox import MessageDetails
 
 def why(
     standing: MessageDetails,
-    relay: Publisher | None,
+    publisher: Publisher | None,
     *,
     lease_seconds: float,
     hanging: Mapping[str, str],
@@ -44,7 +44,7 @@ def why(
     if state is State.WAITING and job and job["state"] == "running":
         return f"its job {job['name']} is running" + (f": {job['step']}" if job["step"] else "")
     if blocked := faults(
-        relay,
+        publisher,
         now=standing.now,
         seen_at=standing.worker_seen_at,
         beat_at=standing.worker_beat_at,
@@ -61,7 +61,7 @@ def why(
     return "waits for a worker to take it" if row["published_at"] else "waits to be handed to the broker"
 
 
-def why_job(standing: JobStanding, relay: Publisher | None) -> str:
+def why_job(standing: JobStanding, publisher: Publisher | None) -> str:
     """Say in one sentence what a job waits for, or how it ended."""
     row, state = standing.row, JobState(standing.row["state"])
     if state is JobState.RUNNING:
@@ -75,15 +75,15 @@ def why_job(standing: JobStanding, relay: Publisher | None) -> str:
     if standing.served:
         return "waits for a free slot of a worker"
     broker = (
-        f"; broker unreachable since {_at(int(relay.down[0] * 1000))} ({relay.down[1]})"
-        if relay and relay.down
+        f"; broker unreachable since {_at(int(publisher.down[0] * 1000))} ({publisher.down[1]})"
+        if publisher and publisher.down
         else ""
     )
     return f"no worker serves the queue {row['queue']}; start one with `celery -A mailasync worker -Q {row['queue']}`{broker}"
 
 
 def faults(
-    relay: Publisher | None,
+    publisher: Publisher | None,
     *,
     now: int,
     seen_at: int | None,
@@ -96,11 +96,11 @@ def faults(
     `seen_at` is when any worker was last seen, and `beat_at` one that has not stopped since, both in milliseconds since 1970.
     """
     found = []
-    if relay and relay.down:
-        since, words = relay.down
+    if publisher and publisher.down:
+        since, words = publisher.down
         found.append(f"broker unreachable since {_at(int(since * 1000))} ({words})")
     is_seen = beat_at is not None and now - beat_at <= lease_seconds * 1000
-    if not is_seen and relay and not relay.down and relay.queue and relay.queue[1]:
+    if not is_seen and publisher and not publisher.down and publisher.queue and publisher.queue[1]:
         found.append(
             "workers consume the queue, but this outbox has seen none of them: they read another database"
         )

@@ -36,12 +36,12 @@ def readyz() -> Response:
     A broker with workers of which this outbox has seen none is one: they read another database.
     """
     trouble = services().readiness.trouble()
-    relay = services().relay()
-    worker, reads_another = _worker(relay)
+    publisher = services().publisher()
+    worker, reads_another = _worker(publisher)
     checks = {
         "database": trouble or "ok",
         "clock": _clock(),
-        "broker": _broker(relay),
+        "broker": _broker(publisher),
         "worker": worker,
         "threads": _threads(),
     }
@@ -68,13 +68,13 @@ def _threads() -> str:
     return "; ".join(words) or "ok"
 
 
-def _broker(relay: Publisher | None) -> str:
-    if relay is not None and relay.down:
-        return f"unreachable: {relay.down[1]}"
-    return "ok" if relay is not None and relay.queue else "not looked at yet"
+def _broker(publisher: Publisher | None) -> str:
+    if publisher is not None and publisher.down:
+        return f"unreachable: {publisher.down[1]}"
+    return "ok" if publisher is not None and publisher.queue else "not looked at yet"
 
 
-def _worker(relay: Publisher | None) -> tuple[str, bool]:
+def _worker(publisher: Publisher | None) -> tuple[str, bool]:
     """Say when a worker was seen, and whether there are some that read another database."""
     try:
         seen_ms = services().outbox.worker_seen_ms_ago()
@@ -84,6 +84,6 @@ def _worker(relay: Publisher | None) -> tuple[str, bool]:
     if seen_ms is not None and seen_ms <= services().settings.LEASE_SECONDS * 1000:
         return f"cannot take mail: {trouble}" if trouble else "ok", False
     words = "none is running" if seen_ms is None else f"none seen for {seen_ms / 1000:.0f} s"
-    if relay is None or relay.down or not relay.queue or not relay.queue[1]:
+    if publisher is None or publisher.down or not publisher.queue or not publisher.queue[1]:
         return words, False
-    return f"{words}, but {relay.queue[1]} consume the queue: they read another database", True
+    return f"{words}, but {publisher.queue[1]} consume the queue: they read another database", True

@@ -187,7 +187,7 @@ def shown(standing: JobStanding) -> dict[str, Any]:
     """A job as the API shows it."""
     row = standing.row
     return summary(row) | {
-        "why": why_job(standing, services().relay()),
+        "why": why_job(standing, services().publisher()),
         "args": _shortened(json.loads(row["args"])),
         "result": None if row["result"] is None else json.loads(row["result"]),
         "file": standing.file and {**standing.file, "url": f"/v1/jobs/{row['id']}/file"},

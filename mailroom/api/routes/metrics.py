@@ -100,13 +100,15 @@ class _Service(Collector):
         )
 
     def _broker(self) -> Iterator[Metric]:
-        relay = self._services.relay()
-        if relay is None or (relay.queue is None and relay.down is None):
+        publisher = self._services.publisher()
+        if publisher is None or (publisher.queue is None and publisher.down is None):
             return  # Not looked at yet.
-        yield _gauge("broker_up", "Whether this process reaches the broker", int(relay.down is None))
-        if relay.queue is not None and relay.down is None:
-            yield _gauge("broker_nudges", f"Nudges on the queue {relay.watched[0]}", relay.queue[0])
-            yield _gauge("broker_consumers", f"Consumers of the queue {relay.watched[0]}", relay.queue[1])
+        yield _gauge("broker_up", "Whether this process reaches the broker", int(publisher.down is None))
+        if publisher.queue is not None and publisher.down is None:
+            yield _gauge("broker_nudges", f"Nudges on the queue {publisher.watched[0]}", publisher.queue[0])
+            yield _gauge(
+                "broker_consumers", f"Consumers of the queue {publisher.watched[0]}", publisher.queue[1]
+            )
 
     def _accounts(self) -> Iterator[Metric]:
         state = GaugeMetricFamily(

@@ -157,8 +157,8 @@ def guard() -> AddressGuard:
 
 
 def _accepted(row: dict[str, Any] | None) -> Response:
-    if relay := services().relay():
-        relay.offer(
+    if publisher := services().publisher():
+        publisher.offer(
             new_id(), queue=QUEUE
         )  # Any id will do; a worker that does not hear of it looks each second.
     answer = jsonify(row and delivery(row))

@@ -45,7 +45,7 @@ def served(database: Database) -> Iterator[FlaskClient]:
         yield app.test_client()
     finally:
         app.extensions["mailasync"].api_keys.close()
-        mailasync.stop_relay()
+        mailasync.stop_publisher()
 
 
 @contextmanager

@@ -235,7 +235,7 @@ def test_keyed_and_keyless_messages_share_one_commit(app: Flask, database: Datab
 
     services = app.extensions["mailasync"]
 
-    def one(number: int) -> bool:  # Not over HTTP, whose relay commits, too.
+    def one(number: int) -> bool:  # Not over HTTP, whose publisher commits, too.
         return bool(
             services.outbox.accept(services.orders.mail(MAIL), kept(f"key-{number}") if number % 2 else None)
         )

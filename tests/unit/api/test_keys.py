@@ -316,7 +316,7 @@ def made(url: str, **settings: str) -> Iterator[Flask]:
     served.register_blueprint(create_blueprint(Letters()))
     yield served
     served.extensions["mailasync"].api_keys.close()
-    mailasync.stop_relay()
+    mailasync.stop_publisher()
     database.close()
 
 

@@ -373,11 +373,11 @@ def test_metrics_tell_counts_depths_and_the_rest(app: Flask, client: FlaskClient
 
 
 def test_the_broker_is_told_when_it_was_looked_at(app: Flask, client: FlaskClient) -> None:
-    relay = app.extensions["mailasync"].relay()
-    relay.down, relay.queues["mail"] = None, (7, 2)
+    publisher = app.extensions["mailasync"].publisher()
+    publisher.down, publisher.queues["mail"] = None, (7, 2)
     found = told(client)
     assert [found[f"mailasync_broker_{name}"] for name in ("up", "nudges", "consumers")] == [1, 7, 2]
-    relay.down = (0.0, "it is gone")
+    publisher.down = (0.0, "it is gone")
     found = told(client)
     assert found["mailasync_broker_up"] == 0 and "mailasync_broker_nudges" not in found
 

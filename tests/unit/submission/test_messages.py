@@ -438,7 +438,7 @@ class TestBatch:
         ]
         here = commits.count(
             threading.get_ident()
-        )  # The relay, which finds no broker, writes in a thread of its own.
+        )  # The publisher, which finds no broker, writes in a thread of its own.
         assert (here, rows) == (1, ["messages", "contents", "recipients"])
 
     def test_a_list_alone_will_do(self, client: FlaskClient) -> None:

@@ -242,10 +242,10 @@ def beats(app: Flask) -> None:
 def all_is_well(app: Flask) -> None:
     """A worker, and a broker of which nothing bad is known."""
     beats(app)
-    relay = services(app).relay()
-    assert relay
-    relay.stop()
-    relay.down = None
+    publisher = services(app).publisher()
+    assert publisher
+    publisher.stop()
+    publisher.down = None
 
 
 def test_the_dashboard_says_at_once_that_mail_flows(app: Flask, client: FlaskClient) -> None:
