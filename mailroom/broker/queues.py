@@ -13,6 +13,8 @@ from kombu.exceptions import OperationalError
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport.pyamqp import SSLTransport
 
+from mailroom.model.text import one_line
+
 #: What is told of an error whose way out is not known.
 WORDS_MAX_CHARACTERS = 200
 #: RabbitMQ says which right it is from 3.12 on; before that the method tells.
@@ -97,7 +99,7 @@ def words(error: Exception) -> str:
             f"its certificate is not trusted: {cause.verify_message}; correct the host in "
             "MAILASYNC_BROKER_URL, or set MAILASYNC_BROKER_CA_FILE to the authority that signed it"
         )
-    said = " ".join(str(getattr(cause, "reply_text", None) or cause).split())[:WORDS_MAX_CHARACTERS]
+    said = one_line(getattr(cause, "reply_text", None) or cause, most=WORDS_MAX_CHARACTERS)
     if isinstance(cause, AccessRefused | NotAllowed):
         return _refusal(said, cause.method_name or "")
     if isinstance(cause, PreconditionFailed) and "inequivalent arg" in said:

@@ -12,7 +12,7 @@ import click
 from mailroom.cli.config import config_command
 from mailroom.cli.doctor import Finding
 from mailroom.cli.keys import keys_group
-from mailroom.cli.output import AS_JSON, Opened, moment, told
+from mailroom.cli.output import AS_JSON, Opened, told
 from mailroom.cli.postman import postman_command
 from mailroom.cli.send import send_command
 from mailroom.cli.suppressions import suppression_commands
@@ -21,6 +21,7 @@ from mailroom.cli.watch import Working, watch_commands
 from mailroom.config.settings import Settings, origins
 from mailroom.model.errors import InvalidMessage
 from mailroom.model.ids import is_id, new_id
+from mailroom.model.times import timestamp_seconds
 from mailroom.store.db.database import Database
 from mailroom.store.maintenance.restore import hold
 from mailroom.store.maintenance.retention import Retention
@@ -250,7 +251,7 @@ def as_object(row: Mapping[str, Any], error: str) -> dict[str, Any]:
     told = {
         "id": row["id"],
         "status": row["state"],
-        "next_attempt_at": moment(row["next_attempt_at"]),
+        "next_attempt_at": timestamp_seconds(row["next_attempt_at"]),
         "resent_of": row["resent_of"],
     }
     return told | ({"error": error} if error else {})
@@ -259,7 +260,7 @@ def as_object(row: Mapping[str, Any], error: str) -> dict[str, Any]:
 def as_line(row: Mapping[str, Any], error: str, *, once_more: bool) -> str:
     words = [row["state"] or ""]
     if row["next_attempt_at"]:
-        words[0] += f" for {moment(row['next_attempt_at'])}"
+        words[0] += f" for {timestamp_seconds(row['next_attempt_at'])}"
     if once_more and not error:
         words.append(f"resent of {row['resent_of']}")
     return f"{row['id']}: {'; '.join(filter(None, [*words, error]))}"

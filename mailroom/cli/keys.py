@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import click
 
 from mailroom.api.auth.keys import make, shown, shown_row
-from mailroom.cli.output import AS_JSON, Opened, moment, told
+from mailroom.cli.output import AS_JSON, Opened, told
 from mailroom.model.errors import InvalidMessage
+from mailroom.model.times import timestamp_seconds
 from mailroom.store.keys.api_keys import ApiKeys, KeyRow, Scope
 from mailroom.store.keys.rate_limits import PER_MINUTE_MAX
 
@@ -95,8 +96,8 @@ def _line(row: KeyRow) -> str:
         f"{key.id}  {key.name}: {', '.join(sorted(key.scopes))}",
         f"from {' or '.join(key.senders)}" if key.senders else "",
         f"{key.per_minute:,} messages a minute" if key.per_minute else "",
-        f"made {moment(row.created_at)}",
-        f"last used {moment(row.used_at)}" if row.used_at else "never used",
-        f"revoked {moment(row.revoked_at)}" if row.revoked_at else "",
+        f"made {timestamp_seconds(row.created_at)}",
+        f"last used {timestamp_seconds(row.used_at)}" if row.used_at else "never used",
+        f"revoked {timestamp_seconds(row.revoked_at)}" if row.revoked_at else "",
     ]
     return "; ".join(filter(None, words))

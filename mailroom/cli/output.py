@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from datetime import UTC, datetime
 
 import click
 
@@ -11,10 +10,6 @@ from mailroom.store.db.database import Database
 
 Opened = Callable[[], AbstractContextManager[Database]]
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-
-
-def moment(ms: int | None) -> str | None:
-    return None if ms is None else datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 @contextmanager

@@ -8,8 +8,9 @@ from typing import Any
 import click
 from pydantic_core import PydanticCustomError
 
-from mailroom.cli.output import AS_JSON, Opened, moment, told
+from mailroom.cli.output import AS_JSON, Opened, told
 from mailroom.model.addresses import parse_address
+from mailroom.model.times import timestamp_seconds
 from mailroom.store.messages.suppressions import Reason, Suppression, Suppressions
 
 PAGE = 500
@@ -88,11 +89,11 @@ def as_object(one: Suppression) -> dict[str, Any]:
         "reason": one.reason,
         "detail": one.detail,
         "message": one.message_id,
-        "created_at": moment(one.created_at),
+        "created_at": timestamp_seconds(one.created_at),
     }
 
 
 def as_line(one: Suppression) -> str:
-    return f"{one.address}: {one.reason} since {moment(one.created_at)}" + (
+    return f"{one.address}: {one.reason} since {timestamp_seconds(one.created_at)}" + (
         f": {one.detail}" if one.detail else ""
     )

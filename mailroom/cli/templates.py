@@ -6,7 +6,8 @@ from typing import Any
 import click
 
 from mailroom.api.routes.templates import previewed, read_texts, shown
-from mailroom.cli.output import AS_JSON, Opened, moment, told
+from mailroom.cli.output import AS_JSON, Opened, told
+from mailroom.model.times import timestamp_seconds
 from mailroom.store.templates import Template, Templates
 from mailroom.submission.strict_json import parse_json
 
@@ -29,7 +30,7 @@ def template_commands(opened: Opened) -> click.Group:
                     click.echo(
                         json.dumps(_told(row))
                         if as_json
-                        else f"{row['name']}  {moment(row['updated_at'])}  {row['subject']}"
+                        else f"{row['name']}  {timestamp_seconds(row['updated_at'])}  {row['subject']}"
                     )
                 after = page[-1]["name"]
                 page = Templates(database).page(limit=100, after=after)
@@ -110,7 +111,10 @@ def _read(file: Any) -> str:
 
 
 def _told(row: dict[str, Any]) -> dict[str, Any]:
-    return row | {"created_at": moment(row["created_at"]), "updated_at": moment(row["updated_at"])}
+    return row | {
+        "created_at": timestamp_seconds(row["created_at"]),
+        "updated_at": timestamp_seconds(row["updated_at"]),
+    }
 
 
 def _say(parts: dict[str, Any], *, as_json: bool) -> None:

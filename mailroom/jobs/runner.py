@@ -15,6 +15,7 @@ from mailroom.jobs.slots import Slots
 from mailroom.model.errors import MailroomError, StoreUnavailable
 from mailroom.model.message import Attachment, file_name
 from mailroom.model.retry import Schedule
+from mailroom.model.text import one_line
 from mailroom.process.supervisor import SupervisedThread
 from mailroom.store.jobs.claims import JobClaim, JobClaims
 from mailroom.store.jobs.jobs import JobEnd, JobState
@@ -210,7 +211,7 @@ class Runner:
             return JobEnd(
                 state=JobState.SUCCEEDED,
                 result=json.dumps(result.value),
-                file=Attachment(file_name(made.name), _one_line(made.content_type), made.content)
+                file=Attachment(file_name(made.name), _words(made.content_type), made.content)
                 if made
                 else None,
             )
@@ -223,11 +224,11 @@ class Runner:
             elif not run.isolated and run.overdue_seconds > 0:
                 end = _timed_out(claim)
         except ChildTimeout as e:
-            end = JobEnd(state=JobState.TIMED_OUT, error=_one_line(str(e)))
+            end = JobEnd(state=JobState.TIMED_OUT, error=_words(e))
         except MailroomError as e:
-            end = JobEnd(state=JobState.FAILED, error=_one_line(str(e)))
+            end = JobEnd(state=JobState.FAILED, error=_words(e))
         except Exception as e:
-            end = JobEnd(state=JobState.FAILED, error=_one_line(f"{type(e).__name__}: {e}"))
+            end = JobEnd(state=JobState.FAILED, error=_words(f"{type(e).__name__}: {e}"))
         if self._stopping.is_set() and (
             end is None or (run.interrupted.is_set() and end.state is not JobState.SUCCEEDED)
         ):
@@ -327,7 +328,7 @@ class _Reported:
     def write(self, fraction: float, step: str) -> None:
         self.run.told_at, self.run.untold = time.monotonic(), None
         try:
-            if not self.runs.progress(self.run.claim, fraction, _one_line(step)):
+            if not self.runs.progress(self.run.claim, fraction, _words(step)):
                 self.run.interrupted.set()
         except StoreUnavailable:
             pass  # Progress is a courtesy; the next report may get through.
@@ -350,8 +351,6 @@ def _wait_seconds(claim: JobClaim) -> float:
     return schedule.wait_seconds(min(claim.counted, len(schedule.waits))) or 0.0
 
 
-def _one_line(text: str) -> str:
-    """A job's words, fit for every database: no NUL, no half of a surrogate pair."""
-    return " ".join(text.encode("utf-8", "replace").decode().replace("\0", " ").split())[
-        :WORDS_MAX_CHARACTERS
-    ]
+def _words(text: object) -> str:
+    """Return a job's words on one line."""
+    return one_line(text, most=WORDS_MAX_CHARACTERS)

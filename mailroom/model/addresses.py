@@ -9,7 +9,7 @@ from email_validator import EmailNotValidError, validate_email
 
 from mailroom.model.errors import refuse
 from mailroom.model.message import Address
-from mailroom.model.text import CONTROL, encodable, shown
+from mailroom.model.text import encodable, refuse_control, short_repr
 
 #: Name and address together, as they come; a header line is at most 998 characters (RFC 5322, 2.1.1).
 ADDRESS_MAX_CHARACTERS = 998
@@ -41,7 +41,7 @@ def parse_address(value: object) -> Address:
     if isinstance(value, dict):
         return _from_object(value)
     if not isinstance(value, str):
-        refuse(f"expected an address, got {shown(value)}")
+        refuse(f"expected an address, got {short_repr(value)}")
     plain = _PLAIN.fullmatch(value)
     if plain and len(plain[1]) <= _LOCAL_MAX_BYTES and (domain := _plain_domain(plain[2])):
         return Address(f"{plain[1]}@{domain}")
@@ -56,9 +56,9 @@ def parse_address(value: object) -> Address:
             allow_quoted_local=True,
         )
     except (EmailNotValidError, RecursionError) as e:
-        refuse(f"expected an address, got {shown(value)}: {e}")
+        refuse(f"expected an address, got {short_repr(value)}: {e}")
     if problem := _no_mail_domain(seen.ascii_domain) or _too_long(seen.local_part):
-        refuse(f"expected an address, got {shown(value)}: {problem}")
+        refuse(f"expected an address, got {short_repr(value)}: {problem}")
     return Address(f"{seen.local_part}@{seen.ascii_domain}", (seen.display_name or "").strip())
 
 
@@ -76,7 +76,7 @@ def _from_object(value: dict[Any, Any]) -> Address:
         or "email" not in value
         or not all(isinstance(part, str) for part in value.values())
     ):
-        refuse(f'expected {{"email": "bob@example.org", "name": "Bob"}}, got {shown(value)}')
+        refuse(f'expected {{"email": "bob@example.org", "name": "Bob"}}, got {short_repr(value)}')
     address = parse_address(value["email"])
     name = value.get("name", address.name)
     _refuse_line(name)
@@ -84,8 +84,7 @@ def _from_object(value: dict[Any, Any]) -> Address:
 
 
 def _refuse_line(value: str) -> None:
-    if found := CONTROL.search(value):
-        refuse(f"expected an address without control characters, got {found[0]!r} at {found.start()}")
+    refuse_control(value, expected="an address")
     if len(value) > ADDRESS_MAX_CHARACTERS:
         refuse(f"expected an address of at most {ADDRESS_MAX_CHARACTERS} characters, got {len(value)}")
     encodable(value)

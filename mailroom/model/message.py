@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Self
 
+from mailroom.model.text import CONTROL_CHARACTERS
+
 
 class State(StrEnum):
     """The state of a message; from SENT on it is final.
@@ -37,7 +39,7 @@ FINAL = frozenset(
 #: What a file system takes (NAME_MAX).
 _FILE_NAME_MAX_BYTES = 255
 #: Control characters, half surrogates, and what turns the direction of writing: "gpj.exe" shall not read as "exe.jpg".
-_NOT_IN_NAMES = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_NOT_IN_NAMES = re.compile(f"[{CONTROL_CHARACTERS}\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 #: Header fields whose value has a grammar, in which no word may be encoded (RFC 2047, 5).

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from mailroom.model.host_names import literal
+from mailroom.model.text import one_line
 from mailroom.smtp.poller import Dialogue, Wait, run
 
 REPLY_LINES_MAX = 100
@@ -24,7 +25,6 @@ T = TypeVar("T")
 _NAMES = re.compile(
     r"""https?://\S+|<[^<>]*>|"[^"]*"@\S+|\S*@\S+|\b[\w-]+(?:\.[\w-]+)*\.[a-z]{2,}\b""", re.IGNORECASE
 )
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class Reply(NamedTuple):
@@ -50,19 +50,19 @@ class Reply(NamedTuple):
         return 400 <= self.code < 600
 
 
-def one_line(text: bytes | str) -> str:
-    """A server's words, fit for a log and a database: PostgreSQL takes no NUL, and a terminal obeys escapes."""
-    said = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
-    return " ".join(_UNPRINTABLE.sub(" ", said).split())[:REPLY_MAX_CHARACTERS]
+def reply_text(text: bytes | str) -> str:
+    """Return a server's words on one line."""
+    decoded = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+    return one_line(decoded, most=REPLY_MAX_CHARACTERS)
 
 
 def words_of(error: Exception) -> str:
     """Return what is worth saying of an error of a link."""
     if isinstance(error, smtplib.SMTPResponseException):
-        return one_line(error.smtp_error)
+        return reply_text(error.smtp_error)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return one_line(str(error)) or type(error).__name__
+    return reply_text(str(error)) or type(error).__name__
 
 
 class Link(smtplib.SMTP):
@@ -155,8 +155,8 @@ class Link(smtplib.SMTP):
         """Read a reply; raises SMTPServerDisconnected as well if what comes is none."""
         code, text = yield from self.reading()
         if code < 200 or code >= 600:
-            raise smtplib.SMTPServerDisconnected(f"expected an SMTP reply, got {one_line(text)!r}")
-        return Reply(code, one_line(text))
+            raise smtplib.SMTPServerDisconnected(f"expected an SMTP reply, got {reply_text(text)!r}")
+        return Reply(code, reply_text(text))
 
     def last_words(self) -> Dialogue[Reply | None]:
         """Return the refusal that is there to be read, of a server that ends the conversation."""

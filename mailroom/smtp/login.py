@@ -8,7 +8,7 @@ import time
 import unicodedata
 from collections.abc import Callable
 
-from mailroom.smtp.connection import Link, Reply, one_line
+from mailroom.smtp.connection import Link, Reply, reply_text
 from mailroom.smtp.oauth2 import TokenError, TokenSource
 from mailroom.smtp.replies import may_be_of_connections
 
@@ -98,7 +98,7 @@ class Login:
 
     def _mechanisms(self, link: Link) -> list[str]:
         """Return the mechanisms that both sides know; first the one that was taken before."""
-        offered = one_line(link.esmtp_features.get("auth", "")).upper().split()
+        offered = reply_text(link.esmtp_features.get("auth", "")).upper().split()
         known = ("XOAUTH2",) if self.tokens else MECHANISMS
         both = [mechanism for mechanism in known if mechanism in offered]
         if not both:
@@ -149,7 +149,7 @@ class Login:
 def _is_of_login(error: Exception) -> bool:
     """Tell a login that no longer works from a session too many."""
     if isinstance(error, smtplib.SMTPAuthenticationError):
-        return not may_be_of_connections(Reply(error.smtp_code, one_line(error.smtp_error)))
+        return not may_be_of_connections(Reply(error.smtp_code, reply_text(error.smtp_error)))
     return isinstance(error, (NoMechanism, TokenError))
 
 

@@ -16,7 +16,7 @@ from mailroom.model.errors import (
     MalformedJSON,
     pointer,
 )
-from mailroom.model.text import is_unicode, shown
+from mailroom.model.text import is_unicode, short_repr
 
 M = TypeVar("M", bound=BaseModel)
 #: How pydantic begins: "Input should be a valid list", "List should have at most 20 items after validation, not 21".
@@ -32,8 +32,8 @@ def read_fields(model: type[M], value: object, *, at: str = "#") -> M:
     """
     if not isinstance(value, dict):
         if at == "#":
-            raise MalformedJSON(f"expected a JSON object, got {shown(value)}")
-        raise InvalidMessage([FieldError(at, f"expected an object, got {shown(value)}")])
+            raise MalformedJSON(f"expected a JSON object, got {short_repr(value)}")
+        raise InvalidMessage([FieldError(at, f"expected an object, got {short_repr(value)}")])
     if strange := [name for name in value if not isinstance(name, str) or not is_unicode(name)]:
         raise InvalidMessage(
             [FieldError(at + pointer([name]), _unknown(name, model)) for name in strange[:ERRORS_MAX]]
@@ -57,11 +57,11 @@ def _field_errors(error: Any, at: str, model: type[BaseModel]) -> Iterator[Field
         case "extra_forbidden":
             detail = _unknown(error["loc"][-1], model)
         case "string_type":
-            detail = f"expected a string, got {shown(error['input'])}"
+            detail = f"expected a string, got {short_repr(error['input'])}"
         case "refused":
             detail = error["msg"]
         case _:
-            detail = f"{_SHOULD.sub('expected ', error['msg'])}, got {shown(error['input'])}"
+            detail = f"{_SHOULD.sub('expected ', error['msg'])}, got {short_repr(error['input'])}"
     for below, said in error.get("ctx", {}).get("items") or [([], detail)]:
         yield FieldError(at + pointer([*error["loc"], *below]), _printable(said))
 

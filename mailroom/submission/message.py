@@ -25,7 +25,7 @@ from mailroom.model.addresses import parse_address
 from mailroom.model.errors import refuse, refuse_items
 from mailroom.model.media_types import parse_media_type
 from mailroom.model.message import STRUCTURED, Address, Attachment, Message, SendOptions, file_name
-from mailroom.model.text import CONTROL, encodable, is_unicode, one_line, shown, storable
+from mailroom.model.text import check_subject, encodable, has_control, is_unicode, short_repr, storable
 from mailroom.submission.addresses import RECIPIENTS_MAX, parse_addresses
 from mailroom.submission.fields import read_fields
 from mailroom.submission.strict_json import parse_json
@@ -62,7 +62,7 @@ def _base64(value: object) -> bytes:
     if isinstance(value, bytes):  # A form's file.
         return value
     if not isinstance(value, str):
-        refuse(f"expected base64, got {shown(value)}")
+        refuse(f"expected base64, got {short_repr(value)}")
     try:
         return b64decode("".join(value.split()), validate=True)
     except ValueError as e:
@@ -90,14 +90,14 @@ class AskedAttachment(BaseModel):
         kind = parse_media_type(value)
         if kind is None:
             refuse("expected a type like image/png or text/csv; charset=utf-8, and not message/… or multipart/…, "
-                   f"got {shown(value)}")
+                   f"got {short_repr(value)}")
         return str(kind)
 
     @field_validator("content_id")
     @classmethod
     def _identified(cls, value: str) -> str:
         if value and not _CONTENT_ID.fullmatch(value):
-            refuse(f"expected letters, digits and signs without spaces, at most 200, got {shown(value)}")
+            refuse(f"expected letters, digits and signs without spaces, at most 200, got {short_repr(value)}")
         return value
 
 
@@ -212,7 +212,7 @@ class AskedMail(BaseModel):
     @field_validator("subject")
     @classmethod
     def _one_line(cls, value: str) -> str:
-        return one_line(value)
+        return check_subject(value)
 
     @field_validator("contents", "text", "html")
     @classmethod
@@ -233,7 +233,7 @@ class AskedMail(BaseModel):
     @field_validator("tags")
     @classmethod
     def _tags(cls, value: list[str]) -> list[str]:
-        wrong: Wrong = [([index], f"expected 1 to 100 printable characters, got {shown(tag)}") for index, tag in enumerate(value)
+        wrong: Wrong = [([index], f"expected 1 to 100 printable characters, got {short_repr(tag)}") for index, tag in enumerate(value)
                  if not 1 <= len(tag) <= 100 or not tag.isprintable()]
         if wrong:
             refuse_items(wrong)
@@ -242,7 +242,7 @@ class AskedMail(BaseModel):
     @field_validator("metadata")
     @classmethod
     def _metadata(cls, value: dict[str, str]) -> dict[str, str]:
-        wrong: Wrong = [([name], f"expected at most {METADATA_MAX_CHARACTERS} characters without NUL, got {shown(text)}")
+        wrong: Wrong = [([name], f"expected at most {METADATA_MAX_CHARACTERS} characters without NUL, got {short_repr(text)}")
                  for name, text in value.items()
                  if len(name) + len(text) > METADATA_MAX_CHARACTERS or "\0" in name + text or not is_unicode(name + text)]
         if wrong:
@@ -315,12 +315,12 @@ def _header_problem(name: str, value: str) -> str:
         return "expected X-…, List-…, In-Reply-To, References, Auto-Submitted, Precedence, Priority, Importance, Sensitivity, " \
                "Feedback-ID, Organization, Comments or Keywords, got another name"
     most = REFERENCES_MAX_CHARACTERS if name.lower() == "references" else HEADER_MAX_CHARACTERS
-    if CONTROL.search(value) or not is_unicode(value) or len(value) > most or value != value.strip():
-        return f"expected one line of at most {most} characters, without spaces at its ends, got {shown(value)}"
+    if has_control(value) or not is_unicode(value) or len(value) > most or value != value.strip():
+        return f"expected one line of at most {most} characters, without spaces at its ends, got {short_repr(value)}"
     if most > HEADER_MAX_CHARACTERS and max(map(len, value.split()), default=0) > HEADER_MAX_CHARACTERS:
         return f"expected ids of at most {HEADER_MAX_CHARACTERS} characters, got a longer one"
     if STRUCTURED.fullmatch(name) and (not value or not value.isascii() or _ENCODED.search(value)):
-        return f"expected ASCII text without encoded words, got {shown(value)}"
+        return f"expected ASCII text without encoded words, got {short_repr(value)}"
     return ""
 
 

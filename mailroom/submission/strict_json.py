@@ -5,7 +5,7 @@ from collections import Counter
 from typing import Any, NoReturn
 
 from mailroom.model.errors import MalformedJSON
-from mailroom.model.text import shown
+from mailroom.model.text import short_repr
 
 #: No message needs more than an object in a list in an object.
 JSON_DEPTH_MAX = 16
@@ -36,7 +36,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         ((doubled, times),) = Counter(name for name, _ in pairs).most_common(1)
-        raise MalformedJSON(f"expected each name once, got {shown(doubled)} {times} times")
+        raise MalformedJSON(f"expected each name once, got {short_repr(doubled)} {times} times")
     return found
 
 

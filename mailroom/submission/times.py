@@ -7,7 +7,8 @@ from typing import Annotated, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from mailroom.model.errors import refuse
-from mailroom.model.text import shown
+from mailroom.model.text import short_repr
+from mailroom.model.times import parse_timestamp
 
 #: A moment farther away than this is a slip of the pen.
 AHEAD_MAX_SECONDS = 366 * 86400
@@ -26,7 +27,7 @@ def parse_moment(value: object) -> int:
     at = parse_time(value)
     if not 0 < at / 1000 - datetime.now(UTC).timestamp() <= AHEAD_MAX_SECONDS:
         refuse(
-            f"expected a time to come, at most {AHEAD_MAX_SECONDS // 86400} days ahead, got {shown(value)}"
+            f"expected a time to come, at most {AHEAD_MAX_SECONDS // 86400} days ahead, got {short_repr(value)}"
         )
     return at
 
@@ -34,11 +35,11 @@ def parse_moment(value: object) -> int:
 def parse_time(value: object) -> int:
     """Read any moment as `parse_moment` reads one to come."""
     if not isinstance(value, str) or not _MOMENT.fullmatch(value):
-        refuse(f"expected a time like 2026-01-31T12:00:00Z, with its offset, got {shown(value)}")
+        refuse(f"expected a time like 2026-01-31T12:00:00Z, with its offset, got {short_repr(value)}")
     try:
-        return int(datetime.fromisoformat(value.upper()).timestamp() * 1000)
+        return int(parse_timestamp(value.upper()).timestamp() * 1000)
     except (ValueError, OverflowError):
-        refuse(f"expected a time that there is, got {shown(value)}")
+        refuse(f"expected a time that there is, got {short_repr(value)}")
 
 
 Moment = Annotated[

@@ -28,6 +28,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import missing as MISSING
 
 from mailroom.model.errors import MailroomError
+from mailroom.model.text import one_line
 from mailroom.templating.filters import FILTERS, TESTS, Misfit, joined, missing, scalar, sized, weight
 
 SOURCE_MAX_CHARACTERS = 200_000
@@ -250,7 +251,7 @@ def _code(environment: _Environment, source: str) -> CodeType:
         _check(tree)
         return environment.compile(_rewritten(tree), filename=_FILE)
     except TemplateSyntaxError as e:
-        raise Unfit(f"expected a template, got one that cannot be read: {' '.join((e.message or '').split())[:200]}", e.lineno) from None
+        raise Unfit(f"expected a template, got one that cannot be read: {one_line(e.message or '', most=200)}", e.lineno) from None
     except ValueError:  # More digits than int() takes.
         raise Unfit("expected numbers of a few digits, got a larger one") from None
     except (RecursionError, SyntaxError):  # Twenty loops in each other are too many for Python.
@@ -347,7 +348,7 @@ def _explain(error: Exception, template: Template) -> NoReturn:
     said = error.args[0] if error.args else None
     if isinstance(error, UndefinedError) and isinstance(said, _Miss) and said.name is not None:
         raise Unknown(said.name, said.holder, line) from None
-    raise Unfit(" ".join(str(error).split())[:300] or type(error).__name__, line) from None
+    raise Unfit(one_line(error, most=300) or type(error).__name__, line) from None
 
 
 def _line_of(traceback: TracebackType | None, template: Template) -> int | None:

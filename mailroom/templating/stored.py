@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from css_inline import CSSInliner, InlineError
 
 from mailroom.model.errors import FieldError, InvalidMessage, pointer
-from mailroom.model.text import SUBJECT_MAX_CHARACTERS, is_unicode
+from mailroom.model.text import SUBJECT_MAX_CHARACTERS, is_unicode, one_line
 from mailroom.templating.sandbox import RENDERED_MAX_CHARACTERS, Unfit, Unknown, program
 
 #: Characters in all variables of one letter; an item and a name count as well.
@@ -24,7 +24,6 @@ HTML_MAX_CHARACTERS_TIMES_TAGS = 200_000_000
 #: The inliner follows tags in tags by recursion, and a stack of 2 MB ends before 5,000 of them, and the process with it.
 _SHALLOW_TAGS = 200
 _DEEP_STACK_BYTES = 64 << 20
-_BREAKS = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _HAS_CSS = re.compile(r"<(?:style|link)[\s/>]", re.IGNORECASE)
 _TAG = re.compile(r"<[a-zA-Z]")
 #: Nothing is fetched, and no file opened: what a link names is left away, and @import stays, for the reader's
@@ -113,8 +112,8 @@ def _at(error: Unfit) -> str:
     return f" at line {error.line}" if error.line else ""
 
 
-def _one_line(text: str) -> str:
-    line = _BREAKS.sub(" ", text).strip()
+def _subject_line(text: str) -> str:
+    line = one_line(text)
     if len(line) > SUBJECT_MAX_CHARACTERS:
         raise Unfit(f"expected a subject of at most {SUBJECT_MAX_CHARACTERS} characters, got {len(line)}")
     return line
@@ -228,4 +227,4 @@ def _path(variables: Mapping[str, Any], missing: Unknown) -> list[Any]:
     return [missing.name]
 
 
-_FINISH: dict[str, Callable[[str], str]] = {"subject": _one_line, "text": str, "html": _inlined}
+_FINISH: dict[str, Callable[[str], str]] = {"subject": _subject_line, "text": str, "html": _inlined}

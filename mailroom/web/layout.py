@@ -20,6 +20,7 @@ from mailroom.api.problems import PROBLEM_TYPE
 from mailroom.api.services import services
 from mailroom.model.errors import StoreUnavailable
 from mailroom.model.text import unicode_text
+from mailroom.model.times import parse_timestamp
 from mailroom.store.events.changes import pulse
 from mailroom.store.keys.api_keys import Scope
 
@@ -214,7 +215,7 @@ def when(told: str | None) -> Markup:
     """A time of the API: how long ago or ahead, and in full where a pointer rests."""
     if not told:
         return Markup("–")
-    at = datetime.fromisoformat(told)
+    at = parse_timestamp(told)
     return Markup('<time datetime="{}" title="{:%Y-%m-%d %H:%M:%S} UTC">{}</time>').format(
         told, at, apart((at - datetime.now(UTC)).total_seconds())
     )
@@ -225,7 +226,7 @@ def clock(told: str | None) -> Markup:
     """Write a time of the API with its time of day, which a script turns into that of the reader's place."""
     if not told:
         return Markup("–")
-    at = datetime.fromisoformat(told)
+    at = parse_timestamp(told)
     return Markup(
         '<time class="clock" datetime="{}" title="{:%Y-%m-%d %H:%M:%S} UTC">{:%Y-%m-%d %H:%M:%S} UTC</time>'
     ).format(told, at, at)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from http.client import BadStatusLine, HTTPException, RemoteDisconnected
 from io import BufferedReader
 
+from mailroom.model.text import one_line
 from mailroom.webhooks.ssrf import AddressGuard, Forbidden, Target
 
 BODY_MAX_BYTES = 4096
@@ -25,7 +26,6 @@ SWITCHING_PROTOCOLS = 101
 WITHOUT_BODY = frozenset({204, 304})
 
 _STATUS = re.compile(rb"HTTP/\d(?:\.\d)? +(\d{3})(?: ([^\r\n]*))?\r?\n")
-_UNPRINTABLE = re.compile(r"[\x00-\x20\x7f-\x9f\u2028\u2029\ufffd]+")
 #: For the whole exchange, from looking up the name to the beginning of the answer.
 TIMEOUT_SECONDS = 15.0
 #: For each of the addresses that a name has.
@@ -64,7 +64,7 @@ def read_answer(source: BufferedReader) -> WebhookAnswer:
 
 def words_of(text: str) -> str:
     """The beginning of it, on one line."""
-    return _UNPRINTABLE.sub(" ", text).strip()[:WORDS_MAX_CHARACTERS]
+    return one_line(text.replace("\ufffd", " "), most=WORDS_MAX_CHARACTERS)
 
 
 def _read_status(source: BufferedReader) -> tuple[int, str]:

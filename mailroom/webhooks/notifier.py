@@ -15,6 +15,7 @@ from standardwebhooks import Webhook
 
 from mailroom.model.errors import StoreUnavailable
 from mailroom.model.retry import Schedule
+from mailroom.model.times import timestamp
 from mailroom.process.supervisor import SupervisedThread
 from mailroom.store.events.deliveries import DeliveryResult, DueDelivery, WebhookDeliveries
 from mailroom.webhooks.http import TIMEOUT_SECONDS, WebhookAnswer, WebhookExchange
@@ -161,7 +162,7 @@ class Notifier:
 
 def signed(due: DueDelivery) -> tuple[bytes, dict[str, str]]:
     """The body, the same in every attempt, and the headers of one that is made now."""
-    told = {"type": due.event, "timestamp": rfc3339(due.at), "data": due.data}
+    told = {"type": due.event, "timestamp": timestamp(due.at), "data": due.data}
     body = json.dumps(told, ensure_ascii=False, separators=(",", ":"))
     now = datetime.now(UTC)  # Aware: the library takes what is not for UTC.
     return body.encode(), {
@@ -191,10 +192,6 @@ def retry_after_seconds(text: str, *, now: Callable[[], float] = time.time) -> f
         return min(RETRY_AFTER_MAX_SECONDS, max(0.0, parsedate_to_datetime(text).timestamp() - now()))
     except (ValueError, OverflowError):
         return 0.0
-
-
-def rfc3339(ms: int) -> str:
-    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 @cache

@@ -1,11 +1,11 @@
 """Says in words what a message or a job waits for."""
 
 from collections.abc import Callable, Collection, Mapping
-from datetime import UTC, datetime
 
 from mailroom.broker.publisher import Publisher
 from mailroom.jobs import registry
 from mailroom.model.message import FINAL, State
+from mailroom.model.times import readable_time
 from mailroom.store.jobs.jobs import JobStanding, JobState
 from mailroom.store.messages.outbox import MessageDetails
 
@@ -30,11 +30,11 @@ def why(
     if state is State.DEFERRED and row["parked"]:
         if not row["next_attempt_at"]:
             return str(row["reason"])
-        return f"waits until an account can send, not before {_at(row['next_attempt_at'])}: {row['reason']}"
+        return f"waits until an account can send, not before {readable_time(row['next_attempt_at'])}: {row['reason']}"
     if state is State.DEFERRED:
-        return f"tried again at {_at(row['next_attempt_at'])}: {row['reason']}"
+        return f"tried again at {readable_time(row['next_attempt_at'])}: {row['reason']}"
     if state is State.SCHEDULED:
-        return f"to be sent at {_at(row['next_attempt_at'])}"
+        return f"to be sent at {readable_time(row['next_attempt_at'])}"
     if state is State.HELD:
         return f"held: {row['reason'] or 'until a person lets it go'}"
     job = standing.job
@@ -71,11 +71,11 @@ def why_job(standing: JobStanding, publisher: Publisher | None) -> str:
     if not registry.is_known(row["name"]):
         return f"no job type is named {row['name']!r} here any more; put its module back into JOBS, or cancel the job"
     if row["next_attempt_at"] and row["next_attempt_at"] > standing.now:
-        return f"tried again at {_at(row['next_attempt_at'])}: {row['error']}"
+        return f"tried again at {readable_time(row['next_attempt_at'])}: {row['error']}"
     if standing.served:
         return "waits for a free slot of a worker"
     broker = (
-        f"; broker unreachable since {_at(int(publisher.down[0] * 1000))} ({publisher.down[1]})"
+        f"; broker unreachable since {readable_time(int(publisher.down[0] * 1000))} ({publisher.down[1]})"
         if publisher and publisher.down
         else ""
     )
@@ -98,7 +98,7 @@ def faults(
     found = []
     if publisher and publisher.down:
         since, words = publisher.down
-        found.append(f"broker unreachable since {_at(int(since * 1000))} ({words})")
+        found.append(f"broker unreachable since {readable_time(int(since * 1000))} ({words})")
     is_seen = beat_at is not None and now - beat_at <= lease_seconds * 1000
     if not is_seen and publisher and not publisher.down and publisher.queue and publisher.queue[1]:
         found.append(
@@ -107,11 +107,7 @@ def faults(
     elif seen_at is None:
         found.append("no worker was ever seen; start one with `celery -A mailasync worker --loglevel=INFO`")
     elif not is_seen:
-        found.append(f"no worker seen since {_at(seen_at)}")
+        found.append(f"no worker seen since {readable_time(seen_at)}")
     elif not found and (trouble := broker_trouble()):
         found.append(f"no worker can take it: {trouble}")
     return found
-
-
-def _at(ms: int) -> str:
-    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")

@@ -15,7 +15,7 @@ from mailroom.api.http.request import json_body
 from mailroom.api.services import services
 from mailroom.model.addresses import parse_address
 from mailroom.model.errors import refuse
-from mailroom.model.text import CONTROL, encodable
+from mailroom.model.text import encodable, refuse_control
 from mailroom.model.times import timestamp
 from mailroom.store.messages.suppressions import Reason, Suppression
 from mailroom.submission.addresses import parse_each
@@ -55,8 +55,8 @@ class AskedSuppressions(BaseModel):
     @field_validator("detail")
     @classmethod
     def _line(cls, value: str | None) -> str | None:
-        if value and (found := CONTROL.search(value)):
-            refuse(f"expected one line without control characters, got {found[0]!r} at {found.start()}")
+        if value:
+            refuse_control(value)
         if value and len(value) > DETAIL_MAX_CHARACTERS:
             refuse(f"expected at most {DETAIL_MAX_CHARACTERS} characters, got {len(value)}")
         return value and encodable(value)

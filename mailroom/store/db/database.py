@@ -23,6 +23,7 @@ from sqlalchemy.exc import (
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from mailroom.model.errors import CommitUnanswered, StoreUnavailable, WrongDatabaseURL
+from mailroom.model.text import one_line
 from mailroom.process.lazy_import import Lazy
 from mailroom.store.db.schema import identity
 from mailroom.store.db.sqlite import SQLiteFile, spilling
@@ -220,9 +221,7 @@ class Database:
                 if _is_undone(e):
                     raise
                 words = getattr(e, "orig", None) or type(e).__name__
-                raise CommitUnanswered(
-                    f"database: no answer to COMMIT: {' '.join(str(words).split())}"
-                ) from None
+                raise CommitUnanswered(f"database: no answer to COMMIT: {one_line(words)}") from None
 
 
 def _is_undone(error: BaseException) -> bool:
@@ -303,7 +302,7 @@ class _translated:
             # SQLAlchemy's text ends in the statement and its values; the driver's own words hold neither.
             driver = getattr(error, "orig", error)
             kind_of = _Conflict if getattr(driver, "sqlstate", None) in CONFLICTS else StoreUnavailable
-            raise kind_of(f"database: {' '.join(str(driver).split())}") from None
+            raise kind_of(f"database: {one_line(driver)}") from None
 
 
 def _engine(url: Any) -> Engine:

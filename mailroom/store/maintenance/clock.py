@@ -2,12 +2,12 @@
 
 import logging
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, case, delete, or_, select, update
 
 from mailroom.model.message import FINAL, State
+from mailroom.model.times import readable_time
 from mailroom.store.db.database import Database
 from mailroom.store.db.schema import accounts, clock, deliveries, jobs, messages, now_ms, samples, workers
 
@@ -44,8 +44,9 @@ class Clock:
             return f"set back by {_seconds(latest - now)}; what waits is moved by that in a moment"
         if stepped_at is None or now - stepped_at > TOLD_MS:
             return ""
-        at = datetime.fromtimestamp(stepped_at / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-        return f"set back by {_seconds(step_ms)} at {at}; what waited was moved by that"
+        return (
+            f"set back by {_seconds(step_ms)} at {readable_time(stepped_at)}; what waited was moved by that"
+        )
 
     def _look(self) -> tuple[int, int, int | None, int]:
         """Now, the latest time that is known, and when the last step was noticed, and how large it was."""

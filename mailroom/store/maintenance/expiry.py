@@ -1,11 +1,11 @@
 """Ends messages that are no longer wanted."""
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from sqlalchemy import Connection, select, update
 
 from mailroom.model.message import OPEN, State
+from mailroom.model.times import readable_time
 from mailroom.store.db.database import Database
 from mailroom.store.db.schema import messages, now_ms, recipients
 from mailroom.store.events.timeline import record
@@ -66,12 +66,12 @@ def _expire_some(connection: Connection, limit: int) -> int:
         record(
             connection,
             [
-                {"id": row.id, "event": "expired", "detail": f"expires_at was {_said(row.expires_at)}"}
+                {
+                    "id": row.id,
+                    "event": "expired",
+                    "detail": f"expires_at was {readable_time(row.expires_at)}",
+                }
                 for row in expired
             ],
         )
     return len(expired)
-
-
-def _said(ms: int) -> str:
-    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
