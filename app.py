@@ -46,7 +46,7 @@ from mailroom.cli.database import choose, db_upgrade, opened, pair
 from mailroom.cli.doctor import Doctor, Finding
 from mailroom.config.accounts import accounts, next_hop
 from mailroom.config.settings import UP_FILE, Settings, SettingsError, database_url, load
-from mailroom.inbox import Chaos, Inbox, Letters, PortTaken
+from mailroom.inbox import Chaos, Inbox, InboxStorage, PortTaken
 from mailroom.model.errors import MailroomError, WrongDatabaseURL
 from mailroom.server import watch
 from mailroom.server.embedded_worker import EmbeddedWorker
@@ -255,10 +255,10 @@ def serving_app(settings: Settings, *blueprints: str) -> Flask:
 
 def all_in_one(settings: Settings, deliver: bool) -> Flask:
     """In granian's child: the application, a worker thread and the inbox."""
-    letters, dial = Letters(), Chaos()
-    start_child(settings, prefer_wait.stop, letters.stop, watch.stop)
+    storage, chaos = InboxStorage(), Chaos()
+    start_child(settings, prefer_wait.stop, storage.stop, watch.stop)
     mailasync.configure(settings)
-    smtp = Inbox(port=settings.INBOX_SMTP_PORT, letters=letters, dial=dial)
+    smtp = Inbox(port=settings.INBOX_SMTP_PORT, storage=storage, chaos=chaos)
     try:
         smtp.start()
         database = runtime.open_database(settings, file_name=UP_FILE)
@@ -272,7 +272,7 @@ def all_in_one(settings: Settings, deliver: bool) -> Flask:
         JobClaims(database, "", settings.LEASE_SECONDS).orphans()
         sweeps.forget_nudges()
     app = create_app(settings, database=database)
-    app.register_blueprint(beside(letters, dial, hint=curl(settings)))
+    app.register_blueprint(beside(storage, chaos, hint=curl(settings)))
     at_exit(smtp.stop)
     at_exit(work_here(database))
     say(

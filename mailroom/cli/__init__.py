@@ -28,7 +28,7 @@ from mailroom.store.maintenance.retention import Retention
 from mailroom.store.messages.actions import Actions, UnknownMessage, WrongState
 from mailroom.store.messages.outbox import Outbox
 from mailroom.submission.fields import read_fields
-from mailroom.submission.times import AskedMoment
+from mailroom.submission.times import RescheduleRequest
 
 
 def commands(
@@ -168,7 +168,7 @@ def message_commands(opened: Opened, message_id: Callable[[str], str]) -> list[c
         """Send a message that is on its way at another time."""
         try:
             when = read_fields(
-                AskedMoment,
+                RescheduleRequest,
                 {name: value for name, value in (("at", at), ("delay", delay)) if value is not None},
             )
         except InvalidMessage as e:

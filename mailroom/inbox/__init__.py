@@ -1,32 +1,33 @@
-"""A disposable inbox for development: takes any mail by SMTP, relays none, shows all.
+"""A disposable inbox for development: it accepts any mail over SMTP, relays none, and shows them all.
 
-    letters, dial = Letters(), Chaos()
-    inbox = Inbox(port=1025, letters=letters, dial=dial)  # smtp.py: mail comes in
+    storage, chaos = InboxStorage(), Chaos()
+    inbox = Inbox(port=1025, storage=storage, chaos=chaos)  # smtp.py: receives mail
     inbox.start()
-    app.register_blueprint(create_blueprint(letters, dial))  # pages.py: a person or a test looks
+    app.register_blueprint(create_blueprint(storage, chaos))  # pages.py and api.py: people and tests read it
     inbox.stop()
 
-It keeps what it took in memory (storage.py), takes it apart when somebody looks (parser.py), makes
-mails fail that are to (chaos.py), and imports nothing else of this project but what keeps its thread running.
+Mails are kept in memory (storage.py) and parsed only when somebody opens one (parser.py). Tests can make
+the next mails fail (chaos.py). The only import from the rest of this project is the supervisor that keeps
+the inbox's thread running, so that the folder can be copied and used elsewhere.
 """
 
 from mailroom.inbox.chaos import Chaos, Failure
 from mailroom.inbox.pages import STREAMS_MAX as _STREAMS_MAX
-from mailroom.inbox.pages import Around, create_blueprint
+from mailroom.inbox.pages import AppHooks, create_blueprint
 from mailroom.inbox.smtp import Inbox, PortTaken
 from mailroom.inbox.storage import WAITERS_MAX as _READERS_MAX
-from mailroom.inbox.storage import Letters, ReceivedMail
+from mailroom.inbox.storage import InboxStorage, ReceivedMail
 
-#: Requests that wait at the same time, each in a thread of the server.
+#: The most requests that wait for mail at the same time; each occupies a thread of the web server.
 WAITERS_MAX = _READERS_MAX + _STREAMS_MAX
 
 __all__ = [
     "WAITERS_MAX",
-    "Around",
+    "AppHooks",
     "Chaos",
     "Failure",
     "Inbox",
-    "Letters",
+    "InboxStorage",
     "PortTaken",
     "ReceivedMail",
     "create_blueprint",

@@ -1,4 +1,4 @@
-"""Answers a test in any language: which mail came, what is in it, and what the next one is to meet."""
+"""The inbox's JSON API, for tests in any language: read and delete mails, and make the next ones fail."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -9,11 +9,11 @@ from flask import Response, jsonify, request
 from flask.typing import ResponseReturnValue
 
 from mailroom.inbox.chaos import COUNT_MAX, Chaos, Failure
-from mailroom.inbox.storage import Letters, ReceivedMail, address_asked
+from mailroom.inbox.storage import InboxStorage, ReceivedMail, address_param
 
 WAIT_MAX_SECONDS = 60
 
-#: The parameters of each view, by its endpoint.
+#: The query parameters of each view, by endpoint name.
 QUERIES: dict[str, tuple[str, ...]] = {
     "messages": ("to", "wait"),
     "message": (),
@@ -30,116 +30,117 @@ class Api:
 
     def __init__(
         self,
-        letters: Letters,
-        dial: Chaos,
-        standing: Callable[[], Callable[[], bool]],
-        refuse: Callable[[], Response | None],
+        storage: InboxStorage,
+        chaos: Chaos,
+        access_check: Callable[[], Callable[[], bool]],
+        refuse_waited: Callable[[], Response | None],
     ) -> None:
-        self._letters = letters
-        self._dial = dial
-        self._standing = standing
-        self._refuse = refuse
+        self._storage = storage
+        self._chaos = chaos
+        self._access_check = access_check
+        self._refuse_waited = refuse_waited
 
     def refuse_query(self) -> Response | None:
-        """Refuse parameters that a view has not, and one that is there twice; pages ignore others."""
+        """Answer 422 to unknown and repeated query parameters of the API; pages ignore them."""
         endpoint = (request.endpoint or "").rpartition(".")[2]
         known = QUERIES.get(endpoint)
         if known is None:
             return None
-        errors = [
-            {"parameter": name[:100], "detail": detail}
-            for name, values in request.args.lists()
-            if (detail := _wrong(name, len(values), known))
-        ]
+        errors = []
+        for name, values in request.args.lists():
+            if detail := _parameter_problem(name, len(values), known):
+                errors.append({"parameter": name[:100], "detail": detail})
         if not errors:
             return None
         first = errors[0]
         return _problem(422, f"{first['parameter']}: {first['detail']}", errors=errors[:20])
 
     def messages(self) -> ResponseReturnValue:
-        """List what came, the newest first; with `wait`, as soon as there is something to list."""
-        to = address_asked(request.args.get("to"))
-        asked = request.args.get("wait", "0")
-        seconds = float(asked) if _SECONDS.fullmatch(asked) else -1.0
+        """List the mails, newest first. With `wait`, answer as soon as there is one, or after that many seconds."""
+        to = address_param(request.args.get("to"))
+        wait = request.args.get("wait", "0")
+        seconds = float(wait) if _SECONDS.fullmatch(wait) else -1.0
         if not 0 <= seconds <= WAIT_MAX_SECONDS:
-            detail = f"expected seconds from 0 to {WAIT_MAX_SECONDS}, got {asked[:100]!r}"
+            detail = f"expected seconds from 0 to {WAIT_MAX_SECONDS}, got {wait[:100]!r}"
             errors = [{"parameter": "wait", "detail": detail}]
             return _problem(422, f"wait: {detail}", errors=errors)
         if not seconds:
-            return jsonify(data=[as_json(letter) for letter in self._letters.newest(to)])
-        found = self._letters.wait(to, seconds, self._standing())
-        return self._refuse() or jsonify(data=[as_json(letter) for letter in found])
+            return jsonify(data=[as_json(mail) for mail in self._storage.newest(to)])
+        mails = self._storage.wait(to, seconds, self._access_check())
+        return self._refuse_waited() or jsonify(data=[as_json(mail) for mail in mails])
 
     def message(self, id: str) -> ResponseReturnValue:
-        """Return one."""
-        letter = self._letters.get(id)
-        return _missing(id) if letter is None else jsonify(as_json(letter))
+        """Return one mail."""
+        mail = self._storage.get(id)
+        return _missing(id) if mail is None else jsonify(as_json(mail))
 
     def clear(self) -> ResponseReturnValue:
-        """Forget all."""
-        self._letters.clear()
+        """Delete all mails."""
+        self._storage.clear()
         return Response(status=204)
 
     def forget(self, id: str) -> ResponseReturnValue:
-        """Forget one."""
-        return Response(status=204) if self._letters.forget(id) else _missing(id)
+        """Delete one mail."""
+        return Response(status=204) if self._storage.forget(id) else _missing(id)
 
     def failure(self) -> ResponseReturnValue:
-        """Tell what the next mails are to meet."""
-        failure, count = self._dial.read()
+        """Return how the next mails will fail, and how many of them."""
+        failure, count = self._chaos.read()
         return jsonify(failure=failure, count=count)
 
     def set_failure(self) -> ResponseReturnValue:
-        """Have the next mails deferred, refused, or dropped after their final dot; null: all is well."""
+        """Defer, refuse or drop the next mails after their final dot; null lets all mail through."""
         coding = request.headers.get("Content-Encoding", "").strip()
         if coding.lower() not in ("", "identity"):
-            refused = _problem(415, f"expected a body without Content-Encoding, got {coding[:80]!r}")
-            refused.headers["Accept-Encoding"] = "identity"
-            return refused
-        asked = request.get_json(silent=True)
-        if not isinstance(asked, dict) or not asked.keys() <= {"failure", "count"}:
+            response = _problem(415, f"expected a body without Content-Encoding, got {coding[:80]!r}")
+            response.headers["Accept-Encoding"] = "identity"
+            return response
+        body = request.get_json(silent=True)
+        if not isinstance(body, dict) or not body.keys() <= {"failure", "count"}:
             return _problem(422, "expected a JSON object with failure and count, got something else")
-        failure, count = asked.get("failure"), asked.get("count", 1)
+        failure, count = body.get("failure"), body.get("count", 1)
         if failure is not None and (not isinstance(failure, str) or failure not in set(Failure)):
             return _problem(422, f"failure: expected null or one of {', '.join(Failure)}, got another")
         if type(count) is not int or not 1 <= count <= COUNT_MAX:
             return _problem(422, f"count: expected a whole number from 1 to {COUNT_MAX}, got another")
-        self._dial.set(None if failure is None else Failure(failure), count)
+        self._chaos.set(None if failure is None else Failure(failure), count)
         return self.failure()
 
 
-def as_json(letter: ReceivedMail) -> dict[str, Any]:
-    """Return what a test asks of a mail; `to` and `envelope_from` are what SMTP said."""
-    body = letter.body
+def as_json(mail: ReceivedMail) -> dict[str, Any]:
+    """Describe a mail; `to` and `envelope_from` are from the SMTP envelope, the rest from the headers."""
+    body = mail.body
     headers: dict[str, list[str]] = {}
-    for name, value in letter.headers:
+    for name, value in mail.headers:
         headers.setdefault(name, []).append(value)
     return {
-        "id": letter.id,
-        "received_at": letter.received_at.isoformat().replace("+00:00", "Z"),
-        "envelope_from": letter.sender,
-        "from": letter.head.author,
-        "to": list(letter.recipients),
-        "subject": letter.head.subject,
-        "message_id": letter.head.message_id,
+        "id": mail.id,
+        "received_at": mail.received_at.isoformat().replace("+00:00", "Z"),
+        "envelope_from": mail.sender,
+        "from": mail.head.author,
+        "to": list(mail.recipients),
+        "subject": mail.head.subject,
+        "message_id": mail.head.message_id,
         "text": body.text,
         "html": body.html,
         "attachments": [
-            {"filename": one.filename, "content_type": one.content_type, "size": one.size}
-            for one in body.attachments
+            {"filename": part.filename, "content_type": part.content_type, "size": part.size}
+            for part in body.attachments
         ],
         "headers": headers,
-        "size": len(letter.raw),
+        "size": len(mail.raw),
     }
 
 
-def _wrong(name: str, times: int, known: Sequence[str]) -> str:
+def _parameter_problem(name: str, times: int, known: Sequence[str]) -> str:
+    """Say why a query parameter is refused; "" if it is not."""
     if name in known:
         return f"expected it once, got it {times} times" if times > 1 else ""
     nearest = get_close_matches(name[:100], known, n=1)
     if nearest:
         return f"expected a parameter that is known, got another; did you mean {nearest[0]}?"
-    return f"expected {'one of ' + ', '.join(known) if known else 'no parameter'}, got another"
+    expected = f"one of {', '.join(known)}" if known else "no parameter"
+    return f"expected {expected}, got another"
 
 
 def _missing(id: str) -> Response:

@@ -1,4 +1,4 @@
-"""Makes the next mails fail, to see what whoever sends them does then."""
+"""Makes the next mails fail on purpose, to test how the sender copes."""
 
 import threading
 from enum import StrEnum
@@ -7,33 +7,34 @@ COUNT_MAX = 1000
 
 
 class Failure(StrEnum):
-    """The fate of a mail after its final dot."""
+    """The ways in which the inbox can fail a mail after the final dot of DATA."""
 
-    DEFER = "defer"  #: 451, and it is not kept
-    REFUSE = "refuse"  #: 550, and it is not kept
-    DROP = "drop"  #: it is kept, and the link is cut before a word of that
+    DEFER = "defer"  #: reply 451 and discard the mail
+    REFUSE = "refuse"  #: reply 550 and discard the mail
+    DROP = "drop"  #: keep the mail, but close the connection without a reply
 
 
 class Chaos:
-    """A dial for what is to fail, and how many times more. All methods may be called from any thread."""
+    """The failure that the next mails get, and for how many of them. All methods are thread-safe."""
 
     def __init__(self) -> None:
         self._failure: Failure | None = None
         self._count = 0
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     def set(self, failure: Failure | None, count: int = 1) -> None:
-        with self._turn:
+        """Fail the next `count` mails in this way; None lets all mail through."""
+        with self._lock:
             self._failure, self._count = failure, count if failure else 0
 
     def read(self) -> tuple[Failure | None, int]:
-        """The failure and how often it is still to come; None and 0 while all is well."""
-        with self._turn:
+        """Return the failure and how many mails will still get it; (None, 0) if none will."""
+        with self._lock:
             return self._failure, self._count
 
     def take(self) -> Failure | None:
-        """Return what the present mail is to meet."""
-        with self._turn:
+        """Return the failure for the mail being received now, and count it."""
+        with self._lock:
             failure = self._failure
             if failure:
                 self._count -= 1

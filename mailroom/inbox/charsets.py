@@ -1,9 +1,9 @@
-"""Decodes text as browsers do: by what a charset's label means in practice (WHATWG Encoding, 4.2)."""
+"""Decodes text as browsers do: by what a charset label means in practice (WHATWG Encoding, 4.2)."""
 
 import codecs
 import re
 
-#: Codecs of the library, and those that hold all that is sent under their names.
+#: Python codecs, and the superset that senders really use under that name.
 _WIDER = {
     "iso8859-1": "cp1252",
     "iso8859-9": "cp1254",
@@ -15,7 +15,7 @@ _WIDER = {
     "euc_kr": "cp949",
     "shift_jis": "cp932",
 }
-#: Labels that the library does not know.
+#: Charset labels that Python does not know, and the codec for each.
 _LABELS = {
     "x-gbk": "gb18030",
     "x-sjis": "cp932",
@@ -42,20 +42,20 @@ _LABELS = {
     "unicode-1-1-utf-8": "utf-8",
     "utf8mb4": "utf-8",
 }
-#: Codecs that say too little, and those that the standard library decodes in quadratic time.
-_OF_NO_USE = {"ascii", "idna", "punycode"}
+#: Codecs that we ignore: ASCII says nothing about other bytes; Python decodes the others in quadratic time.
+_IGNORED = {"ascii", "idna", "punycode"}
 _BOMS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
-#: Where a browser looks for it (WHATWG HTML, 13.2.3.2).
+#: How far a browser looks for <meta charset> (WHATWG HTML, 13.2.3.2).
 _META_IN_BYTES = 1024
 _META = re.compile(
     rb"""<meta\s[^<>]{0,500}?charset\s{0,9}=\s{0,9}["']?\s{0,9}([\w.:-]{1,40})""", re.IGNORECASE
 )
-#: An encoded word up to its text (RFC 2047, 2; RFC 2231, 5 for the language).
+#: The beginning of an encoded word, up to its text (RFC 2047, 2; with a language: RFC 2231, 5).
 _WORD = re.compile(r"=\?([^?*\s]{1,40})(\*[^?\s]{0,40})?(?=\?[bq]\?)", re.IGNORECASE)
 
 
 def decode(data: bytes, label: str = "", *, is_html: bool = False) -> str:
-    """Return the text, whatever its charset is; where no label helps, it is UTF-8 or else windows-1252."""
+    """Decode bytes without ever failing; without a usable label as UTF-8, or else as windows-1252."""
     for mark, name in _BOMS.items():
         if data.startswith(mark):
             return data[len(mark) :].decode(name, "replace")
@@ -64,24 +64,24 @@ def decode(data: bytes, label: str = "", *, is_html: bool = False) -> str:
         return _guessed(data)
     try:
         return data.decode(codec, "replace")
-    except Exception:  # A codec that gives up.
+    except Exception:  # Some codecs raise in spite of "replace".
         return _guessed(data)
 
 
 def codec_of(label: str) -> str:
-    """Name the codec for a charset's label; "" where it says nothing of bytes beyond ASCII, or means none."""
+    """Return the Python codec for a charset label; "" if it is unknown or of no use."""
     label = label.strip().lower()
     try:
-        found = codecs.lookup(_LABELS.get(label, label))
-        b"".decode(found.name)  # Raises where it is for no text.
-    except Exception:  # Unknown, or NUL in its name.
+        codec = codecs.lookup(_LABELS.get(label, label))
+        b"".decode(codec.name)  # Raises for codecs such as base64, which are not for text.
+    except Exception:  # The label is unknown, or has a NUL in it.
         return ""
-    return "" if found.name in _OF_NO_USE else _WIDER.get(found.name, found.name)
+    return "" if codec.name in _IGNORED else _WIDER.get(codec.name, codec.name)
 
 
 def with_wider_words(header: str) -> str:
-    """Name those codecs in the encoded words of a header, for the library to decode them."""
-    return _WORD.sub(lambda found: f"=?{codec_of(found[1]) or 'utf-8'}{found[2] or ''}", header)
+    """Replace the charset labels in the encoded words of a header by codecs that Python knows."""
+    return _WORD.sub(lambda match: f"=?{codec_of(match[1]) or 'utf-8'}{match[2] or ''}", header)
 
 
 def _guessed(data: bytes) -> str:
@@ -92,7 +92,7 @@ def _guessed(data: bytes) -> str:
 
 
 def _codec_in_meta(data: bytes) -> str:
-    """Look into the HTML itself. It is read as ASCII for that, so it is not in UTF-16, whatever it says."""
-    found = _META.search(data, 0, _META_IN_BYTES)
-    codec = codec_of(found[1].decode("ascii", "replace")) if found else ""
+    """Return the codec that the HTML declares; "" if none. HTML that can be read as ASCII is not UTF-16."""
+    match = _META.search(data, 0, _META_IN_BYTES)
+    codec = codec_of(match[1].decode("ascii", "replace")) if match else ""
     return "utf-8" if codec.startswith(("utf-16", "utf-32")) else codec

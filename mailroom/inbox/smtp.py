@@ -1,4 +1,4 @@
-"""Speaks SMTP with whoever sends: takes every mail for everyone, and has no way to send one on."""
+"""The inbox's SMTP server: accepts every mail to anybody, and cannot relay any."""
 
 import asyncio
 import errno
@@ -15,31 +15,31 @@ from typing import Self
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
 from mailroom.inbox.chaos import Chaos, Failure
-from mailroom.inbox.storage import Letters
+from mailroom.inbox.storage import InboxStorage
 from mailroom.process.supervisor import SupervisedThread
 
-#: What Gmail announces as SIZE, so that what fits here fits there.
+#: The SIZE that Gmail announces, so that a mail accepted here is not too big there.
 MAIL_MAX_BYTES = 35_882_577
 _CHUNK_BYTES = 262_144
 _CONNECTIONS_WAITING = 128
 
-#: What a mail gets that the dial makes fail.
+#: Replies to mails that are made to fail.
 _REPLIES = {
-    Failure.DEFER: "451 4.3.0 not now, says the failure dial",
-    Failure.REFUSE: "550 5.7.1 never, says the failure dial",
+    Failure.DEFER: "451 4.3.0 deferred, as the inbox was told to",
+    Failure.REFUSE: "550 5.7.1 refused, as the inbox was told to",
 }
-#: No reply at all.
-_CUT = "421 4.3.2 cut"
+#: A marker, never sent: close the connection instead of replying.
+_DROP = "421 4.3.2 dropped"
 
 _LONE_DOT = b".\r\n"
 _END = b"\r\n" + _LONE_DOT
 _STARTS_OF_END = tuple(_END[:n] for n in range(1, len(_END)))
-#: With its quotes, which the library's parser takes away.
+#: Keeps a quoted local part quoted; the parser of aiosmtpd removes the quotes.
 _PLAIN_ADDRESS = re.compile(r"""<((?:[\w.!#$%&'*+/=?^`{|}~-]+|"(?:[^"\\]|\\.)+")@[\w.-]+)>(.*)""", re.ASCII)
 
 
 class PortTaken(OSError):
-    """Another program listens where the inbox was to."""
+    """Another program listens on the inbox's SMTP port."""
 
     def __init__(self, port: int) -> None:
         way_out = "set MAILASYNC_INBOX_SMTP_PORT or stop the other program"
@@ -50,9 +50,9 @@ class PortTaken(OSError):
 
 
 class Inbox:
-    """The SMTP server, in a supervised thread of its own; what it takes goes to `letters`.
+    """The SMTP server, in a supervised thread of its own; received mails go to `storage`.
 
-    With port 0 the system chooses, and `port` tells which after `start()`.
+    With port 0 the system chooses one; `port` has it after `start()`.
     """
 
     def __init__(
@@ -60,25 +60,27 @@ class Inbox:
         host: str = "127.0.0.1",
         port: int = 1025,
         *,
-        letters: Letters | None = None,
-        dial: Chaos | None = None,
+        storage: InboxStorage | None = None,
+        chaos: Chaos | None = None,
     ) -> None:
         self.host = host
         self.port = port
-        self.letters = Letters() if letters is None else letters
-        self.dial = Chaos() if dial is None else dial
-        self._listener: socket.socket | None = None  #: for the next run
+        self.storage = InboxStorage() if storage is None else storage
+        self.chaos = Chaos() if chaos is None else chaos
+        self._listener: socket.socket | None = None  #: bound by start(), used by the next run
         self._stopping = threading.Event()
         self._thread: SupervisedThread | None = None
-        self._wake: Callable[[], object] = lambda: None  #: has a run look at `_stopping`
+        self._wake: Callable[[], object] = lambda: (
+            None
+        )  #: interrupts the event loop, so that it checks `_stopping`
         self._ready = threading.Event()
 
     def start(self) -> None:
-        """Listen and return; from then on mail is taken.
+        """Start to listen, and return when mail is accepted.
 
         Raises:
-          PortTaken: another program listens there.
-          OSError: the address cannot be used at all.
+          PortTaken: another program listens on the port.
+          OSError: this machine cannot listen on the address.
         """
         # aiosmtpd logs addresses at INFO and every line of a mail at DEBUG.
         logging.getLogger("mail.log").setLevel(logging.ERROR)
@@ -91,11 +93,11 @@ class Inbox:
         self._ready.wait()
 
     def stop(self) -> None:
-        """Close the port and all connections; a mail without its 250 is not kept."""
+        """Close the port and all connections; a mail that has not been answered with 250 is not kept."""
         if self._thread is None:
             return
         self._stopping.set()
-        with suppress(RuntimeError):  # Its loop is closed: a run has just ended by itself.
+        with suppress(RuntimeError):  # The event loop is closed: the thread has just ended by itself.
             self._wake()
         self._thread.join()
         self._thread = None
@@ -113,7 +115,7 @@ class Inbox:
         self.stop()
 
     def _run(self) -> None:
-        """Take mail until stop(); a run after one that ended early listens again, on the same port."""
+        """Serve until stop(); a restart after a crash listens on the same port again."""
         listener, self._listener = self._listener or _listen(self.host, self.port), None
         try:
             asyncio.run(self._serve(listener))
@@ -121,14 +123,16 @@ class Inbox:
             listener.close()
 
     async def _serve(self, listener: socket.socket) -> None:
-        loop, asked, transports = asyncio.get_running_loop(), asyncio.Event(), set[asyncio.Transport]()
-        self._wake = lambda: loop.call_soon_threadsafe(asked.set)
-        handler = _Keeper(self.letters, self.dial)
-        server = await loop.create_server(lambda: _Conversation(handler, transports), sock=listener)
+        loop = asyncio.get_running_loop()
+        woken = asyncio.Event()
+        transports: set[asyncio.Transport] = set()
+        self._wake = lambda: loop.call_soon_threadsafe(woken.set)
+        handler = _Handler(self.storage, self.chaos)
+        server = await loop.create_server(lambda: _Connection(handler, transports), sock=listener)
         try:
             self._ready.set()
-            if not self._stopping.is_set():  # After `_wake` is there, so that no stop() is missed.
-                await asked.wait()
+            if not self._stopping.is_set():  # Checked after `_wake` is set, so that no stop() is missed.
+                await woken.wait()
         finally:
             server.close()
             for transport in list(transports):
@@ -138,42 +142,42 @@ class Inbox:
             await asyncio.wait(tasks)
 
 
-class _Keeper:
+class _Handler:
     """The hooks that aiosmtpd calls."""
 
-    def __init__(self, letters: Letters, dial: Chaos) -> None:
-        self._letters = letters
-        self._dial = dial
+    def __init__(self, storage: InboxStorage, chaos: Chaos) -> None:
+        self._storage = storage
+        self._chaos = chaos
 
     async def handle_EHLO(
         self, server: SMTP, session: Session, envelope: Envelope, host: str, replies: list[str]
     ) -> list[str]:
-        """Announce PIPELINING: commands are read one by one from a buffer and answered in order."""
+        """Announce PIPELINING (RFC 2920): commands are read from a buffer one by one and answered in order."""
         session.host_name = host
         return [*replies[:-1], "250-PIPELINING", replies[-1]]
 
     async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:
-        """Keep the mail, unless it is to fail."""
-        failure = self._dial.take()
+        """Keep the mail, unless it was chosen to fail."""
+        failure = self._chaos.take()
         if failure in _REPLIES:
             return _REPLIES[failure]
         sender = envelope.mail_from or ""
         raw = envelope.original_content or b""
-        letter = self._letters.add(sender.removeprefix("<>"), envelope.rcpt_tos, raw)
-        return _CUT if failure else f"250 2.0.0 kept as {letter.id}"
+        mail = self._storage.add(sender.removeprefix("<>"), envelope.rcpt_tos, raw)
+        return _DROP if failure else f"250 2.0.0 kept as {mail.id}"
 
 
-class _Conversation(SMTP):
-    """A connection. Takes lines of any length, and the payload in big pieces instead of lines."""
+class _Connection(SMTP):
+    """The SMTP connection of a client; reads the payload in big chunks instead of lines, whatever their length."""
 
     line_length_limit = _CHUNK_BYTES
 
-    def __init__(self, handler: _Keeper, transports: set[asyncio.Transport]) -> None:
+    def __init__(self, handler: _Handler, transports: set[asyncio.Transport]) -> None:
         super().__init__(
             handler,
             data_size_limit=MAIL_MAX_BYTES,
             enable_SMTPUTF8=True,
-            hostname="localhost",  # Else each connection asks the DNS for this machine's name.
+            hostname="localhost",  # Otherwise each connection looks up this machine's name in the DNS.
             ident="mailasync inbox",
             loop=asyncio.get_running_loop(),
         )
@@ -190,7 +194,7 @@ class _Conversation(SMTP):
         super().connection_lost(error)
 
     async def smtp_DATA(self, arg: str | None) -> None:
-        """Take the payload whole; aiosmtpd goes line by line, which takes five times as long."""
+        """Receive the payload in chunks: aiosmtpd's own way, line by line, takes five times as long."""
         if await self.check_helo_needed():
             return
         if self.envelope is None or not self.envelope.rcpt_tos:
@@ -202,20 +206,20 @@ class _Conversation(SMTP):
         await self.push("354 End data with <CR><LF>.<CR><LF>")
         raw = await self._read_payload()
         if raw is None:
-            reply = f"552 5.3.4 a mail may have {MAIL_MAX_BYTES} bytes"
+            reply = f"552 5.3.4 a mail may have at most {MAIL_MAX_BYTES} bytes"
         else:
             self.envelope.content = self.envelope.original_content = raw
             reply = await self._call_handler_hook("DATA")
         self.envelope = self._create_envelope()
-        if reply is _CUT and isinstance(self.transport, asyncio.Transport):
+        if reply is _DROP and isinstance(self.transport, asyncio.Transport):
             self.transport.abort()
             return
         await self.push(reply)
 
     async def _read_payload(self) -> bytes | None:
-        """Return the mail without its transparent dots (RFC 5321, 4.5.2); None if it is too big."""
-        # The end may begin in the very first bytes, where there is no line end before it yet, and
-        # no byte after it may be read: the next command can be there already.
+        """Return the mail without dot-stuffing (RFC 5321, 4.5.2); None if it is too big."""
+        # The final dot may be the very first line, with no line end before it. No byte after the
+        # final dot may be read: a pipelining client may already have sent its next command.
         chunk = await self._reader.readexactly(3)
         while chunk.endswith(_STARTS_OF_END) and chunk != _LONE_DOT and not chunk.endswith(_END):
             chunk += await self._reader.readexactly(1)
@@ -227,7 +231,7 @@ class _Conversation(SMTP):
                 chunk = await self._reader.readexactly(error.consumed)
             size += len(chunk)
             if size > MAIL_MAX_BYTES + len(_END):
-                chunks.clear()  # And read on: the reply may come only after the last dot.
+                chunks.clear()  # Read on all the same: we may reply only after the final dot.
             else:
                 chunks.append(chunk)
         if not chunks:
@@ -236,14 +240,14 @@ class _Conversation(SMTP):
         return payload.removeprefix(b".").replace(b"\r\n.", b"\r\n")
 
     def _getaddr(self, arg: str) -> tuple[str | None, str | None]:
-        # The parser behind it takes as long as the rest of the command.
+        # A fast path: the parser of aiosmtpd takes as long as everything else about the command.
         plain = _PLAIN_ADDRESS.fullmatch(arg)
         return (plain[1], plain[2]) if plain else super()._getaddr(arg)
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    # The protocol number is there because asyncio turns Nagle's algorithm off only where it sees
-    # it; socket.create_server leaves it 0, and pipelined commands then take 40 ms each.
+    # asyncio turns off Nagle's algorithm only if the protocol number is IPPROTO_TCP;
+    # socket.create_server leaves it 0, and pipelined commands then take 40 ms each.
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:

@@ -16,7 +16,7 @@ from mailroom.api.http import prefer_wait
 from mailroom.api.routes import health, metrics
 from mailroom.config.settings import PREFIX, Settings, SettingsError, notices
 from mailroom.inbox import WAITERS_MAX as INBOX_WAITERS_MAX
-from mailroom.inbox import Around, Chaos, Inbox, Letters, PortTaken, create_blueprint
+from mailroom.inbox import AppHooks, Chaos, Inbox, InboxStorage, PortTaken, create_blueprint
 from mailroom.model.host_names import host_and_port
 from mailroom.process import terminal
 from mailroom.process.lazy_import import Lazy
@@ -58,21 +58,21 @@ def serve(
     )
 
 
-def beside(letters: Letters, dial: Chaos, *, hint: str = "") -> Blueprint:
+def beside(storage: InboxStorage, chaos: Chaos, *, hint: str = "") -> Blueprint:
     """The inbox as a part of this service's pages."""
     blueprint = create_blueprint(
-        letters,
-        dial,
-        Around(
+        storage,
+        chaos,
+        AppHooks(
             hint=hint,
             scripts=web.layout.SCRIPTS,
-            places=web.layout.places,
+            pages=web.layout.places,
             origin=web.messages.origin,
             form_token=form_token,
             refuse_form=refuse_form,
             may_act=partial(web.layout.may, "POST", "/inbox/delete"),
-            standing=guard.standing,
-            refuse=guard.check,
+            access_check=guard.standing,
+            refuse_waited=guard.check,
         ),
     )
     blueprint.after_request(web.layout.for_people)
@@ -81,9 +81,9 @@ def beside(letters: Letters, dial: Chaos, *, hint: str = "") -> Blueprint:
 
 def inbox_app(settings: Settings, served: Settings) -> Flask:
     """In granian's child: the inbox alone, for this machine's user; for others with the API key."""
-    letters, dial = Letters(), Chaos()
-    start_child(settings, letters.stop, watch.stop)
-    smtp = Inbox(settings.HOST, settings.INBOX_SMTP_PORT, letters=letters, dial=dial)
+    storage, chaos = InboxStorage(), Chaos()
+    start_child(settings, storage.stop, watch.stop)
+    smtp = Inbox(settings.HOST, settings.INBOX_SMTP_PORT, storage=storage, chaos=chaos)
     try:
         smtp.start()
     except PortTaken as e:
@@ -101,9 +101,9 @@ def inbox_app(settings: Settings, served: Settings) -> Flask:
     app.register_blueprint(web.layout.assets)
     app.register_blueprint(
         create_blueprint(
-            letters,
-            dial,
-            Around(
+            storage,
+            chaos,
+            AppHooks(
                 hint=curl(served),
                 scripts=web.layout.SCRIPTS,
                 form_token=form_token,

@@ -69,7 +69,7 @@ def _base64(value: object) -> bytes:
         refuse(f"expected base64, got what is none: {e}")
 
 
-class AskedAttachment(BaseModel):
+class AttachmentRequest(BaseModel):
     """A file that goes with the mail."""
 
     model_config = ConfigDict(extra="forbid")
@@ -101,7 +101,7 @@ class AskedAttachment(BaseModel):
         return value
 
 
-class AskedTemplate(BaseModel):
+class TemplateRequest(BaseModel):
     """A stored text, and what to fill in."""
 
     model_config = ConfigDict(extra="forbid")
@@ -129,7 +129,7 @@ def _one_address(value: object) -> Address | None:
     return None if value is None else parse_address(value)
 
 
-class AskedMail(BaseModel):
+class MailRequest(BaseModel):
     """A mail; only `to` is required."""
 
     model_config = ConfigDict(extra="forbid")
@@ -145,8 +145,8 @@ class AskedMail(BaseModel):
     contents: StrictStr | None = Field(None, description="Text; HTML if it begins with < and ends with >.")
     text: StrictStr | None = Field(None, description="The text form, instead of contents.")
     html: StrictStr | None = Field(None, description="The HTML form, instead of contents.")
-    template: AskedTemplate | None = Field(None, description="A stored template, instead of a text.")
-    attachments: list[AskedAttachment] = Field(default_factory=list, max_length=ATTACHMENTS_MAX,
+    template: TemplateRequest | None = Field(None, description="A stored template, instead of a text.")
+    attachments: list[AttachmentRequest] = Field(default_factory=list, max_length=ATTACHMENTS_MAX,
                                                description="The whole mail at most 25 MB.")
     headers: dict[StrictStr, StrictStr] = Field(default_factory=dict, max_length=HEADERS_MAX,
                                                 description="X-…, List-…, References and the like.")
@@ -250,7 +250,7 @@ class AskedMail(BaseModel):
         return value
 
 
-class AskedMailAfterJob(AskedMail):
+class MailAfterJobRequest(MailRequest):
     """A mail that may name work to be done first."""
 
     job: Any = Field(None, description="Work to do first; it has `name` and `args`.")
@@ -262,7 +262,7 @@ class MailSubmission:
 
     message: Message
     terms: SendOptions
-    template: AskedTemplate | None = None  #: to be filled in first
+    template: TemplateRequest | None = None  #: to be filled in first
     priority: str = "normal"
     unsubscribe: bool = False
     webhook_url: str | None = None
@@ -289,7 +289,7 @@ def mail_from(value: object, *, at: str = "#", with_job: bool = False) -> MailSu
 
     `at` is where in a request it stands, a JSON pointer. `with_job`: its field `job` is somebody else's to read.
     """
-    asked = read_fields(AskedMailAfterJob if with_job else AskedMail, value, at=at)
+    asked = read_fields(MailAfterJobRequest if with_job else MailRequest, value, at=at)
     text, html = asked.parts()
     to, cc, bcc = _once_each(asked.to, asked.cc, asked.bcc)
     files = tuple(Attachment(file_name(file.filename), file.content_type, file.content, file.content_id) for file in asked.attachments)

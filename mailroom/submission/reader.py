@@ -20,7 +20,7 @@ from mailroom.store.jobs.jobs import NewJob, NotifyOn
 from mailroom.store.messages.outbox import NewMessage
 from mailroom.submission.batch import BatchReader
 from mailroom.submission.fields import read_fields
-from mailroom.submission.message import AskedTemplate, MailSubmission, mail_from
+from mailroom.submission.message import MailSubmission, TemplateRequest, mail_from
 from mailroom.submission.times import ATTEMPTS_MAX
 from mailroom.templating.job import check
 from mailroom.templating.stored import Sources, merge
@@ -34,7 +34,7 @@ TIMEOUT_MAX_SECONDS = 30 * 86400
 RETRY_MAX_CHARACTERS = 1000
 
 
-class AskedJob(BaseModel):
+class JobRequest(BaseModel):
     """The job in a message; only `name` is required."""
 
     model_config = ConfigDict(extra="forbid")
@@ -53,7 +53,7 @@ class AskedJob(BaseModel):
     )
 
 
-class AskedBatch(BaseModel):
+class BatchRequest(BaseModel):
     """The body of POST /v1/messages/batch."""
 
     model_config = ConfigDict(extra="forbid")
@@ -66,18 +66,18 @@ class AskedBatch(BaseModel):
     )
 
 
-class AskedJobWithMail(AskedJob):
+class JobWithMailRequest(JobRequest):
     """The body of POST /v1/jobs."""
 
     notify: Any = Field(None, description="The mail: to, subject, contents.")
 
 
 @dataclass(frozen=True)
-class Order:
+class JobSubmission:
     """A job to be accepted, alone or with a message."""
 
     job: NewJob
-    acceptance: NewMessage | None  #: of the message that waits for it
+    mail: NewMessage | None  #: the mail that is sent when the job has ended
 
 
 @dataclass(frozen=True)
@@ -98,14 +98,14 @@ class SubmissionReader:
         """
         order = mail_from(value, with_job=True)
         if isinstance(value, dict) and value.get("job") is not None:
-            job = _job(read_fields(AskedJob, value["job"], at="#/job"), at="#/job")
+            job = _job(read_fields(JobRequest, value["job"], at="#/job"), at="#/job")
             return self._after_job(order, job, at="#", id=id)
         simulates = work_seconds and not order.terms.is_scheduled
         return self._acceptance(order, simulated(work_seconds) if simulates else None, at="#", id=id)
 
-    def job(self, value: object, *, id: str = "") -> Order:
+    def job(self, value: object, *, id: str = "") -> JobSubmission:
         """Read the object of `POST /v1/jobs`; raises what `mail` raises."""
-        asked = read_fields(AskedJobWithMail, value)
+        asked = read_fields(JobWithMailRequest, value)
         wrong: list[FieldError] = []
         job, notify = None, None
         try:
@@ -119,7 +119,7 @@ class SubmissionReader:
             wrong += e.errors
         if wrong or job is None:
             raise InvalidMessage(wrong)
-        return Order(job, acceptance)
+        return JobSubmission(job, acceptance)
 
     def batch(self, value: object) -> list[NewMessage]:
         """Read the list, or the object, of `POST /v1/messages/batch`; what is wrong with any of them is told of each."""
@@ -144,8 +144,8 @@ class SubmissionReader:
             raise InvalidMessage(reader.wrong[:ERRORS_MAX])
         return accepted
 
-    def again(self, message: Message, job: NewJob) -> NewMessage:
-        """The mail of a job that is run once more."""
+    def mail_of_rerun(self, message: Message, job: NewJob) -> NewMessage:
+        """Return a new mail like that of an earlier run, for a job that is run once more."""
         return self._acceptance(MailSubmission(message=message, terms=ANYTIME), job, at="#")
 
     def message_id(self, id: str) -> str:
@@ -201,7 +201,7 @@ class SubmissionReader:
             dry_run=order.dry_run,
         )
 
-    def _filled(self, message: Message, asked: AskedTemplate, at: str) -> Message:
+    def _filled(self, message: Message, asked: TemplateRequest, at: str) -> Message:
         template = self.template(asked.name)
         if template is None:
             detail = f"expected the name of a stored template, as GET /v1/templates lists them, got {asked.name[:80]!a}"
@@ -229,7 +229,7 @@ def _batch(value: object) -> tuple[dict[str, Any], list[Any], str]:
     common: dict[str, Any] = {}
     at = "#"
     if isinstance(value, dict):
-        asked = read_fields(AskedBatch, value)
+        asked = read_fields(BatchRequest, value)
         common, value, at = asked.common, asked.messages, "#/messages"
     if not isinstance(value, list):
         raise MalformedJSON("expected a list of messages, or an object with `common` and `messages`")
@@ -262,7 +262,7 @@ def simulated(seconds: float) -> NewJob:
     )
 
 
-def _job(asked: AskedJob, *, at: str, id: str = "") -> NewJob:
+def _job(asked: JobRequest, *, at: str, id: str = "") -> NewJob:
     kind = _kind(asked.name, at)
     try:
         kind.check(asked.args)

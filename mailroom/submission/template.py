@@ -11,7 +11,7 @@ from mailroom.templating.sandbox import SOURCE_MAX_CHARACTERS
 _SUBJECT_SOURCE_MAX_CHARACTERS = 5000
 
 
-class AskedTexts(BaseModel):
+class StoreTemplateRequest(BaseModel):
     """A template; `{{ name }}` in it stands for a variable."""
 
     model_config = ConfigDict(extra="forbid")
@@ -36,7 +36,7 @@ class AskedTexts(BaseModel):
         return self
 
 
-class AskedPreview(BaseModel):
+class PreviewRequest(BaseModel):
     """Variables to fill in."""
 
     model_config = ConfigDict(extra="forbid")

@@ -47,7 +47,7 @@ Moment = Annotated[
 ]
 
 
-class AskedMoment(BaseModel):
+class RescheduleRequest(BaseModel):
     """The moment to send a message at: the one or the other."""
 
     model_config = ConfigDict(extra="forbid")

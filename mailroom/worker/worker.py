@@ -172,8 +172,8 @@ class Worker:
         except (MalformedJSON, InvalidMessage) as e:
             self._fail_job(id, str(e))
             return
-        if order.acceptance:
-            self.outbox.accept(order.acceptance)
+        if order.mail:
+            self.outbox.accept(order.mail)
         else:
             self.jobs.accept(order.job)
         self._wake(order.job)

@@ -18,7 +18,7 @@ import app
 import default_settings
 from mailroom.config.accounts import next_hop, schedule, sender
 from mailroom.config.settings import SECRETS, Settings, load
-from mailroom.inbox import Letters, create_blueprint
+from mailroom.inbox import InboxStorage, create_blueprint
 from tests.services import free_port, wait_until
 from tests.services.processes import PROJECT, Service, service
 from tests.services.schema import on_postgresql, on_sqlite
@@ -90,7 +90,7 @@ def checks() -> list[tuple[str, list[str]]]:
 
 def served() -> Flask:
     made = app.create_app()
-    made.register_blueprint(create_blueprint(Letters()))
+    made.register_blueprint(create_blueprint(InboxStorage()))
     return made
 
 

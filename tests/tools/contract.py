@@ -31,7 +31,7 @@ from mailroom.api.auth import wrong_keys
 from mailroom.api.http import prefer_wait
 from mailroom.cli import database as database_module
 from mailroom.config.settings import load
-from mailroom.inbox import Letters, create_blueprint
+from mailroom.inbox import InboxStorage, create_blueprint
 from mailroom.store.db.database import Database
 
 API_KEY = "the key of this run"
@@ -79,10 +79,10 @@ def served(directory: Path) -> Iterator[Flask]:
     }
     settings = load({f"MAILASYNC_{name}": value for name, value in given.items()})
     database_module.db_upgrade(settings)
-    database, letters = Database(given["DATABASE_URL"]), Letters()
-    letters.stop()
+    database, storage = Database(given["DATABASE_URL"]), InboxStorage()
+    storage.stop()
     made = web.create_app(settings, database=database)
-    made.register_blueprint(create_blueprint(letters))
+    made.register_blueprint(create_blueprint(storage))
     with (
         mock.patch.object(prefer_wait, "WAIT_MAX_SECONDS", 0),
         mock.patch.object(wsgi, "get_client", _Client),

@@ -23,7 +23,7 @@ from mailroom.api.http.serialize import shown
 from mailroom.api.routes import jobs
 from mailroom.api.services import Services
 from mailroom.config.settings import SECRETS, Settings
-from mailroom.inbox import Letters, create_blueprint
+from mailroom.inbox import InboxStorage, create_blueprint
 from mailroom.model.errors import InvalidMessage
 from mailroom.model.message import State
 from mailroom.server import serve
@@ -55,7 +55,7 @@ JOB_BODIES = re.findall(r"^ *curl [^\n]*/v1/jobs [^\n]*-d '([^']*)'", README, re
 def served() -> Flask:
     """The application as `flask up` serves it, with the inbox."""
     made = app.create_app()
-    made.register_blueprint(create_blueprint(Letters()))
+    made.register_blueprint(create_blueprint(InboxStorage()))
     return made
 
 
@@ -205,7 +205,7 @@ def test_jobs_in_readme_are_accepted() -> None:
     assert JOB_BODIES
     for body in JOB_BODIES:
         order = ORDERS.job(json.loads(body))
-        assert order.acceptance and order.acceptance.message.template
+        assert order.mail and order.mail.message.template
 
 
 def test_job_states_in_readme_are_the_states() -> None:
@@ -218,8 +218,8 @@ def test_readme_shows_a_job_as_the_api_does(served: Flask, tmp_path: Path) -> No
     database = Database(f"sqlite:///{tmp_path}/docs.sqlite3")
     upgrade(database)
     order = ORDERS.job(json.loads(JOB_BODIES[0]))
-    assert order.acceptance
-    Outbox(database).accept(order.acceptance)
+    assert order.mail
+    Outbox(database).accept(order.mail)
     standing = Jobs(database, 20).standing(order.job.id)
     assert standing is not None
     services: Services = served.extensions["mailasync"]

@@ -26,23 +26,23 @@ from mailroom.api.openapi.schemas import SCHEMAS, Schema, or_null, ref
 from mailroom.api.routes.suppressions import AskedSuppressions
 from mailroom.api.routes.webhooks import AskedChange, AskedWebhook
 from mailroom.store.keys.api_keys import Scope
-from mailroom.submission.message import AskedMail, AskedMailAfterJob
-from mailroom.submission.reader import AskedBatch, AskedJob, AskedJobWithMail
-from mailroom.submission.template import AskedPreview, AskedTexts
-from mailroom.submission.times import AskedMoment
+from mailroom.submission.message import MailAfterJobRequest, MailRequest
+from mailroom.submission.reader import BatchRequest, JobRequest, JobWithMailRequest
+from mailroom.submission.template import PreviewRequest, StoreTemplateRequest
+from mailroom.submission.times import RescheduleRequest
 
 blueprint = Blueprint("openapi", __name__)
 
 _BUILT = "mailasync openapi"
 _MODELS: tuple[type[BaseModel], ...] = (
-    AskedMail,
-    AskedMailAfterJob,
-    AskedBatch,
-    AskedMoment,
-    AskedJob,
-    AskedJobWithMail,
-    AskedTexts,
-    AskedPreview,
+    MailRequest,
+    MailAfterJobRequest,
+    BatchRequest,
+    RescheduleRequest,
+    JobRequest,
+    JobWithMailRequest,
+    StoreTemplateRequest,
+    PreviewRequest,
     AskedSuppressions,
     AskedWebhook,
     AskedChange,
@@ -106,8 +106,8 @@ def _asked() -> dict[str, Schema]:
         [(model, "validation") for model in _MODELS], ref_template="#/components/schemas/{model}"
     )[1]["$defs"]
     del found["Address"]  # What it is read from is described at each field.
-    found["AskedMailAfterJob"]["properties"]["job"] |= or_null(ref("AskedJob"))
-    found["AskedJobWithMail"]["properties"]["notify"] |= or_null(ref("AskedMail"))
+    found["MailAfterJobRequest"]["properties"]["job"] |= or_null(ref("JobRequest"))
+    found["JobWithMailRequest"]["properties"]["notify"] |= or_null(ref("MailRequest"))
     own = {
         "variables": {
             "type": "object",
@@ -115,14 +115,14 @@ def _asked() -> dict[str, Schema]:
             "description": "Added to those of the template.",
         }
     }
-    found["AskedBatchMail"] = {
+    found["BatchMailRequest"] = {
         "type": "object",
         "description": "A mail of a batch: what it does not share.",
-        "properties": found["AskedMail"]["properties"] | own,
+        "properties": found["MailRequest"]["properties"] | own,
         "additionalProperties": False,
     }
-    found["AskedBatch"]["properties"]["messages"] |= {
-        "items": ref("AskedBatchMail"),
+    found["BatchRequest"]["properties"]["messages"] |= {
+        "items": ref("BatchMailRequest"),
         "minItems": 1,
         "maxItems": 1000,
     }
@@ -157,11 +157,11 @@ def _who(operation: Operation, method: str, rule: str) -> str:
 
 def _body(operation: Operation) -> dict[str, Any]:
     schema = ref(operation.body)
-    if operation.body == "AskedBatch":
+    if operation.body == "BatchRequest":
         schema = {
             "anyOf": [
                 schema,
-                {"type": "array", "items": ref("AskedBatchMail"), "minItems": 1, "maxItems": 1000},
+                {"type": "array", "items": ref("BatchMailRequest"), "minItems": 1, "maxItems": 1000},
             ]
         }
     content: dict[str, Any] = {JSON: {"schema": schema, "example": EXAMPLES[operation.body]}}

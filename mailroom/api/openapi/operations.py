@@ -122,12 +122,12 @@ def _act(body: str = "") -> Operation:
 
 
 OPERATIONS: dict[str, Operation] = {
-    "POST /": Operation(group="Messages", answers=_accepts(200), body="AskedMailAfterJob", form="message", parameters=(_KEY, _PREFER),
+    "POST /": Operation(group="Messages", answers=_accepts(200), body="MailAfterJobRequest", form="message", parameters=(_KEY, _PREFER),
                         refusals=(*_BODY, 409, 429)),
-    "POST /v1/messages": Operation(group="Messages", answers=_accepts(202), body="AskedMailAfterJob", form="message",
+    "POST /v1/messages": Operation(group="Messages", answers=_accepts(202), body="MailAfterJobRequest", form="message",
                                    parameters=(_KEY, _PREFER), refusals=(*_BODY, 409, 429)),
     "POST /v1/messages/batch": Operation(
-        group="Messages", answers={202: _json("AcceptedBatch", "All are accepted.", "Idempotency-Replayed", *_RATES)}, body="AskedBatch",
+        group="Messages", answers={202: _json("AcceptedBatch", "All are accepted.", "Idempotency-Replayed", *_RATES)}, body="BatchRequest",
         parameters=(_KEY,), refusals=(*_BODY, 409, 429)),
     "GET /v1/messages": Operation(group="Messages", answers={200: _json("MessagePage", "A page.")}, refusals=(422,), parameters=(
         _LIMIT, _AFTER,
@@ -146,13 +146,13 @@ OPERATIONS: dict[str, Operation] = {
     "POST /v1/messages/<id>/hold": _act(),
     "POST /v1/messages/<id>/release": _act(),
     "POST /v1/messages/<id>/retry": _act(),
-    "POST /v1/messages/<id>/reschedule": _act("AskedMoment"),
+    "POST /v1/messages/<id>/reschedule": _act("RescheduleRequest"),
     "POST /v1/messages/<id>/resend": Operation(group="Messages", parameters=(_KEY,), refusals=(400, 404, 409), answers={
         202: _json("Message", "The new message.", "Location!", "Idempotency-Replayed")}),
 
     "POST /v1/jobs": Operation(
         group="Jobs", answers={200: _json("Job", "It has ended: the client waited.", *_JOB_ACCEPTED.headers), 202: _JOB_ACCEPTED},
-        body="AskedJobWithMail", form="job", parameters=(_KEY, _PREFER), refusals=(*_BODY, 409, 429)),
+        body="JobWithMailRequest", form="job", parameters=(_KEY, _PREFER), refusals=(*_BODY, 409, 429)),
     "GET /v1/jobs": Operation(group="Jobs", answers={200: _json("JobPage", "A page.")}, refusals=(422,), parameters=(
         _LIMIT, _AFTER,
         Parameter(name="status", told="Only those in this state.", schema=one_of(JobState)),
@@ -169,11 +169,11 @@ OPERATIONS: dict[str, Operation] = {
 
     "GET /v1/templates": Operation(group="Templates", answers={200: _json("TemplatePage", "A page.")}, refusals=(422,), parameters=(
         _LIMIT, Parameter(name="after", told="The last name of the page before."))),
-    "PUT /v1/templates/<name>": Operation(group="Templates", body="AskedTexts", refusals=_BODY, answers={
+    "PUT /v1/templates/<name>": Operation(group="Templates", body="StoreTemplateRequest", refusals=_BODY, answers={
         200: _json("Template", "It is replaced."), 201: _json("Template", "It is new.")}),
     "GET /v1/templates/<name>": Operation(group="Templates", answers={200: _json("Template", "The template.")}, refusals=(404,)),
     "DELETE /v1/templates/<name>": Operation(group="Templates", answers={204: _GONE}, refusals=(404,)),
-    "POST /v1/templates/<name>/preview": Operation(group="Templates", body="AskedPreview", refusals=(404, *_BODY), answers={
+    "POST /v1/templates/<name>/preview": Operation(group="Templates", body="PreviewRequest", refusals=(404, *_BODY), answers={
         200: _json("Preview", "What a mail would say.")}),
 
     "GET /v1/suppressions": Operation(
@@ -232,14 +232,14 @@ PLACES: dict[str, Schema] = {
     "number": {"type": "integer", "minimum": 1}, "id": ID}
 #: Bodies to begin with, by the name of their schema.
 EXAMPLES: dict[str, dict[str, object]] = {
-    "AskedMailAfterJob": {"to": "you@example.org", "subject": "Hello", "contents": "The work is done."},
-    "AskedBatch": {"common": {"subject": "News", "text": "All is well."}, "messages": [
+    "MailAfterJobRequest": {"to": "you@example.org", "subject": "Hello", "contents": "The work is done."},
+    "BatchRequest": {"common": {"subject": "News", "text": "All is well."}, "messages": [
         {"to": "bob@example.org"}, {"to": "carol@example.org"}]},
-    "AskedMoment": {"delay": 60},
-    "AskedJobWithMail": {"name": "simulate", "args": {"seconds": 2}, "notify": {
+    "RescheduleRequest": {"delay": 60},
+    "JobWithMailRequest": {"name": "simulate", "args": {"seconds": 2}, "notify": {
         "to": "you@example.org", "subject": "{{ job.name }}: {{ job.status }}", "contents": "It took {{ job.seconds }} seconds."}},
-    "AskedTexts": {"subject": "Order {{ order }}", "html": "<p>Thank you, <b>{{ name }}</b>.</p>"},
-    "AskedPreview": {"variables": {"order": 42, "name": "Bob"}},
+    "StoreTemplateRequest": {"subject": "Order {{ order }}", "html": "<p>Thank you, <b>{{ name }}</b>.</p>"},
+    "PreviewRequest": {"variables": {"order": 42, "name": "Bob"}},
     "AskedSuppressions": {"address": "bob@example.org", "detail": "asked by phone"},
     "AskedWebhook": {"url": "https://hooks.example.org/mail", "events": ["message.sent", "message.failed"]},
     "AskedChange": {"enabled": False},

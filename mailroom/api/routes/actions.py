@@ -17,7 +17,7 @@ from mailroom.store.messages.actions import UnknownMessage, WrongState
 from mailroom.store.messages.idempotency import Kept, Key, StoredAnswer
 from mailroom.store.messages.outbox import MessageDetails
 from mailroom.submission.fields import read_fields
-from mailroom.submission.times import AskedMoment
+from mailroom.submission.times import RescheduleRequest
 
 blueprint = Blueprint("actions", __name__)
 
@@ -54,7 +54,7 @@ def reschedule_message(id: str) -> Response:
 
 def reschedule(id: str, value: object) -> Response:
     """Raises what reading the moment does, and what acting does."""
-    asked = read_fields(AskedMoment, value)
+    asked = read_fields(RescheduleRequest, value)
     return _act(id, lambda id: services().actions.reschedule(id, at=asked.at, delay_seconds=asked.delay or 0))
 
 

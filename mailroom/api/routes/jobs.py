@@ -31,7 +31,7 @@ from mailroom.model.message import SendOptions, file_name
 from mailroom.model.times import timestamp
 from mailroom.store.jobs.jobs import FINAL, JobStanding, JobState
 from mailroom.store.messages.idempotency import Kept, Key, StoredAnswer
-from mailroom.submission.reader import Order
+from mailroom.submission.reader import JobSubmission
 
 blueprint = Blueprint("jobs", __name__)
 
@@ -133,8 +133,8 @@ def retry(id: str, form: Key | None = None) -> Response:
     return answered(replace(accepted, body=find_job(accepted.location.removeprefix("/v1/jobs/"))), replayed)
 
 
-def _again(id: str) -> Order:
-    """Order the job once more, and its mail on the terms that it had; but no moment, as that may be past."""
+def _again(id: str) -> JobSubmission:
+    """Run the job once more, with its mail on the terms that it had; but no moment, as that may be past."""
     standing = _standing(id)
     if standing is None:
         raise _unknown(id)
@@ -147,12 +147,15 @@ def _again(id: str) -> Order:
     again = services().jobs.again(id, new_id())
     mail, row = services().outbox.message_of(id), _mail_row(standing)
     if mail is None or row is None:
-        return Order(again, None)
+        return JobSubmission(again, None)
     terms = SendOptions(max_attempts=row["max_attempts"])
-    return Order(
+    return JobSubmission(
         again,
         replace(
-            services().orders.again(mail, again), terms=terms, webhook=row["webhook"], queue=row["queue"]
+            services().orders.mail_of_rerun(mail, again),
+            terms=terms,
+            webhook=row["webhook"],
+            queue=row["queue"],
         ),
     )
 
@@ -240,12 +243,12 @@ def _shortened(value: Any) -> Any:
     )
 
 
-def _accept(order: Order, key: Key | None = None) -> str:
+def _accept(order: JobSubmission, key: Key | None = None) -> str:
     answer = _kept_answer(order.job.id)
     kept = Kept(key=key, answer=answer) if key else None
     may_make(order.job.id, location=answer.location)
-    if order.acceptance:
-        services().outbox.accept(permitted(order.acceptance), kept, guard.charge())
+    if order.mail:
+        services().outbox.accept(permitted(order.mail), kept, guard.charge())
     elif kept:
         services().keys.accept_job(order.job, kept)
     else:

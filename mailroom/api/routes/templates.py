@@ -13,7 +13,7 @@ from mailroom.model.times import timestamp
 from mailroom.smtp.plaintext import plain_text
 from mailroom.store.templates import Saved, Template, is_name
 from mailroom.submission.fields import read_fields
-from mailroom.submission.template import AskedPreview, AskedTexts
+from mailroom.submission.template import PreviewRequest, StoreTemplateRequest
 from mailroom.templating.stored import Sources, check, merge
 
 blueprint = Blueprint("templates", __name__)
@@ -59,11 +59,11 @@ def delete_template(name: str) -> Response:
 @blueprint.post("/v1/templates/<name>/preview")
 def preview_template(name: str) -> Response:
     """Show what a mail of this template would say with these variables; nothing is sent."""
-    asked = read_fields(AskedPreview, json_body())
+    asked = read_fields(PreviewRequest, json_body())
     return jsonify(previewed(_found(name), asked.variables))
 
 
-def read_texts(name: str, value: object) -> AskedTexts:
+def read_texts(name: str, value: object) -> StoreTemplateRequest:
     """Raises InvalidMessage: the name is none, fields are wrong, or a text is no template."""
     if not is_name(name):
         raise InvalidMessage(
@@ -74,7 +74,7 @@ def read_texts(name: str, value: object) -> AskedTexts:
                 )
             ]
         )
-    asked = read_fields(AskedTexts, value)
+    asked = read_fields(StoreTemplateRequest, value)
     check(asked)
     return asked
 

@@ -23,7 +23,7 @@ from mailroom.api.auth.scopes import SCOPES
 from mailroom.api.services import services
 from mailroom.cli import database as database_module
 from mailroom.config.settings import load
-from mailroom.inbox import Letters, create_blueprint
+from mailroom.inbox import InboxStorage, create_blueprint
 from mailroom.model.errors import StoreUnavailable
 from mailroom.store.db.database import Database
 from mailroom.store.db.schema import idempotency, keys, messages, rates
@@ -313,7 +313,7 @@ def made(url: str, **settings: str) -> Iterator[Flask]:
     database_module.db_upgrade(read)
     database = Database(url)
     served = web.create_app(read, lead, database=database)
-    served.register_blueprint(create_blueprint(Letters()))
+    served.register_blueprint(create_blueprint(InboxStorage()))
     yield served
     served.extensions["mailasync"].api_keys.close()
     mailasync.stop_publisher()

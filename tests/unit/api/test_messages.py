@@ -11,7 +11,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from mailroom.api.openapi.operations import OPERATIONS
-from mailroom.inbox import Letters, create_blueprint
+from mailroom.inbox import InboxStorage, create_blueprint
 from mailroom.model.attempt import Outcome
 from mailroom.model.message import State
 from mailroom.store.db.schema import contents as contents_table
@@ -146,7 +146,7 @@ def test_each_wrong_field_is_told_with_a_pointer(client: FlaskClient) -> None:
 
 @pytest.mark.parametrize("coding", ["gzip", "br, deflate", "x-" + "y" * 500])
 def test_an_encoded_body_is_415_and_told_what_is_taken(app: Flask, client: FlaskClient, coding: str) -> None:
-    app.register_blueprint(create_blueprint(Letters()))
+    app.register_blueprint(create_blueprint(InboxStorage()))
     body, headers = gzip.compress(json.dumps(MAIL).encode()), {"Content-Encoding": coding}
     with_body = [route.split(" ") for route, operation in OPERATIONS.items() if operation.body]
     assert len(with_body) > 10

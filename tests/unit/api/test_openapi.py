@@ -16,7 +16,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 from mailroom.api.auth.scopes import SCOPES
 from mailroom.api.openapi.document import document, routes
 from mailroom.api.openapi.operations import OPERATIONS, PAGES
-from mailroom.inbox import Letters, create_blueprint
+from mailroom.inbox import InboxStorage, create_blueprint
 from tests.services.application import made
 from tests.services.processes import PROJECT
 from tests.tools import contract
@@ -29,9 +29,9 @@ MAIL = {"to": "bob@example.org", "subject": "Hello", "text": "Hi"}
 @pytest.fixture
 def app(sqlite_url: str) -> Iterator[Flask]:
     for app in made(sqlite_url, PUBLIC_URL="https://mail.example.org"):
-        letters = Letters()
-        letters.add("alice@example.org", ("bob@example.org",), b"Subject: Hello\r\n\r\nHi\r\n")
-        app.register_blueprint(create_blueprint(letters))
+        storage = InboxStorage()
+        storage.add("alice@example.org", ("bob@example.org",), b"Subject: Hello\r\n\r\nHi\r\n")
+        app.register_blueprint(create_blueprint(storage))
         yield app
 
 

@@ -17,7 +17,7 @@ from werkzeug.test import EnvironBuilder, TestResponse
 from mailroom.api.auth import guard, sessions
 from mailroom.api.http import prefer_wait
 from mailroom.api.services import Services
-from mailroom.inbox import Chaos, Letters
+from mailroom.inbox import Chaos, InboxStorage
 from mailroom.server import serve
 from mailroom.store.keys.api_keys import ApiKeys, Scope
 from mailroom.store.keys.sign_outs import SignOuts
@@ -34,16 +34,16 @@ COOKIE = "mailasync_session"
 
 
 @pytest.fixture
-def letters() -> Iterator[Letters]:
-    made = Letters()
+def storage() -> Iterator[InboxStorage]:
+    made = InboxStorage()
     yield made
     made.stop()
 
 
 @pytest.fixture
-def app(sqlite_url: str, letters: Letters) -> Iterator[Flask]:
+def app(sqlite_url: str, storage: InboxStorage) -> Iterator[Flask]:
     for served in made(sqlite_url):
-        served.register_blueprint(serve.beside(letters, Chaos()))
+        served.register_blueprint(serve.beside(storage, Chaos()))
         yield served
 
 
@@ -158,23 +158,25 @@ def test_what_was_accepted_before_the_database_went_away_is_told(app: Flask, pat
     assert (one.ended().status_code, "Preference-Applied" in one.answer.headers) == (202, False)
 
 
-def test_a_wait_in_the_inbox_ends_with_its_key(app: Flask, letters: Letters) -> None:
+def test_a_wait_in_the_inbox_ends_with_its_key(app: Flask, storage: InboxStorage) -> None:
     (header, id), _ = key(app), key(app)
-    with waiting_request(Asking(app, "GET", INBOX_WAIT, header), lambda: letters.waiters > 0) as one:
+    with waiting_request(Asking(app, "GET", INBOX_WAIT, header), lambda: storage.waiters > 0) as one:
         revoke_elsewhere(app, id)
     assert one.ended().status_code == 401
 
 
-def test_a_mail_that_comes_after_the_key_ended_is_not_told(app: Flask, letters: Letters) -> None:
+def test_a_mail_that_comes_after_the_key_ended_is_not_told(app: Flask, storage: InboxStorage) -> None:
     (header, id), _ = key(app), key(app)
-    with waiting_request(Asking(app, "GET", INBOX_WAIT, header), lambda: letters.waiters > 0) as one:
+    with waiting_request(Asking(app, "GET", INBOX_WAIT, header), lambda: storage.waiters > 0) as one:
         services(app).api_keys.revoke(id)  # In this process, which knows it at once.
-        letters.add("alice@example.org", ("bob@example.org",), b"Subject: Secret\r\n\r\nHi\r\n")
+        storage.add("alice@example.org", ("bob@example.org",), b"Subject: Secret\r\n\r\nHi\r\n")
     assert one.ended().status_code == 401 and b"Secret" not in one.answer.data
 
 
 @pytest.mark.parametrize("path", ["/live", "/inbox/live"])
-def test_a_stream_ends_with_its_key_and_tells_nothing_more(app: Flask, letters: Letters, path: str) -> None:
+def test_a_stream_ends_with_its_key_and_tells_nothing_more(
+    app: Flask, storage: InboxStorage, path: str
+) -> None:
     (header, id), (other, _) = key(app), key(app)
     client = app.test_client()
     with client.get(path, headers=header, buffered=False) as answer:
@@ -182,7 +184,7 @@ def test_a_stream_ends_with_its_key_and_tells_nothing_more(app: Flask, letters: 
         wait_until(lambda: next(parts).startswith(b"data: "), ENDED_SECONDS, what="it has begun")
         services(app).api_keys.revoke(id)
         app.test_client().post("/v1/messages", json=MAIL, headers=other)
-        letters.add("alice@example.org", ("bob@example.org",), b"Subject: Hello\r\n\r\nHi\r\n")
+        storage.add("alice@example.org", ("bob@example.org",), b"Subject: Hello\r\n\r\nHi\r\n")
         assert list(parts) == []
     assert client.get(path, headers=header).status_code == 401
 
@@ -263,14 +265,14 @@ def test_a_cookie_is_worth_nothing_after_signing_out(database_url: str) -> None:
             assert stranger(there).get("/sign-in", headers=kept).status_code == 200  # It asks for the key.
 
 
-def test_a_wait_and_a_stream_end_when_their_browser_signs_out(app: Flask, letters: Letters) -> None:
+def test_a_wait_and_a_stream_end_when_their_browser_signs_out(app: Flask, storage: InboxStorage) -> None:
     secret, _ = services(app).api_keys.create("test", scopes=[Scope.ADMIN])
     browser = app.test_client()
     cookie = {"Cookie": f"{COOKIE}={sign_in(browser, secret)}"}
     with stranger(app).get("/live", headers=cookie, buffered=False) as answer:
         parts = answer.iter_encoded()
         wait_until(lambda: next(parts).startswith(b"data: "), ENDED_SECONDS, what="it has begun")
-        with waiting_request(Asking(app, "GET", INBOX_WAIT, cookie), lambda: letters.waiters > 0) as one:
+        with waiting_request(Asking(app, "GET", INBOX_WAIT, cookie), lambda: storage.waiters > 0) as one:
             sign_out(browser)
         assert list(parts) == []
     assert one.ended().status_code == 401

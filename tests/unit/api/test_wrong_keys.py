@@ -14,7 +14,7 @@ from flask.testing import FlaskClient
 
 from mailroom.api.auth import guard
 from mailroom.api.auth.wrong_keys import ADDRESSES_MAX, WRONG_MAX, WRONG_SECONDS, WrongKeys, network
-from mailroom.inbox import Letters, create_blueprint
+from mailroom.inbox import InboxStorage, create_blueprint
 from mailroom.store.keys.api_keys import Scope
 from tests.services.application import made
 
@@ -34,7 +34,7 @@ def inbox() -> Flask:
     """The inbox alone, as app.py makes it for HOSTs that others reach."""
     alone = Flask("inbox")
     alone.before_request(partial(guard.check_alone, KEY))
-    alone.register_blueprint(create_blueprint(Letters()))
+    alone.register_blueprint(create_blueprint(InboxStorage()))
     return alone
 
 

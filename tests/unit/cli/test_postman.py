@@ -13,25 +13,25 @@ import app
 import default_settings
 from mailroom.api.openapi.operations import OPERATIONS
 from mailroom.cli.postman import FOLDERS
-from mailroom.inbox import Letters, create_blueprint
+from mailroom.inbox import InboxStorage, create_blueprint
 from mailroom.model.errors import InvalidMessage
 from mailroom.submission.fields import read_fields
 from mailroom.submission.strict_json import parse_json
-from mailroom.submission.template import AskedTexts
+from mailroom.submission.template import StoreTemplateRequest
 from tests.services.processes import PROJECT
 from tests.unit.test_docs import BODIES, ORDERS
 
 FILE = PROJECT / "mailasync.postman_collection.json"
 COLLECTION = json.loads(FILE.read_text())
 BASE = f"http://127.0.0.1:{default_settings.PORT}"
-TEMPLATE = AskedTexts(subject="Order {{ order }}", text=None, html="{{ name }}")
+TEMPLATE = StoreTemplateRequest(subject="Order {{ order }}", text=None, html="{{ name }}")
 READ = replace(ORDERS, template=lambda name: TEMPLATE if name == "postman-receipt" else None)
 READERS: dict[str, Callable[[Any], object]] = {
     "POST /": READ.mail,
     "POST /v1/messages": READ.mail,
     "POST /v1/jobs": READ.job,
     "POST /v1/messages/batch": READ.batch,
-    "PUT /v1/templates/<name>": lambda body: read_fields(AskedTexts, body),
+    "PUT /v1/templates/<name>": lambda body: read_fields(StoreTemplateRequest, body),
 }
 
 
@@ -39,7 +39,7 @@ READERS: dict[str, Callable[[Any], object]] = {
 def served() -> Flask:
     """The application as `flask up` serves it, with the inbox."""
     made = app.create_app()
-    made.register_blueprint(create_blueprint(Letters()))
+    made.register_blueprint(create_blueprint(InboxStorage()))
     return made
 
 

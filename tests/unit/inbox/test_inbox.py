@@ -20,7 +20,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from mailroom.inbox import Around, Inbox, Letters, PortTaken, api, create_blueprint
+from mailroom.inbox import AppHooks, Inbox, InboxStorage, PortTaken, api, create_blueprint
 from mailroom.inbox.pages import IMAGES_MAX_CHARS, local_time, size_in_words, with_images
 from mailroom.inbox.parser import Image, read_body, read_head
 from mailroom.inbox.smtp import MAIL_MAX_BYTES
@@ -37,20 +37,20 @@ PNG = base64.b64decode(
 
 
 @pytest.fixture
-def letters() -> Letters:
-    return Letters()
+def storage() -> InboxStorage:
+    return InboxStorage()
 
 
 @pytest.fixture
-def inbox(letters: Letters) -> Iterator[Inbox]:
-    with Inbox(port=0, letters=letters) as running:
+def inbox(storage: InboxStorage) -> Iterator[Inbox]:
+    with Inbox(port=0, storage=storage) as running:
         yield running
 
 
 @pytest.fixture
-def client(letters: Letters) -> FlaskClient:
+def client(storage: InboxStorage) -> FlaskClient:
     app = Flask(__name__)
-    app.register_blueprint(create_blueprint(letters, around=Around(hint=HINT)))
+    app.register_blueprint(create_blueprint(storage, hooks=AppHooks(hint=HINT)))
     app.testing = True  # An exception in a view reaches the test and does not become a 500.
     return app.test_client()
 
@@ -118,16 +118,16 @@ def messages(client: FlaskClient, query: str = "") -> list[dict[str, Any]]:
 # Receiving
 
 
-def test_a_mail_is_kept_as_it_came(inbox: Inbox, letters: Letters) -> None:
+def test_a_mail_is_kept_as_it_came(inbox: Inbox, storage: InboxStorage) -> None:
     raw = b"Subject: dots\r\n\r\n.one\r\n..two\r\n\r\n...\r\nend without\nCRLF\r\n"
     send(inbox, raw, BOB, "carol@example.org")
-    (letter,) = letters.newest()
-    assert letter.raw == raw
-    assert (letter.sender, letter.recipients) == (ALICE, (BOB, "carol@example.org"))
-    assert letter.received_at.utcoffset() == timedelta(0)
+    (mail,) = storage.newest()
+    assert mail.raw == raw
+    assert (mail.sender, mail.recipients) == (ALICE, (BOB, "carol@example.org"))
+    assert mail.received_at.utcoffset() == timedelta(0)
 
 
-def test_every_cut_of_the_payload_gives_the_same_mail(line: Line, letters: Letters) -> None:
+def test_every_cut_of_the_payload_gives_the_same_mail(line: Line, storage: InboxStorage) -> None:
     for body in (b"|\r\n|\r\n\r\n|.\r\n|x|\r\n.x|\r|a\r\nb|..|\n.\n").split(b"|"):
         stuffed = (b"\r\n" + body).replace(b"\r\n.", b"\r\n..")[2:]
         ended = not body or body.endswith(b"\r\n")
@@ -139,11 +139,11 @@ def test_every_cut_of_the_payload_gives_the_same_mail(line: Line, letters: Lette
             line.write(payload[:cut])
             assert line.say(payload[cut:] + b"NOOP\r\n").startswith("250 2.0.0 kept")
             assert line.reply() == "250 OK\r\n"
-            kept = letters.newest()[0].raw
+            kept = storage.newest()[0].raw
             assert kept == (body if ended else body + b"\r\n")
 
 
-def test_pipelined_commands_are_answered_in_order(line: Line, letters: Letters) -> None:
+def test_pipelined_commands_are_answered_in_order(line: Line, storage: InboxStorage) -> None:
     assert "PIPELINING" in line.say(b"EHLO again\r\n")
     line.write(
         b"MAIL FROM:<alice@example.org>\r\nRCPT TO:<bob@example.org>\r\nDATA\r\n"
@@ -153,14 +153,14 @@ def test_pipelined_commands_are_answered_in_order(line: Line, letters: Letters) 
     )
     codes = [line.reply()[:3] for _ in range(10)]
     assert codes == ["250", "250", "354", "250", "250", "250", "555", "354", "250", "221"]
-    assert [letter.head.subject for letter in letters.newest()] == ["two", "one"]
-    assert letters.newest()[0].sender == ""
+    assert [mail.head.subject for mail in storage.newest()] == ["two", "one"]
+    assert storage.newest()[0].sender == ""
 
 
-def test_pipelined_data_without_a_recipient_is_refused(line: Line, letters: Letters) -> None:
+def test_pipelined_data_without_a_recipient_is_refused(line: Line, storage: InboxStorage) -> None:
     line.write(b"MAIL FROM:<alice@example.org>\r\nDATA\r\nRSET\r\n")
     assert [line.reply()[:3] for _ in range(3)] == ["250", "503", "250"]
-    assert not letters.newest()
+    assert not storage.newest()
 
 
 def test_pipelined_commands_do_not_wait_for_delayed_acknowledgements(line: Line) -> None:
@@ -181,14 +181,14 @@ def test_pipelined_commands_do_not_wait_for_delayed_acknowledgements(line: Line)
     assert min_ratio(pipelined, one_by_one, enough=4) <= 4
 
 
-def test_any_recipient_and_utf8_addresses_are_taken(inbox: Inbox, letters: Letters) -> None:
+def test_any_recipient_and_utf8_addresses_are_taken(inbox: Inbox, storage: InboxStorage) -> None:
     with smtplib.SMTP("127.0.0.1", inbox.port) as session:
         message = mail("Grüße")
         del message["To"]
         message["To"] = "jürgen@exämple.org"
         session.send_message(message)
         session.sendmail("", ['"odd one"@example.org'], b"Subject: odd\r\n\r\n")
-    odd, utf8 = letters.newest()
+    odd, utf8 = storage.newest()
     assert utf8.recipients == ("jürgen@exämple.org",)
     assert utf8.head.subject == "Grüße"
     assert odd.recipients == ('"odd one"@example.org',)
@@ -200,7 +200,7 @@ def test_nobody_is_asked_for_a_password_and_the_size_limit_is_announced(line: Li
     assert f"SIZE {MAIL_MAX_BYTES}" in reply and "8BITMIME" in reply and "SMTPUTF8" in reply
 
 
-def test_too_big_a_mail_is_refused_after_its_last_byte(line: Line, letters: Letters) -> None:
+def test_too_big_a_mail_is_refused_after_its_last_byte(line: Line, storage: InboxStorage) -> None:
     assert line.say(b"MAIL FROM:<a@example.org> SIZE=99999999\r\n").startswith("552")
     line.say(b"MAIL FROM:<a@example.org>\r\n")
     line.say(b"RCPT TO:<bob@example.org>\r\n")
@@ -208,17 +208,17 @@ def test_too_big_a_mail_is_refused_after_its_last_byte(line: Line, letters: Lett
     line.write(b"x" * (MAIL_MAX_BYTES + 1))
     assert line.say(b"\r\n.\r\n").startswith("552")
     assert line.say(b"NOOP\r\n").startswith("250")
-    assert not letters.newest()
+    assert not storage.newest()
 
 
-def test_a_mail_whose_connection_broke_is_not_kept(line: Line, inbox: Inbox, letters: Letters) -> None:
+def test_a_mail_whose_connection_broke_is_not_kept(line: Line, inbox: Inbox, storage: InboxStorage) -> None:
     line.write(b"MAIL FROM:<a@example.org>\r\nRCPT TO:<bob@example.org>\r\nDATA\r\nSubject: half")
     line.close()
     send(inbox, mail("whole"))
-    assert [letter.head.subject for letter in letters.newest()] == ["whole"]
+    assert [mail.head.subject for mail in storage.newest()] == ["whole"]
 
 
-def test_fifty_connections_at_once(inbox: Inbox, letters: Letters) -> None:
+def test_fifty_connections_at_once(inbox: Inbox, storage: InboxStorage) -> None:
     lines = [Line(inbox) for _ in range(50)]
     for each in lines:
         each.write(b"HELO x\r\n")
@@ -228,7 +228,7 @@ def test_fifty_connections_at_once(inbox: Inbox, letters: Letters) -> None:
         assert [each.reply()[:3] for _ in range(3)] == ["250", "250", "354"]
         each.write(b"Subject: one of fifty\r\n\r\n.\r\n")
     assert all(each.reply().startswith("250") for each in lines)
-    assert len(letters) == 50
+    assert len(storage) == 50
     for each in lines:
         each.close()
 
@@ -258,12 +258,12 @@ def end_thread(inbox: Inbox) -> None:
     line.close()
 
 
-def test_when_its_thread_ends_it_listens_again_on_the_same_port(inbox: Inbox, letters: Letters) -> None:
+def test_when_its_thread_ends_it_listens_again_on_the_same_port(inbox: Inbox, storage: InboxStorage) -> None:
     send(inbox, mail("before"))
     end_thread(inbox)
     wait_until(lambda: any(words.startswith("inbox: restarted once") for words in troubles()))
     wait_until(partial(takes_mail, inbox))
-    assert [letter.head.subject for letter in letters.newest()] == ["after", "before"]
+    assert [mail.head.subject for mail in storage.newest()] == ["after", "before"]
 
 
 def takes_mail(inbox: Inbox) -> bool:
@@ -274,8 +274,8 @@ def takes_mail(inbox: Inbox) -> bool:
     return True
 
 
-def test_it_can_be_stopped_while_its_thread_is_down(letters: Letters) -> None:
-    inbox = Inbox(port=0, letters=letters)
+def test_it_can_be_stopped_while_its_thread_is_down(storage: InboxStorage) -> None:
+    inbox = Inbox(port=0, storage=storage)
     inbox.start()
     end_thread(inbox)
     inbox.stop()
@@ -284,17 +284,17 @@ def test_it_can_be_stopped_while_its_thread_is_down(letters: Letters) -> None:
         pass
 
 
-def test_stop_frees_the_port_and_drops_who_is_connected(letters: Letters) -> None:
-    inbox = Inbox(port=0, letters=letters)
+def test_stop_frees_the_port_and_drops_who_is_connected(storage: InboxStorage) -> None:
+    inbox = Inbox(port=0, storage=storage)
     inbox.start()
     line = Line(inbox)
     inbox.stop()
     assert line.reply() == ""
     line.close()
     inbox.stop()
-    with Inbox(port=inbox.port, letters=letters) as again:
+    with Inbox(port=inbox.port, storage=storage) as again:
         send(again, mail())
-    assert len(letters) == 1
+    assert len(storage) == 1
 
 
 def test_no_address_and_no_body_reaches_a_log(inbox: Inbox, caplog: pytest.LogCaptureFixture) -> None:
@@ -307,22 +307,22 @@ def test_no_address_and_no_body_reaches_a_log(inbox: Inbox, caplog: pytest.LogCa
 
 
 def test_only_the_newest_are_kept() -> None:
-    letters = Letters(max_count=3, max_bytes=100)
-    ids = [letters.add(ALICE, [BOB], b"x" * 10).id for _ in range(5)]
-    assert [letter.id for letter in letters.newest()] == [ids[4], ids[3], ids[2]]
-    letters.add(ALICE, [BOB], b"x" * 90)
-    assert [len(letter.raw) for letter in letters.newest()] == [90, 10]
-    letters.add(ALICE, [BOB], b"x" * 1000)
-    assert [len(letter.raw) for letter in letters.newest()] == [1000]
+    storage = InboxStorage(max_count=3, max_bytes=100)
+    ids = [storage.add(ALICE, [BOB], b"x" * 10).id for _ in range(5)]
+    assert [mail.id for mail in storage.newest()] == [ids[4], ids[3], ids[2]]
+    storage.add(ALICE, [BOB], b"x" * 90)
+    assert [len(mail.raw) for mail in storage.newest()] == [90, 10]
+    storage.add(ALICE, [BOB], b"x" * 1000)
+    assert [len(mail.raw) for mail in storage.newest()] == [1000]
 
 
 def test_wait_returns_when_the_mail_arrives(
-    inbox: Inbox, letters: Letters, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+    inbox: Inbox, storage: InboxStorage, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(api, "WAIT_MAX_SECONDS", 600)
 
     def deliver() -> None:
-        wait_until(lambda: letters.waiters)
+        wait_until(lambda: storage.waiters)
         send(inbox, mail("for carol"), "carol@example.org")
         send(inbox, mail("for bob"), "Bob@Example.org")
 
@@ -332,25 +332,25 @@ def test_wait_returns_when_the_mail_arrives(
         (found,) = threads.submit(messages, client, "?to=bOB@example.ORG&wait=600").result(60)
     assert found["subject"] == "for bob"
     sender.join()
-    assert letters.waiters == 0
+    assert storage.waiters == 0
 
 
-def test_wait_ends_empty_when_nothing_comes(client: FlaskClient, letters: Letters) -> None:
-    letters.add(ALICE, ["carol@example.org"], b"")
+def test_wait_ends_empty_when_nothing_comes(client: FlaskClient, storage: InboxStorage) -> None:
+    storage.add(ALICE, ["carol@example.org"], b"")
     assert messages(client, "?to=bob@example.org&wait=0.2") == []
 
 
-def test_who_waits_when_too_many_wait_is_answered_at_once(letters: Letters) -> None:
-    waiting = [threading.Thread(target=letters.wait, args=(BOB, 300)) for _ in range(WAITERS_MAX)]
+def test_who_waits_when_too_many_wait_is_answered_at_once(storage: InboxStorage) -> None:
+    waiting = [threading.Thread(target=storage.wait, args=(BOB, 300)) for _ in range(WAITERS_MAX)]
     for thread in waiting:
         thread.start()
-    wait_until(lambda: letters.waiters == WAITERS_MAX)
-    assert letters.wait(BOB, 300) == []
-    assert letters.waiters == WAITERS_MAX
-    letters.add(ALICE, [BOB], b"")
+    wait_until(lambda: storage.waiters == WAITERS_MAX)
+    assert storage.wait(BOB, 300) == []
+    assert storage.waiters == WAITERS_MAX
+    storage.add(ALICE, [BOB], b"")
     for thread in waiting:
         thread.join(timeout=60)
-    assert letters.waiters == 0
+    assert storage.waiters == 0
 
 
 # The API
@@ -375,8 +375,8 @@ def test_a_test_can_assert_on_what_the_mail_says(inbox: Inbox, client: FlaskClie
     assert found["headers"]["X-Tag"] == ["one", "two"]
 
 
-def test_what_is_not_there_is_null(client: FlaskClient, letters: Letters) -> None:
-    letters.add("", [BOB], b"Content-Type: text/html\r\n\r\n<p>only")
+def test_what_is_not_there_is_null(client: FlaskClient, storage: InboxStorage) -> None:
+    storage.add("", [BOB], b"Content-Type: text/html\r\n\r\n<p>only")
     (found,) = messages(client)
     assert (found["text"], found["html"], found["attachments"]) == (None, "<p>only", [])
     assert (found["subject"], found["from"], found["message_id"]) == ("", "", "")
@@ -529,9 +529,11 @@ def test_all_text_is_shown_whatever_stands_between(raw: str, text: str | None, s
     assert [file.filename for file in body.attachments if file.filename] == ["a.pdf"] * raw.count("%PDF")
 
 
-def test_messages_are_newest_first_and_filtered_by_recipient(client: FlaskClient, letters: Letters) -> None:
+def test_messages_are_newest_first_and_filtered_by_recipient(
+    client: FlaskClient, storage: InboxStorage
+) -> None:
     for number, to in enumerate([BOB, "carol@example.org", BOB, "bob+tag@example.org"]):
-        letters.add(ALICE, [to], b"Subject: %d\r\n\r\n" % number)
+        storage.add(ALICE, [to], b"Subject: %d\r\n\r\n" % number)
     assert [one["subject"] for one in messages(client)] == ["3", "2", "1", "0"]
     assert [one["subject"] for one in messages(client, "?to=BOB@example.org")] == ["2", "0"]
     assert [one["subject"] for one in messages(client, "?to=bob%2Btag@example.org")] == ["3"]
@@ -556,8 +558,8 @@ def test_a_bad_wait_says_what_was_expected(client: FlaskClient, wait: str) -> No
     assert error["detail"] == f"expected seconds from 0 to 60, got {wait[:100]!r}"
 
 
-def test_delete_empties_the_inbox(client: FlaskClient, letters: Letters) -> None:
-    id = letters.add(ALICE, [BOB], b"").id
+def test_delete_empties_the_inbox(client: FlaskClient, storage: InboxStorage) -> None:
+    id = storage.add(ALICE, [BOB], b"").id
     response = client.delete("/inbox/api/messages")
     assert (response.status_code, response.data) == (204, b"")
     assert messages(client) == []
@@ -576,8 +578,8 @@ def test_an_empty_inbox_tells_the_command_that_sends(client: FlaskClient) -> Non
         assert "No mail yet" in response.text and "curl -d &#39;{" in response.text
 
 
-def test_the_list_refreshes_unless_somebody_chose(client: FlaskClient, letters: Letters) -> None:
-    letters.add(ALICE, [BOB], b"Subject: Hello\r\nFrom: Alice <alice@example.org>\r\n\r\n")
+def test_the_list_refreshes_unless_somebody_chose(client: FlaskClient, storage: InboxStorage) -> None:
+    storage.add(ALICE, [BOB], b"Subject: Hello\r\nFrom: Alice <alice@example.org>\r\n\r\n")
     refresh = '<meta http-equiv="refresh" content="3">'
     assert refresh in client.get("/inbox/").text
     for query in ("?to=bob@example.org", "?still", "?page=2"):
@@ -587,9 +589,9 @@ def test_the_list_refreshes_unless_somebody_chose(client: FlaskClient, letters: 
     assert "Hello" not in client.get("/inbox/?to=carol@example.org").text
 
 
-def test_long_lists_come_a_page_at_a_time(client: FlaskClient, letters: Letters) -> None:
+def test_long_lists_come_a_page_at_a_time(client: FlaskClient, storage: InboxStorage) -> None:
     for number in range(250):
-        letters.add(ALICE, [BOB], b"Subject: mail-%d-\r\n\r\n" % number)
+        storage.add(ALICE, [BOB], b"Subject: mail-%d-\r\n\r\n" % number)
     first, last = client.get("/inbox/").text, client.get("/inbox/?page=3").text
     assert "mail-249-" in first and "mail-150-" in first and "mail-149-" not in first
     assert "mail-49-" in last and "mail-0-" in last and "201 to 250 of 250" in last
@@ -597,11 +599,11 @@ def test_long_lists_come_a_page_at_a_time(client: FlaskClient, letters: Letters)
         assert client.get(f"/inbox/?page={page}").status_code == 200
 
 
-def test_every_view_of_a_letter(client: FlaskClient, inbox: Inbox, letters: Letters) -> None:
+def test_every_view_of_a_mail(client: FlaskClient, inbox: Inbox, storage: InboxStorage) -> None:
     message = mail("Views", "the text\n", "<p>the html</p>")
     message.add_attachment(b"12345", maintype="text", subtype="csv", filename="<b>.csv")
     send(inbox, message)
-    at = f"/inbox/{letters.newest()[0].id}"
+    at = f"/inbox/{storage.newest()[0].id}"
     page = client.get(at).text
     assert f'<iframe sandbox referrerpolicy="no-referrer" src="{at}/html"' in page
     attachments = client.get(at + "?view=attachments").text
@@ -618,11 +620,11 @@ def test_every_view_of_a_letter(client: FlaskClient, inbox: Inbox, letters: Lett
     assert client.get(at + "/html").text.strip() == "<p>the html</p>"
     source = client.get(at + "/source")
     assert source.content_type == "text/plain; charset=utf-8"
-    assert source.data == letters.newest()[0].raw
+    assert source.data == storage.newest()[0].raw
 
 
-def test_what_a_mail_brings_is_served_disarmed(client: FlaskClient, letters: Letters) -> None:
-    id = letters.add(ALICE, [BOB], b"Content-Type: text/html\r\n\r\n<script>1</script>").id
+def test_what_a_mail_brings_is_served_disarmed(client: FlaskClient, storage: InboxStorage) -> None:
+    id = storage.add(ALICE, [BOB], b"Content-Type: text/html\r\n\r\n<script>1</script>").id
     policy = client.get(f"/inbox/{id}/html").headers["Content-Security-Policy"]
     assert policy.startswith("sandbox; default-src 'none'; img-src data: cid:; style-src 'unsafe-inline'")
     assert client.get(f"/inbox/{id}/source").headers["Content-Security-Policy"] == policy
@@ -634,11 +636,11 @@ def test_what_a_mail_brings_is_served_disarmed(client: FlaskClient, letters: Let
         assert headers["X-Content-Type-Options"] == "nosniff"
 
 
-def test_unknown_letters_are_404(client: FlaskClient, letters: Letters) -> None:
-    plain = letters.add(ALICE, [BOB], b"Subject: no html\r\n\r\ntext").id
+def test_unknown_mails_are_404(client: FlaskClient, storage: InboxStorage) -> None:
+    plain = storage.add(ALICE, [BOB], b"Subject: no html\r\n\r\ntext").id
     for address in ("/nothing", "/nothing/html", "/nothing/source", f"/{plain}/html"):
         response = client.get("/inbox" + address)
-        assert response.status_code == 404 and "Not here" in response.text
+        assert response.status_code == 404 and "Mail not found" in response.text
 
 
 def test_a_page_and_its_style_are_small(client: FlaskClient) -> None:
@@ -648,12 +650,12 @@ def test_a_page_and_its_style_are_small(client: FlaskClient) -> None:
     assert b"<script" not in page
 
 
-def test_pictures_of_the_mail_are_shown_and_bounded(client: FlaskClient, letters: Letters) -> None:
+def test_pictures_of_the_mail_are_shown_and_bounded(client: FlaskClient, storage: InboxStorage) -> None:
     message = mail(html='<img src="cid:logo"><img src="cid:other">')
     parts = message.get_payload()
     assert isinstance(parts, list) and isinstance(parts[1], EmailMessage)
     parts[1].add_related(PNG, "image", "png", cid="<logo>")
-    id = letters.add(ALICE, [BOB], bytes(message)).id
+    id = storage.add(ALICE, [BOB], bytes(message)).id
     html = client.get(f"/inbox/{id}/html").text
     assert f'src="data:image/png;base64,{base64.b64encode(PNG).decode()}"' in html
     assert 'src="cid:other"' in html
@@ -724,8 +726,8 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_mail_breaks_nothing(name: str, client: FlaskClient, letters: Letters) -> None:
-    id = letters.add("\udcff@example.org", ["\udc80<script>@example.org"], HOSTILE[name]).id
+def test_a_hostile_mail_breaks_nothing(name: str, client: FlaskClient, storage: InboxStorage) -> None:
+    id = storage.add("\udcff@example.org", ["\udc80<script>@example.org"], HOSTILE[name]).id
 
     def look() -> None:
         assert client.get("/inbox/").status_code == 200
@@ -741,10 +743,10 @@ def test_a_hostile_mail_breaks_nothing(name: str, client: FlaskClient, letters: 
     hold_to(2000, look)
 
 
-def test_a_mail_that_is_too_nested_is_shown_undivided(client: FlaskClient, letters: Letters) -> None:
-    id = letters.add(ALICE, [BOB], nested(10_000)).id
+def test_a_mail_that_is_too_nested_is_shown_undivided(client: FlaskClient, storage: InboxStorage) -> None:
+    id = storage.add(ALICE, [BOB], nested(10_000)).id
     assert messages(client)[0]["subject"] == "nested"
-    assert "could not be taken apart" in client.get(f"/inbox/{id}?view=text").text
+    assert "could not be parsed" in client.get(f"/inbox/{id}?view=text").text
 
 
 def test_hostile_mail_over_the_wire(inbox: Inbox, client: FlaskClient) -> None:

@@ -11,7 +11,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from mailroom.api.openapi.operations import OPERATIONS, is_strict
-from mailroom.inbox import Chaos, Letters, create_blueprint
+from mailroom.inbox import Chaos, InboxStorage, create_blueprint
 from mailroom.inbox.api import QUERIES
 from mailroom.server import serve
 from tests.services.application import made
@@ -47,14 +47,14 @@ ODD_NUMBERS = (
 @pytest.fixture
 def app(sqlite_url: str) -> Iterator[Flask]:
     for served in made(sqlite_url):
-        served.register_blueprint(serve.beside(Letters(), Chaos()))
+        served.register_blueprint(serve.beside(InboxStorage(), Chaos()))
         yield served
 
 
 @pytest.fixture
 def inbox() -> FlaskClient:
     alone = Flask("inbox")
-    alone.register_blueprint(create_blueprint(Letters()))
+    alone.register_blueprint(create_blueprint(InboxStorage()))
     return alone.test_client()
 
 

@@ -23,7 +23,7 @@ from werkzeug.test import TestResponse
 
 from mailroom.api.auth.wrong_keys import WRONG_MAX
 from mailroom.api.services import Services
-from mailroom.inbox import Chaos, Letters
+from mailroom.inbox import Chaos, InboxStorage
 from mailroom.model.message import Address, Message, State
 from mailroom.server import serve
 from mailroom.store.events.changes import pulse
@@ -57,7 +57,7 @@ ADMIN, READ, SEND = Scope.ADMIN, Scope.READ, Scope.SEND
 @pytest.fixture
 def app(sqlite_url: str) -> Iterator[Flask]:
     for served in made(sqlite_url):
-        served.register_blueprint(serve.beside(Letters(), Chaos()))
+        served.register_blueprint(serve.beside(InboxStorage(), Chaos()))
         yield served
 
 
