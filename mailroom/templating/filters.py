@@ -225,9 +225,10 @@ def _tojson(context: Any, value: Any) -> str:
     if isinstance(value, Undefined):
         missing(value)
     context.spend(1 + context.size)
-    return (
-        htmlsafe_json_dumps(value) if context.eval_ctx.autoescape else json.dumps(value, ensure_ascii=False)
-    )
+    is_html = context.eval_ctx.autoescape
+    text = htmlsafe_json_dumps(value) if is_html else json.dumps(value, ensure_ascii=False)
+    _allow(context, len(text))  # Each "\\" of a text becomes two, so a chain of these doubles them each time.
+    return text
 
 
 @pass_context

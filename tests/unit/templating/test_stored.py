@@ -372,6 +372,12 @@ def test_what_would_take_long_or_become_long_is_refused_at_filling_in(
     assert part in error.detail
 
 
+@pytest.mark.parametrize("part", ["text", "html"])
+def test_a_chain_of_filters_that_doubles_a_small_text_is_refused(part: str) -> None:
+    (error,) = refused("{{ 'a'" + "|tojson" * 24 + "|length }}", part)
+    assert "at most 1,000,000 characters" in error.detail
+
+
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
