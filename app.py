@@ -13,7 +13,7 @@ The tutorial this service began with is three lines in a route; here is where ea
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -42,6 +42,7 @@ from mailroom.api.routes import (
     webhooks,
 )
 from mailroom.api.services import Services
+from mailroom.broker.connection import bounded_connection
 from mailroom.cli.database import choose, db_upgrade, opened, pair
 from mailroom.cli.doctor import Doctor, Finding
 from mailroom.config.accounts import accounts, next_hop
@@ -84,7 +85,7 @@ def create_app(
 ) -> Flask:
     """Make the application, with these blueprints of one's own. It starts no thread and opens no connection before the first request."""
     settings = settings or load()
-    mailasync.configure(settings)
+    runtime.configure(settings)
     try:
         database = database or Database(database_url(settings))
     except WrongDatabaseURL as e:
@@ -108,8 +109,8 @@ def create_app(
         suppressions=Suppressions(database),
         unsubscribes=Unsubscribes(database, settings.PUBLIC_URL),
         templates=Templates(database),
-        publisher=lambda: mailasync.start_publisher(database),
-        send=mailasync.send,
+        publisher=lambda: runtime.start_publisher(database),
+        send=send,
         run=lambda job: mailasync.runJob.apply_async((job.id,), queue=job.queue),
     )
     BrowserSessions(partial(secret, database, "session"), SignOuts(database)).attach(app)
@@ -152,7 +153,12 @@ def create_app(
 
 
 def start_publisher(database: Database) -> None:
-    mailasync.start_publisher(database)
+    runtime.start_publisher(database)
+
+
+def send(ids: Sequence[str], queue: str) -> None:
+    for id in ids:
+        mailasync.sendMail.apply_async((id,), queue=queue)
 
 
 def main(*blueprints: str) -> None:
@@ -222,7 +228,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
             settings,
             database,
             accounts(settings),
-            None if choice.is_up and settings.embedded else mailasync.bounded_connection,
+            None if choice.is_up and settings.embedded else partial(bounded_connection, mailasync.celery_app),
         ).examine()
     finally:
         database.close()
@@ -237,8 +243,8 @@ def serving_app(settings: Settings, *blueprints: str) -> Flask:
     except (MailroomError, SettingsError) as e:
         end_child(e)
     app = create_app(settings, *map(import_string, blueprints), database=database)
-    mailasync.start_publisher(database)
-    at_exit(mailasync.stop_publisher)
+    runtime.start_publisher(database)
+    at_exit(runtime.stop_publisher)
     hop = next_hop(settings)
     say(
         f"mailasync listens on {url(settings)}",
@@ -257,7 +263,7 @@ def all_in_one(settings: Settings, deliver: bool) -> Flask:
     """In granian's child: the application, a worker thread and the inbox."""
     storage, chaos = InboxStorage(), Chaos()
     start_child(settings, prefer_wait.stop, storage.stop, watch.stop)
-    mailasync.configure(settings)
+    runtime.configure(settings)
     smtp = Inbox(port=settings.INBOX_SMTP_PORT, storage=storage, chaos=chaos)
     try:
         smtp.start()
@@ -292,9 +298,9 @@ def all_in_one(settings: Settings, deliver: bool) -> Flask:
 
 def work_here(database: Database) -> Callable[[], None]:
     """Run a Celery worker in a thread of this process; return what ends it."""
-    mailasync.share_database(database)
+    runtime.share_database(database)
     worker = EmbeddedWorker(
-        mailasync.celery_app, stop_claiming=mailasync.stop_claiming, close=mailasync.close_worker
+        mailasync.celery_app, stop_claiming=runtime.stop_claiming, close=runtime.close_worker
     )
     worker.start()
     return worker.stop

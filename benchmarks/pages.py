@@ -14,13 +14,13 @@ from flask.testing import FlaskClient
 from sqlalchemy import text
 
 import app as web
-import mailasync
 from mailroom.cli import database as database_module
 from mailroom.config.settings import load
 from mailroom.model.ids import new_id
 from mailroom.model.message import Address, Message
 from mailroom.store.db.database import Database
 from mailroom.store.messages.outbox import Batch, NewMessage, Outbox
+from mailroom.worker import runtime
 from tests.services.postgres import Postgres
 
 DAY_MS = 24 * 3600_000
@@ -186,7 +186,7 @@ def served(url: str) -> Iterator[FlaskClient]:
     client = web.create_app(settings, database=database).test_client()
     yield client
     client.application.extensions["mailasync"].api_keys.close()
-    mailasync.stop_publisher()
+    runtime.stop_publisher()
     database.close()
 
 

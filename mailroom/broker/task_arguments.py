@@ -19,11 +19,16 @@ def read_nudge(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[str
     )
 
 
+def read_mail(args: Sequence[Any], kwargs: Mapping[str, Any]) -> object:
+    """Return the object of `POST /` in what a Celery client sent: `{...}`, or `to=..., subject=...`."""
+    return (args[0] if len(args) == 1 else list(args)) if args else dict(kwargs)
+
+
 def read_job(args: Sequence[Any], kwargs: Mapping[str, Any]) -> object:
     """The object of `POST /v1/jobs` in what a Celery client sent: `{...}`, or `"coffee"`, or `"coffee", {"cups": 2}`."""
     if args and isinstance(args[0], str) and len(args) <= 2 and not kwargs:
         return {"name": args[0], "args": args[1] if len(args) == 2 else {}}
-    return (args[0] if len(args) == 1 else list(args)) if args else dict(kwargs)
+    return read_mail(args, kwargs)
 
 
 def is_uuid(value: object) -> bool:

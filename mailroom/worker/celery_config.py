@@ -11,6 +11,8 @@ from mailroom.jobs import registry
 from mailroom.webhooks import notifier
 
 MAIL_QUEUES = ("mail", "mail.bulk")
+#: The tasks of mailasync.py, by which others find them.
+SEND_MAIL, RUN_JOB, TELL_CLIENTS = "mailasync.sendMail", "mailasync.runJob", "mailasync.tellClients"
 
 
 def celery_settings(settings: Settings) -> dict[str, Any]:
@@ -40,9 +42,9 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
         "task_queues": queues(settings),
         "task_create_missing_queues": False,
         "task_routes": {
-            "mailasync.sendMail": {"queue": "mail"},
-            "mailasync.runJob": {"queue": registry.DEFAULT_QUEUE},
-            "mailasync.tellClients": {"queue": notifier.QUEUE},
+            SEND_MAIL: {"queue": "mail"},
+            RUN_JOB: {"queue": registry.DEFAULT_QUEUE},
+            TELL_CLIENTS: {"queue": notifier.QUEUE},
         },
         "task_serializer": "json",
         "accept_content": ["json"],

@@ -1,21 +1,154 @@
-"""The parts that a process works with: jobs that it knows, its database, and the reader of requests."""
+"""Holds the parts that this process runs, if it serves or works: its settings, its publisher, its worker.
+
+`mailasync.py` sets it up, and imports nothing here but that; tasks are found by their names.
+"""
 
 import logging
+from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
-from mailroom.config.accounts import accounts
-from mailroom.config.settings import Settings, SettingsError, database_url
+from celery import Celery
+from kombu import Producer
+
+from mailroom.broker.connection import bounded_connection
+from mailroom.broker.nudge_task import NudgeTask
+from mailroom.broker.publisher import Publisher
+from mailroom.config.accounts import accounts, schedule
+from mailroom.config.settings import Settings, SettingsError, database_url, load
 from mailroom.jobs import registry
 from mailroom.model.errors import MailroomError
+from mailroom.process.supervisor import troubles
 from mailroom.store.db.database import Database
 from mailroom.store.db.migrate import check, upgrade
+from mailroom.store.events.queue_history import Samples
+from mailroom.store.maintenance.clock import Clock
 from mailroom.store.maintenance.rescue import Sweeps
+from mailroom.store.messages.outbox import Outbox
 from mailroom.store.messages.suppressions import Unsubscribes
 from mailroom.store.templates import Templates
 from mailroom.submission.reader import SubmissionReader
+from mailroom.webhooks import notifier
 from mailroom.webhooks.ssrf import AddressGuard
+from mailroom.worker.celery_config import MAIL_QUEUES, RUN_JOB, SEND_MAIL, TELL_CLIENTS, celery_settings
+from mailroom.worker.worker import Worker
 
 log = logging.getLogger("mailasync")
+
+#: Bulk mail in one nudge, or as many as a worker has connections: so one of its threads is free after about the time of one mail, for
+#: a mail that somebody waits for.
+BULK_CHUNK_MIN = 10
+
+
+class _Process:
+    """The parts that this process runs; its publisher is NudgeTask's."""
+
+    celery_app: Celery
+    settings: Settings
+    worker: Worker | None = None
+    database: Database | None = None  #: set by a process that serves and works at the same time
+
+
+process = _Process()
+
+
+def set_up(celery_app: Celery) -> None:
+    """Read the settings, and have `celery_app` follow them; stop with one sentence where one is wrong."""
+    process.celery_app = celery_app
+    try:
+        configure(load())
+    except SettingsError as e:  # Whoever imports mailasync starts the service: no traceback.
+        raise SystemExit(f"mailasync: {e.message}") from None
+
+
+def configure(settings: Settings) -> None:
+    """Set this process up as `settings` say. Raises SettingsError for what only shows here."""
+    accounts(settings)
+    schedule(settings)
+    load_jobs(settings)
+    process.celery_app.conf.update(celery_settings(settings))
+    process.settings = settings
+
+
+def start_publisher(database: Database) -> Publisher:
+    """Return the publisher of this process, started when it is first asked for."""
+    if NudgeTask.publisher is None:
+        NudgeTask.publisher = _publisher(process.celery_app, process.settings, database)
+        NudgeTask.publisher.start()
+    return NudgeTask.publisher
+
+
+def stop_publisher() -> None:
+    publisher, NudgeTask.publisher = NudgeTask.publisher, None
+    if publisher is not None:
+        publisher.stop()
+
+
+def _publisher(celery_app: Celery, settings: Settings, database: Database) -> Publisher:
+    tasks: Any = celery_app.tasks
+
+    def publish(producer: Producer, queue: str, ids: Sequence[str]) -> None:
+        if queue in MAIL_QUEUES:
+            tasks[SEND_MAIL].publish(producer, (list(ids), database.outbox_id), queue=queue)
+        else:
+            name = TELL_CLIENTS if queue == notifier.QUEUE else RUN_JOB
+            tasks[name].publish(producer, (ids[0],), queue=queue)
+
+    def published(queue: str, ids: Sequence[str], seconds_ago: float) -> None:
+        if queue in MAIL_QUEUES:
+            Outbox(database).mark_published(ids, seconds_ago=seconds_ago)
+
+    def looked() -> None:
+        Clock(database).watch()
+        Samples(database, settings.LEASE_SECONDS).take()
+
+    return Publisher(
+        lambda: bounded_connection(celery_app),
+        publish,
+        published=published,
+        unpublished=sweeps_of(settings, database).unpublish,
+        watched=MAIL_QUEUES,
+        chunks={"mail.bulk": max(BULK_CHUNK_MIN, settings.SMTP_CONNECTIONS)},
+        looked=looked,
+    )
+
+
+def start_worker(*, name: str, connections: int) -> None:
+    """Make this process a worker, on the database that its web side has opened, if it has one."""
+    settings = process.settings
+    database = process.database or open_database(settings)
+    process.worker = Worker(
+        settings,
+        database,
+        name=name,
+        queues=list(process.celery_app.amqp.queues.consume_from),
+        connections=min(settings.SMTP_CONNECTIONS, connections),
+        publisher=start_publisher(database),
+        orders=orders(settings, database),
+        sweeps=sweeps_of(settings, database),
+        threads=tuple if process.database else troubles,
+    )
+
+
+def share_database(database: Database) -> None:
+    """Let the worker of this process use the database that its web side has opened."""
+    process.database = database
+
+
+def stop_claiming() -> None:
+    """Begin no attempt and no job any more; what is past its fence goes on."""
+    if process.worker is not None:
+        process.worker.delivery.stop()
+        process.worker.runner.stop()
+        process.worker.notifier.stop()
+
+
+def close_worker() -> None:
+    """End what makes this process a worker, if it is one."""
+    worker, process.worker = process.worker, None
+    if worker is not None:
+        worker.close()
+        NudgeTask.publisher = None
 
 
 def load_jobs(settings: Settings) -> None:

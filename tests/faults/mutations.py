@@ -111,7 +111,7 @@ MUTATIONS = (
     ),
     Mutation(
         "no mandatory",
-        (("mailasync.py", '"mandatory": True,', '"mandatory": False,'),),
+        (("mailroom/broker/nudge_task.py", '"mandatory": True,', '"mandatory": False,'),),
         scenarios.queue_gone,
         "sqlite",
         by="nudges",

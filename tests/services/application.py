@@ -8,8 +8,8 @@ from flask import Flask
 from werkzeug.routing import Rule
 
 import app as web
-import mailasync
 from mailroom.config.settings import load
+from mailroom.worker import runtime
 from tests.services.schema import ready
 
 
@@ -42,5 +42,5 @@ def made(database_url: str, **settings: str) -> Iterator[Flask]:
     served = web.create_app(read, database=database)
     yield served
     served.extensions["mailasync"].api_keys.close()
-    mailasync.stop_publisher()
+    runtime.stop_publisher()
     database.close()

@@ -26,13 +26,13 @@ from schemathesis.python import wsgi
 from werkzeug.test import Client, TestResponse
 
 import app as web
-import mailasync
 from mailroom.api.auth import wrong_keys
 from mailroom.api.http import prefer_wait
 from mailroom.cli import database as database_module
 from mailroom.config.settings import load
 from mailroom.inbox import InboxStorage, create_blueprint
 from mailroom.store.db.database import Database
+from mailroom.worker import runtime
 
 API_KEY = "the key of this run"
 #: 422 to a request that the schemas allow: that a name is known, that an address exists in DNS' grammar, or that of two fields only one
@@ -89,7 +89,7 @@ def served(directory: Path) -> Iterator[Flask]:
         mock.patch.object(wrong_keys, "WRONG_MAX", 1_000_000),
     ):
         yield made
-    mailasync.stop_publisher()
+    runtime.stop_publisher()
     made.extensions["mailasync"].api_keys.close()
     database.close()
 

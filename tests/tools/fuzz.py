@@ -26,7 +26,6 @@ from werkzeug.test import EnvironBuilder
 from werkzeug.wrappers import Request as WsgiRequest
 
 import app as web
-import mailasync
 from mailroom.cli import database as database_module
 from mailroom.config.settings import load
 from mailroom.delivery.admission import Admission
@@ -43,6 +42,7 @@ from mailroom.store.jobs.jobs import JobEnd, JobState
 from mailroom.store.maintenance.rescue import Sweeps
 from mailroom.store.messages.claims import Claims
 from mailroom.store.workers import Heartbeat
+from mailroom.worker import runtime
 from tests.services.processes import PROJECT
 from tests.services.smtpd import ScriptedSMTP
 from tests.tools.hostile import TEMPLATES, Maker, Request
@@ -401,7 +401,7 @@ def fuzzing(directory: Path, *, seed: int) -> Iterator[Fuzz]:
             seer.on = False
             fuzz.close()
             served.extensions["mailasync"].api_keys.close()
-            mailasync.stop_publisher()
+            runtime.stop_publisher()
             database.close()
 
 

@@ -34,8 +34,8 @@ BASE = "model process"
 #: What each folder of mailroom, and each module beside it, may import of ours besides itself. A folder is its modules, without
 #: those of the folders in it.
 MAY_IMPORT = {
-    "app": f"mailasync server cli web inbox api.openapi {API} worker config {STORE} {BASE}",
-    "mailasync": f"worker webhooks jobs submission broker config {STORE} {BASE}",
+    "app": f"mailasync server cli web inbox api.openapi {API} worker broker config {STORE} {BASE}",
+    "mailasync": "worker broker",
     "server": f"web {API} inbox config {STORE} {BASE}",
     "cli": f"cli.postman {API} submission broker smtp config {STORE} {BASE}",
     "cli.postman": f"api.openapi {API} {STORE} {BASE}",
@@ -76,9 +76,9 @@ MAY_KNOW = {
     "werkzeug": "app web api inbox server",
     "granian": "server",
     "yagmail": "smtp.session smtp.oauth2",
-    "celery": "mailasync broker server.embedded_worker",
-    "kombu": "mailasync broker worker.celery_config server.embedded_worker",
-    "amqp": "mailasync broker",
+    "celery": "mailasync broker worker.runtime worker.signals worker.tasks server.embedded_worker",
+    "kombu": "broker worker.celery_config worker.runtime server.embedded_worker",
+    "amqp": "broker",
     "jinja2": "templating",
     "css_inline": "templating.stored",
     "PIL": "jobs.thumbnail",

@@ -14,11 +14,11 @@ from flask.testing import FlaskClient
 from sqlalchemy import event, make_url, text
 
 import app as web
-import mailasync
 from mailroom.cli.doctor import Doctor
 from mailroom.config.settings import load
 from mailroom.store.db.database import Database
 from mailroom.store.maintenance import health
+from mailroom.worker import runtime
 from tests.services import wait_until
 from tests.services.processes import PROJECT
 from tests.services.schema import ready
@@ -45,7 +45,7 @@ def served(database: Database) -> Iterator[FlaskClient]:
         yield app.test_client()
     finally:
         app.extensions["mailasync"].api_keys.close()
-        mailasync.stop_publisher()
+        runtime.stop_publisher()
 
 
 @contextmanager

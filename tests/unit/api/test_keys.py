@@ -17,7 +17,6 @@ from flask.testing import FlaskClient
 from sqlalchemy import Connection, event, select, text
 
 import app as web
-import mailasync
 from mailroom.api.auth import guard
 from mailroom.api.auth.scopes import SCOPES
 from mailroom.api.services import services
@@ -31,6 +30,7 @@ from mailroom.store.keys import api_keys as keys_module
 from mailroom.store.keys.api_keys import ApiKey, ApiKeys, Scope, UnknownKey
 from mailroom.store.keys.rate_limits import Charge, RateLimited, debit
 from mailroom.store.messages.idempotency import Kept, Key, StoredAnswer, give_back, take
+from mailroom.worker import runtime
 from tests.services import free_port, wait_until
 from tests.services.processes import Service, service
 
@@ -316,7 +316,7 @@ def made(url: str, **settings: str) -> Iterator[Flask]:
     served.register_blueprint(create_blueprint(InboxStorage()))
     yield served
     served.extensions["mailasync"].api_keys.close()
-    mailasync.stop_publisher()
+    runtime.stop_publisher()
     database.close()
 
 

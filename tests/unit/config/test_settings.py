@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 import app as web
-import mailasync
 from mailroom.config.accounts import next_hop, sender
 from mailroom.config.settings import (
     Settings,
@@ -17,6 +16,7 @@ from mailroom.config.settings import (
     load,
 )
 from mailroom.server import serve
+from mailroom.worker import runtime
 
 
 def read(**variables: str) -> Settings:
@@ -87,7 +87,7 @@ def test_a_secret_may_be_in_a_file(tmp_path: Path) -> None:
 )
 def test_a_wrong_value_stops_the_start_and_is_named(name: str, value: str, expected: str) -> None:
     with pytest.raises(SettingsError, match="MAILASYNC_" + name) as e:
-        mailasync.configure(read(**{name: value}))
+        runtime.configure(read(**{name: value}))
     assert expected in e.value.message
 
 
