@@ -14,7 +14,13 @@ from mailroom.smtp.connection import Reply
 from mailroom.smtp.mime import compose
 from mailroom.smtp.poller import Dialogue
 from mailroom.smtp.pool import Sessions
-from mailroom.smtp.replies import is_of_bad_address, is_one_too_many, limit_of, state_of, trouble_of
+from mailroom.smtp.replies import (
+    account_error_of,
+    says_bad_address,
+    says_too_many_recipients,
+    sending_limit_of,
+    state_of,
+)
 from mailroom.smtp.session import FenceRefused, Receipt, SessionLost
 from mailroom.templating.job import filled_in
 
@@ -73,7 +79,7 @@ class AttemptRunner:
         sender, message, everyone = self.senders[claim.account], claim.message, claim.message.everyone
         people = {position: everyone[position].address for position in claim.pending}
         try:
-            receipt = yield from sender.sessions.steps(
+            receipt = yield from sender.sessions.attempt(
                 (message.sender or sender.address).address,
                 people,
                 payload,
@@ -100,9 +106,11 @@ class AttemptRunner:
                 extra={"message_id": claim.id},
             )
             return self._later(claim, f"internal error: {type(e).__name__}")
-        outcome = self._cut_off(claim, receipt, receipt.end) if receipt.end else self._judge(claim, receipt)
+        outcome = (
+            self._cut_off(claim, receipt, receipt.hangup) if receipt.hangup else self._judge(claim, receipt)
+        )
         # A reply to MAIL, DATA or the dot may have the same code, and does not say of whom.
-        bounced = frozenset(at for at, reply in receipt.refused.items() if is_of_bad_address(reply))
+        bounced = frozenset(at for at, reply in receipt.refused.items() if says_bad_address(reply))
         return replace(outcome, bounced=bounced) if bounced else outcome
 
     def _cut_off(self, claim: Claim, receipt: Receipt, end: Reply) -> Outcome:
@@ -110,9 +118,9 @@ class AttemptRunner:
         self.groups.narrow(claim.id, claim.pending, receipt.answered)
         found = dict.fromkeys(claim.pending, (State.DEFERRED, str(end)))
         for position, reply in receipt.refused.items():
-            is_surplus = is_one_too_many(reply) and len(claim.pending) > 1
+            is_surplus = says_too_many_recipients(reply) and len(claim.pending) > 1
             found[position] = (State.DEFERRED if is_surplus else state_of(reply), str(reply))
-        trouble = limit_of(end) or self._trouble_among(receipt.refused.values())
+        trouble = sending_limit_of(end) or self._trouble_among(receipt.refused.values())
         return Outcome(
             state=State.DEFERRED,
             reason=str(end),
@@ -124,14 +132,14 @@ class AttemptRunner:
 
     def _trouble_among(self, replies: Iterable[Reply]) -> AccountError | None:
         """Return what one of them says of the account; the others may be about their recipients."""
-        troubles = (trouble_of(reply, self.schedule) for reply in replies)
+        troubles = (account_error_of(reply, self.schedule) for reply in replies)
         return next((trouble for trouble in troubles if trouble), None)
 
     def _trouble_of(self, error: NotTaken) -> AccountError | None:
         said = Reply(error.code, error.reply.removeprefix(f"{error.code} "))
         if error.after_rcpt:
-            return limit_of(said)
-        trouble = trouble_of(said, self.schedule, of_message=error.of_message)
+            return sending_limit_of(said)
+        trouble = account_error_of(said, self.schedule, of_message=error.of_message)
         return trouble and replace(trouble, reason=error.reply)  # A code may be one that nobody said.
 
     def _judge(self, claim: Claim, receipt: Receipt) -> Outcome:
@@ -144,7 +152,7 @@ class AttemptRunner:
         surplus = {
             position: (State.DEFERRED, str(reply))
             for position, reply in replies.items()
-            if is_one_too_many(reply) and len(replies) > 1
+            if says_too_many_recipients(reply) and len(replies) > 1
         }
         found |= surplus
         states = {state for state, _ in found.values()}

@@ -267,7 +267,7 @@ class _SideBySide:
     def _break_off(self, error: BaseException) -> None:
         """Let nobody wait any longer for the mails that are under way."""
         outcomes, self.outcomes = self.outcomes, []
-        for begun in self.attempts.break_off():
+        for begun in self.attempts.abort_all():
             self._leave(begun, error=error)
         for begun, _ in outcomes:
             self._leave(begun, connected=False, error=error)
@@ -279,7 +279,7 @@ class _SideBySide:
             self._commit()
         elif not self.attempts.ended and (self.attempts or not self._closing.is_set()):
             at_most_seconds = LOOK_SECONDS if is_awaited else float("inf")
-            self.attempts.wait(self.gather_seconds, at_most_seconds=at_most_seconds)
+            self.attempts.wait(self.gather_seconds, max_seconds=at_most_seconds)
         self._end()
 
     def _begin(self) -> None:
@@ -292,7 +292,7 @@ class _SideBySide:
                 self._go_on_elsewhere(begun, partial(self.delivery._settle, begun.claim))
             else:
                 steps = self.delivery._attempt(begun.claim, open_only=True)
-                self.attempts.go_on(begun, steps, partial(steps.send, None))
+                self.attempts.resume(begun, steps, partial(steps.send, None))
 
     def _commit(self) -> None:
         """Pass fences, and put outcomes on record, together."""
@@ -308,7 +308,7 @@ class _SideBySide:
                 step = partial(steps.send, passes())
             except Exception as e:
                 step = partial(steps.throw, e)
-            self.attempts.go_on(begun, steps, step)
+            self.attempts.resume(begun, steps, step)
         for (begun, outcome), is_written in zip(outcomes, written, strict=True):
             self._say(begun, outcome, is_written)
 

@@ -1,4 +1,4 @@
-"""Reads what a mail server says: whole replies, each with an end in size and in time."""
+"""Reads what a mail server says: whole replies, each limited in size and in time."""
 
 import re
 import select
@@ -17,18 +17,20 @@ from mailroom.smtp.poller import Dialogue, Wait, run
 
 REPLY_LINES_MAX = 100
 LINE_MAX_BYTES = 8192
-#: What is kept of a reply, as it is written into the timeline once for each recipient.
+#: A reply is cut to this, as the timeline keeps it once for each recipient.
 REPLY_MAX_CHARACTERS = 500
 
 T = TypeVar("T")
-#: URLs, addresses and names of hosts.
+#: URLs, addresses and host names.
 _NAMES = re.compile(
     r"""https?://\S+|<[^<>]*>|"[^"]*"@\S+|\S*@\S+|\b[\w-]+(?:\.[\w-]+)*\.[a-z]{2,}\b""", re.IGNORECASE
 )
 
+RawReply = tuple[int, bytes]  #: a reply as smtplib returns it: its code and its text
+
 
 class Reply(NamedTuple):
-    """The words of the server: its code, and its text on one line."""
+    """A reply of the server: its code, and its text on one line. Code 0: our own words, as none came."""
 
     code: int
     text: str
@@ -37,8 +39,8 @@ class Reply(NamedTuple):
         return f"{self.code} {self.text}".strip() if self.code > 0 else self.text
 
     @property
-    def words(self) -> str:
-        """The text without URLs, addresses and hosts: bob@daily-limit.example says nothing of a limit."""
+    def text_without_names(self) -> str:
+        """Return the text without URLs, addresses, hosts: bob@daily-limit.example is no sign of a limit."""
         return _NAMES.sub("", self.text)
 
     @property
@@ -51,13 +53,13 @@ class Reply(NamedTuple):
 
 
 def reply_text(text: bytes | str) -> str:
-    """Return a server's words on one line."""
+    """Return a server's text on one line, cut to REPLY_MAX_CHARACTERS."""
     decoded = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
     return one_line(decoded, most=REPLY_MAX_CHARACTERS)
 
 
-def words_of(error: Exception) -> str:
-    """Return what is worth saying of an error of a link."""
+def describe(error: Exception) -> str:
+    """Describe a connection error in one line."""
     if isinstance(error, smtplib.SMTPResponseException):
         return reply_text(error.smtp_error)
     if isinstance(error, OSError) and error.strerror:
@@ -65,122 +67,118 @@ def words_of(error: Exception) -> str:
     return reply_text(str(error)) or type(error).__name__
 
 
-class Link(smtplib.SMTP):
-    """A link that no server can hold with a reply that never ends or trickles in byte by byte.
+class Connection(smtplib.SMTP):
+    """An SMTP connection that no server can hold up by a reply that never ends, or comes byte by byte.
 
-    The socket never blocks. With a timeout of its own each call would be three of the system's, and in each of them another thread
-    takes the interpreter.
+    The socket never blocks: a socket with a timeout makes three system calls for each of ours, and other
+    threads get the interpreter in each of them.
     """
 
     sock: socket.socket
-    patience: (
-        float  #: how long a whole reply may take, or the server to take in more of what we send; in seconds
-    )
-    broken = False  #: whether not all could be sent; what the server had said before can still be read
-    _refused: smtplib.SMTPAuthenticationError | None = None
+    #: Time limit for a whole reply, and for each part of what we send to be taken by the server.
+    reply_timeout_seconds: float
+    #: True if not all could be sent; replies that came before can still be read.
+    broken = False
+    _refusal: smtplib.SMTPAuthenticationError | None = None
 
     def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:
-        self.patience = timeout
-        link: socket.socket = super()._get_socket(host, port, timeout)  # type: ignore[misc]  # which the stubs do not have
-        link.setblocking(False)
-        return link
+        self.reply_timeout_seconds = timeout
+        sock: socket.socket = super()._get_socket(host, port, timeout)  # type: ignore[misc]  # no stub
+        sock.setblocking(False)
+        return sock
 
-    def ehlo(self, name: str = "") -> tuple[int, bytes]:
-        """Introduce ourselves, by HELO where EHLO is refused for good, and by our address if we have no name.
+    def ehlo(self, name: str = "") -> RawReply:
+        """Introduce ourselves, by HELO if EHLO gets a 5xx, and by our IP address if we have no name.
 
-        SMTPHeloError has what was said to EHLO, also where the link ended with that.
+        Raises:
+          SMTPHeloError: with the reply to EHLO, also if the connection was lost after it.
         """
         self.local_hostname = self.local_hostname or literal(self.sock.getsockname()[0])
-        said = super().ehlo(name)
-        if said[0] // 100 == 2:
-            return said
+        reply = super().ehlo(name)
+        if reply[0] // 100 == 2:
+            return reply
         with suppress(smtplib.SMTPServerDisconnected):
-            if said[0] // 100 == 5 and (old := self.helo(name))[0] // 100 == 2:
-                return old
-        raise smtplib.SMTPHeloError(*said)
+            if reply[0] // 100 == 5 and (helo_reply := self.helo(name))[0] // 100 == 2:
+                return helo_reply
+        raise smtplib.SMTPHeloError(*reply)
 
-    def starttls(self, *, context: Any = None) -> tuple[int, bytes]:  # type: ignore[override]  # narrower
-        return super().starttls(context=_Handshake(context or ssl.create_default_context(), self.patience))  # type: ignore[call-overload, no-any-return]
+    def starttls(self, *, context: Any = None) -> RawReply:  # type: ignore[override]  # narrower
+        handshake = _Handshake(context or ssl.create_default_context(), self.reply_timeout_seconds)
+        return super().starttls(context=handshake)  # type: ignore[call-overload, no-any-return]
 
     def send(self, s: Any) -> None:
-        """Send bytes or ASCII, as smtplib does; of a link that breaks the next `getreply` tells."""
-        run(self.sending(s))
+        """Send bytes or ASCII, as smtplib does; if the connection breaks, the next `getreply` raises."""
+        run(self.write(s))
 
-    def sending(self, s: Any) -> Dialogue[None]:
-        """Send as `send` does, in steps."""
+    def write(self, data: bytes | str) -> Dialogue[None]:
+        """Send `data` without blocking; `broken` is set if the connection is lost."""
         if not self.sock:
             raise smtplib.SMTPServerDisconnected("please run connect() first")
-        left = memoryview(s.encode(self.command_encoding) if isinstance(s, str) else s)
+        unsent = memoryview(data.encode(self.command_encoding) if isinstance(data, str) else data)
         try:
-            while left:
-                taken = yield from _patiently(
-                    self.sock,
-                    partial(self.sock.send, left),
-                    time.monotonic() + self.patience,
-                    awaits=select.POLLOUT,
-                )
-                left = left[taken:]
+            while unsent:
+                deadline = time.monotonic() + self.reply_timeout_seconds
+                send = partial(self.sock.send, unsent)
+                sent = yield from _when_ready(self.sock, send, deadline, event=select.POLLOUT)
+                unsent = unsent[sent:]
         except OSError:
-            self.broken, self.patience = True, 0.0  # Nothing more comes.
+            self.broken, self.reply_timeout_seconds = True, 0.0  # Nothing more will come.
 
-    def auth(self, *args: Any, **kwargs: Any) -> tuple[int, bytes]:
-        """Authenticate as smtplib does, but raise the refusal where the server hung up with it.
+    def auth(self, *args: Any, **kwargs: Any) -> RawReply:
+        """Authenticate as smtplib does, but raise the refusal if the server hung up after it.
 
-        smtplib tries the next mechanism after a refusal, and forgets the refusal then.
+        smtplib tries the next mechanism after a refusal, and loses the refusal when that fails.
         """
         try:
             return super().auth(*args, **kwargs)
         except smtplib.SMTPAuthenticationError as e:
-            self._refused = e
+            self._refusal = e
             raise
         except smtplib.SMTPServerDisconnected:
-            if self._refused is None:
+            if self._refusal is None:
                 raise
-            raise self._refused from None
+            raise self._refusal from None
 
-    def getreply(self) -> tuple[int, bytes]:
-        """Read a reply as smtplib does; `patience` is for the whole of it. What is no reply has code -1."""
-        return run(self.reading())
+    def getreply(self) -> RawReply:
+        """Read a reply as smtplib does, within `reply_timeout_seconds`; code -1: what came is none."""
+        return run(self.read_raw_reply())
 
-    def reading(self) -> Dialogue[tuple[int, bytes]]:
-        """Read a reply as `getreply` does, in steps."""
+    def read_raw_reply(self) -> Dialogue[RawReply]:
+        """Read a reply as `getreply` does, without blocking."""
         try:
-            return (yield from self._read_reply(time.monotonic() + self.patience))
+            return (yield from self._read_lines(time.monotonic() + self.reply_timeout_seconds))
         except OSError as e:
             self.close()
-            words = e.strerror or str(e)
-            raise smtplib.SMTPServerDisconnected(f"connection lost: {words}") from e
+            reason = e.strerror or str(e)
+            raise smtplib.SMTPServerDisconnected(f"connection lost: {reason}") from e
 
-    def replying(self) -> Dialogue[Reply]:
-        """Read a reply; raises SMTPServerDisconnected as well if what comes is none."""
-        code, text = yield from self.reading()
+    def read_reply(self) -> Dialogue[Reply]:
+        """Read a reply; raise SMTPServerDisconnected also if what comes is none."""
+        code, text = yield from self.read_raw_reply()
         if code < 200 or code >= 600:
             raise smtplib.SMTPServerDisconnected(f"expected an SMTP reply, got {reply_text(text)!r}")
         return Reply(code, reply_text(text))
 
-    def last_words(self) -> Dialogue[Reply | None]:
-        """Return the refusal that is there to be read, of a server that ends the conversation."""
-        self.patience = 0.0
+    def read_refusal(self) -> Dialogue[Reply | None]:
+        """Return the refusal that has arrived from a server that is hanging up, if there is one."""
+        self.reply_timeout_seconds = 0.0
         try:
-            while not (reply := (yield from self.replying())).refuses:
+            while not (reply := (yield from self.read_reply())).refuses:
                 pass
         except smtplib.SMTPServerDisconnected:
             return None
         return reply
 
     @property
-    def spoke_unasked(self) -> bool:
-        """Tell whether the server said something, or hung up, when it was not its turn."""
-        if self.file is None:
-            self.file = _Lines(self.sock)
-        return self.file.spoke_unasked()
+    def has_unexpected_data(self) -> bool:
+        """Tell whether the server said something, or hung up, when we had asked it nothing."""
+        return self._lines().has_unexpected_data()
 
-    def _read_reply(self, deadline: float) -> Dialogue[tuple[int, bytes]]:
-        if self.file is None:  # smtplib's sign for a new socket: at first, and after STARTTLS
-            self.file = _Lines(self.sock)
+    def _read_lines(self, deadline: float) -> Dialogue[RawReply]:
+        lines = self._lines()
         texts: list[bytes] = []
         while len(texts) < REPLY_LINES_MAX:
-            line = yield from self.file.next(deadline)
+            line = yield from lines.read_line(deadline)
             if not line[:3].isdigit() or line[3:4] not in (b" ", b"-", b""):
                 return -1, line[:200]
             texts.append(line[4:].strip())
@@ -188,75 +186,88 @@ class Link(smtplib.SMTP):
                 return int(line[:3]), b"\n".join(texts)
         raise ConnectionError("the reply had no end")
 
+    def _lines(self) -> "_LineReader":
+        if self.file is None:  # smtplib's sign for a new socket: at first, and after STARTTLS.
+            self.file = _LineReader(self.sock)
+        reader: _LineReader = self.file
+        return reader
 
-class TLSLink(Link, smtplib.SMTP_SSL): ...
+
+class TLSConnection(Connection, smtplib.SMTP_SSL): ...
 
 
-class _Lines:
-    """The lines that come over one socket; stands where smtplib keeps a file that knows no deadline."""
+class _LineReader:
+    """Reads lines from a socket; takes the place of smtplib's file, which knows no deadline."""
 
-    def __init__(self, link: socket.socket) -> None:
-        self._link = link
-        self._read = bytearray()
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._received = bytearray()
 
-    def next(self, deadline: float) -> Dialogue[bytes]:
-        """Return a line without its end; raises OSError if it is not there at `deadline`, on the clock time.monotonic."""
-        while (end := self._read.find(b"\n")) < 0:
-            if len(self._read) > LINE_MAX_BYTES:
+    def read_line(self, deadline: float) -> Dialogue[bytes]:
+        """Return a line without its line end.
+
+        Raises:
+          OSError: there was none at `deadline`, on the clock of time.monotonic; or the connection was lost.
+        """
+        while (end := self._received.find(b"\n")) < 0:
+            if len(self._received) > LINE_MAX_BYTES:
                 raise ConnectionError("a line of the reply had no end")
-            if not isinstance(self._link, ssl.SSLSocket) or not self._link.pending():
-                yield Wait(
-                    self._link, select.POLLIN, deadline
-                )  # A reply is never there yet, so that to look first is a call too many.
-            yield from _patiently(self._link, self._more, deadline)
-        line = bytes(self._read[:end])
-        del self._read[: end + 1]
+            if not isinstance(self._sock, ssl.SSLSocket) or not self._sock.pending():
+                # The reply has never arrived yet, so trying to read first would waste a system call.
+                yield Wait(self._sock, select.POLLIN, deadline)
+            yield from _when_ready(self._sock, self._receive, deadline)
+        line = bytes(self._received[:end])
+        del self._received[: end + 1]
         return line.rstrip(b"\r")
 
-    def spoke_unasked(self) -> bool:
+    def has_unexpected_data(self) -> bool:
         try:
-            self._more()
+            self._receive()
         except (BlockingIOError, ssl.SSLWantReadError):
-            return bool(self._read)
+            return bool(self._received)
         except OSError:
             pass
         return True
 
-    def _more(self) -> None:
-        data = self._link.recv(4096)
+    def _receive(self) -> None:
+        data = self._sock.recv(4096)
         if not data:
             raise ConnectionError("connection closed by the server")
-        self._read += data
+        self._received += data
 
     def close(self) -> None:
-        """Nothing: the socket is smtplib's to close."""
+        """Do nothing: smtplib closes the socket itself."""
 
 
 class _Handshake:
-    """Stands for a TLS context where a socket that never blocks is wrapped: the handshake may take `patience` seconds."""
+    """Stands for a TLS context that wraps a non-blocking socket; the handshake may take `timeout_seconds`."""
 
-    def __init__(self, context: ssl.SSLContext, patience: float) -> None:
+    def __init__(self, context: ssl.SSLContext, timeout_seconds: float) -> None:
         self._context = context
-        self._patience = patience
+        self._timeout_seconds = timeout_seconds
 
-    def wrap_socket(self, link: socket.socket, **how: Any) -> ssl.SSLSocket:
-        link.settimeout(self._patience)
-        wrapped = self._context.wrap_socket(link, **how)
+    def wrap_socket(self, sock: socket.socket, **options: Any) -> ssl.SSLSocket:
+        sock.settimeout(self._timeout_seconds)
+        wrapped = self._context.wrap_socket(sock, **options)
         wrapped.setblocking(False)
         return wrapped
 
 
-def _patiently(
-    link: socket.socket, act: Callable[[], T], deadline: float, *, awaits: int = select.POLLIN
+def _when_ready(
+    sock: socket.socket, act: Callable[[], T], deadline: float, *, event: int = select.POLLIN
 ) -> Dialogue[T]:
-    """Do it as soon as the socket lets us; raises TimeoutError if that is not before `deadline`, on the clock time.monotonic."""
+    """Call `act` until the socket is ready for it; `event` is what to wait for otherwise.
+
+    Raises:
+      TimeoutError: it was not ready at `deadline`, on the clock of time.monotonic.
+    """
     while True:
         try:
             return act()
         except ssl.SSLWantReadError:  # TLS may have to read before it can write.
-            event = select.POLLIN
+            awaited = select.POLLIN
         except ssl.SSLWantWriteError:
-            event = select.POLLOUT
+            awaited = select.POLLOUT
         except BlockingIOError:
-            event = awaits
-        yield Wait(link, event, deadline)
+            awaited = event
+        yield Wait(sock, awaited, deadline)

@@ -1,9 +1,9 @@
-"""Says MAIL, RCPT and DATA, and keeps every reply, also where the link ended in between (RFC 5321, 3.3)."""
+"""Sends MAIL, RCPT and DATA, and keeps every reply, even if the connection is lost (RFC 5321, 3.3)."""
 
 import smtplib
 from dataclasses import dataclass
 
-from mailroom.smtp.connection import Link, Reply, words_of
+from mailroom.smtp.connection import Connection, Reply, describe
 from mailroom.smtp.poller import Dialogue
 
 
@@ -13,8 +13,8 @@ class Envelope:
 
     positions: tuple[int, ...]
     replies: tuple[Reply, ...]
-    end: Reply | None = None  #: why there are no more: 421, or how the link was lost (code 0)
-    timed_out: bool = False  #: whether they did not come in time
+    hangup: Reply | None = None  #: why there are no more: 421, or how the connection was lost (code 0)
+    timed_out: bool = False  #: True if they did not come in time
 
     @property
     def mail(self) -> Reply | None:
@@ -22,7 +22,7 @@ class Envelope:
 
     @property
     def rcpt(self) -> dict[int, Reply]:
-        """Replies to recipients, by position."""
+        """Return the replies to RCPT, by position of the recipient."""
         return dict(zip(self.positions, self.replies[1:], strict=False))
 
     @property
@@ -34,31 +34,36 @@ class Envelope:
         return self.replies[-1] if len(self.replies) == len(self.positions) + 2 else None
 
 
-def hand_over(link: Link, mail: str, recipients: dict[int, str], *, pipelined: bool) -> Dialogue[Envelope]:
-    """Say them, in one write where the server takes that (PIPELINING, RFC 2920); no error of the link is raised."""
+def send_envelope(
+    connection: Connection, mail: str, recipients: dict[int, str], *, pipelined: bool
+) -> Dialogue[Envelope]:
+    """Send the commands, all in one write if `pipelined` (PIPELINING, RFC 2920).
+
+    `mail` is the whole MAIL command. A lost connection raises nothing; it is the envelope's `hangup`.
+    """
     commands = [mail, *(f"RCPT TO:<{address}>" for address in recipients.values()), "DATA"]
     replies: list[Reply] = []
-    end, timed_out = None, False
+    hangup, timed_out = None, False
     try:
         if pipelined:
-            yield from link.sending("".join(f"{command}\r\n" for command in commands))
+            yield from connection.write("".join(f"{command}\r\n" for command in commands))
         for command in commands:
             if not pipelined:
                 if _is_over(command, replies):
                     break
-                yield from link.sending(f"{command}\r\n")
-            reply = yield from link.replying()
-            if reply.code == 421:  # It hangs up; these are its last words.
-                end = reply
+                yield from connection.write(f"{command}\r\n")
+            reply = yield from connection.read_reply()
+            if reply.code == 421:  # The server hangs up after this reply.
+                hangup = reply
                 break
             replies.append(reply)
     except (OSError, smtplib.SMTPException) as e:
-        end, timed_out = Reply(0, words_of(e)), isinstance(e.__cause__, TimeoutError)
-    return Envelope(positions=tuple(recipients), replies=tuple(replies), end=end, timed_out=timed_out)
+        hangup, timed_out = Reply(0, describe(e)), isinstance(e.__cause__, TimeoutError)
+    return Envelope(positions=tuple(recipients), replies=tuple(replies), hangup=hangup, timed_out=timed_out)
 
 
 def _is_over(command: str, replies: list[Reply]) -> bool:
-    """Tell a mail of which nothing more is to be said: it was refused, or all its recipients were."""
+    """Tell whether `command` is pointless, as the mail or all of its recipients were refused."""
     if not replies:
         return False
     refused_all = command == "DATA" and not any(reply.accepts for reply in replies[1:])

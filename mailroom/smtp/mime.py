@@ -17,40 +17,44 @@ from mailroom.model.media_types import OCTET_STREAM, MediaType, parse_media_type
 from mailroom.model.message import STRUCTURED, Address, Attachment, Message, file_name
 from mailroom.smtp.plaintext import plain_text
 
-#: The longest line that has an encoded word in it (RFC 2047, 2).
+#: Length limit of a line with an encoded word in it (RFC 2047, 2).
 _LINE_MAX = 76
-#: Of a References field, so that a long thread's answers stay far below what servers take as a header.
+#: Length limit of References; without it, the header of a long thread gets longer than servers take.
 _REFERENCES_MAX_CHARACTERS = 4000
-#: Fields whose value is written for people: encoded words are decoded there (RFC 2047, 5).
+#: Fields whose value people read, so that mail programs decode encoded words in them (RFC 2047, 5).
 _FOR_PEOPLE = frozenset({"comments", "keywords", "organization"})
 #: Folds headers; the rest is written by hand, as `EmailMessage` takes ten times as long for the same bytes.
 _WIRE = policy.compat32.clone(linesep="\r\n", max_line_length=_LINE_MAX)
 
 
 def compose(claim: Claim, *, sender: Address) -> bytes:
-    """Return the mail with CRLF line ends, every line at most 998 bytes; an attempt that is repeated gives the same bytes.
+    """Return the mail with CRLF line ends, every line at most 998 bytes; a later attempt gets the same bytes.
 
-    What the mail tells of its job is filled in already.
+    The text is ready to be sent: templates of the message have been filled in before.
     """
-    job = claim.job
     message = claim.message
     text, html = both_forms(message)
-    files = [*message.attachments, *([job.file] if job and job.file and job.status == "succeeded" else [])]
-    shown = [file for file in files if file.content_id]
-    attached = [file for file in files if not file.content_id]
+    files = _files(claim)
     boundary = _boundary(claim.message_id)
-    head, body = (
-        _multipart("alternative", boundary),
-        _joined([_part("plain", text), _part("html", html)], boundary),
-    )
-    for kind, inside in (("related", shown), ("mixed", attached)):
-        if inside:
+    head = _multipart("alternative", boundary)
+    body = _join([_text_part("plain", text), _text_part("html", html)], boundary)
+    inline = [file for file in files if file.content_id]
+    attached = [file for file in files if not file.content_id]
+    for kind, members in (("related", inline), ("mixed", attached)):
+        if members:
             boundary = _boundary(claim.message_id, kind)
-            head, body = (
-                _multipart(kind, boundary),
-                _joined([head + b"\r\n" + body, *map(_file, inside)], boundary),
-            )
+            body = _join([head + b"\r\n" + body, *map(_file_part, members)], boundary)
+            head = _multipart(kind, boundary)
     return head + b"".join(_headers(claim, message, sender)) + b"\r\n" + body
+
+
+def _files(claim: Claim) -> list[Attachment]:
+    """Return the files that the mail carries: those of the message, and the one that its job made."""
+    job = claim.job
+    files = [*claim.message.attachments]
+    if job and job.file and job.status == "succeeded":
+        files.append(job.file)
+    return files
 
 
 def _headers(claim: Claim, message: Message, sender: Address) -> Iterator[bytes]:
@@ -69,7 +73,7 @@ def _headers(claim: Claim, message: Message, sender: Address) -> Iterator[bytes]
 
 
 def _custom(name: str, value: str) -> bytes:
-    """Write a field that the client set: as it is where that can be read, else in encoded words."""
+    """Write a field that the client set, unchanged if every reader can read it, else in encoded words."""
     if name.lower() == "references":
         return _folded(name, _shortened(value))
     if STRUCTURED.fullmatch(name):
@@ -81,10 +85,10 @@ def _custom(name: str, value: str) -> bytes:
 
 
 def _folded(name: str, value: str) -> bytes:
-    """Fold printable ASCII before its spaces and nowhere else, so that programs read back what was set.
+    """Fold printable ASCII at its spaces and nowhere else, so that programs read back what was set.
 
     Raises:
-      ValueError: it holds another character.
+      ValueError: the value has another character.
     """
     if not value.isascii() or not value.isprintable():
         raise ValueError("expected a header of printable ASCII")
@@ -97,16 +101,16 @@ def _folded(name: str, value: str) -> bytes:
 
 
 def _shortened(references: str) -> str:
-    """Return the ids of a thread, without some of the middle where they are too many (RFC 5322, 3.6.4).
+    """Return the ids of a thread, without some in the middle if they are too many (RFC 5322, 3.6.4).
 
-    The first says which thread it is; the last are those that a reader still has.
+    The first says which thread it is; the last ones are mails that the reader still has.
     """
     first, *ids = references.split(" ")
-    room = _REFERENCES_MAX_CHARACTERS - len(first)
+    characters_left = _REFERENCES_MAX_CHARACTERS - len(first)
     kept: list[str] = []
     for id in reversed(ids):
-        room -= len(id) + 1
-        if room < 0:
+        characters_left -= len(id) + 1
+        if characters_left < 0:
             break
         kept.append(id)
     return " ".join([first, *reversed(kept)])
@@ -114,31 +118,31 @@ def _shortened(references: str) -> str:
 
 @lru_cache(maxsize=128)
 def _date(seconds: int) -> str:
-    """Mails that were accepted together have it in common."""
+    """Write a Date; cached, as mails that were accepted together have the same."""
     return format_datetime(datetime.fromtimestamp(seconds, UTC))
 
 
 def _header(name: str, value: str | Header) -> bytes:
-    """Folded where it does not fit on one line."""
-    if (
-        isinstance(value, str)
-        and value.isascii()
-        and value.isprintable()
-        and len(name) + 2 + len(value) <= _LINE_MAX
-    ):
-        return f"{name}: {value}\r\n".encode("ascii")  # A Header takes 20 µs to find that out.
+    """Write a field, folded if it does not fit on one line."""
+    if isinstance(value, str) and _fits_as_it_is(name, value):
+        return f"{name}: {value}\r\n".encode("ascii")  # A Header would take 20 µs to find that out.
     return _WIRE.fold_binary(name, value)  # type: ignore[arg-type]  # which takes a Header, too
 
 
+def _fits_as_it_is(name: str, value: str) -> bool:
+    return value.isascii() and value.isprintable() and len(name) + 2 + len(value) <= _LINE_MAX
+
+
 def _unfolded(name: str, value: str, *, spaces: bool = True) -> bytes:
-    """On one line, however long, as some readers lose a Message-ID that is folded."""
-    if not re.fullmatch(r"[!-~]+( +[!-~]+)*" if spaces else r"[!-~]+", value):
-        raise ValueError("expected a header of printable ASCII" + ("" if spaces else " without spaces"))
+    """Write a field on one line, however long: some readers lose a folded Message-ID."""
+    pattern, without = (r"[!-~]+( +[!-~]+)*", "") if spaces else (r"[!-~]+", " without spaces")
+    if not re.fullmatch(pattern, value):
+        raise ValueError(f"expected a header of printable ASCII{without}")
     return f"{name}: {value}\r\n".encode("ascii")
 
 
 def both_forms(message: Message) -> tuple[str, str]:
-    """Return (text, html), making the one that was not given: text is escaped into HTML, HTML loses its tags."""
+    """Return (text, html); one that is missing is made from the other, by escaping or by removing tags."""
     text = plain_text(message.html or "") if message.text is None else message.text
     if message.html is not None:
         return text, message.html
@@ -146,52 +150,49 @@ def both_forms(message: Message) -> tuple[str, str]:
 
 
 def _as_html(text: str) -> str:
-    """Return HTML that shows the text as it stands, also in Outlook, which knows no `white-space: pre-wrap`.
+    """Return HTML that keeps lines and spaces, without `white-space: pre-wrap`, which Outlook does not know.
 
     `dir="auto"` lets a text in Hebrew or Arabic begin at the right.
     """
-    lines = (
-        escape(text, quote=False).replace("\r\n", "\n").replace("\r", "\n").replace("\t", " " * 8).split("\n")
-    )
-    shown = "<br>\n".join(map(_keep_spaces, lines))
-    return f'<div dir="auto">{shown}</div>'
+    escaped = escape(text, quote=False)
+    lines = escaped.replace("\r\n", "\n").replace("\r", "\n").replace("\t", " " * 8).split("\n")
+    body = "<br>\n".join(map(_keep_spaces, lines))
+    return f'<div dir="auto">{body}</div>'
 
 
 def _keep_spaces(line: str) -> str:
-    """Make those spaces non-breaking that HTML would take away: at the ends, and all but the last of several."""
+    """Make spaces non-breaking that HTML would drop: at both ends, and all but the last of several."""
     return re.sub(r"^ +| +$| +(?= )", lambda spaces: "&nbsp;" * len(spaces[0]), line)
 
 
 def _multipart(kind: str, boundary: str) -> bytes:
-    """The header of a mail with these parts (RFC 2046, 5.1)."""
+    """Write the header of a mail or part that has parts itself (RFC 2046, 5.1)."""
     return f'Content-Type: multipart/{kind};\r\n boundary="{boundary}"\r\nMIME-Version: 1.0\r\n'.encode()
 
 
-def _joined(parts: Sequence[bytes], boundary: str) -> bytes:
-    between = f"--{boundary}\r\n".encode()
-    return (
-        b"".join(found for part in parts for found in (between, part, b"\r\n"))
-        + f"--{boundary}--\r\n".encode()
-    )
+def _join(parts: Sequence[bytes], boundary: str) -> bytes:
+    delimiter = f"--{boundary}\r\n".encode()
+    delimited = b"".join(delimiter + part + b"\r\n" for part in parts)
+    return delimited + f"--{boundary}--\r\n".encode()
 
 
-def _part(subtype: str, content: str) -> bytes:
+def _text_part(subtype: str, content: str) -> bytes:
     lines = content.replace("\r\n", "\n").replace("\r", "\n").encode()
-    # Base64 where most of it is not ASCII; quoted-printable stays readable, and keeps lines under RFC 5322's 998.
-    is_readable = len(content.encode()) < 1.2 * len(content)
-    body = (
-        _quoted_printable(lines).replace(b"\n", b"\r\n")
-        if is_readable
-        else _base64(lines.replace(b"\n", b"\r\n"))
+    # Quoted-printable stays readable, and keeps lines under RFC 5322's 998; base64 is for text that is hardly
+    # ASCII.
+    if len(content.encode()) < 1.2 * len(content):
+        encoding, body = "quoted-printable", _quoted_printable(lines).replace(b"\n", b"\r\n")
+    else:
+        encoding, body = "base64", _base64(lines.replace(b"\n", b"\r\n"))
+    head = (
+        f'Content-Type: text/{subtype}; charset="utf-8"\r\n'
+        f"MIME-Version: 1.0\r\nContent-Transfer-Encoding: {encoding}\r\n\r\n"
     )
-    return (
-        f'Content-Type: text/{subtype}; charset="utf-8"\r\nMIME-Version: 1.0\r\nContent-Transfer-Encoding: '
-        f"{'quoted-printable' if is_readable else 'base64'}\r\n\r\n"
-    ).encode() + body
+    return head.encode() + body
 
 
 def _quoted_printable(text: bytes) -> bytes:
-    """Encode text whose lines end with LF; no line of it begins with "From ", before which mailboxes put a ">"."""
+    """Encode text whose lines end with LF; none begins with "From ", before which mailboxes put a ">"."""
     encoded = b2a_qp(text, istext=True)
     if b"From " not in encoded:
         return encoded
@@ -199,7 +200,7 @@ def _quoted_printable(text: bytes) -> bytes:
 
 
 def _without_from(line: bytes) -> bytes:
-    """Encode the F of "From " at its beginning, in lines of at most 76 bytes (RFC 2045, 6.7; RFC 2049, 3)."""
+    """Encode the F of a leading "From ", in lines of at most 76 bytes (RFC 2045, 6.7; RFC 2049, 3)."""
     if not line.startswith(b"From "):
         return line
     if len(line) <= _LINE_MAX - 2:
@@ -208,7 +209,7 @@ def _without_from(line: bytes) -> bytes:
 
 
 def _text(value: str, name: str) -> str | Header:
-    # A first word that does not fit beside the name would go to the next line, and readers would see a space before it.
+    # A first word that does not fit beside the name would go to the next line, and get a space before it.
     fits = len(name) + 2 + len(value.partition(" ")[0]) <= _LINE_MAX
     if fits and _survives(value):
         return value
@@ -217,14 +218,14 @@ def _text(value: str, name: str) -> str | Header:
 
 def _people(name: str, people: Sequence[Address]) -> bytes:
     if all(person.is_ascii and " " not in person.address for person in people):
-        return _header(name, ", ".join(_written(person) for person in people))
-    # Bytes that are no ASCII go out as they are (RFC 6532), and a quoted address is not folded at its spaces.
-    listed = ",\r\n ".join(_written(person, linesep="\r\n") for person in people)
-    return f"{name}: {listed}\r\n".encode("ascii", "surrogateescape")
+        return _header(name, ", ".join(_mailbox(person) for person in people))
+    # Bytes beyond ASCII go out unencoded (RFC 6532), and a quoted address is not folded at its spaces.
+    mailboxes = ",\r\n ".join(_mailbox(person, linesep="\r\n") for person in people)
+    return f"{name}: {mailboxes}\r\n".encode("ascii", "surrogateescape")
 
 
 def _survives(text: str) -> bool:
-    """Tell whether a reader gets back every character of it as it stands, folded and unfolded on the way."""
+    """Tell whether readers get every character back after the text was folded and unfolded on the way."""
     return (
         text.isascii()
         and "=?" not in text
@@ -234,24 +235,27 @@ def _survives(text: str) -> bool:
     )
 
 
-def _written(person: Address, *, linesep: str = "") -> str:
+def _mailbox(person: Address, *, linesep: str = "") -> str:
+    """Write name and address (RFC 5322, 3.4)."""
     address = person.address.encode().decode("ascii", "surrogateescape")
     if not person.name or (_survives(person.name) and person.is_ascii):
         return formataddr((person.name, address)) if person.is_ascii else address
-    # In words of at most 75 characters (RFC 2047, 2), which formataddr does not do.
+    # Encoded words have at most 75 characters (RFC 2047, 2); formataddr makes longer ones.
     words = Header(person.name, "utf-8", header_name="Reply-To" if linesep else None)
     return f"{words.encode(linesep=linesep, maxlinelen=_LINE_MAX - 1)} <{address}>"
 
 
 def _boundary(message_id: str, kind: str = "") -> str:
-    """Return a boundary that is the same in each attempt.
+    """Return a boundary, the same in each attempt.
 
-    No part can hold it: both encodings write "=_" in another way (RFC 2045, 6.7). None begins another.
+    No part can contain it: both encodings write "=_" in another way (RFC 2045, 6.7). No boundary begins with
+    another one.
     """
-    return f"=_{f'{kind}_' if kind else ''}{sha256(message_id.encode()).hexdigest()[:32]}"
+    prefix = f"{kind}_" if kind else ""
+    return f"=_{prefix}{sha256(message_id.encode()).hexdigest()[:32]}"
 
 
-def _file(file: Attachment) -> bytes:
+def _file_part(file: Attachment) -> bytes:
     name = file_name(file.name)
     kind = parse_media_type(file.content_type) or MediaType(OCTET_STREAM)
     identity = f"Content-ID: <{file.content_id}>\r\n" if file.content_id else ""
@@ -266,9 +270,10 @@ def _file(file: Attachment) -> bytes:
 
 
 def _encoded_name(name: str) -> list[str]:
-    """The name once more for readers that know no `filename*` (Outlook, QQ, many webmails), as a parameter of Content-Type.
+    """Return the name as a parameter of Content-Type, for readers that know no `filename*`.
 
-    RFC 2047, 5 forbids encoded words there; all the same it is what these programs write and read.
+    Those are Outlook, QQ, and many webmails. RFC 2047, 5 forbids encoded words here, but these programs write
+    and read them.
     """
     if _is_plain_name(name):
         return []
@@ -277,16 +282,18 @@ def _encoded_name(name: str) -> list[str]:
 
 
 def _base64(content: bytes) -> bytes:
-    """In lines of 76 (RFC 2045, 6.8), without the end of the last."""
+    """Encode in lines of 76 characters (RFC 2045, 6.8), without a line end after the last."""
     encoded = b2a_base64(content, newline=False)
     return b"\r\n".join(encoded[at : at + _LINE_MAX] for at in range(0, max(1, len(encoded)), _LINE_MAX))
 
 
 def _filename(name: str) -> str:
-    """The parameter, on one line; not folded, as some readers then lose spaces."""
-    return f'filename="{name}"' if _is_plain_name(name) else f"filename*=utf-8''{quote(name, safe='')}"
+    """Return the parameter on one line: some readers lose spaces when it is folded."""
+    if _is_plain_name(name):
+        return f'filename="{name}"'
+    return f"filename*=utf-8''{quote(name, safe='')}"
 
 
 def _is_plain_name(name: str) -> bool:
-    """Tell whether every reader takes it between quotes: many decode an encoded word there, too, and stumble over \\"."""
+    """Tell whether all readers take the name in quotes: no encoded word, which many decode, no \\"."""
     return name.isascii() and "=?" not in name and '"' not in name

@@ -1,4 +1,4 @@
-"""Remembers whether a next hop takes commands in one write, as it says (PIPELINING, RFC 2920)."""
+"""Remembers whether a next hop really takes several commands in one write (PIPELINING, RFC 2920)."""
 
 import logging
 import re
@@ -9,13 +9,13 @@ from mailroom.smtp.envelope import Envelope
 
 log = logging.getLogger("mailasync.delivery")
 
-#: No answer to a recipient, or to DATA after one was accepted: the command did not arrive as it was said.
+#: They make no sense as a reply to RCPT, or to DATA after an accepted RCPT: the command arrived damaged.
 _GARBLED_CODES = frozenset({500, 502, 503})
 _OUT_OF_STEP = re.compile(r"pipelin|synchroni[sz]ation", re.IGNORECASE)
 
 
 class Pipelining:
-    """Pipelining with one next hop, by all its sessions."""
+    """Pipelining with one next hop; its sessions share this."""
 
     def __init__(self, server: str, *, is_used: bool) -> None:
         self.is_used = is_used
@@ -23,15 +23,16 @@ class Pipelining:
         self._is_proven = False
 
     def doubts(self, envelope: Envelope) -> bool:
-        """Tell replies that look as if the server had lost or garbled what came with the first command."""
+        """Tell whether the server seems to have lost or garbled what came in one write with MAIL."""
         if envelope.data is not None and envelope.data.code == 354 and not _is_garbled(envelope):
             self._is_proven = True
         return _is_garbled(envelope) or (_is_silent(envelope) and not self._is_proven)
 
     def give_up(self, refused: Iterable[Reply]) -> None:
-        """Speak step by step from now on, as a mail went in that way; `refused` are the replies to its recipients.
+        """Send commands one by one from now on, as a doubted mail went through that way.
 
-        Not where some are such as had been doubted: so they were not about the commands.
+        `refused` are its replies to RCPT. If some still have the codes that raised the doubt, they were about
+        the recipients, and pipelining stays.
         """
         if any(reply.code in _GARBLED_CODES for reply in refused):
             return
@@ -45,16 +46,17 @@ class Pipelining:
 
 
 def _is_garbled(envelope: Envelope) -> bool:
-    said = [*envelope.replies, *([envelope.end] if envelope.end else [])]
-    if any(reply.refuses and _OUT_OF_STEP.search(reply.words) for reply in said):
+    replies = [*envelope.replies, *([envelope.hangup] if envelope.hangup else [])]
+    if any(reply.refuses and _OUT_OF_STEP.search(reply.text_without_names) for reply in replies):
         return True
     if envelope.mail is None or not envelope.mail.accepts:
         return False
-    is_accepted = any(reply.accepts for reply in envelope.rcpt.values())
-    data = [envelope.data] if envelope.data and is_accepted else []
-    return any(reply.code in _GARBLED_CODES for reply in [*envelope.rcpt.values(), *data])
+    answers = [*envelope.rcpt.values()]
+    if envelope.data and any(reply.accepts for reply in answers):
+        answers.append(envelope.data)
+    return any(reply.code in _GARBLED_CODES for reply in answers)
 
 
 def _is_silent(envelope: Envelope) -> bool:
-    """Tell a server that accepted MAIL, and does not answer all that came with it."""
+    """Tell whether the server accepted MAIL, and did not answer all that came with it."""
     return envelope.timed_out and envelope.mail is not None and envelope.mail.accepts

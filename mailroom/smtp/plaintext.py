@@ -13,48 +13,47 @@ profiles, elements, properties = (
     Lazy(f"inscriptis.{name}") for name in ("css_profiles", "model.html_element", "html_properties")
 )
 
-#: Columns are made equally wide, so that what a table becomes can grow with rows times the longest cell; in characters.
+#: Columns are made equally wide, so a table's text can grow to rows times its longest cell; in characters.
 TABLES_MAX_CHARACTERS_TIMES_ROWS = 50_000_000
 _LINKS = ("http:", "https:", "mailto:", "tel:", "sms:")
 _RULE = "-" * 40
-#: In a style attribute; inscriptis knows three of its values, and not `!important`.
+#: A display declaration in a style attribute; inscriptis knows three values of it, and no `!important`.
 _DISPLAY = re.compile(r"(?<![\w-])display\s*:\s*([\w-]+)[^;]*", re.IGNORECASE)
 _KNOWN_DISPLAYS = frozenset({"none", "inline", "block"})
+#: Elements that browsers show as blocks, and inscriptis inline.
+_BLOCKS = "caption center dd details dl dt fieldset form legend option section summary"
 _LIKE_BLOCKS = frozenset({"flex", "grid", "table", "list-item", "flow-root"})
-#: A character that XML cannot hold, and its reference (XML 1.0, 2.2).
+#: Characters that XML cannot hold (XML 1.0, 2.2).
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
 def plain_text(html: str) -> str:
     """Return what a person would read: no tags, scripts or hidden parts; links and pictures in words.
 
-    Never raises, whatever the HTML holds, and takes time that grows with its length.
+    Never raises, whatever the HTML holds; the time it takes grows with the length of the HTML.
     """
     tree = _parse(html)
     if tree is None:
         return ""
     _write_out(tree)
-    text = (
-        _shown_flat(tree)
-        if len(html) * html.lower().count("<tr") > TABLES_MAX_CHARACTERS_TIMES_ROWS
-        else _shown(tree)
-    )
+    is_huge = len(html) * html.lower().count("<tr") > TABLES_MAX_CHARACTERS_TIMES_ROWS
+    text = _text_lines(tree) if is_huge else _layout(tree)
     lines = (line.rstrip() for line in text.replace("\xa0", " ").split("\n"))
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n")
 
 
 def _parse(html: str) -> Any:
-    """The tree, as lxml makes it of whatever it gets; None where there is nothing in it."""
+    """Return the tree that lxml makes of any input; None if there is nothing in it."""
     data = _NOT_XML.sub("\ufffd", html.removeprefix("\ufeff")).strip().encode()
     parser = lxml_html.HTMLParser(encoding="utf-8", huge_tree=True, remove_comments=True, remove_pis=True)
     try:
         return lxml_html.document_fromstring(data, parser=parser) if data else None
-    except etree.LxmlError:  # There are tags and comments in it, and nothing that is shown.
+    except etree.LxmlError:  # It has tags and comments, and nothing to be seen.
         return None
 
 
 def _write_out(tree: Any) -> None:
-    """Put into words what a reader without HTML would not see."""
+    """Put into words what would be lost without HTML: pictures, rules, links; mark what is hidden."""
     for styled in tree.iter():
         if declared := _DISPLAY.findall(style := styled.get("style") or ""):
             styled.set("style", f"{_DISPLAY.sub('', style)};{_display(declared[-1].lower())}")
@@ -66,15 +65,17 @@ def _write_out(tree: Any) -> None:
         rule.tag, rule.text = "p", _RULE
     for link in [*tree.iter("a")]:
         target = (link.get("href") or "").strip()
-        if target.lower().startswith(_LINKS) and target not in (
-            said := link.text_content().strip(),
-            f"mailto:{said}",
-        ):
+        if target.lower().startswith(_LINKS) and not _says_target(link, target):
             link.append(_span(f" ({target})"))
 
 
+def _says_target(link: Any, target: str) -> bool:
+    label = link.text_content().strip()
+    return target in (label, f"mailto:{label}")
+
+
 def _display(value: str) -> str:
-    """Declare it as inscriptis knows it; without that, an element is shown as others of its name are."""
+    """Return the declaration that inscriptis knows; "": the default of the element's name."""
     if value in _KNOWN_DISPLAYS:
         return f"display:{value}"
     return "display:block" if value in _LIKE_BLOCKS else ""
@@ -86,15 +87,16 @@ def _span(text: str) -> Any:
     return span
 
 
-def _shown(tree: Any) -> str:
+def _layout(tree: Any) -> str:
+    """Return the text as inscriptis lays it out, with tables in columns."""
     try:
         return str(engine.Inscriptis(tree, _config()).get_text())
-    except RecursionError:  # It follows tags in tags, of which no mail for people has hundreds.
-        return _shown_flat(tree)
+    except RecursionError:  # Hundreds of nested tags, which no mail for people has.
+        return _text_lines(tree)
 
 
-def _shown_flat(tree: Any) -> str:
-    """The texts alone, each on a line."""
+def _text_lines(tree: Any) -> str:
+    """Return the texts alone, each on a line of its own."""
     for hidden in [*tree.iter("script", "style", "title", "template")]:
         hidden.drop_tree()
     return "\n".join(words for text in tree.itertext() if (words := " ".join(text.split())))
@@ -102,24 +104,10 @@ def _shown_flat(tree: Any) -> str:
 
 @cache
 def _config() -> Any:
-    """Tell inscriptis of elements that its profile lacks; the rest is as browsers show it."""
+    """Return inscriptis' browser-like profile with the elements that it lacks."""
     element, display = elements.HtmlElement, properties.Display
     css = profiles.CSS_PROFILES["strict"].copy()
-    blocks = (
-        "caption",
-        "center",
-        "dd",
-        "details",
-        "dl",
-        "dt",
-        "fieldset",
-        "form",
-        "legend",
-        "option",
-        "section",
-        "summary",
-    )
-    css |= {name: element(display=display.block) for name in blocks}
+    css |= {name: element(display=display.block) for name in _BLOCKS.split()}
     css |= {name: element(display=display.none) for name in ("datalist", "template", "object")}
     css["blockquote"] = element(display=display.block, margin_before=1, margin_after=1, padding_inline=2)
     return config.ParserConfig(css=css)

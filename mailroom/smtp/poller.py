@@ -1,6 +1,7 @@
-"""Waits for mail servers: an attempt is a generator that says what it waits for; one thread runs one of them, or many side by side.
+"""Waits for mail servers: an attempt is a generator that yields its waits; one thread runs one or many.
 
-Fifty threads with a connection each spend more on changing turns, 60 futex calls a mail, than on the mails.
+Fifty threads with one connection each would cost more than the mails: about 60 futex calls a mail, only to
+hand the interpreter from thread to thread.
 """
 
 import select
@@ -16,128 +17,149 @@ R = TypeVar("R")
 
 
 class Wait(NamedTuple):
-    """Until the socket is ready for `event` (select.POLLIN or POLLOUT); after `deadline`, on time.monotonic, TimeoutError is thrown in."""
+    """A wait for a socket to become ready for `event`, which is select.POLLIN or select.POLLOUT.
 
-    link: socket.socket
+    After `deadline`, on the clock of time.monotonic, TimeoutError is thrown into the generator.
+    """
+
+    sock: socket.socket
     event: int
     deadline: float
 
 
-#: Asks for the fence: whether the payload may go is sent in.
+#: Yielded to ask for the fence; True is sent back if the payload may go out.
 FENCE = object()
 
-#: What an attempt yields, is sent, and returns.
+#: A conversation with a server, as a generator: it yields a Wait or FENCE, and returns its result.
 Dialogue = Generator[Any, Any, R]
 
 
-def run(steps: Dialogue[R], fence: Callable[[], bool] = lambda: False) -> R:
-    """Run them to their end in this thread, which waits; `fence` is called where they ask for it, and what it raises is thrown in."""
-    step = partial(steps.send, None)
+def run(dialogue: Dialogue[R], fence: Callable[[], bool] = lambda: False) -> R:
+    """Run a dialogue to its end in this thread, which blocks meanwhile.
+
+    `fence` is called where the dialogue yields FENCE; what it raises is thrown into the dialogue.
+    """
+    step = partial(dialogue.send, None)
     while True:
         try:
-            asked = step()
+            request = step()
         except StopIteration as e:
             return e.value  # type: ignore[no-any-return]
         try:
-            if asked is FENCE:
-                step = partial(steps.send, fence())
+            if request is FENCE:
+                step = partial(dialogue.send, fence())
             else:
-                _wait(asked)
-                step = partial(steps.send, None)
+                _wait_for(request)
+                step = partial(dialogue.send, None)
         except BaseException as e:
-            step = partial(steps.throw, e)
+            step = partial(dialogue.throw, e)
 
 
-def _wait(asked: Wait) -> None:
-    waiting = select.poll()
-    waiting.register(asked.link, asked.event)
-    if not waiting.poll(max(0.0, asked.deadline - time.monotonic()) * 1000):
+def _wait_for(request: Wait) -> None:
+    poll = select.poll()
+    poll.register(request.sock, request.event)
+    if not poll.poll(max(0.0, request.deadline - time.monotonic()) * 1000):
         raise TimeoutError("timed out")
 
 
 class Poller(Generic[K, R]):
-    """Many attempts in one thread, each by a key; none waits for another."""
+    """Runs many dialogues in one thread, each known by a key; none waits for another."""
 
     def __init__(self) -> None:
         self._poll = select.poll()
-        self._waiting: dict[int, tuple[K, Dialogue[R], float]] = {}  # by file descriptor, with the deadline
-        self._waker, self._woken = socket.socketpair()
+        #: By file descriptor: the key, the dialogue, and the deadline of its wait.
+        self._waiting: dict[int, tuple[K, Dialogue[R], float]] = {}
+        self._waker, self._wakeups = socket.socketpair()
         self._waker.setblocking(False)
         self._is_woken = False
-        self._poll.register(self._woken, select.POLLIN)
-        #: Those that ask for their fence; `go_on` takes them further.
+        self._poll.register(self._wakeups, select.POLLIN)
+        #: Dialogues that ask for their fence; the caller resumes them.
         self.fenced: list[tuple[K, Dialogue[R]]] = []
-        #: Those that have ended: each is told by calling it.
+        #: Dialogues that have ended; calling the second item returns the result, or raises the error.
         self.ended: list[tuple[K, Callable[[], R]]] = []
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self.fenced)
 
-    def go_on(self, key: K, steps: Dialogue[R], step: Callable[[], Any]) -> None:
-        """`step` is a call of `steps.send` or `steps.throw`."""
+    def resume(self, key: K, dialogue: Dialogue[R], step: Callable[[], Any]) -> None:
+        """Run a dialogue until it waits, asks for its fence, or ends.
+
+        `step` is a call of `dialogue.send` or `dialogue.throw`.
+        """
         try:
-            asked = step()
+            request = step()
         except StopIteration as e:
-            self.ended.append((key, partial(_returned, e.value)))
+            self.ended.append((key, partial(_return, e.value)))
         except BaseException as e:
-            self.ended.append((key, partial(_raised, e)))
+            self.ended.append((key, partial(_raise, e)))
         else:
-            if asked is FENCE:
-                self.fenced.append((key, steps))
+            if request is FENCE:
+                self.fenced.append((key, dialogue))
             else:
-                self._waiting[asked.link.fileno()] = (key, steps, asked.deadline)
-                self._poll.register(asked.link, asked.event)
+                self._waiting[request.sock.fileno()] = (key, dialogue, request.deadline)
+                self._poll.register(request.sock, request.event)
 
     def wake(self) -> None:
-        """Have `wait` return, now or when it is called next; from any thread."""
+        """Make `wait` return, now or when it is called next; from any thread."""
         if not self._is_woken:
             self._is_woken = True
-            with suppress(OSError):  # The thread that waits may just have ended, and closed it.
+            with suppress(OSError):  # The polling thread may just have ended, and closed the socket.
                 self._waker.send(b"!")
 
-    def wait(self, gather_seconds: float = 0, *, at_most_seconds: float = float("inf")) -> None:
-        """Until something has come for one of them, or the first has waited long enough, or somebody calls `wake`; and then for as long
-        as the others get to come, too."""
-        first = min((deadline for _, _, deadline in self._waiting.values()), default=float("inf"))
-        seconds = min(max(0.0, first - time.monotonic()), at_most_seconds)
+    def wait(self, gather_seconds: float = 0, *, max_seconds: float = float("inf")) -> None:
+        """Wait until a socket is ready, a deadline passes, `wake` is called, or `max_seconds` are over.
+
+        Once something is there, the other dialogues get `gather_seconds` to become ready as well.
+        """
+        for descriptor, _ in self._ready_events(gather_seconds, max_seconds):
+            if descriptor == self._wakeups.fileno():
+                self._wakeups.recv(4096)
+                self._is_woken = False  # All that others woke us for is already there to be seen.
+                continue
+            key, dialogue, _ = self._forget(descriptor)
+            self.resume(key, dialogue, partial(dialogue.send, None))
+        self._time_out()
+
+    def _ready_events(self, gather_seconds: float, max_seconds: float) -> list[tuple[int, int]]:
+        deadlines = (deadline for _, _, deadline in self._waiting.values())
+        first = min(deadlines, default=float("inf"))
+        seconds = min(max(0.0, first - time.monotonic()), max_seconds)
         ready = self._poll.poll(None if seconds == float("inf") else seconds * 1000)
         if gather_seconds and 0 < len(ready) < len(self._waiting):
             time.sleep(gather_seconds)
             ready = self._poll.poll(0)
-        for number, _ in ready:
-            if number == self._woken.fileno():
-                self._woken.recv(4096)
-                self._is_woken = False  # What others have called it for until now is there already.
-                continue
-            key, steps, _ = self._forget(number)
-            self.go_on(key, steps, partial(steps.send, None))
-        now = time.monotonic()
-        for number in [number for number, (_, _, deadline) in self._waiting.items() if deadline <= now]:
-            key, steps, _ = self._forget(number)
-            self.go_on(key, steps, partial(steps.throw, TimeoutError("timed out")))
+        return ready
 
-    def break_off(self) -> list[K]:
-        """End all without a word, and return the keys of all that nobody was told the end of."""
-        going = [*self.fenced, *((key, steps) for key, steps, _ in map(self._forget, [*self._waiting]))]
-        for _, steps in going:
-            steps.close()
-        keys = [key for key, _ in [*going, *self.ended]]
+    def _time_out(self) -> None:
+        now = time.monotonic()
+        overdue = [number for number, (_, _, deadline) in self._waiting.items() if deadline <= now]
+        for descriptor in overdue:
+            key, dialogue, _ = self._forget(descriptor)
+            self.resume(key, dialogue, partial(dialogue.throw, TimeoutError("timed out")))
+
+    def abort_all(self) -> list[K]:
+        """Close all dialogues where they stand; return their keys and those left in `ended`."""
+        waiting = [self._forget(descriptor) for descriptor in [*self._waiting]]
+        running = [*self.fenced, *((key, dialogue) for key, dialogue, _ in waiting)]
+        for _, dialogue in running:
+            dialogue.close()
+        keys = [key for key, _ in [*running, *self.ended]]
         self.fenced, self.ended = [], []
-        self._is_woken = False  # It may have been broken off before it noted that.
+        self._is_woken = False  # The thread may have failed before it noted that.
         return keys
 
     def close(self) -> None:
         self._waker.close()
-        self._woken.close()
+        self._wakeups.close()
 
-    def _forget(self, number: int) -> tuple[K, Dialogue[R], float]:
-        self._poll.unregister(number)
-        return self._waiting.pop(number)
+    def _forget(self, descriptor: int) -> tuple[K, Dialogue[R], float]:
+        self._poll.unregister(descriptor)
+        return self._waiting.pop(descriptor)
 
 
-def _returned(value: R) -> R:
+def _return(value: R) -> R:
     return value
 
 
-def _raised(error: BaseException) -> Any:
+def _raise(error: BaseException) -> Any:
     raise error

@@ -1,4 +1,4 @@
-"""Keeps sessions with a next hop open from mail to mail, and as many as it takes."""
+"""Keeps sessions with a next hop open from mail to mail, and learns how many connections it takes."""
 
 import threading
 from collections.abc import Iterator
@@ -7,87 +7,89 @@ from typing import Any
 
 from mailroom.model.account import NextHop
 from mailroom.model.errors import ConnectionRefused, NotTaken, TooManyConnections
-from mailroom.smtp.connection import words_of
+from mailroom.smtp.connection import describe
 from mailroom.smtp.poller import Dialogue
-from mailroom.smtp.session import PipeliningDoubted, Receipt, Session, SessionLost, login_at, pipelining_with
+from mailroom.smtp.session import PipeliningDoubted, Receipt, Session, SessionLost, login_for, pipelining_for
 
 
 class Sessions:
-    """The sessions of one worker, at most as many as threads borrow at the same time; each is kept for the next mail."""
+    """The sessions of one worker with one next hop; there are as many as are borrowed at the same time."""
 
     def __init__(self, hop: NextHop) -> None:
         self.hop = hop
-        self._login = login_at(hop)
-        self._pipelining = pipelining_with(hop)
+        self._login = login_for(hop)
+        self._pipelining = pipelining_for(hop)
         self._idle: list[Session] = []
-        self._worn: list[Session] = []
+        self._used_up: list[Session] = []  #: to be closed before the next one is opened
         self._counts = threading.Condition()
-        self._standing = 0  #: sessions that are open: idle, worn or lent
+        self._open = 0  #: sessions that are idle, used up or borrowed
         self._opening = 0
-        self._opened = 0  #: in all
+        self._opened_ever = 0
 
-    def steps(
+    def attempt(
         self, *mail: Any, smtputf8: bool = False, open_only: bool = False, since: float | None = None
     ) -> Dialogue[Receipt]:
-        """Make an attempt as `Session.attempt` does, on a kept session.
+        """Make an attempt as `Session.attempt` does, on a session that is kept open.
 
-        Where the server has closed that meanwhile, it is made at once on a new one.
-        Where commands in one write may have been lost or garbled, they are said one by one on a new one.
+        If the server has closed that one meanwhile, the mail goes at once on a new one. If commands in one
+        write may have been lost or garbled, they are sent one by one on a new one.
 
-        `open_only`: nothing here waits but by steps. Where a session would have to be opened, SessionLost is raised and nobody has the
-        mail; one that is worn then is closed before the next is opened. `since`: as for `Session.open`.
+        `open_only`: never block to open a session. If that were needed, SessionLost is raised and nobody has
+        the mail. `since`: see `Session.open`.
         """
         if open_only:
             session = self._reuse()
             if session is None:
                 raise SessionLost("no session is open", of_message=False)
-            with self._lent(session, worn=self._worn):
+            with self._borrowed(session, close_later=True):
                 return (yield from session.attempt(*mail, smtputf8=smtputf8))
-        fresh = step_by_step = False
+        fresh = one_by_one = False
         while True:
             try:
-                with self.borrow(fresh=fresh, since=since) as found:
-                    receipt = yield from found.attempt(*mail, smtputf8=smtputf8, step_by_step=step_by_step)
+                with self.borrow(fresh=fresh, since=since) as session:
+                    receipt = yield from session.attempt(*mail, smtputf8=smtputf8, one_by_one=one_by_one)
                     break
-            except SessionLost as e:  # A new session raises none, but for the doubt of its first try.
-                fresh, step_by_step = True, step_by_step or isinstance(e, PipeliningDoubted)
-        if step_by_step and receipt.final is not None and receipt.final.accepts:
+            except SessionLost as e:  # Of a new session only PipeliningDoubted can be raised, and only once.
+                fresh, one_by_one = True, one_by_one or isinstance(e, PipeliningDoubted)
+        if one_by_one and receipt.final is not None and receipt.final.accepts:
             self._pipelining.give_up(receipt.refused.values())
         return receipt
 
     @contextmanager
     def borrow(self, *, fresh: bool = False, since: float | None = None) -> Iterator[Session]:
-        """Lend an open session; it comes back by itself.
+        """Lend an open session until the block ends; `fresh`: a new one.
 
         Raises:
           TooManyConnections: others are open, and the server takes no further one.
           NotTaken: none can be opened.
         """
-        with self._lent((None if fresh else self._reuse()) or self._new(since)) as session:
+        kept = None if fresh else self._reuse()
+        with self._borrowed(kept or self._new(since)) as session:
             yield session
 
     @contextmanager
-    def _lent(self, session: Session, *, worn: list[Session] | None = None) -> Iterator[Session]:
-        opened = self._opened
+    def _borrowed(self, session: Session, *, close_later: bool = False) -> Iterator[Session]:
+        """Take the session back after the block; `close_later`: do not close it here, as that blocks."""
+        opened_before = self._opened_ever
         try:
             yield session
-        except ConnectionRefused as e:  # It says so as late as at MAIL.
+        except ConnectionRefused as e:  # The server may say so as late as at MAIL.
             self._drop(session)
-            self._check_others(e, opened)
+            self._check_others(e, opened_before)
             raise
         except BaseException:
-            self._drop(session)  # Nobody knows what was left half said.
+            self._drop(session)  # Nobody knows how far the conversation had come.
             raise
-        if not session.worn:
-            session.kept = True
+        if not session.is_used_up:
+            session.was_idle = True
             self._idle.append(session)
-        elif worn is None or session.smtp.sock is None:
+        elif not close_later or session.smtp.sock is None:
             self._close(session)
         else:
-            worn.append(session)
+            self._used_up.append(session)
 
     def close(self) -> None:
-        for sessions in (self._idle, self._worn):
+        for sessions in (self._idle, self._used_up):
             while sessions:
                 self._close(sessions.pop())
 
@@ -97,16 +99,16 @@ class Sessions:
                 session = self._idle.pop()  # The last one in: the others may grow old and be closed.
             except IndexError:
                 return None
-            if session.reusable:
+            if session.is_reusable:
                 return session
             self._drop(session)
 
     def _new(self, since: float | None) -> Session:
         with suppress(IndexError):
-            self._close(self._worn.pop())  # So that there are never more at a time than threads borrow.
+            self._close(self._used_up.pop())  # So that there are never more than can be borrowed at a time.
         with self._counts:
             self._opening += 1
-            opened = self._opened
+            opened_before = self._opened_ever
         is_open = False
         try:
             session = Session(self.hop, login=self._login, pipelining=self._pipelining)
@@ -116,21 +118,25 @@ class Sessions:
         except ConnectionRefused as e:
             refusal = e
         except OSError as e:
-            raise NotTaken(
-                f"{self.hop.ca_file} is no file of certificates: {words_of(e)}", of_message=False
-            ) from e
+            reason = f"{self.hop.ca_file} is no file of certificates: {describe(e)}"
+            raise NotTaken(reason, of_message=False) from e
         finally:
             self._count(opening=-1, opened=int(is_open))
-        self._check_others(refusal, opened)
+        self._check_others(refusal, opened_before)
         raise refusal
 
-    def _check_others(self, refusal: ConnectionRefused, opened: int) -> None:
-        """Raise TooManyConnections if the server has others; `opened`: how many it had taken before this one."""
+    def _check_others(self, refusal: ConnectionRefused, opened_before: int) -> None:
+        """Raise TooManyConnections if the server has other sessions of ours.
+
+        `opened_before`: how many it had ever taken when this one was begun.
+        """
         with self._counts:
-            self._counts.wait_for(lambda: self._standing or self._opened > opened or not self._opening)
-            if self._standing or self._opened > opened:
-                found = self._standing
-                raise TooManyConnections(refusal.reply, code=refusal.code, standing=found) from refusal
+            self._counts.wait_for(lambda: self._has_others(opened_before) or not self._opening)
+            if self._has_others(opened_before):
+                raise TooManyConnections(refusal.reply, code=refusal.code, standing=self._open) from refusal
+
+    def _has_others(self, opened_before: int) -> bool:
+        return bool(self._open) or self._opened_ever > opened_before
 
     def _drop(self, session: Session) -> None:
         session.drop()
@@ -143,6 +149,6 @@ class Sessions:
     def _count(self, *, opening: int = 0, opened: int = 0, ended: int = 0) -> None:
         with self._counts:
             self._opening += opening
-            self._opened += opened
-            self._standing += opened - ended
+            self._opened_ever += opened
+            self._open += opened - ended
             self._counts.notify_all()

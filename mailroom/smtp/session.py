@@ -1,14 +1,15 @@
-"""Speaks SMTP over yagmail's sessions, and tames what yagmail makes of it.
+"""Speaks SMTP over yagmail's sessions, and works around what yagmail would do to a mail.
 
-yagmail connects, with TLS; smtp/login.py logs in. Overridden is what reads input as paths (`prepare_send`), retries
-by itself and hides replies (`send`), leaves certificates unchecked, waits for ever, or prompts. One call is one attempt, and
-every reply is told.
+yagmail connects, with TLS; smtp/login.py logs in. We override what reads input as paths (`prepare_send`),
+retries by itself and hides replies (`send`), leaves certificates unchecked, waits for ever, or prompts. One
+call is one attempt, and every reply is returned.
 """
 
 import logging
 import smtplib
 import ssl
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NoReturn
@@ -18,24 +19,26 @@ import yagmail
 from mailroom.model.account import NextHop
 from mailroom.model.errors import ConnectionRefused, NotTaken, Unanswered
 from mailroom.model.host_names import default_name
-from mailroom.smtp.connection import Link, Reply, TLSLink, words_of
-from mailroom.smtp.envelope import Envelope, hand_over
+from mailroom.smtp.connect_errors import not_taken
+from mailroom.smtp.connection import Connection, Reply, TLSConnection, describe
+from mailroom.smtp.envelope import Envelope, send_envelope
 from mailroom.smtp.login import Login, NoMechanism
 from mailroom.smtp.oauth2 import TokenError, TokenSource
 from mailroom.smtp.pipelining import Pipelining
 from mailroom.smtp.poller import FENCE, Dialogue
-from mailroom.smtp.replies import is_of_session, may_be_of_connections, says_too_many_connections
+from mailroom.smtp.replies import is_about_session, says_too_many_connections
 
-#: RFC 5321, 4.5.3.2.6: hanging up earlier would make copies of mails that were taken.
+#: RFC 5321, 4.5.3.2.6: if we hung up earlier, mails that were accepted would be sent twice.
 AFTER_DOT_TIMEOUT_SECONDS = 600
 SESSION_AGE_MAX_SECONDS = 300
 QUIT_TIMEOUT_SECONDS = 1
-#: How long the certificates that we trust are kept, of which a system's file takes 10 ms to read.
+#: The certificates that we trust are read again after this; the system's file takes 10 ms.
 TLS_AGE_MAX_SECONDS = 300
-#: Said in the server's place, in its terms (RFC 6531, 3.1 and 5).
+#: Our own reply in the server's place, with the code that it would use (RFC 6531, 3.1 and 5).
 NO_SMTPUTF8 = Reply(
     550,
-    "5.6.7 the mail server takes no address with letters beyond ASCII before the @ (it does not offer SMTPUTF8)",
+    "5.6.7 the mail server takes no address with letters beyond ASCII before the @ "
+    "(it does not offer SMTPUTF8)",
 )
 
 _quiet = logging.getLogger("mailroom.yagmail")
@@ -44,28 +47,28 @@ _quiet.setLevel(logging.CRITICAL + 1)
 
 @dataclass(frozen=True, kw_only=True)
 class Receipt:
-    """All replies of one attempt. `final` answers the last step that was reached: MAIL, DATA or the dot.
+    """The replies to one attempt. `final` answers the last step that was reached: MAIL, DATA or the dot.
 
-    `refused` has the recipients (by position) whose RCPT was refused; `final` is None where that was all of them,
-    or where the server hung up over them.
+    `refused` has the refused recipients, by position. `final` is None if all were refused, or if the server
+    hung up at RCPT.
     """
 
     refused: dict[int, Reply]
     final: Reply | None
-    end: Reply | None = None  #: how it hung up after it had answered for some; nobody has the mail
-    answered: int = 0  #: for how many that was
+    hangup: Reply | None = None  #: how the server hung up at RCPT after some answers; nobody has the mail
+    answered: int = 0  #: recipients that it had answered by then
 
 
 class FenceRefused(Exception):
-    """The row is no longer ours, or we are stopping: the session was closed before the payload, and nobody has the mail."""
+    """Raised before the payload if the row is no longer ours or we are stopping; nobody has the mail."""
 
 
 class SessionLost(NotTaken):
-    """A session that was kept turned out to be closed by the server; nobody has the mail, and a new session may take it at once."""
+    """Raised if the server has closed a kept session; nobody has the mail, and a new one may take it."""
 
 
 class PipeliningDoubted(SessionLost):
-    """Commands that came in one write may have been lost or garbled; a new session may take them one by one."""
+    """Raised if commands in one write may have been lost; a new session may send them one by one."""
 
 
 class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
@@ -78,10 +81,8 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
         self, hop: NextHop, *, login: Login | None = None, pipelining: Pipelining | None = None
     ) -> None:
         tls: dict[str, Any] = {}
-        if hop.security != "none":
-            tls["context"] = _tls(
-                hop.ca_file, int(time.monotonic() // TLS_AGE_MAX_SECONDS)
-            )  # stock yagmail verifies no certificate
+        if hop.security != "none":  # yagmail alone would verify no certificate.
+            tls["context"] = _tls_context(hop.ca_file, int(time.monotonic() // TLS_AGE_MAX_SECONDS))
         super().__init__(
             user=hop.user or "nobody@localhost",
             host=hop.host,
@@ -95,26 +96,26 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
             **(tls if hop.security == "ssl" else {}),
         )
         self.hop = hop
-        self.auth = login or login_at(hop)  #: None: the server wants none
-        self.pipelining = pipelining or pipelining_with(hop)
-        self.born = time.monotonic()
-        self.kept = False  #: whether it was idle since its last mail, so that the server may have closed it
+        self.auth = login or login_for(hop)  #: None: the server wants no login
+        self.pipelining = pipelining or pipelining_for(hop)
+        self.opened_at = time.monotonic()
+        self.was_idle = False  #: True after the first mail: the server may have closed the session meanwhile
 
     def set_logging(self, log_level: int | None = None, file_path_name: str | None = None) -> None:
-        """Say nothing: yagmail logs addresses, and has just replaced the handlers of its logger."""
+        """Log nothing: yagmail logs addresses, and has just replaced the handlers of its logger."""
         logging.getLogger("yagmail.log").handlers.clear()
         self.log = _quiet
 
     @property
     def connection(self) -> type[smtplib.SMTP]:
-        return TLSLink if self.ssl else Link
+        return TLSConnection if self.ssl else Connection
 
     def open(self, *, since: float | None = None) -> None:
-        """Connect and log in. `since`: when the mail was claimed that this is for; by default now.
+        """Connect and log in. `since`: when the mail was claimed, on time.monotonic; by default now.
 
         Raises:
           NotTaken: with `of_message` False: refused, unreachable, not who it should be, or wrong credentials;
-            a ConnectionRefused where that can be of the number of connections.
+            a ConnectionRefused if we may have too many connections.
         """
         try:
             if self.auth is None:
@@ -125,10 +126,10 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
                 self.auth.log_in(self._connect, since=time.monotonic() if since is None else since)
         except (OSError, smtplib.SMTPException, TokenError, NoMechanism, ValueError) as e:
             self.drop()
-            raise _as_not_taken(e, self.hop) from e
+            raise not_taken(e, self.hop) from e
 
-    def _connect(self) -> Link:
-        """Connect, as yagmail does it, with TLS; hang up before that, where a login was refused."""
+    def _connect(self) -> Connection:
+        """Connect as yagmail does, with TLS; first hang up the connection on which a login was refused."""
         self.close()
         self._login("")
         self.smtp.ehlo_or_helo_if_needed()
@@ -146,153 +147,158 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
         payload: bytes,
         *,
         smtputf8: bool = False,
-        step_by_step: bool = False,
+        one_by_one: bool = False,
     ) -> Dialogue[Receipt]:
-        """Hand one mail over, once. FENCE is asked for after 354 and before the payload; False ends it there.
+        """Hand one mail over, once. Yields FENCE between 354 and the payload; False ends the attempt there.
 
-        `smtputf8`: an address in it is not ASCII; a server that does not take such is not asked (RFC 6531, 3.1).
+        `smtputf8`: an address is not ASCII; a server without SMTPUTF8 is not asked (RFC 6531, 3.1).
+        `one_by_one`: use no pipelining.
 
         Raises:
-          NotTaken: the link was lost before the final dot; nobody has the mail. A PipeliningDoubted where the
-            commands are to be said again, `step_by_step`.
-          Unanswered: the link was lost after it.
+          NotTaken: the connection was lost before the final dot; nobody has the mail. A PipeliningDoubted if
+            the mail is to be tried again `one_by_one`.
+          Unanswered: the connection was lost after the final dot.
           FenceRefused: the fence said no.
         """
         if smtputf8 and not self.smtp.has_extn("smtputf8"):
             return Receipt(refused={}, final=NO_SMTPUTF8)
-        envelope = yield from self._envelope(sender, recipients, len(payload), smtputf8, step_by_step)
-        if envelope.end is not None or envelope.mail is None:
-            return self._cut_off(envelope)
-        mail, refused, data = envelope.mail, envelope.refused, envelope.data
-        self._check_welcome(mail)
-        self._check_session(mail, refused, len(recipients))
+        envelope = yield from self._send_envelope(sender, recipients, len(payload), smtputf8, one_by_one)
+        mail = envelope.mail
+        if envelope.hangup is not None or mail is None:
+            return self._judge_hangup(envelope)
+        refused, data = envelope.refused, envelope.data
+        self._check_connection_limit(mail)
+        self._check_session_limit(mail, refused, recipients)
         if not mail.accepts or len(refused) == len(recipients):
-            if data is not None and data.code == 354:
-                yield from self._end_empty(mail, *refused.values())
-            yield from self._clean_after(mail, *refused.values())
+            yield from self._end_refused(mail, refused.values(), data)
             return Receipt(refused=refused, final=None) if mail.accepts else Receipt(refused={}, final=mail)
         if data is None or data.code != 354:
-            return Receipt(refused=refused, final=(yield from self._clean_after(self._refusal(data))))
-        return Receipt(refused=refused, final=(yield from self._payload(payload)))
+            final = yield from self._reset_after(self._data_refusal(data))
+        else:
+            final = yield from self._send_payload(payload)
+        return Receipt(refused=refused, final=final)
 
-    def _envelope(
-        self, sender: str, recipients: dict[int, str], size: int, smtputf8: bool, step_by_step: bool
+    def _send_envelope(
+        self, sender: str, recipients: dict[int, str], size: int, smtputf8: bool, one_by_one: bool
     ) -> Dialogue[Envelope]:
         options = f" SIZE={size}" if self.smtp.has_extn("size") else ""
         options += " BODY=8BITMIME SMTPUTF8" if smtputf8 else ""
         self.smtp.command_encoding = "utf-8" if smtputf8 else "ascii"
-        pipelined = self.pipelining.is_used and self.smtp.has_extn("pipelining") and not step_by_step
+        pipelined = self.pipelining.is_used and self.smtp.has_extn("pipelining") and not one_by_one
         mail = f"MAIL FROM:<{sender}>{options}"
-        envelope: Envelope = yield from hand_over(self.smtp, mail, recipients, pipelined=pipelined)
+        envelope: Envelope = yield from send_envelope(self.smtp, mail, recipients, pipelined=pipelined)
         if pipelined and self.pipelining.doubts(envelope):
             self.drop()
-            raise PipeliningDoubted(str(envelope.end or envelope.replies[-1]))
+            raise PipeliningDoubted(str(envelope.hangup or envelope.replies[-1]))
         return envelope
 
-    def _cut_off(self, envelope: Envelope) -> Receipt:
-        """Return what was answered before the link ended; raise NotTaken where that is of no use."""
+    def _judge_hangup(self, envelope: Envelope) -> Receipt:
+        """Return the replies that came before the hangup; raise NotTaken if they settle nothing."""
         self.drop()
-        mail, end = envelope.mail, envelope.end or Reply(0, "no reply")
-        for reply in (mail, end):
+        mail, hangup = envelope.mail, envelope.hangup or Reply(0, "no reply")
+        for reply in (mail, hangup):
             if reply is not None:
-                self._check_welcome(reply)
+                self._check_connection_limit(reply)
         if mail is not None and mail.refuses:
             return Receipt(refused={}, final=mail)
         refused = {position: reply for position, reply in envelope.refused.items() if reply.refuses}
         if len(refused) == len(envelope.positions):
             return Receipt(refused=refused, final=None)
-        if refused or (not self.kept and envelope.rcpt and len(envelope.positions) > 1):
-            return Receipt(refused=refused, final=None, end=end, answered=len(envelope.rcpt))
-        if self.kept:
-            raise SessionLost(str(end), code=end.code)
-        # It may be about this very mail: there are servers that hang up at what they do not like.
-        raise NotTaken(str(end), code=end.code, after_rcpt=bool(envelope.rcpt))
+        if refused or (not self.was_idle and envelope.rcpt and len(envelope.positions) > 1):
+            return Receipt(refused=refused, final=None, hangup=hangup, answered=len(envelope.rcpt))
+        if self.was_idle:
+            raise SessionLost(str(hangup), code=hangup.code)
+        # It may be about this very mail: some servers hang up on what they do not like.
+        raise NotTaken(str(hangup), code=hangup.code, after_rcpt=bool(envelope.rcpt))
 
-    def _check_welcome(self, reply: Reply) -> None:
-        """Raise ConnectionRefused if the server says as late as at MAIL that there are too many sessions."""
+    def _check_connection_limit(self, reply: Reply) -> None:
+        """Raise ConnectionRefused if the server says only now, at MAIL, that there are too many sessions."""
         if says_too_many_connections(reply):
             self.drop()
             raise ConnectionRefused(str(reply), code=reply.code, of_message=False)
 
-    def _check_session(self, mail: Reply, refused: dict[int, Reply], asked: int) -> None:
-        """Raise SessionLost if a session that had mails before takes no more of them."""
-        replies = [mail, *(refused.values() if len(refused) == asked else [])]
-        if self.kept and any(map(is_of_session, replies)):
+    def _check_session_limit(
+        self, mail: Reply, refused: dict[int, Reply], recipients: dict[int, str]
+    ) -> None:
+        """Raise SessionLost if the server takes no more mails on a session that has sent some."""
+        replies = [mail]
+        if len(refused) == len(recipients):
+            replies += refused.values()
+        if self.was_idle and any(map(is_about_session, replies)):
             self.drop()
             raise SessionLost(str(replies[-1]), code=replies[-1].code)
 
-    def _payload(self, payload: bytes) -> Dialogue[Reply]:
+    def _end_refused(self, mail: Reply, refused: Iterable[Reply], data: Reply | None) -> Dialogue[None]:
+        """Bring the session back to its start after MAIL, or all recipients, were refused."""
+        if data is not None and data.code == 354:
+            yield from self._send_empty_mail(mail, *refused)
+        yield from self._reset_after(mail, *refused)
+
+    def _send_payload(self, payload: bytes) -> Dialogue[Reply]:
         try:
             if not (yield FENCE):
                 raise FenceRefused
         except BaseException:
             self.drop()  # After 354 there is no other way to take a mail back.
             raise
-        if self.smtp.spoke_unasked:
-            return (yield from self._last_words("the server spoke or hung up before the payload"))
-        stuffed = payload.replace(b"\r\n.", b"\r\n..")
-        stuffed = (b"." + stuffed if stuffed.startswith(b".") else stuffed) + (
-            b".\r\n" if stuffed.endswith(b"\r\n") else b"\r\n.\r\n"
-        )
-        yield from self.smtp.sending(stuffed)
-        if self.smtp.broken:  # The dot comes last, so it was not handed over.
-            return (yield from self._last_words("the server hung up within the payload"))
+        if self.smtp.has_unexpected_data:
+            return (yield from self._payload_refusal("the server spoke or hung up before the payload"))
+        yield from self.smtp.write(_with_dot(payload))
+        if self.smtp.broken:  # The dot goes out last, so the server does not have the whole mail.
+            return (yield from self._payload_refusal("the server hung up within the payload"))
         try:
-            self.smtp.patience = AFTER_DOT_TIMEOUT_SECONDS
-            final = yield from self.smtp.replying()
-            self.smtp.patience = self.hop.timeout_seconds
+            self.smtp.reply_timeout_seconds = AFTER_DOT_TIMEOUT_SECONDS
+            final = yield from self.smtp.read_reply()
+            self.smtp.reply_timeout_seconds = self.hop.timeout_seconds
         except Exception as e:  # Whatever it is, the mail may have arrived.
             self.drop()
-            raise Unanswered(f"no reply after the final dot: {words_of(e)}") from e
+            raise Unanswered(f"no reply after the final dot: {describe(e)}") from e
         if not (final.accepts or final.refuses):
             self.drop()
             raise Unanswered(f"no such reply is right after the final dot: {final}")
         self.num_mail_sent += 1
-        return (yield from self._clean_after(final))
+        return (yield from self._reset_after(final))
 
-    def _last_words(self, otherwise: str) -> Dialogue[Reply]:
-        """Return what a payload was refused with that did not arrive; raise NotTaken if that cannot be read."""
-        refusal: Reply | None = yield from self.smtp.last_words()
+    def _payload_refusal(self, otherwise: str) -> Dialogue[Reply]:
+        """Return why the server refused the payload; raise NotTaken with `otherwise` if it does not say."""
+        refusal: Reply | None = yield from self.smtp.read_refusal()
         self.drop()
         if refusal is None:
             raise NotTaken(otherwise)
         return refusal
 
-    def _refusal(self, data: Reply | None) -> Reply:
-        """Return what DATA was answered with, if that is a refusal.
-
-        Anything else but 354 is no answer to it, least of all a 250.
-        """
+    def _data_refusal(self, data: Reply | None) -> Reply:
+        """Return the reply to DATA if it is a refusal; raise NotTaken for any other but 354, even 250."""
         if data is not None and data.refuses:
             return data
         self.drop()
         raise NotTaken(f"expected 354 or a refusal, got {data}")
 
-    def _end_empty(self, mail: Reply, *recipients: Reply) -> Dialogue[None]:
-        """A server that said 354 with nobody to write to gets an empty mail, which it has to refuse (RFC 2920, 3.1)."""
+    def _send_empty_mail(self, mail: Reply, *recipients: Reply) -> Dialogue[None]:
+        """End a DATA that got 354 with no recipient: the server has to refuse the mail (RFC 2920, 3.1)."""
         if not mail.accepts or not all(reply.refuses for reply in recipients):
-            return self.drop()  # It contradicts itself, so it might give somebody that empty mail.
+            return self.drop()  # The replies contradict each other, so somebody might get the empty mail.
         try:
-            yield from self.smtp.sending(".\r\n")
-            yield from self.smtp.replying()
+            yield from self.smtp.write(".\r\n")
+            yield from self.smtp.read_reply()
         except (OSError, smtplib.SMTPException):
             self.drop()
 
-    def _clean_after(self, *replies: Reply) -> Dialogue[Reply]:
-        """Bring the session back to its start after a refusal; return the first of `replies`."""
+    def _reset_after(self, *replies: Reply) -> Dialogue[Reply]:
+        """Bring the session back to its start if one of `replies` is a refusal; return the first of them."""
         if any(reply.code == 421 or not (reply.accepts or reply.refuses) for reply in replies):
             self.drop()
         elif self.smtp.sock and not all(reply.accepts for reply in replies):
             try:
-                yield from self.smtp.sending("RSET\r\n")
-                if (yield from self.smtp.reading())[0] != 250:
+                yield from self.smtp.write("RSET\r\n")
+                if (yield from self.smtp.read_raw_reply())[0] != 250:
                     self.drop()
             except (OSError, smtplib.SMTPException):
                 self.drop()
         return replies[0]
 
     def pipelines(self) -> bool | None:
-        """Try whether the server takes commands in one write; None: it does not say so. Ends the session."""
+        """Test whether the server takes commands in one write; None: not offered. Ends the session."""
         if not self.smtp.has_extn("pipelining"):
             return None
         self.smtp.send("RSET\r\nRSET\r\nNOOP\r\n")
@@ -302,81 +308,58 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
             return False
 
     @property
-    def worn(self) -> bool:
-        """Tell whether the session is closed, or has sent enough, or is old."""
+    def is_used_up(self) -> bool:
+        """Tell whether the session is closed, has sent its share of mails, or is old."""
         return (
             self.smtp is None
             or self.smtp.sock is None
             or self.num_mail_sent >= self.hop.mails_per_connection
-            or time.monotonic() - self.born > SESSION_AGE_MAX_SECONDS
+            or time.monotonic() - self.opened_at > SESSION_AGE_MAX_SECONDS
         )
 
     @property
-    def reusable(self) -> bool:
-        """Tell whether the next mail may take the session.
-
-        It must not be worn, and the server must have said nothing unasked (421) and not hung up.
-        """
-        return not self.worn and not self.smtp.spoke_unasked
+    def is_reusable(self) -> bool:
+        """Tell whether the next mail may take the session: not used up, no 421 from the server, no hangup."""
+        return not self.is_used_up and not self.smtp.has_unexpected_data
 
     def close(self) -> None:
-        """Say QUIT and hang up."""
+        """Send QUIT and hang up."""
         if self.smtp is not None and self.smtp.sock is not None:
             try:
-                self.smtp.patience = QUIT_TIMEOUT_SECONDS
+                self.smtp.reply_timeout_seconds = QUIT_TIMEOUT_SECONDS
                 self.smtp.docmd("QUIT")
             except (OSError, smtplib.SMTPException):
                 pass
         self.drop()
 
     def drop(self) -> None:
-        """Hang up without a word."""
+        """Hang up without QUIT."""
         self.is_closed = True
         if self.smtp is not None:
             self.smtp.close()
 
     def __del__(self) -> None:
-        """Nothing: yagmail would speak to the network here."""
+        """Do nothing: yagmail would use the network here."""
 
 
-def _as_not_taken(error: Exception, hop: NextHop) -> NotTaken:
-    if isinstance(error, smtplib.SMTPResponseException):
-        reply = Reply(max(error.smtp_code, 0), words_of(error))
-        kind = ConnectionRefused if may_be_of_connections(reply) else NotTaken
-        return kind(str(reply), code=reply.code, of_message=False)
-    if isinstance(error, TokenError):
-        return NotTaken(f"no access token: {error}", code=error.code, of_message=False)
-    if isinstance(error, NoMechanism):
-        return NotTaken(f"{hop} {error}", code=504, of_message=False)
-    if isinstance(error, UnicodeError):
-        return NotTaken(f"expected the name of a host, got {hop.host!r}", of_message=False)
-    if isinstance(error, smtplib.SMTPNotSupportedError):
-        return NotTaken(f"{hop} offers no STARTTLS", of_message=False)
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return NotTaken(
-            f"the certificate of {hop} is not to be trusted: {error.verify_message}", of_message=False
-        )
-    kind = ConnectionRefused if _hangs_up(error) else NotTaken
-    return kind(f"{hop} could not be reached: {words_of(error)}", of_message=False)
-
-
-def _hangs_up(error: Exception) -> bool:
-    """Tell a server that refuses or ends a connection from one that does not answer, or cannot be found."""
-    if isinstance(error, smtplib.SMTPServerDisconnected):
-        return not isinstance(error.__cause__, TimeoutError)
-    return isinstance(error, (ConnectionError, ssl.SSLEOFError))
-
-
-def login_at(hop: NextHop) -> Login | None:
+def login_for(hop: NextHop) -> Login | None:
     tokens = TokenSource(hop.oauth2_file, hop.timeout_seconds) if hop.oauth2_file else None
     return Login(hop.user, hop.password, tokens) if hop.user else None
 
 
-def pipelining_with(hop: NextHop) -> Pipelining:
+def pipelining_for(hop: NextHop) -> Pipelining:
     return Pipelining(str(hop), is_used=hop.pipelining)
 
 
+def _with_dot(payload: bytes) -> bytes:
+    """Return the payload with dots doubled at line starts, and the final dot (RFC 5321, 4.5.2)."""
+    stuffed = payload.replace(b"\r\n.", b"\r\n..")
+    if stuffed.startswith(b"."):
+        stuffed = b"." + stuffed
+    return stuffed + (b".\r\n" if stuffed.endswith(b"\r\n") else b"\r\n.\r\n")
+
+
 @lru_cache(maxsize=8)
-def _tls(ca_file: str, stretch: int) -> ssl.SSLContext:
-    """Return what is trusted in this stretch of time."""
+def _tls_context(ca_file: str, period: int) -> ssl.SSLContext:
+    """Return the context for this period of TLS_AGE_MAX_SECONDS, which is read once in it."""
     return ssl.create_default_context(cafile=ca_file or None)

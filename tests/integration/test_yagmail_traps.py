@@ -130,7 +130,7 @@ class Ours:
         )
         recipients = {position: address.address for position, address in enumerate(message.to)}
         return run(
-            self.sessions.steps(ALICE, recipients, compose(claim, sender=Address(ALICE))), lambda: True
+            self.sessions.attempt(ALICE, recipients, compose(claim, sender=Address(ALICE))), lambda: True
         )
 
     def end(self) -> None:

@@ -14,7 +14,7 @@ from mailroom.model.account import AccountState
 from mailroom.model.errors import TooManyConnections
 from mailroom.model.retry import Schedule
 from mailroom.smtp.connection import Reply
-from mailroom.smtp.replies import says_too_many_connections, trouble_of
+from mailroom.smtp.replies import account_error_of, says_too_many_connections
 from mailroom.store.db.database import Database
 from tests.services import wait_until
 from tests.services.schema import ready
@@ -101,7 +101,7 @@ def test_mails_one_by_one_go_by_those_that_it_takes_as_well(database: Database) 
 
 
 @pytest.mark.parametrize("reset", [False, True])
-def test_a_connection_that_is_refused_or_reset_is_one_too_many_while_others_stand(
+def test_a_connection_that_is_refused_or_reset_says_too_many_recipients_while_others_stand(
     database: Database, reset: bool
 ) -> None:
     with ScriptedSMTP() as smtpd:
@@ -193,5 +193,5 @@ def test_one_is_used_at_least() -> None:
 )
 def test_words_about_their_number_are_told_from_others(reply: Reply, told: bool) -> None:
     assert says_too_many_connections(reply) == told
-    trouble = trouble_of(reply, Schedule((7,)), of_message=False)
-    assert (trouble is not None and trouble.waits[0] == 5.0) == told
+    account_error = account_error_of(reply, Schedule((7,)), of_message=False)
+    assert (account_error is not None and account_error.waits[0] == 5.0) == told

@@ -253,7 +253,7 @@ def hand_over(smtpd: ScriptedSMTP, payload: bytes = MAIL, **hop: Any) -> Receipt
     wanted = {"security": "none", "timeout_seconds": 60, **hop}
     sessions = Sessions(NextHop(host=smtpd.host, port=smtpd.port, **wanted))
     try:
-        return run(sessions.steps("alice@example.org", {0: "bob@example.org"}, payload), lambda: True)
+        return run(sessions.attempt("alice@example.org", {0: "bob@example.org"}, payload), lambda: True)
     finally:
         sessions.close()
 

@@ -97,7 +97,7 @@ TIMED_OUT, LOST = Reply(0, "timed out"), Reply(0, "connection closed by the serv
 
 
 @pytest.mark.parametrize(
-    ("replies", "end", "doubted"),
+    ("replies", "hangup", "doubted"),
     [
         ([OK, OK, GO], None, False),
         ([OK, Reply(550, "5.1.1 no"), Reply(503, "no valid RCPT")], None, False),
@@ -113,18 +113,18 @@ TIMED_OUT, LOST = Reply(0, "timed out"), Reply(0, "connection closed by the serv
         ([OK], LOST, False),
     ],
 )
-def test_it_is_doubted_for_some_replies(replies: list[Reply], end: Reply | None, doubted: bool) -> None:
-    assert Pipelining("mx", is_used=True).doubts(envelope(*replies, end=end)) == doubted
+def test_it_is_doubted_for_some_replies(replies: list[Reply], hangup: Reply | None, doubted: bool) -> None:
+    assert Pipelining("mx", is_used=True).doubts(envelope(*replies, hangup=hangup)) == doubted
 
 
-def envelope(*replies: Reply, end: Reply | None = None) -> Envelope:
-    return Envelope(positions=(0,), replies=replies, end=end, timed_out=end is TIMED_OUT)
+def envelope(*replies: Reply, hangup: Reply | None = None) -> Envelope:
+    return Envelope(positions=(0,), replies=replies, hangup=hangup, timed_out=hangup is TIMED_OUT)
 
 
 def test_after_it_has_worked_a_silent_server_is_only_silent() -> None:
     pipelining = Pipelining("mx", is_used=True)
     assert not pipelining.doubts(envelope(OK, OK, GO))
-    assert not pipelining.doubts(envelope(OK, end=TIMED_OUT))
+    assert not pipelining.doubts(envelope(OK, hangup=TIMED_OUT))
     assert pipelining.doubts(envelope(OK, Reply(502, "what?"), Reply(554, "no")))
 
 
@@ -153,9 +153,9 @@ def test_the_doctor_tries_it(
             }
         )
         doctor = Doctor(settings, database, accounts(settings), None)
-        found: dict[str, Finding] = {one.what: one for one in doctor.examine()}
-        assert found["login of account default"].ok
-        told = found.get("pipelining of account default")
-        assert (told.ok if told else None) is ok
-        assert words in (told.words if told else "")
+        findings: dict[str, Finding] = {one.what: one for one in doctor.examine()}
+        assert findings["login of account default"].ok
+        finding = findings.get("pipelining of account default")
+        assert (finding.ok if finding else None) is ok
+        assert words in (finding.words if finding else "")
         assert pipelining == "garbles" or smtpd.violations == []

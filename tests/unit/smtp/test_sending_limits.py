@@ -1,4 +1,4 @@
-"""A server's words for "you may not send for now" are the account's trouble: no mail fails for them."""
+"""Replies that mean "you may not send for now" are about the account: no mail fails for them."""
 
 import pytest
 
@@ -9,11 +9,11 @@ from mailroom.model.message import State
 from mailroom.model.retry import Schedule
 from mailroom.smtp.connection import Reply
 from mailroom.smtp.replies import (
-    is_of_bad_address,
-    is_of_session,
+    account_error_of,
+    is_about_session,
+    says_bad_address,
     says_too_many_connections,
     state_of,
-    trouble_of,
 )
 
 SCHEDULE = Schedule.parse("30s, 2m")
@@ -77,12 +77,12 @@ MENDED = (AccountState.HALTED, 900)
 )
 def test_a_limit_is_the_accounts_and_ends(code: int, text: str, meaning: tuple[AccountState, float]) -> None:
     reply = Reply(code, text)
-    trouble = trouble_of(reply, SCHEDULE)
-    assert trouble
-    assert (trouble.state, trouble.excuses) == (meaning[0], True)
-    assert trouble.waits[0] >= meaning[1]
-    assert trouble.waits[0] <= 3600
-    assert (state_of(reply), is_of_bad_address(reply)) == (State.DEFERRED, False)
+    account_error = account_error_of(reply, SCHEDULE)
+    assert account_error
+    assert (account_error.state, account_error.excuses) == (meaning[0], True)
+    assert account_error.waits[0] >= meaning[1]
+    assert account_error.waits[0] <= 3600
+    assert (state_of(reply), says_bad_address(reply)) == (State.DEFERRED, False)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_a_limit_is_the_accounts_and_ends(code: int, text: str, meaning: tuple[A
     ],
 )
 def test_a_limit_of_the_recipient_or_of_the_mail_is_not_the_accounts(code: int, text: str) -> None:
-    assert trouble_of(Reply(code, text), SCHEDULE) is None
+    assert account_error_of(Reply(code, text), SCHEDULE) is None
     assert state_of(Reply(code, text)) is State.FAILED
 
 
@@ -135,7 +135,7 @@ def test_a_connection_takes_as_many_mails_as_suit_the_server(given: dict[str, st
 def test_a_name_in_a_reply_says_nothing_of_connections_or_sessions(name: str) -> None:
     assert says_too_many_connections(Reply(550, "5.7.1 too many concurrent sessions"))
     assert not says_too_many_connections(Reply(550, f"5.7.1 <{name}>: {name} is not welcome"))
-    assert not is_of_session(Reply(550, "5.7.1 <per-session@one-connection.example>: unknown"))
+    assert not is_about_session(Reply(550, "5.7.1 <per-session@one-connection.example>: unknown"))
 
 
 @pytest.mark.parametrize(
@@ -150,6 +150,10 @@ def test_a_name_in_a_reply_says_nothing_of_connections_or_sessions(name: str) ->
     ],
 )
 def test_a_connection_too_many_pauses_for_seconds_whatever_its_code(text: str) -> None:
-    trouble = trouble_of(Reply(550, text), SCHEDULE, of_message=False)
-    assert trouble
-    assert (trouble.state, trouble.waits[0], trouble.excuses) == (AccountState.PAUSED, 5, True)
+    account_error = account_error_of(Reply(550, text), SCHEDULE, of_message=False)
+    assert account_error
+    assert (account_error.state, account_error.waits[0], account_error.excuses) == (
+        AccountState.PAUSED,
+        5,
+        True,
+    )

@@ -9,7 +9,7 @@ import pytest
 
 from mailroom.model.account import NextHop
 from mailroom.model.errors import NotTaken, Unanswered
-from mailroom.smtp import session as transport
+from mailroom.smtp import session as session_module
 from mailroom.smtp.connection import LINE_MAX_BYTES, REPLY_LINES_MAX, REPLY_MAX_CHARACTERS, Reply
 from mailroom.smtp.poller import run
 from mailroom.smtp.pool import Sessions
@@ -49,7 +49,7 @@ def hop(smtpd: ScriptedSMTP, **more: Any) -> NextHop:
 
 
 def attempt(sessions: Sessions, *to: str, payload: bytes = MAIL) -> Receipt:
-    return run(sessions.steps(ALICE, dict(enumerate(to or (BOB,))), payload), lambda: True)
+    return run(sessions.attempt(ALICE, dict(enumerate(to or (BOB,))), payload), lambda: True)
 
 
 def verbs(smtpd: ScriptedSMTP) -> list[str]:
@@ -108,7 +108,7 @@ class TestReplies:
         self, smtpd: ScriptedSMTP, sessions: Sessions
     ) -> None:
         smtpd.reply("RCPT", "550 5.1.1 no such user", match="bob@")
-        receipt = run(sessions.steps(ALICE, {3: BOB, 7: CAROL}, MAIL), lambda: True)
+        receipt = run(sessions.attempt(ALICE, {3: BOB, 7: CAROL}, MAIL), lambda: True)
         assert receipt == Receipt(refused={3: Reply(550, "5.1.1 no such user")}, final=Reply(250, "2.0.0 ok"))
         assert [delivery.rcpt_tos for delivery in smtpd.payloads] == [(CAROL,)]
 
@@ -140,7 +140,7 @@ class TestReplies:
         def fence() -> bool:
             raise AssertionError("asked")
 
-        receipt = run(sessions.steps(ALICE, {0: BOB}, MAIL), fence)
+        receipt = run(sessions.attempt(ALICE, {0: BOB}, MAIL), fence)
         assert receipt == Receipt(refused={0: Reply(550, "5.1.1 no such user")}, final=None)
         assert [delivery.data for delivery in smtpd.payloads] == [b""]
         assert attempt(sessions).final == Reply(250, "2.0.0 ok")
@@ -181,7 +181,7 @@ class TestFence:
         self, smtpd: ScriptedSMTP, sessions: Sessions
     ) -> None:
         with pytest.raises(FenceRefused):
-            run(sessions.steps(ALICE, {0: BOB}, MAIL), lambda: False)
+            run(sessions.attempt(ALICE, {0: BOB}, MAIL), lambda: False)
         wait_until(lambda: smtpd.open_connections == 0)
         assert verbs(smtpd) == ["EHLO", "MAIL", "RCPT", "DATA"]
         assert smtpd.payloads == []
@@ -191,7 +191,7 @@ class TestFence:
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            run(sessions.steps(ALICE, {0: BOB}, MAIL), fence)
+            run(sessions.attempt(ALICE, {0: BOB}, MAIL), fence)
         wait_until(lambda: smtpd.open_connections == 0)
         assert smtpd.payloads == []
 
@@ -202,7 +202,7 @@ class TestFence:
             said.append(verbs(smtpd))
             return True
 
-        run(sessions.steps(ALICE, {0: BOB}, MAIL), fence)
+        run(sessions.attempt(ALICE, {0: BOB}, MAIL), fence)
         assert said == [["EHLO", "MAIL", "RCPT", "DATA"]]
 
     def test_a_server_that_hangs_up_meanwhile_is_not_sent_the_payload(
@@ -215,7 +215,7 @@ class TestFence:
             return True
 
         with pytest.raises(NotTaken):  # and not Unanswered, as which it would count as uncertain
-            run(sessions.steps(ALICE, {0: BOB}, MAIL), fence)
+            run(sessions.attempt(ALICE, {0: BOB}, MAIL), fence)
 
 
 class TestLostLinks:
@@ -317,8 +317,8 @@ class TestPatience:
     def test_after_the_dot_it_is_ten_minutes(
         self, smtpd: ScriptedSMTP, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        assert transport.AFTER_DOT_TIMEOUT_SECONDS == 600
-        monkeypatch.setattr(transport, "AFTER_DOT_TIMEOUT_SECONDS", 0.2)
+        assert session_module.AFTER_DOT_TIMEOUT_SECONDS == 600
+        monkeypatch.setattr(session_module, "AFTER_DOT_TIMEOUT_SECONDS", 0.2)
         hold = smtpd.hold("DOT")
         with pytest.raises(Unanswered, match="timed out"):
             attempt(sessions)
@@ -373,7 +373,7 @@ class TestReuse:
     def test_an_old_session_is_not_used_again(
         self, smtpd: ScriptedSMTP, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(transport, "SESSION_AGE_MAX_SECONDS", -1)
+        monkeypatch.setattr(session_module, "SESSION_AGE_MAX_SECONDS", -1)
         attempt(sessions)
         attempt(sessions)
         assert smtpd.connections == 2

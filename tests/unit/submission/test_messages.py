@@ -575,7 +575,7 @@ def test_a_quoted_address_goes_out_quoted_in_envelope_and_header(pipelining: boo
         sessions = Sessions(NextHop(host=smtpd.host, port=smtpd.port, security="none"))
         sender = message.sender or ALICE
         people = {at: person.address for at, person in enumerate(message.everyone)}
-        run(sessions.steps(sender.address, people, compose(claim(message), sender=ALICE)), lambda: True)
+        run(sessions.attempt(sender.address, people, compose(claim(message), sender=ALICE)), lambda: True)
         sessions.close()
         said = [line.partition(" SIZE=")[0] for _, line in smtpd.commands]
         assert [line for line in said if line.startswith(("MAIL", "RCPT"))] == [
