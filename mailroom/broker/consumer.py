@@ -189,7 +189,7 @@ class CarefulConsumer(Consumer):
         left_queue.send(sender=self, reason=reason)
         log.warning(
             "the queue %s is left alone until this worker is started anew, as %s; our Celery clients "
-            'name queue="mail", see README, "Send from a Celery client"',
+            'name queue="mail", see docs/clients.md, "From a Celery client"',
             SHARED_QUEUE,
             reason,
         )

@@ -116,7 +116,7 @@ def _refusal(said: str, method: str) -> str:
         right = found["right"] or _RIGHTS.get(method) or _right_to_bind(found["what"])
         return (
             f"RabbitMQ refuses user {found['user']!r} the right to {right} {found['what']}; grant it, "
-            'README\'s "Rights in RabbitMQ" lists those that are needed'
+            'docs/operations.md, "Rights in RabbitMQ", lists those that are needed'
         )
     return f"RabbitMQ does not let us in, correct user, password and vhost in MAILASYNC_BROKER_URL ({said})"
 

@@ -1,4 +1,4 @@
-"""The programs of docs/clients: README shows them as they are, and they send one mail each (`make check-clients` runs all of them)."""
+"""The programs of docs/clients: docs/clients.md shows them, and they send one mail each; `make check-clients` runs all."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from tests.services.processes import PROJECT, Service, service
 from tests.tools import check_clients
 from tests.tools.check_clients import ALL, CLIENTS, ORDER, RECIPIENT, URL, Client, Failed, run, start
 
-README = (PROJECT / "README.md").read_text()
+PAGE = (PROJECT / "docs/clients.md").read_text()
 IN_ANY_CASE = [client for client in ALL if client.name in ("curl", "Python")]
 
 
@@ -29,10 +29,10 @@ def served(tmp_path: Path) -> Iterator[Service]:
 
 
 @pytest.mark.parametrize("client", ALL, ids=lambda client: client.name)
-def test_readme_shows_each_program_as_it_is(client: Client) -> None:
+def test_the_docs_show_each_program_as_it_is(client: Client) -> None:
     text = (CLIENTS / client.file).read_text()
     language = client.file.partition(".")[2].replace("py", "python").replace("mjs", "js")
-    assert f"```{language}\n{text}```\n" in README and f"docs/clients/{client.file}" in README
+    assert f"```{language}\n{text}```\n" in PAGE and f"docs/clients/{client.file}" in PAGE
     assert all(
         word in text for word in (URL, RECIPIENT, ORDER, "MAILASYNC_API_KEY", "wait=30", "Idempotency-Key")
     )

@@ -1,4 +1,4 @@
-"""What RabbitMQ refuses, is named in one sentence; and no more is needed than the README says."""
+"""What RabbitMQ refuses, is named in one sentence; and no more is needed than docs/operations.md says."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -13,9 +13,9 @@ from tests.services.processes import PROJECT, Service, service
 from tests.services.rabbitmq import RabbitMQ
 from tests.services.smtpd import ScriptedSMTP
 
-#: User, configure, write and read, as the README tells an operator.
+#: User, configure, write and read, as docs/operations.md tells an operator.
 COMMAND = re.compile(r"rabbitmqctl set_permissions -p mail (\w+) '(\^.*)' '(.*)' '(.*)'\n")
-LISTED = {user: rights for user, *rights in COMMAND.findall((PROJECT / "README.md").read_text())}
+LISTED = {user: rights for user, *rights in COMMAND.findall((PROJECT / "docs/operations.md").read_text())}
 
 MakeUser = Callable[..., str]
 
@@ -55,7 +55,7 @@ def worker_of(stack: Service, url: str, *, wait: bool = False) -> Any:
 def test_the_rights_that_are_listed_are_enough(stack: Service, user: MakeUser, smtpd: ScriptedSMTP) -> None:
     # Given queues that somebody else has made
     stack.worker().stop()
-    # When web and worker have the rights of the README, and no other
+    # When web and worker have the rights of docs/operations.md, and no other
     stack.settings["BROKER_URL"] = user("web", *LISTED["web"])
     web = stack.web()
     worker = worker_of(stack, user("worker", *LISTED["worker"]), wait=True)

@@ -17,7 +17,7 @@ from tests.services.chromium import ARGUMENTS, find_chromium
 from tests.services.processes import PROJECT, Service, service
 
 DOCS = PROJECT / "docs" / "img"
-#: Those that README and the documents show.
+#: Those that README and docs/ show.
 SHOWN = ("dashboard", "inbox", "compose", "message")
 THANKS = (
     "<h1 style='color: #14672c'>Thank you!</h1><p>Your order {n} is on its way. "

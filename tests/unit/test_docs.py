@@ -1,5 +1,6 @@
-"""The documents say what is there: README, the map of the code, default_settings.py."""
+"""The documents say what is there: README, docs/, the map of the code, default_settings.py."""
 
+import ast
 import json
 import re
 import subprocess
@@ -24,6 +25,7 @@ from mailroom.api.routes import jobs
 from mailroom.api.services import Services
 from mailroom.config.settings import SECRETS, Settings
 from mailroom.inbox import InboxStorage, create_blueprint
+from mailroom.jobs import registry
 from mailroom.model.errors import InvalidMessage
 from mailroom.model.message import State
 from mailroom.server import serve
@@ -33,7 +35,7 @@ from mailroom.store.jobs.jobs import Jobs, JobState
 from mailroom.store.messages.outbox import Outbox
 from mailroom.submission.message import read_message
 from mailroom.submission.reader import SubmissionReader
-from tests.services.processes import PROJECT
+from tests.tools.documents import BLOCKS, CODE, PAGES, PROJECT, TEXT, block_with, table
 
 ORDERS = SubmissionReader(
     "localhost",
@@ -42,13 +44,11 @@ ORDERS = SubmissionReader(
     unsubscribe_url=lambda id: "",
     webhook_problem=lambda url: "",
 )
-README = (PROJECT / "README.md").read_text()
-#: Code in README: blocks by language, and what stands between backticks.
-BLOCKS = re.findall(r"^ *```(\w*)\n(.*?)^ *```$", README, re.DOTALL | re.MULTILINE)
-CODE = "\n".join([block for _, block in BLOCKS] + re.findall(r"`([^`\n]+)`", README))
-#: Bodies in README's curl lines, of mails and of jobs.
-BODIES = re.findall(r"^ *curl [^\n]*:5000/(?:v1/messages)? [^\n]*-d '([^']*)'", README, re.MULTILINE)
-JOB_BODIES = re.findall(r"^ *curl [^\n]*/v1/jobs [^\n]*-d '([^']*)'", README, re.MULTILINE)
+#: Bodies in their curl lines, of mails and of jobs.
+BODIES = re.findall(r"^ *curl [^\n]*:5000/(?:v1/messages)? [^\n]*-d '([^']*)'", TEXT, re.MULTILINE)
+JOB_BODIES = re.findall(r"^ *curl [^\n]*/v1/jobs [^\n]*-d '([^']*)'", TEXT, re.MULTILINE)
+#: Where each kind of route is listed.
+ROUTES = ("docs/http-api.md", "docs/pages.md", "docs/inbox.md")
 
 
 @pytest.fixture
@@ -57,17 +57,6 @@ def served() -> Flask:
     made = app.create_app()
     made.register_blueprint(create_blueprint(InboxStorage()))
     return made
-
-
-def table(first: str) -> list[list[str]]:
-    """The rows of README's table whose first heading is `first`, as cells."""
-    lines = README[README.index(f"\n| {first} |") :].split("\n\n")[0].strip().splitlines()
-    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
-
-
-def block_with(language: str, part: str) -> str:
-    block: str = next(block for kind, block in BLOCKS if kind == language and part in block)
-    return block
 
 
 def tracked() -> dict[str, str]:
@@ -86,29 +75,40 @@ def tracked() -> dict[str, str]:
     }
 
 
-def test_readme_names_every_route_and_no_other(served: Flask) -> None:
+def test_the_docs_name_every_route_once_and_no_other(served: Flask) -> None:
     routes = {
-        f"`{method} {rule.rule.rstrip('/') or '/'}`"
+        f"{method} {rule.rule.rstrip('/') or '/'}"
         for rule in served.url_map.iter_rules()
         if not rule.endpoint.endswith("static")
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
     }
-    assert {f"`{named}`" for named in re.findall(r"^\| `([A-Z]+ /[^`]*)` \|", README, re.MULTILINE)} == routes
+    named = [
+        route
+        for page in ROUTES
+        for route in re.findall(r"^\| `([A-Z]+ /[^`]*)` \|", PAGES[page], re.MULTILINE)
+    ]
+    assert sorted(named) == sorted(routes)
 
 
-def test_readme_names_every_setting_with_its_default() -> None:
+def test_each_route_of_the_api_and_of_the_inbox_is_on_its_page(served: Flask) -> None:
+    rules = {rule.rule.rstrip("/") for rule in served.url_map.iter_rules() if "static" not in rule.endpoint}
+    for page, start in (("docs/http-api.md", "/v1/"), ("docs/inbox.md", "/inbox")):
+        assert [rule for rule in rules if rule.startswith(start) and f" {rule}` |" not in PAGES[page]] == []
+
+
+def test_the_docs_name_every_setting_with_its_default() -> None:
     def shown(value: object) -> str:
         return "–" if value == "" else f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
 
-    found = {name: default for name, default, _ in table("name")}
-    assert found == {
+    rows = table("docs/settings.md", "name")
+    assert {name: default for name, default, _ in rows} == {
         f"`{name}`": shown(getattr(default_settings, name)) for name in default_settings.__annotations__
     }
-    assert all(("Secret." in meaning) == (name.strip("`") in SECRETS) for name, _, meaning in table("name"))
+    assert all(("Secret." in meaning) == (name.strip("`") in SECRETS) for name, _, meaning in rows)
 
 
-def test_readme_names_only_settings_that_exist() -> None:
-    named = set(re.findall(r"\bMAILASYNC_([A-Z0-9_]*[A-Z0-9])\b", README))
+def test_the_docs_name_only_settings_that_exist() -> None:
+    named = set(re.findall(r"\bMAILASYNC_([A-Z0-9_]*[A-Z0-9])\b", TEXT))
     assert named <= default_settings.__annotations__.keys()
 
 
@@ -129,9 +129,11 @@ def test_each_setting_has_its_comment() -> None:
     assert bare == []
 
 
-def test_readme_names_every_make_target_and_no_other() -> None:
+def test_the_docs_name_every_make_target_and_no_other() -> None:
     targets = re.findall(r"^([a-z-]+):.*## ", (PROJECT / "Makefile").read_text(), re.MULTILINE)
     assert set(re.findall(r"\bmake ([a-z-]+)", CODE)) == set(targets)
+    listed = "".join(row[0] for row in table("docs/contributing.md", "command"))
+    assert set(re.findall(r"`make ([a-z-]+)`", listed)) == set(targets)
 
 
 def test_contributing_names_only_make_targets_that_exist() -> None:
@@ -151,7 +153,7 @@ def test_the_workflow_of_a_pull_request_is_the_command_of_this_repository() -> N
     assert (PROJECT / ".ci/run").stat().st_mode & 0o100
 
 
-def test_flask_commands_in_readme_exist(served: Flask) -> None:
+def test_flask_commands_in_the_docs_exist_and_are_all_there_are(served: Flask) -> None:
     named = re.findall(r"\bflask ([a-z]+)(?: ([a-z]+))?", CODE)
     assert named
     for name, inner in named:
@@ -159,11 +161,16 @@ def test_flask_commands_in_readme_exist(served: Flask) -> None:
         assert not inner or (isinstance(command, click.Group) and inner in command.commands), (
             f"flask {name} {inner}"
         )
+    assert {name for name, _ in named} == served.cli.commands.keys()
 
 
-def test_files_in_readme_exist() -> None:
+def test_files_in_the_docs_exist() -> None:
     named = re.findall(r"(?<![\w/.])((?:\w+/)*\w[\w.]*\.(?:py|json|md))\b(?!\()", CODE)
-    assert named and [name for name in named if not (PROJECT / name).exists()] == []
+    assert (
+        named
+        and [name for name in named if not any((PROJECT / folder / name).exists() for folder in ("", "docs"))]
+        == []
+    )
 
 
 def test_files_in_the_map_of_the_code_exist() -> None:
@@ -179,21 +186,15 @@ def test_files_in_the_map_of_the_code_exist() -> None:
     )
 
 
-def test_links_inside_readme_lead_somewhere() -> None:
-    headings = {
-        re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-")
-        for heading in re.findall(r"^#+ (.+)$", README, re.MULTILINE)
-    }
-    assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= headings
+def test_states_in_the_docs_are_the_states() -> None:
+    for page, states in (("docs/messages.md", State), ("docs/jobs.md", JobState)):
+        assert [row[0].strip("`") for row in table(page, "status | means")] == [*states]
 
 
-def test_states_in_readme_are_states() -> None:
-    assert {name.strip("`") for name, _, _ in table("status | means")} <= set(State)
-
-
-def test_curl_bodies_in_readme_are_accepted_or_refused_as_it_shows() -> None:
-    *accepted, refused = BODIES
-    assert len(accepted) >= 2 and all(read_message(body.encode()).to for body in accepted)
+def test_curl_bodies_in_the_docs_are_accepted_or_refused_as_they_show() -> None:
+    [refused] = [body for body in BODIES if "subjct" in body]
+    assert len(BODIES) > 5
+    assert all(read_message(body.encode()).to for body in BODIES if body != refused)
     with pytest.raises(InvalidMessage) as caught:
         ORDERS.mail(json.loads(refused))
     assert json.loads(problems.invalid(caught.value).get_data()) == json.loads(
@@ -201,23 +202,31 @@ def test_curl_bodies_in_readme_are_accepted_or_refused_as_it_shows() -> None:
     )
 
 
-def test_jobs_in_readme_are_accepted() -> None:
-    assert JOB_BODIES
+def test_mails_of_programs_in_the_docs_are_accepted() -> None:
+    mails = [
+        ast.literal_eval(node.value)
+        for kind, block in BLOCKS
+        if kind == "python"
+        for node in ast.walk(ast.parse(block))
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict) and '"to"' in block
+        if ast.unparse(node.targets[0]) == "mail"
+    ]
+    assert len(mails) >= 3 and all(read_message(json.dumps(mail).encode()).to for mail in mails)
+
+
+def test_jobs_in_the_docs_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_types", {**registry._types})
+    exec(block_with("python", '@job("report")'), {"__name__": "reports"})
+    assert len(JOB_BODIES) >= 2
     for body in JOB_BODIES:
         order = ORDERS.job(json.loads(body))
         assert order.mail and order.mail.message.template
 
 
-def test_job_states_in_readme_are_the_states() -> None:
-    readme = README[README.index("## Run a job") :]
-    rows = readme[readme.index("| status | means") :].split("\n\n")[0].splitlines()[2:]
-    assert [row.split("`")[1] for row in rows] == [*JobState]
-
-
-def test_readme_shows_a_job_as_the_api_does(served: Flask, tmp_path: Path) -> None:
+def test_the_docs_show_a_job_as_the_api_does(served: Flask, tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path}/docs.sqlite3")
     upgrade(database)
-    order = ORDERS.job(json.loads(JOB_BODIES[0]))
+    order = ORDERS.job(json.loads(next(body for body in JOB_BODIES if "simulate" in body)))
     assert order.mail
     Outbox(database).accept(order.mail)
     standing = Jobs(database, 20).standing(order.job.id)
@@ -232,7 +241,7 @@ def test_readme_shows_a_job_as_the_api_does(served: Flask, tmp_path: Path) -> No
     assert told["args"] == real["args"] and told["message"].keys() == real["message"].keys()
 
 
-def test_json_in_readme_is_json() -> None:
+def test_json_in_the_docs_is_json() -> None:
     for kind, block in BLOCKS:
         assert kind != "json" or json.loads(block)
     assert read_message(block_with("json", '"contents"').encode()).subject
@@ -242,10 +251,11 @@ def test_the_curl_line_is_the_one_that_flask_up_prints() -> None:
     settings = Settings(
         **{name: getattr(default_settings, name) for name in default_settings.__annotations__}
     )
-    assert serve.curl(settings) + "\n" in [block for kind, block in BLOCKS if kind == "sh"]
+    line = f"```sh\n{serve.curl(settings)}\n```"
+    assert all(line in PAGES[page] for page in ("README.md", "docs/quickstart.md"))
 
 
-def test_readme_shows_a_message_as_the_api_does(served: Flask, tmp_path: Path) -> None:
+def test_the_docs_show_a_message_as_the_api_does(served: Flask, tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path}/docs.sqlite3")
     upgrade(database)
     outbox = Outbox(database)
@@ -258,7 +268,7 @@ def test_readme_shows_a_message_as_the_api_does(served: Flask, tmp_path: Path) -
     with served.app_context():
         real = shown(standing)
     database.close()
-    told = json.loads(block_with("json", "timeline"))
+    told = json.loads(block_with("json", '"subject": "Hello",\n'))
     assert list(told) == list(real)
     assert list(told["recipients"][0]) == list(real["recipients"][0]) and list(told["job"]) == list(
         real["job"]
@@ -266,14 +276,14 @@ def test_readme_shows_a_message_as_the_api_does(served: Flask, tmp_path: Path) -
     assert told["timeline"][0].keys() == real["timeline"][0].keys()
 
 
-def test_python_in_readme_compiles() -> None:
+def test_python_in_the_docs_compiles() -> None:
     sources = [block for kind, block in BLOCKS if kind == "python"]
     assert sources
     for source in sources:
-        compile(source, "README.md", "exec")
+        compile(source, "docs", "exec")
 
 
-def test_celery_client_in_readme_names_the_task_and_a_mail_that_is_accepted() -> None:
+def test_celery_client_in_the_docs_names_the_task_and_a_mail_that_is_accepted() -> None:
     found = re.search(r'send_task\(\s*"([^"]+)", \[(\{.*\})\]\s*\)', block_with("python", "send_task"))
     assert found and found[1] == mailasync.sendMail.name and read_message(found[2].encode()).to
 
@@ -299,11 +309,11 @@ def test_no_file_names_a_machine_or_a_package_index() -> None:
     assert {name: what for name, what in found.items() if what} == {}
 
 
-def test_the_speed_that_readme_tells_is_what_make_bench_measured() -> None:
+def test_the_speed_that_the_docs_tell_is_what_make_bench_measured() -> None:
     for heading, rows, file in (
         ("what", report.ROWS, "results.md"),
         ("at scale", report.SCALE_ROWS, "scale.md"),
     ):
-        told, measured = table(heading), (PROJECT / "benchmarks" / file).read_text()
+        told, measured = table("docs/speed.md", heading), (PROJECT / "benchmarks" / file).read_text()
         assert [row[:2] for row in told] == [[expected.what, expected.target] for expected in rows]
         assert [row for row in told if f"| {' | '.join(row)} |" not in measured] == []

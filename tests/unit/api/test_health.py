@@ -1,4 +1,4 @@
-"""Readiness: it is what a POST would be answered, and README says of each field what the service does."""
+"""Readiness: it is what a POST would be answered, and docs/http-api.md says of each field what the service does."""
 
 import json
 import re
@@ -24,7 +24,7 @@ from tests.services.processes import PROJECT
 from tests.services.schema import ready
 from tests.unit.api.test_messages import MAIL
 
-README = PROJECT / "README.md"
+PAGE = PROJECT / "docs/http-api.md"
 
 
 def asked(client: FlaskClient, path: str = "/readyz") -> tuple[int, dict[str, Any]]:
@@ -146,17 +146,17 @@ def test_who_asks_often_gets_no_write_for_each_time(
 
 
 def fields() -> dict[str, str]:
-    """When README says that a field of the answer makes it 503, by field."""
-    rows = re.findall(r"^\| `(status|checks\.\w+)` \|.*\| ([^|]*) \|$", README.read_text(), re.MULTILINE)
+    """When the docs say that a field of the answer makes it 503, by field."""
+    rows = re.findall(r"^\| `(status|checks\.\w+)` \|.*\| ([^|]*) \|$", PAGE.read_text(), re.MULTILINE)
     return dict(rows)
 
 
-def test_readme_names_each_field(client: FlaskClient) -> None:
+def test_the_docs_name_each_field(client: FlaskClient) -> None:
     told = asked(client)[1]
     assert [*fields()] == ["status", *(f"checks.{name}" for name in told["checks"])]
 
 
-def test_what_readme_says_makes_no_503_makes_none(client: FlaskClient) -> None:
+def test_what_the_docs_say_makes_no_503_makes_none(client: FlaskClient) -> None:
     # Given neither broker nor worker
     wait_until(
         lambda: asked(client)[1]["checks"]["broker"].startswith("unreachable"),

@@ -423,7 +423,7 @@ def backup(pair: Service, postgres: Postgres, tmp_path: Path) -> "Backup":
 
 
 class Backup:
-    """What README tells an operator to do."""
+    """What docs/operations.md tells an operator to do."""
 
     def __init__(self, url: str, postgres: Postgres, file: Path) -> None:
         self.url, self.postgres, self.file = make_url(url), postgres, file
