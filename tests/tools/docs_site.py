@@ -18,6 +18,6 @@ def _named(link: re.Match[str]) -> str:
     if not (PROJECT / "docs" / link["path"]).resolve().exists():
         return link[0]  # MkDocs says then that it leads nowhere.
     if link["title"]:
-        return f'<span title="{link["title"]}">{link["words"]}</span>'
+        return f'<abbr title="{link["title"]}">{link["words"]}</abbr>'
     name = link["path"].removeprefix("../")
     return link["words"] if name in link["words"] else f"{link['words']} (`{name}`)"
