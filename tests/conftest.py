@@ -18,6 +18,7 @@ from mailroom.store.db.database import Database
 from tests.services import Server, first_locked, locked, processes, scratch
 from tests.services.application import made
 from tests.services.forks import Forks
+from tests.services.locks import Locks
 from tests.services.lossy_link import LossyLink
 from tests.services.postgres import Postgres
 from tests.services.processes import Service, service
@@ -130,6 +131,21 @@ def server_limits() -> Iterator[str]:
         patch.setattr(postgresql, "SERVER_LIMITS", real.replace("'5s'", "'60s'"))
         assert real != postgresql.SERVER_LIMITS
         yield real
+
+
+@pytest.fixture(scope="session")
+def locks() -> Iterator[Locks]:
+    """What the store changes in PostgreSQL, in this process."""
+    watched = Locks()
+    with watched.watching():
+        yield watched
+
+
+@pytest.fixture(autouse=True)
+def rows_are_locked_in_order(locks: Locks) -> Iterator[None]:
+    """Whatever a test is about: what changes many rows locks them in the order of their keys, as tests/services/locks.py says."""
+    yield
+    assert locks.faults() == []
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -111,8 +111,8 @@ class Accounts:
         return replace(room, messages=free.mails, unlimited=False, until=None, words=free.words)
 
     def _register(self, connection: Connection, asked: list[None]) -> list[None]:
-        known = {row.name: row for row in connection.execute(select(accounts).with_for_update())}
-        for budget in self.budgets:
+        known = {row.name: row for row in connection.execute(_STATES.with_for_update())}
+        for budget in sorted(self.budgets, key=lambda budget: budget.account):
             row = known.get(budget.account)
             if row is None:
                 connection.execute(

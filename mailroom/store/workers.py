@@ -9,6 +9,7 @@ from sqlalchemy import Column, ColumnElement, Connection, and_, literal, select
 
 from mailroom.store.db.database import Database
 from mailroom.store.db.schema import now_ms, workers
+from mailroom.store.db.statements import in_order
 
 #: Rows of workers gone longer than this are deleted; nothing refers to them any more.
 FORGET_AFTER_MS = 24 * 3600 * 1000
@@ -96,11 +97,12 @@ class Heartbeat:
         return asked
 
     def _stop_others(self, connection: Connection, asked: list[None]) -> list[None]:
-        connection.execute(
+        others = (
             workers.update()
             .values(stopped_at=now_ms())
             .where(workers.c.id != self.id, workers.c.stopped_at.is_(None))
         )
+        connection.execute(in_order(connection, others))
         return asked
 
     def _beat(self, connection: Connection, hanging: list[str | None]) -> list[None]:
@@ -117,5 +119,6 @@ class Heartbeat:
             connection.execute(
                 workers.insert().values(id=self.id, name=self.name, started_at=now_ms(), **now)
             )
-            connection.execute(workers.delete().where(workers.c.seen_at < now_ms() - FORGET_AFTER_MS))
+            gone = workers.delete().where(workers.c.seen_at < now_ms() - FORGET_AFTER_MS)
+            connection.execute(in_order(connection, gone))
         return [None] * len(hanging)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.services import DEADLINE_SECONDS
+from tests.services.locks import is_unordered
 from tests.services.processes import PROJECT
 
 TESTS = PROJECT / "tests"
@@ -181,3 +182,34 @@ def test_what_judges_by_the_clock_is_found(code: str) -> None:
 )
 def test_what_does_not_is_left_alone(code: str) -> None:
     assert [*faults(ast.parse(code), "test_x.py")] == []
+
+
+ORDERED = "SELECT jobs.id FROM jobs WHERE jobs.state = %(s)s ORDER BY jobs.id FOR UPDATE"
+MANY = "UPDATE jobs SET step=%(x)s WHERE jobs.id IN (%(a)s, %(b)s)"
+ONE = "UPDATE jobs SET step=%(x)s WHERE jobs.id = %(id)s AND jobs.state = %(s)s"
+FREE = "SELECT jobs.id FROM jobs WHERE jobs.state = %(s)s FOR UPDATE SKIP LOCKED"
+FOUND = f"WITH found AS ({ORDERED}) {MANY}"
+ANYHOW = ORDERED.replace("ORDER BY jobs.id ", "")
+GONE = "DELETE FROM jobs WHERE jobs.id IN (%(a)s, %(b)s)"
+PEOPLE = "UPDATE recipients SET state=%(x)s WHERE recipients.id = %(id)s"
+MESSAGE = "UPDATE messages SET state=%(x)s WHERE messages.id = %(id)s"
+
+
+@pytest.mark.parametrize(
+    ("statements", "unordered"),
+    [
+        ([ONE], []),
+        ([FOUND], []),
+        ([FREE, MANY], []),
+        ([ORDERED, MANY], []),
+        ([MANY], [MANY]),
+        ([ONE, MANY], [MANY]),
+        ([ANYHOW], [ANYHOW]),
+        ([GONE], [GONE]),
+        ([PEOPLE], [PEOPLE]),
+        ([MESSAGE, PEOPLE], []),
+    ],
+)
+def test_what_locks_rows_in_no_order_is_found(statements: list[str], unordered: list[str]) -> None:
+    held: set[str] = set()
+    assert [statement for statement in statements if is_unordered(statement, held)] == unordered

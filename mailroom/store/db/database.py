@@ -27,6 +27,7 @@ from mailroom.model.text import one_line
 from mailroom.process.lazy_import import Lazy
 from mailroom.store.db.schema import identity
 from mailroom.store.db.sqlite import SQLiteFile, spilling
+from mailroom.store.db.statements import in_order
 
 postgresql = Lazy("mailroom.store.db.postgresql")
 
@@ -239,6 +240,11 @@ def _is_undone(error: BaseException) -> bool:
 def run(connection: Connection, statements: list[Any]) -> list[Any]:
     """A work for `write`: the rows that each statement gives."""
     return [connection.execute(statement).all() for statement in statements]
+
+
+def run_in_order(connection: Connection, statements: list[Any]) -> list[Any]:
+    """`run` for an UPDATE or DELETE of many rows."""
+    return [connection.execute(in_order(connection, statement)).all() for statement in statements]
 
 
 class _Write:

@@ -18,16 +18,20 @@ from sqlalchemy import (
     BindParameter,
     ColumnElement,
     Connection,
+    Delete,
     Dialect,
     Executable,
     Integer,
+    Select,
     Table,
     Text,
+    Update,
     bindparam,
     cast,
     func,
     literal_column,
     select,
+    tuple_,
 )
 from sqlalchemy.dialects.postgresql import JSON
 from sqlalchemy.types import TypeEngine
@@ -37,6 +41,7 @@ CHARACTERS_MAX = 1_000_000
 
 _ASKED: Any = object()
 R = TypeVar("R")
+Change = TypeVar("Change", Update, Delete)
 #: The values of a row, by their names.
 Given = Mapping[str, ColumnElement[Any]]
 
@@ -63,15 +68,33 @@ class Prepared:
 
 
 class Rows:
-    """A statement over rows with these values: columns of the table, or else numbers. `build` makes it of one row's values."""
+    """A statement over rows with these values: columns of the table, or else numbers. `build` makes it of one row's values.
 
-    def __init__(self, table: Table, names: Sequence[str], build: Callable[[Given], Executable]) -> None:
+    An UPDATE locks its rows in the order of their keys, unless they are `guarded` by a row that the transaction locked before.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        names: Sequence[str],
+        build: Callable[[Given], Executable],
+        *,
+        guarded: bool = False,
+    ) -> None:
         self._names = names
         self._pick = (
             itemgetter(*names) if len(names) > 1 else None
         )  # which is three times as fast as a look for each name
         self._numbers = [name not in table.c or isinstance(table.c[name].type, Integer) for name in names]
-        self._prepared = Prepared(lambda dialect: build(self._given(dialect)))
+
+        def statement(dialect: Dialect) -> Executable:
+            given = self._given(dialect)
+            plain = build(given)
+            if guarded or dialect.name == "sqlite" or not isinstance(plain, Update):
+                return plain
+            return build(_found_in_order(plain, given))
+
+        self._prepared = Prepared(statement)
 
     def __call__(self, connection: Connection, rows: Sequence[Mapping[str, Any]], **values: Any) -> list[Any]:
         """Run it over all of them, in their order, and return the rows that it gives; a value that a row does not have is NULL."""
@@ -105,6 +128,34 @@ class Rows:
                 for n, is_number in enumerate(self._numbers)
             ]
         return dict(zip(self._names, values, strict=True))
+
+
+def in_order(connection: Connection, statement: Change) -> Change:
+    """Let an UPDATE or DELETE lock its rows in the order of their keys, so that no two of them can wait for each other.
+
+    SQLite has one writer at a time, and needs none of this.
+    """
+    if connection.dialect.name == "sqlite":
+        return statement
+    key = [*statement.table.primary_key.columns]  # type: ignore[attr-defined]  # of a Table, as all of ours are
+    found = _locking(select(*key), statement).cte("found")
+    return statement.where((tuple_(*key) if len(key) > 1 else key[0]).in_(select(found)))
+
+
+def _found_in_order(statement: Update, given: Given) -> Given:
+    """The values that belong to the rows of `statement`, each row locked in its turn before it is changed."""
+    values = select(*(value.label(name) for name, value in given.items()))
+    return dict(_locking(values, statement).cte("found").c)
+
+
+def _locking(found: Select[Any], statement: Update | Delete) -> Select[Any]:
+    """Find what `statement` would, and lock it, no stronger than that does."""
+    table: Any = statement.table
+    return (
+        found.where(*statement._where_criteria)
+        .order_by(*table.primary_key.columns)
+        .with_for_update(of=table, key_share=isinstance(statement, Update))
+    )
 
 
 def _compiled(statement: Any, dialect: Dialect) -> tuple[str, list[str] | None, dict[str, Any]]:

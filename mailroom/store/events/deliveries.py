@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, delete, insert, or_, select, tuple_, update
 
 from mailroom.model.errors import StoreUnavailable
-from mailroom.store.db.database import Database, run
+from mailroom.store.db.database import Database, run, run_in_order
 from mailroom.store.db.schema import contents, deliveries, insertion, locked, messages, now_ms, tags, webhooks
 from mailroom.store.db.statements import Prepared
 from mailroom.store.workers import dead_owners
@@ -202,7 +202,8 @@ class WebhookDeliveries:
 
     def release(self) -> int:
         """Give back all that we have, as we are stopping; these attempts do not count. Return how many those were."""
-        rows = self.database.write(run, _given_back(deliveries.c.owner == self.owner, counts=False))
+        ours = deliveries.c.owner == self.owner
+        rows = self.database.write(run_in_order, _given_back(ours, counts=False))
         return len(rows)
 
     def give_back(self) -> int:
@@ -228,7 +229,9 @@ class WebhookDeliveries:
                 deliveries.c.owner == self.owner, tuple_(deliveries.c.number, deliveries.c.attempt).in_(lost)
             ),
         )
-        return len(self.database.write(run, _given_back(whose, counts=True))) if dead or lost else 0
+        if not (dead or lost):
+            return 0
+        return len(self.database.write(run_in_order, _given_back(whose, counts=True), alone=True))
 
     def _loaded(self, row: Any) -> DueDelivery:
         self._in_hand.add((row.number, row.attempt))
@@ -239,7 +242,10 @@ class WebhookDeliveries:
             raise
 
     def _finish(self, connection: Connection, ended: list[tuple[DueDelivery, DeliveryResult]]) -> list[bool]:
-        return [self._finish_one(connection, due, told) for due, told in ended]
+        done: dict[int, bool] = {}
+        for number, (due, told) in sorted(enumerate(ended), key=lambda one: one[1][0].number):
+            done[number] = self._finish_one(connection, due, told)
+        return [done[number] for number in range(len(ended))]
 
     def _finish_one(self, connection: Connection, due: DueDelivery, told: DeliveryResult) -> bool:
         again = told.wait_seconds is not None

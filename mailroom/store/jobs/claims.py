@@ -152,7 +152,7 @@ class JobClaims:
 
     def orphans(self) -> list[str]:
         """End or requeue what dead workers ran; return the ids of messages that are queued now."""
-        return self.database.write(self._orphans, None) if self.database.read(self._dead) else []
+        return self.database.write(self._orphans, None, alone=True) if self.database.read(self._dead) else []
 
     def _owned(self) -> set[Attempt]:
         return self.database.read(
@@ -182,12 +182,11 @@ class JobClaims:
         ]
 
     def _finish(self, connection: Connection, ended: list[tuple[JobClaim, JobEnd]]) -> list[list[str] | None]:
-        return [
-            self._end(connection, claim, end)
-            if end.wait_seconds is None
-            else self._try_again(connection, claim, end)
-            for claim, end in ended
-        ]
+        released: dict[int, list[str] | None] = {}
+        for number, (claim, end) in sorted(enumerate(ended), key=lambda one: one[1][0].id):
+            work = self._end if end.wait_seconds is None else self._try_again
+            released[number] = work(connection, claim, end)
+        return [released[number] for number in range(len(ended))]
 
     def _end(self, connection: Connection, claim: JobClaim, end: JobEnd) -> list[str] | None:
         how: dict[str, Any] = {"state": end.state, "error": end.error, "result": end.result}
@@ -235,11 +234,12 @@ class JobClaims:
 
     def _orphans(self, connection: Connection, asked: list[None]) -> list[list[str]]:
         lost = [jobs.c.state == JobState.RUNNING, jobs.c.owner.in_(self._dead(connection))]
+        may_try_again = jobs.c.attempt - jobs.c.excused < jobs.c.max_attempts
         end = JobEnd(state=JobState.FAILED, error="the worker that ran it died")
         again = connection.execute(
             update(jobs)
             .values(state=JobState.QUEUED, owner=None, progress=0, error=end.error)
-            .where(*lost, jobs.c.attempt - jobs.c.excused < jobs.c.max_attempts)
+            .where(jobs.c.id.in_(_not_in_use(*lost, may_try_again)))
             .returning(jobs.c.id, jobs.c.attempt)
         ).all()
         record(
@@ -252,11 +252,18 @@ class JobClaims:
         ended = connection.execute(
             update(jobs)
             .values(state=end.state, owner=None, finished_at=now_ms(), error=end.error)
-            .where(*lost)
+            .where(jobs.c.id.in_(_not_in_use(*lost, ~may_try_again)))
             .returning(jobs.c.id, jobs.c.attempt)
         ).all()
-        released = [id for row in ended for id in let_go(connection, row.id, end, attempt=row.attempt)]
+        released = [
+            id for row in sorted(ended) for id in let_go(connection, row.id, end, attempt=row.attempt)
+        ]
         return [released] * len(asked)
+
+
+def _not_in_use(*which: ColumnElement[bool]) -> Any:
+    """Find these jobs, but not those that somebody is changing just now: their worker lives, and is looked at again."""
+    return locked(select(jobs.c.id).where(*which).order_by(jobs.c.id))
 
 
 def _given_back(*whose: ColumnElement[bool]) -> Any:

@@ -13,6 +13,7 @@ from mailroom.model.message import Attachment, State
 from mailroom.store.content import load_attachments
 from mailroom.store.db.database import Database
 from mailroom.store.db.schema import events, files, jobs, messages, now_ms, recipients, workers
+from mailroom.store.db.statements import in_order
 from mailroom.store.events.counters import count, count_events
 from mailroom.store.events.deliveries import tell
 from mailroom.store.events.timeline import record
@@ -229,14 +230,13 @@ def let_go(connection: Connection, job_id: str, end: JobEnd, *, attempt: int | N
     record(connection, [{"id": job_id, "event": f"job {end.state}", "attempt": attempt, "detail": end.error}])
     wanted_on = connection.scalar(select(jobs.c.notify_on).where(jobs.c.id == job_id))
     state, reason = _fate(end, wanted_on)
-    ids = list(
-        connection.scalars(
-            update(messages)
-            .values(state=state, reason=reason)
-            .where(messages.c.job_id == job_id, messages.c.state == State.WAITING)
-            .returning(messages.c.id)
-        )
+    released = (
+        update(messages)
+        .values(state=state, reason=reason)
+        .where(messages.c.job_id == job_id, messages.c.state == State.WAITING)
+        .returning(messages.c.id)
     )
+    ids = list(connection.scalars(in_order(connection, released)))
     if ids and state is not State.QUEUED:
         connection.execute(
             update(recipients)

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, func, or_, select, update
 
 from mailroom.model.errors import MailroomError, StoreUnavailable
 from mailroom.store.db.database import Database
-from mailroom.store.db.schema import keys, now_ms
+from mailroom.store.db.schema import keys, locked, now_ms
 
 log = logging.getLogger("mailasync.keys")
 
@@ -258,13 +258,10 @@ def _revoke(connection: Connection, ids: list[str]) -> list[KeyRow | None]:
 
 
 def _set_used(connection: Connection, ids: list[str]) -> list[None]:
-    """Not where another process has just done so."""
-    connection.execute(
-        update(keys)
-        .values(used_at=now_ms())
-        .where(
-            keys.c.id.in_(ids),
-            or_(keys.c.used_at.is_(None), keys.c.used_at < now_ms() - int(USED_SECONDS * 1000)),
-        )
+    """Not where another process has just done so, or is doing so."""
+    old = select(keys.c.id).where(
+        keys.c.id.in_(ids),
+        or_(keys.c.used_at.is_(None), keys.c.used_at < now_ms() - int(USED_SECONDS * 1000)),
     )
+    connection.execute(update(keys).values(used_at=now_ms()).where(keys.c.id.in_(locked(old))))
     return [None] * len(ids)

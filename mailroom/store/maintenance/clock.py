@@ -10,6 +10,7 @@ from mailroom.model.message import FINAL, State
 from mailroom.model.times import readable_time
 from mailroom.store.db.database import Database
 from mailroom.store.db.schema import accounts, clock, deliveries, jobs, messages, now_ms, samples, workers
+from mailroom.store.db.statements import in_order
 
 log = logging.getLogger("mailasync.clock")
 
@@ -75,12 +76,13 @@ def _move(connection: Connection) -> None:
     if step <= STEP_MIN_MS:
         return
     for column, *which in _COMING:
-        connection.execute(update(column.table).where(column > now, *which).values({column: column - step}))
+        moved = update(column.table).where(column > now, *which).values({column: column - step})
+        connection.execute(in_order(connection, moved))
     for column, *which in _GONE:
-        connection.execute(
-            update(column.table).where(column > now, *which).values({column: _not_after(now, column - step)})
-        )
-    connection.execute(delete(samples).where(samples.c.minute > now // MINUTE_MS))
+        then = _not_after(now, column - step)
+        moved = update(column.table).where(column > now, *which).values({column: then})
+        connection.execute(in_order(connection, moved))
+    connection.execute(in_order(connection, delete(samples).where(samples.c.minute > now // MINUTE_MS)))
     connection.execute(update(clock).values(latest_at=now, stepped_at=now, step_ms=step))
     log.warning("the database's clock was set back by %s; what waits was moved by that", _seconds(step))
 

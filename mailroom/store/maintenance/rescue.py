@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select, update
 
 from mailroom.model.message import State
 from mailroom.store.accounts import note_sent
 from mailroom.store.db.database import Database, Work, run
 from mailroom.store.db.schema import locked, messages, now_ms, recipients
+from mailroom.store.db.statements import in_order
 from mailroom.store.events.counters import count
 from mailroom.store.events.timeline import record
 from mailroom.store.messages.claims import Claims
@@ -126,23 +127,23 @@ class Sweeps:
 
     def unpublish(self, ids: Sequence[str]) -> None:
         """Take the mark back from rows that could not be published after all."""
-        self.database.write(_unpublish, list(ids))
+        self.database.write(_unpublish, list(ids), alone=True)
 
     def forget_nudges(self) -> None:
         """All queued rows need a nudge again: the broker was in the memory of a process that has ended."""
-        self.database.write(_forget_nudges, None)
+        self.database.write(_forget_nudges, None, alone=True)
 
     def orphans(self) -> int:
         """Give back what dead workers own; return how many rows that were. Each death counts against a row that was claimed alone.
 
         Before the fence nothing was sent: queued. Past it nobody knows: uncertain, and then as ON_UNCERTAIN says.
         """
-        return self.database.write(self._orphans, None) if self.database.read(self._dead) else 0
+        return self.database.write(self._orphans, None, alone=True) if self.database.read(self._dead) else 0
 
     def abandoned(self, claims: Claims) -> int:
         """Give back rows of a living worker that none of its threads works on; return how many."""
         rows = claims.not_in_hand()
-        return self.database.write(self._abandoned, (claims.owner, rows)) if rows else 0
+        return self.database.write(self._abandoned, (claims.owner, rows), alone=True) if rows else 0
 
     def _mark(
         self,
@@ -166,7 +167,7 @@ class Sweeps:
         )
         if not self.database.read(lambda connection: connection.scalars(found.limit(1)).first()):
             return []  # Looking takes no write lock, and most of the time there is nothing.
-        rows = self.database.write(work or run, mark)
+        rows = self.database.write(work or run, mark, alone=True)
         return sorted(
             (QueuedId(row.id, row.queue, row.crashes > 0) for row in rows), key=lambda nudge: nudge.id
         )
@@ -198,7 +199,7 @@ class Sweeps:
         unsent = connection.execute(
             update(messages)
             .values(state=State.QUEUED, **free)
-            .where(*whose, messages.c.state == State.SENDING)
+            .where(messages.c.id.in_(_not_in_use(*whose, messages.c.state == State.SENDING)))
             .returning(messages.c.id, messages.c.attempt)
         ).all()
         then = State.QUEUED if self.on_uncertain == "resend" else State.UNCERTAIN
@@ -206,7 +207,7 @@ class Sweeps:
         unknown = connection.execute(
             update(messages)
             .values(state=then, uncertain_attempts=messages.c.uncertain_attempts + 1, reason=reason, **free)
-            .where(*whose, messages.c.state == State.IN_DATA)
+            .where(messages.c.id.in_(_not_in_use(*whose, messages.c.state == State.IN_DATA)))
             .returning(messages.c.id, messages.c.attempt, messages.c.account)
         ).all()
         self._count(connection, unknown)
@@ -242,6 +243,11 @@ class Sweeps:
         )
 
 
+def _not_in_use(*whose: ColumnElement[bool]) -> Select[Any]:
+    """Find these rows, but not those that somebody is changing just now: their owner lives, and is looked at again."""
+    return locked(select(messages.c.id).where(*whose).order_by(messages.c.id))
+
+
 def _fail_poison(connection: Connection, ids: list[str]) -> None:
     failed = list(
         connection.scalars(
@@ -274,18 +280,20 @@ def _recover(connection: Connection, statements: list[Any]) -> list[Any]:
 
 def _unpublish(connection: Connection, chunks: list[list[str]]) -> list[None]:
     for ids in chunks:
-        connection.execute(
+        mark_gone = (
             update(messages)
             .values(published_at=None)
             .where(messages.c.id.in_(ids), messages.c.state == State.QUEUED)
         )
+        connection.execute(in_order(connection, mark_gone))
     return [None] * len(chunks)
 
 
 def _forget_nudges(connection: Connection, asked: list[None]) -> list[None]:
-    connection.execute(
+    marks_gone = (
         update(messages)
         .values(published_at=None)
         .where(messages.c.state == State.QUEUED, messages.c.published_at.is_not(None))
     )
+    connection.execute(in_order(connection, marks_gone))
     return [None] * len(asked)

@@ -42,6 +42,7 @@ from mailroom.store.db.schema import (
     usage,
     workers,
 )
+from mailroom.store.db.statements import in_order
 from mailroom.store.events.counters import KEPT_MINUTES, MINUTE_MS, fold, is_old
 from mailroom.store.jobs.jobs import FINAL as JOB_FINAL
 from mailroom.store.keys.sign_outs import KEPT_MS as SIGNED_OUT_MS
@@ -174,12 +175,17 @@ class Retention:
         return [self._delete_messages_of(connection, ids) if _alone(connection) else None for ids in asked]
 
     def _delete_messages_of(self, connection: Connection, ids: list[str]) -> int:
+        # Jobs first, as everybody locks them first.
+        job_ids = select(messages.c.job_id).where(messages.c.id.in_(ids))
+        its_jobs = select(jobs.c.id).where(jobs.c.id.in_(job_ids)).order_by(jobs.c.id)
+        connection.execute(its_jobs.with_for_update())
         # Looked at anew: somebody may have had one sent again meanwhile.
-        rows = connection.execute(
+        gone = (
             delete(messages)
             .where(messages.c.id.in_(ids), _message_can_go(self._until(connection)))
             .returning(messages.c.id, messages.c.job_id)
-        ).all()
+        )
+        rows = connection.execute(in_order(connection, gone)).all()
         if rows:
             self._delete_belongings(connection, [row.id for row in rows])
             self._delete_jobs_of(connection, [row.job_id for row in rows if row.job_id])
@@ -191,13 +197,10 @@ class Retention:
     def _delete_jobs_of(self, connection: Connection, ids: list[str]) -> int:
         if not ids:
             return 0
-        gone = list(
-            connection.scalars(
-                delete(jobs)
-                .where(jobs.c.id.in_(ids), _job_can_go(self._until(connection)))
-                .returning(jobs.c.id)
-            )
+        old = (
+            delete(jobs).where(jobs.c.id.in_(ids), _job_can_go(self._until(connection))).returning(jobs.c.id)
         )
+        gone = list(connection.scalars(in_order(connection, old)))
         if gone:
             self._delete_belongings(connection, gone)
         return len(gone)
@@ -209,7 +212,8 @@ class Retention:
         """
         for table in (events, files):
             connection.execute(delete(table).where(table.c.id.in_(ids)))
-        connection.execute(delete(deliveries).where(deliveries.c.message_id.in_(ids)))
+        told = delete(deliveries).where(deliveries.c.message_id.in_(ids))
+        connection.execute(in_order(connection, told))
 
     def _small(self, limit: int | None) -> None:
         """Delete rows of small tables that are too old to mean anything; add up tallies that are old."""
@@ -274,7 +278,9 @@ def _delete_small(connection: Connection, limits: list[int | None]) -> list[None
         for table, key, old in _small_tables(connection):
             # Every process adds some tallies a minute, and they are small: more of them at once.
             found = select(*key).where(old).limit(limits[0] and (LOOK if table is tallies else limits[0]))
-            gone = delete(table).where((tuple_(*key) if len(key) > 1 else key[0]).in_(found), old)
+            gone = in_order(
+                connection, delete(table).where((tuple_(*key) if len(key) > 1 else key[0]).in_(found), old)
+            )
             if table is tallies:
                 fold(connection, connection.execute(gone.returning(tallies.c.event, tallies.c.count)))
             else:

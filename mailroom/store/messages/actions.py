@@ -155,13 +155,16 @@ def _act(connection: Connection, all_asked: list[_Asked]) -> list[MailroomError 
 
 
 def _release(connection: Connection, chunks: list[Sequence[str]]) -> list[int]:
-    return [
-        sum(_act_one(connection, _Asked(id=id, actions=(RELEASE,))) is None for id in ids) for ids in chunks
-    ]
+    released: list[int] = []
+    for ids in chunks:
+        _lock_jobs(connection, ids)
+        refusals = [_act_one(connection, _Asked(id=id, actions=(RELEASE,))) for id in ids]
+        released.append(refusals.count(None))
+    return released
 
 
 def _act_one(connection: Connection, asked: _Asked) -> MailroomError | None:
-    _lock_job(connection, asked.id)
+    _lock_jobs(connection, [asked.id])
     for action in asked.actions:
         done = (
             update(messages)
@@ -245,11 +248,12 @@ def _queued_or_waiting() -> Any:
     return case((_job_is(*JOB_OPEN), literal(State.WAITING.value)), else_=literal(State.QUEUED.value))
 
 
-def _lock_job(connection: Connection, id: str) -> None:
-    """Keep the job before this message from ending meanwhile; it would not see that the message waits for it."""
+def _lock_jobs(connection: Connection, ids: Sequence[str]) -> None:
+    """Keep the jobs before these messages from ending meanwhile; one would not see that its message waits for it."""
     connection.execute(
         select(jobs.c.id)
-        .where(jobs.c.id.in_(select(messages.c.job_id).where(messages.c.id == id)))
+        .where(jobs.c.id.in_(select(messages.c.job_id).where(messages.c.id.in_(ids))))
+        .order_by(jobs.c.id)
         .with_for_update()
     )
 
@@ -287,7 +291,7 @@ def _resend(connection: Connection, all_asked: list[_Resend]) -> list[MailroomEr
 
 
 def _resend_one(connection: Connection, asked: _Resend) -> MailroomError | None:
-    _lock_job(connection, asked.id)
+    _lock_jobs(connection, [asked.id])
     row = connection.execute(
         select(
             messages.c.state,

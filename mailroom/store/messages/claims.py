@@ -24,9 +24,9 @@ from mailroom.model.errors import StoreUnavailable
 from mailroom.model.message import State
 from mailroom.store.accounts import Accounts, Allowance, begin_probe, lock, note_ends, note_sent
 from mailroom.store.content import load, load_attachments
-from mailroom.store.db.database import Database, Work, run
+from mailroom.store.db.database import Database, Work, run_in_order
 from mailroom.store.db.schema import events, jobs, messages, now_ms, recipients, workers
-from mailroom.store.db.statements import Rows, asked
+from mailroom.store.db.statements import Rows, asked, in_order
 from mailroom.store.events.counters import count_latencies
 from mailroom.store.events.deliveries import storable, tell
 from mailroom.store.events.timeline import record
@@ -104,7 +104,7 @@ class Claims:
     def release_unsent(self) -> int:
         """Give back every row whose fence was not passed, as it cannot be any more; return how many."""
         unsent = (messages.c.owner == self.owner, messages.c.state == State.SENDING)
-        return len(self.database.write(run, _giving_back().where(*unsent)))
+        return len(self.database.write(run_in_order, _giving_back().where(*unsent)))
 
     def not_in_hand(self) -> list[Any]:
         """Rows (id, attempt) that are ours and that no thread of ours works on: a commit went through, and the word of it got lost."""
@@ -202,8 +202,8 @@ class Claims:
         return [(claim.id, claim.attempt) in passed for claim in asked]
 
     def _release(self, connection: Connection, claims: list[Claim]) -> list[bool]:
-        released = _named(connection.execute(_giving_back().where(
-            *mine(self.owner, claims), messages.c.state.in_([State.SENDING, State.IN_DATA]))))
+        released = _named(connection.execute(in_order(connection, _giving_back().where(
+            *mine(self.owner, claims), messages.c.state.in_([State.SENDING, State.IN_DATA])))))
         return _on_record(connection, claims, released)
 
     def _finish(self, connection: Connection, ended: list[tuple[Claim, Outcome]]) -> list[bool]:
@@ -342,6 +342,8 @@ def _free(suspects: bool) -> list[ColumnElement[bool]]:
 def _taking(suspects: bool) -> Rows:
     return Rows(messages, ("id",), lambda given: messages.update().values(
         state=State.SENDING, owner=_WORKER, attempt=messages.c.attempt + 1, account=asked("by", String), parked=None,
+        # Whoever claims it has its nudge: the broker had it, whether or not the publisher has come to say so.
+        published_at=func.coalesce(messages.c.published_at, now_ms()),
         first_attempt_at=func.coalesce(messages.c.first_attempt_at, now_ms()))
         .where(messages.c.id == given["id"], *_free(suspects))
         .returning(messages.c.id, messages.c.attempt, messages.c.excused, messages.c.max_attempts))
@@ -382,7 +384,8 @@ def _write_replies(connection: Connection, kept: list[tuple[Claim, Outcome]]) ->
 
 
 _REPLIES = Rows(recipients, ("id", "position", "state", "reply"), lambda given: recipients.update().values(
-    state=given["state"], reply=given["reply"]).where(recipients.c.id == given["id"], recipients.c.position == given["position"]))
+    state=given["state"], reply=given["reply"]).where(recipients.c.id == given["id"], recipients.c.position == given["position"]),
+    guarded=True)
 
 
 def _line(claim: Claim, outcome: Outcome) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, case, func, literal_column, select
+from sqlalchemy import BigInteger, Connection, case, func, literal_column, select
 from sqlalchemy.exc import IntegrityError
 
 from mailroom.model.errors import MailroomError
@@ -14,7 +14,7 @@ from mailroom.model.message import ANYTIME, FINAL, Address, Message, SendOptions
 from mailroom.store.content import load, subject_key, write
 from mailroom.store.db.database import Database
 from mailroom.store.db.schema import contents, events, jobs, messages, now_ms, recipients, workers
-from mailroom.store.db.statements import Given, Rows
+from mailroom.store.db.statements import Given, Rows, asked
 from mailroom.store.events.counters import count
 from mailroom.store.events.deliveries import tell
 from mailroom.store.events.timeline import record
@@ -281,13 +281,26 @@ def _known(connection: Connection, acceptance: NewMessage) -> bool:
     )
 
 
+# One that a worker has claimed is marked already, and may be locked together with others of the same worker.
+_MARK = Rows(
+    messages,
+    ("id",),
+    lambda given: (
+        messages.update()
+        .values(published_at=now_ms() - asked("ms_ago", BigInteger))
+        .where(
+            messages.c.id == given["id"],
+            messages.c.state == State.QUEUED,
+            # coalesce keeps SQLite from choosing the index on all that are queued.
+            func.coalesce(messages.c.published_at, 0) == 0,
+        )
+    ),
+)
+
+
 def _mark_published(connection: Connection, chunks: list[tuple[Sequence[str], int]]) -> list[None]:
     for ids, ms_ago in chunks:
-        connection.execute(
-            messages.update()
-            .values(published_at=now_ms() - ms_ago)
-            .where(messages.c.id.in_(ids), messages.c.published_at.is_(None))
-        )
+        _MARK.of(connection, ids, ms_ago=ms_ago)
     return [None] * len(chunks)
 
 

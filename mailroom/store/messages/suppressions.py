@@ -19,7 +19,7 @@ from sqlalchemy import Connection, bindparam, delete, or_, select, tuple_, updat
 from mailroom.model.message import OPEN, State
 from mailroom.store.db.database import Database
 from mailroom.store.db.schema import insertion, messages, now_ms, recipients, suppressions
-from mailroom.store.db.statements import Rows
+from mailroom.store.db.statements import Rows, in_order
 from mailroom.store.events.timeline import record
 from mailroom.store.keys.signing import secret
 
@@ -276,13 +276,10 @@ def _insert_new(connection: Connection, rows: Iterable[dict[str, Any]]) -> int:
 
 
 def _remove(connection: Connection, addresses: list[str]) -> list[bool]:
-    gone = set(
-        connection.scalars(
-            delete(suppressions)
-            .where(suppressions.c.address.in_(addresses))
-            .returning(suppressions.c.address)
-        )
+    removed = (
+        delete(suppressions).where(suppressions.c.address.in_(addresses)).returning(suppressions.c.address)
     )
+    gone = set(connection.scalars(in_order(connection, removed)))
     return [address in gone for address in addresses]
 
 
