@@ -55,6 +55,8 @@ class Delivery:
     outbox: ClaimStore
     agent: AttemptRunner
     turns: Admission
+    #: Called with the ids of a nudge of which some could not be claimed: they may wait for their jobs.
+    unclaimed: Callable[[Sequence[str]], None] = lambda ids: None
     _stopping: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
@@ -75,6 +77,8 @@ class Delivery:
         if self._stopping.is_set():
             return False
         claims = self.outbox.claim(ids)
+        if len(claims) < len(ids):
+            self.unclaimed(ids)
         if not claims and len(ids) == 1 and self.outbox.suspect(ids[0]):
             return self._deliver_alone(ids[0])
         if not claims:

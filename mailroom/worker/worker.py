@@ -80,7 +80,10 @@ class Worker:
         claims = Claims(database, owner, settings.LEASE_SECONDS, budgets, turns.free)
         senders = {account.name: Sender(account.sender, Sessions(account.hop)) for account in known}
         self.delivery = Delivery(
-            claims, AttemptRunner(senders, schedule(settings), settings.ON_UNCERTAIN), turns
+            claims,
+            AttemptRunner(senders, schedule(settings), settings.ON_UNCERTAIN),
+            turns,
+            unclaimed=self._wake_awaited,
         )
         self.runner = Runner(
             runs,
@@ -159,7 +162,7 @@ class Worker:
             return True
         if self.outbox.accept(accepted):
             if accepted.job:
-                self._wake(accepted.job)
+                self._wake(accepted.job.queue)
             elif accepted.state is State.QUEUED:
                 self.publisher.offer(id, queue=accepted.queue)
         return True
@@ -176,7 +179,7 @@ class Worker:
             self.outbox.accept(order.mail)
         else:
             self.jobs.accept(order.job)
-        self._wake(order.job)
+        self._wake(order.job.queue)
 
     def refuse(self, id: str, task_name: str, reason: str) -> None:
         """Record a task that cannot be read as failed, under its id; count one that has none."""
@@ -200,13 +203,20 @@ class Worker:
             NewJob(id=id, name="", args={}, queue=registry.DEFAULT_QUEUE, timeout_seconds=0, failed=reason)
         )
 
-    def _wake(self, job: NewJob) -> None:
-        """Have this worker, and one that serves the job's queue, look for it."""
+    def _wake_awaited(self, ids: Sequence[str]) -> None:
+        """Have the jobs looked for that some of these mails wait for."""
+        try:
+            for queue in self.jobs.awaited(ids):
+                self._wake(queue)
+        except StoreUnavailable as e:  # Each runner looks for jobs once a second, too.
+            log.error("%s", e)
+
+    def _wake(self, queue: str) -> None:
+        """Have this worker, and one that serves the queue, look for its jobs."""
         self.runner.wake()
-        if job.queue not in self.heartbeat.queues:
-            self.publisher.offer(
-                new_id(), queue=job.queue
-            )  # Any UUID is a nudge; what id a client chose, the worker might take for a job.
+        if queue not in self.heartbeat.queues:
+            # Any UUID is a nudge; what id a client chose, the worker might take for a job.
+            self.publisher.offer(new_id(), queue=queue)
 
     def _usable(self, id: str, is_usable: bool) -> str:
         if is_usable:

@@ -117,6 +117,19 @@ class Jobs:
         )
         return None if found is None else JobState(found)
 
+    def awaited(self, message_ids: Sequence[str]) -> set[str]:
+        """Return the queues of the jobs that have to run before these messages can go."""
+        # Sorted out here, as SQLite would look through all that wait rather than for these ids.
+        found = (
+            select(jobs.c.queue, jobs.c.state, messages.c.state.label("message_state"))
+            .join(messages, messages.c.job_id == jobs.c.id)
+            .where(messages.c.id.in_(message_ids))
+        )
+        rows = self.database.read(lambda connection: connection.execute(found).all())
+        return {
+            row.queue for row in rows if row.message_state == State.WAITING and row.state == JobState.QUEUED
+        }
+
     def standing(self, id: str) -> JobStanding | None:
         """Return where the job is, and how it came there; None if there is no such job."""
         return self.database.read(lambda connection: _standing(connection, id, self.lease_seconds))

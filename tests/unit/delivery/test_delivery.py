@@ -29,6 +29,7 @@ from mailroom.smtp.pool import Sessions
 from mailroom.store.accounts import Accounts
 from mailroom.store.db import database as database_module
 from mailroom.store.db.database import Database
+from mailroom.store.jobs.jobs import NewJob
 from mailroom.store.maintenance.rescue import Sweeps
 from mailroom.store.messages import claims as claims_module
 from mailroom.store.messages.claims import Claims
@@ -956,6 +957,22 @@ class TestLog:
         hold.release()
         thread.join()
         assert "sent, but the row is no longer this attempt's" in caplog.text
+
+
+def test_a_mail_that_waits_for_its_job_is_told_of_and_not_delivered(office: Office) -> None:
+    job = NewJob(id=new_id(), name="simulate", args={"seconds": 1}, queue="jobs", timeout_seconds=10)
+    ready, waiting = office.accept(), new_id()
+    message = Message(to=(BOB,), subject="Hello", text="the body")
+    office.outbox.accept(
+        NewMessage(id=waiting, message=message, message_id=f"{waiting}@example.org", job=job)
+    )
+    told: list[Sequence[str]] = []
+    office.delivery.unclaimed = told.append
+    assert office.delivery.deliver([ready])
+    assert told == []
+    assert office.delivery.deliver([waiting])
+    assert (told, office.standing(waiting).row["state"]) == ([[waiting]], "waiting")
+    assert len(office.smtpd.messages) == 1
 
 
 def test_the_outcome_is_tried_again_less_and_less_often(

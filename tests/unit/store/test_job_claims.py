@@ -90,6 +90,22 @@ def lose(database: Database, id: str) -> None:
 # --- claim ---------------------------------------------------------------------------------------------------------
 
 
+def test_a_message_awaits_the_queue_of_its_job_until_that_runs(
+    database: Database, jobs: Jobs, runs: JobClaims
+) -> None:
+    coffee = new("coffee", queue="coffee")
+    first, second = waiting(database, new()), waiting(database, coffee)
+    assert (jobs.awaited([first]), jobs.awaited([first, second])) == ({"jobs"}, {"jobs", "coffee"})
+    claim(runs)
+    assert jobs.awaited([first, second]) == {"coffee"}
+    jobs.cancel(coffee.id)
+    assert (jobs.awaited([first, second]), jobs.awaited([new_id()]), jobs.awaited([])) == (
+        set(),
+        set(),
+        set(),
+    )
+
+
 def test_a_claim_takes_the_oldest_of_its_queue_and_types(
     database: Database, jobs: Jobs, runs: JobClaims
 ) -> None:
