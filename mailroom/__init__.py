@@ -4,6 +4,7 @@ The road, each step with its file:
 
     server/                    what came over HTTP is a request, once its headers and a short body are there;
                                strangers' half requests end here
+    app.py                     the route of POST /, which commits the mail and calls sendMail.delay(id)
     api/routes/messages.py     bytes of a POST -> submission/reader.py -> model/message.py Message,
                                store/jobs/jobs.py NewJob; api/problems.py says what is wrong;
                                api/auth/guard.py and api/auth/senders.py, what the API key may;
@@ -15,8 +16,9 @@ The road, each step with its file:
                                store/jobs/claims.py: its end lets the mail go
     broker/publisher.py        the id goes to RabbitMQ, from an own thread; what it cannot publish, the
                                sweeper publishes later
-    mailasync.py               a worker's sendMail gets ids, and worker/worker.py, what a worker is made of,
-                               calls delivery/delivery.py deliver, which runs all attempts side by side;
+    mailasync.py               a worker's sendMail gets ids: it wakes the jobs that mails wait for; and
+                               worker/worker.py, what a worker is made of, calls delivery/delivery.py deliver,
+                               which runs all attempts side by side;
                                delivery/attempt.py: what one is, and how its replies are judged
     store/messages/claims.py   claim: the rows are this worker's
     smtp/mime.py               RFC 5322 bytes; templating/job.py fills in how the job ended

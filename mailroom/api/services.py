@@ -1,14 +1,16 @@
-"""Holds what the HTTP side needs of the rest; app.py puts it together."""
+"""Holds what the HTTP side needs of the rest."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from flask import current_app
 
 from mailroom.broker.publisher import Publisher
-from mailroom.config.accounts import Account
+from mailroom.config.accounts import Account, accounts
 from mailroom.config.settings import Settings
+from mailroom.model.ids import MailId
 from mailroom.store.accounts import Accounts
+from mailroom.store.db.database import Database
 from mailroom.store.events.webhooks import Webhooks
 from mailroom.store.jobs.jobs import Jobs, NewJob
 from mailroom.store.keys.api_keys import ApiKeys
@@ -39,8 +41,41 @@ class Services:
     unsubscribes: Unsubscribes
     templates: Templates
     publisher: Callable[[], Publisher | None]  #: the publisher of this process, once it serves
-    send: Callable[[Sequence[str], str], object]  #: sendMail, of ids on a queue
+    send: Callable[[MailId], object]  #: sendMail, of one mail
     run: Callable[[NewJob], object]  #: runJob, on the queue of the job
+
+    @classmethod
+    def on(
+        cls,
+        database: Database,
+        settings: Settings,
+        *,
+        orders: SubmissionReader,
+        publisher: Callable[[], Publisher | None],
+        send: Callable[[MailId], object],
+        run: Callable[[NewJob], object],
+    ) -> "Services":
+        """Make the services on this database; nothing is read or started."""
+        known, outbox = accounts(settings), Outbox(database)
+        return cls(
+            settings=settings,
+            outbox=outbox,
+            readiness=Readiness(outbox),
+            actions=Actions(database),
+            jobs=Jobs(database, settings.LEASE_SECONDS),
+            keys=Keys(database),
+            api_keys=ApiKeys(database),
+            orders=orders,
+            webhooks=Webhooks(database),
+            accounts=Accounts(database, [account.budget for account in known]),
+            known_accounts=known,
+            suppressions=Suppressions(database),
+            unsubscribes=Unsubscribes(database, settings.PUBLIC_URL),
+            templates=Templates(database),
+            publisher=publisher,
+            send=send,
+            run=run,
+        )
 
     def broker_trouble(self) -> str:
         """Name what keeps every worker from its queues; "" where nothing does. Raises StoreUnavailable."""

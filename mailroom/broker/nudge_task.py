@@ -9,6 +9,7 @@ from kombu import Producer
 from mailroom.broker.connection import bounded_connection
 from mailroom.broker.publisher import Publisher
 from mailroom.broker.task_arguments import is_uuid
+from mailroom.model.ids import MailId
 
 CONFIRM_TIMEOUT_SECONDS = 3
 #: How each task is published, whatever its caller says or leaves out.
@@ -37,6 +38,8 @@ class NudgeTask(Task):  # type: ignore[type-arg]  # celery-types makes Task gene
     def apply_async(  # type: ignore[override]  # narrower
         self, args: Any = None, kwargs: Any = None, **options: Any
     ) -> AsyncResult[Any] | HandedOver:
+        if args and isinstance(args[0], MailId):
+            options.setdefault("queue", args[0].queue)
         if self.publisher and args and len(args) == 1 and not kwargs and is_uuid(args[0]):
             queue = options.get("queue") or self.app.conf.task_routes[self.name]["queue"]
             self.publisher.offer(args[0], queue=queue)

@@ -2,27 +2,28 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import click
 
 from mailroom.cli.config import config_command
-from mailroom.cli.doctor import Finding
+from mailroom.cli.context import examine, working
+from mailroom.cli.database import db_upgrade, pair
+from mailroom.cli.database import opened as opened_by
 from mailroom.cli.keys import keys_group
 from mailroom.cli.output import AS_JSON, Opened, told
 from mailroom.cli.postman import postman_command
 from mailroom.cli.send import send_command
 from mailroom.cli.suppressions import suppression_commands
 from mailroom.cli.templates import template_commands
-from mailroom.cli.watch import Working, watch_commands
+from mailroom.cli.watch import watch_commands
 from mailroom.config.settings import Settings, origins
 from mailroom.model.errors import InvalidMessage
 from mailroom.model.ids import is_id, new_id
 from mailroom.model.times import timestamp_seconds
-from mailroom.store.db.database import Database
 from mailroom.store.maintenance.restore import hold
 from mailroom.store.maintenance.retention import Retention
 from mailroom.store.messages.actions import Actions, UnknownMessage, WrongState
@@ -32,21 +33,15 @@ from mailroom.submission.times import RescheduleRequest
 
 
 def commands(
+    settings: Settings,
     *,
     up: Callable[[bool], None],
     inbox: Callable[[], None],
-    upgrade: Callable[[], str],
-    examine: Callable[[], Iterable[Finding]],
-    settings: Settings,
     message_id: Callable[[str], str],
-    opened: Callable[[], AbstractContextManager[Database]],
-    opened_pair: Opened,
-    working: Working,
 ) -> list[click.Command]:
-    """Return the commands; what they do is app.py's, which puts everything together.
-
-    `opened` opens the database of whichever service runs here; `opened_pair` that of app.py and its workers, for what runs without them.
-    """
+    """Return the commands; `up` and `inbox` serve, which is the server's matter."""
+    # The database of whichever service runs here; and that of app.py and its workers, for what runs without them.
+    opened, opened_pair = partial(opened_by, settings), partial(opened_by, settings, pair(settings))
 
     @click.command("up")
     @click.option(
@@ -69,7 +64,7 @@ def commands(
     def upgrade_command() -> None:
         """Bring the database to the schema of this version. Stop the old version first."""
         with told():
-            click.echo(upgrade())
+            click.echo(db_upgrade(settings))
 
     @db_group.command("restored")
     @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
@@ -117,7 +112,7 @@ def commands(
     def doctor_command(as_json: bool) -> None:
         """Look at broker, database, worker and logins: each line is ok, or says what to do. Sends nothing."""
         well = True
-        for finding in examine():
+        for finding in examine(settings):
             click.echo(json.dumps(finding.as_json()) if as_json else str(finding))
             well = well and finding.ok
         sys.exit(0 if well else 1)
@@ -133,8 +128,8 @@ def commands(
         *message_commands(opened, message_id),
         suppression_commands(opened),
         template_commands(opened),
-        send_command(working),
-        *watch_commands(opened, working),
+        send_command(partial(working, settings)),
+        *watch_commands(opened, partial(working, settings)),
         config_command(settings, origins),
     ]
 

@@ -128,7 +128,7 @@ def accept(services: Services, acceptance: NewMessage) -> str:
         if acceptance.job:
             services.run(acceptance.job)
         elif acceptance.state is State.QUEUED:
-            services.send(acceptance.id, acceptance.queue)
+            services.send(acceptance.mail_id)
     except Exception as e:  # kombu's errors have no common base, and whatever it is, the mail is kept.
         return (
             f"the broker cannot be reached ({type(e).__name__}); the mail is kept, and goes when it is back"

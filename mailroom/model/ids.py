@@ -5,11 +5,24 @@ import re
 import struct
 import time
 from collections import deque
+from typing import Self
 
 #: Random numbers of 64 bits at a time: for each call for some the system lets another thread take the interpreter.
 _AT_ONCE = 512
 _numbers: deque[int] = deque()
 os.register_at_fork(after_in_child=_numbers.clear)  # Else two processes would make the same ids.
+
+
+class MailId(str):
+    """The id of an accepted mail, which knows the queue of its nudge: `sendMail.delay(id)` need not be told."""
+
+    queue: str
+    is_queued: bool  #: False for a mail that waits, so that nobody has to remember its nudge
+
+    def __new__(cls, id: str, *, queue: str, is_queued: bool = True) -> Self:
+        made = super().__new__(cls, id)
+        made.queue, made.is_queued = queue, is_queued
+        return made
 
 
 def new_id() -> str:

@@ -1,22 +1,27 @@
 """Serves the application, or the inbox alone, until a signal."""
 
+import logging
 import os
 import socket
 import sys
 from dataclasses import replace
 from functools import partial
 from secrets import token_bytes
+from typing import Protocol
 
 from flask import Blueprint, Flask
+from werkzeug.utils import import_string
 
 from mailroom import web
 from mailroom.api.auth import guard
 from mailroom.api.auth.sessions import BrowserSessions, form_token, refuse_form
 from mailroom.api.http import prefer_wait
 from mailroom.api.routes import health, metrics
+from mailroom.config.accounts import next_hop
 from mailroom.config.settings import PREFIX, Settings, SettingsError, notices
 from mailroom.inbox import WAITERS_MAX as INBOX_WAITERS_MAX
 from mailroom.inbox import AppHooks, Chaos, Inbox, InboxStorage, PortTaken, create_blueprint
+from mailroom.model.errors import MailroomError
 from mailroom.model.host_names import host_and_port
 from mailroom.process import terminal
 from mailroom.process.lazy_import import Lazy
@@ -25,12 +30,60 @@ from mailroom.server.limits import LIMITS, LONG_BODIES_MAX, Limits
 from mailroom.server.process import at_exit, end_child, start_child
 from mailroom.store.db.database import Database
 from mailroom.store.keys.api_keys import ApiKeys
+from mailroom.store.messages.outbox import Outbox
+from mailroom.worker import runtime
 
+log = logging.getLogger("mailasync.web")
 server = Lazy("mailroom.server.http_server")
 
 STOP_SECONDS = 20
 #: Threads for requests that wait: for a message or job, for events, for a mail in the inbox, and for the rest of a long body.
 WAITING_THREADS = prefer_wait.WAITERS_MAX + web.event_stream.STREAMS_MAX + INBOX_WAITERS_MAX + LONG_BODIES_MAX
+
+
+class CreateApp(Protocol):
+    """Makes the application; app.py's `create_app` is it."""
+
+    def __call__(
+        self, settings: Settings | None = None, *blueprints: Blueprint, database: Database | None = None
+    ) -> Flask: ...
+
+
+def serve_web(create_app: CreateApp, settings: Settings, *blueprints: str) -> None:
+    """Serve on HOST and PORT; accepts mail whether a worker and RabbitMQ are there or not.
+
+    `blueprints` of one's own are named, "package.module:blueprint", as the process that serves imports them anew.
+    """
+    if settings.BROKER_URL.startswith("memory:"):
+        sys.exit(
+            "mailasync: memory:// is for `flask up`, where web and worker are one process; set another MAILASYNC_BROKER_URL"
+        )
+    serve(settings, loader=partial(web_app, create_app, settings, *blueprints))
+
+
+def web_app(create_app: CreateApp, settings: Settings, *blueprints: str) -> Flask:
+    """In granian's child: the application on its opened database."""
+    start_child(settings, prefer_wait.stop, watch.stop)
+    try:
+        database = runtime.open_database(settings)
+        refuse_keyless(settings, database)
+    except (MailroomError, SettingsError) as e:
+        end_child(e)
+    app = create_app(settings, *map(import_string, blueprints), database=database)
+    runtime.start_publisher(database)
+    at_exit(runtime.stop_publisher)
+    hop = next_hop(settings)
+    remark = " (flask inbox)" if hop.host == "127.0.0.1" and not settings.SMTP_HOST else ""
+    say(
+        f"mailasync listens on {url(settings)}",
+        f"mail goes to {hop}{remark}",
+        "a worker, in a second terminal: celery -A mailasync worker --loglevel=INFO",
+    )
+    if Outbox(database).worker_seen_ms_ago() is None:
+        log.warning(
+            "no worker is running; mail is accepted and kept until one is: celery -A mailasync worker --loglevel=INFO"
+        )
+    return app
 
 
 def inbox(settings: Settings) -> None:

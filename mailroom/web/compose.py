@@ -85,7 +85,7 @@ def _accepted(fields: Mapping[str, str]) -> StoredAnswer:
     asked = _asked(fields, strict=True) | _files()
 
     def accept(key: Key | None) -> StoredAnswer:
-        return accept_mail(asked, key=key)[1]
+        return accept_mail(asked, key=key)
 
     files = [(file["filename"], sha256(file["content"]).hexdigest()) for file in asked.get("attachments", [])]
     return once(accept, form_key(fields.get("once", ""), {**asked, "attachments": files}))[0]

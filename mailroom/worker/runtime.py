@@ -18,10 +18,12 @@ from mailroom.config.accounts import accounts, schedule
 from mailroom.config.settings import Settings, SettingsError, database_url, load
 from mailroom.jobs import registry
 from mailroom.model.errors import MailroomError
+from mailroom.model.ids import MailId
 from mailroom.process.supervisor import troubles
 from mailroom.store.db.database import Database
 from mailroom.store.db.migrate import check, upgrade
 from mailroom.store.events.queue_history import Samples
+from mailroom.store.jobs.jobs import NewJob
 from mailroom.store.maintenance.clock import Clock
 from mailroom.store.maintenance.rescue import Sweeps
 from mailroom.store.messages.outbox import Outbox
@@ -95,8 +97,9 @@ def _publisher(celery_app: Celery, settings: Settings, database: Database) -> Pu
             tasks[name].publish(producer, (ids[0],), queue=queue)
 
     def published(queue: str, ids: Sequence[str], seconds_ago: float) -> None:
-        if queue in MAIL_QUEUES:
-            Outbox(database).mark_published(ids, seconds_ago=seconds_ago)
+        queued = [id for id in ids if not isinstance(id, MailId) or id.is_queued]
+        if queue in MAIL_QUEUES and queued:
+            Outbox(database).mark_published(queued, seconds_ago=seconds_ago)
 
     def looked() -> None:
         Clock(database).watch()
@@ -111,6 +114,16 @@ def _publisher(celery_app: Celery, settings: Settings, database: Database) -> Pu
         chunks={"mail.bulk": max(BULK_CHUNK_MIN, settings.SMTP_CONNECTIONS)},
         looked=looked,
     )
+
+
+def send_mail(id: MailId, outbox_id: str) -> None:
+    """Publish one sendMail on a connection of its own; raises what kombu raises."""
+    process.celery_app.tasks[SEND_MAIL].apply_async(([id], outbox_id), queue=id.queue)
+
+
+def run_job(job: NewJob) -> None:
+    """Publish one runJob on the queue of the job; raises what kombu raises where no publisher runs."""
+    process.celery_app.tasks[RUN_JOB].apply_async((job.id,), queue=job.queue)
 
 
 def start_worker(*, name: str, connections: int) -> None:

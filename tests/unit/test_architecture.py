@@ -34,10 +34,10 @@ BASE = "model process"
 #: What each folder of mailroom, and each module beside it, may import of ours besides itself. A folder is its modules, without
 #: those of the folders in it.
 MAY_IMPORT = {
-    "app": f"mailasync server cli web inbox api.openapi {API} worker broker config {STORE} {BASE}",
+    "app": f"mailasync server cli {API} worker config {STORE} {BASE}",
     "mailasync": "worker broker",
-    "server": f"web {API} inbox config {STORE} {BASE}",
-    "cli": f"cli.postman {API} submission broker smtp config {STORE} {BASE}",
+    "server": f"web api.openapi {API} inbox worker config {STORE} {BASE}",
+    "cli": f"cli.postman {API} worker submission broker smtp config {STORE} {BASE}",
     "cli.postman": f"api.openapi {API} {STORE} {BASE}",
     "web": f"{API} submission jobs smtp {STORE} {BASE}",
     "api.openapi": f"{API} submission {STORE} {BASE}",
@@ -72,7 +72,7 @@ MAY_IMPORT = {
 MAY_KNOW = {
     "sqlalchemy": "store migrations",
     "alembic": "store migrations",
-    "flask": "app web api inbox server",
+    "flask": "app web api inbox server cli.context",
     "werkzeug": "app web api inbox server",
     "granian": "server",
     "yagmail": "smtp.session smtp.oauth2",

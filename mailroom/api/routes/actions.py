@@ -11,7 +11,7 @@ from mailroom.api.http.request import json_body
 from mailroom.api.http.serialize import answered, find, shown, unknown
 from mailroom.api.problems import may_make
 from mailroom.api.services import services
-from mailroom.model.ids import is_id, new_id
+from mailroom.model.ids import MailId, is_id, new_id
 from mailroom.model.message import State
 from mailroom.store.messages.actions import UnknownMessage, WrongState
 from mailroom.store.messages.idempotency import Kept, Key, StoredAnswer
@@ -107,4 +107,4 @@ def _hand_over(standing: MessageDetails) -> None:
     """Tell the workers now of what is queued now. A suspect must not share a nudge, and a sweeper sees to that."""
     row = standing.row
     if row["state"] == State.QUEUED and row["published_at"] is None and not row["crashes"]:
-        services().send([row["id"]], row["queue"])
+        services().send(MailId(row["id"], queue=row["queue"]))

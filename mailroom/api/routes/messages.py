@@ -1,6 +1,7 @@
 """Messages over HTTP: accept one or many, list them, tell where each is and what it looks like."""
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from flask import Blueprint, Response, jsonify, request
 from pydantic_core import PydanticCustomError
@@ -18,7 +19,7 @@ from mailroom.api.services import services
 from mailroom.model.addresses import parse_address
 from mailroom.model.attempt import Claim
 from mailroom.model.errors import FieldError, InvalidMessage, StoreUnavailable
-from mailroom.model.ids import is_id
+from mailroom.model.ids import MailId, is_id
 from mailroom.model.message import FINAL, State
 from mailroom.smtp.mime import both_forms, compose
 from mailroom.store.messages.idempotency import Kept, Key, StoredAnswer
@@ -29,16 +30,24 @@ from mailroom.submission.times import parse_time
 blueprint = Blueprint("messages", __name__)
 
 
-@blueprint.post("/")
-def post_tutorial() -> Response:
-    """Accept a mail that goes after the simulated heavy work; answers 200 as soon as it is on disk."""
-    return _accept(services().settings.SIMULATED_WORK_SECONDS, status=200)
+class Submission(NamedTuple):
+    """A request for one mail, once that is on disk."""
+
+    mail: NewMessage | None  #: None where none was accepted just now: for a repetition, or a dry run
+    response: Response  #: for a client that does not wait
+
+    @property
+    def id(self) -> MailId | None:
+        return self.mail.mail_id if self.mail else None
 
 
 @blueprint.post("/v1/messages")
 def post_message() -> Response:
     """Accept a mail that goes at once; answers 202."""
-    return _accept(0, status=202)
+    submission = submit(mail_body, status=202)
+    if submission.mail:
+        _hand_over(submission.mail)
+    return answer(submission)
 
 
 @blueprint.post("/v1/messages/batch")
@@ -58,7 +67,8 @@ def post_batch() -> Response:
         services().outbox.accept_all(
             Batch(accepted, Kept(key=key, answer=answer) if key else None, guard.charge(len(accepted)))
         )
-        _hand_over(accepted)
+        for acceptance in accepted:
+            _hand_over(acceptance)
         return answer
 
     return answered(*once(accept))
@@ -138,47 +148,57 @@ def get_raw(id: str) -> Response:
     )
 
 
-def accept_mail(
-    asked: object, *, work_seconds: float = 0, status: int = 202, key: Key | None = None
-) -> tuple[NewMessage, StoredAnswer]:
-    """Accept a mail, unless it asks only what would be sent; it is on disk then. Raises what reading and what accepting it raise."""
-    here = services()
-    acceptance = permitted(here.orders.mail(asked, work_seconds=work_seconds))
-    answer = StoredAnswer(
-        status=status,
-        location=f"/v1/messages/{acceptance.id}",
-        body={"id": acceptance.id, "status": acceptance.state},
-    )
-    if not acceptance.dry_run:
-        may_make(acceptance.id, location=answer.location)
-        here.outbox.accept(acceptance, Kept(key=key, answer=answer) if key else None, guard.charge())
-        if acceptance.job:
-            here.run(acceptance.job)
-        else:
-            _hand_over([acceptance])
-    return acceptance, answer
-
-
-def _accept(work_seconds: float, *, status: int) -> Response:
-    dry: list[Response] = []
+def submit(read: Callable[[], object], *, work_seconds: float = 0, status: int) -> Submission:
+    """Commit the mail of this request to disk; nobody is told of it yet. Raises what reading and what accepting it raise."""
+    mails: list[NewMessage] = []
 
     def accept(key: Key | None) -> StoredAnswer:
-        acceptance, answer = accept_mail(mail_body(), work_seconds=work_seconds, status=status, key=key)
-        dry.extend([_dry_run(acceptance)] if acceptance.dry_run else [])
-        return answer
+        mail, stored = _commit(read(), work_seconds=work_seconds, status=status, key=key)
+        mails.append(mail)
+        return stored
 
-    told = answered(*once(accept))
-    return dry[0] if dry else _waited_for(told)
+    response = answered(*once(accept))
+    if not mails:
+        return Submission(None, response)
+    if mails[0].dry_run:
+        return Submission(None, _dry_run(mails[0]))
+    return Submission(mails[0], response)
 
 
-def _hand_over(accepted: list[NewMessage]) -> None:
+def answer(submission: Submission) -> Response:
+    """Answer at once, or when the mail has ended if the client prefers to wait."""
+    return _waited_for(submission.response)
+
+
+def accept_mail(params: object, *, key: Key | None = None) -> StoredAnswer:
+    """Accept a mail, and tell the workers, unless it asks only what would be sent. Raises what `submit` raises."""
+    mail, stored = _commit(params, work_seconds=0, status=202, key=key)
+    if not mail.dry_run:
+        _hand_over(mail)
+    return stored
+
+
+def _commit(
+    params: object, *, work_seconds: float, status: int, key: Key | None
+) -> tuple[NewMessage, StoredAnswer]:
+    """Commit a mail, unless it asks only what would be sent."""
+    mail = permitted(services().orders.mail(params, work_seconds=work_seconds))
+    stored = StoredAnswer(
+        status=status, location=f"/v1/messages/{mail.id}", body={"id": mail.id, "status": mail.state}
+    )
+    if not mail.dry_run:
+        may_make(mail.id, location=stored.location)
+        kept = Kept(key=key, answer=stored) if key else None
+        services().outbox.accept(mail, kept, guard.charge())
+    return mail, stored
+
+
+def _hand_over(mail: NewMessage) -> None:
     """Tell the workers now; what is to be sent later is found when its time has come."""
-    by_queue: dict[str, list[str]] = {}
-    for acceptance in accepted:
-        if acceptance.state is State.QUEUED:
-            by_queue.setdefault(acceptance.queue, []).append(acceptance.id)
-    for queue, ids in by_queue.items():
-        services().send(ids, queue)
+    if mail.job:
+        services().run(mail.job)
+    elif mail.state is State.QUEUED:
+        services().send(mail.mail_id)
 
 
 def _dry_run(acceptance: NewMessage) -> Response:
@@ -221,7 +241,7 @@ def _waited_for(told: Response) -> Response:
     One that is no longer served by then, or a database that has gone away, leaves it at what was accepted.
     """
     seconds = preferred_seconds()
-    if not seconds or told.status_code >= 300:
+    if not seconds or told.status_code >= 300 or "Location" not in told.headers:  # A dry run has none.
         return told
     id, is_served = told.headers["Location"].removeprefix("/v1/messages/"), guard.standing()
     try:

@@ -9,7 +9,7 @@ from sqlalchemy import BigInteger, Connection, case, func, literal_column, selec
 from sqlalchemy.exc import IntegrityError
 
 from mailroom.model.errors import MailroomError
-from mailroom.model.ids import new_id
+from mailroom.model.ids import MailId, new_id
 from mailroom.model.message import ANYTIME, FINAL, Address, Message, SendOptions, State
 from mailroom.store.content import load, subject_key, write
 from mailroom.store.db.database import Database
@@ -43,6 +43,11 @@ class NewMessage:
     key_id: str | None = None  #: the API key it came with
     failed: str = ""  #: set where it is recorded only to tell why it could not be accepted
     dry_run: bool = False  #: set where the client asked only what would be sent, and it is not to be accepted
+
+    @property
+    def mail_id(self) -> MailId:
+        """The id, as `sendMail.delay` wants it."""
+        return MailId(self.id, queue=self.queue, is_queued=self.state is State.QUEUED)
 
     @property
     def state(self) -> State:

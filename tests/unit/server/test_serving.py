@@ -33,8 +33,9 @@ import app
 from functools import partial
 from mailroom.server.gateway import environment
 from mailroom.server.limits import Limits
+from mailroom.server.serve import serve, web_app
 settings = app.load()
-app.serve(settings, loader=partial(app.serving_app, settings), limits=Limits(header_seconds=600, body_seconds={body_seconds}))
+serve(settings, loader=partial(web_app, app.create_app, settings), limits=Limits(header_seconds=600, body_seconds={body_seconds}))
 """
 MAIL = {"to": "bob@example.org", "subject": "Hello", "contents": "The work is done."}
 CLOSE = "Connection: close"

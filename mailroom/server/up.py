@@ -1,0 +1,94 @@
+"""Runs everything in one process: web, worker, database and inbox, which is `flask up`."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+from flask import Flask
+
+from mailroom.api.http import prefer_wait
+from mailroom.config.accounts import next_hop
+from mailroom.config.settings import UP_FILE, Settings, SettingsError
+from mailroom.inbox import Chaos, Inbox, InboxStorage, PortTaken
+from mailroom.model.errors import MailroomError
+from mailroom.server import watch
+from mailroom.server.embedded_worker import EmbeddedWorker
+from mailroom.server.process import at_exit, end_child, start_child
+from mailroom.server.serve import CreateApp, beside, curl, refuse_keyless, refuse_taken, say, serve, url
+from mailroom.store.db.database import Database
+from mailroom.store.jobs.claims import JobClaims
+from mailroom.store.workers import Heartbeat
+from mailroom.worker import runtime
+
+
+def up(create_app: CreateApp, settings: Settings, deliver: bool) -> None:
+    """Serve, with a worker and an inbox in the same process."""
+    if settings.embedded:
+        settings = replace(settings, BROKER_URL="memory://localhost/")
+    if not deliver:
+        settings = replace(
+            settings,
+            SMTP_HOST="127.0.0.1",
+            SMTP_PORT=settings.INBOX_SMTP_PORT,
+            SMTP_SECURITY="none",
+            SMTP_AUTH="off",
+        )
+    refuse_taken("127.0.0.1", settings.INBOX_SMTP_PORT, "INBOX_SMTP_PORT")
+    serve(settings, loader=partial(all_in_one, create_app, settings, deliver))
+
+
+def all_in_one(create_app: CreateApp, settings: Settings, deliver: bool) -> Flask:
+    """In granian's child: the application, a worker thread and the inbox."""
+    storage, chaos = InboxStorage(), Chaos()
+    start_child(settings, prefer_wait.stop, storage.stop, watch.stop)
+    runtime.configure(settings)
+    smtp = Inbox(port=settings.INBOX_SMTP_PORT, storage=storage, chaos=chaos)
+    try:
+        smtp.start()
+        database = runtime.open_database(settings, file_name=UP_FILE)
+        refuse_keyless(settings, database)
+    except (MailroomError, PortTaken, SettingsError) as e:
+        end_child(e)
+    if settings.embedded:
+        begin_alone(settings, database)
+    app = create_app(settings, database=database)
+    app.register_blueprint(beside(storage, chaos, hint=curl(settings)))
+    at_exit(smtp.stop)
+    at_exit(work_here(database))
+    say_where(settings, deliver)
+    return app
+
+
+def begin_alone(settings: Settings, database: Database) -> None:
+    """Take up all that is left: the broker is new and empty, and whoever worked here before has ended."""
+    sweeps = runtime.sweeps_of(settings, database)
+    Heartbeat(database, "", "", []).stop_others()
+    sweeps.orphans()
+    JobClaims(database, "", settings.LEASE_SECONDS).orphans()
+    sweeps.forget_nudges()
+
+
+def work_here(database: Database) -> Callable[[], None]:
+    """Run a Celery worker in a thread of this process; return what ends it."""
+    runtime.share_database(database)
+    worker = EmbeddedWorker(
+        runtime.process.celery_app, stop_claiming=runtime.stop_claiming, close=runtime.close_worker
+    )
+    worker.start()
+    return worker.stop
+
+
+def say_where(settings: Settings, deliver: bool) -> None:
+    remark = "" if deliver else ", the inbox; --deliver sends it for real"
+    broker = "in this process; set MAILASYNC_BROKER_URL for RabbitMQ" if settings.embedded else "RabbitMQ"
+    say(
+        f"mailasync runs at  {url(settings)}",
+        f"how it goes        {url(settings)}/dashboard",
+        f"read the mail at   {url(settings)}/inbox/",
+        f"mail goes to       {next_hop(settings)}{remark}",
+        f"broker             {broker}",
+        "",
+        "send one:",
+        curl(settings),
+        "",
+    )
