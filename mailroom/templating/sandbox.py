@@ -1,145 +1,167 @@
-"""Makes a program of a stored template that can reach nothing but its variables, and ends soon.
+"""Makes a program of a template that can reach nothing but its variables, and ends soon.
 
-Jinja's sandbox bounds neither time nor size. So what a template may say is listed here, node by node; whatever can cost more than a
-little is done by functions of this module; and these, like each turn of a loop, spend of a number that is set before each rendering.
+Jinja's sandbox bounds neither time nor size. So what a template may say is listed, in grammar.py; whatever can cost
+more than a little is done by functions of ours; and these, like each step of a loop, spend of a budget that is set
+before each rendering.
 """
 
-import inspect
-from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
-from itertools import islice
+import json
+from dataclasses import dataclass
+from functools import cache, cached_property, lru_cache
 from types import CodeType, TracebackType
 from typing import Any, NoReturn
 
-from jinja2 import (
-    StrictUndefined,
-    Template,
-    TemplateError,
-    TemplateSyntaxError,
-    Undefined,
-    UndefinedError,
-    nodes,
-    pass_context,
-)
-from jinja2.ext import Extension
-from jinja2.lexer import Token, TokenStream
+from jinja2 import StrictUndefined, Template, TemplateError, Undefined, UndefinedError, nodes, pass_context
 from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import missing as MISSING
 
-from mailroom.model.errors import MailroomError
 from mailroom.model.text import one_line
 from mailroom.templating.filters import FILTERS, TESTS, Misfit, joined, missing, scalar, sized, weight
+from mailroom.templating.grammar import Bounded, Reference, Unfit, parse, references, too_deep
 
 SOURCE_MAX_CHARACTERS = 200_000
 RENDERED_MAX_CHARACTERS = 1_000_000
 #: Steps of one rendering: about one for each name and sign that is passed, and for ten characters that are made.
 WORK_MAX = 500_000
-#: Names, signs and texts between them; 1,000 times `{{ order.number }}`.
-TOKENS_MAX = 5000
-#: Brackets in brackets, statements in statements, operators in operators.
-DEPTH_MAX = 15
 #: Distinct texts that are kept as programs.
 PROGRAMS_MAX = 128
 _FILE = "<template>"
-_STATEMENTS = (nodes.Template, nodes.Output, nodes.TemplateData, nodes.For, nodes.If, nodes.Assign)
-_EXPRESSIONS = (nodes.Name, nodes.Const, nodes.Getattr, nodes.Getitem, nodes.Slice, nodes.Filter, nodes.Test, nodes.Compare, nodes.Operand,
-                nodes.And, nodes.Or, nodes.Not, nodes.Neg, nodes.Pos, nodes.CondExpr, nodes.Concat, nodes.Add, nodes.Sub, nodes.Mul,
-                nodes.Div, nodes.FloorDiv, nodes.Mod, nodes.List, nodes.Tuple, nodes.Dict, nodes.Pair, nodes.Keyword)
-_OPERATORS = {nodes.Add: "+", nodes.Sub: "-", nodes.Mul: "*", nodes.Div: "/", nodes.FloorDiv: "//", nodes.Mod: "%"}
-#: What a loop tells of itself; `loop.cycle` and `loop.changed` would be called.
-_OF_LOOPS = frozenset({"index", "index0", "revindex", "revindex0", "first", "last", "length", "depth", "depth0", "previtem", "nextitem"})
-_KINDS = {nodes.Call: "a call", nodes.Macro: "a macro", nodes.CallBlock: "a call", nodes.Include: "an include", nodes.Import: "an import",
-          nodes.FromImport: "an import", nodes.Extends: "an extends", nodes.Pow: "the operator **", nodes.Block: "a block",
-          nodes.FilterBlock: "a filter block", nodes.AssignBlock: "a set block", nodes.With: "a with", nodes.NSRef: "a namespace"}
+_OPERATORS = {
+    nodes.Add: "+",
+    nodes.Sub: "-",
+    nodes.Mul: "*",
+    nodes.Div: "/",
+    nodes.FloorDiv: "//",
+    nodes.Mod: "%",
+}
+#: What a loop says of itself; `loop.cycle` and `loop.changed` would be called.
+_OF_LOOPS = frozenset(
+    {
+        "index",
+        "index0",
+        "revindex",
+        "revindex0",
+        "first",
+        "last",
+        "length",
+        "depth",
+        "depth0",
+        "previtem",
+        "nextitem",
+    }
+)
 
 
-class Unfit(MailroomError):
-    """A template cannot be read, or cannot be filled in with what there is; the text says why, in one line."""
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """Bounds of the templates of one kind, and how strict they are."""
 
-    def __init__(self, detail: str, line: int | None = None) -> None:
-        self.line = line
-        super().__init__(detail)
+    source_max_characters: int = SOURCE_MAX_CHARACTERS
+    rendered_max_characters: int = RENDERED_MAX_CHARACTERS
+    work_max: int = WORK_MAX
+    #: Lists and objects are written as JSON, and what is in something missing is itself missing; else both are errors.
+    is_lenient: bool = False
 
 
 class Unknown(Unfit):
-    """A template names what is not there: `name` in `holder`, one of the variables' own objects, or None for the variables."""
+    """A template names what is not there: `name` in `holder`, one of the variables' own objects, or None."""
 
     def __init__(self, name: object, holder: object, line: int | None) -> None:
         self.name = name
         self.holder = holder
         super().__init__("got none", line)
 
+    def path(self, variables: dict[str, Any]) -> list[Any]:
+        """Return where in the variables the missing one should be.
+
+        That is at their top if it was looked for in what the template made.
+        """
+        if self.holder is None:
+            return [self.name]
+        waiting: list[tuple[Any, list[Any]]] = [(variables, [])]
+        while waiting:
+            value, path = waiting.pop()
+            if value is self.holder:
+                return [*path, self.name]
+            if isinstance(value, dict | list):
+                inside = value.items() if isinstance(value, dict) else enumerate(value)
+                waiting.extend((inner, [*path, name]) for name, inner in inside)
+        return [self.name]
+
 
 class Program:
     """A text, to be filled in as often as one likes, in any thread."""
 
-    def __init__(self, source: str, *, is_html: bool) -> None:
-        self._environment = _HTML if is_html else _TEXT
-        self._plain = None if "{" in source else source
-        self._length = len(source)
-        self._template = None if "{" not in source else Template.from_code(self._environment, _code(self._environment, source), {})
+    def __init__(self, source: str, *, is_html: bool, rules: Rules) -> None:
+        if len(source) > rules.source_max_characters:
+            raise Unfit(f"expected at most {rules.source_max_characters:,} characters, got {len(source):,}")
+        self.references: tuple[Reference, ...] = ()
+        self._rules = rules
+        self._source = source
+        self._environment = _environment(is_html, rules.is_lenient)
+        if self._is_plain:
+            return
+        tree = parse(self._environment, source)
+        self.references = tuple(references(tree))
+        if any(tree.find_all((nodes.For, nodes.If))):
+            _ = self._template  # Now, as it may be nested too deep for Python.
 
     def fill(self, variables: dict[str, Any], *, size: int) -> str:
-        """Return the text; `size` is what `measure` said of the variables.
+        """Return the text; `size` is the cost in steps of whatever looks at all of the variables.
 
         Raises:
           Unfit: something is missing or has the wrong type, or it would become too long, or take too long.
         """
-        if self._plain is not None or self._template is None:
-            return self._plain or ""
-        context = _Spending(self._environment, variables, self._template.name, self._template.blocks)
-        context.size = size + self._length
-        found, length = [], 0
+        if self._is_plain:
+            return self._source
+        most = self._rules.rendered_max_characters
+        context = _Budget(self._environment, variables, self._template.name, self._template.blocks)
+        context.size, context.left = size + len(self._source), self._rules.work_max
+        chunks, length = [], 0
         try:
             for chunk in self._template.root_render_func(context):
-                found.append(chunk)
+                chunks.append(chunk)
                 length += len(chunk)
-                if length > RENDERED_MAX_CHARACTERS:
-                    raise Misfit(f"it would have more than {RENDERED_MAX_CHARACTERS:,} characters")
-        except (Misfit, TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as e:
+                if length > most:
+                    raise Misfit(f"it would have more than {most:,} characters")
+        except _OF_TEMPLATES as e:
             _explain(e, self._template)
-        return "".join(found)
+        return "".join(chunks)
+
+    @property
+    def _is_plain(self) -> bool:
+        return "{" not in self._source
+
+    @cached_property
+    def _template(self) -> Template:
+        """The code, made when it is first needed: a request only checks the template, a worker fills it in."""
+        tree = self._environment.parse(self._source)  # Afresh, as the tree is changed.
+        return Template.from_code(self._environment, _code(self._environment, tree), {})
+
+
+#: What a template raises whose variables are not what it takes them for.
+_OF_TEMPLATES = (Misfit, TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError)
+
+STORED = Rules()
 
 
 @lru_cache(PROGRAMS_MAX)
-def program(source: str, *, is_html: bool) -> Program:
+def program(source: str, *, is_html: bool, rules: Rules = STORED) -> Program:
     """Raises Unfit: it is no template, or one that says more than it may."""
-    return Program(source, is_html=is_html)
+    return Program(source, is_html=is_html, rules=rules)
 
 
-class _Spending(Context):
+class _Budget(Context):
     """The variables of one rendering, and what it may still cost."""
 
-    left = WORK_MAX
+    left = 0
     size = 0  #: of all variables and constants, so that nothing that is compared is larger
 
     def spend(self, steps: int) -> None:
         self.left -= steps
         if self.left < 0:
             raise Misfit("it would take too long")
-
-
-class Bounded(Extension):
-    """Ends the reading where a template is too long to be read in time."""
-
-    tokens_max, depth_max = TOKENS_MAX, DEPTH_MAX
-
-    def filter_stream(self, stream: TokenStream) -> Iterable[Token]:
-        return self._filtered(stream)
-
-    def _filtered(self, stream: TokenStream) -> Iterator[Token]:
-        depth = 0
-        for token in islice(stream, self.tokens_max):
-            depth += (token.type in ("lparen", "lbracket", "lbrace")) - (token.type in ("rparen", "rbracket", "rbrace"))
-            if depth > self.depth_max:  # Not left to Python's stack, which is not as deep at each attempt.
-                self.refuse(f"expected at most {self.depth_max} brackets in brackets, got more", token.lineno)
-            yield token
-        if not stream.eos:
-            self.refuse(f"expected at most {self.tokens_max} names, signs and texts, got more", stream.current.lineno)
-
-    def refuse(self, words: str, line: int) -> NoReturn:
-        raise Unfit(words, line)
 
 
 class _Miss(str):
@@ -156,15 +178,16 @@ class _Missing(StrictUndefined):
 
     @property
     def _undefined_message(self) -> str:
-        said = _Miss(super()._undefined_message)
-        said.name, said.holder = self._undefined_name, None if self._undefined_obj is MISSING else self._undefined_obj
-        return said
+        words = _Miss(super()._undefined_message)
+        words.name = self._undefined_name
+        words.holder = None if self._undefined_obj is MISSING else self._undefined_obj
+        return words
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """Knows data only: no attribute of a Python object can be reached, but what a loop tells of itself."""
+    """Knows data only: no attribute of a Python object can be reached, but what a loop says of itself."""
 
-    context_class = _Spending
+    context_class = _Budget
     intercepted_binops = frozenset(_OPERATORS.values())
 
     def getattr(self, obj: Any, attribute: str) -> Any:
@@ -177,10 +200,10 @@ class _Environment(ImmutableSandboxedEnvironment):
                 missing(value)
         if not isinstance(argument, str | int):
             raise Misfit("expected a name or a whole number in the brackets, got another")
-        if isinstance(obj, dict):
-            return obj[argument] if isinstance(argument, str) and argument in obj else self.undefined(obj=obj, name=name)
-        if isinstance(obj, list | tuple | str) and isinstance(argument, int) and -len(obj) <= argument < len(obj):
-            return obj[argument]
+        if isinstance(obj, dict) and str(argument) in obj:
+            return obj[str(argument)]
+        if isinstance(obj, list | tuple | str) and isinstance(argument, int):
+            return obj[argument] if -len(obj) <= argument < len(obj) else self.undefined(obj=obj, name=name)
         if isinstance(obj, LoopContext) and argument in _OF_LOOPS:
             return getattr(obj, argument)
         return self.undefined(obj=obj, name=name)
@@ -196,8 +219,19 @@ class _Environment(ImmutableSandboxedEnvironment):
         return self.binop_table[operator](left, right)
 
 
+class _LenientEnvironment(_Environment):
+    """Takes what is in something missing as missing, so that `a.b.c|default` needs no `a.b`."""
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        return obj if isinstance(obj, Undefined) else super().getitem(obj, argument)
+
+
+#: Compact JSON; json.dumps would make one of these at each call.
+compact_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
 @pass_context
-def _shown(context: _Spending, value: Any) -> Any:
+def _written(context: _Budget, value: Any) -> Any:
     """Return what `{{ … }}` becomes."""
     text = scalar(value)
     context.spend(1 + weight(text))
@@ -205,110 +239,69 @@ def _shown(context: _Spending, value: Any) -> Any:
 
 
 @pass_context
-def _turns(context: _Spending, value: Any, body: int) -> Any:
-    """Return what a loop goes over, paid for before its first turn."""
+def _written_as_json(context: _Budget, value: Any) -> Any:
+    """Return what `{{ … }}` becomes, lists and objects as JSON."""
+    is_whole = isinstance(value, list | tuple | dict)
+    text = compact_json(value) if is_whole else scalar(value)
+    context.spend(1 + weight(text))
+    return text
+
+
+@pass_context
+def _looped(context: _Budget, value: Any, cost_of_step: int) -> Any:
+    """Return what a loop goes over, paid for before its first step."""
     sized(value, list | dict | tuple, "a list to loop over")
-    context.spend(len(value) * body + 1)
+    context.spend(len(value) * cost_of_step + 1)
     return value
 
 
 @pass_context
-def _weighed(context: _Spending, value: Any) -> Any:
+def _weighed(context: _Budget, value: Any) -> Any:
     """Return what is compared or cut, paid for.
 
     Nothing made in a template has a list in a list, so no value is larger than what came in.
     """
     if isinstance(value, Undefined):
         missing(value)
-    context.spend(1 + (context.size if isinstance(value, list | dict | tuple) else weight(value)))
+    is_whole = isinstance(value, list | dict | tuple)
+    context.spend(1 + (context.size if is_whole else weight(value)))
     return value
 
 
 @pass_context
-def _concat(context: _Spending, values: Any) -> Any:
+def _concat(context: _Budget, values: Any) -> Any:
     return joined(context, [scalar(value) for value in values])
 
 
-def _environment(*, is_html: bool) -> _Environment:
-    made = _Environment(autoescape=is_html, undefined=_Missing, optimized=False, keep_trailing_newline=True, cache_size=0,
-                        extensions=[Bounded], finalize=_shown)
+@cache
+def _environment(is_html: bool, is_lenient: bool) -> _Environment:
+    kind, written = (_LenientEnvironment, _written_as_json) if is_lenient else (_Environment, _written)
+    made = kind(
+        autoescape=is_html,
+        undefined=_Missing,
+        optimized=False,
+        keep_trailing_newline=True,
+        cache_size=0,
+        extensions=[Bounded],
+        finalize=written,
+    )
     made.globals.clear()
-    made.filters = {**FILTERS, "_turns": _turns, "_weighed": _weighed, "_concat": _concat}
+    made.filters = {**FILTERS, "_looped": _looped, "_weighed": _weighed, "_concat": _concat}
     made.tests = dict(TESTS)
     return made
 
 
-_TEXT, _HTML = _environment(is_html=False), _environment(is_html=True)
-
-
-def _code(environment: _Environment, source: str) -> CodeType:
-    if len(source) > SOURCE_MAX_CHARACTERS:
-        raise Unfit(f"expected at most {SOURCE_MAX_CHARACTERS:,} characters, got {len(source):,}")
-    if source.endswith(("{#", "{#-", "{#+")):  # Jinja would leave it away without a word.
-        raise Unfit("expected a template, got one that ends in a comment without an end")
+def _code(environment: _Environment, tree: nodes.Template) -> CodeType:
     try:
-        tree = environment.parse(source)
-        _check(tree)
         return environment.compile(_rewritten(tree), filename=_FILE)
-    except TemplateSyntaxError as e:
-        raise Unfit(f"expected a template, got one that cannot be read: {one_line(e.message or '', most=200)}", e.lineno) from None
-    except ValueError:  # More digits than int() takes.
-        raise Unfit("expected numbers of a few digits, got a larger one") from None
     except (RecursionError, SyntaxError):  # Twenty loops in each other are too many for Python.
-        raise Unfit("expected a template, got one that is nested too deep") from None
-
-
-def _check(tree: nodes.Template) -> None:
-    """Raises Unfit at the first node that is not in the lists above, or too deep."""
-    waiting: list[tuple[nodes.Node, int]] = [(tree, 0)]
-    while waiting:
-        node, depth = waiting.pop()
-        if depth > 2 * DEPTH_MAX:
-            raise Unfit(f"expected at most {2 * DEPTH_MAX} parts in each other, got more", node.lineno)
-        if not isinstance(node, _STATEMENTS + _EXPRESSIONS):
-            _refuse("if, for, set and expressions of names, constants, operators and filters", _KINDS.get(type(node), _named(node)), node)
-        if (refusal := _refusal(node)):
-            _refuse(*refusal, node)
-        waiting.extend((child, depth + 1) for child in reversed(list(node.iter_child_nodes())))
-
-
-def _refusal(node: nodes.Node) -> tuple[str, str] | None:
-    """Return what was expected and what came, where a node of the right kind says too much."""
-    if isinstance(node, nodes.For) and node.recursive:
-        return "a loop that is not recursive", "a recursive one"
-    if isinstance(node, nodes.Assign) and not isinstance(node.target, nodes.Name):
-        return "one name before =", "others"
-    if isinstance(node, nodes.Name) and node.name in ("self", "super", "caller", "varargs", "kwargs"):
-        return "a variable", f"{node.name}, which has a meaning of its own"
-    if isinstance(node, nodes.List | nodes.Dict | nodes.Pair) or (isinstance(node, nodes.Tuple) and node.ctx == "load"):
-        # Else one could put a list into itself thirty times, and would have a billion of it.
-        constant = nodes.Const | nodes.List | nodes.Dict | nodes.Tuple | nodes.Pair | nodes.Neg
-        return None if all(isinstance(inner, constant) for inner in node.iter_child_nodes()) else ("a list of constants", "another")
-    if isinstance(node, nodes.Getitem) and isinstance(node.node, nodes.Const) and not isinstance(node.node.value, str):
-        return "a variable before the brackets", "a constant"
-    if isinstance(node, nodes.Filter | nodes.Test):
-        return _wrong_use(node, FILTERS if isinstance(node, nodes.Filter) else TESTS)
-    return None
-
-
-def _wrong_use(node: nodes.Filter | nodes.Test, known: Mapping[str, Any]) -> tuple[str, str] | None:
-    if node.name not in known:
-        return f"one of the {'filters' if known is FILTERS else 'tests'} {', '.join(sorted(known))}", node.name[:80]
-    if node.dyn_args is not None or node.dyn_kwargs is not None:
-        return f"arguments of {node.name} without stars", "others"
-    given = [None] * (len(node.args) + (2 if known is FILTERS else 1))
-    named = {str(word.key): None for word in node.kwargs if isinstance(word, nodes.Keyword)}
-    try:
-        inspect.signature(known[node.name]).bind(*given, **named)
-    except TypeError as e:
-        return f"arguments that {node.name} takes", str(e)
-    return None
+        raise too_deep() from None
 
 
 def _rewritten(tree: nodes.Template) -> nodes.Template:
     """Return the template with what can cost much done by functions of this module."""
     for loop in tree.find_all(nodes.For):
-        loop.iter = _through("_turns", loop.iter, nodes.Const(_weight_of(loop)))
+        loop.iter = _through("_looped", loop.iter, nodes.Const(_cost_of_step(loop)))
     _replace(tree)
     return tree
 
@@ -332,12 +325,14 @@ def _replaced(node: nodes.Node) -> nodes.Node:
     return node
 
 
-def _through(filter: str, node: nodes.Node, *arguments: nodes.Expr) -> nodes.Filter:
-    return nodes.Filter(node, filter, list(arguments), [], None, None, lineno=node.lineno, environment=node.environment)
+def _through(name: str, node: nodes.Node, *arguments: nodes.Expr) -> nodes.Filter:
+    """Return a call of the filter `name` with `node`."""
+    place = {"lineno": node.lineno, "environment": node.environment}
+    return nodes.Filter(node, name, list(arguments), [], None, None, **place)
 
 
-def _weight_of(loop: nodes.For) -> int:
-    """Steps of one turn."""
+def _cost_of_step(loop: nodes.For) -> int:
+    """Return how many steps of the budget one step of a loop takes."""
     texts = sum(len(data.data) for data in loop.find_all(nodes.TemplateData))
     return 1 + sum(1 for _ in loop.find_all(nodes.Node)) + texts // 100
 
@@ -345,9 +340,9 @@ def _weight_of(loop: nodes.For) -> int:
 def _explain(error: Exception, template: Template) -> NoReturn:
     """Raise what was raised in a template as an error of ours, with its line."""
     line = _line_of(error.__traceback__, template)
-    said = error.args[0] if error.args else None
-    if isinstance(error, UndefinedError) and isinstance(said, _Miss) and said.name is not None:
-        raise Unknown(said.name, said.holder, line) from None
+    words = error.args[0] if error.args else None
+    if isinstance(error, UndefinedError) and isinstance(words, _Miss) and words.name is not None:
+        raise Unknown(words.name, words.holder, line) from None
     raise Unfit(one_line(error, most=300) or type(error).__name__, line) from None
 
 
@@ -358,11 +353,3 @@ def _line_of(traceback: TracebackType | None, template: Template) -> int | None:
             line = template.get_corresponding_lineno(traceback.tb_lineno)
         traceback = traceback.tb_next
     return line
-
-
-def _named(node: nodes.Node) -> str:
-    return f"a {type(node).__name__.lower()}"
-
-
-def _refuse(expected: str, got: str, node: nodes.Node) -> NoReturn:
-    raise Unfit(f"expected {expected}, got {got}", node.lineno)

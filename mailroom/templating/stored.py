@@ -12,7 +12,8 @@ from css_inline import CSSInliner, InlineError
 
 from mailroom.model.errors import FieldError, InvalidMessage, pointer
 from mailroom.model.text import SUBJECT_MAX_CHARACTERS, is_unicode, one_line
-from mailroom.templating.sandbox import RENDERED_MAX_CHARACTERS, Unfit, Unknown, program
+from mailroom.templating.grammar import Unfit
+from mailroom.templating.sandbox import RENDERED_MAX_CHARACTERS, Unknown, program
 
 #: Characters in all variables of one letter; an item and a name count as well.
 VARIABLES_MAX_CHARACTERS = 200_000
@@ -68,7 +69,7 @@ def check(sources: Sources, *, at: str = "#") -> None:
         try:
             program(source, is_html=part == "html")
         except Unfit as e:
-            wrong.append(FieldError(f"{at}/{part}", f"{e}{_at(e)}"))
+            wrong.append(FieldError(f"{at}/{part}", f"{e}{e.where}"))
     if wrong:
         raise InvalidMessage(wrong)
 
@@ -90,14 +91,14 @@ def merge(sources: Sources, variables: dict[str, Any], *, at: str = "#/variables
         try:
             done[part] = _FINISH[part](program(source, is_html=part == "html").fill(variables, size=size))
         except Unknown as e:
-            path = _path(variables, e)
+            path = e.path(variables)
             wrong.append(
-                FieldError(at + pointer(path), f"expected this variable, named in {part}{_at(e)}, got none")
+                FieldError(at + pointer(path), f"expected this variable, named in {part}{e.where}, got none")
             )
         except InlineError:
             wrong.append(FieldError(at, f"expected HTML whose CSS can be inlined, got another, in {part}"))
         except Unfit as e:
-            wrong.append(FieldError(at, f"{e}, in {part}{_at(e)}"))
+            wrong.append(FieldError(at, f"{e}, in {part}{e.where}"))
     if wrong:
         raise InvalidMessage(wrong)
     return RenderedTemplate(subject=done["subject"], text=done.get("text"), html=done.get("html"))
@@ -106,10 +107,6 @@ def merge(sources: Sources, variables: dict[str, Any], *, at: str = "#/variables
 def _parts(sources: Sources) -> list[tuple[str, str]]:
     found = (("subject", sources.subject), ("text", sources.text), ("html", sources.html))
     return [(part, source) for part, source in found if source is not None]
-
-
-def _at(error: Unfit) -> str:
-    return f" at line {error.line}" if error.line else ""
 
 
 def _subject_line(text: str) -> str:
@@ -207,24 +204,6 @@ def _measure(variables: Mapping[str, Any]) -> int:
 
 def _inside(value: Any) -> list[Any]:
     return [*value.keys(), *value.values()] if isinstance(value, Mapping) else value
-
-
-def _path(variables: Mapping[str, Any], missing: Unknown) -> list[Any]:
-    """Return where in the variables the missing one should be.
-
-    That is their own place if it was looked for in what the template made.
-    """
-    if missing.holder is None:
-        return [missing.name]
-    waiting: list[tuple[Any, list[Any]]] = [(variables, [])]
-    while waiting:
-        value, path = waiting.pop()
-        if value is missing.holder:
-            return [*path, missing.name]
-        if isinstance(value, Mapping | list):
-            inside = value.items() if isinstance(value, Mapping) else enumerate(value)
-            waiting.extend((inner, [*path, name]) for name, inner in inside)
-    return [missing.name]
 
 
 _FINISH: dict[str, Callable[[str], str]] = {"subject": _subject_line, "text": str, "html": _inlined}

@@ -11,9 +11,11 @@ import pytest
 from mailroom.model.attempt import Claim, JobFacts
 from mailroom.model.errors import FieldError, InvalidMessage
 from mailroom.model.message import Address, Attachment, Message
+from mailroom.model.text import SUBJECT_MAX_CHARACTERS
 from mailroom.smtp.mime import compose
 from mailroom.templating import job as template
-from mailroom.templating.job import RENDERED_MAX_CHARACTERS, SUBJECT_MAX_CHARACTERS, check, fill, filled_in
+from mailroom.templating.job import RENDERED_MAX_CHARACTERS, check, fill, filled_in
+from mailroom.templating.sandbox import program
 from tests.measure import hold_to
 from tests.unit.smtp.test_mime import body, lines, read
 
@@ -69,6 +71,14 @@ def mail(asked: Message, job: JobFacts) -> Any:
         ("two\nlines\n\n", "two\nlines\n\n"),
         ("{{ none }}{{ true }}{{ 1 }}{{ 2.5 }}", "true12.5"),
         ("{{ 'a' 'b' }}", "ab"),
+        ("{% if job.status == 'succeeded' %}ready{% else %}{{ job.error }}{% endif %}", "ready"),
+        (
+            "{% for size in job.result.sizes %}{{ loop.index }}: {{ size }} px\n{% endfor %}",
+            "1: 1 px\n2: 2 px\n",
+        ),
+        ("{% set width = job.result.width %}{{ width // 2 }}{{ ' px' if width else '' }}", "320 px"),
+        ("{{ job.seconds * 1000 }}{{ ' ' ~ job.name }}{{ job.result.sizes[:1] }}", "3250.0 thumbnail[1]"),
+        ("{{ job.result.height is defined }}", "false"),
     ],
 )
 def test_a_template_is_filled_in(template: str, text: str) -> None:
@@ -118,12 +128,15 @@ def test_a_result_is_shown_as_a_person_reads_it(result: Any, text: str) -> None:
         ("job.result.x|default('none')", {}, "none"),
         ("job.result.x.y[3]|default('none')|upper", 7, "NONE"),
         ("job.result.x|default", {}, ""),
-        ("job.result.x|upper|default('none')", {}, "none"),
         ("job.result|default('none')", None, ""),
         ("job.result|default('none', true)", "", "none"),
         ("job.result['a b'].items", {"a b": {"items": 1}}, "1"),
         ("job.result.0", {"0": "zero"}, "zero"),
         ("job.result|default(-1)", 1, "1"),
+        ("job.result|round", True, "1"),
+        ("job.result.a|default(job.id)", {}, "0198f6a0"),
+        ("'%.1f'|format(job.result)", 2.25, "2.2"),
+        ("job.result|tojson", [1, {"a": "ü"}], '[1, {"a": "ü"}]'),
     ],
 )
 def test_a_filter_does_what_its_name_says(expression: str, result: Any, text: str) -> None:
@@ -134,82 +147,55 @@ def test_a_filter_does_what_its_name_says(expression: str, result: Any, text: st
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("{{ 7*7 }}", "got the operator * at line 1"),
         ("{{ 10**10**10 }}", "got the operator ** at line 1"),
-        ("{{ 'a' * 1000000000 }}", "got the operator *"),
-        ("{{ job.id ~ job.id }}", "got the operator ~"),
-        ("{{ -job.seconds }}", "got the operator -"),
-        ("{{ job.id + 1 }}", "got the operator +"),
-        ("{{ not job.id }}", "got the operator not"),
-        ("{{ job.id and job.name }}", "got the operator and"),
-        ("{{ job.id == 1 }}", "got a comparison"),
-        ("{{ 'a' if job.id else 'b' }}", "got an if"),
-        ("{{ job.id is defined }}", "got a test"),
-        ("{{ [1] }}", "got a list"),
-        ("{{ {'a': 1} }}", "got a dict"),
-        ("{{ job.id, job.name }}", "got a tuple"),
-        ("{{ job.result[:9] }}", "expected a constant, got a slice"),
-        ("{{ job.result[job.id] }}", "expected a constant, got an attribute"),
-        ("{{ job.result[none] }}", "expected a name or a number in the brackets, got None"),
+        ("{{ job.id, job.name }}", "expected a list of constants, got another"),
         ("{{ job.result() }}", "got a call"),
         ("{{ job.result.items() }}", "got a call"),
         ("{{ range(9) }}", "got a call"),
-        ("{{ 'a'.upper }}", "expected job before a dot or a bracket"),
         ("{{ cycler }}", "expected job, got 'cycler'"),
-        ("{{ self }}", "expected job, got 'self'"),
+        ("{{ self }}", "got self, which has a meaning of its own"),
         ("{{ lipsum.x }}", "expected job, got 'lipsum'"),
+        ("{{ job.id if other else 'b' }}", "expected job, got 'other'"),
+        ("{% for size in job.result %}{{ size }}{{ sizes }}{% endfor %}", "expected job, got 'sizes'"),
+        ("{{ job.result[other] }}", "expected job, got 'other'"),
+        ("{{ 'a'|default(other) }}", "expected job, got 'other'"),
         ("{{ result }}", "did you mean job.result?"),
         ("{{ job }}", "expected one of job.error, job.file.name, job.id"),
-        ("one\ntwo\n{{ job.reslt }}", "got job.reslt at line 3; did you mean job.result?"),
+        ("{% for fact in job %}{{ fact }}{% endfor %}", "got job at line 1"),
+        ("one\ntwo\n{{ job.reslt }}", "got job.reslt; did you mean job.result? at line 3"),
         ("{{ job['staus'] }}", "did you mean job.status?"),
+        ("{{ job['sta' ~ 'tus'] }}", "got job.[…]"),
         ("{{ job.file }}", "did you mean job.file.name?"),
         ("{{ job.file.content }}", "got job.file.content"),
+        ("{{ job.file.name.suffix }}", "got job.file.name.suffix"),
         ("{{ job.0 }}", "got job.0"),
-        ("{{ job.__class__ }}", "expected a name that does not begin with an underscore, got '__class__'"),
-        ("{{ job.result.__class__.__mro__ }}", "underscore"),
-        ("{{ job.result['__class__'] }}", "underscore"),
-        ("{{ job._x }}", "underscore"),
-        (
-            "{{ job.result|attr('x') }}",
-            "expected one of the filters default, join, length, lower, round, tojson, trim, upper, got 'attr'",
-        ),
+        ("{{ job.__class__ }}", "got job.__class__"),
+        ("{{ job._x }}", "got job._x"),
+        ("{{ job.result|attr('x') }}", "expected one of the filters abs, capitalize,"),
         ("{{ job.result|lowr }}", "did you mean lower?"),
-        ("{{ job.result|round('x') }}", "expected int as argument of round, got 'x'"),
-        ("{{ job.result|join(',', 1) }}", "expected at most 1 argument for join"),
-        ("{{ job.result|join(d=',') }}", "without a name"),
-        ("{{ job.result|trim(*job.result) }}", "expected at most 0 arguments for trim"),
-        ("{{ job.x|default(job.id) }}", "expected a constant"),
-        ("{{ 0xffffffffffffffff }}", "expected a number of at most 15 digits"),
-        ("{{ 1e999 }}", "expected a number of at most 15 digits"),
-        ("{{ " + "9" * 5000 + " }}", "expected a number of at most 15 digits"),
-        ("{{ " + "(" * 5000, "expected at most 10 brackets in brackets"),
+        ("{{ job.result|join(',', 1) }}", "expected arguments that join takes"),
+        ("{{ job.result|trim(*job.result) }}", "expected arguments of trim without stars"),
+        ("{{ " + "9" * 5000 + " }}", "expected numbers of a few digits"),
+        ("{{ " + "(" * 5000, "expected at most 15 brackets in brackets"),
         ("{{ " + "- " * 1500 + "1 }}", "expected a template, got one that is nested too deep"),
         ("{{ job.id", "unexpected end of template"),
-        ("\n{{ job.id }", "got one that cannot be read at line 2: unexpected '}'"),
+        ("\n{{ job.id }", "got one that cannot be read: unexpected '}' at line 2"),
         ("{{ }}", "Expected an expression"),
         ("x" * (RENDERED_MAX_CHARACTERS + 1), "expected at most 2,000,000 characters, got 2,000,001"),
         ("{{ 'a }}", "unexpected char"),
         ("{# a", "Missing end of comment tag"),
         ("a{#", "a comment without an end"),
-        ("{{ job.id }} " * 1000, "expected at most 2000 names, signs and texts, got more at line 1"),
-        *(
-            (f"a\n{statement}", "expected {{ … }} only, got a statement, {% … %}, at line 2")
-            for statement in (
-                "{% if job.id %}x{% endif %}",
-                "{% for x in job.result %}{% endfor %}",
-                "{% macro x() %}{% endmacro %}",
-                "{% include 'x' %}",
-                "{% set x = 1 %}",
-                "{% import 'x' as y %}",
-                "{% extends 'x' %}",
-                "{%- block x %}{% endblock %}",
-                "{% call x() %}{% endcall %}",
-                "{% filter upper %}x{% endfilter %}",
-                "{% do x %}",
-                "{% nothing",
-                "100 {% off",
-            )
-        ),
+        ("{{ job.id }} " * 2000, "expected at most 5000 names, signs and texts, got more at line 1"),
+        ("a\n{% macro x() %}{% endmacro %}", "got a macro at line 2"),
+        ("a\n{% include 'x' %}", "got an include at line 2"),
+        ("a\n{% import 'x' as y %}", "got an import at line 2"),
+        ("a\n{% extends 'x' %}", "got an extends at line 2"),
+        ("a\n{%- block x %}{% endblock %}", "got a block at line 2"),
+        ("a\n{% call x() %}{% endcall %}", "got a call at line 2"),
+        ("a\n{% filter upper %}x{% endfilter %}", "got a filter block at line 2"),
+        ("a\n{% do x %}", "unknown tag 'do'"),
+        ("a\n{% nothing", "unknown tag 'nothing'"),
+        ("a\n100 {% off", "unknown tag 'off'"),
     ],
 )
 def test_what_no_template_may_say_is_refused_with_words(source: str, words: str) -> None:
@@ -222,7 +208,7 @@ def test_what_no_template_may_say_is_refused_with_words(source: str, words: str)
             check(asked, at="#/notify")
         (wrong,) = e.value.errors
         assert wrong.pointer == f"#/notify/{field}"
-        assert words in wrong.detail and len(wrong.detail) < 400 and "\n" not in wrong.detail
+        assert words in wrong.detail and len(wrong.detail) < 450 and "\n" not in wrong.detail
         assert fill(asked, DONE).subject == "Job thumbnail: succeeded", (
             "stored all the same, it is a mail in our words"
         )
@@ -265,12 +251,12 @@ def test_no_template_takes_long_to_read(piece: str) -> None:
 
 def test_a_result_is_text_in_html() -> None:
     hostile = '<script>alert("x")</script>&\'"'
-    shown = html_of('<p title="{{ job.result }}">{{ job.result|tojson }}</p>', hostile)
-    assert shown.startswith(
-        '<p title="&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt;&amp;&#x27;&quot;">&quot;&lt;script'
-    )
-    assert shown.count("<") == 2
-    assert html_of("<p>{{ job.result }}</p>", {"a": "<b>"}) == "<p>{&quot;a&quot;:&quot;&lt;b&gt;&quot;}</p>"
+    html = html_of('<p title="{{ job.result }}">{{ job.result|tojson }}</p>', hostile)
+    escaped = '<p title="&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt;&amp;&#39;&#34;">'
+    assert html.startswith(escaped + '"\\u003cscript')
+    assert html.count("<") == 2
+    assert html_of("<p>{{ job.result }}</p>", {"a": "<b>"}) == "<p>{&#34;a&#34;:&#34;&lt;b&gt;&#34;}</p>"
+    assert html_of("<p>{{ job.result ~ '<i>' }}</p>", "<b>") == "<p>&lt;b&gt;&lt;i&gt;</p>"
     assert html_of("<p>{{ '<b>' }}</p>", None) == "<p>&lt;b&gt;</p>"
     assert text_of("{{ job.result }}", hostile) == hostile
 
@@ -303,7 +289,14 @@ def test_a_file_is_known_by_its_name() -> None:
 
 
 @pytest.mark.parametrize(
-    "template", ["{{ job.status }}", "{{ job.error }}", "{{ job['error']|default('none') }}"]
+    "template",
+    [
+        "{{ job.status }}",
+        "{{ job.error }}",
+        "{{ job['error']|default('none') }}",
+        "{% if job.status == 'failed' %}failed{% endif %}",
+        "{{ 'failed' if job.error else '' }}",
+    ],
 )
 def test_a_message_that_minds_failure_goes_out_as_it_was_written(template: str) -> None:
     for asked in (
@@ -376,12 +369,21 @@ def test_a_message_without_words_gets_ours(job: JobFacts, subject: str, text: st
         ("{{ job.result[2] }}", [1, 2], "there is no job.result.2"),
         ("{{ job.result.items }}", {}, "there is no job.result.items"),
         ("{{ job.result.upper }}", "a", "there is no job.result.upper"),
-        ("{{ job.result|length }}", 7, "the filter length needs a text, a list or an object"),
-        ("{{ job.result|join }}", "a", "the filter join needs a list of texts and numbers"),
-        ("{{ job.result|join }}", [[]], "the filter join needs a list of texts and numbers"),
-        ("{{ job.result|round }}", "7", "the filter round needs a number"),
-        ("{{ job.result|round }}", True, "the filter round needs a number"),
-        ("{{ job.result|round }}", float("inf"), "OverflowError"),
+        ("{{ job.result.a.x }}", {"b": None, "a": None}, "there is no job.result.a.x"),
+        ("{{ job.result.__class__.__mro__ }}", "a", "there is no job.result.__class__"),
+        ("{{ job.result.a|upper|default }}", {}, "there is no job.result.a"),
+        ("{% for size in job.result %}{{ size.px }}{% endfor %}", [{}], "there is no px"),
+        (
+            "{{ job.result[none] }}",
+            7,
+            "expected a name or a whole number in the brackets, got another at line 1",
+        ),
+        ("{{ 'a' * 1000000000 }}", 7, "expected a number beside *, got a text at line 1"),
+        ("{{ job.result|length }}", 7, "expected a text, a list or an object, got a number at line 1"),
+        ("{{ job.result|join }}", "a", "expected a list, got a text at line 1"),
+        ("{{ job.result|join }}", [[]], "expected a text or a number, got a list at line 1"),
+        ("{{ job.result|round }}", "7", "expected a number, got a text at line 1"),
+        ("{{ job.result|round }}", float("inf"), "cannot convert float infinity to integer at line 1"),
         ("{{ job.result }}", {"a": object()}, "TypeError"),
         ("{{ job.result }}" * 3, "x" * 1_000_000, "it would have more than 2,000,000 characters"),
     ],
@@ -428,8 +430,8 @@ LONG_SOURCES = (
     "{{ job.result|trim|upper|lower }}" * 50,
     "{{ job.result|tojson|length }}" * 200,
     "{{ job.result|join|length }}" * 200,
-    "{{ job.result" + "|tojson" * 200 + "|length }}",
-    "{{ job.result" + "|upper" * 500 + "|length }}",
+    "{{ job.result" + "|tojson" * 25 + "|length }}",
+    "{{ job.result" + "|upper" * 25 + "|length }}",
 )
 LONG_RESULTS: tuple[Any, ...] = (
     "x" * 1_000_000,
@@ -464,12 +466,13 @@ def test_a_message_is_the_same_each_time_it_is_filled_in() -> None:
     assert fill(asked, DONE) == fill(asked, DONE) == fill(asked, replace(DONE))
 
 
-def test_a_template_is_read_once_and_a_huge_one_is_not_kept() -> None:
-    template._read_once.cache_clear()
+def test_a_template_is_compiled_once_and_a_huge_one_is_not_kept() -> None:
+    program.cache_clear()
     for job in (DONE, FAILED, LATE):
         fill(message("{{ job.id }}"), job)
-        fill(message("{{ job.id }}" + "x" * template.READ_MAX_CHARACTERS), job)
-    assert template._read_once.cache_info().misses == template._read_once.cache_info().currsize == 1
+        fill(message("{{ job.id }}" + "x" * template.KEPT_MAX_CHARACTERS), job)
+    kept = program.cache_info()
+    assert kept.misses == kept.currsize == 2  # The empty subject is the other one.
 
 
 def test_a_template_is_filled_in_within_some_microseconds() -> None:

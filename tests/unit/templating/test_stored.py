@@ -18,7 +18,8 @@ from mailroom.model.text import SUBJECT_MAX_CHARACTERS
 from mailroom.store.db.database import Database
 from mailroom.store.templates import Templates, is_name
 from mailroom.templating import stored
-from mailroom.templating.sandbox import DEPTH_MAX, PROGRAMS_MAX, SOURCE_MAX_CHARACTERS, TOKENS_MAX, program
+from mailroom.templating.grammar import DEPTH_MAX, TOKENS_MAX
+from mailroom.templating.sandbox import PROGRAMS_MAX, SOURCE_MAX_CHARACTERS, program
 from mailroom.templating.stored import (
     CSS_MAX_CHARACTERS_TIMES_TAGS,
     TAGS_MAX,
