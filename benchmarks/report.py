@@ -1,4 +1,4 @@
-"""Reports what was measured, against what was aimed at: benchmarks/results.md and the README's drawings."""
+"""Reports what was measured, against what was aimed at: benchmarks/results.md and the drawings of docs/img."""
 
 import json
 import os

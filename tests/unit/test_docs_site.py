@@ -107,3 +107,14 @@ def test_the_words_of_the_architecture_are_those_of_the_map() -> None:
     glossary = str(mailroom.__doc__).partition("The words:")[2]
     words = re.findall(r"^    (\w+(?: \w+)?) {2,}", glossary, re.MULTILINE)
     assert [word for word, _ in table("docs/architecture.md", "word")] == words
+
+
+def test_the_pages_that_the_code_names_are_there() -> None:
+    named = []
+    for folder in ("mailroom", "examples", "deploy"):
+        for file in (PROJECT / folder).rglob("*"):
+            if file.suffix in (".py", ".html", "") and file.is_file():
+                named += re.findall(r'(docs/[\w-]+\.md)(?:, "([^"]+)")?', file.read_text())
+    assert len(named) >= 5
+    assert [page for page, _ in named if page not in PAGES] == []
+    assert all(f"## {heading}\n" in PAGES[page] for page, heading in named if heading)
