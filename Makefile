@@ -1,7 +1,7 @@
 # What you can do here: `make help`.
 
 .DEFAULT_GOAL := help
-.PHONY: help install run web worker inbox flower example test test-fast check check-clients docs lock soak mutations scale bench bench-scale bench-pages pictures contract fuzz
+.PHONY: help install run web worker inbox flower example test test-fast check check-clients postman docs lock soak mutations scale bench bench-scale bench-pages pictures contract fuzz
 
 # The first of these that is there; the service needs 3.11 or newer.
 PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,$(shell \
@@ -89,6 +89,9 @@ check: .venv/.installed-dev  ## lint, format and types, of Dockerfile and compos
 check-clients: .venv/.installed-dev  ## the Postman collection and the programs of docs/clients against flask up; wants curl, Node.js and npm
 	@$(RUN) tests.tools.check_clients
 
+postman: .venv/.installed  ## writes the Postman collection, docs/postman/, anew
+	@$(RUN) tools.postman
+
 docs: .venv/.installed .venv/.installed-docs  ## writes docs/settings.md anew, and the documentation as a site into site/
 	@$(RUN) tests.tools.settings_page
 	@NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build $(ARGS)
@@ -120,7 +123,10 @@ lock: .venv/.installed-dev  ## pin the requirements anew from pyproject.toml
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/examples.txt
 	@touch .venv/.installed-examples
 
-.venv/.installed-docs: .venv/.installed requirements/docs.txt
+.venv/.installed-postman: .venv/.installed  ## writes the Postman collection, docs/postman/, anew
+	@$(RUN) tools.postman
+
+docs: .venv/.installed requirements/docs.txt
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/docs.txt
 	@touch .venv/.installed-docs
 

@@ -15,7 +15,6 @@ from mailroom.cli.database import db_upgrade, pair
 from mailroom.cli.database import opened as opened_by
 from mailroom.cli.keys import keys_group
 from mailroom.cli.output import AS_JSON, Opened, told
-from mailroom.cli.postman import postman_command
 from mailroom.cli.send import send_command
 from mailroom.cli.suppressions import suppression_commands
 from mailroom.cli.templates import template_commands
@@ -124,7 +123,6 @@ def commands(
         db_group,
         keys_group(opened),
         purge_command,
-        postman_command,
         *message_commands(opened, message_id),
         suppression_commands(opened),
         template_commands(opened),

@@ -22,7 +22,7 @@ from tests.services import Unavailable, cache_directory, free_port, locked
 from tests.services.processes import PROJECT, Service, service
 
 CLIENTS = PROJECT / "docs" / "clients"
-COLLECTION = PROJECT / "mailasync.postman_collection.json"
+COLLECTION = PROJECT / "docs/postman/mailasync.postman_collection.json"
 NEWMAN = "6.2.2"
 #: What a person puts in the place of these words.
 URL, RECIPIENT, ORDER = "http://127.0.0.1:5000", "you@example.org", "order-4711"

@@ -23,7 +23,12 @@ TREES = {
 PACKAGES = {".".join(file.relative_to(PROJECT).parts[:-1]) for file in FILES if file.name == "__init__.py"}
 MODULES_MAX = 15  #: in a folder
 
-DOCUMENTED = [*FILES, *PROJECT.glob("benchmarks/**/*.py"), *PROJECT.glob("examples/**/*.py")]
+DOCUMENTED = [
+    *FILES,
+    *PROJECT.glob("benchmarks/**/*.py"),
+    *PROJECT.glob("examples/**/*.py"),
+    *PROJECT.glob("tools/**/*.py"),
+]
 #: A docstring begins with a verb, or names the thing; these do neither.
 IDLE_WORDS = re.compile(r"(What|Whether|Who|Which|How|Where|When|Why|The same|It|Those|They|As|One|Any)\b")
 
@@ -37,8 +42,7 @@ MAY_IMPORT = {
     "app": f"mailasync server cli {API} worker config {STORE} {BASE}",
     "mailasync": "worker broker",
     "server": f"web api.openapi {API} inbox worker config {STORE} {BASE}",
-    "cli": f"cli.postman {API} worker submission broker smtp config {STORE} {BASE}",
-    "cli.postman": f"api.openapi {API} {STORE} {BASE}",
+    "cli": f"{API} worker submission broker smtp config {STORE} {BASE}",
     "web": f"{API} submission jobs smtp {STORE} {BASE}",
     "api.openapi": f"{API} submission {STORE} {BASE}",
     "api.routes": f"api.http api.auth api submission jobs webhooks broker smtp templating config {STORE} {BASE}",
@@ -83,6 +87,7 @@ MAY_KNOW = {
     "css_inline": "templating.stored",
     "PIL": "jobs.thumbnail",
     "prometheus_client": "api.routes.metrics",
+    "tools": "",  # The service needs none of them.
 }
 #: Who starts a thread by hand, which ends with one piece of work. The supervisor keeps all others running.
 SHORT_THREADS = frozenset(

@@ -1,6 +1,6 @@
 """Lists what each route of this service takes and answers.
 
-document.py makes the description of it, and the Postman collection is held to it.
+document.py makes the description of it, and the Postman collection (tools/postman) is held to it.
 """
 
 from dataclasses import dataclass, field

@@ -1,6 +1,6 @@
-"""The collection's requests about messages."""
+"""Requests of the collection about single messages."""
 
-from mailroom.cli.postman.asking import FRESH_ADDRESS, Ask
+from tools.postman.request import FRESH_ADDRESS, PostmanRequest
 
 _ACCEPTED = """
 pm.expect(answer.status).to.equal('queued');
@@ -8,11 +8,13 @@ pm.expect(pm.response.headers.get('Location')).to.equal('/v1/messages/' + answer
 """
 
 START = (
-    Ask(
+    PostmanRequest(
         name="Send a mail, as the tutorial does",
         route="POST /",
-        told="Answers at once; a worker does the simulated heavy work and then sends the mail. Put your own address, or one from "
-        "temp-mail.org, into `to`.",
+        description=(
+            "Answers at once; a worker does the simulated heavy work and then sends the mail. Put "
+            "your own address, or one from temp-mail.org, into `to`."
+        ),
         body={"to": "you@example.org", "subject": "Hello", "contents": "The work is done."},
         expects={
             "accepted at once": "pm.expect(pm.response.responseTime).to.be.below(2000);",
@@ -23,25 +25,27 @@ pm.expect(pm.response.headers.get('Location')).to.equal('/v1/messages/' + answer
 """,
         },
     ),
-    Ask(
+    PostmanRequest(
         name="Send a mail without simulated work",
         route="POST /v1/messages",
         status=202,
-        fresh={"recipient": FRESH_ADDRESS},
-        told="Answers 202 and sends at once. A new address for every run, so that `Wait for the mail in the inbox` finds this very mail; "
-        "write your own into `to` if you like.",
+        set_before={"recipient": FRESH_ADDRESS},
+        description=(
+            "Answers 202 and sends at once. A new address for every run, so that `Wait for the mail "
+            "in the inbox` finds this very mail; write your own into `to` if you like."
+        ),
         body={
             "to": "{{recipient}}",
             "subject": "Hello from Postman",
             "contents": "<p>The work is <b>done</b>.</p>",
         },
         expects={"it is queued, and Location says where to look": _ACCEPTED},
-        kept={"id": "answer.id"},
+        set_after={"id": "answer.id"},
     ),
-    Ask(
+    PostmanRequest(
         name="Where is my mail?",
         route="GET /v1/messages/<id>",
-        told="The message that the request before this one made.",
+        description="The message that the request before this one made.",
         expects={
             "it tells status, why and timeline": """
 pm.expect(answer.id).to.equal(pm.collectionVariables.get('id'));
@@ -52,11 +56,11 @@ pm.expect(answer.timeline[0].event).to.equal('accepted');
 """
         },
     ),
-    Ask(
+    PostmanRequest(
         name="Wait until it is sent",
         route="GET /v1/messages/<id>",
         headers={"Prefer": "wait=30"},
-        told="`Prefer: wait=30` answers as soon as it has ended, after 30 seconds at most.",
+        description="`Prefer: wait=30` answers as soon as it has ended, after 30 seconds at most.",
         expects={
             "it is sent": """
 pm.expect(pm.response.headers.get('Preference-Applied')).to.equal('wait=30');
@@ -65,12 +69,14 @@ pm.expect(answer.recipients[0].status).to.equal('sent');
 """
         },
     ),
-    Ask(
+    PostmanRequest(
         name="Wait for the mail in the inbox",
         route="GET /inbox/api/messages",
         query={"to": "{{recipient}}", "wait": "30"},
-        told="Answers as soon as the mail of the second request is in the disposable inbox, after 30 seconds at most. With `flask inbox` "
-        "set `inboxUrl` to http://127.0.0.1:8025.",
+        description=(
+            "Answers as soon as the mail of the second request is in the disposable inbox, after 30 "
+            "seconds at most. With `flask inbox` set `inboxUrl` to http://127.0.0.1:8025."
+        ),
         expects={
             "the mail came, once": """
 const mails = answer.data;
@@ -81,17 +87,19 @@ pm.expect(mails[0].html).to.include('<b>done</b>');
 pm.expect(mails[0].text).to.equal('The work is done.');
 """
         },
-        kept={"mailId": "answer.data[0].id"},
+        set_after={"mailId": "answer.data[0].id"},
     ),
 )
 
 MESSAGES = (
-    Ask(
+    PostmanRequest(
         name="Send a mail with everything",
         route="POST /v1/messages",
         status=202,
-        fresh={"recipient": FRESH_ADDRESS},
-        told="Copies, a name, both forms, a file, a picture in the text, headers, tags, and how long to try.",
+        set_before={"recipient": FRESH_ADDRESS},
+        description=(
+            "Copies, a name, both forms, a file, a picture in the text, headers, tags, and how long to try."
+        ),
         body={
             "to": {"email": "{{recipient}}", "name": "Bob Müller"},
             "cc": "carol@example.org",
@@ -117,13 +125,13 @@ MESSAGES = (
             "max_attempts": 3,
         },
         expects={"accepted": _ACCEPTED},
-        kept={"id": "answer.id"},
+        set_after={"id": "answer.id"},
     ),
-    Ask(
+    PostmanRequest(
         name="Read what came",
         route="GET /inbox/api/messages",
         query={"to": "{{recipient}}", "wait": "30"},
-        told="What a reader sees of it.",
+        description="What a reader sees of it.",
         expects={
             "all is there, and nobody sees the blind copy": """
 const mail = answer.data[0];
@@ -134,20 +142,20 @@ pm.expect(JSON.stringify(mail.headers)).to.not.include('dave@example.org');
 """
         },
     ),
-    Ask(
+    PostmanRequest(
         name="What happened to it",
         route="GET /v1/messages/<id>/events",
-        told="Its timeline.",
+        description="Its timeline.",
         expects={
             "it begins with its acceptance": """
 pm.expect(answer.data[0].event).to.equal('accepted');
 """
         },
     ),
-    Ask(
+    PostmanRequest(
         name="The mail as it goes over the wire",
         route="GET /v1/messages/<id>/raw",
-        told="For a reader of .eml files.",
+        description="For a reader of .eml files.",
         expects={
             "it is a mail": """
 pm.expect(pm.response.headers.get('Content-Type')).to.include('message/rfc822');
@@ -155,19 +163,21 @@ pm.expect(pm.response.text()).to.include('X-Order: 42');
 """
         },
     ),
-    Ask(
+    PostmanRequest(
         name="Send files as a form",
         route="POST /v1/messages",
         status=202,
         form={"message": {"to": "bob@example.org", "subject": "Files"}},
-        told="The field `message` is the JSON; files of the field `attachments` go with it, and those of any other name stand in the HTML "
-        "as `cid:name`.",
+        description=(
+            "The field `message` is the JSON; files of the field `attachments` go with it, and those "
+            "of any other name stand in the HTML as `cid:name`."
+        ),
         expects={"accepted": _ACCEPTED},
     ),
-    Ask(
+    PostmanRequest(
         name="Only say what would be sent",
         route="POST /v1/messages",
-        told="`dry_run` keeps nothing, and sends nothing.",
+        description="`dry_run` keeps nothing, and sends nothing.",
         body={"to": "bob@example.org", "html": "<h1>Hi</h1><p>Bye</p>", "dry_run": True},
         expects={
             "it shows both forms and the size": """
@@ -178,23 +188,23 @@ pm.expect(answer.size).to.be.above(100);
 """
         },
     ),
-    Ask(
+    PostmanRequest(
         name="Send it once only, whatever happens",
         route="POST /v1/messages",
         status=202,
-        fresh={"idempotencyKey": "'order-' + Date.now()"},
+        set_before={"idempotencyKey": "'order-' + Date.now()"},
         headers={"Idempotency-Key": "{{idempotencyKey}}"},
         body={"to": "bob@example.org", "subject": "Once"},
-        told="A client that got no answer sends the same again, with the same key.",
-        kept={"id": "answer.id"},
+        description="A client that got no answer sends the same again, with the same key.",
+        set_after={"id": "answer.id"},
     ),
-    Ask(
+    PostmanRequest(
         name="The same request again",
         route="POST /v1/messages",
         status=202,
         headers={"Idempotency-Key": "{{idempotencyKey}}"},
         body={"to": "bob@example.org", "subject": "Once"},
-        told="It is answered as the first time, and nothing is sent.",
+        description="It is answered as the first time, and nothing is sent.",
         expects={
             "the same message": """
 pm.expect(pm.response.headers.get('Idempotency-Replayed')).to.equal('true');
@@ -202,25 +212,25 @@ pm.expect(answer.id).to.equal(pm.collectionVariables.get('id'));
 """
         },
     ),
-    Ask(
+    PostmanRequest(
         name="Another request with that key",
         route="POST /v1/messages",
         status=409,
         headers={"Idempotency-Key": "{{idempotencyKey}}"},
         body={"to": "bob@example.org", "subject": "Twice"},
-        told="A new request needs a new key.",
+        description="A new request needs a new key.",
         expects={
             "it says so": """
 pm.expect(answer.code).to.equal('invalid_idempotent_request');
 """
         },
     ),
-    Ask(
+    PostmanRequest(
         name="Send it once more",
         route="POST /v1/messages/<id>/resend",
         status=202,
-        told="What was sent goes again, as a new message.",
-        fresh={},
+        description="What was sent goes again, as a new message.",
+        set_before={},
         headers={"Prefer": "return=representation"},
         expects={
             "a new message": """
@@ -228,24 +238,24 @@ pm.expect(answer.resent_of).to.equal(pm.collectionVariables.get('id'));
 """
         },
     ),
-    Ask(
+    PostmanRequest(
         name="Send it in an hour",
         route="POST /v1/messages",
         status=202,
-        told="`delay` in seconds, or `scheduled_at` with date and time.",
+        description="`delay` in seconds, or `scheduled_at` with date and time.",
         body={"to": "bob@example.org", "subject": "Later", "delay": 3600},
-        kept={"id": "answer.id"},
+        set_after={"id": "answer.id"},
         expects={
             "it is scheduled": """
 pm.expect(answer.status).to.equal('scheduled');
 """
         },
     ),
-    Ask(
+    PostmanRequest(
         name="No, in two",
         route="POST /v1/messages/<id>/reschedule",
         body={"delay": 7200},
-        told="`delay` or `at`.",
+        description="`delay` or `at`.",
         expects={
             "it waits for its time": """
 pm.expect(answer.status).to.equal('scheduled');
@@ -253,138 +263,70 @@ pm.expect(new Date(answer.next_attempt_at) - Date.now()).to.be.within(7100000, 7
 """
         },
     ),
-    Ask(
+    PostmanRequest(
         name="Stop it",
         route="POST /v1/messages/<id>/hold",
-        told="Until somebody releases it.",
+        description="Until somebody releases it.",
         expects={
             "it is held": """
 pm.expect(answer.status).to.equal('held');
 """
         },
     ),
-    Ask(
+    PostmanRequest(
         name="Let it go",
         route="POST /v1/messages/<id>/release",
-        told="Whatever held it.",
+        description="Whatever held it.",
         expects={
             "it is not held": """
 pm.expect(answer.status).to.not.equal('held');
 """
         },
     ),
-    Ask(
+    PostmanRequest(
         name="Send another one tomorrow",
         route="POST /v1/messages",
         status=202,
         body={"to": "bob@example.org", "delay": 86400},
-        told="To be taken back.",
-        kept={"id": "answer.id"},
+        description="To be taken back.",
+        set_after={"id": "answer.id"},
     ),
-    Ask(
+    PostmanRequest(
         name="Take it back",
         route="POST /v1/messages/<id>/cancel",
-        told="Before it is sent.",
+        description="Before it is sent.",
         expects={
             "it is canceled": """
 pm.expect(answer.status).to.equal('canceled');
 """
         },
     ),
-    Ask(
+    PostmanRequest(
         name="Take it back again",
         route="POST /v1/messages/<id>/cancel",
         status=409,
-        told="It has ended.",
+        description="It has ended.",
         expects={
             "it names the state": """
 pm.expect(answer.detail).to.include('canceled');
 """
         },
     ),
-    Ask(
+    PostmanRequest(
         name="Send a third one tomorrow",
         route="POST /v1/messages",
         status=202,
         body={"to": "bob@example.org", "delay": 86400},
-        told="To be tried at once.",
-        kept={"id": "answer.id"},
+        description="To be tried at once.",
+        set_after={"id": "answer.id"},
     ),
-    Ask(
+    PostmanRequest(
         name="Try it now",
         route="POST /v1/messages/<id>/retry",
-        told="It does not wait for its time; one that failed gets a new round.",
+        description="It does not wait for its time; one that failed gets a new round.",
         expects={
             "it is on its way": """
 pm.expect(answer.status).to.be.oneOf(['queued', 'sending', 'in_data', 'sent']);
-"""
-        },
-    ),
-)
-
-MANY = (
-    Ask(
-        name="Send many in one request",
-        route="POST /v1/messages/batch",
-        status=202,
-        fresh={"tag": "'run-' + Date.now()"},
-        told="Up to 1,000 in one commit, or none of them; `common` is what they share.",
-        body={
-            "common": {"subject": "News", "text": "All is well.", "tags": ["{{tag}}"]},
-            "messages": [{"to": "bob@example.org"}, {"to": "carol@example.org", "subject": "News for Carol"}],
-        },
-        expects={
-            "all are accepted": """
-pm.expect(answer.data).to.have.lengthOf(2);
-answer.data.forEach(one => pm.expect(one.status).to.equal('queued'));
-"""
-        },
-    ),
-    Ask(
-        name="Find them",
-        route="GET /v1/messages",
-        query={"tag": "{{tag}}", "limit": "1"},
-        told="By tag, state, recipient and time.",
-        expects={
-            "the newest, and there is another": """
-pm.expect(answer.data[0].subject).to.equal('News for Carol');
-pm.expect(answer.has_more).to.equal(true);
-"""
-        },
-        kept={"next": "answer.next"},
-    ),
-    Ask(
-        name="The next page",
-        route="GET /v1/messages",
-        query={"tag": "{{tag}}", "after": "{{next}}"},
-        told="`next` is `after` of it.",
-        expects={
-            "the other one": """
-pm.expect(answer.data.map(one => one.subject)).to.eql(['News']);
-pm.expect(answer.next).to.equal(null);
-"""
-        },
-    ),
-    Ask(
-        name="What was sent to Bob",
-        route="GET /v1/messages",
-        query={"to": "bob@example.org", "status": "sent"},
-        told="Two filters.",
-        expects={
-            "only such": """
-answer.data.forEach(one => pm.expect(one.status).to.equal('sent'));
-"""
-        },
-    ),
-    Ask(
-        name="Many, one of which is wrong",
-        route="POST /v1/messages/batch",
-        status=422,
-        body=[{"to": "bob@example.org"}, {"to": "nobody"}],
-        told="None is accepted, and the answer says which one it is.",
-        expects={
-            "its place in the list": """
-pm.expect(answer.errors.map(one => one.pointer)).to.eql(['#/1/to']);
 """
         },
     ),

@@ -1,12 +1,12 @@
-"""The collection's requests about jobs."""
+"""Requests of the collection about jobs."""
 
-from mailroom.cli.postman.asking import FRESH_ADDRESS, Ask
+from tools.postman.request import FRESH_ADDRESS, PostmanRequest
 
 JOBS = (
-    Ask(
+    PostmanRequest(
         name="What can be run?",
         route="GET /v1/job-types",
-        told="The job types, with their arguments as JSON Schema. Your own come by `JOBS`.",
+        description="The job types, with their arguments as JSON Schema. Your own come by `JOBS`.",
         expects={
             "simulate is there, with what it takes": """
 const type = answer.data.find(one => one.name === 'simulate');
@@ -15,12 +15,15 @@ pm.expect(type.queue).to.equal('jobs');
 """
         },
     ),
-    Ask(
+    PostmanRequest(
         name="Run a job, and mail me when it is done",
         route="POST /v1/jobs",
         status=202,
-        fresh={"recipient": FRESH_ADDRESS},
-        told="Answers 202 at once; the mail goes when the job has ended. A new address for every run, as above.",
+        set_before={"recipient": FRESH_ADDRESS},
+        description=(
+            "Answers 202 at once; the mail goes when the job has ended. A new address for every run, "
+            "as above."
+        ),
         body={
             "name": "simulate",
             "args": {"seconds": 2},
@@ -38,13 +41,15 @@ pm.expect(answer.message.status).to.equal('waiting');
 pm.expect(pm.response.headers.get('Location')).to.equal('/v1/jobs/' + answer.id);
 """,
         },
-        kept={"jobId": "answer.id", "id": "answer.message.id"},
+        set_after={"jobId": "answer.id", "id": "answer.message.id"},
     ),
-    Ask(
+    PostmanRequest(
         name="How far is my job?",
         route="GET /v1/jobs/<id>",
-        at={"id": "{{jobId}}"},
-        told="The job that the request before this one started. Send it again and see `progress` grow.",
+        path_values={"id": "{{jobId}}"},
+        description=(
+            "The job that the request before this one started. Send it again and see `progress` grow."
+        ),
         expects={
             "it tells status, progress, why and timeline": """
 pm.expect(answer.id).to.equal(pm.collectionVariables.get('jobId'));
@@ -56,27 +61,28 @@ pm.expect(answer.timeline[0].event).to.equal('accepted');
 """
         },
     ),
-    Ask(
+    PostmanRequest(
         name="Wait until it has ended",
         route="GET /v1/jobs/<id>",
-        at={"id": "{{jobId}}"},
+        path_values={"id": "{{jobId}}"},
         headers={"Prefer": "wait=30"},
-        told="`Prefer: wait=30` answers as soon as the job has ended, after 30 seconds at most.",
+        description="`Prefer: wait=30` answers as soon as the job has ended, after 30 seconds at most.",
         expects={
             "it succeeded": """
 pm.expect(pm.response.headers.get('Preference-Applied')).to.equal('wait=30');
 pm.expect(answer.status).to.equal('succeeded');
 pm.expect(answer.progress).to.equal(1);
 pm.expect(answer.error).to.equal(null);
-pm.expect(answer.timeline.map(one => one.event)).to.include.members(['accepted', 'job started', 'job succeeded']);
+const events = answer.timeline.map(one => one.event);
+pm.expect(events).to.include.members(['accepted', 'job started', 'job succeeded']);
 """
         },
     ),
-    Ask(
+    PostmanRequest(
         name="Read the mail of the job",
         route="GET /inbox/api/messages",
         query={"to": "{{recipient}}", "wait": "30"},
-        told="What stood between the braces is filled in.",
+        description="What stood between the braces is filled in.",
         expects={
             "the mail came, once, and tells of the job": """
 const mails = answer.data;
@@ -87,24 +93,24 @@ pm.expect(mails[0].text).to.match(/^It took 2\\.\\d+ seconds\\.\\s*$/);
 """
         },
     ),
-    Ask(
+    PostmanRequest(
         name="The file that a job made",
         route="GET /v1/jobs/<id>/file",
-        at={"id": "{{jobId}}"},
+        path_values={"id": "{{jobId}}"},
         status=404,
-        told="This one made none; `thumbnail` makes one.",
+        description="This one made none; `thumbnail` makes one.",
         expects={
             "it says so": """
 pm.expect(answer.detail).to.include('a job that made a file');
 """
         },
     ),
-    Ask(
+    PostmanRequest(
         name="Run it once more",
         route="POST /v1/jobs/<id>/retry",
-        at={"id": "{{jobId}}"},
+        path_values={"id": "{{jobId}}"},
         status=202,
-        told="A new job with the same arguments, and a mail of its own.",
+        description="A new job with the same arguments, and a mail of its own.",
         expects={
             "a new job": """
 pm.expect(answer.retry_of).to.equal(pm.collectionVariables.get('jobId'));
@@ -113,13 +119,13 @@ pm.expect(answer.message.status).to.equal('waiting');
 pm.expect(pm.response.headers.get('Location')).to.equal('/v1/jobs/' + answer.id);
 """
         },
-        kept={"jobId": "answer.id"},
+        set_after={"jobId": "answer.id"},
     ),
-    Ask(
+    PostmanRequest(
         name="Cancel it",
         route="POST /v1/jobs/<id>/cancel",
-        at={"id": "{{jobId}}"},
-        told="Takes the job of the request before this one back, and its mail with it.",
+        path_values={"id": "{{jobId}}"},
+        description="Takes the job of the request before this one back, and its mail with it.",
         expects={
             "it is canceled, and so is its mail": """
 pm.expect(answer.status).to.equal('canceled');
@@ -127,23 +133,23 @@ pm.expect(answer.message.status).to.equal('canceled');
 """
         },
     ),
-    Ask(
+    PostmanRequest(
         name="A job that has ended is not canceled",
         route="POST /v1/jobs/<id>/cancel",
-        at={"id": "{{jobId}}"},
+        path_values={"id": "{{jobId}}"},
         status=409,
-        told="The same request again.",
+        description="The same request again.",
         expects={
             "it names the state": """
 pm.expect(answer.detail).to.include('canceled');
 """
         },
     ),
-    Ask(
+    PostmanRequest(
         name="The latest jobs",
         route="GET /v1/jobs",
         query={"name": "simulate", "limit": "2"},
-        told="The newest first; `next` is `after` of the next page.",
+        description="The newest first; `next` is `after` of the next page.",
         expects={
             "the canceled one, and the one before it": """
 pm.expect(answer.data).to.have.lengthOf(2);
@@ -153,12 +159,12 @@ pm.expect(answer.has_more).to.be.a('boolean');
 """
         },
     ),
-    Ask(
+    PostmanRequest(
         name="A job that cannot be run",
         route="POST /v1/jobs",
         status=422,
         body={"name": "simulate", "args": {"seconds": "long", "minutes": 1}},
-        told="Two mistakes: no number, and an argument that simulate has not.",
+        description="Two mistakes: no number, and an argument that simulate has not.",
         expects={
             "it says which arguments and why": """
 pm.expect(answer.errors.map(e => e.pointer)).to.have.members(['#/args/seconds', '#/args/minutes']);
