@@ -1,14 +1,16 @@
 """HTTP in: the Flask application.
 
-    python3 app.py            serve on port 5000; a worker is `celery -A mailasync worker --loglevel=INFO` in a second terminal
-    flask up                  everything in one process, with a disposable inbox
+    python3 app.py       serve on port 5000; a worker runs in a second terminal:
+                         celery -A mailasync worker --loglevel=INFO
+    flask up             everything in one process, with a disposable inbox
 
-The tutorial this service began with is three lines in a route. They are here, and this is what each has behind it:
+The tutorial this service began with is three lines in a route. They are here, and each has this behind it:
 
-    request.get_json()        mailroom/api/http/request.py reads bytes, mailroom/submission/reader.py says what is wrong with them
-    sendMail.delay(id)        the mail is committed first (mailroom/store/messages/outbox.py); then a thread carries its id to
-                              RabbitMQ (mailroom/broker/publisher.py), from where mailasync.py has it
-    return "sent", 200        the answer has the id, with which `GET /v1/messages/<id>` tells where the mail is
+    request.get_json()   mailroom/api/http/request.py reads bytes, mailroom/submission/reader.py says what is
+                         wrong with them
+    sendMail.delay(id)   the mail is committed first, by mailroom/store/messages/outbox.py; then the thread of
+                         mailroom/broker/publisher.py carries its id to RabbitMQ, where mailasync.py gets it
+    return "sent", 200   the answer has the id, with which `GET /v1/messages/<id>` tells where the mail is
 
 All other routes are in mailroom/api/routes, the pages in mailroom/web.
 """
@@ -34,7 +36,10 @@ from mailroom.worker import runtime
 def create_app(
     settings: Settings | None = None, *blueprints: Blueprint, database: Database | None = None
 ) -> Flask:
-    """Make the application, with these blueprints of one's own. It starts no thread and opens no connection before the first request."""
+    """Make the application, with these blueprints of one's own.
+
+    It starts no thread and opens no connection before the first request.
+    """
     settings = settings or load()
     runtime.configure(settings)
     services = make_services(settings, database)
@@ -80,7 +85,7 @@ def make_services(settings: Settings, database: Database | None) -> Services:
 def main(*blueprints: str) -> None:
     """Serve on HOST and PORT; accepts mail whether a worker and RabbitMQ are there or not.
 
-    `blueprints` of one's own are named, "package.module:blueprint", as the process that serves imports them anew.
+    `blueprints` of one's own are named, "package.module:blueprint": the process that serves imports them.
     """
     serve_web(create_app, load(), *blueprints)
 

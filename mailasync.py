@@ -2,14 +2,14 @@
 
     celery -A mailasync worker --loglevel=INFO
 
-The tutorial this service began with has one task, `sendMail`, which does some heavy work and then sends a mail. So does this one,
-and here is where each half went:
+The tutorial this service began with has one task, `sendMail`, which does heavy work and then sends a mail. So
+does this one, and here is where each half went:
 
-    the heavy work      mailroom/jobs/runner.py, in a process of its own; `sendMail` wakes it, and what it holds back is sent when it ends
-    the mail            mailroom/delivery/delivery.py, as often as it takes, and once
+    the heavy work      mailroom/jobs/runner.py, which `sendMail` wakes; what waits for it goes when it ends
+    the mail            mailroom/delivery/delivery.py
 
-A message names rows of the outbox, and may be lost, repeated or reordered: the rows are the truth. Importing this module starts
-nothing and connects to nothing.
+A message names rows of the outbox, and may be lost, repeated or reordered: the rows are the truth. Importing
+this module starts nothing and connects to nothing.
 """
 
 from typing import Any
@@ -28,7 +28,10 @@ celery_app = Celery("mailasync", set_as_current=False, events="mailroom.broker.e
 
 @celery_app.task(name="mailasync.sendMail", bind=True, base=NudgeTask)
 def sendMail(task: Task, *args: Any, **kwargs: Any) -> None:  # type: ignore[type-arg]
-    """Deliver the mails of these ids; or accept a mail that a Celery client sent as the JSON object of `POST /`."""
+    """Deliver the mails of these ids, and wake the jobs that some of them wait for.
+
+    From any other Celery client it takes a mail, as the JSON object of `POST /`, and accepts it.
+    """
     with settling(task) as worker:
         if nudge := read_nudge(args, kwargs):
             settled = worker.deliver(nudge[0], outbox_id=nudge[1])
@@ -40,9 +43,9 @@ def sendMail(task: Task, *args: Any, **kwargs: Any) -> None:  # type: ignore[typ
 
 @celery_app.task(name="mailasync.runJob", bind=True, base=NudgeTask)
 def runJob(task: Task, *args: Any, **kwargs: Any) -> None:  # type: ignore[type-arg]
-    """Look for jobs to run; or accept one that a Celery client sent: the JSON object of `POST /v1/jobs`, or its name and arguments.
+    """Look for jobs to run; or accept one that a Celery client sent, as an object or by name.
 
-    The task is done, and acknowledged, before the job begins: how long that takes is no matter of the broker's.
+    The task is done, and acknowledged, before the job begins: the broker need not wait for it.
     """
     with settling(task) as worker:
         if kwargs or len(args) != 1 or not is_uuid(args[0]):
@@ -59,7 +62,7 @@ def tellClients(task: Task, *args: Any, **kwargs: Any) -> None:  # type: ignore[
 
 @celery_app.task(name=REFUSE, bind=True, base=NudgeTask)
 def refuse(task: Task, reason: str, name: str) -> None:  # type: ignore[type-arg]
-    """Record why the message that this one stands for is no task; mailroom/broker/consumer.py makes it of that."""
+    """Record why the message that this one stands for is no task; mailroom/broker/consumer.py makes it."""
     with settling(task) as worker:
         worker.refuse(str(task.request.id), name, reason)
 

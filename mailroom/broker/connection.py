@@ -1,4 +1,4 @@
-"""Opens connections to the broker whose every step ends in seconds, and looks whether our queues can be used."""
+"""Opens connections to the broker that never hang, and looks whether our queues can be used."""
 
 import amqp
 from celery import Celery
@@ -12,7 +12,7 @@ from mailroom.broker.queues import words
 def bounded_connection(celery_app: Celery) -> Connection:
     """Return an open connection whose every step ends in seconds, whatever the broker does."""
     connection = celery_app.connection_for_write(connect_timeout=2)
-    # connect() itself would sleep 2 s and try again. A retry is only for the next broker, where the URL names several.
+    # connect() itself would sleep 2 s and try again. A retry is for the next broker of several.
     other_brokers = max(0, len(connection.alt or ()) - 1)
     return connection.ensure_connection(max_retries=other_brokers, interval_start=0, interval_step=0)
 

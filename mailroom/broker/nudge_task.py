@@ -23,13 +23,13 @@ BOUNDS: dict[str, Any] = {
 
 
 class HandedOver(NamedTuple):
-    """Tells that the publisher has the id. An AsyncResult would take longer than all the rest, and have no more to tell."""
+    """Tells that the publisher has the id; to make an AsyncResult would take longer than all the rest."""
 
     id: str
 
 
 class NudgeTask(Task):  # type: ignore[type-arg]  # celery-types makes Task generic, Celery does not
-    """Hands the id of a row to the publisher of this process, if one runs; else publishes on a connection of its own."""
+    """Hands the id of a row to the publisher of this process, or publishes on a connection of its own."""
 
     Request = "mailroom.broker.celery_request:QuietRequest"
     typing = False  # Whatever a client sends is answered in the outbox, not by a TypeError in the log.
@@ -38,12 +38,13 @@ class NudgeTask(Task):  # type: ignore[type-arg]  # celery-types makes Task gene
     def apply_async(  # type: ignore[override]  # narrower
         self, args: Any = None, kwargs: Any = None, **options: Any
     ) -> AsyncResult[Any] | HandedOver:
-        if args and isinstance(args[0], MailId):
-            options.setdefault("queue", args[0].queue)
-        if self.publisher and args and len(args) == 1 and not kwargs and is_uuid(args[0]):
+        id: Any = args[0] if args and len(args) == 1 and not kwargs else None
+        if isinstance(id, MailId):
+            options.setdefault("queue", id.queue)
+        if self.publisher and (isinstance(id, MailId) or is_uuid(id)):
             queue = options.get("queue") or self.app.conf.task_routes[self.name]["queue"]
-            self.publisher.offer(args[0], queue=queue)
-            return HandedOver(args[0])
+            self.publisher.offer(id, queue=queue)
+            return HandedOver(id)
         options.pop("producer", None)  # Celery beat brings its own, which may wait for ever.
         connection = bounded_connection(self.app)
         try:
@@ -52,5 +53,5 @@ class NudgeTask(Task):  # type: ignore[type-arg]  # celery-types makes Task gene
             connection.collect()
 
     def publish(self, producer: Producer, args: Any, kwargs: Any = None, **options: Any) -> AsyncResult[Any]:
-        """Publish once, and return when the broker has confirmed it; an error does not prove that it has not."""
+        """Publish once, and return when the broker has confirmed it. After an error it may have it, too."""
         return super().apply_async(args, kwargs, producer=producer, **(BOUNDS | options))

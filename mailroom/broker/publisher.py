@@ -1,4 +1,4 @@
-"""Carries nudges to the broker from a thread of its own, so that no fault of the broker slows an answer or a delivery."""
+"""Carries nudges to the broker in a thread of its own, so that its faults slow no answer and no delivery."""
 
 import logging
 import threading
@@ -22,12 +22,15 @@ CHUNK_MAX = 100
 WAITING_MAX = 10_000
 #: After a failure the broker is left alone for this long.
 PAUSE_SECONDS = 2.0
-#: After a nudge that was not full the next one gathers ids for this long: the first is on its way at once, and a rush shares the cost.
+#: After a nudge that was not full the next one gathers ids for this long: the first is on its way at
+#: once, and a rush shares the cost.
 GATHER_SECONDS = 0.02
-#: After a note the next one gathers confirmed ids for this long, or until there are so many; who forgets them publishes them once more.
+#: After a note the next one gathers confirmed ids for this long, or until there are so many; who forgets them
+#: publishes them once more.
 NOTED_MAX = 1000
 NOTE_SECONDS = 0.1
-#: How often the broker is looked at while nothing is published, so that an outage is known before the next mail; and while something is.
+#: How often the broker is looked at while nothing is published, so that an outage is known before the next
+#: mail; and while something is.
 WATCH_SECONDS = 5.0
 FIRST_LOOK_SECONDS = 1.0
 LOOK_SECONDS = 1.0
@@ -41,7 +44,10 @@ Publish = Callable[[Producer, str, Sequence[str]], None]
 
 
 class Publisher:
-    """The publisher of one process. Losing what it holds costs time, never a mail: the rows say what was not published."""
+    """The publisher of one process.
+
+    Losing what it holds costs time, never a mail: the rows say what was not published.
+    """
 
     def __init__(
         self,
@@ -54,9 +60,13 @@ class Publisher:
         chunks: Mapping[str, int] | None = None,
         looked: Callable[[], None] = lambda: None,
     ) -> None:
-        """`published` is told the queue and the ids that the broker confirmed, and how many seconds ago they were sent; `unpublished`
-        the ids that it did not take. `watched` names the queues to look at, the one that is told of first; `chunks` says for which
-        queues a nudge is shorter; `looked` is called after each look, whatever the broker said."""
+        """Make a publisher on the connections that `connect` opens, and whose nudges `publish` publishes.
+
+        `published` is called with the queue and the ids that the broker confirmed, and how many seconds ago
+        they were sent; `unpublished` with the ids that it did not take. `watched` names the queues to look
+        at, first the one that is told of; `chunks` says for which queues a nudge is shorter. `looked` is
+        called after each look, whatever the broker said.
+        """
         self._connect = connect
         self._publish = publish
         self._published = published
@@ -77,11 +87,11 @@ class Publisher:
         self._thread = SupervisedThread("publisher", self._run, self._stopping)
         self._connection: Connection | None = None
         self._producer: Producer | None = None
-        #: Since when the broker could not be reached, in seconds since 1970, and what it said; None while all is well.
+        #: Since when the broker could not be reached, in seconds since 1970, and what it said; or None.
         self.down: tuple[float, str] | None = None
         self._reasons: set[str] = set()  #: what it said since then
         self._is_refused = False  #: we may not publish, so that a look which succeeds proves nothing
-        #: Nudges on each watched queue, and workers that consume it, when they were last looked at; nothing before that.
+        #: Nudges on each watched queue, and workers that consume it, when they were looked at last.
         self.queues: dict[str, tuple[int, int]] = {}
 
     @property
@@ -103,7 +113,10 @@ class Publisher:
         self._thread.join(10)
 
     def offer(self, id: str, *, queue: str, alone: bool = False) -> bool:
-        """Take an id to publish soon; returns at once, whatever the broker does. `alone`: it shares no nudge. False: too many wait."""
+        """Take an id to publish soon; returns at once, whatever the broker does. False: too many wait.
+
+        `alone`: it shares no nudge.
+        """
         if len(self._waiting) >= WAITING_MAX:
             return False
         self._waiting.append((id, queue, alone))
@@ -227,7 +240,7 @@ class Publisher:
             log.warning("the broker cannot be reached: %s; mail is kept, and goes on when it is back", reason)
 
     def _drop(self) -> None:
-        """Drop the socket without a word: a polite close waits for a frozen broker for ever (research: publishing, trap A)."""
+        """Drop the socket without a word: a polite close waits for a frozen broker for ever."""
         if self._connection is not None:
             with suppress(Exception):
                 self._connection.collect()

@@ -8,7 +8,7 @@ from mailroom.model.ids import is_id
 
 
 def read_nudge(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[str], str] | None:
-    """The ids and the outbox that a nudge of ours names; None for what any other client sent."""
+    """Return the ids and the outbox that a nudge of ours names; None for what any other client sent."""
     if kwargs or len(args) != 2 or not isinstance(args[0], list) or not isinstance(args[1], str):
         return None
     ids, outbox_id = args
@@ -25,7 +25,10 @@ def read_mail(args: Sequence[Any], kwargs: Mapping[str, Any]) -> object:
 
 
 def read_job(args: Sequence[Any], kwargs: Mapping[str, Any]) -> object:
-    """The object of `POST /v1/jobs` in what a Celery client sent: `{...}`, or `"coffee"`, or `"coffee", {"cups": 2}`."""
+    """Return the object of `POST /v1/jobs` in what a Celery client sent.
+
+    That is `{...}`, or `"coffee"`, or `"coffee", {"cups": 2}`.
+    """
     if args and isinstance(args[0], str) and len(args) <= 2 and not kwargs:
         return {"name": args[0], "args": args[1] if len(args) == 2 else {}}
     return read_mail(args, kwargs)

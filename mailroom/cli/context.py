@@ -41,7 +41,7 @@ def working(settings: Settings) -> Iterator[Services]:
 
 
 def nudge(database: Database, id: MailId) -> None:
-    """Tell a worker of one message from a process without a publisher; ends in seconds, and raises what kombu raises."""
+    """Tell a worker of one message without a publisher; ends in seconds, and raises what kombu raises."""
     started = time.monotonic()
     runtime.send_mail(id, database.outbox_id)
     Outbox(database).mark_published([id], seconds_ago=time.monotonic() - started)

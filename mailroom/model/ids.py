@@ -14,7 +14,7 @@ os.register_at_fork(after_in_child=_numbers.clear)  # Else two processes would m
 
 
 class MailId(str):
-    """The id of an accepted mail, which knows the queue of its nudge: `sendMail.delay(id)` need not be told."""
+    """Id of an accepted mail, which knows the queue of its nudge: `sendMail.delay(id)` need not be told."""
 
     queue: str
     is_queued: bool  #: False for a mail that waits, so that nobody has to remember its nudge

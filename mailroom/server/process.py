@@ -19,7 +19,10 @@ PARENT_LOOK_SECONDS = 1.0
 
 
 def start_child(settings: Settings, *at_signal: Callable[[], None]) -> None:
-    """The first thing in granian's child. `at_signal` ends what would let a request last on when the server is asked to stop."""
+    """Set up granian's child, before all else there.
+
+    `at_signal` ends what would let a request last on when the server is asked to stop.
+    """
     terminal.keep_open()
     logs.setup_web(settings)
     asked, asks = os.pipe()
@@ -42,7 +45,7 @@ def end_at_signal(asked: int, acts: Sequence[Callable[[], None]], ending: thread
 
 
 def end_with_parent(parent: int, orphaned: threading.Event) -> None:
-    """A supervisor that kills only the process it started must not leave this one behind, holding the port."""
+    """End with the parent: a supervisor that kills only the process it started shall find the port free."""
     while os.getppid() == parent:
         time.sleep(PARENT_LOOK_SECONDS)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -55,5 +58,5 @@ def end_child(error: Exception) -> NoReturn:
 
 
 def at_exit(stop: Callable[[], None]) -> None:
-    """granian's children end through multiprocessing, which skips atexit where it forked."""
+    """Call `stop` at the end, through multiprocessing, which skips atexit in a child that it forked."""
     multiprocessing.util.Finalize(None, stop, exitpriority=10)

@@ -37,7 +37,8 @@ log = logging.getLogger("mailasync.web")
 server = Lazy("mailroom.server.http_server")
 
 STOP_SECONDS = 20
-#: Threads for requests that wait: for a message or job, for events, for a mail in the inbox, and for the rest of a long body.
+#: Threads for requests that wait: for a message or job, for events, for a mail in the inbox, and for the rest
+#: of a long body.
 WAITING_THREADS = prefer_wait.WAITERS_MAX + web.event_stream.STREAMS_MAX + INBOX_WAITERS_MAX + LONG_BODIES_MAX
 
 
@@ -52,11 +53,12 @@ class CreateApp(Protocol):
 def serve_web(create_app: CreateApp, settings: Settings, *blueprints: str) -> None:
     """Serve on HOST and PORT; accepts mail whether a worker and RabbitMQ are there or not.
 
-    `blueprints` of one's own are named, "package.module:blueprint", as the process that serves imports them anew.
+    `blueprints` of one's own are named, "package.module:blueprint": the process that serves imports them.
     """
     if settings.BROKER_URL.startswith("memory:"):
         sys.exit(
-            "mailasync: memory:// is for `flask up`, where web and worker are one process; set another MAILASYNC_BROKER_URL"
+            "mailasync: memory:// is for `flask up`, where web and worker are one process; "
+            "set another MAILASYNC_BROKER_URL"
         )
     serve(settings, loader=partial(web_app, create_app, settings, *blueprints))
 
@@ -81,7 +83,8 @@ def web_app(create_app: CreateApp, settings: Settings, *blueprints: str) -> Flas
     )
     if Outbox(database).worker_seen_ms_ago() is None:
         log.warning(
-            "no worker is running; mail is accepted and kept until one is: celery -A mailasync worker --loglevel=INFO"
+            "no worker is running; mail is accepted and kept until one is: "
+            "celery -A mailasync worker --loglevel=INFO"
         )
     return app
 
@@ -174,8 +177,8 @@ def refuse_keyless(settings: Settings, database: Database) -> None:
     """Stop where other machines could ask, and nobody has a key."""
     if not (settings.listens_on_loopback or settings.API_KEY or ApiKeys(database).are_there()):
         raise SettingsError(
-            f"{PREFIX}HOST={settings.HOST!r} can be reached from other machines, and there is no key in {database}; "
-            f"make one with `flask keys create NAME`, or set {PREFIX}API_KEY"
+            f"{PREFIX}HOST={settings.HOST!r} can be reached from other machines, and there is no key in "
+            f"{database}; make one with `flask keys create NAME`, or set {PREFIX}API_KEY"
         )
 
 

@@ -60,7 +60,8 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
         "worker_concurrency": settings.SMTP_CONNECTIONS,
         "worker_prefetch_multiplier": 1,
         "worker_cancel_long_running_tasks_on_connection_loss": False,  # it would kill in the middle of a mail
-        "worker_enable_prefetch_count_reduction": False,  # it speaks on the channel from threads of the pool, which then wait for ever
+        # It speaks on the channel from threads of the pool, which then wait for ever.
+        "worker_enable_prefetch_count_reduction": False,
         "worker_enable_remote_control": False,  # whoever reaches the broker could revoke and shut down
         "worker_hijack_root_logger": False,
         "worker_redirect_stdouts": False,

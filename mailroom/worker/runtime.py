@@ -37,8 +37,8 @@ from mailroom.worker.worker import Worker
 
 log = logging.getLogger("mailasync")
 
-#: Bulk mail in one nudge, or as many as a worker has connections: so one of its threads is free after about the time of one mail, for
-#: a mail that somebody waits for.
+#: Bulk mail in one nudge, or as many as a worker has connections: so one of its threads is free after about
+#: the time of one mail, for a mail that somebody waits for.
 BULK_CHUNK_MIN = 10
 
 
@@ -176,7 +176,7 @@ def load_jobs(settings: Settings) -> None:
 
 
 def orders(settings: Settings, database: Database) -> SubmissionReader:
-    """Reads what clients order, over HTTP or over the queue."""
+    """Return the reader of what clients submit, over HTTP or over the queue."""
     known, links = accounts(settings), Unsubscribes(database, settings.PUBLIC_URL)
     return SubmissionReader(
         domain=known[0].sender.address.rpartition("@")[2],
@@ -190,7 +190,7 @@ def orders(settings: Settings, database: Database) -> SubmissionReader:
 
 
 def open_database(settings: Settings, *, file_name: str = "mailasync.sqlite3") -> Database:
-    """Open the outbox; the file that is ours by default is brought up to date, any other only by `flask db upgrade`."""
+    """Open the outbox. Our own file is brought up to date, others by `flask db upgrade`."""
     database = Database(database_url(settings, file_name=file_name))
     try:
         if not settings.DATABASE_URL:

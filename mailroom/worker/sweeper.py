@@ -49,7 +49,8 @@ class Sweeper:
     watch_jobs: Callable[[], None]
     watch_webhooks: Callable[[], None]
     lease_seconds: float
-    appetite: int  #: mails that one worker may have in hand, or waiting for it, while a new one shall find a thread that is free
+    #: Mails that one worker may have in hand, or waiting for it, while a new one shall find a free thread.
+    appetite: int
     _stopping: threading.Event = field(default_factory=threading.Event)
     _trusts_from: float = float("-inf")
     _lost_at: float = field(default_factory=time.monotonic)
@@ -102,7 +103,7 @@ class Sweeper:
                 log.exception("%s failed", step.__name__)
 
     def _watch_clock(self) -> None:
-        """Judge nobody after a leap: we were paused, and so perhaps all the others here, or the clock was set."""
+        """Judge nobody after a leap: we were paused, and perhaps all others here, or the clock was set."""
         now_ms = self.clock.watch()
         if self._looked_ms is not None and now_ms - self._looked_ms > self.lease_seconds / 2 * 1000:
             self._distrust()

@@ -1,4 +1,4 @@
-"""Gives each task the worker of this process, and its message back to the queue where the worker cannot settle it."""
+"""Gives each task the worker of this process, or its message back to the queue if that cannot settle it."""
 
 import logging
 import time
@@ -21,7 +21,7 @@ REQUEUE_WAIT_SECONDS = 1.0
 
 @contextmanager
 def settling(task: Task) -> Iterator[Worker]:  # type: ignore[type-arg]
-    """Give the worker to a task; while there is none, the task goes back to its queue. One that has expired is not done."""
+    """Give the worker to a task, unless that has expired; without one, the task goes back to its queue."""
     worker = runtime.process.worker
     if worker is None:
         time.sleep(REQUEUE_WAIT_SECONDS)

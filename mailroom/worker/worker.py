@@ -123,7 +123,7 @@ class Worker:
         return f"worker {self.heartbeat.name}: mail goes to {self.hops}; outbox {self.database!r}"
 
     def _broker_trouble(self) -> str:
-        """Name what keeps us from our queues. Our publisher knows it too, where no connection can be had at all."""
+        """Name what keeps us from our queues. Our publisher knows it too, if no connection can be had."""
         return self.refusal or (self.publisher.down[1] if self.publisher.down else "")
 
     def _queue(self, id: str) -> None:
@@ -133,8 +133,8 @@ class Worker:
         """Deliver what a nudge names. False: it is to go back to the queue."""
         if outbox_id != self.database.outbox_id:
             log.error(
-                "this worker reads outbox %s (%r), but the nudge is from outbox %s: web and worker need the same "
-                "MAILASYNC_DATABASE_URL, unless the nudge is from before `flask db restored`",
+                "this worker reads outbox %s (%r), but the nudge is from outbox %s: web and worker need "
+                "the same MAILASYNC_DATABASE_URL, unless the nudge is from before `flask db restored`",
                 self.database.outbox_id,
                 self.database,
                 outbox_id,
@@ -143,7 +143,7 @@ class Worker:
         return self.delivery.deliver(ids)
 
     def accept(self, id: str, mail: object) -> bool:
-        """Accept what a Celery client sent; what is no mail is recorded as failed under the task's id, with the reason."""
+        """Accept what a Celery client sent; record what is no mail as failed under the task's id, and why."""
         if isinstance(mail, str) and is_id(mail) and self.outbox.standing(mail):
             return self.delivery.deliver([mail])  # sendMail.delay(id), from a process that runs no publisher
         id = self._usable(id, is_id(id))
@@ -168,7 +168,7 @@ class Worker:
         return True
 
     def accept_job(self, id: str, asked: object) -> None:
-        """Accept a job that a Celery client sent; what is none is recorded as failed under the task's id, with the reason."""
+        """Accept a job that a Celery client sent; record what is none as failed under the task's id."""
         id = self._usable(id, is_job_id(id))
         try:
             order = self.orders.job(asked, id=id)

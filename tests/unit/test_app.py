@@ -29,12 +29,12 @@ def test_the_route_of_the_tutorial_calls_send_mail_delay_with_the_id_of_every_ma
 
 def test_the_tasks_are_at_the_top_of_mailasync_and_a_few_lines_each() -> None:
     tasks = {
-        node.name: len(ast.unparse(node).splitlines())
+        node.name: sum(len(ast.unparse(part).splitlines()) for part in node.body[1:])
         for decorator, node in functions("mailasync.py").items()
         if decorator.startswith("celery_app.task(")
     }
     assert list(tasks)[:3] == ["sendMail", "runJob", "tellClients"]
-    assert max(tasks.values()) <= 12
+    assert max(tasks.values()) <= 8
 
 
 @pytest.mark.parametrize(("file", "most"), [("app.py", 120), ("mailasync.py", 150)])

@@ -149,7 +149,10 @@ def get_raw(id: str) -> Response:
 
 
 def submit(read: Callable[[], object], *, work_seconds: float = 0, status: int) -> Submission:
-    """Commit the mail of this request to disk; nobody is told of it yet. Raises what reading and what accepting it raise."""
+    """Commit the mail of this request to disk; nobody is told of it yet.
+
+    Raises what `read`, what reading its mail and what accepting that raise.
+    """
     mails: list[NewMessage] = []
 
     def accept(key: Key | None) -> StoredAnswer:
@@ -171,7 +174,7 @@ def answer(submission: Submission) -> Response:
 
 
 def accept_mail(params: object, *, key: Key | None = None) -> StoredAnswer:
-    """Accept a mail, and tell the workers, unless it asks only what would be sent. Raises what `submit` raises."""
+    """Accept a mail, and tell the workers, unless it asks only what would be sent."""
     mail, stored = _commit(params, work_seconds=0, status=202, key=key)
     if not mail.dry_run:
         _hand_over(mail)
