@@ -153,15 +153,28 @@ def test_the_workflow_of_a_pull_request_is_the_command_of_this_repository() -> N
     assert (PROJECT / ".ci/run").stat().st_mode & 0o100
 
 
+def flask_commands(code: str) -> list[tuple[str, str]]:
+    """Return the commands that a text names, each with its inner one or an empty text."""
+    return re.findall(r"\bflask ([a-z]+)(?: ([a-z]+))?", code)
+
+
+def is_command(served: Flask, name: str, inner: str) -> bool:
+    command = served.cli.commands.get(name)
+    if isinstance(command, click.Group):
+        return not inner or inner in command.commands
+    return command is not None
+
+
 def test_flask_commands_in_the_docs_exist_and_are_all_there_are(served: Flask) -> None:
-    named = re.findall(r"\bflask ([a-z]+)(?: ([a-z]+))?", CODE)
-    assert named
-    for name, inner in named:
-        command = served.cli.commands[name]
-        assert not inner or (isinstance(command, click.Group) and inner in command.commands), (
-            f"flask {name} {inner}"
-        )
+    named = flask_commands(CODE)
+    assert [one for one in named if not is_command(served, *one)] == []
     assert {name for name, _ in named} == served.cli.commands.keys()
+
+
+def test_flask_commands_on_the_pages_exist(served: Flask) -> None:
+    pages = [file.read_text() for file in (PROJECT / "mailroom").glob("*/templates/**/*.html")]
+    named = [one for page in pages for one in flask_commands(page)]
+    assert len(named) > 5 and [one for one in named if not is_command(served, *one)] == []
 
 
 def test_files_in_the_docs_exist() -> None:

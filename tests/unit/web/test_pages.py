@@ -189,7 +189,7 @@ def test_an_empty_service_says_the_next_command(client: FlaskClient) -> None:
     assert "Send the first one" in look(client, "/dashboard") and "flask send you@example.org" in words(
         look(client, "/messages")
     )
-    assert "flask templates put receipt" in words(look(client, "/templates"))
+    assert "flask templates save receipt" in words(look(client, "/templates"))
     assert "flask suppressions add" in words(look(client, "/suppressions")) and "flask keys create" in words(
         look(client, "/keys")
     )
