@@ -24,7 +24,8 @@ from mailroom.api.http.request import mail_body
 from mailroom.api.routes import messages
 from mailroom.api.services import Services
 from mailroom.cli import commands
-from mailroom.config.settings import Settings, SettingsError, database_url, load
+from mailroom.config.environment import load
+from mailroom.config.settings import Settings, SettingsError, database_url
 from mailroom.model.errors import WrongDatabaseURL
 from mailroom.server.application import Application, set_up
 from mailroom.server.serve import inbox, serve_web

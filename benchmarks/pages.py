@@ -15,7 +15,7 @@ from sqlalchemy import text
 
 import app as web
 from mailroom.cli import database as database_module
-from mailroom.config.settings import load
+from mailroom.config.environment import load
 from mailroom.model.ids import new_id
 from mailroom.model.message import Address, Message
 from mailroom.store.db.database import Database

@@ -8,7 +8,8 @@ import sys
 
 from sqlalchemy import Connection, func, select
 
-from mailroom.config.settings import database_url, load
+from mailroom.config.environment import load
+from mailroom.config.settings import database_url
 from mailroom.model.errors import StoreUnavailable
 from mailroom.store.db.database import Database
 from mailroom.store.db.schema import workers

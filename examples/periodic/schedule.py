@@ -22,7 +22,8 @@ from celery import Celery
 from celery.schedules import crontab
 from celery.signals import before_task_publish
 
-from mailroom.config.settings import PAIR_BROKER_URL, PROJECT, load
+from mailroom.config.environment import load
+from mailroom.config.settings import PAIR_BROKER_URL, PROJECT
 
 TIMEZONE = "UTC"
 #: Seconds, to try it out: a report every so often instead of one a day.

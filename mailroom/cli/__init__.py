@@ -19,7 +19,8 @@ from mailroom.cli.send import send_command
 from mailroom.cli.suppressions import suppression_commands
 from mailroom.cli.templates import template_commands
 from mailroom.cli.watch import watch_commands
-from mailroom.config.settings import Settings, origins
+from mailroom.config.environment import origins
+from mailroom.config.settings import Settings
 from mailroom.model.errors import InvalidMessage
 from mailroom.model.ids import is_id, new_id
 from mailroom.model.times import timestamp_seconds

@@ -1,1 +1,1 @@
-"""Settings, the accounts that they describe, and the log."""
+"""The settings, the sending accounts that they describe, and the log."""

@@ -1,12 +1,13 @@
-"""Reads from the settings where mail goes, who it is from, how much of it, and when it is tried again."""
+"""Derives the sending accounts from the settings: sender, next hop, sending limits, retry schedule."""
 
 import hashlib
 import tomllib
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from mailroom.config.settings import Settings, SettingsError, refuse_contradictions
+from mailroom.config.checks import check_contradictions
+from mailroom.config.settings import Settings, SettingsError
 from mailroom.model.account import DEFAULT_ACCOUNT, Budget, NextHop
 from mailroom.model.addresses import parse_address
 from mailroom.model.host_names import given_name
@@ -15,33 +16,34 @@ from mailroom.model.retry import Schedule
 
 
 def sender(settings: Settings) -> Address:
-    """Return who our mails are from."""
-    account = settings.MAIL_USERNAME
-    address = settings.MAIL_FROM or (
-        f"{account}@gmail.com" if account and "@" not in account and not settings.SMTP_HOST else account
-    )
-    if not address:
+    """Return the address in From and in the envelope; Gmail's user names may lack the domain."""
+    username = settings.MAIL_USERNAME
+    if username and "@" not in username and not settings.SMTP_HOST:
+        username = f"{username}@gmail.com"
+    text = settings.MAIL_FROM or username
+    if not text:
         return Address("mailasync@localhost")
     try:
-        found = parse_address(address)
+        address = parse_address(text)
     except ValueError as e:
         raise SettingsError(
-            f"MAILASYNC_MAIL_FROM: {e}; set it where MAILASYNC_MAIL_USERNAME is no address"
+            f"MAILASYNC_MAIL_FROM: {e}; set it if MAILASYNC_MAIL_USERNAME is no address"
         ) from None
-    if not found.is_ascii:  # Every mail would need a server with SMTPUTF8.
+    if not address.is_ascii:  # Every mail would need a server with SMTPUTF8.
         raise SettingsError("MAILASYNC_MAIL_FROM: expected an address with ASCII letters before the @-sign")
-    return found
+    return address
 
 
 def schedule(settings: Settings) -> Schedule:
+    """Return the parsed RETRY_SCHEDULE."""
     try:
         return Schedule.parse(settings.RETRY_SCHEDULE)
     except ValueError as e:
         raise SettingsError(f"MAILASYNC_RETRY_SCHEDULE: {e}") from None
 
 
-#: Exim delivers no more than that of one connection, and leaves the rest to its next queue run
-#: (smtp_accept_queue_per_connection); no server is known that minds fewer.
+#: Exim delivers only 10 mails of one connection at once and queues the rest (smtp_accept_queue_per_connection);
+#: no server is known that minds fewer.
 MAILS_PER_CONNECTION = 10
 #: Gmail has been seen to drop a session after 80 to 100 mails; the inbox takes any number.
 MAILS_PER_CONNECTION_KNOWN = 80
@@ -49,7 +51,7 @@ _GMAIL = (".gmail.com", ".googlemail.com")
 
 
 def next_hop(settings: Settings) -> NextHop:
-    """Return our next hop: the server set, Gmail if there is an account, else the disposable inbox."""
+    """Return the next hop: SMTP_HOST, else Gmail if there is an account, else the disposable inbox."""
     return replace(
         _server(settings),
         ehlo_name=_ehlo_name(settings),
@@ -75,9 +77,10 @@ def _server(settings: Settings) -> NextHop:
             timeout_seconds=settings.SMTP_TIMEOUT_SECONDS,
             mails_per_connection=settings.SMTP_MAILS_PER_CONNECTION or MAILS_PER_CONNECTION_KNOWN,
         )
-    known = account and settings.SMTP_AUTH == "on"
+    logs_in = account and settings.SMTP_AUTH == "on"
     host = settings.SMTP_HOST or "smtp.gmail.com"
-    most = MAILS_PER_CONNECTION_KNOWN if host.lower().endswith(_GMAIL) else MAILS_PER_CONNECTION
+    is_gmail = host.lower().endswith(_GMAIL)
+    most = MAILS_PER_CONNECTION_KNOWN if is_gmail else MAILS_PER_CONNECTION
     return NextHop(
         host=host,
         mails_per_connection=settings.SMTP_MAILS_PER_CONNECTION or most,
@@ -85,9 +88,9 @@ def _server(settings: Settings) -> NextHop:
         security=settings.SMTP_SECURITY,
         ca_file=settings.SMTP_CA_FILE,
         timeout_seconds=settings.SMTP_TIMEOUT_SECONDS,
-        user=settings.MAIL_USERNAME if known else "",
-        password=settings.MAIL_PASSWORD if known else "",
-        oauth2_file=settings.MAIL_OAUTH2_FILE if known else "",
+        user=settings.MAIL_USERNAME if logs_in else "",
+        password=settings.MAIL_PASSWORD if logs_in else "",
+        oauth2_file=settings.MAIL_OAUTH2_FILE if logs_in else "",
     )
 
 
@@ -100,49 +103,42 @@ class Account:
     hop: NextHop
     messages_per_day: int
     recipients_per_day: int
-    aliases: tuple[
-        str, ...
-    ] = ()  #: further addresses that it may send from, and "@example.org" for all of a domain
+    #: further addresses that it may send from, in lower case; "@example.org" stands for all of a domain
+    aliases: tuple[str, ...] = ()
 
     def may_send_from(self, address: str) -> bool:
-        """Tell whether a mail may name this address as its From.
-
-        Without a login, on this very machine, it may name any.
-        """
+        """Tell whether a mail may have this address in From; any, if a server here takes mail without a login."""
         if not self.hop.user and self.hop.host in _LOOPBACK and not self.aliases:
             return True
-        given = address.lower()
-        return (
-            given in (self.sender.address.lower(), *self.aliases)
-            or f"@{given.rpartition('@')[2]}" in self.aliases
-        )
+        address = address.lower()
+        domain = address.rpartition("@")[2]
+        return address in (self.sender.address.lower(), *self.aliases) or f"@{domain}" in self.aliases
 
     @property
     def budget(self) -> Budget:
+        """The sending limits; `credentials` changes with whatever could end a halt of the account."""
         hop = self.hop
-        known = "\0".join(
-            (
-                hop.host,
-                str(hop.port),
-                hop.security,
-                hop.ca_file,
-                hop.ehlo_name,
-                hop.user,
-                hop.password,
-                _contents(hop.oauth2_file),
-            )
+        parts = (
+            hop.host,
+            str(hop.port),
+            hop.security,
+            hop.ca_file,
+            hop.ehlo_name,
+            hop.user,
+            hop.password,
+            _contents(hop.oauth2_file),
         )
         return Budget(
             account=self.name,
             messages=self.messages_per_day,
             recipients=self.recipients_per_day,
-            credentials=hashlib.sha256(known.encode()).hexdigest(),
+            credentials=hashlib.sha256("\0".join(parts).encode()).hexdigest(),
         )
 
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
-#: What one [[account]] of ACCOUNTS_FILE may say, and the setting that it stands for.
+#: The fields of an [[account]] in ACCOUNTS_FILE, and the setting that each overrides.
 _FILE_FIELDS = {
     "username": "MAIL_USERNAME",
     "password": "MAIL_PASSWORD",
@@ -158,86 +154,107 @@ _FILE_FIELDS = {
     "aliases": "MAIL_ALIASES",
 }
 _LIMITS = ("messages_per_day", "recipients_per_day")
+_FIELDS = frozenset({"name", "password_file", *_FILE_FIELDS, *_LIMITS})
+#: Settings that belong to the default account only: another account does not inherit them.
+_NOT_INHERITED = ("MAIL_USERNAME", "MAIL_PASSWORD", "MAIL_FROM", "MAIL_OAUTH2_FILE", "MAIL_ALIASES")
 
 
 def accounts(settings: Settings) -> list[Account]:
-    """The accounts of ACCOUNTS_FILE, each with the settings for what it does not say; without one, the account of the settings.
+    """Return the accounts of ACCOUNTS_FILE, or without it the one account that the settings describe.
 
     Raises:
-      SettingsError: the file cannot be read, or says what nobody understands; names the account and the field.
+      SettingsError: the file cannot be read, or a field is wrong; names the account and the field.
     """
     if not settings.ACCOUNTS_FILE:
         return [_account(DEFAULT_ACCOUNT, settings, {})]
     path = Path(settings.ACCOUNTS_FILE).expanduser()
     try:
-        listed = tomllib.loads(path.read_text()).get("account")
+        tables = tomllib.loads(path.read_text()).get("account")
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
         raise SettingsError(
             f"MAILASYNC_ACCOUNTS_FILE: expected a readable TOML file, got {settings.ACCOUNTS_FILE!r}: {e}"
         ) from None
-    if not isinstance(listed, list) or not listed:
+    if not isinstance(tables, list) or not tables:
         raise SettingsError(
             f"MAILASYNC_ACCOUNTS_FILE: expected one [[account]] or more in {settings.ACCOUNTS_FILE!r}, got none"
         )
-    found = [_from_file(number, given, settings, path.parent) for number, given in enumerate(listed, 1)]
-    if len({account.name for account in found}) < len(found):
+    listed = [_read_account(number, table, settings, path.parent) for number, table in enumerate(tables, 1)]
+    if len({account.name for account in listed}) < len(listed):
         raise SettingsError("MAILASYNC_ACCOUNTS_FILE: expected another name for each account, got one twice")
-    return found
+    return listed
 
 
-def _from_file(number: int, given: dict[str, Any], settings: Settings, directory: Path) -> Account:
-    where = f"MAILASYNC_ACCOUNTS_FILE: account {number}"
-    known = {"name", "password_file", *_FILE_FIELDS, *_LIMITS}
-    if unknown := sorted(given.keys() - known):
-        raise SettingsError(f"{where}: expected {', '.join(sorted(known))}, got {', '.join(unknown)}")
-    if "password_file" in given:
-        try:
-            given = given | {"password": (directory / str(given["password_file"])).read_text().strip()}
-        except (OSError, UnicodeDecodeError) as e:
-            raise SettingsError(f"{where}: password_file: {e}") from None
-    name = given.get("name", given.get("username"))
-    if not isinstance(name, str) or not name.isprintable() or not 1 <= len(name) <= 100:
-        raise SettingsError(f"{where}: expected a name of 1 to 100 characters, got {name!r}")
-    values: dict[str, Any] = {
-        "MAIL_USERNAME": "",
-        "MAIL_PASSWORD": "",
-        "MAIL_FROM": "",
-        "MAIL_OAUTH2_FILE": "",
-        "MAIL_ALIASES": "",
-    }
-    values |= {setting: given[field] for field, setting in _FILE_FIELDS.items() if field in given}
-    kinds = {field.name: int if field.name == "SMTP_PORT" else str for field in fields(settings)}
-    for setting, value in values.items():
-        if type(value) is not kinds[setting]:
-            raise SettingsError(
-                f"{where}: expected {setting.lower()} to be {'a number' if kinds[setting] is int else 'a text'}"
-            )
-    for setting in ("SMTP_SECURITY", "SMTP_AUTH", "SMTP_PIPELINING"):
-        allowed = get_args(get_type_hints(Settings)[setting])
-        if values.get(setting, allowed[0]) not in allowed:
-            raise SettingsError(f"{where}: expected one of {', '.join(allowed)}, got {values[setting]!r}")
+def _read_account(number: int, table: dict[str, Any], settings: Settings, directory: Path) -> Account:
+    """Read one [[account]]; `number` counts from 1, and relative paths begin at `directory`."""
     try:
-        own = replace(settings, **values)
-        refuse_contradictions(own, {})
-        return _account(name, own, given)
+        _check_fields(table)
+        if "password_file" in table:
+            table = table | {"password": _read_password(directory / str(table["password_file"]))}
+        name = _read_name(table)
+        account_settings = replace(settings, **_overrides(table))
+        check_contradictions(account_settings, {})
+        return _account(name, account_settings, table)
     except SettingsError as e:
-        raise SettingsError(f"{where}: {e.message}") from None
+        raise SettingsError(f"MAILASYNC_ACCOUNTS_FILE: account {number}: {e.message}") from None
 
 
-def _account(name: str, settings: Settings, given: dict[str, Any]) -> Account:
-    hop, limits = next_hop(settings), dict(zip(_LIMITS, _gmail_limits(settings), strict=True))
+def _check_fields(table: dict[str, Any]) -> None:
+    if unknown := sorted(table.keys() - _FIELDS):
+        raise SettingsError(f"expected {', '.join(sorted(_FIELDS))}, got {', '.join(unknown)}")
+
+
+def _read_password(file: Path) -> str:
+    try:
+        return file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as e:
+        raise SettingsError(f"password_file: {e}") from None
+
+
+def _read_name(table: dict[str, Any]) -> str:
+    name = table.get("name", table.get("username"))
+    if not isinstance(name, str) or not name.isprintable() or not 1 <= len(name) <= 100:
+        raise SettingsError(f"expected a name of 1 to 100 characters, got {name!r}")
+    return name
+
+
+def _overrides(table: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of an account that differ from those of the process."""
+    values: dict[str, Any] = dict.fromkeys(_NOT_INHERITED, "")
+    for field, setting in _FILE_FIELDS.items():
+        if field in table:
+            values[setting] = table[field]
+    for setting, value in values.items():
+        if type(value) is not (int if setting == "SMTP_PORT" else str):
+            kind = "a number" if setting == "SMTP_PORT" else "a text"
+            raise SettingsError(f"expected {setting.lower()} to be {kind}")
+    types = get_type_hints(Settings)
+    for setting in ("SMTP_SECURITY", "SMTP_AUTH", "SMTP_PIPELINING"):
+        choices = get_args(types[setting])
+        if setting in values and values[setting] not in choices:
+            raise SettingsError(f"expected one of {', '.join(choices)}, got {values[setting]!r}")
+    return values
+
+
+def _account(name: str, settings: Settings, table: dict[str, Any]) -> Account:
+    limits = dict(zip(_LIMITS, _gmail_limits(settings), strict=True))
     for field in _LIMITS:
-        limit = given.get(field, limits[field])
+        limit = table.get(field, limits[field])
         if type(limit) is not int or limit < 0:
             raise SettingsError(
                 f"expected {field} to be a whole number from 0 up (0: no limit), got {limit!r}"
             )
         limits[field] = limit
-    return Account(name=name, sender=sender(settings), hop=hop, aliases=_aliases(settings), **limits)
+    return Account(
+        name=name,
+        sender=sender(settings),
+        hop=next_hop(settings),
+        aliases=_aliases(settings),
+        **limits,
+    )
 
 
 def _aliases(settings: Settings) -> tuple[str, ...]:
-    """MAIL_ALIASES as a mail's From is compared with them."""
+    """Return MAIL_ALIASES in lower case."""
     return tuple(_alias(word.strip()) for word in settings.MAIL_ALIASES.split(",") if word.strip())
 
 
@@ -251,15 +268,19 @@ def _alias(word: str) -> str:
 
 
 def _gmail_limits(settings: Settings) -> tuple[int, int]:
-    """Messages and recipients that Gmail takes in 24 hours (support.google.com/a/answer/166852 and mail/answer/22839); 0 elsewhere."""
+    """Return the messages and recipients that Gmail accepts in 24 hours; (0, 0) for any other server.
+
+    Sources: support.google.com/a/answer/166852 for Workspace, support.google.com/mail/answer/22839 for others.
+    """
     if next_hop(settings).host != "smtp.gmail.com":
         return 0, 0
-    return (
-        (500, 500) if sender(settings).address.endswith(("@gmail.com", "@googlemail.com")) else (2000, 10_000)
-    )
+    if sender(settings).address.endswith(("@gmail.com", "@googlemail.com")):
+        return 500, 500
+    return 2000, 10_000
 
 
 def _contents(file: str) -> str:
+    """Return the text of a file; "" without a name, or if it cannot be read."""
     try:
         return Path(file).expanduser().read_text() if file else ""
     except (OSError, UnicodeDecodeError):

@@ -1,6 +1,6 @@
-"""Sets up where the log goes, how it looks, and which request a line is about.
+"""Sets up the log: where it goes, its format, and the request id on each line.
 
-Addresses and bodies must never be in it.
+The log must never contain addresses or bodies of mails.
 """
 
 import json
@@ -15,52 +15,53 @@ from pathlib import Path
 from mailroom.config.settings import Settings
 from mailroom.process.log_file import LogFileHandler
 
-#: Also one with quotes, which may be escaped: "odd user"@example.org.
+#: An address, also with a quoted local part, whose quotes may be escaped: "odd user"@example.org.
 _ADDRESS = re.compile(
     r"""(?:\\?"(?:\\.|[^"\\\n]){1,130}\\?"|[^\s<>()\[\]{},;:"'`=]+)@[^\s<>()\[\]{},;"'`]+"""
 )
-#: Loggers that write out task arguments (a client's whole mail) below WARNING, and nothing else that is worth it.
-_ARGUMENTS_SHOWN = frozenset({"celery.pool", "celery.concurrency.base"})
+#: Celery's loggers that log task arguments (a client's whole mail) below WARNING, and nothing else of use.
+_LOG_ARGUMENTS = frozenset({"celery.pool", "celery.concurrency.base"})
 
 _HOST_NAME = socket.gethostname()
 
 TEXT_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
-#: The request that this thread answers; "" while it answers none.
+#: The id of the request that this thread handles; "" outside a request.
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 
 class NoPersonalData(logging.Filter):
-    """Takes addresses out of every record, and drops those that show the arguments of a task."""
+    """Masks addresses in every record, and drops records that contain the arguments of a task."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.name in _ARGUMENTS_SHOWN and record.levelno < logging.WARNING:
+        if record.name in _LOG_ARGUMENTS and record.levelno < logging.WARNING:
             return False
         message = _message(record)
-        record.msg, record.args = _ADDRESS.sub(_masked, message) if "@" in message else message, None
+        if "@" in message:
+            message = _ADDRESS.sub(_masked, message)
+        record.msg, record.args = message, None
         if record.exc_info and not record.exc_text:
-            record.exc_text = _ADDRESS.sub(_masked, logging.Formatter().formatException(record.exc_info))
+            traceback = logging.Formatter().formatException(record.exc_info)
+            record.exc_text = _ADDRESS.sub(_masked, traceback)
         return True
 
 
 def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
-    except Exception as e:  # The arguments do not fit; that must end nothing but the line.
+    except Exception as e:  # The arguments do not fit the format; that must not stop whoever logs.
         return f"a line of {record.pathname}:{record.lineno} cannot be shown: {type(e).__name__}"
 
 
-def _masked(found: re.Match[str]) -> str:
-    """The names of workers look like addresses, and so does a broker whose password Celery has masked; both stay."""
-    return (
-        found[0]
-        if found[0].startswith("**@") or found[0].rstrip(".:").endswith(f"@{_HOST_NAME}")
-        else "<address>"
-    )
+def _masked(match: re.Match[str]) -> str:
+    """Keep what only looks like an address: a worker's name, and a broker's URL with its password masked by Celery."""
+    text = match[0]
+    is_worker = text.rstrip(".:").endswith(f"@{_HOST_NAME}")
+    return text if is_worker or text.startswith("**@") else "<address>"
 
 
 class TextFormatter(logging.Formatter):
-    """Lines of text, each with the request that it is about at its end, where it is about one."""
+    """Formats lines of text; a line logged during a request ends with the request's id."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         line = super().formatMessage(record)
@@ -68,9 +69,10 @@ class TextFormatter(logging.Formatter):
 
 
 class JSONFormatter(logging.Formatter):
-    """Lines of one JSON object, with `request_id` and `message_id` where they are known.
+    """Formats each line as a JSON object, with `request_id` and `message_id` where they are known.
 
-    Whoever logs about a message says `extra={"message_id": id}`. A client may have chosen that id, and an address for it.
+    Code that logs about a message passes `extra={"message_id": id}`. Clients may choose that id, even an
+    address, so it is masked as well.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -90,7 +92,7 @@ class JSONFormatter(logging.Formatter):
 
 
 def setup_web(settings: Settings) -> None:
-    """Log to the terminal; for processes that Celery does not set up."""
+    """Log to the terminal, in processes whose log Celery does not set up."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
     for handler in logging.getLogger().handlers:
         handler.setFormatter(formatter(settings))
@@ -98,14 +100,14 @@ def setup_web(settings: Settings) -> None:
 
 
 def finish_setup(settings: Settings, logger: logging.Logger) -> None:
-    """Add LOG_FILE, the format, and the filter to the handlers that `logger` has."""
+    """Add LOG_FILE to the handlers of `logger`, and our format and filter to all of them."""
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.raiseExceptions = False  # A line that cannot be written is dropped, and not told by a traceback.
+    logging.raiseExceptions = False  # A line that cannot be written is dropped without a traceback.
     _replace_file_handlers(logger)
     if settings.LOG_FILE and not any(isinstance(handler, LogFileHandler) for handler in logger.handlers):
-        to_file = LogFileHandler(str(Path(settings.LOG_FILE).expanduser()))
-        to_file.setFormatter(formatter(settings))
-        logger.addHandler(to_file)
+        file_handler = LogFileHandler(str(Path(settings.LOG_FILE).expanduser()))
+        file_handler.setFormatter(formatter(settings))
+        logger.addHandler(file_handler)
     for handler in logger.handlers:
         if settings.LOG_FORMAT == "json":
             handler.setFormatter(formatter(settings))
@@ -113,7 +115,7 @@ def finish_setup(settings: Settings, logger: logging.Logger) -> None:
 
 
 def _replace_file_handlers(logger: logging.Logger) -> None:
-    """Have what Celery's --logfile writes written by ours, as that one raises where it cannot."""
+    """Replace the handlers of Celery's --logfile by ours, which do not raise if the file cannot be written."""
     for handler in list(logger.handlers):
         if isinstance(handler, logging.FileHandler):
             ours = LogFileHandler(handler.baseFilename)

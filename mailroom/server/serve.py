@@ -18,7 +18,8 @@ from mailroom.api.auth.sessions import BrowserSessions, form_token, refuse_form
 from mailroom.api.http import prefer_wait
 from mailroom.api.routes import health, metrics
 from mailroom.config.accounts import next_hop
-from mailroom.config.settings import PREFIX, Settings, SettingsError, notices
+from mailroom.config.environment import notices
+from mailroom.config.settings import PREFIX, Settings, SettingsError
 from mailroom.inbox import WAITERS_MAX as INBOX_WAITERS_MAX
 from mailroom.inbox import AppHooks, Chaos, Inbox, InboxStorage, PortTaken, create_blueprint
 from mailroom.model.errors import MailroomError

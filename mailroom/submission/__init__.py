@@ -1,1 +1,1 @@
-"""Reads what a client asks for, from bytes to a message, or a refusal that names field and reason."""
+"""Reads what clients submit: from bytes to a message or a job, or to a refusal with field and reason."""

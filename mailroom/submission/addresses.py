@@ -8,36 +8,36 @@ from mailroom.model.addresses import parse_address
 from mailroom.model.errors import refuse, refuse_items
 from mailroom.model.message import Address
 
-#: Gmail takes no more over SMTP (support.google.com/a/answer/166852).
+#: Gmail accepts no more over SMTP (support.google.com/a/answer/166852).
 RECIPIENTS_MAX = 100
 
 
 def parse_addresses(value: object, *, least: int = 0) -> list[Address]:
-    """Read one address or a list of at most RECIPIENTS_MAX; each is kept once, under its first name.
+    """Read one address, or a list of `least` to RECIPIENTS_MAX; of repeated ones, the first is kept.
 
     Raises:
-      PydanticCustomError: some are none; says of each where it stands.
+      PydanticCustomError: some are wrong; in a list, with the position of each.
     """
-    given = value if isinstance(value, list) else [value]
-    if not least <= len(given) <= RECIPIENTS_MAX:
-        refuse(
-            f"expected {f'{least} to' if least else 'at most'} {RECIPIENTS_MAX} addresses, got {len(given)}"
-        )
-    found: dict[str, Address] = {}
-    for address in parse_each(given) if given is value else [parse_address(value)]:
-        found.setdefault(address.address, address)
-    return list(found.values())
+    if not isinstance(value, list):
+        return [parse_address(value)]
+    if not least <= len(value) <= RECIPIENTS_MAX:
+        expected = f"{least} to" if least else "at most"
+        refuse(f"expected {expected} {RECIPIENTS_MAX} addresses, got {len(value)}")
+    unique: dict[str, Address] = {}
+    for address in parse_each(value):
+        unique.setdefault(address.address, address)
+    return list(unique.values())
 
 
 def parse_each(items: Sequence[object]) -> list[Address]:
-    """Read every one of a list; raises PydanticCustomError, which says of each that is none where it stands."""
-    found: list[Address] = []
-    wrong: list[tuple[list[str | int], str]] = []
+    """Read all addresses of a list; raises PydanticCustomError with the position of each that is wrong."""
+    addresses: list[Address] = []
+    errors: list[tuple[list[str | int], str]] = []
     for index, item in enumerate(items):
         try:
-            found.append(parse_address(item))
+            addresses.append(parse_address(item))
         except PydanticCustomError as e:
-            wrong.append(([index], e.message()))
-    if wrong:
-        refuse_items(wrong)
-    return found
+            errors.append(([index], e.message()))
+    if errors:
+        refuse_items(errors)
+    return addresses

@@ -1,4 +1,4 @@
-"""Reads many mails that share a part, at the cost of one mail and their recipients."""
+"""Reads the mails of a batch: what they share is read once, so that each costs little more than its recipients."""
 
 from collections.abc import Callable, Set
 from dataclasses import dataclass, field, fields
@@ -7,107 +7,101 @@ from typing import Any
 
 from pydantic_core import PydanticCustomError
 
-from mailroom.model.errors import FieldError, InvalidMessage, MalformedJSON
+from mailroom.model.errors import FieldError, InvalidMessage
 from mailroom.model.message import Message
 from mailroom.submission.addresses import parse_addresses
 from mailroom.submission.message import MailSubmission, mail_from
 
-#: What a message of a batch may have for itself without being read as a whole.
-_OWN = frozenset({"to", "variables"})
+#: The fields with which a mail of a batch can differ from another and still share all that was read of it.
+_CHEAP_FIELDS = frozenset({"to", "variables"})
 
 
 @dataclass
 class BatchReader:
-    """Reads one message after the other; `wrong` collects what is wrong with all of them."""
+    """Reads one mail after the other; `errors` collects the errors of all of them."""
 
     common: dict[str, Any]
-    at: str  #: where the list of messages stands, a JSON pointer
-    common_at: str
-    wrong: list[FieldError] = field(default_factory=list)
-    _base: MailSubmission | None = None  #: of a message that had nothing for itself but `to` and `variables`
-    _message: Callable[..., Message] = Message  #: makes its message anew, with another `to`
-    _order: Callable[..., MailSubmission] = (
-        MailSubmission  #: the same of its order, with another message and template
-    )
+    at: str  #: JSON pointer to the list of mails
+    common_at: str  #: JSON pointer to `common`
+    errors: list[FieldError] = field(default_factory=list)
+    _base: MailSubmission | None = None  #: an earlier mail that set only _CHEAP_FIELDS itself
+    _make_message: Callable[..., Message] = Message  #: copies the message of `_base` with another `to`
+    #: copies `_base` with another message and template
+    _make_submission: Callable[..., MailSubmission] = MailSubmission
 
     def read(self, index: int, item: object) -> MailSubmission | None:
-        """The message at this place of the list; None where it is none."""
+        """Read the mail at this position of the list; None if it is wrong, and `errors` say why."""
+        if not isinstance(item, dict):
+            self.errors.append(FieldError(f"{self.at}/{index}", "expected an object, got something else"))
+            return None
         try:
-            if not isinstance(item, dict):
-                raise MalformedJSON("expected an object")
-            return (
-                self._quickly(self._base, item)
-                if self._base and item.keys() <= _OWN and "to" in item
-                else self._whole(item)
-            )
-        except MalformedJSON:
-            self.wrong.append(FieldError(f"{self.at}/{index}", "expected an object, got something else"))
+            if self._base and item.keys() <= _CHEAP_FIELDS and "to" in item:
+                return self._read_cheaply(self._base, item)
+            return self._read_whole(item)
         except InvalidMessage as e:
-            own = item if isinstance(item, dict) else {}
-            self.wrong += [
-                error
-                for error in (self._placed(error, index, own) for error in e.errors)
-                if error not in self.wrong
-            ]
+            for error in e.errors:
+                located = self._located(error, index, item)
+                if located not in self.errors:
+                    self.errors.append(located)
         return None
 
-    def _whole(self, item: dict[str, Any]) -> MailSubmission:
-        merged = {
-            "priority": "low",
-            **self.common,
-            **{name: value for name, value in item.items() if name != "variables"},
-        }
-        template = merged.get("template")
-        if "variables" in item and isinstance(template, dict) and isinstance(item["variables"], dict):
-            shared = template.get("variables", {})
-            merged["template"] = {
-                **template,
-                "variables": {**shared, **item["variables"]} if isinstance(shared, dict) else shared,
-            }
-        elif "variables" in item:
-            raise InvalidMessage(
-                [
-                    FieldError(
-                        "#/variables",
-                        "expected an object beside a template, got something else or no template",
-                    )
-                ]
-            )
-        order = mail_from(merged)
-        if order.dry_run:
-            raise InvalidMessage(
-                [FieldError("#/dry_run", "expected a single message, as only that is shown, got a batch")]
-            )
-        if item.keys() <= _OWN and not (order.message.cc or order.message.bcc):
-            self._base, self._message = order, _maker(order.message, without={"to"})
-            self._order = _maker(order, without={"message", "template"})
-        return order
+    def _read_whole(self, item: dict[str, Any]) -> MailSubmission:
+        submission = mail_from(self._merged(item))
+        if submission.dry_run:
+            detail = "expected a single message, as only that can be shown, got a batch"
+            raise InvalidMessage([FieldError("#/dry_run", detail)])
+        message = submission.message
+        if item.keys() <= _CHEAP_FIELDS and not (message.cc or message.bcc):
+            self._base = submission
+            self._make_message = _copier(message, without={"to"})
+            self._make_submission = _copier(submission, without={"message", "template"})
+        return submission
 
-    def _quickly(self, base: MailSubmission, item: dict[str, Any]) -> MailSubmission:
-        """Make an order as `_whole` does: all but `to` and `variables` is as it was in `base`."""
+    def _merged(self, item: dict[str, Any]) -> dict[str, Any]:
+        """Return a mail as it would be sent alone: the common part, with what the item sets itself."""
+        own = {name: value for name, value in item.items() if name != "variables"}
+        merged = {"priority": "low", **self.common, **own}
+        if "variables" not in item:
+            return merged
+        variables = item["variables"]
+        template = merged.get("template")
+        if not isinstance(template, dict) or not isinstance(variables, dict):
+            detail = "expected an object beside a template, got something else or no template"
+            raise InvalidMessage([FieldError("#/variables", detail)])
+        shared = template.get("variables", {})
+        # A wrong `shared` is left as it is, and refused when the template is read.
+        variables = {**shared, **variables} if isinstance(shared, dict) else shared
+        return {**merged, "template": {**template, "variables": variables}}
+
+    def _read_cheaply(self, base: MailSubmission, item: dict[str, Any]) -> MailSubmission:
+        """Read a mail that differs from `base` only in _CHEAP_FIELDS, with the result of `_read_whole`."""
         variables = item.get("variables", {})
         if not isinstance(variables, dict) or (variables and not base.template):
-            return self._whole(item)
+            return self._read_whole(item)
         try:
             to = tuple(parse_addresses(item["to"], least=1))
         except PydanticCustomError:
-            return self._whole(item)  # Which says what is wrong.
+            return self._read_whole(item)  # Raises with all that is wrong.
         template = base.template
         if template:
             shared = self.common["template"].get("variables", {})
             template = template.model_copy(update={"variables": {**shared, **variables}})
-        return self._order(message=self._message(to=to), template=template)
+        return self._make_submission(message=self._make_message(to=to), template=template)
 
-    def _placed(self, error: FieldError, index: int, item: dict[str, Any]) -> FieldError:
-        """The error where the client wrote it: in the common part, or in this message."""
-        name = error.pointer.removeprefix("#").split("/")[1] if "/" in error.pointer else ""
-        where = self.common_at if name in self.common and name not in item else f"{self.at}/{index}"
-        return FieldError(where + error.pointer.removeprefix("#"), error.detail)
+    def _located(self, error: FieldError, index: int, item: dict[str, Any]) -> FieldError:
+        """Point an error to where the client wrote the field: in the common part, or in this mail."""
+        path = error.pointer.removeprefix("#")
+        name = path.split("/")[1] if "/" in path else ""
+        is_common = name in self.common and name not in item
+        parent = self.common_at if is_common else f"{self.at}/{index}"
+        return FieldError(parent + path, error.detail)
 
 
-def _maker(value: Any, *, without: Set[str]) -> Callable[..., Any]:
-    """Makes more like this one; dataclasses.replace takes four times as long."""
+def _copier(value: Any, *, without: Set[str]) -> Callable[..., Any]:
+    """Return a function that copies a dataclass with other values for some fields.
+
+    dataclasses.replace takes four times as long.
+    """
     kind: Callable[..., Any] = type(value)
-    return partial(
-        kind, **{one.name: getattr(value, one.name) for one in fields(value) if one.name not in without}
-    )
+    kept = {field.name: getattr(value, field.name) for field in fields(value) if field.name not in without}
+    return partial(kind, **kept)

@@ -1,9 +1,8 @@
-"""Reads what clients send into models; what is wrong is told with field, expectation and what came."""
+"""Reads JSON objects into pydantic models, and words errors as: field, what was expected, what came."""
 
 import difflib
 import re
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -19,12 +18,12 @@ from mailroom.model.errors import (
 from mailroom.model.text import is_unicode, short_repr
 
 M = TypeVar("M", bound=BaseModel)
-#: How pydantic begins: "Input should be a valid list", "List should have at most 20 items after validation, not 21".
+#: How errors of pydantic begin: "Input should be a valid list", "List should have at most 20 items after validation, not 21".
 _SHOULD = re.compile(r"\A\w+ should (?:be|have) ")
 
 
 def read_fields(model: type[M], value: object, *, at: str = "#") -> M:
-    """Read an object into a model; `at` is where in a request it stands, a JSON pointer.
+    """Read an object into a model; `at` is the JSON pointer to the object in its request.
 
     Raises:
       MalformedJSON: the request is not an object.
@@ -34,23 +33,23 @@ def read_fields(model: type[M], value: object, *, at: str = "#") -> M:
         if at == "#":
             raise MalformedJSON(f"expected a JSON object, got {short_repr(value)}")
         raise InvalidMessage([FieldError(at, f"expected an object, got {short_repr(value)}")])
-    if strange := [name for name in value if not isinstance(name, str) or not is_unicode(name)]:
+    # pydantic cannot handle such names. They come only over the queue, as JSON has none.
+    unusable = [name for name in value if not isinstance(name, str) or not is_unicode(name)]
+    if unusable:
         raise InvalidMessage(
-            [FieldError(at + pointer([name]), _unknown(name, model)) for name in strange[:ERRORS_MAX]]
+            [FieldError(at + pointer([name]), _unknown(name, model)) for name in unusable[:ERRORS_MAX]]
         )
     try:
         return model.model_validate(value)
     except ValidationError as e:
-        found = (
-            wrong
-            for error in e.errors(include_url=False)[:ERRORS_MAX]
-            for wrong in _field_errors(error, at, model)
-        )
-        raise InvalidMessage(list(islice(found, ERRORS_MAX))) from None
+        errors: list[FieldError] = []
+        for error in e.errors(include_url=False)[:ERRORS_MAX]:
+            errors.extend(_field_errors(error, at, model))
+        raise InvalidMessage(errors[:ERRORS_MAX]) from None
 
 
 def _field_errors(error: Any, at: str, model: type[BaseModel]) -> Iterator[FieldError]:
-    """Yield what is wrong, at each place of its own: a list says it of its items (`refuse_items`)."""
+    """Turn an error of pydantic into ours: one, or one for each item that `refuse_items` lists."""
     match error["type"]:
         case "missing":
             detail = "expected this field, got none"
@@ -62,16 +61,17 @@ def _field_errors(error: Any, at: str, model: type[BaseModel]) -> Iterator[Field
             detail = error["msg"]
         case _:
             detail = f"{_SHOULD.sub('expected ', error['msg'])}, got {short_repr(error['input'])}"
-    for below, said in error.get("ctx", {}).get("items") or [([], detail)]:
-        yield FieldError(at + pointer([*error["loc"], *below]), _printable(said))
+    for path, item_detail in error.get("ctx", {}).get("items") or [([], detail)]:
+        yield FieldError(at + pointer([*error["loc"], *path]), _printable(item_detail))
 
 
 def _unknown(name: object, model: type[BaseModel]) -> str:
-    return unknown(str(name), [field.alias or name for name, field in model.model_fields.items()], "field")
+    known = [field.alias or name for name, field in model.model_fields.items()]
+    return unknown(str(name), known, "field")
 
 
 def unknown(name: str, known: Sequence[str], what: str) -> str:
-    """Say what was expected instead of a name that is not known: the nearest one, or any of them."""
+    """Word the error for an unknown name: suggest the nearest known one, or list them all."""
     if nearest := difflib.get_close_matches(name[:NAME_MAX_CHARACTERS], known, n=1):
         return f"expected a {what} that is known, got another; did you mean {nearest[0]}?"
     if not known:

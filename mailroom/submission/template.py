@@ -1,4 +1,4 @@
-"""Reads what a client asks for where it stores a template, or looks at one."""
+"""Reads a template that a client stores, and the variables of a preview."""
 
 from typing import Any, Self
 
@@ -12,12 +12,12 @@ _SUBJECT_SOURCE_MAX_CHARACTERS = 5000
 
 
 class StoreTemplateRequest(BaseModel):
-    """A template; `{{ name }}` in it stands for a variable."""
+    """A template; `{{ name }}` in it is replaced by a variable."""
 
     model_config = ConfigDict(extra="forbid")
 
     subject: StrictStr = Field(
-        max_length=_SUBJECT_SOURCE_MAX_CHARACTERS, description="One line, when it is filled in."
+        max_length=_SUBJECT_SOURCE_MAX_CHARACTERS, description="One line, once it is rendered."
     )
     text: StrictStr | None = Field(None, max_length=SOURCE_MAX_CHARACTERS, description="The text form.")
     html: StrictStr | None = Field(
@@ -26,21 +26,21 @@ class StoreTemplateRequest(BaseModel):
 
     @field_validator("subject", "text", "html")
     @classmethod
-    def _storable(cls, value: str | None) -> str | None:
+    def _check_text(cls, value: str | None) -> str | None:
         return value if value is None else storable(value)
 
     @model_validator(mode="after")
-    def _one_at_least(self) -> Self:
+    def _check_forms(self) -> Self:
         if self.text is None and self.html is None:
             refuse("expected text, html or both, got none")
         return self
 
 
 class PreviewRequest(BaseModel):
-    """Variables to fill in."""
+    """The variables of a preview."""
 
     model_config = ConfigDict(extra="forbid")
 
     variables: dict[str, Any] = Field(
-        default_factory=dict, description="What {{ name }} in the template stands for."
+        default_factory=dict, description="The values for {{ name }} in the template."
     )

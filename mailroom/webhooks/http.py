@@ -1,4 +1,4 @@
-"""Posts to an HTTP/1.1 server, and reads its answer as far as it counts: its status, Retry-After, and the first words of its body."""
+"""Sends a POST over HTTP/1.1, and reads status, Retry-After and the beginning of the body of the response."""
 
 import http.client
 import re
@@ -13,96 +13,96 @@ from http.client import BadStatusLine, HTTPException, RemoteDisconnected
 from io import BufferedReader
 
 from mailroom.model.text import one_line
-from mailroom.webhooks.ssrf import AddressGuard, Forbidden, Target
+from mailroom.webhooks.ssrf import AddressGuard, ForbiddenURL, Target
 
 BODY_MAX_BYTES = 4096
-WORDS_MAX_CHARACTERS = 300
+TEXT_MAX_CHARACTERS = 300
 LINE_MAX_BYTES = 65_536
-#: Of one header section; what comes after that is not read.
+#: The largest header section; a longer one ends the reading.
 HEADER_MAX_BYTES = 1_000_000
-#: Interim answers (RFC 9110, 15.2: 100, 102, 103 …) before the final one.
+#: The most interim responses (RFC 9110, 15.2: 100, 102, 103 …) before the final one.
 INTERIM_MAX = 20
 SWITCHING_PROTOCOLS = 101
 WITHOUT_BODY = frozenset({204, 304})
 
 _STATUS = re.compile(rb"HTTP/\d(?:\.\d)? +(\d{3})(?: ([^\r\n]*))?\r?\n")
-#: For the whole exchange, from looking up the name to the beginning of the answer.
+#: For the whole exchange, from the DNS lookup to the beginning of the response.
 TIMEOUT_SECONDS = 15.0
-#: For each of the addresses that a name has.
+#: For each address that the host name has.
 CONNECT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
-class WebhookAnswer:
-    """A receiver's final answer. Without a code there was none, and `words` say why."""
+class WebhookResponse:
+    """The receiver's final response; if there was none, `code` is None and `text` says why."""
 
     code: int | None
-    words: str
+    text: str  #: the beginning of the body, or the reason phrase if the body is empty
     retry_after: str = ""
 
 
-def read_answer(source: BufferedReader) -> WebhookAnswer:
-    """Read to the final answer. Its status line is all that it needs: what is cut, odd or endless after that is let go.
+def read_response(source: BufferedReader) -> WebhookResponse:
+    """Read up to the final response; after its status line, anything truncated, malformed or endless is ignored.
 
     Raises:
       OSError, HTTPException: there was no final status line.
     """
     for _ in range(INTERIM_MAX):
         code, reason = _read_status(source)
-        header: dict[str, str] = {}
+        headers: dict[str, str] = {}
         if 100 <= code < 200 and code != SWITCHING_PROTOCOLS:  # After 101 no HTTP follows.
-            _read_header(source, header)
+            _read_headers(source, headers)
             continue
         body = b""
         with suppress(OSError, ValueError, HTTPException):
-            _read_header(source, header)
-            body = b"" if code in WITHOUT_BODY else _read_body(source, header)
-        words = words_of(body.decode(errors="replace")) or words_of(reason)
-        return WebhookAnswer(code, words, header.get("retry-after", ""))
+            _read_headers(source, headers)
+            body = b"" if code in WITHOUT_BODY else _read_body(source, headers)
+        text = short_line(body.decode(errors="replace")) or short_line(reason)
+        return WebhookResponse(code, text, headers.get("retry-after", ""))
     raise HTTPException(f"{INTERIM_MAX} interim answers, and no final one")
 
 
-def words_of(text: str) -> str:
-    """The beginning of it, on one line."""
-    return one_line(text.replace("\ufffd", " "), most=WORDS_MAX_CHARACTERS)
+def short_line(text: str) -> str:
+    """Return the beginning of a text as one line."""
+    return one_line(text.replace("\ufffd", " "), most=TEXT_MAX_CHARACTERS)
 
 
 def _read_status(source: BufferedReader) -> tuple[int, str]:
-    """The code of a status line, and its reason."""
+    """Read a status line; return its code and reason phrase."""
     line = source.readline(LINE_MAX_BYTES)
     if not line:
         raise RemoteDisconnected("closed without an answer")
-    found = _STATUS.fullmatch(line)
-    if not found:
-        raise BadStatusLine(words_of(line.decode(errors="replace")))
-    return int(found[1]), (found[2] or b"").decode(errors="replace")
+    match = _STATUS.fullmatch(line)
+    if not match:
+        raise BadStatusLine(short_line(line.decode(errors="replace")))
+    return int(match[1]), (match[2] or b"").decode(errors="replace")
 
 
-def _read_header(source: BufferedReader, header: dict[str, str]) -> None:
-    """Fill in the first value of each field, by its name in small letters."""
+def _read_headers(source: BufferedReader, headers: dict[str, str]) -> None:
+    """Add the first value of each field to `headers`, by its name in lower case."""
     left = HEADER_MAX_BYTES
     while (line := source.readline(LINE_MAX_BYTES)).strip():
         left -= len(line)
         if left < 0:
             raise HTTPException("the header has no end")
         name, _, value = line.decode("latin-1").partition(":")
-        header.setdefault(name.strip().lower(), value.strip())
+        headers.setdefault(name.strip().lower(), value.strip())
 
 
-def _read_body(source: BufferedReader, header: dict[str, str]) -> bytes:
-    """Return what is there of it at once; a server may keep the connection, or be in no hurry."""
+def _read_body(source: BufferedReader, headers: dict[str, str]) -> bytes:
+    """Read what has arrived of the body, without waiting for the rest: the server may be slow or never end it."""
     size = BODY_MAX_BYTES
-    if "chunked" in header.get("transfer-encoding", "").lower():
+    if "chunked" in headers.get("transfer-encoding", "").lower():
         size = int(source.readline(LINE_MAX_BYTES).partition(b";")[0], 16)
-    elif "content-length" in header:
-        size = int(header["content-length"])
+    elif "content-length" in headers:
+        size = int(headers["content-length"])
     return source.read1(min(size, BODY_MAX_BYTES)) if size > 0 else b""
 
 
 class WebhookExchange:
-    """A POST to an address that was looked at before, and the beginning of the answer.
+    """A POST to an address that was checked first (ssrf.py), and its response.
 
-    There is no redirect, no proxy, no second try.
+    Follows no redirect, uses no proxy, and does not retry.
     """
 
     def __init__(
@@ -110,101 +110,103 @@ class WebhookExchange:
     ) -> None:
         self._guard = guard
         self._context = context
-        self._until = time.monotonic() + timeout_seconds
+        self._deadline = time.monotonic() + timeout_seconds
         self._socket: socket.socket | None = None
-        self._closing = (
-            threading.Lock()
-        )  #: a number of a socket that is closed may be another's in the next moment
+        #: held while the socket is closed or shut down: the number of a closed socket may be reused at once
+        self._closing = threading.Lock()
         self._aborted = threading.Event()
 
-    def post(self, url: str, body: bytes, headers: dict[str, str]) -> WebhookAnswer:
-        """Never raises for what the other side does."""
-        # Each wait on a socket begins anew with each byte that comes, so that somebody else has to look at the clock.
-        watch = threading.Timer(max(0.0, self._until - time.monotonic()), self.abort)
-        watch.daemon = True
-        watch.start()
+    def post(self, url: str, body: bytes, headers: dict[str, str]) -> WebhookResponse:
+        """Return the response; never raises for anything that the receiver does."""
+        # A socket's timeout starts again with each byte that arrives, so a timer enforces the total one.
+        timer = threading.Timer(max(0.0, self._deadline - time.monotonic()), self.abort)
+        timer.daemon = True
+        timer.start()
         try:
             target = self._guard.read(url)
             with self._connected(target) as connection:
-                return self._ask(connection, target, body, headers)
-        except Forbidden as e:
-            return WebhookAnswer(None, f"not called: {e}")
+                return self._send(connection, target, body, headers)
+        except ForbiddenURL as e:
+            return WebhookResponse(None, f"not called: {e}")
         except (OSError, http.client.HTTPException, ValueError) as e:
-            return WebhookAnswer(
-                None, "no answer in time" if self._aborted.is_set() else words_of(f"{type(e).__name__} {e}")
-            )
+            reason = "no answer in time" if self._aborted.is_set() else f"{type(e).__name__} {e}"
+            return WebhookResponse(None, short_line(reason))
         finally:
-            watch.cancel()
+            timer.cancel()
 
     def abort(self) -> None:
-        """End it at once, from any thread."""
+        """End the exchange at once; may be called from any thread."""
         self._aborted.set()
         with self._closing, suppress(OSError):
             if self._socket is not None:
-                socket.socket.shutdown(
-                    self._socket, socket.SHUT_RDWR
-                )  # Of an SSLSocket its own would first forget that it is one.
+                # SSLSocket.shutdown() would drop its TLS state first, while another thread may be reading.
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
     @contextmanager
     def _connected(self, target: Target) -> Iterator[http.client.HTTPConnection]:
-        line = self._connect(target)
+        sock = self._connect(target)
         try:
             if target.scheme == "https":
-                line = self._context.wrap_socket(
-                    line, server_hostname=target.host, do_handshake_on_connect=False
+                tls = self._context.wrap_socket(
+                    sock, server_hostname=target.host, do_handshake_on_connect=False
                 )
-                self._watch(line)
-                line.do_handshake()
+                sock = tls
+                self._watch(tls)
+                tls.do_handshake()
             connection = http.client.HTTPConnection(target.host, target.port)
-            connection.sock = line
+            connection.sock = sock
             yield connection
         finally:
-            self._close(line)
+            self._close(sock)
 
     def _connect(self, target: Target) -> socket.socket:
-        """A connection to the first of the addresses that takes it; the name is not looked up again."""
+        """Connect to the first checked address that accepts; the name is not resolved again."""
         error: OSError = OSError("no address")
         for address in self._guard.addresses(target):
-            line = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
-            line.settimeout(max(0.1, min(CONNECT_SECONDS, self._until - time.monotonic())))
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            sock = socket.socket(family, socket.SOCK_STREAM)
+            sock.settimeout(min(CONNECT_SECONDS, self._seconds_left()))
             try:
-                self._watch(line)
-                line.connect((address, target.port))
-                line.settimeout(max(0.1, self._until - time.monotonic()))
-                return line
+                self._watch(sock)
+                sock.connect((address, target.port))
+                sock.settimeout(self._seconds_left())
+                return sock
             except OSError as e:
-                self._close(line)
+                self._close(sock)
                 error = e
         raise error
 
-    def _close(self, line: socket.socket) -> None:
+    def _seconds_left(self) -> float:
+        """Return the time left, at least 0.1: as a timeout, 0 would mean not to wait at all."""
+        return max(0.1, self._deadline - time.monotonic())
+
+    def _close(self, sock: socket.socket) -> None:
         with self._closing:
             self._socket = None
-        line.close()
+        sock.close()
 
-    def _watch(self, line: socket.socket) -> None:
-        self._socket = line
+    def _watch(self, sock: socket.socket) -> None:
+        """Let abort() shut this socket down; raise TimeoutError if it was called already."""
+        self._socket = sock
         if self._aborted.is_set():
             raise TimeoutError
 
-    def _ask(
+    def _send(
         self, connection: http.client.HTTPConnection, target: Target, body: bytes, headers: dict[str, str]
-    ) -> WebhookAnswer:
+    ) -> WebhookResponse:
         connection.putrequest("POST", target.path, skip_host=True, skip_accept_encoding=True)
-        for name, value in {
-            "Host": target.authority,
-            "Content-Length": str(len(body)),
-            "Connection": "close",
-            **headers,
-        }.items():
+        connection.putheader("Host", target.authority)
+        connection.putheader("Content-Length", str(len(body)))
+        connection.putheader("Connection", "close")
+        for name, value in headers.items():
             connection.putheader(name, value)
-        broken: OSError | None = None
+        send_error: OSError | None = None
         try:
             connection.endheaders(body)
         except OSError as e:
-            broken = e  # There may be an answer all the same, to a request that was not read to its end.
+            send_error = e  # The server may have answered without reading the whole request.
         with connection.sock.makefile("rb") as source:
             try:
-                return read_answer(source)
+                return read_response(source)
             except (OSError, http.client.HTTPException) as e:
-                raise broken or e from None
+                raise send_error or e from None

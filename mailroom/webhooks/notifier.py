@@ -1,4 +1,7 @@
-"""Tells clients what happened to their messages: signed POSTs (Standard Webhooks) from threads of its own, never one of mail's."""
+"""Delivers webhooks: signed POSTs (Standard Webhooks) that report what happened to messages.
+
+The threads are its own, so that slow receivers never delay mail.
+"""
 
 import json
 import logging
@@ -18,26 +21,26 @@ from mailroom.model.retry import Schedule
 from mailroom.model.times import timestamp
 from mailroom.process.supervisor import SupervisedThread
 from mailroom.store.events.deliveries import DeliveryResult, DueDelivery, WebhookDeliveries
-from mailroom.webhooks.http import TIMEOUT_SECONDS, WebhookAnswer, WebhookExchange
+from mailroom.webhooks.http import TIMEOUT_SECONDS, WebhookExchange, WebhookResponse
 from mailroom.webhooks.ssrf import AddressGuard
 
 log = logging.getLogger("mailasync.webhook")
 
 QUEUE = "webhooks"
 THREADS = 8
-#: … of which one webhook has so many at most: one that hangs leaves the others to the rest.
+#: The most threads for one webhook, so that one that hangs leaves threads for the others.
 THREADS_PER_WEBHOOK = 4
 SCHEDULE = Schedule.parse("5s, 5m, 30m, 2h, 5h, 10h, 14h, 20h, 24h")
 RETRY_AFTER_MAX_SECONDS = 86_400.0
 GONE = 410
-#: How long stopping waits for threads whose connections were just ended.
+#: How long close() waits for the threads after their connections were aborted.
 STOP_SECONDS = 2.0
-#: Between two claims while the database is away.
+#: The pause after an error, such as an unreachable database.
 PAUSE_SECONDS = 1.0
 
 
 class Notifier:
-    """Delivers what is due, in threads of its own."""
+    """Delivers due webhook deliveries in threads of its own."""
 
     def __init__(
         self,
@@ -54,11 +57,11 @@ class Notifier:
         )
         self._changed = threading.Condition()
         self._claiming = threading.Lock()
-        self._looks = 1  #: how often it was said that there may be something to do
+        self._wakes = 1  #: counts the calls of wake(), and the start
         self._stopping = threading.Event()
-        self._threads = [
-            SupervisedThread(f"webhook-{number}", self._work, self._stopping) for number in range(threads)
-        ]
+        self._threads: list[SupervisedThread] = []
+        for number in range(threads):
+            self._threads.append(SupervisedThread(f"webhook-{number}", self._work, self._stopping))
         self._open: set[WebhookExchange] = set()
         self._busy: Counter[str] = Counter()  #: attempts under way, by webhook
 
@@ -67,31 +70,31 @@ class Notifier:
             thread.start()
 
     def wake(self) -> None:
-        """Look for something to do."""
+        """Make the threads look for due deliveries."""
         with self._changed:
-            self._looks += 1
+            self._wakes += 1
             self._changed.notify_all()
 
     def watch(self) -> None:
-        """Do a sweeper's part for us: take up what nobody has in hand, and look at the clock."""
+        """Called by the sweeper: release the deliveries of dead workers, and wake the threads if any is due."""
         if count := self._deliveries.give_back():
-            log.warning("%d deliveries that nobody works on were given back", count)
+            log.warning("%d deliveries of dead threads or workers were released", count)
         if self._deliveries.is_due():
             self.wake()
 
     def stop(self) -> None:
-        """Begin nothing any more, and break off what is under way: others tell it again."""
+        """Start no more deliveries and abort those under way, which are then repeated elsewhere."""
         self._stopping.set()
         self.wake()
         for exchange in list(self._open):
             exchange.abort()
 
     def close(self) -> None:
-        """Stop, and give back what we have."""
+        """Stop, wait for the threads, and release the deliveries that are not finished."""
         self.stop()
-        until = time.monotonic() + STOP_SECONDS
+        deadline = time.monotonic() + STOP_SECONDS
         for thread in self._threads:
-            thread.join(max(0.0, until - time.monotonic()))
+            thread.join(max(0.0, deadline - time.monotonic()))
         try:
             self._deliveries.release()
         except StoreUnavailable as e:
@@ -99,7 +102,7 @@ class Notifier:
 
     def _work(self) -> None:
         seen = 0
-        while (seen := self._awaited(seen)) and not self._stopping.is_set():
+        while (seen := self._wait(seen)) and not self._stopping.is_set():
             try:
                 while not self._stopping.is_set() and self._deliver_one():
                     pass
@@ -110,91 +113,99 @@ class Notifier:
                 log.exception("a delivery failed")
                 self._stopping.wait(PAUSE_SECONDS)
 
-    def _awaited(self, seen: int) -> int:
-        """Wait for something to do, more than was seen."""
+    def _wait(self, seen: int) -> int:
+        """Wait for a call of wake() after `seen` of them; return how many there were."""
         with self._changed:
-            self._changed.wait_for(lambda: self._looks > seen)
-            return self._looks
+            self._changed.wait_for(lambda: self._wakes > seen)
+            return self._wakes
 
     def _deliver_one(self) -> bool:
-        """Deliver what has been due longest; False if there is nothing for us."""
-        with self._claiming:  # One at a time, so that no webhook gets more threads than it may have.
-            due = self._deliveries.claim(
-                busy=[id for id, count in list(self._busy.items()) if count >= THREADS_PER_WEBHOOK]
-            )
-            if due is None:
+        """Deliver the delivery that has been due longest; return False if there is none."""
+        with self._claiming:  # One thread at a time, so that no webhook gets more than THREADS_PER_WEBHOOK.
+            full = [id for id, count in list(self._busy.items()) if count >= THREADS_PER_WEBHOOK]
+            due_delivery = self._deliveries.claim(busy=full)
+            if due_delivery is None:
                 return False
-            self._count(due, +1)
+            self._count(due_delivery, +1)
         try:
-            self._tell(due)
+            self._deliver(due_delivery)
         finally:
-            self._count(due, -1)
+            self._count(due_delivery, -1)
         return True
 
-    def _count(self, due: DueDelivery, change: int) -> None:
+    def _count(self, due_delivery: DueDelivery, change: int) -> None:
+        id = due_delivery.webhook_id
         with self._changed:
-            self._busy[due.webhook_id] += change
-            if not self._busy[due.webhook_id]:
-                del self._busy[due.webhook_id]
+            self._busy[id] += change
+            if not self._busy[id]:
+                del self._busy[id]
 
-    def _tell(self, due: DueDelivery) -> None:
-        answer = WebhookAnswer(None, "nobody is to be told any more")
-        if due.url:
-            exchange = self._exchange()
-            self._open.add(exchange)
-            try:
-                if not self._stopping.is_set():
-                    answer = exchange.post(due.url, *signed(due))
-            finally:
-                self._open.discard(exchange)
+    def _deliver(self, due_delivery: DueDelivery) -> None:
+        if due_delivery.url:
+            response = self._post(due_delivery)
+            attempt = due_delivery.counted
+        else:
+            response = WebhookResponse(None, "there is no longer a URL to call")
+            attempt = len(SCHEDULE.waits) + 1  # The last one, so that there is no other.
         if self._stopping.is_set():
-            return  # close() gives it back: whether it arrived or not, it is told again.
-        told = judge(answer, due.counted if due.url else len(SCHEDULE.waits) + 1)
-        self._deliveries.finish(due, told)
+            return  # close() releases the delivery: whether it arrived or not, it is repeated.
+        self._deliveries.finish(due_delivery, judge(response, attempt))
         log.info(
             "delivery %d to webhook %s attempt %d: %s",
-            due.number,
-            due.webhook_id,
-            due.attempt,
-            answer.code or "no answer",
+            due_delivery.number,
+            due_delivery.webhook_id,
+            due_delivery.attempt,
+            response.code or "no answer",
         )
 
+    def _post(self, due_delivery: DueDelivery) -> WebhookResponse:
+        exchange = self._exchange()
+        self._open.add(exchange)  # Before `_stopping` is checked, so that stop() either aborts it or is seen.
+        try:
+            if self._stopping.is_set():
+                return WebhookResponse(None, "")
+            return exchange.post(due_delivery.url, *signed(due_delivery))
+        finally:
+            self._open.discard(exchange)
 
-def signed(due: DueDelivery) -> tuple[bytes, dict[str, str]]:
-    """The body, the same in every attempt, and the headers of one that is made now."""
-    told = {"type": due.event, "timestamp": timestamp(due.at), "data": due.data}
-    body = json.dumps(told, ensure_ascii=False, separators=(",", ":"))
-    now = datetime.now(UTC)  # Aware: the library takes what is not for UTC.
+
+def signed(due_delivery: DueDelivery) -> tuple[bytes, dict[str, str]]:
+    """Return body and headers of a POST: the body is the same in every attempt, the signature is of now."""
+    payload = {"type": due_delivery.event, "timestamp": timestamp(due_delivery.at), "data": due_delivery.data}
+    body = json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
+    now = datetime.now(UTC)  # Aware, as the library reads naive times as local ones.
     return body.encode(), {
         "Content-Type": "application/json",
         "User-Agent": "mailasync",
-        "webhook-id": due.id,
+        "webhook-id": due_delivery.id,
         "webhook-timestamp": str(int(now.timestamp())),
-        "webhook-signature": Webhook(due.secret).sign(due.id, now, body),
+        "webhook-signature": Webhook(due_delivery.secret).sign(due_delivery.id, now, body),
     }
 
 
-def judge(answer: WebhookAnswer, attempt: int, *, schedule: Schedule = SCHEDULE) -> DeliveryResult:
-    """Return what becomes of a delivery after this answer to attempt 1, 2, …"""
-    if answer.code is not None and 200 <= answer.code < 300:
-        return DeliveryResult(delivered=True, code=answer.code, reply=answer.words)
-    wait = None if answer.code == GONE else schedule.wait_seconds(attempt)
-    if wait is not None and answer.code in (429, 503):
-        wait = max(wait, retry_after_seconds(answer.retry_after))
-    return DeliveryResult(code=answer.code, reply=answer.words, wait_seconds=wait, gone=answer.code == GONE)
+def judge(response: WebhookResponse, attempt: int, *, schedule: Schedule = SCHEDULE) -> DeliveryResult:
+    """Decide what this response to attempt 1, 2, … means: delivered, tried again, or given up."""
+    code = response.code
+    if code is not None and 200 <= code < 300:
+        return DeliveryResult(delivered=True, code=code, reply=response.text)
+    wait = None if code == GONE else schedule.wait_seconds(attempt)
+    if wait is not None and code in (429, 503):
+        wait = max(wait, retry_after_seconds(response.retry_after))
+    return DeliveryResult(code=code, reply=response.text, wait_seconds=wait, gone=code == GONE)
 
 
 def retry_after_seconds(text: str, *, now: Callable[[], float] = time.time) -> float:
-    """Return how long a server asks us to wait (RFC 9110, 10.2.3), a day at most; 0 where it does not say."""
+    """Parse Retry-After (RFC 9110, 10.2.3): seconds to wait, a day at most; 0 if it is missing or malformed."""
     if text.isascii() and text.isdigit():
         return min(RETRY_AFTER_MAX_SECONDS, float(text[:9]))
     try:
-        return min(RETRY_AFTER_MAX_SECONDS, max(0.0, parsedate_to_datetime(text).timestamp() - now()))
+        seconds = parsedate_to_datetime(text).timestamp() - now()
     except (ValueError, OverflowError):
         return 0.0
+    return min(RETRY_AFTER_MAX_SECONDS, max(0.0, seconds))
 
 
 @cache
 def default_context() -> ssl.SSLContext:
-    """Verifies chain and name by the system's authorities, or those that SSL_CERT_FILE names."""
+    """Return the context that verifies certificates by the system's authorities, or by SSL_CERT_FILE."""
     return ssl.create_default_context()

@@ -15,7 +15,8 @@ from mailroom.broker.connection import bounded_connection
 from mailroom.broker.nudge_task import NudgeTask
 from mailroom.broker.publisher import Publisher
 from mailroom.config.accounts import accounts, schedule
-from mailroom.config.settings import Settings, SettingsError, database_url, load
+from mailroom.config.environment import load
+from mailroom.config.settings import Settings, SettingsError, database_url
 from mailroom.jobs import registry
 from mailroom.model.errors import MailroomError
 from mailroom.model.ids import MailId

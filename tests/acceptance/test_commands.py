@@ -15,7 +15,7 @@ from flask.testing import FlaskCliRunner
 from sqlalchemy import Connection
 
 import app as web
-from mailroom.config.settings import load, origins
+from mailroom.config.environment import load, origins
 from mailroom.model.ids import new_id
 from mailroom.store.db.database import Database
 from mailroom.store.events.changes import OVERLAP, Changes

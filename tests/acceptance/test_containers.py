@@ -17,7 +17,8 @@ from ruamel.yaml import YAML
 import app
 import default_settings
 from mailroom.config.accounts import next_hop, schedule, sender
-from mailroom.config.settings import SECRETS, Settings, load
+from mailroom.config.environment import load
+from mailroom.config.settings import SECRETS, Settings
 from mailroom.inbox import InboxStorage, create_blueprint
 from tests.services import free_port, wait_until
 from tests.services.processes import PROJECT, Service, service

@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from mailroom.cli.doctor import Doctor, Finding
 from mailroom.config.accounts import accounts
-from mailroom.config.settings import load
+from mailroom.config.environment import load
 from mailroom.store.db.database import Database
 from mailroom.store.db.schema import messages
 from mailroom.store.keys.api_keys import ApiKeys, Scope

@@ -7,7 +7,8 @@ import pytest
 from kombu import Connection
 
 from mailroom.broker.queues import words
-from mailroom.config.settings import SettingsError, load
+from mailroom.config.environment import load
+from mailroom.config.settings import SettingsError
 from tests.services import free_port, wait_until
 from tests.services.certificates import Certificates, make_certificates
 from tests.services.processes import service

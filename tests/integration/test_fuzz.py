@@ -19,7 +19,8 @@ from mailroom.model.attempt import Claim
 from mailroom.model.message import Address, Message
 from mailroom.smtp.mime import compose
 from mailroom.smtp.plaintext import plain_text
-from mailroom.submission.message import HEADERS_ALLOWED, message_from
+from mailroom.submission.headers import HEADERS_ALLOWED
+from mailroom.submission.message import message_from
 from tests.measure import hold_to
 from tests.services.application import made
 from tests.services.smtpd import Delivery

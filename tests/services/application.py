@@ -8,7 +8,7 @@ from flask import Flask
 from werkzeug.routing import Rule
 
 import app as web
-from mailroom.config.settings import load
+from mailroom.config.environment import load
 from mailroom.worker import runtime
 from tests.services.schema import ready
 

@@ -29,7 +29,7 @@ import app as web
 from mailroom.api.auth import wrong_keys
 from mailroom.api.http import prefer_wait
 from mailroom.cli import database as database_module
-from mailroom.config.settings import load
+from mailroom.config.environment import load
 from mailroom.inbox import InboxStorage, create_blueprint
 from mailroom.store.db.database import Database
 from mailroom.worker import runtime

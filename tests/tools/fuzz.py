@@ -27,7 +27,7 @@ from werkzeug.wrappers import Request as WsgiRequest
 
 import app as web
 from mailroom.cli import database as database_module
-from mailroom.config.settings import load
+from mailroom.config.environment import load
 from mailroom.delivery.admission import Admission
 from mailroom.delivery.attempt import AttemptRunner, Sender
 from mailroom.delivery.delivery import Delivery

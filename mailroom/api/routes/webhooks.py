@@ -20,7 +20,7 @@ from mailroom.store.events.webhooks import TooMany
 from mailroom.store.keys.api_keys import Scope
 from mailroom.submission.fields import read_fields
 from mailroom.webhooks.notifier import QUEUE
-from mailroom.webhooks.ssrf import AddressGuard, Forbidden
+from mailroom.webhooks.ssrf import AddressGuard, ForbiddenURL
 
 blueprint = Blueprint("webhooks", __name__)
 
@@ -210,5 +210,5 @@ def _refuse_own(id: str) -> None:
 def _refuse_forbidden(url: str) -> None:
     try:
         guard().read(url)
-    except Forbidden as e:
+    except ForbiddenURL as e:
         raise InvalidMessage([FieldError("#/url", str(e))]) from None

@@ -563,9 +563,9 @@ def test_a_wrong_state_is_409_and_an_unknown_id_404(client: FlaskClient) -> None
     [
         ({}, "#", "expected either `at` or `delay`, got none"),
         ({"delay": 5, "at": "2100-01-01T00:00:00Z"}, "#/at", "at most 366 days ahead"),
-        ({"at": "2020-01-01T00:00:00Z"}, "#/at", "expected a time to come"),
+        ({"at": "2020-01-01T00:00:00Z"}, "#/at", "expected a time in the future"),
         ({"at": "2026-12-01T00:00:00"}, "#/at", "with its offset"),
-        ({"at": "2026-13-01T00:00:00Z"}, "#/at", "expected a time that there is"),
+        ({"at": "2026-13-01T00:00:00Z"}, "#/at", "expected a time that exists"),
         ({"at": 1800000000}, "#/at", "expected a time like"),
         ({"delay": -1}, "#/delay", "expected greater than or equal to 0, got -1"),
         ({"delay": "5"}, "#/delay", "expected a valid number"),
@@ -610,7 +610,7 @@ def test_a_resend_with_a_key_makes_one(client: FlaskClient, app: Flask) -> None:
 @pytest.mark.parametrize(
     ("fields", "pointer", "words"),
     [
-        ({"expires_at": "2020-01-01T00:00:00Z"}, "#/expires_at", "expected a time to come"),
+        ({"expires_at": "2020-01-01T00:00:00Z"}, "#/expires_at", "expected a time in the future"),
         ({"expires_at": "tomorrow"}, "#/expires_at", "expected a time like"),
         ({"expires_in": 0}, "#/expires_in", "expected greater than 0"),
         ({"expires_in": 1e9}, "#/expires_in", "expected less than or equal to"),

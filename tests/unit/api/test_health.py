@@ -15,7 +15,7 @@ from sqlalchemy import event, make_url, text
 
 import app as web
 from mailroom.cli.doctor import Doctor
-from mailroom.config.settings import load
+from mailroom.config.environment import load
 from mailroom.store.db.database import Database
 from mailroom.store.maintenance import health
 from mailroom.worker import runtime

@@ -21,7 +21,7 @@ from mailroom.api.auth import guard
 from mailroom.api.auth.scopes import SCOPES
 from mailroom.api.services import services
 from mailroom.cli import database as database_module
-from mailroom.config.settings import load
+from mailroom.config.environment import load
 from mailroom.inbox import InboxStorage, create_blueprint
 from mailroom.model.errors import StoreUnavailable
 from mailroom.store.db.database import Database

@@ -11,7 +11,8 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import event, text
 
-from mailroom.config.settings import SettingsError, load
+from mailroom.config.environment import load
+from mailroom.config.settings import SettingsError
 from mailroom.model.account import Budget
 from mailroom.model.message import Address, Message, SendOptions, State
 from mailroom.smtp.poller import run

@@ -11,7 +11,8 @@ import pytest
 from sqlalchemy import Connection, text
 
 from mailroom.config.accounts import accounts
-from mailroom.config.settings import Settings, SettingsError, load
+from mailroom.config.environment import load
+from mailroom.config.settings import Settings, SettingsError
 from mailroom.delivery.admission import Admission
 from mailroom.delivery.attempt import AttemptRunner, Sender
 from mailroom.delivery.delivery import Delivery
@@ -744,7 +745,7 @@ def test_the_file_names_accounts_each_with_the_settings_for_what_it_does_not_say
         ("[[account]]\nname = 'a'\n[[account]]\nname = 'a'", "expected another name for each account"),
         (
             "[[account]]\nname='a'\nusername='a@b.org'\npassword='geheim'\nsmtp_host='h.example.org'\nsmtp_security='none'",
-            "in clear",
+            "unencrypted",
         ),
         (
             "[[account]]\nname='a'\nehlo_name='my_host'",

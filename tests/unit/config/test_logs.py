@@ -16,7 +16,8 @@ import pytest
 from celery import Celery
 
 from mailroom.config import logs
-from mailroom.config.settings import Settings, SettingsError, load
+from mailroom.config.environment import load
+from mailroom.config.settings import Settings, SettingsError
 from mailroom.process.log_file import LogFileHandler
 from tests.services import free_port, wait_until
 from tests.services.processes import Service, service

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from mailroom.config.accounts import next_hop
-from mailroom.config.settings import load
+from mailroom.config.environment import load
 from mailroom.model import host_names
 from mailroom.model.account import NextHop
 from mailroom.model.host_names import default_name, given_name, host_name, literal

@@ -9,7 +9,7 @@ import pytest
 
 from mailroom.cli.doctor import Doctor, Finding
 from mailroom.config.accounts import accounts, next_hop
-from mailroom.config.settings import load
+from mailroom.config.environment import load
 from mailroom.smtp.connection import Reply
 from mailroom.smtp.envelope import Envelope
 from mailroom.smtp.pipelining import Pipelining

@@ -3,7 +3,7 @@
 import pytest
 
 from mailroom.config.accounts import next_hop
-from mailroom.config.settings import load
+from mailroom.config.environment import load
 from mailroom.model.account import AccountState
 from mailroom.model.message import State
 from mailroom.model.retry import Schedule

@@ -8,7 +8,8 @@ from sqlalchemy import text
 
 import app as web
 from mailroom.cli.doctor import Doctor
-from mailroom.config.settings import Settings, load
+from mailroom.config.environment import load
+from mailroom.config.settings import Settings
 from mailroom.model.errors import MailroomError
 from mailroom.store.db.database import Database
 from mailroom.store.db.migrate import NotUTF8, SchemaNewer, check, head, upgrade

@@ -240,7 +240,7 @@ def test_an_address_beyond_ascii_is_written_as_it_is() -> None:
         ("tags", ["x"] * 11, "#/tags", "10"),
         ("metadata", {"a": "x" * 501}, "#/metadata/a", "at most 500"),
         ("priority", "high", "#/priority", "expected 'normal' or 'low'"),
-        ("scheduled_at", "2020-01-01T00:00:00Z", "#/scheduled_at", "a time to come"),
+        ("scheduled_at", "2020-01-01T00:00:00Z", "#/scheduled_at", "a time in the future"),
         ("template", {"name": "none"}, "#/template/name", "a stored template"),
         ("unsubscribe", True, "#/unsubscribe", "PUBLIC_URL"),
         ("from", "eve@", "#/from", "expected an address"),

@@ -36,9 +36,9 @@ from mailroom.store.jobs.jobs import JobEnd, JobState, let_go
 from mailroom.store.keys.api_keys import Scope
 from mailroom.store.maintenance.retention import Retention
 from mailroom.store.workers import Heartbeat
-from mailroom.webhooks.http import WebhookAnswer, WebhookExchange
+from mailroom.webhooks.http import WebhookExchange, WebhookResponse
 from mailroom.webhooks.notifier import SCHEDULE, Notifier, judge, retry_after_seconds
-from mailroom.webhooks.ssrf import AddressGuard, Forbidden, is_public
+from mailroom.webhooks.ssrf import AddressGuard, ForbiddenURL, is_public
 from tests.services import is_alive, wait_until
 from tests.services.logs import broken_log
 from tests.services.processes import PROJECT, Service
@@ -389,7 +389,7 @@ def test_a_webhook_that_was_disabled_or_deleted_is_told_nothing_more(database: D
 
 
 def test_the_schedule_ends_after_ten_attempts() -> None:
-    waits = [judge(WebhookAnswer(500, "no"), attempt).wait_seconds for attempt in range(1, 11)]
+    waits = [judge(WebhookResponse(500, "no"), attempt).wait_seconds for attempt in range(1, 11)]
     assert waits[-1] is None
     for wait, expected in zip(waits, (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400), strict=False):
         assert wait is not None and 0.8 * expected <= wait <= 1.2 * expected
@@ -398,14 +398,14 @@ def test_the_schedule_ends_after_ten_attempts() -> None:
 
 @pytest.mark.parametrize("code", [301, 302, 400, 404, 500, None])
 def test_only_2xx_is_delivered(code: int | None) -> None:
-    assert judge(WebhookAnswer(code, ""), 1).wait_seconds is not None
-    assert judge(WebhookAnswer(204, ""), 1) == DeliveryResult(delivered=True, code=204)
+    assert judge(WebhookResponse(code, ""), 1).wait_seconds is not None
+    assert judge(WebhookResponse(204, ""), 1) == DeliveryResult(delivered=True, code=204)
 
 
 def test_retry_after_is_honoured_and_bounded() -> None:
     later = format_datetime(datetime.now(UTC) + timedelta(seconds=600), usegmt=True)
     told = [
-        judge(WebhookAnswer(code, "", retry_after), 1).wait_seconds
+        judge(WebhookResponse(code, "", retry_after), 1).wait_seconds
         for code, retry_after in (
             (429, "120"),
             (503, later),
@@ -465,7 +465,7 @@ def test_addresses_that_are_not_public(address: str) -> None:
     assert not is_public(ip_address(address))
     guard = AddressGuard(resolve=resolving("93.184.215.14", address))
     target = guard.read(f"https://{HOST}/")
-    with pytest.raises(Forbidden, match=r"^expected hooks\.example\.org to have public addresses only$"):
+    with pytest.raises(ForbiddenURL, match=r"^expected hooks\.example\.org to have public addresses only$"):
         guard.addresses(target)
 
 
@@ -513,7 +513,7 @@ def test_addresses_that_are_public(address: str) -> None:
     ],
 )
 def test_urls_that_may_not_be_named(url: str) -> None:
-    with pytest.raises(Forbidden, match=r"^expected ") as caught:
+    with pytest.raises(ForbiddenURL, match=r"^expected ") as caught:
         AddressGuard().read(url)
     assert "secret" not in str(caught.value)
 
@@ -538,7 +538,7 @@ def test_other_ways_to_write_this_machine_are_found_out(host: str) -> None:
     def call() -> None:
         guard.addresses(guard.read(f"https://{host}/"))
 
-    with pytest.raises((Forbidden, OSError)):
+    with pytest.raises((ForbiddenURL, OSError)):
         call()
 
 
@@ -546,7 +546,7 @@ def test_in_clear_only_this_machine_is_called_and_no_other_private_one() -> None
     for url, address in (("http://a.example.org/", "1.1.1.1"), ("https://a.example.org/", "10.0.0.1")):
         guard = AddressGuard(to_loopback=True, resolve=resolving(address))
         target = guard.read(url)
-        with pytest.raises(Forbidden):
+        with pytest.raises(ForbiddenURL):
             guard.addresses(target)
 
 
@@ -803,7 +803,7 @@ def test_a_huge_answer_is_read_up_to_its_first_words(receiver: Receiver) -> None
 
     receiver.script.append(without_end)
     got = receiver.exchange().post(receiver.url, b"{}", {})
-    assert (got.code, got.words) == (500, "x" * 300)
+    assert (got.code, got.text) == (500, "x" * 300)
     assert sum(taken) < 50_000_000, "the rest was read, and not only what the system keeps between the two"
 
 
@@ -824,7 +824,7 @@ def test_the_name_is_resolved_once_and_that_address_is_called(receiver: Receiver
 def test_a_private_address_is_not_even_connected_to(receiver: Receiver) -> None:
     guard = AddressGuard(resolve=resolving("127.0.0.1"))
     got = WebhookExchange(guard, receiver.context).post(receiver.url, b"{}", {})
-    assert (got.code, got.words) == (None, f"not called: expected {HOST} to have public addresses only")
+    assert (got.code, got.text) == (None, f"not called: expected {HOST} to have public addresses only")
     assert receiver.requests == []
 
 
@@ -833,7 +833,7 @@ def test_a_certificate_is_verified(wrong: str) -> None:
     with Receiver(names=("mx.example.net" if wrong == "name" else HOST,)) as receiver:
         trusted = receiver.context if wrong == "name" else ssl.create_default_context()
         got = WebhookExchange(receiver.guard, trusted).post(receiver.url, b"{}", {})
-        assert got.code is None and "certificate" in got.words.lower() and receiver.requests == []
+        assert got.code is None and "certificate" in got.text.lower() and receiver.requests == []
 
 
 @contextmanager
@@ -854,7 +854,7 @@ def speaking(serve: Callable[[socket.socket], None]) -> Iterator[str]:
         thread.join(60)
 
 
-def told(raw: bytes, *, keeps_open: bool = False, resets: bool = False) -> WebhookAnswer:
+def told(raw: bytes, *, keeps_open: bool = False, resets: bool = False) -> WebhookResponse:
     """Read this from a server that then hangs up; or resets the connection, or waits for us to do so."""
 
     def serve(line: socket.socket) -> None:
@@ -884,7 +884,7 @@ def test_a_server_that_answers_byte_by_byte_is_given_up_in_time(drip: bytes) -> 
             url, b"{}", {}
         )
         over.set()
-    assert got == WebhookAnswer(None, "no answer in time")
+    assert got == WebhookResponse(None, "no answer in time")
 
 
 def test_of_a_header_that_never_ends_the_status_counts() -> None:
@@ -900,7 +900,7 @@ def test_of_a_header_that_never_ends_the_status_counts() -> None:
             url, b"{}", {}
         )
         over.set()
-    assert got == WebhookAnswer(200, "Fine")
+    assert got == WebhookResponse(200, "Fine")
 
 
 @pytest.mark.parametrize(
@@ -930,7 +930,7 @@ def test_of_a_header_that_never_ends_the_status_counts() -> None:
 )
 def test_what_is_no_http_is_no_answer(raw: bytes) -> None:
     got = told(raw)
-    assert got.code is None and got.words
+    assert got.code is None and got.text
 
 
 @pytest.mark.parametrize(
@@ -940,7 +940,7 @@ def test_the_answer_is_the_one_after_those_that_are_interim(interim: bytes) -> N
     before = b"HTTP/1.1 " + interim + b"\r\nLink: </x>; rel=preload\r\n\r\n"
     for count in (1, 3):
         got = told(before * count + b"HTTP/1.1 503 Busy\r\nRetry-After: 7\r\n\r\nnot now")
-        assert got == WebhookAnswer(503, "not now", "7")
+        assert got == WebhookResponse(503, "not now", "7")
 
 
 ANSWERED = {
@@ -966,7 +966,7 @@ def test_an_answer_whose_status_was_read_is_one_whatever_follows(name: str, rese
     rest, words = ANSWERED[name]
     got = told(b"HTTP/1.1 200" + rest, resets=resets)
     assert got.code == 200
-    assert resets or got.words == words
+    assert resets or got.text == words
 
 
 @pytest.mark.parametrize(
@@ -986,7 +986,7 @@ def test_a_name_that_there_is_not_and_a_closed_port_are_told() -> None:
     guard = AddressGuard(to_loopback=True)
     for url in ("https://nobody.invalid/", "http://127.0.0.1:9/"):
         got = WebhookExchange(guard, ssl.create_default_context(), 10).post(url, b"{}", {})
-        assert got.code is None and ("gaierror" if "nobody" in url else "ConnectionRefusedError") in got.words
+        assert got.code is None and ("gaierror" if "nobody" in url else "ConnectionRefusedError") in got.text
 
 
 WORKER = """import sys, threading, ssl
