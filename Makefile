@@ -42,7 +42,7 @@ test: .venv/.installed-dev  ## all tests; finds, installs or unpacks RabbitMQ an
 	@$(RUN) tests.services.provide
 	@unset PYTHONDONTWRITEBYTECODE; $(RUN) pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
-test-fast: .venv/.installed-dev  ## those within one process, on SQLite and memory, in less than a minute
+test-fast: .venv/.installed-dev  ## those within one process, without sockets, on SQLite and memory: a minute on two idle cores
 	@$(RUN) pytest -n auto --fast $(ARGS)
 
 soak: .venv/.installed-dev  ## random faults over 10,000 mails; ARGS="--database postgresql --mails 1000 --faults 20", ARGS=--help

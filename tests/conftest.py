@@ -1,12 +1,15 @@
 """The fixtures every test may use; the servers behind them are real (see tests/services)."""
 
+import inspect
 import os
 import secrets
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import Any
 
 import pytest
@@ -30,19 +33,32 @@ RUN_DIRECTORY = pytest.StashKey[Path]()
 
 
 PRIVATE_NODES = 3
-#: What tests/services starts, or starts processes; `--fast` leaves out the tests whose code, or whose fixtures' code, names one of these.
+#: What starts servers and processes, talks over sockets, or compares work with other work again and again. `--fast` leaves out
+#: the tests whose code names one of these, or whose fixtures' or helpers' code does; and those marked `slow`.
 SLOW = {
+    "Asking",
+    "Bench",
     "Children",
     "Cluster",
+    "Pace",
     "Popen",
     "Postgres",
+    "ScriptedSMTP",
     "Service",
+    "ThreadingHTTPServer",
+    "create_connection",
+    "create_server",
+    "min_ratio",
     "private_servers",
+    "ratio",
     "rabbitmq_node",
     "service",
+    "socket",
     "subprocess",
     "sync_playwright",
 }
+#: Where every test is slow, or nearly so; these are not even imported.
+SLOW_DIRECTORIES = {"acceptance", "faults", "integration"}
 #: The values of parameters that stand for such a server.
 SLOW_PARAMETERS = {"postgresql", "postgres_url", "rabbitmq"}
 
@@ -53,6 +69,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    if not config.getoption("--fast"):
+        return None
+    return (
+        collection_path.parent == Path(__file__).parent and collection_path.name in SLOW_DIRECTORIES
+    ) or None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--fast"):
         found = [(item, is_slow(item)) for item in items]
@@ -61,8 +85,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def is_slow(item: pytest.Item) -> bool:
-    """Whether a test needs another process: by its parameters, or by what it and its fixtures name."""
+    """Whether a test needs more than this process: by its mark, its parameters, or what it, its fixtures and helpers name."""
     assert isinstance(item, pytest.Function)
+    if item.get_closest_marker("slow"):
+        return True
     parameters = getattr(item, "callspec", None)
     if parameters and any(
         value in SLOW_PARAMETERS for value in parameters.params.values() if isinstance(value, str)
@@ -73,11 +99,32 @@ def is_slow(item: pytest.Item) -> bool:
         for definitions in item._fixtureinfo.name2fixturedefs.values()
         for definition in definitions
     ]
-    return any(
-        SLOW & {*function.__code__.co_names}
-        for function in (item.function, *fixtures)
-        if hasattr(function, "__code__")
-    )
+    return any(names_slow(inspect.unwrap(function)) for function in (item.function, *fixtures))
+
+
+@cache
+def names_slow(function: Callable[..., Any]) -> bool:
+    """Whether a function names something slow, or a function of the tests' that does."""
+    seen: set[object] = set()
+    left: list[object] = [function]
+    while left:
+        one = left.pop()
+        if one in seen or not isinstance(one, FunctionType) or not one.__module__.startswith("tests."):
+            continue
+        seen.add(one)
+        names = {*names_of(one.__code__)}
+        if SLOW & names:
+            return True
+        left += [value for name in names if isinstance(value := one.__globals__.get(name), FunctionType)]
+    return False
+
+
+def names_of(code: CodeType) -> Iterator[str]:
+    """Yield the names in a function, and in those that it defines."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from names_of(constant)
 
 
 def pytest_configure(config: pytest.Config) -> None:

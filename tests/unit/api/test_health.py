@@ -120,6 +120,7 @@ def test_a_database_that_takes_no_writes_is_not_ready(
         assert not found.ok and re.search(words, found.words)
 
 
+@pytest.mark.slow
 def test_readiness_leaves_nothing_behind_and_comes_back(app: Flask, client: FlaskClient) -> None:
     database = app.extensions["mailasync"].outbox.database
     assert (asked(client)[0], is_up(client)) == (200, True)

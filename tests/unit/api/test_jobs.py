@@ -346,6 +346,7 @@ def test_a_client_that_prefers_to_wait_is_answered_at_the_end(client: FlaskClien
     ended.join()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefer", ["wait=1", 'wait="1"', "Wait = 1", "handling=lenient; wait=1"])
 def test_waiting_ends_when_the_client_said(client: FlaskClient, prefer: str) -> None:
     id = post(client)["id"]

@@ -84,6 +84,7 @@ def test_what_is_no_key_is_not_found(database: Database, change: Any) -> None:
     assert ApiKeys(database).find(change(secret)) is None
 
 
+@pytest.mark.slow
 def test_a_new_key_works_at_once_and_a_revoked_one_ends_within_seconds(database: Database) -> None:
     here, elsewhere = ApiKeys(database), ApiKeys(database)
     assert not here.are_there()

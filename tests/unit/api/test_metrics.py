@@ -293,6 +293,7 @@ def test_what_waits_is_noted_once_a_minute_by_whoever_comes_first(
     assert [one.waiting for one in samples[0].since(0)] == [2]
 
 
+@pytest.mark.slow
 def test_a_look_at_many_rows_is_short(database: Database, tallies: Tallies) -> None:
     fill(database)
     depths = tallies.depths(LEASE_SECONDS)

@@ -251,6 +251,7 @@ def test_swagger_ui_is_as_it_was_published() -> None:
     assert {name: hashlib.sha256((SWAGGER / name).read_bytes()).hexdigest() for name in listed} == listed
 
 
+@pytest.mark.slow
 def test_the_api_keeps_to_its_description(tmp_path: Path) -> None:
     with served(tmp_path) as app:
         found = contract.run(app, examples=8, phases=("fuzzing",))

@@ -749,6 +749,7 @@ def test_a_mail_that_is_too_nested_is_shown_undivided(client: FlaskClient, stora
     assert "could not be parsed" in client.get(f"/inbox/{id}?view=text").text
 
 
+@pytest.mark.slow
 def test_hostile_mail_over_the_wire(inbox: Inbox, client: FlaskClient) -> None:
     with smtplib.SMTP("127.0.0.1", inbox.port) as session:
         for raw in HOSTILE.values():

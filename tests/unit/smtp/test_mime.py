@@ -184,6 +184,7 @@ def generated(seed: int) -> Message:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_a_reader_gets_back_what_was_asked_for(seed: int) -> None:
     for message in map(generated, range(seed * 40, seed * 40 + 40)):
@@ -204,6 +205,7 @@ def test_a_reader_gets_back_what_was_asked_for(seed: int) -> None:
         ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_the_wire_carries_ascii_in_lines_that_every_server_takes(seed: int) -> None:
     for message in map(generated, range(seed * 40, seed * 40 + 40)):

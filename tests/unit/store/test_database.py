@@ -276,6 +276,7 @@ def test_a_large_write_does_not_wait_for_its_turn(database: Database, commits: l
     assert "large" in stored(database)
 
 
+@pytest.mark.slow
 def test_a_locked_file_is_told_and_nothing_is_written(sqlite_url: str) -> None:
     database = Database(f"{sqlite_url}?timeout=0.2")
     upgrade(database)

@@ -319,6 +319,7 @@ def test_a_running_job_that_is_canceled_is_taken_away_from_its_worker(jobs: Jobs
     assert standing(jobs, first.id).row["state"] == JobState.CANCELED
 
 
+@pytest.mark.slow
 def test_cancel_and_finish_at_once_agree_on_one_end(database: Database, jobs: Jobs, runs: JobClaims) -> None:
     with ThreadPoolExecutor(2) as threads:
         for _ in range(20):

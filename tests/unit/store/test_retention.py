@@ -276,6 +276,7 @@ def test_a_message_that_was_sent_again_after_the_look_stays(database: Database, 
     assert ids(database) == {id}
 
 
+@pytest.mark.slow
 def test_many_processes_forget_each_row_once(database_url: str) -> None:
     databases = [Database(database_url) for _ in range(4 if "postgres" in database_url else 1)]
     upgrade(databases[0])

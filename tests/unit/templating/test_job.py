@@ -612,6 +612,7 @@ VALUES: tuple[Any, ...] = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore:invalid escape sequence:DeprecationWarning"
 )  # A client's "\d"; Jinja shows it as it stands.

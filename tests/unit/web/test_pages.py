@@ -36,6 +36,9 @@ from tests.services import wait_until
 from tests.services.application import made
 from tests.services.processes import PROJECT
 
+#: Hundreds of pages, each of an application of its own.
+pytestmark = pytest.mark.slow
+
 HTML = {"Accept": "text/html"}
 MAIL = {"to": "bob@example.org", "subject": "Hello", "text": "Hi"}
 PAGES = (
