@@ -93,7 +93,7 @@ postman: .venv/.installed  ## writes the Postman collection, docs/postman/, anew
 	@$(RUN) tools.postman
 
 docs: .venv/.installed .venv/.installed-docs  ## writes docs/settings.md anew, and the documentation as a site into site/
-	@$(RUN) tests.tools.settings_page
+	@$(RUN) tools.settings_page
 	@NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build $(ARGS)
 	@echo "the documentation is in site/index.html"
 
@@ -123,10 +123,7 @@ lock: .venv/.installed-dev  ## pin the requirements anew from pyproject.toml
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/examples.txt
 	@touch .venv/.installed-examples
 
-.venv/.installed-postman: .venv/.installed  ## writes the Postman collection, docs/postman/, anew
-	@$(RUN) tools.postman
-
-docs: .venv/.installed requirements/docs.txt
+.venv/.installed-docs: .venv/.installed requirements/docs.txt
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/docs.txt
 	@touch .venv/.installed-docs
 

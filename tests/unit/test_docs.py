@@ -131,6 +131,7 @@ def test_each_setting_has_its_comment() -> None:
 
 def test_the_docs_name_every_make_target_and_no_other() -> None:
     targets = re.findall(r"^([a-z-]+):.*## ", (PROJECT / "Makefile").read_text(), re.MULTILINE)
+    assert len(targets) == len(set(targets))
     assert set(re.findall(r"\bmake ([a-z-]+)", CODE)) == set(targets)
     listed = "".join(row[0] for row in table("docs/contributing.md", "command"))
     assert set(re.findall(r"`make ([a-z-]+)`", listed)) == set(targets)

@@ -10,8 +10,8 @@ import pytest
 from ruamel.yaml import YAML
 
 import mailroom
-from tests.tools import settings_page
 from tests.tools.documents import PAGES, PROJECT, anchors, links, table
+from tools import settings_page
 
 #: Markdown that a reader opens on GitHub.
 READ = {

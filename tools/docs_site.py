@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-PROJECT = Path(__file__).resolve().parents[2]
+PROJECT = Path(__file__).resolve().parents[1]
 #: `[words](../path "title")`, with or without a title.
 _OUTSIDE = re.compile(r'\[(?P<words>[^\]]+)\]\((?P<path>\.\./[^)# ]+)(?:#[^) ]*)?(?: "(?P<title>[^"]*)")?\)')
 

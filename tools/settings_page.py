@@ -1,4 +1,4 @@
-"""Writes docs/settings.md from default_settings.py: `python -m tests.tools.settings_page`; `make docs` runs it."""
+"""Writes docs/settings.md from default_settings.py: `python -m tools.settings_page`; `make docs` runs it."""
 
 import re
 from itertools import groupby
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import default_settings
 
-PROJECT = Path(__file__).resolve().parents[2]
+PROJECT = Path(__file__).resolve().parents[1]
 PAGE = PROJECT / "docs" / "settings.md"
 TOP = """# Settings
 
