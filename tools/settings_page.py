@@ -48,7 +48,7 @@ _NAMES = re.compile(rf"(?<![\w`/])({'|'.join(sorted(default_settings.__annotatio
 
 
 class Setting(NamedTuple):
-    """One setting as default_settings.py has it, below its heading."""
+    """A setting as default_settings.py has it, below its heading."""
 
     title: str
     name: str
