@@ -311,14 +311,14 @@ def test_a_deferred_mail_tells_the_servers_words_and_when_it_is_tried_again(
     assert told["why"].startswith("tried again at 20")
     assert told["why"].endswith("450 4.2.1 later")
     assert told["recipients"][0]["reply"] == "450 4.2.1 later"
-    assert [step["event"] for step in told["timeline"]] == ["accepted", "deferred", "next attempt"]
-    assert told["timeline"][1] | {"at": ""} == {
+    assert [step["event"] for step in told["timeline"]] == ["accepted", "queued", "deferred", "next attempt"]
+    assert told["timeline"][2] | {"at": ""} == {
         "at": "",
         "event": "deferred",
         "attempt": 1,
         "detail": "450 4.2.1 later",
     }
-    assert told["timeline"][2]["at"] == told["next_attempt_at"]
+    assert told["timeline"][3]["at"] == told["next_attempt_at"]
 
 
 def test_a_failed_mail_tells_why(app: Flask, client: FlaskClient) -> None:
