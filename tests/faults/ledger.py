@@ -11,7 +11,8 @@ UNPUBLISHED = "unpublished"
 
 _LOST = "OLD.state = 'queued' AND NEW.state = 'queued' AND NEW.published_at > OLD.published_at"
 _UNPUBLISHED = (
-    "OLD.state = 'queued' AND OLD.published_at IS NULL AND NEW.published_at - NEW.created_at >= 5000"
+    "OLD.state = 'queued' AND NEW.state = 'queued' "  # A claim says so too of what is not confirmed yet.
+    "AND OLD.published_at IS NULL AND NEW.published_at - NEW.created_at >= 5000"
 )
 _TABLE = "CREATE TABLE IF NOT EXISTS faults_ledger (message VARCHAR(200), kind VARCHAR(20))"
 
