@@ -11,6 +11,7 @@ RabbitMQ has to run, and nothing else needs to be set. Each directory has a Proc
 processes, one terminal each, if you would rather type them.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 #: What Celery calls the states of a job, for clients that know its names.
@@ -24,8 +25,7 @@ CELERY_STATES = {
 }
 
 
-def as_celery(found: dict[str, Any]) -> tuple[str, Any]:
-    """Return the state of a job by Celery's name, and its result; where it has none, the error in words, if there is one."""
-    return CELERY_STATES[found["status"]], found["result"] if found["status"] == "succeeded" else found[
-        "error"
-    ]
+def as_celery(job: Mapping[str, Any]) -> tuple[str, Any]:
+    """Return the state of a job by Celery's name, and its result; where it has none, the error in words, if any."""
+    answer = job["result"] if job["status"] == "succeeded" else job["error"]
+    return CELERY_STATES[job["status"]], answer

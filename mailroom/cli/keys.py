@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import click
 
-from mailroom.api.auth.keys import make, shown, shown_row
+from mailroom.api.auth.keys import key_json, key_row_json, make
 from mailroom.cli.output import AS_JSON, Opened, told
 from mailroom.model.errors import InvalidMessage
 from mailroom.model.times import timestamp_seconds
@@ -60,7 +60,7 @@ def keys_group(opened: Opened) -> click.Group:
             except InvalidMessage as e:
                 raise click.UsageError("; ".join(error.detail for error in e.errors)) from None
         if as_json:
-            click.echo(json.dumps({"key": secret, **shown(key)}))
+            click.echo(json.dumps({"key": secret, **key_json(key)}))
             return
         click.echo(
             f"key {key.id} is in {database}; it is shown this once, and cannot be had again:", err=True
@@ -74,7 +74,7 @@ def keys_group(opened: Opened) -> click.Group:
         with told(), opened() as database:
             rows = ApiKeys(database).every()
         for row in rows:
-            click.echo(json.dumps(shown_row(row)) if as_json else _line(row))
+            click.echo(json.dumps(key_row_json(row)) if as_json else _line(row))
         if not rows and not as_json:
             click.echo("no keys; make one with `flask keys create NAME`", err=True)
 
@@ -85,7 +85,7 @@ def keys_group(opened: Opened) -> click.Group:
         """End a key for good. Web processes stop to take it within seconds."""
         with told(), opened() as database:
             row = ApiKeys(database).revoke(id)
-        click.echo(json.dumps(shown_row(row)) if as_json else _line(row))
+        click.echo(json.dumps(key_row_json(row)) if as_json else _line(row))
 
     return group
 

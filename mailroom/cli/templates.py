@@ -1,11 +1,12 @@
 """flask templates: list, show, save, delete and preview, directly in the database."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import click
 
-from mailroom.api.routes.templates import previewed, read_texts, shown
+from mailroom.api.routes.templates import preview_json, read_texts, template_json
 from mailroom.cli.output import AS_JSON, Opened, told
 from mailroom.model.times import timestamp_seconds
 from mailroom.store.templates import Template, Templates
@@ -42,12 +43,8 @@ def template_commands(opened: Opened) -> click.Group:
         """Its subject, text and HTML."""
         with told(), opened() as database:
             template = _found(Templates(database), name)
-        _say(
-            shown(template)
-            if as_json
-            else {"subject": template.subject, "text": template.text, "html": template.html},
-            as_json=as_json,
-        )
+        texts = {"subject": template.subject, "text": template.text, "html": template.html}
+        _say(template_json(template) if as_json else texts, as_json=as_json)
 
     @group.command("save")
     @click.argument("name")
@@ -64,7 +61,7 @@ def template_commands(opened: Opened) -> click.Group:
             asked = read_texts(name, {"subject": subject, **given})
             saved = Templates(database).save(name, subject=asked.subject, text=asked.text, html=asked.html)
         click.echo(
-            json.dumps(shown(saved.template))
+            json.dumps(template_json(saved.template))
             if as_json
             else f"{name}: {'created' if saved.is_new else 'replaced'}"
         )
@@ -90,7 +87,7 @@ def template_commands(opened: Opened) -> click.Group:
             value = parse_json(variables.encode())
             if not isinstance(value, dict):
                 raise click.UsageError("expected a JSON object after --variables")
-            parts = previewed(_found(Templates(database), name), value)
+            parts = preview_json(_found(Templates(database), name), value)
         _say(parts, as_json=as_json)
 
     return group
@@ -117,7 +114,7 @@ def _told(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _say(parts: dict[str, Any], *, as_json: bool) -> None:
+def _say(parts: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         return click.echo(json.dumps(parts, ensure_ascii=False))
     click.echo(f"Subject: {parts['subject']}")

@@ -3,14 +3,15 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
 import click
 
-from mailroom.api.http.serialize import shown, summary
+from mailroom.api.answers import MessageJson
+from mailroom.api.http.serialize import message_json, message_summary_json
 from mailroom.api.services import Services
 from mailroom.cli.output import Opened, told
 from mailroom.cli.suppressions import parsed
@@ -23,7 +24,7 @@ from mailroom.store.messages.search import Search, listed, newest
 
 #: What the API works with, on the database that a command is about.
 Working = Callable[[], AbstractContextManager[Services]]
-Tell = Callable[[dict[str, Any]], None]
+Tell = Callable[[Mapping[str, Any]], None]
 
 LOOK_SECONDS = 0.25
 TAIL_MAX = 1000
@@ -49,7 +50,7 @@ def watch_commands(opened: Opened, working: Working) -> list[click.Command]:
             now = follow(
                 services,
                 id,
-                tell=lambda step: click.echo(json.dumps({"id": id} | step) if as_json else as_step(step)),
+                tell=lambda step: click.echo(json.dumps({"id": id, **step}) if as_json else as_step(step)),
             )
             if as_json:
                 click.echo(json.dumps(now))
@@ -84,17 +85,17 @@ def watch_commands(opened: Opened, working: Working) -> list[click.Command]:
     return [status_command, tail_command]
 
 
-def look(services: Services, id: str) -> dict[str, Any]:
-    """The message as the API shows it; ends the command where there is none."""
+def look(services: Services, id: str) -> MessageJson:
+    """Return the message as the API answers it; ends the command where there is none."""
     standing = services.outbox.standing(id) if is_id(id) else None
     if standing is None:
         raise click.ClickException(f"there is no message with this id in {services.outbox.database}")
-    return shown(standing)
+    return message_json(standing)
 
 
 def follow(
     services: Services, id: str, *, tell: Tell | None = None, seconds: float | None = None
-) -> dict[str, Any]:
+) -> MessageJson:
     """Look until it has ended, for so long at most; `tell` gets each new step, a person at a terminal sees what it waits for."""
     started, seen = time.monotonic(), set[tuple[Any, ...]]()
     while True:
@@ -112,7 +113,7 @@ def follow(
         time.sleep(LOOK_SECONDS)
 
 
-def standing(now: dict[str, Any]) -> str:
+def standing(now: MessageJson) -> str:
     """State and reason; in some states the reason begins with the state."""
     status, why = now["status"], now["why"]
     return why if why.startswith(status) else f"{status}; {why}"
@@ -124,7 +125,7 @@ def progress(words: str) -> None:
         click.echo(f"\r\x1b[K{words[:100]}", nl=False, err=True)
 
 
-def tail(database: Database, search: Search, *, follows: bool) -> Iterator[dict[str, Any]]:
+def tail(database: Database, search: Search, *, follows: bool) -> Iterator[Mapping[str, Any]]:
     """The newest, then new ones and what happens to any."""
     changes = Changes(database, status=search.status, to=search.to)
     changes.start()
@@ -133,11 +134,11 @@ def tail(database: Database, search: Search, *, follows: bool) -> Iterator[dict[
     seen = {row["id"]: row["created_at"] for row in arrivals(database, Search(), since)} if follows else {}
     for row in reversed(newest(database, search) if search.limit else []):
         seen[row["id"]] = row["created_at"]
-        yield summary(row)
+        yield message_summary_json(row)
     while follows:
         for row in [row for row in arrivals(database, search, since) if row["id"] not in seen]:
             seen[row["id"]] = row["created_at"]
-            yield summary(row)
+            yield message_summary_json(row)
         for line in changes.look():
             yield change(line)
         since = max([since, *seen.values()])
@@ -163,7 +164,7 @@ def change(line: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def as_line(line: dict[str, Any]) -> str:
+def as_line(line: Mapping[str, Any]) -> str:
     """A message, or what happened to one."""
     if "event" in line:
         return f"{line['id']}  {as_step(line)}"
@@ -173,7 +174,7 @@ def as_line(line: dict[str, Any]) -> str:
     return f"{line['id']}  {line['created_at']}  {line['status']}  {whom}  {line['subject']}".rstrip()
 
 
-def as_step(step: dict[str, Any]) -> str:
+def as_step(step: Mapping[str, Any]) -> str:
     return (
         f"{step['at']}  {step['event']}"
         + (f", attempt {step['attempt']}" if step.get("attempt") else "")
@@ -181,7 +182,7 @@ def as_step(step: dict[str, Any]) -> str:
     )
 
 
-def say(now: dict[str, Any], *, as_json: bool) -> None:
+def say(now: MessageJson, *, as_json: bool) -> None:
     """The whole message."""
     if as_json:
         return click.echo(json.dumps(now))

@@ -11,7 +11,7 @@ from werkzeug.exceptions import HTTPException
 
 from mailroom.api.auth.guard import needs_key
 from mailroom.api.http.idempotency import form_key, once
-from mailroom.api.http.serialize import find, shown
+from mailroom.api.http.serialize import find, message_json
 from mailroom.api.routes.messages import accept_mail
 from mailroom.api.services import services
 from mailroom.jobs import registry
@@ -52,7 +52,7 @@ def compose() -> Response:
     content = services().outbox.content(id) if is_id(id) else None
     return _page(
         _fields_of(content) if content else {},
-        sent=shown(find(sent)) if sent and is_id(sent) else None,
+        sent=message_json(find(sent)) if sent and is_id(sent) else None,
         left_out=[*_left_out(content)] if again and content else [],
     )
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from flask import Response, request
 
-from mailroom.api.http.serialize import summary
+from mailroom.api.answers import AccountJson
+from mailroom.api.http.serialize import message_summary_json
 from mailroom.api.http.why import faults
 from mailroom.api.routes import accounts
 from mailroom.api.services import services
@@ -44,7 +45,7 @@ def dashboard() -> Response:
     depths = Tallies(database).depths(lease_seconds)
     day = Tallies(database).over_time(minute - SPANS["day"][0] + 1, stretch=10)
     hour = Tallies(database).over_time(minute - SPANS["hour"][0] + 1)
-    known = accounts.shown_accounts()
+    known = accounts.accounts_json()
     broken = faults(
         services().publisher(),
         now=now,
@@ -68,7 +69,7 @@ def dashboard() -> Response:
             worker | {"since": timestamp(worker["started_at"]), "seen": timestamp(worker["seen_at"])}
             for worker in alive(database, lease_seconds)
         ],
-        newest=[summary(row) for row in listed(database, Search(limit=NEWEST)).rows],
+        newest=[message_summary_json(row) for row in listed(database, Search(limit=NEWEST)).rows],
     )
 
 
@@ -86,7 +87,7 @@ def retry_account(account: str) -> Response:
     return done("/dashboard", "tried")
 
 
-def _needs(known: list[dict[str, Any]]) -> dict[str, Any]:
+def _needs(known: list[AccountJson]) -> dict[str, Any]:
     """Return what does not go on by itself."""
     database = services().outbox.database
     found: dict[str, Any] = {
@@ -94,7 +95,7 @@ def _needs(known: list[dict[str, Any]]) -> dict[str, Any]:
     }
     for state in (State.HELD, State.UNCERTAIN):
         rows = listed(database, Search(status=state, limit=SHOWN)).rows
-        found[state.value] = [summary(row) for row in rows]
+        found[state.value] = [message_summary_json(row) for row in rows]
         found[f"{state}_count"] = number(database, state, COUNTED_MAX) if len(rows) == SHOWN else len(rows)
     found["webhooks"] = [
         hook
@@ -105,7 +106,7 @@ def _needs(known: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _verdict(broken: list[str], known: list[dict[str, Any]], depths: Depths, sent: int) -> tuple[str, str]:
+def _verdict(broken: list[str], known: list[AccountJson], depths: Depths, sent: int) -> tuple[str, str]:
     """Say how things look, in one word and one sentence."""
     stopped = [account["name"] for account in known if account["status"] != AccountState.OK]
     if broken or len(stopped) == len(known):

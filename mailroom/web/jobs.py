@@ -37,7 +37,7 @@ def list_jobs() -> Response:
         wrong=wrong,
         states=[*JobState],
         kinds=registry.job_types(),
-        rows=[jobs.summary(row) for row in rows[:limit]],
+        rows=[jobs.job_summary_json(row) for row in rows[:limit]],
         next=next_place(rows[limit - 1]) if len(rows) > limit else None,
     )
 

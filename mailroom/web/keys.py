@@ -42,7 +42,7 @@ def create() -> Response:
         secret, key = keys.make(services().api_keys, asked)
     except InvalidMessage as e:
         return _page(wrong=[f"{error.pointer.removeprefix('#/')}: {error.detail}" for error in e.errors])
-    answer = _page(secret=secret, made=keys.shown(key), is_first=was_open)
+    answer = _page(secret=secret, made=keys.key_json(key), is_first=was_open)
     return enter(answer, key, hashed(secret)) if was_open and Scope.ADMIN in key.scopes else answer
 
 
@@ -63,7 +63,7 @@ def _page(
     made: dict[str, object] | None = None,
     is_first: bool = False,
 ) -> Response:
-    rows = [keys.shown_row(row) for row in reversed(services().api_keys.every())]
+    rows = [keys.key_row_json(row) for row in reversed(services().api_keys.every())]
     settings = services().settings
     opens = (
         settings.listens_on_loopback

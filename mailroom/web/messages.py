@@ -10,10 +10,11 @@ from urllib.parse import urlsplit
 from flask import Response, make_response, request
 from werkzeug.exceptions import Conflict, NotFound
 
+from mailroom.api.answers import MessageJson
 from mailroom.api.auth.guard import needs_key
 from mailroom.api.http.idempotency import form_key
 from mailroom.api.http.pagination import written
-from mailroom.api.http.serialize import find, shown, summary
+from mailroom.api.http.serialize import find, message_json, message_summary_json
 from mailroom.api.routes import actions, messages
 from mailroom.api.services import services
 from mailroom.model.errors import InvalidMessage
@@ -73,7 +74,7 @@ def list_messages() -> Response:
         asked=asked,
         wrong=wrong,
         states=[*State],
-        rows=[summary(row) for row in found.rows] if found else [],
+        rows=[message_summary_json(row) for row in found.rows] if found else [],
         next=written(*found.next) if found and found.next else None,
     )
 
@@ -82,22 +83,22 @@ def list_messages() -> Response:
 def message(id: str) -> Response:
     """Show where a message is and why, how it came there, what it says, and what can be done with it."""
     standing = find(id)
-    told = shown(standing)
+    answer = message_json(standing)
     view = request.args.get("view", "")
     content = services().outbox.content(id)
     if view not in VIEWS:
         view = "html" if content and content.html is not None and content.text is None else "text"
-    state = State(told["status"])
+    state = State(answer["status"])
     return page(
         "message.html",
         live=True,
-        message=told,
+        message=answer,
         state=state,
         view=view,
         views=VIEWS,
         row=standing.row,
         units=UNITS,
-        can=[*_possible(state, told)],
+        can=[*_possible(state, answer)],
         can_reschedule=state in RESCHEDULE.states,
         content=content,
         shown=_shown(id, content, view),
@@ -149,13 +150,13 @@ def origin(message_id: str) -> list[tuple[str, str]]:
     return links
 
 
-def _possible(state: State, told: dict[str, Any]) -> Iterator[str]:
-    """The actions that this state allows; a new round only where somebody has not got it."""
+def _possible(state: State, message: MessageJson) -> Iterator[str]:
+    """Find the actions that this state allows; a new round only where somebody has not got it."""
     for name, (states, _, _) in ACTIONS.items():
         if state in states and (
             name != "retry"
             or state in RETRY_NOW.states
-            or any(person["status"] in (State.FAILED, State.EXPIRED) for person in told["recipients"])
+            or any(person["status"] in (State.FAILED, State.EXPIRED) for person in message["recipients"])
         ):
             yield name
 

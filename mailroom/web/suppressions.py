@@ -2,6 +2,7 @@
 
 from flask import Response, request
 
+from mailroom.api.answers import SuppressionJson
 from mailroom.api.routes import suppressions
 from mailroom.model.errors import InvalidMessage
 from mailroom.store.messages.suppressions import Reason
@@ -29,7 +30,7 @@ def list_suppressions() -> Response:
         asked,
         address=address,
         wrong=[error.detail for error in wrong],
-        rows=[suppressions.shown(row) for row in rows[:limit]],
+        rows=[suppressions.suppression_json(row) for row in rows[:limit]],
         next=suppressions.cursor(rows[limit - 1]) if len(rows) > limit else None,
     )
 
@@ -56,7 +57,7 @@ def _page(
     asked: dict[str, str],
     *,
     wrong: list[str],
-    rows: list[dict[str, object]],
+    rows: list[SuppressionJson],
     address: str = "",
     next: str | None = None,
     entered: dict[str, str] | None = None,

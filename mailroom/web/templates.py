@@ -1,9 +1,8 @@
 """Stored templates as a person writes them, with what a mail would say beside them."""
 
-from typing import Any
-
 from flask import Response, request
 
+from mailroom.api.answers import PreviewJson
 from mailroom.api.routes import templates
 from mailroom.api.services import services
 from mailroom.model.errors import FieldError, InvalidMessage, MalformedJSON
@@ -66,7 +65,7 @@ def save(name: str) -> Response:
 def preview(name: str) -> Response:
     """Show what a mail of these texts would say, saved or not."""
     texts = {part: text for part in TEXTS if (text := request.form.get(part, "").replace("\r\n", "\n"))}
-    said: dict[str, Any] = {}
+    said: PreviewJson | None = None
     wrong: list[FieldError] = []
     try:
         variables = parse_json(
@@ -74,7 +73,7 @@ def preview(name: str) -> Response:
         )
         if not isinstance(variables, dict):
             raise MalformedJSON("expected a JSON object of variables")
-        said = templates.previewed(templates.read_texts(name, texts), variables)
+        said = templates.preview_json(templates.read_texts(name, texts), variables)
     except MalformedJSON as e:
         wrong = [FieldError("variables", str(e))]
     except InvalidMessage as e:

@@ -40,10 +40,10 @@ def webhook(id: str) -> Response:
     return page(
         "webhook.html",
         live=True,
-        hook=webhooks.shown(row, with_secret=may("POST", "/webhooks/<id>/change")),
+        hook=webhooks.webhook_json(row, with_secret=may("POST", "/webhooks/<id>/change")),
         is_own=id == OWN,
         types=TYPES,
-        rows=[webhooks.delivery(one) for one in rows[:limit]],
+        rows=[webhooks.delivery_json(one) for one in rows[:limit]],
         next=str(rows[limit - 1]["number"]) if len(rows) > limit else None,
     )
 
@@ -80,7 +80,7 @@ def delete(id: str) -> Response:
 
 
 def _list(wrong: list[str] | None = None) -> Response:
-    rows = [webhooks.shown(row) for row in services().webhooks.all()]
+    rows = [webhooks.webhook_json(row) for row in services().webhooks.all()]
     return page(
         "webhooks.html",
         status=422 if wrong else 200,

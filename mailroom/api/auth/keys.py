@@ -57,7 +57,7 @@ def make(keys: ApiKeys, value: object) -> tuple[str, ApiKey]:
     return keys.create(asked.name, scopes=asked.scopes, senders=asked.senders, per_minute=asked.per_minute)
 
 
-def shown(key: ApiKey) -> dict[str, Any]:
+def key_json(key: ApiKey) -> dict[str, Any]:
     return {
         "id": key.id,
         "name": key.name,
@@ -67,9 +67,9 @@ def shown(key: ApiKey) -> dict[str, Any]:
     }
 
 
-def shown_row(row: KeyRow) -> dict[str, Any]:
-    """Return the fields of a key, as `shown` does, with its times."""
-    return shown(row.key) | {
+def key_row_json(row: KeyRow) -> dict[str, Any]:
+    """Return the fields of a key, as `key_json` does, with its times."""
+    return key_json(row.key) | {
         "created_at": timestamp(row.created_at),
         "used_at": timestamp(row.used_at),
         "revoked_at": timestamp(row.revoked_at),

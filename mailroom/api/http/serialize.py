@@ -1,4 +1,4 @@
-"""A message as the API shows it."""
+"""Writes a message as the API answers it."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -6,6 +6,13 @@ from typing import Any
 from flask import Response, jsonify
 from werkzeug.exceptions import NotFound
 
+from mailroom.api.answers import (
+    EventJson,
+    JobOfMessageJson,
+    MessageJson,
+    MessageSummaryJson,
+    RecipientJson,
+)
 from mailroom.api.http.idempotency import REPLAYED
 from mailroom.api.http.why import why
 from mailroom.api.services import services
@@ -32,20 +39,21 @@ def unknown(id: str) -> NotFound:
     return NotFound(f"expected the id of a message, got {id[:80]!r}")
 
 
-def answered(told: StoredAnswer, replayed: bool) -> Response:
+def answered(stored: StoredAnswer, replayed: bool) -> Response:
     """Make the response of an answer, which its client gets, and gets again."""
-    answer = jsonify(
-        told.body if told.body is not None else shown(find(told.location.removeprefix("/v1/messages/")))
-    )
-    answer.status_code = told.status
-    if told.location:
-        answer.headers["Location"] = told.location
+    body: Mapping[str, Any] | None = stored.body
+    if body is None:
+        body = message_json(find(stored.location.removeprefix("/v1/messages/")))
+    answer = jsonify(body)
+    answer.status_code = stored.status
+    if stored.location:
+        answer.headers["Location"] = stored.location
     answer.headers.update(REPLAYED if replayed else {})
     return answer
 
 
-def shown(standing: MessageDetails) -> dict[str, Any]:
-    """A message with all that is known of it."""
+def message_json(standing: MessageDetails) -> MessageJson:
+    """Return a message with all that is known of it."""
     row = standing.row
     return {
         "id": row["id"],
@@ -62,16 +70,21 @@ def shown(standing: MessageDetails) -> dict[str, Any]:
         "message_id": f"<{row['message_id']}>",
         "attempts": attempts(row),
         "uncertain_attempts": row["uncertain_attempts"],
-        "recipients": [recipient(person) | {"reply": person["reply"]} for person in standing.recipients],
-        "job": standing.job
-        and {
-            "id": standing.job["id"],
-            "name": standing.job["name"],
-            "status": standing.job["state"],
-            "progress": standing.job["progress"] / 1000,
-            "step": standing.job["step"],
-        },
+        "recipients": [
+            {**_recipient_json(person), "reply": person["reply"]} for person in standing.recipients
+        ],
+        "job": _job_json(standing.job) if standing.job else None,
         "timeline": timeline(standing),
+    }
+
+
+def _job_json(job: Mapping[str, Any]) -> JobOfMessageJson:
+    return {
+        "id": job["id"],
+        "name": job["name"],
+        "status": job["state"],
+        "progress": job["progress"] / 1000,
+        "step": job["step"],
     }
 
 
@@ -90,8 +103,8 @@ def _why(standing: MessageDetails) -> str:
     )
 
 
-def timeline(standing: MessageDetails) -> list[dict[str, Any]]:
-    """List what happened, in order; the first steps are told by the rows themselves."""
+def timeline(standing: MessageDetails) -> list[EventJson]:
+    """List what happened, in order; the first steps are in the rows themselves."""
     row, job = standing.row, standing.job
     steps: list[Step] = [(row["created_at"], "accepted", None, None)]
     if job:
@@ -102,19 +115,23 @@ def timeline(standing: MessageDetails) -> list[dict[str, Any]]:
     return in_order(steps)
 
 
-def in_order(steps: Iterable[Step]) -> list[dict[str, Any]]:
+def in_order(steps: Iterable[Step]) -> list[EventJson]:
     """List the steps that have come; of two at the same moment, the first given comes first."""
-    return [
-        {"at": timestamp(at), "event": event}
-        | ({"attempt": attempt} if attempt else {})
-        | ({"detail": detail} if detail else {})
-        for at, event, attempt, detail in sorted(steps, key=lambda step: step[0] or 0)
-        if at is not None
-    ]
+    events = []
+    for at, name, attempt, detail in sorted(steps, key=lambda step: step[0] or 0):
+        if at is None:
+            continue
+        event: EventJson = {"at": timestamp(at), "event": name}
+        if attempt:
+            event["attempt"] = attempt
+        if detail:
+            event["detail"] = detail
+        events.append(event)
+    return events
 
 
-def summary(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A message in a list."""
+def message_summary_json(row: Mapping[str, Any]) -> MessageSummaryJson:
+    """Return a message as a list has it."""
     return {
         "id": row["id"],
         "status": row["state"],
@@ -125,7 +142,7 @@ def summary(row: Mapping[str, Any]) -> dict[str, Any]:
         "next_attempt_at": timestamp(row["next_attempt_at"]),
         "attempts": attempts(row),
         "reason": row["reason"],
-        "recipients": [recipient(person) for person in row["recipients"]],
+        "recipients": [_recipient_json(person) for person in row["recipients"]],
     }
 
 
@@ -135,7 +152,7 @@ def attempts(row: Mapping[str, Any]) -> int:
     return made
 
 
-def recipient(person: Mapping[str, Any]) -> dict[str, Any]:
+def _recipient_json(person: Mapping[str, Any]) -> RecipientJson:
     return {
         "email": person["address"],
         "name": person["name"],

@@ -9,6 +9,7 @@ from flask import Blueprint, Flask, Response, current_app
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from mailroom.api.answers import Schema
 from mailroom.api.auth.scopes import needed
 from mailroom.api.openapi.operations import (
     EXAMPLES,
@@ -22,7 +23,7 @@ from mailroom.api.openapi.operations import (
     Returned,
     is_strict,
 )
-from mailroom.api.openapi.schemas import SCHEMAS, Schema, or_null, ref
+from mailroom.api.openapi.schemas import answer_schemas, or_null, ref
 from mailroom.api.routes.suppressions import AskedSuppressions
 from mailroom.api.routes.webhooks import AskedChange, AskedWebhook
 from mailroom.store.keys.api_keys import Scope
@@ -85,7 +86,7 @@ def document(app: Flask) -> dict[str, Any]:
             {"name": group} for group in dict.fromkeys(operation.group for operation in OPERATIONS.values())
         ],
         "paths": paths,
-        "components": {"schemas": {**_asked(), **SCHEMAS}, "securitySchemes": _SECURITY},
+        "components": {"schemas": {**_asked(), **answer_schemas()}, "securitySchemes": _SECURITY},
     }
 
 

@@ -5,7 +5,7 @@ document.py makes the description of it, and the Postman collection (tools/postm
 
 from dataclasses import dataclass, field
 
-from mailroom.api.openapi.schemas import ID, TEXT, TIME, Schema, one_of
+from mailroom.api.answers import ID, TEXT, TIME, Schema, one_of
 from mailroom.model.message import State
 from mailroom.store.jobs.jobs import JobState
 from mailroom.store.messages.suppressions import Reason
@@ -46,7 +46,7 @@ class Returned:
     """An answer: what it means, and the schema of its body by media type."""
 
     told: str
-    content: dict[str, Schema | str]  #: a name is one of `answers.SCHEMAS`
+    content: dict[str, Schema | str]  #: a name is one of `answer_schemas()`
     headers: tuple[str, ...] = ()  #: a "!" at the end: it is always there
 
 

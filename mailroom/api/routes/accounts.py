@@ -5,6 +5,7 @@ from typing import Any
 from flask import Blueprint, Response, jsonify
 from werkzeug.exceptions import Conflict, NotFound
 
+from mailroom.api.answers import AccountJson, BudgetJson
 from mailroom.api.services import services
 from mailroom.model.account import AccountState
 from mailroom.model.times import timestamp
@@ -16,7 +17,7 @@ blueprint = Blueprint("accounts", __name__)
 @blueprint.get("/v1/accounts")
 def list_accounts() -> Response:
     """Each account: its state, what it sent in the last 24 hours, and what is left of its budget."""
-    return jsonify({"data": shown_accounts()})
+    return jsonify({"data": accounts_json()})
 
 
 @blueprint.post("/v1/accounts/<path:account>/retry")
@@ -26,18 +27,18 @@ def retry_account(account: str) -> Response:
         raise NotFound(f"expected the name of an account, got {account[:100]!r}")
     if not services().accounts.try_now(account):
         raise Conflict("expected an account that cannot send, got one that can")
-    return jsonify(next(shown for shown in shown_accounts() if shown["name"] == account))
+    return jsonify(next(one for one in accounts_json() if one["name"] == account))
 
 
-def shown_accounts() -> list[dict[str, Any]]:
-    """The accounts as the API shows them."""
+def accounts_json() -> list[AccountJson]:
+    """Return all accounts, each with its state."""
     known = {account.name: account for account in services().known_accounts}
     hanging = hanging_accounts(services().outbox.database, services().settings.LEASE_SECONDS)
     rows = services().accounts.standing()
-    return [_shown(row, known[row["name"]], hanging.get(row["name"], "")) for row in rows]
+    return [_account_json(row, known[row["name"]], hanging.get(row["name"], "")) for row in rows]
 
 
-def _shown(row: dict[str, Any], account: Any, hangs: str) -> dict[str, Any]:
+def _account_json(row: dict[str, Any], account: Any, hangs: str) -> AccountJson:
     return {
         "name": row["name"],
         "from": account.sender.address,
@@ -51,7 +52,7 @@ def _shown(row: dict[str, Any], account: Any, hangs: str) -> dict[str, Any]:
     }
 
 
-def _budget(limit: int, sent: int) -> dict[str, int] | None:
+def _budget(limit: int, sent: int) -> BudgetJson | None:
     """Return what counts for the rolling 24 hours; None where there is no limit: nothing is counted then."""
     return {"limit": limit, "sent": sent, "left": max(0, limit - sent)} if limit else None
 

@@ -8,7 +8,7 @@ from werkzeug.exceptions import Conflict
 
 from mailroom.api.http.idempotency import once
 from mailroom.api.http.request import json_body
-from mailroom.api.http.serialize import answered, find, shown, unknown
+from mailroom.api.http.serialize import answered, find, message_json, unknown
 from mailroom.api.problems import may_make
 from mailroom.api.services import services
 from mailroom.model.ids import MailId, is_id, new_id
@@ -89,7 +89,7 @@ def _act(id: str, action: Callable[[str], None]) -> Response:
     _done(id, action)
     standing = find(id)
     _hand_over(standing)
-    return jsonify(shown(standing))
+    return jsonify(message_json(standing))
 
 
 def _done(id: str, action: Callable[[str], None]) -> None:

@@ -14,6 +14,7 @@ from urllib.parse import quote
 from flask import Blueprint, Response, jsonify, request, send_file
 from werkzeug.exceptions import Conflict, NotFound
 
+from mailroom.api.answers import AcceptedJson, EventJson, JobFileJson, JobJson, JobSummaryJson, JobTypeJson
 from mailroom.api.auth import guard
 from mailroom.api.auth.senders import permitted
 from mailroom.api.http.idempotency import REPLAYED, once
@@ -49,10 +50,10 @@ def start_job(asked: object) -> str:
     return _accept(services().orders.job(asked))
 
 
-def find_job(id: str) -> dict[str, Any] | None:
+def find_job(id: str) -> JobJson | None:
     """Return where a job is, as `GET /v1/jobs/<id>` shows it; None if there is no such job."""
     standing = _standing(id)
-    return None if standing is None else shown(standing)
+    return None if standing is None else job_json(standing)
 
 
 @blueprint.post("/v1/jobs")
@@ -74,7 +75,7 @@ def post_job() -> Response:
 @blueprint.get("/v1/jobs")
 def list_jobs() -> Response:
     """The newest jobs, a page at a time."""
-    return page(*find_jobs(request.args), summary)
+    return page(*find_jobs(request.args), job_summary_json)
 
 
 def find_jobs(asked: Mapping[str, str]) -> tuple[list[Any], int]:
@@ -89,7 +90,7 @@ def get_job(id: str) -> Response:
     """Return where a job is; `Prefer: wait=N` answers when it has ended, after N seconds at most."""
     if waited := _wait(id, guard.standing()):
         guard.check_anew()
-    return _told(find_job(id), id, waited)
+    return _answer(find_job(id), id, waited)
 
 
 @blueprint.get("/v1/jobs/<id>/file")
@@ -168,39 +169,53 @@ def _mail_row(standing: JobStanding) -> dict[str, Any] | None:
 @blueprint.get("/v1/job-types")
 def list_job_types() -> Response:
     """List what can be run here, with the arguments as JSON Schema."""
-    return jsonify(
-        {
-            "data": [
-                {
-                    "name": kind.name,
-                    "description": kind.description,
-                    "queue": kind.queue,
-                    "isolated": kind.isolated,
-                    "timeout_seconds": kind.timeout_seconds,
-                    "max_attempts": kind.max_attempts,
-                    "arguments": kind.schema(),
-                }
-                for kind in registry.job_types()
-            ]
-        }
-    )
+    return jsonify({"data": [_type_json(kind) for kind in registry.job_types()]})
 
 
-def shown(standing: JobStanding) -> dict[str, Any]:
-    """A job as the API shows it."""
+def _type_json(kind: registry.JobType) -> JobTypeJson:
+    return {
+        "name": kind.name,
+        "description": kind.description,
+        "queue": kind.queue,
+        "isolated": kind.isolated,
+        "timeout_seconds": kind.timeout_seconds,
+        "max_attempts": kind.max_attempts,
+        "arguments": kind.schema(),
+    }
+
+
+def job_json(standing: JobStanding) -> JobJson:
+    """Return a job with all that is known of it."""
     row = standing.row
-    return summary(row) | {
+    return {
+        **job_summary_json(row),
         "why": why_job(standing, services().publisher()),
         "args": _shortened(json.loads(row["args"])),
         "result": None if row["result"] is None else json.loads(row["result"]),
-        "file": standing.file and {**standing.file, "url": f"/v1/jobs/{row['id']}/file"},
-        "message": standing.message and {"id": standing.message["id"], "status": standing.message["state"]},
+        "file": _file_json(standing),
+        "message": _message_json(standing),
         "timeline": _timeline(standing),
     }
 
 
-def summary(row: Any) -> dict[str, Any]:
-    """A job in a list."""
+def _file_json(standing: JobStanding) -> JobFileJson | None:
+    if not standing.file:
+        return None
+    return {
+        "name": standing.file["name"],
+        "content_type": standing.file["content_type"],
+        "size": standing.file["size"],
+        "url": f"/v1/jobs/{standing.row['id']}/file",
+    }
+
+
+def _message_json(standing: JobStanding) -> AcceptedJson | None:
+    message = standing.message
+    return {"id": message["id"], "status": message["state"]} if message else None
+
+
+def job_summary_json(row: Mapping[str, Any]) -> JobSummaryJson:
+    """Return a job as a list has it."""
     return {
         "id": row["id"],
         "name": row["name"],
@@ -221,7 +236,7 @@ def summary(row: Any) -> dict[str, Any]:
     }
 
 
-def _timeline(standing: JobStanding) -> list[dict[str, Any]]:
+def _timeline(standing: JobStanding) -> list[EventJson]:
     row = standing.row
     steps = [
         (row["created_at"], "accepted", None, None),
@@ -266,11 +281,11 @@ def _waited_for(id: str) -> Response:
 
     One that is no longer served by then, or a database that has gone away, leaves it at what was accepted.
     """
-    found, is_served = find_job(id), guard.standing()
+    job, is_served = find_job(id), guard.standing()
     with suppress(StoreUnavailable):
         if (waited := _wait(id, is_served)) and is_served():
-            return _told(find_job(id), id, waited)
-    return _told(found, id, 0)
+            return _answer(find_job(id), id, waited)
+    return _answer(job, id, 0)
 
 
 def _wait(id: str, is_served: Callable[[], bool]) -> int:
@@ -284,10 +299,10 @@ def _wait(id: str, is_served: Callable[[], bool]) -> int:
     return seconds if wait_for(lambda: _state(id) in FINAL or not is_served(), seconds) else 0
 
 
-def _told(found: dict[str, Any] | None, id: str, waited: int) -> Response:
-    if found is None:
+def _answer(job: JobJson | None, id: str, waited: int) -> Response:
+    if job is None:
         raise _unknown(id)
-    answer = jsonify(found)
+    answer = jsonify(job)
     if waited:
         answer.headers["Preference-Applied"] = f"wait={waited}"
     return answer

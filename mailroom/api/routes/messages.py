@@ -7,20 +7,21 @@ from flask import Blueprint, Response, jsonify, request
 from pydantic_core import PydanticCustomError
 from werkzeug.exceptions import Conflict
 
+from mailroom.api.answers import DryRunJson, FileJson
 from mailroom.api.auth import guard
 from mailroom.api.auth.senders import account_sender, permitted
 from mailroom.api.http.idempotency import once
 from mailroom.api.http.pagination import asked_page, one_of, page_of, place, word, written
 from mailroom.api.http.prefer_wait import preferred_seconds, wait_for
 from mailroom.api.http.request import json_body, mail_body
-from mailroom.api.http.serialize import answered, find, shown, summary, timeline
+from mailroom.api.http.serialize import answered, find, message_json, message_summary_json, timeline
 from mailroom.api.problems import may_make
 from mailroom.api.services import services
 from mailroom.model.addresses import parse_address
 from mailroom.model.attempt import Claim
 from mailroom.model.errors import FieldError, InvalidMessage, StoreUnavailable
 from mailroom.model.ids import MailId, is_id
-from mailroom.model.message import FINAL, State
+from mailroom.model.message import FINAL, Attachment, State
 from mailroom.smtp.mime import both_forms, compose
 from mailroom.store.messages.idempotency import Kept, Key, StoredAnswer
 from mailroom.store.messages.outbox import Batch, NewMessage
@@ -78,7 +79,7 @@ def post_batch() -> Response:
 def list_messages() -> Response:
     """The newest messages, a page at a time; one may be short, and even empty, though others come after it."""
     found = find_messages(request.args)
-    return page_of(found.rows, written(*found.next) if found.next else None, summary)
+    return page_of(found.rows, written(*found.next) if found.next else None, message_summary_json)
 
 
 def find_messages(asked: Mapping[str, str]) -> Page:
@@ -217,25 +218,23 @@ def _dry_run(acceptance: NewMessage) -> Response:
         message=message,
         pending=(),
     )
-    return jsonify(
-        {
-            "dry_run": True,
-            "status": acceptance.state,
-            "from": {"email": sender.address, "name": sender.name},
-            "subject": message.subject,
-            "recipients": [
-                {"email": to.address, "name": to.name, "kind": kind}
-                for to, kind in zip(message.everyone, message.kinds(), strict=True)
-            ],
-            "text": text,
-            "html": html,
-            "attachments": [
-                {"filename": file.name, "content_type": file.content_type, "size": len(file.content)}
-                for file in message.attachments
-            ],
-            "size": len(compose(claim, sender=sender)),
-        }
-    )
+    people = zip(message.everyone, message.kinds(), strict=True)
+    answer: DryRunJson = {
+        "dry_run": True,
+        "status": acceptance.state,
+        "from": {"email": sender.address, "name": sender.name},
+        "subject": message.subject,
+        "recipients": [{"email": to.address, "name": to.name, "kind": kind} for to, kind in people],
+        "text": text,
+        "html": html,
+        "attachments": [_file_json(file) for file in message.attachments],
+        "size": len(compose(claim, sender=sender)),
+    }
+    return jsonify(answer)
+
+
+def _file_json(file: Attachment) -> FileJson:
+    return {"filename": file.name, "content_type": file.content_type, "size": len(file.content)}
 
 
 def _waited_for(told: Response) -> Response:
@@ -279,7 +278,7 @@ def _wait(id: str, seconds: int, is_served: Callable[[], bool]) -> int:
 
 
 def _told(id: str, waited: int = 0) -> Response:
-    answer = jsonify(shown(find(id)))
+    answer = jsonify(message_json(find(id)))
     if waited:
         answer.headers["Preference-Applied"] = f"wait={waited}"
     return answer

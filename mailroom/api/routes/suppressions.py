@@ -2,7 +2,7 @@
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Self
 from urllib.parse import quote
 
 from flask import Blueprint, Response, jsonify, request
@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictStr, field_validator, m
 from pydantic_core import PydanticCustomError
 from werkzeug.exceptions import NotFound
 
+from mailroom.api.answers import SuppressionJson
 from mailroom.api.http.pagination import asked_page, number, one_of, page
 from mailroom.api.http.request import json_body
 from mailroom.api.services import services
@@ -74,7 +75,7 @@ class AskedSuppressions(BaseModel):
 @blueprint.get("/v1/suppressions")
 def list_suppressions() -> Response:
     """List those who get no mail, the newest first, a page at a time."""
-    return page(*find_suppressions(request.args), shown, cursor)
+    return page(*find_suppressions(request.args), suppression_json, cursor)
 
 
 def find_suppressions(asked: Mapping[str, str]) -> tuple[list[Suppression], int]:
@@ -104,7 +105,7 @@ def add(value: object) -> Response:
         return answer
     address = asked.address or ""
     services().suppressions.add(address, Reason.MANUAL, asked.detail)
-    answer = jsonify(shown(_found(address)))
+    answer = jsonify(suppression_json(_found(address)))
     answer.status_code = 201
     answer.headers["Location"] = f"/v1/suppressions/{quote(address.lower(), safe='@')}"
     return answer
@@ -113,7 +114,7 @@ def add(value: object) -> Response:
 @blueprint.get("/v1/suppressions/<path:address>")
 def get_suppression(address: str) -> Response:
     """Since when and why an address gets no mail; 404 if it does."""
-    return jsonify(shown(_found(_parsed(address))))
+    return jsonify(suppression_json(_found(_parsed(address))))
 
 
 @blueprint.delete("/v1/suppressions/<path:address>")
@@ -124,8 +125,8 @@ def remove_suppression(address: str) -> Response:
     return Response(status=204)
 
 
-def shown(suppression: Suppression) -> dict[str, Any]:
-    """A suppression as the API shows it; `message` is the id of the one that it came of."""
+def suppression_json(suppression: Suppression) -> SuppressionJson:
+    """Return a suppression; `message` is the id of the one that it came of."""
     return {
         "address": suppression.address,
         "reason": suppression.reason,

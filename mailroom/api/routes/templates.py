@@ -5,6 +5,7 @@ from typing import Any
 from flask import Blueprint, Response, jsonify, request
 from werkzeug.exceptions import NotFound
 
+from mailroom.api.answers import PreviewJson, TemplateJson, TemplateSummaryJson
 from mailroom.api.http.pagination import asked_page
 from mailroom.api.http.request import json_body
 from mailroom.api.services import services
@@ -26,14 +27,14 @@ def list_templates() -> Response:
         lambda cursor: cursor if is_name(cursor) else None, request.args, expected="the name of a template"
     )
     rows = services().templates.page(limit=limit + 1, after=after or "")
-    return jsonify({"data": [_times(row) for row in rows[:limit]], "has_more": len(rows) > limit})
+    return jsonify({"data": [_summary_json(row) for row in rows[:limit]], "has_more": len(rows) > limit})
 
 
 @blueprint.put("/v1/templates/<name>")
 def put_template(name: str) -> tuple[Response, int]:
     """Create or replace a template; its syntax is checked. Messages that were accepted before stay as they are."""
     saved = save(name, json_body())
-    return jsonify(shown(saved.template)), 201 if saved.is_new else 200
+    return jsonify(template_json(saved.template)), 201 if saved.is_new else 200
 
 
 def save(name: str, value: object) -> Saved:
@@ -45,7 +46,7 @@ def save(name: str, value: object) -> Saved:
 @blueprint.get("/v1/templates/<name>")
 def get_template(name: str) -> Response:
     """A template with its texts."""
-    return jsonify(shown(_found(name)))
+    return jsonify(template_json(_found(name)))
 
 
 @blueprint.delete("/v1/templates/<name>")
@@ -60,7 +61,7 @@ def delete_template(name: str) -> Response:
 def preview_template(name: str) -> Response:
     """Show what a mail of this template would say with these variables; nothing is sent."""
     asked = read_fields(PreviewRequest, json_body())
-    return jsonify(previewed(_found(name), asked.variables))
+    return jsonify(preview_json(_found(name), asked.variables))
 
 
 def read_texts(name: str, value: object) -> StoreTemplateRequest:
@@ -79,29 +80,32 @@ def read_texts(name: str, value: object) -> StoreTemplateRequest:
     return asked
 
 
-def shown(template: Template) -> dict[str, Any]:
-    """A template as the API shows it."""
-    return _times(
-        {
-            "name": template.name,
-            "subject": template.subject,
-            "text": template.text,
-            "html": template.html,
-            "created_at": template.created_at,
-            "updated_at": template.updated_at,
-        }
-    )
+def template_json(template: Template) -> TemplateJson:
+    """Return a template with its texts."""
+    return {
+        "name": template.name,
+        "subject": template.subject,
+        "text": template.text,
+        "html": template.html,
+        "created_at": timestamp(template.created_at),
+        "updated_at": timestamp(template.updated_at),
+    }
 
 
-def previewed(template: Sources, variables: dict[str, Any]) -> dict[str, str | None]:
+def preview_json(template: Sources, variables: dict[str, Any]) -> PreviewJson:
     """The parts of a mail, the text made from the HTML where the template has none, as composing makes it."""
     letter = merge(template, variables)
     text = plain_text(letter.html or "") if letter.text is None else letter.text
     return {"subject": letter.subject, "text": text, "html": letter.html}
 
 
-def _times(row: dict[str, Any]) -> dict[str, Any]:
-    return row | {"created_at": timestamp(row["created_at"]), "updated_at": timestamp(row["updated_at"])}
+def _summary_json(row: dict[str, Any]) -> TemplateSummaryJson:
+    return {
+        "name": row["name"],
+        "subject": row["subject"],
+        "created_at": timestamp(row["created_at"]),
+        "updated_at": timestamp(row["updated_at"]),
+    }
 
 
 def _found(name: str) -> Template:

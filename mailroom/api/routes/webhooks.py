@@ -7,6 +7,7 @@ from flask import Blueprint, Response, jsonify, request
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr, field_validator
 from werkzeug.exceptions import Conflict, NotFound
 
+from mailroom.api.answers import DeliveryJson, WebhookJson
 from mailroom.api.auth.guard import current_key
 from mailroom.api.http.pagination import asked_page, page
 from mailroom.api.http.pagination import number as as_number
@@ -63,7 +64,7 @@ class AskedChange(BaseModel):
 def post_webhook() -> Response:
     """Have a URL told of what happens to messages; answers 201 with the secret that signs each POST to it."""
     id = create(json_body())
-    answer = jsonify(shown(find(id), with_secret=True))
+    answer = jsonify(webhook_json(find(id), with_secret=True))
     answer.status_code = 201
     answer.headers["Location"] = f"/v1/webhooks/{id}"
     return answer
@@ -82,20 +83,20 @@ def create(value: object) -> str:
 @blueprint.get("/v1/webhooks")
 def list_webhooks() -> Response:
     """All of them, without their secrets."""
-    return jsonify({"data": [shown(row) for row in services().webhooks.all()]})
+    return jsonify({"data": [webhook_json(row) for row in services().webhooks.all()]})
 
 
 @blueprint.get("/v1/webhooks/<id>")
 def get_webhook(id: str) -> Response:
     """Return a webhook, to an admin with its secret; `own` is that of URLs that messages name themselves."""
-    return jsonify(shown(find(id), with_secret=Scope.ADMIN in current_key().scopes))
+    return jsonify(webhook_json(find(id), with_secret=Scope.ADMIN in current_key().scopes))
 
 
 @blueprint.patch("/v1/webhooks/<id>")
 def patch_webhook(id: str) -> Response:
     """Change its URL or its events, or stop and start it."""
     change(id, json_body())
-    return jsonify(shown(find(id)))
+    return jsonify(webhook_json(find(id)))
 
 
 def change(id: str, value: object) -> None:
@@ -129,7 +130,7 @@ def post_test(id: str) -> Response:
 @blueprint.get("/v1/webhooks/<id>/deliveries")
 def list_deliveries(id: str) -> Response:
     """List what a webhook was to be told, the newest first, a page at a time."""
-    return page(*find_deliveries(id, request.args), delivery, lambda row: str(row["number"]))
+    return page(*find_deliveries(id, request.args), delivery_json, lambda row: str(row["number"]))
 
 
 def find_deliveries(id: str, asked: Mapping[str, str]) -> tuple[list[dict[str, Any]], int]:
@@ -161,23 +162,26 @@ def _accepted(row: dict[str, Any] | None) -> Response:
         publisher.offer(
             new_id(), queue=QUEUE
         )  # Any id will do; a worker that does not hear of it looks each second.
-    answer = jsonify(row and delivery(row))
+    answer = jsonify(row and delivery_json(row))
     answer.status_code = 202
     return answer
 
 
-def shown(row: dict[str, Any], *, with_secret: bool = False) -> dict[str, Any]:
-    return {
+def webhook_json(row: dict[str, Any], *, with_secret: bool = False) -> WebhookJson:
+    hook: WebhookJson = {
         "id": row["id"],
         "url": row["url"] or None,
         "events": row["events"].split(",") if row["events"] else [],
         "enabled": row["state"] == ENABLED,
         "reason": row["reason"],
         "created_at": timestamp(row["created_at"]),
-    } | ({"secret": row["secret"]} if with_secret else {})
+    }
+    if with_secret:
+        hook["secret"] = row["secret"]
+    return hook
 
 
-def delivery(row: dict[str, Any]) -> dict[str, Any]:
+def delivery_json(row: dict[str, Any]) -> DeliveryJson:
     return {
         "number": row["number"],
         "type": row["event"],

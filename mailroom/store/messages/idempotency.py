@@ -4,7 +4,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
@@ -36,7 +36,7 @@ class StoredAnswer:
 
     status: int
     location: str
-    body: dict[str, Any] | None = None
+    body: Mapping[str, Any] | None = None
 
     @classmethod
     def from_json(cls, text: str) -> Self:

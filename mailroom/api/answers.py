@@ -1,0 +1,395 @@
+"""Types of what the API answers: plain dictionaries at run time, and the source of their OpenAPI schemas.
+
+A class `MessageJson` is the schema `Message`; docstrings and descriptions here are for the reader of the API.
+"""
+
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import Field, WithJsonSchema
+from typing_extensions import TypedDict  # pydantic reads these of Python from 3.12 on
+
+from mailroom.model.account import AccountState
+from mailroom.model.message import State
+from mailroom.store.events.deliveries import DELIVERED, FAILED, OWN, PENDING, TEST, TYPES
+from mailroom.store.jobs.jobs import JobState, NotifyOn
+from mailroom.store.messages.suppressions import Reason
+
+Schema = dict[str, Any]
+
+TEXT: Schema = {"type": "string"}
+TIME: Schema = {"type": "string", "format": "date-time"}
+#: A client chose it where it is the id of a task.
+ID: Schema = {
+    "type": "string",
+    "pattern": r"^[\x20-\x7e]{1,200}$",
+    "examples": ["01936f0e-8a6d-7c5e-9b51-3f6f0d6f2a11"],
+}
+
+
+def one_of(words: Iterable[str]) -> Schema:
+    return {"type": "string", "enum": [*words]}
+
+
+Count = Annotated[int, Field(ge=0)]
+Time = Annotated[str, WithJsonSchema(TIME)]
+Id = Annotated[str, WithJsonSchema(ID)]
+AnyObject = Annotated[dict[str, Any], WithJsonSchema({"type": "object"})]
+StateWord = Annotated[str, WithJsonSchema(one_of(State))]
+JobStateWord = Annotated[str, WithJsonSchema(one_of(JobState))]
+NotifyOnWord = Annotated[str, WithJsonSchema(one_of(NotifyOn))]
+AccountStateWord = Annotated[str, WithJsonSchema(one_of(AccountState))]
+ReasonWord = Annotated[str, WithJsonSchema(one_of(Reason))]
+EventWord = Annotated[str, WithJsonSchema(one_of(TYPES))]
+DeliveryEventWord = Annotated[str, WithJsonSchema(one_of((*TYPES, TEST)))]
+DeliveryState = Annotated[str, WithJsonSchema(one_of((PENDING, DELIVERED, FAILED)))]
+RecipientKind = Annotated[str, WithJsonSchema(one_of(("to", "cc", "bcc")))]
+Progress = Annotated[float, Field(ge=0, le=1)]
+JobStep = Annotated[str | None, Field(description="What it is at, in its own words.")]
+FailureWord = Annotated[str, WithJsonSchema(one_of(("defer", "refuse", "drop")))]
+
+
+class FieldProblemJson(TypedDict):
+    """Says what is wrong, and where: a JSON pointer."""
+
+    detail: str
+    pointer: NotRequired[str]
+    parameter: NotRequired[str]
+
+
+class ProblemJson(TypedDict):
+    """Says what was expected, and what came (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: NotRequired[str]
+    request_id: NotRequired[str]
+    scopes: NotRequired[list[str]]
+    id: NotRequired[Annotated[Id, Field(description="What may have been accepted.")]]
+    ids: NotRequired[Annotated[list[Id], Field(description="All of a batch, which may have been accepted.")]]
+    errors: NotRequired[list[FieldProblemJson]]
+
+
+class AcceptedJson(TypedDict):
+    id: Id
+    status: StateWord
+
+
+class AcceptedBatchJson(TypedDict):
+    data: list[AcceptedJson]
+
+
+class EventJson(TypedDict):
+    at: Time
+    event: str
+    attempt: NotRequired[Count]
+    detail: NotRequired[str]
+
+
+class EventsJson(TypedDict):
+    data: list[EventJson]
+
+
+class PersonJson(TypedDict):
+    email: str
+    name: str
+    kind: RecipientKind
+
+
+class RecipientJson(PersonJson):
+    status: StateWord
+
+
+class RecipientWithReplyJson(RecipientJson):
+    reply: str | None
+
+
+class JobOfMessageJson(TypedDict):
+    id: Id
+    name: str
+    status: JobStateWord
+    progress: Progress
+    step: JobStep
+
+
+class MessageJson(TypedDict):
+    id: Id
+    status: StateWord
+    why: Annotated[str, Field(description="What it waits for, or how it ended.")]
+    subject: str
+    tags: list[str]
+    metadata: dict[str, str]
+    created_at: Time
+    next_attempt_at: Time | None
+    expires_at: Time | None
+    max_attempts: Count | None
+    resent_of: Id | None
+    message_id: Annotated[str, Field(description="The header field.")]
+    attempts: Count
+    uncertain_attempts: Count
+    recipients: list[RecipientWithReplyJson]
+    job: Annotated[JobOfMessageJson | None, Field(description="The work that it waits for.")]
+    timeline: list[EventJson]
+
+
+class MessageSummaryJson(TypedDict):
+    id: Id
+    status: StateWord
+    subject: str
+    tags: list[str]
+    queue: str
+    created_at: Time
+    next_attempt_at: Time | None
+    attempts: Count
+    reason: str | None
+    recipients: list[RecipientJson]
+
+
+class MessagePageJson(TypedDict):
+    data: list[MessageSummaryJson]
+    has_more: bool
+    next: str | None
+
+
+class SenderJson(TypedDict):
+    email: str
+    name: str
+
+
+class FileJson(TypedDict):
+    filename: str
+    content_type: str
+    size: Count
+
+
+#: `from` is a word of Python's.
+_DryRunFromJson = TypedDict("_DryRunFromJson", {"from": SenderJson})
+
+
+class DryRunJson(_DryRunFromJson):
+    """Shows what would be sent."""
+
+    dry_run: Literal[True]
+    status: StateWord
+    subject: str
+    recipients: list[PersonJson]
+    text: str | None
+    html: str | None
+    attachments: list[FileJson]
+    size: Count
+
+
+class JobSummaryJson(TypedDict):
+    id: Id
+    name: str
+    status: JobStateWord
+    progress: Progress
+    step: JobStep
+    error: str | None
+    queue: str
+    attempts: Count
+    max_attempts: Count
+    timeout_seconds: float
+    notify_on: NotifyOnWord | None
+    retry_of: Annotated[Id | None, Field(description="The job that this one runs once more.")]
+    created_at: Time
+    started_at: Time | None
+    finished_at: Time | None
+    next_attempt_at: Time | None
+
+
+class JobFileJson(TypedDict):
+    name: str
+    content_type: str
+    size: Count
+    url: str
+
+
+class JobJson(JobSummaryJson):
+    why: str
+    args: AnyObject
+    result: Annotated[Any, Field(description="What it returned.")]
+    file: JobFileJson | None
+    message: AcceptedJson | None
+    timeline: list[EventJson]
+
+
+class JobPageJson(TypedDict):
+    data: list[JobSummaryJson]
+    has_more: bool
+    next: str | None
+
+
+class JobTypeJson(TypedDict):
+    name: str
+    description: str
+    queue: str
+    isolated: bool
+    timeout_seconds: float
+    max_attempts: Count
+    arguments: Annotated[AnyObject, Field(description="JSON Schema.")]
+
+
+class JobTypesJson(TypedDict):
+    data: list[JobTypeJson]
+
+
+class BudgetJson(TypedDict):
+    """Of any 24 hours; null where there is no limit."""
+
+    limit: Count
+    sent: Count
+    left: Count
+
+
+_AccountFromJson = TypedDict("_AccountFromJson", {"from": str})
+
+
+class AccountJson(_AccountFromJson):
+    name: str
+    next_hop: str
+    status: AccountStateWord
+    why: str
+    since: Time | None
+    tried_again_at: Time | None
+    messages: BudgetJson | None
+    recipients: BudgetJson | None
+
+
+class AccountsJson(TypedDict):
+    data: list[AccountJson]
+
+
+class TemplateSummaryJson(TypedDict):
+    name: str
+    subject: str
+    created_at: Time
+    updated_at: Time
+
+
+class TemplateJson(TemplateSummaryJson):
+    text: str | None
+    html: str | None
+
+
+class TemplatePageJson(TypedDict):
+    data: list[TemplateSummaryJson]
+    has_more: bool
+
+
+class PreviewJson(TypedDict):
+    subject: str
+    text: str | None
+    html: str | None
+
+
+class SuppressionJson(TypedDict):
+    address: str
+    reason: ReasonWord
+    detail: str | None
+    message: Id | None
+    created_at: Time
+
+
+class SuppressionPageJson(TypedDict):
+    data: list[SuppressionJson]
+    has_more: bool
+    next: str | None
+
+
+class SuppressionsAddedJson(TypedDict):
+    added: Count
+    known: Count
+
+
+class WebhookSummaryJson(TypedDict):
+    id: Annotated[str, Field(description=f"`{OWN}` stands for the URLs that messages name themselves.")]
+    url: str | None
+    events: Annotated[list[EventWord], Field(description="None: all.")]
+    enabled: bool
+    reason: Annotated[str | None, Field(description="Why it is told nothing.")]
+    created_at: Time
+
+
+class WebhookJson(WebhookSummaryJson):
+    secret: NotRequired[Annotated[str, Field(description="Signs each POST to it (Standard Webhooks).")]]
+
+
+class WebhooksJson(TypedDict):
+    data: list[WebhookSummaryJson]
+
+
+class DeliveryJson(TypedDict):
+    number: Count
+    type: DeliveryEventWord
+    message_id: Id | None
+    created_at: Time
+    status: DeliveryState
+    attempts: Count
+    code: int | None
+    reply: str | None
+    next_attempt_at: Time | None
+
+
+class DeliveryPageJson(TypedDict):
+    data: list[DeliveryJson]
+    has_more: bool
+    next: str | None
+
+
+class PongJson(TypedDict):
+    status: Literal["success"]
+    message: Literal["pong"]
+
+
+class AliveJson(TypedDict):
+    status: Literal["ok"]
+
+
+class ChecksJson(TypedDict):
+    database: str
+    clock: str
+    broker: str
+    worker: str
+    threads: str
+
+
+class ReadinessJson(TypedDict):
+    status: Annotated[str, WithJsonSchema(one_of(("ok", "unready")))]
+    checks: ChecksJson
+
+
+class MailFileJson(TypedDict):
+    filename: str | None
+    content_type: str
+    size: Count
+
+
+_MailFromJson = TypedDict("_MailFromJson", {"from": str})
+
+
+class MailJson(_MailFromJson):
+    """A mail in the disposable inbox."""
+
+    id: str
+    received_at: Time
+    envelope_from: str
+    to: list[str]
+    subject: str
+    message_id: str
+    text: str | None
+    html: str | None
+    size: Count
+    headers: dict[str, list[str]]
+    attachments: list[MailFileJson]
+
+
+class MailsJson(TypedDict):
+    data: list[MailJson]
+
+
+class NextFailureJson(TypedDict):
+    failure: FailureWord | None
+    count: Count
