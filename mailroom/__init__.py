@@ -19,7 +19,7 @@ The road, each step with its file:
     mailasync.py               a worker's sendMail gets ids: it wakes the jobs that mails wait for; and
                                worker/worker.py, what a worker is made of, calls delivery/delivery.py deliver,
                                which runs all attempts side by side;
-                               delivery/attempt.py: what one is, and how its replies are judged
+                               delivery/attempt.py makes one, and delivery/outcomes.py judges its replies
     store/messages/claims.py   claim: the rows are this worker's
     smtp/mime.py               RFC 5322 bytes; templating/job.py fills in how the job ended
     smtp/session.py            MAIL, RCPT, DATA over a yagmail session; smtp/envelope.py keeps each reply,

@@ -1,4 +1,4 @@
-"""Says who may deliver now: of each account as many side by side as its share, or one that must be alone."""
+"""Says who may deliver now: as many mails of an account as it has connections, or one that must be alone."""
 
 import logging
 import threading
@@ -15,310 +15,323 @@ from mailroom.model.errors import TooManyConnections
 
 log = logging.getLogger("mailasync.delivery")
 
-#: An account hangs when all its connections are taken, and none was given back for so long. One that has just
-#: taken so long over a mail is slow.
+#: An account hangs if all its connections are in use and none was released for so long. One whose last mail
+#: took so long is slow.
 HANGS_AFTER_SECONDS = 5.0
-#: After so long a server that took no further connection is asked for one more.
-WIDENS_AFTER_SECONDS = 60.0
-#: Mails that may wait for each connection of an account where there are others.
+#: A server that refused a further connection is tried with one more after this.
+ADD_CONNECTION_AFTER_SECONDS = 60.0
+#: With several accounts, mails that may wait here for each connection of one.
 WAITING_PER_CONNECTION = 50
-#: How often one that is to be alone looks whether those before it hang.
-ALONE_LOOK_SECONDS = 0.5
-#: Where one account has all connections, and its mails wait in the broker.
-PLENTY = 1_000_000_000
+#: While a mail waits to be alone, how often to check whether those before it hang.
+EXCLUSIVE_CHECK_SECONDS = 0.5
+#: The allowance of a sole account, whose mails wait in the broker.
+UNLIMITED = 1_000_000_000
 
 
 @dataclass(eq=False)
-class Asked:
-    """Somebody in line for turns; he is told how many he is given, or how many he is to wait for no more."""
+class ConnectionRequest:
+    """A waiting request for connections.
 
-    left: int
-    given: Callable[[int], None]
-    withdrawn: Callable[[int], None]
-
-
-@dataclass(eq=False)
-class _Share:
-    """The connections of one account, and who waits for them.
-
-    There are two lines, one for single mails and one for many at a time. The first of each is let in by
-    turns: so a single mail, for which somebody may wait, gets the next turn or the one after that.
+    The callbacks get a number: of connections granted now, or of those that will never be granted.
     """
 
-    most: int  #: its part of the worker's connections
+    remaining: int
+    on_granted: Callable[[int], None]
+    on_withdrawn: Callable[[int], None]
+
+
+@dataclass(eq=False)
+class _AccountShare:
+    """The connections of one account, and the requests that wait for them.
+
+    Single mails and batches wait in queues of their own, which take turns. So a single mail, for which
+    somebody may be waiting, gets the next connection or the one after that.
+    """
+
+    connections_max: int  #: its part of the worker's connections
     server: str
-    running: int = 0  #: turns that use a connection
-    inside: int = 0  #: those, and those that are not on record yet
-    singles: deque[Asked] = field(default_factory=deque)
-    many: deque[Asked] = field(default_factory=deque)
-    let_single_in: bool = False  #: whether that was the last thing done
-    moved_at: float = field(default_factory=time.monotonic)  #: when a connection was last taken or given back
-    flows: bool = True  #: whether the last mail took less than HANGS_AFTER_SECONDS
-    connections: int = 0  #: those that the server takes, as far as we know: at most `most`
-    changed_at: float = 0.0  #: when `connections` was
+    connected: int = 0  #: mails that use a connection
+    unfinished: int = 0  #: mails that use a connection, or whose outcome is not on record yet
+    singles: deque[ConnectionRequest] = field(default_factory=deque)
+    batches: deque[ConnectionRequest] = field(default_factory=deque)
+    single_was_last: bool = False  #: True if the last connection went to a single mail
+    progress_at: float = field(default_factory=time.monotonic)  #: a connection was last taken or released
+    is_fast: bool = True  #: True if the last mail took less than HANGS_AFTER_SECONDS
+    connections: int = 0  #: as many as the server takes, as far as we know; at most `connections_max`
+    limited_at: float = 0.0  #: `connections` last changed
 
     def __post_init__(self) -> None:
-        self.connections = self.most
+        self.connections = self.connections_max
 
     @property
     def waiting(self) -> int:
-        return sum(asked.left for asked in (*self.singles, *self.many))
+        return sum(request.remaining for request in (*self.singles, *self.batches))
 
     @property
     def hangs(self) -> bool:
-        return self.running >= self.connections and time.monotonic() - self.moved_at > HANGS_AFTER_SECONDS
+        is_full = self.connected >= self.connections
+        return is_full and time.monotonic() - self.progress_at > HANGS_AFTER_SECONDS
 
     @property
-    def words(self) -> str:
-        since = datetime.now(UTC) - timedelta(seconds=time.monotonic() - self.moved_at)
+    def description(self) -> str:
+        since = datetime.now(UTC) - timedelta(seconds=time.monotonic() - self.progress_at)
         return f"its server, {self.server}, has taken no mail since {since:%Y-%m-%d %H:%M:%SZ}"
 
-    def narrow(self, refused: TooManyConnections) -> None:
-        """Use as many connections as there are, until one more is tried after a while."""
-        self.connections = min(self.connections, max(1, refused.standing, self.running))
-        self.changed_at = time.monotonic()
+    def limit_connections(self, refusal: TooManyConnections) -> None:
+        """Use only as many connections as are open, until one more is tried after a while."""
+        self.connections = min(self.connections, max(1, refusal.standing, self.connected))
+        self.limited_at = time.monotonic()
         log.info(
             "%s takes no further connection (%s); at most %d are used now",
             self.server,
-            refused.code or "it hung up",
+            refusal.code or "it hung up",
             self.connections,
         )
 
-    def widen(self) -> None:
-        """Try one more, where there were fewer for a while."""
-        if self.connections < self.most and time.monotonic() - self.changed_at > WIDENS_AFTER_SECONDS:
-            self.connections += 1
-            self.changed_at = time.monotonic()
-
     def admit(self) -> None:
-        if self.singles or self.many:
-            self.widen()
-        while self.running < self.connections and (line := self._next()):
-            asked = line[0]
-            count = min(asked.left, self.connections - self.running)
-            asked.left -= count
-            if not asked.left:
-                line.popleft()
-            self.let_single_in = line is self.singles
-            self.running += count
-            self.inside += count
-            self.moved_at = time.monotonic()
-            asked.given(count)
+        """Grant as many connections as are free."""
+        if self.singles or self.batches:
+            self._add_connection()
+        while self.connected < self.connections and (queue := self._next_queue()):
+            request = queue[0]
+            count = min(request.remaining, self.connections - self.connected)
+            request.remaining -= count
+            if not request.remaining:
+                queue.popleft()
+            self.single_was_last = queue is self.singles
+            self.connected += count
+            self.unfinished += count
+            self.progress_at = time.monotonic()
+            request.on_granted(count)
 
-    def withdraw(self) -> None:
-        """Let nobody wait any more; what each of them waited with is still to be put on record."""
-        for line in (self.singles, self.many):
-            while line:
-                asked = line.popleft()
-                self.inside += asked.left
-                asked.withdrawn(asked.left)
+    def withdraw_requests(self) -> None:
+        """End all waiting; the mails count as unfinished until their release is on record."""
+        for queue in (self.singles, self.batches):
+            while queue:
+                request = queue.popleft()
+                self.unfinished += request.remaining
+                request.on_withdrawn(request.remaining)
 
-    def _next(self) -> deque[Asked]:
-        return self.many or self.singles if self.let_single_in else self.singles or self.many
+    def _add_connection(self) -> None:
+        """Allow one more connection if their number was limited a while ago."""
+        waited_seconds = time.monotonic() - self.limited_at
+        if self.connections < self.connections_max and waited_seconds > ADD_CONNECTION_AFTER_SECONDS:
+            self.connections += 1
+            self.limited_at = time.monotonic()
+
+    def _next_queue(self) -> deque[ConnectionRequest]:
+        return self.batches or self.singles if self.single_was_last else self.singles or self.batches
 
 
 class Admission:
-    """The connections of a worker, divided among its accounts so that one that hangs keeps none from another.
+    """Divides a worker's connections among its accounts, so that one that hangs takes none from another.
 
-    A turn has two ends: its connection is free for the next one, and all is on record, for which one that is
-    to be alone waits.
+    A mail that was admitted ends in two steps: `release_connection`, and `finish` once its outcome is on
+    record. A mail that is to be alone waits until all others have finished.
     """
 
     def __init__(self, connections: int, servers: Mapping[str, str] | None = None) -> None:
-        """Give each account its share, or one connection; `servers` says who takes the mails of each."""
+        """Give each account an equal share, at least one connection; `servers` has the next hop of each."""
         servers = servers or {DEFAULT_ACCOUNT: "the mail server"}
         self.is_divided = len(servers) > 1
         share = max(1, connections // len(servers))
-        self._shares = {name: _Share(share, server) for name, server in servers.items()}
-        self._alone: threading.Event | None = None  #: who is alone now
-        self._to_be_alone: deque[threading.Event] = deque()
-        self._head_since = 0.0  #: when the first of them came to be the first
-        self._others_first = False  #: whether one was alone since others were let in
+        self._shares = {name: _AccountShare(share, server) for name, server in servers.items()}
+        self._exclusive: threading.Event | None = None  #: the mail that is alone now
+        self._exclusive_waiting: deque[threading.Event] = deque()
+        self._first_waits_since = 0.0  #: when the first of them became the first
+        self._others_next = False  #: True if a mail was alone since others were last admitted
         self._is_closed = False
         self._lock = threading.Lock()
 
     @property
     def connections(self) -> int:
-        """Count all of them together, whatever their servers take."""
-        return sum(share.most for share in self._shares.values())
+        """Return the number of connections of all accounts, even if their servers take fewer now."""
+        return sum(share.connections_max for share in self._shares.values())
 
     @contextmanager
     def shared(self, account: str = DEFAULT_ACCOUNT, *, again: bool = False) -> Iterator[bool]:
-        """Wait in the line of single mails. False: it was withdrawn. `again`: as for `ask`."""
-        answer: SimpleQueue[bool] = SimpleQueue()
-        self.ask(
+        """Wait for a connection for a single mail; False: there will be none. `again`: see `request`."""
+        answers: SimpleQueue[bool] = SimpleQueue()
+        self.request(
             account,
             1,
-            lambda count: answer.put(True),
-            lambda count: answer.put(False),
+            lambda count: answers.put(True),
+            lambda count: answers.put(False),
             single=True,
             again=again,
         )
-        is_given, began_at, refused = answer.get(), time.monotonic(), None
+        is_admitted, started_at, refusal = answers.get(), time.monotonic(), None
         try:
-            yield is_given
+            yield is_admitted
         except TooManyConnections as e:
-            refused = e
+            refusal = e
             raise
         finally:
-            if is_given:
-                self.give_back(account, time.monotonic() - began_at, refused=refused)
-            self.leave(account)
+            if is_admitted:
+                self.release_connection(account, time.monotonic() - started_at, refusal=refusal)
+            self.finish(account)
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Wait until all others are on record, and keep new ones out.
+    def exclusive(self) -> Iterator[None]:
+        """Wait until all other mails have finished, and admit none meanwhile.
 
-        Neither is for longer than HANGS_AFTER_SECONDS: whatever takes longer waits for a mail server.
+        Neither lasts longer than HANGS_AFTER_SECONDS: whatever takes longer waits for a mail server.
         """
         admitted = threading.Event()
-        with self._lock:
-            if not self._to_be_alone:
-                self._head_since = time.monotonic()
-            self._to_be_alone.append(admitted)
-            if self._is_closed:
-                admitted.set()
-            self._admit_all()
-        while not admitted.wait(ALONE_LOOK_SECONDS):
+        self._queue_exclusive(admitted)
+        while not admitted.wait(EXCLUSIVE_CHECK_SECONDS):
             with self._lock:
                 self._admit_all()
-        timer = threading.Timer(HANGS_AFTER_SECONDS, self._end_alone, (admitted,))
+        timer = threading.Timer(HANGS_AFTER_SECONDS, self._end_exclusive, (admitted,))
         timer.daemon = True
         timer.start()
         try:
             yield
         finally:
             timer.cancel()
-            self._end_alone(admitted)
+            self._end_exclusive(admitted)
 
     @contextmanager
-    def at_once(self, account: str) -> Iterator[None]:
-        """Take a connection without waiting, for one that is alone."""
+    def without_waiting(self, account: str) -> Iterator[None]:
+        """Take a connection at once, for a mail that is alone."""
         share = self._shares[account]
         with self._lock:
-            share.running += 1
-            share.inside += 1
-            share.moved_at = began_at = time.monotonic()
+            share.connected += 1
+            share.unfinished += 1
+            share.progress_at = started_at = time.monotonic()
         try:
             yield
         finally:
-            self.give_back(account, time.monotonic() - began_at)
-            self.leave(account)
+            self.release_connection(account, time.monotonic() - started_at)
+            self.finish(account)
 
-    def ask(
+    def request(
         self,
         account: str,
-        most: int,
-        given: Callable[[int], None],
-        withdrawn: Callable[[int], None],
+        count: int,
+        on_granted: Callable[[int], None],
+        on_withdrawn: Callable[[int], None],
         *,
         single: bool = False,
         again: bool = False,
     ) -> None:
-        """Line up for so many turns, and go on. `again`: before the others, for one whose turn was in vain.
+        """Queue for `count` connections and return; the callbacks are called while the lock is held.
 
-        `given` is called with a number whenever some are free, perhaps at once, until it was so many; or
-        `withdrawn` is with the rest of them. Both are called while others wait for the lock.
+        `on_granted` gets a number whenever some are free, perhaps at once, until all are granted;
+        `on_withdrawn` gets the number of the rest, if they will not be. `again`: before the others, as the
+        last one granted was refused by the server.
         """
         share = self._shares[account]
-        line = share.singles if single else share.many
+        queue = share.singles if single else share.batches
         with self._lock:
-            line.insert(0 if again else len(line), Asked(most, given, withdrawn))
+            position = 0 if again else len(queue)
+            queue.insert(position, ConnectionRequest(count, on_granted, on_withdrawn))
             self._admit(share)
 
-    def give_back(
+    def release_connection(
         self,
         account: str = DEFAULT_ACCOUNT,
         seconds: float = 0.0,
         *,
-        refused: TooManyConnections | None = None,
+        refusal: TooManyConnections | None = None,
     ) -> None:
-        """Free the connection of a turn, which took so long; `refused`: it got none."""
+        """Free the connection of a mail, which had it for `seconds`; `refusal`: the server gave it none."""
         share = self._shares[account]
         with self._lock:
-            share.running -= 1
-            share.moved_at = time.monotonic()
-            share.flows = seconds < HANGS_AFTER_SECONDS
-            if refused:
-                share.narrow(refused)
+            share.connected -= 1
+            share.progress_at = time.monotonic()
+            share.is_fast = seconds < HANGS_AFTER_SECONDS
+            if refusal:
+                share.limit_connections(refusal)
             self._admit(share)
 
-    def leave(self, account: str = DEFAULT_ACCOUNT) -> None:
-        """End a turn, as all is on record."""
+    def finish(self, account: str = DEFAULT_ACCOUNT) -> None:
+        """Note that the outcome of a mail is on record."""
         with self._lock:
-            self._shares[account].inside -= 1
-            if self._to_be_alone:
+            self._shares[account].unfinished -= 1
+            if self._exclusive_waiting:
                 self._admit_all()
 
     def withdraw_hanging(self) -> bool:
-        """Let nobody wait for an account that hangs, where there are others; return whether anybody waits."""
+        """With several accounts, let no mail wait for one that hangs; return True if any mail waits."""
         if not self.is_divided:
             return False
         with self._lock:
             for share in self._shares.values():
                 if share.hangs:
-                    share.withdraw()
-            return any(share.many or share.singles for share in self._shares.values())
+                    share.withdraw_requests()
+            return any(share.batches or share.singles for share in self._shares.values())
 
     def close(self) -> None:
-        """Let nobody wait, now or later: nothing is begun any more."""
+        """Withdraw all requests, now and later: nothing is begun any more."""
         with self._lock:
             self._is_closed = True
             for share in self._shares.values():
-                share.withdraw()
-            for admitted in self._to_be_alone:
+                share.withdraw_requests()
+            for admitted in self._exclusive_waiting:
                 admitted.set()
 
     def free(self, account: str) -> Free:
-        """Return how many more of this account may be claimed.
+        """Return how many more mails of this account may be claimed.
 
-        One that is slow, or hangs, has no line: its mails wait in the outbox, and another may take them.
+        No mails wait here for an account that is slow or hangs: they stay in the outbox, where another worker
+        may take them.
         """
         if not self.is_divided:
-            return Free(PLENTY, "")
-        words = f"a free connection of account {account}"
+            return Free(UNLIMITED, "")
+        reason = f"a free connection of account {account}"
         with self._lock:
             share = self._shares[account]
             most = share.connections
             if share.hangs:
-                words += f": {share.words}"
-            elif share.flows:
+                reason += f": {share.description}"
+            elif share.is_fast:
                 most += share.connections * WAITING_PER_CONNECTION
-            return Free(max(0, most - share.inside - share.waiting), words)
+            return Free(max(0, most - share.unfinished - share.waiting), reason)
 
     def hanging(self) -> dict[str, str]:
-        """Return the accounts that hang, and what is to be said of each."""
+        """Return the accounts that hang, each with a description for people."""
         with self._lock:
-            return {account: share.words for account, share in self._shares.items() if share.hangs}
+            return {account: share.description for account, share in self._shares.items() if share.hangs}
 
-    def _admit(self, share: _Share) -> None:
+    def _admit(self, share: _AccountShare) -> None:
         if self._is_closed:
-            share.withdraw()
-        elif self._alone or self._to_be_alone:
+            share.withdraw_requests()
+        elif self._exclusive or self._exclusive_waiting:
             self._admit_all()
         else:
             share.admit()
 
     def _admit_all(self) -> None:
-        """Let in all that fit; where some are to be alone, once after each of them."""
-        if self._alone:
+        """Admit all that fit; if some are to be alone, do so once after each of them."""
+        if self._exclusive:
             return
-        if self._others_first or not self._to_be_alone:
-            self._others_first = False
+        if self._others_next or not self._exclusive_waiting:
+            self._others_next = False
             for share in self._shares.values():
                 share.admit()
-        if self._to_be_alone and self._is_empty():
-            self._alone = self._to_be_alone.popleft()
-            self._alone.set()
+        if self._exclusive_waiting and self._is_idle():
+            self._exclusive = self._exclusive_waiting.popleft()
+            self._exclusive.set()
 
-    def _is_empty(self) -> bool:
-        """Return whether nobody is inside, but for those that hang."""
-        if time.monotonic() - self._head_since > HANGS_AFTER_SECONDS:
+    def _is_idle(self) -> bool:
+        """Tell whether all mails have finished, except those of accounts that hang."""
+        if time.monotonic() - self._first_waits_since > HANGS_AFTER_SECONDS:
             return True
-        return not any(share.inside for share in self._shares.values() if not share.hangs)
+        return not any(share.unfinished for share in self._shares.values() if not share.hangs)
 
-    def _end_alone(self, whose: threading.Event) -> None:
+    def _queue_exclusive(self, admitted: threading.Event) -> None:
         with self._lock:
-            if self._alone is whose:
-                self._alone, self._others_first, self._head_since = None, True, time.monotonic()
+            if not self._exclusive_waiting:
+                self._first_waits_since = time.monotonic()
+            self._exclusive_waiting.append(admitted)
+            if self._is_closed:
+                admitted.set()
+            self._admit_all()
+
+    def _end_exclusive(self, admitted: threading.Event) -> None:
+        with self._lock:
+            if self._exclusive is admitted:
+                self._exclusive = None
+                self._others_next, self._first_waits_since = True, time.monotonic()
                 self._admit_all()

@@ -182,5 +182,8 @@ def prepare(text: str) -> str:
     SASLprep (RFC 4013) is left to the server, which compares (RFC 4616, 2). For a server that compares bytes
     it would spoil a µ or ² in a password.
     """
-    spaced = "".join(" " if unicodedata.category(letter) == "Zs" else letter for letter in text)
-    return unicodedata.normalize("NFC", spaced)
+    return unicodedata.normalize("NFC", "".join(map(_plain_space, text)))
+
+
+def _plain_space(letter: str) -> str:
+    return " " if unicodedata.category(letter) == "Zs" else letter

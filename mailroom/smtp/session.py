@@ -88,7 +88,7 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
             host=hop.host,
             port=hop.port,
             smtp_ssl=hop.security == "ssl",
-            smtp_starttls=tls if hop.security == "starttls" else False,
+            smtp_starttls=hop.security == "starttls" and tls,
             smtp_skip_login=True,
             soft_email_validation=False,
             timeout=hop.timeout_seconds,
@@ -166,10 +166,14 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
         mail = envelope.mail
         if envelope.hangup is not None or mail is None:
             return self._judge_hangup(envelope)
-        refused, data = envelope.refused, envelope.data
         self._check_connection_limit(mail)
-        self._check_session_limit(mail, refused, recipients)
-        if not mail.accepts or len(refused) == len(recipients):
+        self._check_session_limit(mail, envelope)
+        return (yield from self._send_data(mail, envelope, payload))
+
+    def _send_data(self, mail: Reply, envelope: Envelope, payload: bytes) -> Dialogue[Receipt]:
+        """Send the payload if the server accepted a recipient and is ready for it (354)."""
+        refused, data = envelope.refused, envelope.data
+        if not mail.accepts or len(refused) == len(envelope.positions):
             yield from self._end_refused(mail, refused.values(), data)
             return Receipt(refused=refused, final=None) if mail.accepts else Receipt(refused={}, final=mail)
         if data is None or data.code != 354:
@@ -217,12 +221,10 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
             self.drop()
             raise ConnectionRefused(str(reply), code=reply.code, of_message=False)
 
-    def _check_session_limit(
-        self, mail: Reply, refused: dict[int, Reply], recipients: dict[int, str]
-    ) -> None:
+    def _check_session_limit(self, mail: Reply, envelope: Envelope) -> None:
         """Raise SessionLost if the server takes no more mails on a session that has sent some."""
-        replies = [mail]
-        if len(refused) == len(recipients):
+        replies, refused = [mail], envelope.refused
+        if len(refused) == len(envelope.positions):
             replies += refused.values()
         if self.was_idle and any(map(is_about_session, replies)):
             self.drop()

@@ -32,13 +32,14 @@ class Moved(Exception):
     """The text to be replaced is not in the code any more, or more than once: the mutation has to follow it."""
 
 
-DELIVERY, CLAIMS = "mailroom/delivery/delivery.py", "mailroom/store/messages/claims.py"
+LOOP, RECORDER = "mailroom/delivery/loop.py", "mailroom/delivery/recorder.py"
+CLAIMS = "mailroom/store/messages/claims.py"
 MUTATIONS = (
     Mutation(
         "no fence",
         (
-            (DELIVERY, "lambda: not self._stopping.is_set() and self.outbox.fence(claim)", "lambda: True"),
-            (DELIVERY, "partial(steps.send, passes())", "partial(steps.send, True)"),
+            (RECORDER, "return not self.stopping.is_set() and self.claims.fence(claim)", "return True"),
+            (LOOP, "partial(dialogue.send, may_send())", "partial(dialogue.send, True)"),
         ),
         scenarios.worker_frozen_past_its_lease,
         "sqlite",
@@ -94,8 +95,8 @@ MUTATIONS = (
         "no finish retry",
         (
             (
-                DELIVERY,
-                "                if not needed and self._stopping.is_set():\n                    return False\n",
+                RECORDER,
+                "                if not needed and self.stopping.is_set():\n                    return False\n",
                 "                return False\n",
             ),
         ),

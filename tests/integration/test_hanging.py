@@ -12,7 +12,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import Connection, text
 
 from mailroom.api.http.why import why
-from mailroom.delivery import admission as turns_module
+from mailroom.delivery import admission as admission_module
 from mailroom.delivery import delivery as delivery_module
 from mailroom.delivery.admission import Admission
 from mailroom.delivery.attempt import AttemptRunner, Sender
@@ -52,16 +52,18 @@ class Bench:
             for name, (port, security) in servers.items()
         }
         budgets = tuple(Budget(account=name) for name in servers)
-        self.turns = Admission(connections, {name: str(hop) for name, hop in hops.items()})
-        self.accounts = Accounts(database, budgets, self.turns.free)
+        self.admission = Admission(connections, {name: str(hop) for name, hop in hops.items()})
+        self.accounts = Accounts(database, budgets, self.admission.free)
         self.accounts.register()
         self.database, self.outbox, self.sweeps = database, Outbox(database), Sweeps(database, 20, "resend")
-        self.heartbeat = Heartbeat(database, new_id(), "worker@here", ["mail"], hanging=self.turns.hanging)
+        self.heartbeat = Heartbeat(
+            database, new_id(), "worker@here", ["mail"], hanging=self.admission.hanging
+        )
         self.heartbeat.beat()
-        self.claims = Claims(database, self.heartbeat.id, 20, budgets, self.turns.free)
+        self.claims = Claims(database, self.heartbeat.id, 20, budgets, self.admission.free)
         senders = {name: Sender(Address(f"{name}@example.org"), Sessions(hop)) for name, hop in hops.items()}
         self.delivery = Delivery(
-            self.claims, AttemptRunner(senders, Schedule.parse("10s*5"), "resend"), self.turns
+            self.claims, AttemptRunner(senders, Schedule.parse("10s*5"), "resend"), self.admission
         )
         self.threads = ThreadPoolExecutor(connections)
 
@@ -153,7 +155,7 @@ def healthy() -> Iterator[ScriptedSMTP]:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """An account is known to hang soon."""
-    monkeypatch.setattr(turns_module, "HANGS_AFTER_SECONDS", 0.2)
+    monkeypatch.setattr(admission_module, "HANGS_AFTER_SECONDS", 0.2)
 
 
 @contextmanager
@@ -243,7 +245,7 @@ def test_a_mail_that_any_account_may_send_goes_by_one_that_does_not_hang(
 def test_a_mail_with_no_connection_free_waits_in_the_outbox_and_no_client_is_told_of_that(
     database: Database, smtpd: ScriptedSMTP, healthy: ScriptedSMTP, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(turns_module, "WAITING_PER_CONNECTION", 1)
+    monkeypatch.setattr(admission_module, "WAITING_PER_CONNECTION", 1)
     webhook = Webhooks(database).create("https://example.org/")
     with two(database, smtpd, healthy) as made, hanging(smtpd, "RCPT") as hold:
         ids = made.accept(12, "stuck")
@@ -311,7 +313,7 @@ def test_one_that_must_be_alone_holds_the_only_thread_for_a_moment(
     sqlite_database: Database, smtpd: ScriptedSMTP, healthy: ScriptedSMTP, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(delivery_module, "HANGS_AFTER_SECONDS", 0.2)
-    monkeypatch.setattr(turns_module, "HANGS_AFTER_SECONDS", 0.2)
+    monkeypatch.setattr(admission_module, "HANGS_AFTER_SECONDS", 0.2)
     with two(sqlite_database, smtpd, healthy, connections=1) as made, hanging(smtpd, "DOT") as hold:
         suspect, ids = made.accept(1, "stuck"), made.accept(3, "well")
         made.sql(f"UPDATE messages SET crashes = 1 WHERE id = '{suspect[0]}'")
@@ -369,7 +371,7 @@ def test_where_the_only_account_hangs_it_is_named_to_all_that_wait_until_it_answ
         begun, waiting = made.accept(CONNECTIONS), made.accept(1)
         made.outbox.mark_published(waiting)
         made.nudge(begun)
-        wait_until(made.turns.hanging, 60, what="all connections hang")
+        wait_until(made.admission.hanging, 60, what="all connections hang")
         assert told(client, waiting[0]) == "waits for a worker to take it"
         made.heartbeat.beat()
         words = f"{server_of(smtpd)}, {HANGS}"

@@ -217,7 +217,7 @@ def test_what_goes_with_an_outcome_cannot_keep_it_from_being_recorded(
         if database.url.get_backend_name() == "sqlite"
         else f"ALTER TABLE {table} ADD CHECK ({key} < 0) NOT VALID"
     )
-    office.delivery.outbox = claims
+    office.delivery.recorder.claims = claims
     assert office.delivery.deliver([id])
     found = office.standing(id)
     assert (found.row["state"], people(found)) == (
@@ -244,7 +244,7 @@ def test_an_attempt_that_is_no_longer_ours_suppresses_nobody(
     id = office.accept(BOB)
     (claim,) = office.claims.claim([id])
     smtpd.reply("RCPT", "550 5.1.1 no such user")
-    found = run(office.delivery._attempt(claim), lambda: True)
+    found = run(office.delivery.recorder.attempt(claim), lambda: True)
     assert found and found.bounced == {0}
     office.sql("UPDATE messages SET attempt = attempt + 1 WHERE id = :id", id=id)
     assert not office.claims.finish(claim, found)

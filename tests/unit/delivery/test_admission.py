@@ -1,21 +1,21 @@
-"""Turns are given in their order, to single mails and to many by turns, and to each account its own."""
+"""Connections are granted in order, to single mails and batches in turn, and to each account its own."""
 
 import threading
 from collections.abc import Iterator
 
 import pytest
 
-from mailroom.delivery import admission as turns_module
-from mailroom.delivery.admission import PLENTY, WAITING_PER_CONNECTION, Admission
+from mailroom.delivery import admission as admission_module
+from mailroom.delivery.admission import UNLIMITED, WAITING_PER_CONNECTION, Admission
 from tests.services import wait_until
 
 
 class Line:
-    """Threads that ask for a turn one after the other, and end it when told."""
+    """Threads that request a connection one after the other, and end when told."""
 
-    def __init__(self, turns: Admission) -> None:
-        self.turns = turns
-        self.share = turns._shares["default"]
+    def __init__(self, admission: Admission) -> None:
+        self.admission = admission
+        self.share = admission._shares["default"]
         self.admitted: list[str] = []
         self.withdrawn: list[str] = []
         self.ends: dict[str, threading.Event] = {}
@@ -33,29 +33,29 @@ class Line:
         self.ends[name].set()
 
     def _count(self) -> int:
-        waiting = len(self.share.singles) + len(self.turns._to_be_alone)
+        waiting = len(self.share.singles) + len(self.admission._exclusive_waiting)
         return waiting + len(self.admitted) + len(self.withdrawn)
 
     def _take(self, name: str) -> None:
-        with self.turns.shared() as is_given:
-            (self.admitted if is_given else self.withdrawn).append(name)
+        with self.admission.shared() as is_admitted:
+            (self.admitted if is_admitted else self.withdrawn).append(name)
             self.ends[name].wait(60)
 
     def _take_alone(self, name: str) -> None:
-        with self.turns.alone(), self.turns.at_once("default"):
+        with self.admission.exclusive(), self.admission.without_waiting("default"):
             self.admitted.append(name)
             self.ends[name].wait(60)
 
 
-class Group:
-    """One that asks for many turns, and counts those it was given."""
+class Batch:
+    """A batch that requests many connections, and counts those that are granted."""
 
-    def __init__(self, turns: Admission, account: str, most: int) -> None:
-        self.given = self.withdrawn = 0
-        turns.ask(account, most, self._take, self._leave)
+    def __init__(self, admission: Admission, account: str, most: int) -> None:
+        self.granted = self.withdrawn = 0
+        admission.request(account, most, self._take, self._leave)
 
     def _take(self, count: int) -> None:
-        self.given += count
+        self.granted += count
 
     def _leave(self, count: int) -> None:
         self.withdrawn += count
@@ -74,7 +74,7 @@ def line() -> Iterator[Line]:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever does not end at once hangs."""
-    monkeypatch.setattr(turns_module, "HANGS_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(admission_module, "HANGS_AFTER_SECONDS", 0.0)
 
 
 def test_whoever_came_first_is_let_in_first(line: Line) -> None:
@@ -88,49 +88,49 @@ def test_whoever_came_first_is_let_in_first(line: Line) -> None:
 
 
 def test_one_that_ends_and_asks_again_goes_to_the_end_of_the_line() -> None:
-    turns, order = Admission(1), list[str]()
-    first = turns.shared()
+    admission, order = Admission(1), list[str]()
+    first = admission.shared()
     first.__enter__()
-    waiting = threading.Thread(target=lambda: _note(turns, order))
+    waiting = threading.Thread(target=lambda: _note(admission, order))
     waiting.start()
-    wait_until(lambda: len(turns._shares["default"].singles) == 1, 60, what="the other waits")
+    wait_until(lambda: len(admission._shares["default"].singles) == 1, 60, what="the other waits")
     first.__exit__(None, None, None)
-    with turns.shared():
+    with admission.shared():
         order.append("again")
     waiting.join(60)
     assert order == ["other", "again"]
 
 
-def _note(turns: Admission, order: list[str]) -> None:
-    with turns.shared():
+def _note(admission: Admission, order: list[str]) -> None:
+    with admission.shared():
         order.append("other")
 
 
 def test_who_asks_for_many_gets_what_is_free_and_the_rest_before_those_who_came_later() -> None:
-    turns = Admission(10)
-    first, second = Group(turns, "default", 3), Group(turns, "default", 9)
-    third = Group(turns, "default", 8)
-    assert (first.given, second.given, third.given) == (3, 7, 0)
+    admission = Admission(10)
+    first, second = Batch(admission, "default", 3), Batch(admission, "default", 9)
+    third = Batch(admission, "default", 8)
+    assert (first.granted, second.granted, third.granted) == (3, 7, 0)
     for _ in range(3):
-        turns.give_back()
-    assert (first.given, second.given, third.given) == (3, 9, 1)
+        admission.release_connection()
+    assert (first.granted, second.granted, third.granted) == (3, 9, 1)
 
 
 def test_a_single_mail_passes_those_who_ask_for_many_but_not_one_after_the_other(line: Line) -> None:
-    turns = line.turns
-    running = Group(turns, "default", 2)
-    many = [Group(turns, "default", 1) for _ in range(3)]
-    assert running.given == 2
+    admission = line.admission
+    running = Batch(admission, "default", 2)
+    many = [Batch(admission, "default", 1) for _ in range(3)]
+    assert running.granted == 2
     for name in ("a", "b"):
         line.ask(name)
-    turns.give_back()
+    admission.release_connection()
     wait_until(lambda: line.admitted == ["a"], 60, what="the single one is in")
-    turns.give_back()
-    assert [group.given for group in many] == [1, 0, 0]
+    admission.release_connection()
+    assert [batch.granted for batch in many] == [1, 0, 0]
     line.end("a")
     wait_until(lambda: line.admitted == ["a", "b"], 60, what="the next single one is in")
     line.end("b")
-    wait_until(lambda: [group.given for group in many] == [1, 1, 0], 60, what="the next of many is in")
+    wait_until(lambda: [batch.granted for batch in many] == [1, 1, 0], 60, what="the next of many is in")
 
 
 class TestAlone:
@@ -145,13 +145,13 @@ class TestAlone:
         wait_until(lambda: line.admitted == ["a", "alone", "b"], 60, what="the last is in")
 
     def test_one_waits_until_all_is_on_record(self, line: Line) -> None:
-        group = Group(line.turns, "default", 2)
+        batch = Batch(line.admission, "default", 2)
         line.ask("alone", alone=True)
         for _ in range(2):
-            line.turns.give_back()
-        assert (group.given, line.admitted) == (2, [])
+            line.admission.release_connection()
+        assert (batch.granted, line.admitted) == (2, [])
         for _ in range(2):
-            line.turns.leave()
+            line.admission.finish()
         wait_until(lambda: line.admitted == ["alone"], 60, what="it is in")
 
     def test_others_are_let_in_after_each(self, line: Line) -> None:
@@ -164,10 +164,10 @@ class TestAlone:
         wait_until(lambda: line.admitted == ["first", "a", "second"], 60, what="the next is in")
 
     def test_one_does_not_wait_for_those_that_hang(self, line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
-        Group(line.turns, "default", 1)
+        Batch(line.admission, "default", 1)
         line.ask("alone", alone=True)
         assert line.admitted == []
-        monkeypatch.setattr(turns_module, "HANGS_AFTER_SECONDS", 0.0)
+        monkeypatch.setattr(admission_module, "HANGS_AFTER_SECONDS", 0.0)
         wait_until(lambda: line.admitted == ["alone"], 60, what="it is in")
 
     @pytest.mark.usefixtures("hasty")
@@ -180,56 +180,56 @@ class TestAlone:
 class TestAccounts:
     def test_each_has_its_share_and_one_connection_at_least(self) -> None:
         for connections, count, share in ((10, 1, 10), (10, 2, 5), (10, 3, 3), (2, 3, 1)):
-            turns = Admission(connections, {str(n): "" for n in range(count)})
-            assert [Group(turns, str(n), 100).given for n in range(count)] == [share] * count
-            assert turns.connections == share * count
+            admission = Admission(connections, {str(n): "" for n in range(count)})
+            assert [Batch(admission, str(n), 100).granted for n in range(count)] == [share] * count
+            assert admission.connections == share * count
 
     def test_one_whose_turns_do_not_end_keeps_none_from_another(self) -> None:
-        turns = Admission(4, {"stuck": "", "well": ""})
-        stuck, well = Group(turns, "stuck", 10), Group(turns, "well", 10)
+        admission = Admission(4, {"stuck": "", "well": ""})
+        stuck, well = Batch(admission, "stuck", 10), Batch(admission, "well", 10)
         for _ in range(8):
-            turns.give_back("well")
-        assert (stuck.given, well.given) == (2, 10)
+            admission.release_connection("well")
+        assert (stuck.granted, well.granted) == (2, 10)
 
     @pytest.mark.usefixtures("hasty")
     def test_nobody_waits_any_more_for_one_that_hangs_where_there_are_others(self) -> None:
         for servers, withdrawn in (({"stuck": "a"}, 0), ({"stuck": "a", "well": "b"}, 8)):
-            turns = Admission(2 * len(servers), servers)
-            stuck = Group(turns, "stuck", 10)
-            turns.withdraw_hanging()
-            assert (stuck.given, stuck.withdrawn) == (2, withdrawn)
-            assert turns.hanging().keys() == {"stuck"}
-            assert turns.hanging()["stuck"].startswith("its server, a, has taken no mail since 20")
+            admission = Admission(2 * len(servers), servers)
+            stuck = Batch(admission, "stuck", 10)
+            admission.withdraw_hanging()
+            assert (stuck.granted, stuck.withdrawn) == (2, withdrawn)
+            assert admission.hanging().keys() == {"stuck"}
+            assert admission.hanging()["stuck"].startswith("its server, a, has taken no mail since 20")
 
     def test_of_each_no_more_are_claimed_than_its_connections_can_take_soon(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        turns = Admission(4, {"one": "a", "two": "b"})
+        admission = Admission(4, {"one": "a", "two": "b"})
         most = 2 + 2 * WAITING_PER_CONNECTION
-        assert turns.free("one") == (most, "a free connection of account one")
-        Group(turns, "one", 10)
-        assert (turns.free("one").mails, turns.free("two").mails) == (most - 10, most)
-        turns.give_back("one", turns_module.HANGS_AFTER_SECONDS + 1)
-        turns.leave("one")
-        assert turns.free("one").mails == 0  # One that is slow has no line.
-        turns.give_back("one", 0.1)
-        turns.leave("one")
-        assert turns.free("one").mails == most - 8
-        monkeypatch.setattr(turns_module, "HANGS_AFTER_SECONDS", 0.0)
-        assert turns.free("one").mails == 0
-        words = turns.free("one").words
+        assert admission.free("one") == (most, "a free connection of account one")
+        Batch(admission, "one", 10)
+        assert (admission.free("one").mails, admission.free("two").mails) == (most - 10, most)
+        admission.release_connection("one", admission_module.HANGS_AFTER_SECONDS + 1)
+        admission.finish("one")
+        assert admission.free("one").mails == 0  # None waits for one that is slow.
+        admission.release_connection("one", 0.1)
+        admission.finish("one")
+        assert admission.free("one").mails == most - 8
+        monkeypatch.setattr(admission_module, "HANGS_AFTER_SECONDS", 0.0)
+        assert admission.free("one").mails == 0
+        words = admission.free("one").words
         assert "a free connection of account one: its server, a, has taken no mail since 20" in words
 
     def test_one_that_is_the_only_one_takes_all(self) -> None:
-        turns = Admission(4)
-        Group(turns, "default", 10)
-        assert turns.free("default").mails == PLENTY
+        admission = Admission(4)
+        Batch(admission, "default", 10)
+        assert admission.free("default").mails == UNLIMITED
 
 
 def test_when_it_closes_nobody_waits_now_or_later(line: Line) -> None:
-    group = Group(line.turns, "default", 5)
+    batch = Batch(line.admission, "default", 5)
     line.ask("a")
     line.ask("alone", alone=True)
-    line.turns.close()
+    line.admission.close()
     wait_until(lambda: line.withdrawn == ["a"] and line.admitted == ["alone"], 60, what="all are told")
-    assert (group.given, group.withdrawn, Group(line.turns, "default", 5).withdrawn) == (2, 3, 5)
+    assert (batch.granted, batch.withdrawn, Batch(line.admission, "default", 5).withdrawn) == (2, 3, 5)

@@ -66,10 +66,10 @@ class Office:
         self.sessions = Sessions(NextHop(host=smtpd.host, port=smtpd.port, **wanted))
         self.accounts = Accounts(database, self.claims.budgets)
         self.accounts.register()
-        agent = AttemptRunner(
+        runner = AttemptRunner(
             {DEFAULT_ACCOUNT: Sender(ALICE, self.sessions)}, Schedule.parse(SCHEDULE), on_uncertain
         )
-        self.delivery = Delivery(self.claims, agent, Admission(connections))
+        self.delivery = Delivery(self.claims, runner, Admission(connections))
 
     def accept(self, *to: Address, subject: str = "Hello") -> str:
         id = new_id()
@@ -250,13 +250,13 @@ class TestOutcomes:
         self, office: Office, caplog: pytest.LogCaptureFixture
     ) -> None:
         id = office.accept()
-        agent = office.delivery.agent
-        office.delivery.agent = replace(
-            agent, senders={DEFAULT_ACCOUNT: Sender(Address("älice@example.org"), office.sessions)}
+        runner = office.delivery.recorder.runner
+        office.delivery.recorder.runner = replace(
+            runner, senders={DEFAULT_ACCOUNT: Sender(Address("älice@example.org"), office.sessions)}
         )
         assert office.delivery.deliver([id])
         found = office.standing(id)
-        office.delivery.agent = agent
+        office.delivery.recorder.runner = runner
         assert (found.row["state"], found.row["owner"], found.row["reason"]) == (
             "deferred",
             None,
@@ -980,7 +980,7 @@ def test_the_outcome_is_tried_again_less_and_less_often(
 ) -> None:
     waits: list[float] = []
     monkeypatch.setattr(
-        "mailroom.delivery.delivery.time.sleep", lambda seconds: waits.append(seconds) if seconds else None
+        "mailroom.delivery.recorder.time.sleep", lambda seconds: waits.append(seconds) if seconds else None
     )
 
     class Away(Claims):
@@ -989,6 +989,6 @@ def test_the_outcome_is_tried_again_less_and_less_often(
                 raise StoreUnavailable("database: away")
             return super().finish(claim, outcome)
 
-    office.delivery.outbox = Away(office.database, office.heartbeat.id, 20)
+    office.delivery.recorder.claims = Away(office.database, office.heartbeat.id, 20)
     assert office.send().row["state"] == "sent"
     assert waits == [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0]

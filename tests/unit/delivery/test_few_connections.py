@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 
 from mailroom.api.http.serialize import attempts
-from mailroom.delivery import admission as turns_module
+from mailroom.delivery import admission as admission_module
 from mailroom.delivery.admission import Admission
 from mailroom.model.account import AccountState
 from mailroom.model.errors import TooManyConnections
@@ -155,24 +155,24 @@ def test_a_mail_that_hears_of_it_late_loses_no_attempt(
 
 
 def test_one_more_is_tried_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    turns = Admission(10)
+    admission = Admission(10)
     given: list[int] = []
-    turns.ask("default", 100, given.append, given.append)
+    admission.request("default", 100, given.append, given.append)
     for standing in range(1, 8):
-        turns.give_back(refused=TooManyConnections(POSTFIX, code=421, standing=min(standing, 3)))
+        admission.release_connection(refusal=TooManyConnections(POSTFIX, code=421, standing=min(standing, 3)))
     assert sum(given) == 10
-    turns.give_back()
+    admission.release_connection()
     assert sum(given) == 11
-    monkeypatch.setattr(turns_module, "WIDENS_AFTER_SECONDS", -1.0)
-    turns.give_back()
+    monkeypatch.setattr(admission_module, "ADD_CONNECTION_AFTER_SECONDS", -1.0)
+    admission.release_connection()
     assert sum(given) == 13  # The place that became free, and one more.
 
 
 def test_one_is_used_at_least() -> None:
-    turns = Admission(1)
+    admission = Admission(1)
     given: list[int] = []
-    turns.ask("default", 2, given.append, given.append)
-    turns.give_back(refused=TooManyConnections(POSTFIX, code=421, standing=0))
+    admission.request("default", 2, given.append, given.append)
+    admission.release_connection(refusal=TooManyConnections(POSTFIX, code=421, standing=0))
     assert sum(given) == 2
 
 

@@ -351,7 +351,7 @@ def claim(id: str, count: int) -> Claim:
 def test_groups_take_turns() -> None:
     groups = Groups()
     assert groups.choose(claim("a", 5)) == (0, 1, 2, 3, 4)
-    groups.narrow("a", range(5), answered=3)
+    groups.shrink("a", range(5), answered=3)
     assert [groups.choose(claim("a", 5)) for _ in range(3)] == [(0, 1), (2, 3), (4, 0)]
     assert groups.choose(claim("b", 5)) == (0, 1, 2, 3, 4)
 
@@ -359,5 +359,5 @@ def test_groups_take_turns() -> None:
 def test_of_mails_in_groups_so_many_are_remembered() -> None:
     groups = Groups()
     for n in range(MAILS_MAX + 1):
-        groups.narrow(f"{n}", range(5), answered=2)
+        groups.shrink(f"{n}", range(5), answered=2)
     assert [len(groups.choose(claim(id, 5))) for id in ("0", "1", f"{MAILS_MAX}")] == [5, 1, 1]
