@@ -1,4 +1,7 @@
-"""The process a job runs in: reads requests, answers with lines (process_pool.py is the other side), and ends with its parent."""
+"""The process a job runs in: reads requests and replies in JSON, a line each, and ends with its parent.
+
+pooled_process.py is the other side.
+"""
 
 import base64
 import faulthandler
@@ -23,73 +26,74 @@ from mailroom.jobs.registry import Interrupted, JobType, Result, job_type, resul
 
 #: Our own descriptors begin here, out of the way of a job that closes or replaces 0, 1 and 2.
 FIRST_FD = 100
-#: Mail and web come first where the processor is short.
+#: Mail and web come first if the processor is busy.
 NICE = 5
 STEP_MAX_CHARACTERS = 200
 ERROR_MAX_CHARACTERS = 1000
 
+Send = Callable[[dict[str, Any]], None]  #: sends a message to the parent
+
 
 class Job:
-    """A requested job, and what its function gets as its progress."""
+    """A requested job; its function gets this as its progress."""
 
-    def __init__(self, request: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, request: dict[str, Any], send: Send) -> None:
         self.id: str = request["id"]
         self.name: str = request["name"]
         self.args: dict[str, Any] = request["args"]
-        self._tell = tell
+        self._send = send
         self._unwanted = threading.Event()
         self._fraction = 0.0
         self._process = os.getpid()
 
     def __call__(self, fraction: float, step: str = "") -> None:
-        if self.is_in_a_copy():
+        if self.is_in_fork():
             return
         if self._unwanted.is_set():
             raise Interrupted
-        self._fraction = known if math.isfinite(known := float(fraction)) else self._fraction
-        self.tell({"progress": self._fraction, "step": str(step)[:STEP_MAX_CHARACTERS]})
+        if math.isfinite(number := float(fraction)):
+            self._fraction = number
+        self.send({"progress": self._fraction, "step": str(step)[:STEP_MAX_CHARACTERS]})
 
     def wait(self, seconds: float) -> None:
-        if self.is_in_a_copy():
-            time.sleep(
-                seconds
-            )  # It ends with this process; the event could be locked for ever by a thread that was not copied.
+        if self.is_in_fork():
+            # A fork ends with this process; the event could be locked for ever by a thread that was not
+            # copied.
+            time.sleep(seconds)
         elif self._unwanted.wait(seconds):
             raise Interrupted
 
     def stop(self) -> None:
-        """Stop what is not wanted, or over: a thread that it left behind shall not go on either."""
+        """Interrupt the job, or a thread that it left behind when it ended."""
         self._unwanted.set()
 
-    def tell(self, line: dict[str, Any]) -> None:
-        self._tell({"id": self.id, **line})
+    def send(self, message: dict[str, Any]) -> None:
+        self._send({"id": self.id, **message})
 
-    def is_in_a_copy(self) -> bool:
-        """Tell whether the job forked this process, which must not speak for the one it was copied from."""
+    def is_in_fork(self) -> bool:
+        """Tell whether the job forked this process; a fork must not speak for its parent."""
         return os.getpid() != self._process
 
 
 def main(modules: list[str]) -> NoReturn:
-    requests, answers, output, null = (_high(fd) for fd in (0, 1, 2, os.open(os.devnull, os.O_RDWR)))
+    requests, replies, output, null = (_high(fd) for fd in (0, 1, 2, os.open(os.devnull, os.O_RDWR)))
     home = Path.cwd()
-    tell = partial(_tell, answers, threading.Lock())
+    send = partial(_send, replies, threading.Lock())
     jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(requests, tell, jobs), daemon=True).start()
+    threading.Thread(target=_listen, args=(requests, send, jobs), daemon=True).start()
     try:
-        _tidy(output, null, home)
-        _yield_to_others()
+        _restore(output, null, home)
+        _lower_priority()
         faulthandler.enable()
-        _load(modules, tell)
+        _load(modules, send)
         while True:
             job = jobs.get()
-            _tidy(output, null, home)
-            job.tell(
-                {"begun": True}
-            )  # From here on it cannot be given to another child as if it had not run.
-            answer = _answer(job)
+            _restore(output, null, home)
+            job.send({"begun": True})  # From here on no other child may get the job as if it had not run.
+            reply = _run(job)
             _flush()
             job.stop()
-            job.tell(answer)
+            job.send(reply)
     except BaseException:  # No module, no descriptors any more, or an alarm that a job left behind.
         traceback.print_exc()
     finally:
@@ -102,29 +106,30 @@ def _high(fd: int) -> int:
     return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FIRST_FD)
 
 
-def _tell(answers: int, lock: threading.Lock, line: dict[str, Any]) -> None:
-    data = memoryview(json.dumps(line).encode() + b"\n")
+def _send(replies: int, lock: threading.Lock, message: dict[str, Any]) -> None:
+    data = memoryview(json.dumps(message).encode() + b"\n")
     with lock:
         while data:
-            data = data[os.write(answers, data) :]
+            data = data[os.write(replies, data) :]
 
 
-def _yield_to_others() -> None:
+def _lower_priority() -> None:
     os.nice(NICE)
     with suppress(OSError):
-        # Where Linux groups processes by session (autogroup), nice counts within ours only, and the session has a nice of its own.
+        # Where Linux groups processes by session (autogroup), nice counts only within our session, which has
+        # a nice of its own.
         Path("/proc/self/autogroup").write_text(str(NICE))
 
 
-def _listen(requests: int, tell: Callable[[dict[str, Any]], None], jobs: "queue.SimpleQueue[Job]") -> None:
-    """Hand requests on; at the end of them the parent is gone, and so are we, with all that the jobs started."""
+def _listen(requests: int, send: Send, jobs: "queue.SimpleQueue[Job]") -> None:
+    """Queue requests; when they end the parent is gone, and this process ends with all that jobs started."""
     try:
         latest: Job | None = None
         with os.fdopen(requests, "rb", closefd=False) as lines:
             for line in lines:
                 request = json.loads(line)
                 if "interrupt" not in request:
-                    latest = Job(request, tell)
+                    latest = Job(request, send)
                     jobs.put(latest)
                 elif latest and latest.id == request["interrupt"]:
                     latest.stop()
@@ -132,26 +137,27 @@ def _listen(requests: int, tell: Callable[[dict[str, Any]], None], jobs: "queue.
         os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
-def _load(modules: list[str], tell: Callable[[dict[str, Any]], None]) -> None:
-    """Import what has the job types; where that fails no job can run here, and the next child tries again."""
+def _load(modules: list[str], send: Send) -> None:
+    """Import the modules with job types; if that fails no job can run here, and the next child tries."""
     try:
         for name in modules:
             import_module(name)
     except BaseException as e:
-        tell({"broken": f"{name} cannot be imported: {_words(e)}"})
+        send({"broken": f"{name} cannot be imported: {_describe(e)}"})
         raise
 
 
-def _tidy(output: int, null: int, home: Path) -> None:
-    """Give a job what an earlier one may have closed, replaced or left: standard streams and working directory."""
-    for fd, known in enumerate((null, output, output)):
-        os.dup2(known, fd)
-    sys.stdin, sys.stdout, sys.stderr = open(0, closefd=False), _printer(1), _printer(2)  # noqa: SIM115  # for the whole job
+def _restore(output: int, null: int, home: Path) -> None:
+    """Restore the standard streams and the working directory, which the last job may have changed."""
+    for fd, source in enumerate((null, output, output)):
+        os.dup2(source, fd)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115  # for the whole job
+    sys.stdout, sys.stderr = _open_output(1), _open_output(2)
     with suppress(OSError):
         os.chdir(home)
 
 
-def _printer(fd: int) -> Any:
+def _open_output(fd: int) -> Any:
     return open(fd, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
 
 
@@ -161,36 +167,36 @@ def _flush() -> None:
             stream.flush()
 
 
-def _answer(job: Job) -> dict[str, Any]:
-    """Run it, and return what to tell of its end, whatever that is."""
+def _run(job: Job) -> dict[str, Any]:
+    """Run a job and return its last message, however it ends."""
+    context: AbstractContextManager[object] = nullcontext()
     try:
         kind = job_type(job.name)
         args = kind.check(job.args)
-        context: AbstractContextManager[object] = (
-            _application().app_context() if kind.app_context else nullcontext()
-        )
+        if kind.app_context:
+            context = _application().app_context()
         with context:
-            return _told(result_of(_call(kind, args, job)))
-    except BaseException as e:  # sys.exit() in a job must not end the child in silence.
-        return {"error": _words(e)}
+            return _result_message(result_of(_call(kind, args, job)))
+    except BaseException as e:  # sys.exit() in a job must not end the child without a reply.
+        return {"error": _describe(e)}
 
 
 def _call(kind: JobType, args: dict[str, Any], job: Job) -> Any:
-    """Call the function. A copy that it forked, and that comes back from it, ends here."""
+    """Call the function. A process that it forked, and that returns from it, ends here."""
     try:
-        if not job.is_in_a_copy():
+        if not job.is_in_fork():
             job.wait(0)  # It may have been interrupted before it began.
         returned = kind.call(args, job)
     except BaseException as e:
-        if job.is_in_a_copy():
-            _end_copy(e)
+        if job.is_in_fork():
+            _end_fork(e)
         raise
-    if job.is_in_a_copy():
-        _end_copy(None)
+    if job.is_in_fork():
+        _end_fork(None)
     return returned
 
 
-def _end_copy(error: BaseException | None) -> NoReturn:
+def _end_fork(error: BaseException | None) -> NoReturn:
     """End as a program would: the job may wait for this exit status."""
     status = 1 if error else 0
     if isinstance(error, SystemExit) and isinstance(error.code, int | None):
@@ -203,30 +209,31 @@ def _end_copy(error: BaseException | None) -> NoReturn:
 
 @cache
 def _application() -> Any:
-    """Return the Flask application of FLASK_APP, or of app.py, as `flask run` finds it."""
-    # Imported only here: a child whose jobs want no application starts without Flask.
+    """Return the Flask application of FLASK_APP, or of app.py, as `flask run` does."""
+    # Imported only here: a child whose jobs need no application starts without Flask.
     return import_module("flask.cli").ScriptInfo(app_import_path=os.environ.get("FLASK_APP")).load_app()
 
 
-def _told(result: Result) -> dict[str, Any]:
-    """Raises TypeError: the file's fields are not of the types they should be."""
+def _result_message(result: Result) -> dict[str, Any]:
+    """Return the last message of a job that succeeded.
+
+    Raises:
+      TypeError: the file's name or type is not text.
+    """
     if (file := result.file) is None:
         return {"result": result.value}
-    if not (isinstance(file.name, str) and isinstance(file.content_type, str)):
-        raise TypeError(
-            f"a file's name and type are text, got {file.name!r:.100} and {file.content_type!r:.100}"
-        )
+    name, content_type = file.name, file.content_type
+    if not (isinstance(name, str) and isinstance(content_type, str)):
+        raise TypeError(f"a file's name and type are text, got {name!r:.100} and {content_type!r:.100}")
     content = base64.b64encode(file.content).decode()
-    return {
-        "result": result.value,
-        "file": {"name": file.name, "content_type": file.content_type, "content": content},
-    }
+    fields = {"name": name, "content_type": content_type, "content": content}
+    return {"result": result.value, "file": fields}
 
 
-def _words(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     try:
         return f"{type(error).__name__}: {error}"[:ERROR_MAX_CHARACTERS]
-    except Exception:  # its __str__ is broken
+    except Exception:  # Its __str__ is broken.
         return type(error).__name__
 
 

@@ -1,4 +1,4 @@
-"""The job types, by name. A job is a plain function; it knows nothing of Celery or mail.
+"""Registers job types by name. A job is a plain function that knows nothing of Celery or mail.
 
 @job("thumbnail", queue="images", timeout_seconds=60)
 def thumbnail(image: bytes, width: int, progress: Progress) -> File: ...
@@ -7,7 +7,7 @@ def thumbnail(image: bytes, width: int, progress: Progress) -> File: ...
 import inspect
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Protocol, TypeVar, get_type_hints
@@ -23,16 +23,18 @@ DEFAULT_TIMEOUT_SECONDS = 3600.0
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-
-#: What a job may return: as JSON, and the file of it.
+#: Limit for a job's result as JSON.
 RESULT_MAX_BYTES = 1_000_000
-#: A result goes through four readers of JSON; each gives up at a depth of its own, and one of them reads it for the mail.
+#: A result goes through four JSON parsers, one of them for the mail, and each has a depth limit of its own.
 RESULT_DEPTH_MAX = 100
+#: Limit for the file that a job returns.
 FILE_MAX_BYTES = 10_000_000
-#: Wrong arguments that are told, and how much of each one's name.
+#: An error names at most so many wrong arguments, and of each name so many characters.
 ERRORS_MAX = 20
 NAME_MAX_CHARACTERS = 80
-#: How pydantic begins: "Input should be a valid number", "String should have at most 3 characters", "Invalid JSON: lone surrogate".
+VALUE_MAX_CHARACTERS = 80
+#: How pydantic's messages begin: "Input should be a valid number", "String should have at most 3 characters",
+#: "Invalid JSON: lone surrogate".
 _EXPECTED = re.compile(r"\A(?:\w+ should (?:be|have) |Invalid )")
 
 
@@ -41,22 +43,22 @@ class UnknownJob(MailroomError):
 
 
 class Progress(Protocol):
-    """The progress of a job, which may ask for it by an argument of this type."""
+    """Reports the progress of a job; a job function gets it by an argument of this type."""
 
     def __call__(self, fraction: float, step: str = "") -> None:
-        """Say how far it is, from 0 to 1, and what it does now."""
+        """Report how far the job is, from 0 to 1, and what it does now."""
 
     def wait(self, seconds: float) -> None:
-        """Sleep, but end with `Interrupted` as soon as the job is no longer wanted here."""
+        """Sleep; raises Interrupted as soon as the job is no longer wanted here."""
 
 
 class Interrupted(Exception):
-    """Raised inside a job whose worker stops, or which somebody canceled: let it pass."""
+    """Raised inside a job whose worker stops, or which was canceled: do not catch it."""
 
 
 @dataclass(frozen=True)
 class File:
-    """A file that a job made, and returns: clients can fetch it, and its mail carries it."""
+    """A file that a job returns: clients can download it, and the job's mail has it as an attachment."""
 
     name: str
     content: bytes
@@ -65,21 +67,26 @@ class File:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """The result that a job returned, fit to be kept."""
+    """The result of a job, checked so that it can be stored."""
 
     value: Any  #: as JSON has it
     file: File | None = None
 
 
 def result_of(returned: Any) -> Result:
-    """Return what is kept of it. Raises ValueError or TypeError: it is no JSON, or too much."""
+    """Check what a job function returned, and return what is stored.
+
+    Raises:
+      ValueError, TypeError: it is no JSON, or too large.
+    """
     if isinstance(returned, File):
         if not isinstance(returned.content, bytes):
             raise TypeError(f"a file's content is bytes, got {type(returned.content).__name__}")
         if len(returned.content) > FILE_MAX_BYTES:
             raise ValueError(f"its file has {len(returned.content)} bytes; {FILE_MAX_BYTES} are the most")
-        about = {"name": returned.name, "content_type": returned.content_type, "size": len(returned.content)}
-        return Result(value=_unicode(about), file=returned)
+        size = len(returned.content)
+        description = {"name": returned.name, "content_type": returned.content_type, "size": size}
+        return Result(value=_unicode(description), file=returned)
     if (size := len(json.dumps(returned, allow_nan=False))) > RESULT_MAX_BYTES:
         raise ValueError(f"its result has {size} bytes as JSON; {RESULT_MAX_BYTES} are the most")
     if _is_too_deep(returned):
@@ -88,39 +95,41 @@ def result_of(returned: Any) -> Result:
 
 
 def _unicode(value: Any) -> Any:
-    """Return the JSON without lone surrogates, which only some readers of JSON take (RFC 8259, 8.2)."""
+    """Return JSON without lone surrogates, which only some JSON parsers accept (RFC 8259, 8.2)."""
     text = json.dumps(value, ensure_ascii=False)
-    return json.loads(clean) if (clean := unicode_text(text)) != text else value
+    clean = unicode_text(text)
+    return json.loads(clean) if clean != text else value
 
 
 def _is_too_deep(value: Any) -> bool:
     level = [value]
     for _ in range(RESULT_DEPTH_MAX + 1):
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, dict | list | tuple)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
+        level = [inner for outer in level for inner in _items(outer)]
     return bool(level)
+
+
+def _items(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list | tuple) else ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobType:
-    """A registered function, and how it is to be run."""
+    """A registered function and how it is run."""
 
     name: str
     function: Callable[..., Any]
     queue: str
-    isolated: bool  #: in a child process; else in a thread, for jobs that only wait
-    app_context: bool  #: inside the context of the Flask application that FLASK_APP, or app.py, has
+    isolated: bool  #: runs in a child process; else in a thread, for jobs that only wait
+    app_context: bool  #: runs in the context of the Flask application of FLASK_APP, or of app.py
     timeout_seconds: float
-    max_attempts: int  #: more than 1 only where running it twice does no harm
+    max_attempts: int  #: more than 1 only if running it twice does no harm
     progress_argument: str | None
     arguments: type[BaseModel]
 
     def check(self, args: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments as the annotations want them; for `bytes` they are base64 (RFC 4648).
+        """Convert the arguments to the annotated types; `bytes` come as base64 (RFC 4648).
 
         Raises:
           InvalidMessage: with every wrong argument.
@@ -128,14 +137,10 @@ class JobType:
         try:
             return dict(self.arguments.model_validate_json(json.dumps(args, allow_nan=False)))
         except ValidationError as e:
-            raise InvalidMessage(
-                [self._wrong(error) for error in e.errors(include_url=False)[:ERRORS_MAX]]
-            ) from None
-        except (
-            TypeError,
-            ValueError,
-            RecursionError,
-        ) as e:  # Over the queue comes what JSON does not have: NaN, and any depth.
+            errors = e.errors(include_url=False)[:ERRORS_MAX]
+            raise InvalidMessage([self._field_error(error) for error in errors]) from None
+        except (TypeError, ValueError, RecursionError) as e:
+            # The queue also carries what JSON does not have: NaN, and any depth.
             raise InvalidMessage([FieldError("#/args", f"expected JSON, got what is none: {e}")]) from None
 
     @property
@@ -143,7 +148,7 @@ class JobType:
         return inspect.getdoc(self.function) or ""
 
     def schema(self) -> dict[str, Any]:
-        """The arguments as JSON Schema."""
+        """Return the JSON Schema of the arguments."""
         schema = self.arguments.model_json_schema()
         for field in schema.get("properties", {}).values():
             if field.pop("format", "") == "binary":
@@ -151,21 +156,25 @@ class JobType:
         return schema
 
     def call(self, args: dict[str, Any], progress: Progress) -> Any:
-        return self.function(**args, **({self.progress_argument: progress} if self.progress_argument else {}))
+        if self.progress_argument:
+            args = {**args, self.progress_argument: progress}
+        return self.function(**args)
 
-    def _wrong(self, error: Any) -> FieldError:
-        """In the words that the fields of a message get."""
-        known = ", ".join(self.arguments.model_fields) or "no argument"
-        detail = {
-            "missing": "expected this argument, got none",
-            "extra_forbidden": f"expected one of {known}, got an argument that is none of them",
-        }.get(error["type"])
-        came = json.dumps(error["input"], default=repr)
-        told = f"{_EXPECTED.sub('expected ', error['msg'])}, got {came if len(came) <= 80 else came[:77] + '...'}"
-        return FieldError(
-            "#/args" + "".join(f"/{quote(str(part)[:NAME_MAX_CHARACTERS])}" for part in error["loc"]),
-            detail or told,
-        )
+    def _field_error(self, error: Any) -> FieldError:
+        """Translate an error of pydantic into the wording of a message's field errors."""
+        path = "".join(f"/{quote(str(part)[:NAME_MAX_CHARACTERS])}" for part in error["loc"])
+        return FieldError(f"#/args{path}", self._detail(error))
+
+    def _detail(self, error: Any) -> str:
+        if error["type"] == "missing":
+            return "expected this argument, got none"
+        if error["type"] == "extra_forbidden":
+            known = ", ".join(self.arguments.model_fields) or "no argument"
+            return f"expected one of {known}, got an argument that is none of them"
+        value = json.dumps(error["input"], default=repr)
+        if len(value) > VALUE_MAX_CHARACTERS:
+            value = value[: VALUE_MAX_CHARACTERS - 3] + "..."
+        return f"{_EXPECTED.sub('expected ', error['msg'])}, got {value}"
 
 
 _types: dict[str, JobType] = {}
@@ -180,25 +189,14 @@ def job(
     timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
     max_attempts: int = 1,
 ) -> Callable[[F], F]:
-    """Register a function under `name`; its annotations say what arguments it takes, its docstring what it does."""
+    """Register a function under `name`: its annotations are its arguments, its docstring describes it."""
     if app_context and not isolated:
-        raise ValueError(
-            f"job {name!r}: an application context is for jobs in a process of their own; leave isolated=False away"
-        )
+        reason = "an application context is for jobs in a process of their own"
+        raise ValueError(f"job {name!r}: {reason}; leave isolated=False away")
 
     def register(function: F) -> F:
-        if name in _types and _types[name].function.__module__ != function.__module__:
-            raise ValueError(
-                f"two job types are named {name!r}, in {_types[name].function.__module__} and {function.__module__}"
-            )
-        hints = get_type_hints(function, include_extras=True)
-        parameters = inspect.signature(function).parameters
-        asks = next((name for name in parameters if hints.get(name) is Progress), None)
-        fields: dict[str, Any] = {
-            p.name: (hints.get(p.name, Any), ... if p.default is p.empty else p.default)
-            for p in parameters.values()
-            if p.name != asks
-        }
+        _check_name(name, function)
+        progress_argument, arguments = _arguments(name, function)
         _types[name] = JobType(
             name=name,
             function=function,
@@ -207,18 +205,40 @@ def job(
             app_context=app_context,
             timeout_seconds=timeout_seconds,
             max_attempts=max_attempts,
-            progress_argument=asks,
-            arguments=create_model(
-                name, __config__=ConfigDict(extra="forbid", val_json_bytes="base64"), **fields
-            ),
+            progress_argument=progress_argument,
+            arguments=arguments,
         )
         return function
 
     return register
 
 
+def _check_name(name: str, function: Callable[..., Any]) -> None:
+    if name in _types and _types[name].function.__module__ != function.__module__:
+        both = f"{_types[name].function.__module__} and {function.__module__}"
+        raise ValueError(f"two job types are named {name!r}, in {both}")
+
+
+def _arguments(name: str, function: Callable[..., Any]) -> tuple[str | None, type[BaseModel]]:
+    """Return the argument of a function that takes its progress, if any, and a model of the others."""
+    hints = get_type_hints(function, include_extras=True)
+    parameters = inspect.signature(function).parameters
+    progress_argument = next((name for name in parameters if hints.get(name) is Progress), None)
+    fields: dict[str, Any] = {}
+    for parameter in parameters.values():
+        if parameter.name != progress_argument:
+            default = ... if parameter.default is parameter.empty else parameter.default
+            fields[parameter.name] = (hints.get(parameter.name, Any), default)
+    config = ConfigDict(extra="forbid", val_json_bytes="base64")
+    return progress_argument, create_model(name, __config__=config, **fields)
+
+
 def job_type(name: str) -> JobType:
-    """Raises UnknownJob."""
+    """Return the type of this name.
+
+    Raises:
+      UnknownJob: there is none.
+    """
     try:
         return _types[name]
     except KeyError:
@@ -231,16 +251,18 @@ def is_known(name: str) -> bool:
 
 
 def job_types() -> list[JobType]:
-    """All that are registered in this process, by name."""
+    """Return the types that are registered in this process, sorted by name."""
     return [_types[name] for name in sorted(_types)]
 
 
 def queues() -> list[str]:
-    """The queues that job types ask for, the default one first."""
+    """Return the queues of all job types, the default one first."""
     return list(dict.fromkeys([DEFAULT_QUEUE, *(kind.queue for kind in _types.values())]))
 
 
 def modules(listed: str) -> list[str]:
-    """The modules of JOBS, ours first; thumbnail needs Pillow, which is not installed by default."""
-    ours = ["mailroom.jobs.builtin", *(["mailroom.jobs.thumbnail"] if find_spec("PIL") else [])]
-    return [*ours, *(name.strip() for name in listed.split(",") if name.strip())]
+    """Return the modules of JOBS, ours first; thumbnail only if Pillow is installed, an extra."""
+    names = ["mailroom.jobs.builtin"]
+    if find_spec("PIL"):
+        names.append("mailroom.jobs.thumbnail")
+    return [*names, *(name.strip() for name in listed.split(",") if name.strip())]

@@ -1,66 +1,43 @@
-"""Runs the jobs of one worker: in threads where they only wait, in child processes where they work."""
+"""Runs the jobs of one worker: in threads if they only wait, in child processes if they work."""
 
 import json
 import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from mailroom.jobs import registry
-from mailroom.jobs.process_pool import Children, ChildTimeout
-from mailroom.jobs.registry import Interrupted, JobType, Result, job_type, result_of
+from mailroom.jobs.job_attempt import JobAttempt, ProgressRecorder, short_text
+from mailroom.jobs.pooled_job import ChildTimeout
+from mailroom.jobs.process_pool import Children
+from mailroom.jobs.registry import File, Interrupted, JobType, Result, job_type, result_of
 from mailroom.jobs.slots import Slots
 from mailroom.model.errors import MailroomError, StoreUnavailable
 from mailroom.model.message import Attachment, file_name
 from mailroom.model.retry import Schedule
-from mailroom.model.text import one_line
 from mailroom.process.supervisor import SupervisedThread
 from mailroom.store.jobs.claims import JobClaim, JobClaims
 from mailroom.store.jobs.jobs import JobEnd, JobState
 
 log = logging.getLogger("mailasync.jobs")
 
-#: How long stopping waits for jobs that may not run twice, before it ends them.
+#: When we stop, time for jobs that may not run twice to end by themselves.
 STOP_SECONDS = 10.0
-#: How long after its timeout a job in a thread may take to notice; then it ends without it.
+#: Time for a job in a thread to notice its timeout; then its end is recorded while its thread still runs.
 NOTICE_SECONDS = 5.0
 RECORD_WAIT_SECONDS = 0.5
-#: When to try again after attempt 1, 2, … where nobody said; the last is repeated.
+#: Waits after attempt 1, 2, … if the request has none; the last one is repeated.
 RETRY = "10s, 1m, 10m"
-#: Progress that comes sooner after the last is written by `watch`, so that a tight loop does not wear out the database.
-PROGRESS_SECONDS = 0.2
-#: What is kept of an error or a step.
-WORDS_MAX_CHARACTERS = 1000
 STOPPED = "ended, as its worker was stopped"
 
 
-@dataclass(eq=False)
-class JobAttempt:
-    """An attempt, while it lasts."""
-
-    claim: JobClaim
-    isolated: bool
-    started: float = field(default_factory=time.monotonic)
-    interrupted: threading.Event = field(
-        default_factory=threading.Event
-    )  #: it is to end: canceled, timed out, or we are stopping
-    settled: bool = False  #: its end is on record, or somebody else's matter
-    told_at: float = 0.0  #: when its progress was written last
-    untold: tuple[float, str] | None = None  #: progress that came too soon after that
-
-    @property
-    def overdue_seconds(self) -> float:
-        return time.monotonic() - self.started - self.claim.timeout_seconds
-
-
 class Runner:
-    """At most `slots` jobs at a time, in threads of its own: mail's threads never wait for a job."""
+    """Runs at most `slots` jobs at a time, in threads of its own: mail's threads never wait for a job."""
 
     def __init__(
         self,
-        runs: JobClaims,
+        claims: JobClaims,
         queues: Sequence[str],
         *,
         slots: int,
@@ -68,16 +45,20 @@ class Runner:
         children: Children,
         queued: Callable[[str], None],
     ) -> None:
-        """`processes`: how many of the jobs may be in child processes; `queued` is told the id of each message that a job let go."""
-        self._runs = runs
-        #: Jobs that are claimed together, by queue and whether they are isolated; who had a turn goes to the end.
-        self._turns = [(queue, isolated) for queue in queues for isolated in (False, True)]
+        """At most `processes` jobs run in child processes.
+
+        `queued` is called with the id of each message that waited for a job and is queued now.
+        """
+        self._claims = claims
+        #: Jobs are claimed by queue and whether they are isolated, in turn: the last one claimed goes to the
+        #: end.
+        self._kinds = [(queue, isolated) for queue in queues for isolated in (False, True)]
         self._slots = Slots(slots, queues)
         self._processes = Slots(processes, [queue for queue in queues if _names(queue, isolated=True)])
         self._children = children
         self._queued = queued
         self._running: set[JobAttempt] = set()
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         self._wanted = threading.Event()
         self._stopping = threading.Event()
         self._dispatcher = SupervisedThread("jobs", self._dispatch, self._stopping)
@@ -90,42 +71,43 @@ class Runner:
         self._wanted.set()
 
     def watch(self) -> None:
-        """End what is no longer wanted here: called about once a second. Looks for due jobs as well."""
-        with self._turn:
+        """End jobs that are canceled, taken over or late, and look for due ones; called each second."""
+        with self._lock:
             running = list(self._running)
-        taken_away = self._runs.taken_away()
-        for run in running:
-            if untold := run.untold:
-                _Reported(self._runs, run).write(*untold)
-            if run.claim.id in taken_away or (not run.isolated and run.overdue_seconds > 0):
-                self._interrupt(run)
-            if not run.isolated and run.overdue_seconds > NOTICE_SECONDS:
-                self._settle(run, _timed_out(run.claim))  # Its thread is lost until it returns by itself.
+        taken_away = self._claims.taken_away()
+        for attempt in running:
+            ProgressRecorder(self._claims, attempt).flush()
+            is_late = not attempt.isolated and attempt.overdue_seconds > 0
+            if is_late or attempt.claim.id in taken_away:
+                self._interrupt(attempt)
+            if is_late and attempt.overdue_seconds > NOTICE_SECONDS:
+                self._settle(attempt, _timed_out(attempt.claim))  # Its thread is lost until the job returns.
         self.wake()
 
     def stop(self) -> None:
-        """Begin no job any more; those that may run again give themselves back, the others get a moment to end."""
+        """Begin no job any more; jobs in threads that may run again are released, the others may end."""
         self._stopping.set()
         self._wanted.set()
-        with self._turn:
-            for run in self._running:
-                if not run.claim.is_last and not run.isolated:
-                    run.interrupted.set()
+        with self._lock:
+            for attempt in self._running:
+                if not attempt.claim.is_last and not attempt.isolated:
+                    attempt.interrupted.set()
 
     def close(self) -> None:
+        """Wait for jobs as long as STOP_SECONDS allow, interrupt the rest, then kill them."""
         self.stop()
         self._dispatcher.join()
         self._wait_until_none_runs(STOP_SECONDS)
-        for run in list(self._running):
-            self._interrupt(run)
+        for attempt in list(self._running):
+            self._interrupt(attempt)
         self._wait_until_none_runs(NOTICE_SECONDS)
         self._children.close()
         self._wait_until_none_runs(NOTICE_SECONDS)
-        for run in list(self._running):  # They look at nothing, and end with this process.
-            if run.claim.is_last:
-                self._settle(run, JobEnd(state=JobState.FAILED, error=STOPPED))
+        for attempt in list(self._running):  # Threads that notice nothing; they end with this process.
+            if attempt.claim.is_last:
+                self._settle(attempt, JobEnd(state=JobState.FAILED, error=STOPPED))
             else:
-                self._give_back(run)
+                self._release(attempt)
 
     def _wait_until_none_runs(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -133,8 +115,8 @@ class Runner:
             time.sleep(0.02)
 
     def _dispatch(self) -> None:
-        with self._turn:
-            self._runs.keep_in_hand([run.claim.id for run in self._running])
+        with self._lock:
+            self._claims.keep_in_hand([attempt.claim.id for attempt in self._running])
         while not self._stopping.is_set():
             self._wanted.wait()
             self._wanted.clear()
@@ -145,155 +127,130 @@ class Runner:
                 log.error("%s", e)
 
     def _begin_some(self) -> int:
-        """Claim what there is room for, and run it; return how many those were."""
+        """Claim as many jobs as there are slots for, and run them; return their number."""
         begun = 0
-        for turn in list(self._turns):
-            queue, isolated = turn
-            with self._turn:
-                limit = (
-                    min(self._slots.free(queue), self._processes.free(queue))
-                    if isolated
-                    else self._slots.free(queue)
-                )
-            names = _names(queue, isolated=isolated)
-            claims = self._runs.claim(queue, names, limit=limit) if limit and names else []
+        for kind in list(self._kinds):
+            queue, isolated = kind
+            limit, names = self._free(queue, isolated), _names(queue, isolated=isolated)
+            claims = self._claims.claim(queue, names, limit=limit) if limit and names else []
             for claim in claims:
                 self._begin(JobAttempt(claim, isolated))
             if claims:
-                self._turns.remove(turn)
-                self._turns.append(turn)
+                self._kinds.remove(kind)
+                self._kinds.append(kind)
             begun += len(claims)
         return begun
 
-    def _begin(self, run: JobAttempt) -> None:
-        with self._turn:
-            self._running.add(run)
-            self._slots.take(run.claim.queue)
-            if run.isolated:
-                self._processes.take(run.claim.queue)
-        # No pool: Python would wait for its threads at the end of the process, and some jobs look at nothing.
-        thread = threading.Thread(target=self._work, args=(run,), name="job", daemon=True)
+    def _free(self, queue: str, isolated: bool) -> int:
+        with self._lock:
+            free = self._slots.free(queue)
+            return min(free, self._processes.free(queue)) if isolated else free
+
+    def _begin(self, attempt: JobAttempt) -> None:
+        with self._lock:
+            self._running.add(attempt)
+            self._slots.acquire(attempt.claim.queue)
+            if attempt.isolated:
+                self._processes.acquire(attempt.claim.queue)
+        # No pool: Python waits for a pool's threads at exit, and some jobs never notice that they are to end.
+        thread = threading.Thread(target=self._work, args=(attempt,), name="job", daemon=True)
         try:
             thread.start()
-        except BaseException:  # Such as RuntimeError, where there are as many threads as there may be.
-            self._leave(run)
+        except BaseException:  # RuntimeError, if the system allows no more threads.
+            self._free_slot(attempt)
             raise
 
-    def _work(self, run: JobAttempt) -> None:
+    def _work(self, attempt: JobAttempt) -> None:
         try:
-            end = self._end(run)
+            end = self._run(attempt)
             if end is None:
-                self._give_back(run)
+                self._release(attempt)
             else:
-                self._settle(run, end)
+                self._settle(attempt, end)
         except Exception:
-            log.exception("job %s could not be settled", run.claim.id)
+            log.exception("job %s could not be settled", attempt.claim.id)
         finally:
-            self._leave(run)
+            self._free_slot(attempt)
             self.wake()
 
-    def _leave(self, run: JobAttempt) -> None:
-        with self._turn:
-            if run in self._running:
-                self._running.remove(run)
-                self._slots.give_back(run.claim.queue)
-                if run.isolated:
-                    self._processes.give_back(run.claim.queue)
+    def _free_slot(self, attempt: JobAttempt) -> None:
+        with self._lock:
+            if attempt in self._running:
+                self._running.remove(attempt)
+                self._slots.release(attempt.claim.queue)
+                if attempt.isolated:
+                    self._processes.release(attempt.claim.queue)
 
-    def _end(self, run: JobAttempt) -> JobEnd | None:
-        """Run it; None if it was broken off and may run again, or has not begun before we stop."""
-        claim = run.claim
+    def _run(self, attempt: JobAttempt) -> JobEnd | None:
+        """Run a job; None if it is to be released: it was interrupted and may run again, or never began."""
         if self._stopping.is_set():
             return None
-        try:
-            result = self._call(job_type(claim.name), run)
-            made = result.file
-            return JobEnd(
-                state=JobState.SUCCEEDED,
-                result=json.dumps(result.value),
-                file=Attachment(file_name(made.name), _words(made.content_type), made.content)
-                if made
-                else None,
-            )
-        except Interrupted:
-            end = None
-            if not run.interrupted.is_set():
-                end = JobEnd(
-                    state=JobState.FAILED, error="it raised Interrupted, and nobody had interrupted it"
-                )
-            elif not run.isolated and run.overdue_seconds > 0:
-                end = _timed_out(claim)
-        except ChildTimeout as e:
-            end = JobEnd(state=JobState.TIMED_OUT, error=_words(e))
-        except MailroomError as e:
-            end = JobEnd(state=JobState.FAILED, error=_words(e))
-        except Exception as e:
-            end = JobEnd(state=JobState.FAILED, error=_words(f"{type(e).__name__}: {e}"))
-        if self._stopping.is_set() and (
-            end is None or (run.interrupted.is_set() and end.state is not JobState.SUCCEEDED)
-        ):
-            end = JobEnd(state=JobState.FAILED, error=STOPPED) if claim.is_last else None
+        end = self._end(attempt)
+        if not self._stopping.is_set():
+            return end
+        if end is None or (attempt.interrupted.is_set() and end.state is not JobState.SUCCEEDED):
+            return JobEnd(state=JobState.FAILED, error=STOPPED) if attempt.claim.is_last else None
         return end
 
-    def _call(self, kind: JobType, run: JobAttempt) -> Result:
-        progress = _Reported(self._runs, run)
-        if run.isolated:
+    def _end(self, attempt: JobAttempt) -> JobEnd | None:
+        """Run a job and return how it ended; None if it was interrupted before its timeout."""
+        try:
+            return _succeeded(self._call(job_type(attempt.claim.name), attempt))
+        except Interrupted:
+            if not attempt.interrupted.is_set():
+                error = "it raised Interrupted, and nobody had interrupted it"
+                return JobEnd(state=JobState.FAILED, error=error)
+            is_late = not attempt.isolated and attempt.overdue_seconds > 0
+            return _timed_out(attempt.claim) if is_late else None
+        except ChildTimeout as e:
+            return JobEnd(state=JobState.TIMED_OUT, error=short_text(e))
+        except MailroomError as e:
+            return JobEnd(state=JobState.FAILED, error=short_text(e))
+        except Exception as e:
+            return JobEnd(state=JobState.FAILED, error=short_text(f"{type(e).__name__}: {e}"))
+
+    def _call(self, kind: JobType, attempt: JobAttempt) -> Result:
+        claim, progress = attempt.claim, ProgressRecorder(self._claims, attempt)
+        if attempt.isolated:
             return self._children.run(
-                run.claim.id,
-                run.claim.name,
-                run.claim.args,
-                timeout_seconds=run.claim.timeout_seconds,
-                progress=progress,
+                claim.id, claim.name, claim.args, timeout_seconds=claim.timeout_seconds, progress=progress
             )
-        return result_of(kind.call(kind.check(run.claim.args), progress))
+        return result_of(kind.call(kind.check(claim.args), progress))
 
-    def _interrupt(self, run: JobAttempt) -> None:
-        run.interrupted.set()
-        if run.isolated:
-            self._children.interrupt(run.claim.id)
+    def _interrupt(self, attempt: JobAttempt) -> None:
+        attempt.interrupted.set()
+        if attempt.isolated:
+            self._children.interrupt(attempt.claim.id)
 
-    def _settle(self, run: JobAttempt, end: JobEnd) -> None:
-        with self._turn:
-            if run.settled:
+    def _settle(self, attempt: JobAttempt, end: JobEnd) -> None:
+        """Record how a job ended, once, and queue the message that waited for it."""
+        with self._lock:
+            if attempt.settled:
                 return
-            run.settled = True
-        claim = run.claim
-        if untold := run.untold:
-            _Reported(self._runs, run).write(*untold)
+            attempt.settled = True
+        claim = attempt.claim
+        ProgressRecorder(self._claims, attempt).flush()
         if end.state is not JobState.SUCCEEDED and not claim.is_last:
             end = JobEnd(state=end.state, error=end.error, wait_seconds=_wait_seconds(claim))
         released = self._until_committed(lambda: self._finish(claim, end))
-        how = (
-            end.state
-            if released is not None
-            else f"{end.state}, as is on record already, or it was canceled or given to others,"
-        )
-        log.info(
-            "job %s (%s) attempt %d: %s in %.2fs",
-            claim.id,
-            claim.name,
-            claim.attempt,
-            how,
-            time.monotonic() - run.started,
-        )
+        _log_end(attempt, end, is_recorded=released is not None)
         for id in released or ():
             self._queued(id)
 
     def _finish(self, claim: JobClaim, end: JobEnd) -> list[str] | None:
         try:
-            return self._runs.finish(claim, end)
+            return self._claims.finish(claim, end)
         except StoreUnavailable:
             raise
-        except Exception:  # The job is over all the same, and must not be left as running.
+        except Exception:  # The job is over all the same, and must not stay "running".
             log.exception("the end of job %s cannot be kept as it is", claim.id)
-            return self._runs.finish(
-                claim,
-                JobEnd(state=JobState.FAILED, error="its end could not be kept; the worker's log tells why"),
-            )
+            error = "its end could not be kept; the worker's log tells why"
+            return self._claims.finish(claim, JobEnd(state=JobState.FAILED, error=error))
 
-    def _give_back(self, run: JobAttempt) -> None:
-        if self._until_committed(lambda: self._runs.release(run.claim)):
-            log.info("job %s (%s): given back, as this worker stops", run.claim.id, run.claim.name)
+    def _release(self, attempt: JobAttempt) -> None:
+        claim = attempt.claim
+        if self._until_committed(lambda: self._claims.release(claim)):
+            log.info("job %s (%s): given back, as this worker stops", claim.id, claim.name)
 
     def _until_committed(self, write: Callable[[], Any]) -> Any:
         """Write until it is committed; when we stop, the lease will settle what cannot be written."""
@@ -306,40 +263,17 @@ class Runner:
                     return None
 
 
-@dataclass(frozen=True)
-class _Reported:
-    """Progress as rows, a few a second at most; raises Interrupted where the job is no longer wanted here."""
-
-    runs: JobClaims
-    run: JobAttempt
-
-    def __call__(self, fraction: float, step: str = "") -> None:
-        fraction, step = (
-            float(fraction),
-            str(step),
-        )  # Here, as what an untyped job says may be none, and this is its thread.
-        if time.monotonic() - self.run.told_at < PROGRESS_SECONDS:
-            self.run.untold = (fraction, step)
-        else:
-            self.write(fraction, step)
-        if self.run.interrupted.is_set():
-            raise Interrupted
-
-    def write(self, fraction: float, step: str) -> None:
-        self.run.told_at, self.run.untold = time.monotonic(), None
-        try:
-            if not self.runs.progress(self.run.claim, fraction, _words(step)):
-                self.run.interrupted.set()
-        except StoreUnavailable:
-            pass  # Progress is a courtesy; the next report may get through.
-
-    def wait(self, seconds: float) -> None:
-        if self.run.interrupted.wait(seconds):
-            raise Interrupted
-
-
 def _names(queue: str, *, isolated: bool) -> list[str]:
     return [kind.name for kind in registry.job_types() if kind.queue == queue and kind.isolated is isolated]
+
+
+def _succeeded(result: Result) -> JobEnd:
+    attachment = _attachment(result.file) if result.file else None
+    return JobEnd(state=JobState.SUCCEEDED, result=json.dumps(result.value), file=attachment)
+
+
+def _attachment(file: File) -> Attachment:
+    return Attachment(file_name(file.name), short_text(file.content_type), file.content)
 
 
 def _timed_out(claim: JobClaim) -> JobEnd:
@@ -351,6 +285,8 @@ def _wait_seconds(claim: JobClaim) -> float:
     return schedule.wait_seconds(min(claim.counted, len(schedule.waits))) or 0.0
 
 
-def _words(text: object) -> str:
-    """Return a job's words on one line."""
-    return one_line(text, most=WORDS_MAX_CHARACTERS)
+def _log_end(attempt: JobAttempt, end: JobEnd, *, is_recorded: bool) -> None:
+    claim, seconds, result = attempt.claim, time.monotonic() - attempt.started_at, str(end.state)
+    if not is_recorded:
+        result += ", as is on record already, or it was canceled or given to others,"
+    log.info("job %s (%s) attempt %d: %s in %.2fs", claim.id, claim.name, claim.attempt, result, seconds)

@@ -10,20 +10,23 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Slots:
-    """`total` places for the jobs of `queues`. While there is room for it, one is kept for each queue that has nothing running."""
+    """The `total` slots of a worker, shared by the jobs of `queues`.
+
+    One slot is reserved for each queue with no running job, if there are at least two slots for each queue.
+    """
 
     total: int
     queues: Sequence[str]
-    _taken: Counter[str] = field(default_factory=Counter)
+    _used: Counter[str] = field(default_factory=Counter)
 
     def free(self, queue: str) -> int:
         """Return how many more jobs of this queue may begin now."""
-        idle = sum(1 for other in self.queues if other != queue and not self._taken[other])
-        kept = idle if self.total >= 2 * len(self.queues) else 0
-        return max(0, self.total - self._taken.total() - kept)
+        idle = sum(1 for other in self.queues if other != queue and not self._used[other])
+        reserved = idle if self.total >= 2 * len(self.queues) else 0
+        return max(0, self.total - self._used.total() - reserved)
 
-    def take(self, queue: str) -> None:
-        self._taken[queue] += 1
+    def acquire(self, queue: str) -> None:
+        self._used[queue] += 1
 
-    def give_back(self, queue: str) -> None:
-        self._taken[queue] -= 1
+    def release(self, queue: str) -> None:
+        self._used[queue] -= 1

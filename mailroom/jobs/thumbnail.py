@@ -1,4 +1,4 @@
-"""The shipped job that makes an image smaller. It needs Pillow, an extra, and is there only where that is installed."""
+"""Makes an image smaller: a job type that is there if Pillow, an extra, is installed."""
 
 import warnings
 from io import BytesIO
@@ -10,14 +10,15 @@ from pydantic import Field
 from mailroom.jobs.registry import File, Progress, job
 
 WIDTH_MAX = 4000
-#: Of JPEG and WebP, from 0 to 100.
+#: Quality of JPEG and WebP, from 0 to 100.
 QUALITY = 85
-#: What is read, with the ending of what is written. No other of Pillow's readers is ever tried: the one for EPS runs Ghostscript.
+#: The formats that are read, with the file ending. No other reader of Pillow is ever tried: the one for EPS
+#: runs Ghostscript.
 ENDINGS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "GIF": "gif"}
-#: EXIF's orientations from here on lie on their side.
-ON_ITS_SIDE = 5
+#: From this value on, an EXIF orientation swaps width and height.
+SWAPPED_ORIENTATION = 5
 
-#: Of an image that is taken: 200 MB once it is decoded. A small file can claim to be a huge image.
+#: 200 MB once it is decoded. A small file can claim to be a huge image.
 Image.MAX_IMAGE_PIXELS = 50_000_000
 
 
@@ -25,9 +26,10 @@ Image.MAX_IMAGE_PIXELS = 50_000_000
 def thumbnail(
     image: bytes, progress: Progress, width: Annotated[int, Field(ge=1, le=WIDTH_MAX)] = 200
 ) -> File:
-    """Make a PNG, JPEG, WebP or GIF this many pixels wide, in its own format; one that is no wider stays as large as it is.
+    """Make a PNG, JPEG, WebP or GIF this many pixels wide, in its own format; a narrower one keeps its size.
 
-    It is turned as its camera was held; where and with what it was taken is left out. Of a moving image it is the first frame.
+    It is turned as its camera was held; metadata such as place and camera are left out. An animation becomes
+    its first frame.
     """
     progress(0, "read")
     try:
@@ -36,17 +38,14 @@ def thumbnail(
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             small, format = _read(image, width)
     except UnidentifiedImageError:
-        raise ValueError(
-            f"expected a PNG, JPEG, WebP or GIF image, got {len(image)} bytes that are none"
-        ) from None
+        size = len(image)
+        raise ValueError(f"expected a PNG, JPEG, WebP or GIF image, got {size} bytes that are none") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ValueError(
-            f"expected an image of at most {Image.MAX_IMAGE_PIXELS} pixels, got a larger one"
-        ) from None
-    except Exception as e:  # Whatever a broken file leads Pillow to.
-        raise ValueError(
-            f"expected a whole image, got one that cannot be read: {e or type(e).__name__}"
-        ) from None
+        most = Image.MAX_IMAGE_PIXELS
+        raise ValueError(f"expected an image of at most {most} pixels, got a larger one") from None
+    except Exception as e:  # Pillow raises almost anything at a broken file.
+        reason = e or type(e).__name__
+        raise ValueError(f"expected a whole image, got one that cannot be read: {reason}") from None
     progress(0.9, "write")
     written = BytesIO()
     small.save(written, format, quality=QUALITY, icc_profile=small.info.get("icc_profile"))
@@ -54,36 +53,31 @@ def thumbnail(
 
 
 def _read(image: bytes, width: int) -> tuple[Image.Image, str]:
-    """The small image, with nothing but what is seen of it, and its format."""
+    """Return the small image without metadata, and its format."""
     with Image.open(BytesIO(image), formats=[*ENDINGS]) as opened:
-        # A JPEG of several pictures, as some cameras write it, is called otherwise; its first one is a plain JPEG.
+        # MPO is a JPEG with several pictures, as some cameras write it; the first one is a plain JPEG.
         format = "JPEG" if opened.format == "MPO" else str(opened.format)
-        shown_width = (
-            opened.height
-            if opened.getexif().get(ExifTags.Base.Orientation, 1) >= ON_ITS_SIDE
-            else opened.width
-        )
-        scale = min(1.0, width / shown_width)
+        is_swapped = opened.getexif().get(ExifTags.Base.Orientation, 1) >= SWAPPED_ORIENTATION
+        visible_width = opened.height if is_swapped else opened.width
+        scale = min(1.0, width / visible_width)
         size = max(1, round(opened.width * scale)), max(1, round(opened.height * scale))
-        opened.draft(
-            None, (2 * size[0], 2 * size[1])
-        )  # A JPEG is decoded at a fraction of its size, in a fraction of the memory.
-        small = ImageOps.exif_transpose(
-            _plain(opened).resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
-        )
-        profile = (
-            opened.info.get("icc_profile") if small.mode == opened.mode else None
-        )  # What its numbers mean, as colours.
+        # A JPEG is then decoded at a fraction of its size, in a fraction of the memory.
+        opened.draft(None, (2 * size[0], 2 * size[1]))
+        resized = _plain(opened).resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
+        small = ImageOps.exif_transpose(resized)
+        # The colour profile is valid only for the mode it was made for.
+        profile = opened.info.get("icc_profile") if small.mode == opened.mode else None
     small.info = {"icc_profile": profile} if profile else {}
     return small, format
 
 
 def _plain(image: Image.Image) -> Image.Image:
-    """In a mode that can be made smaller and written: grey, colour, or colour with transparency."""
+    """Convert to a mode that can be resized and written: grey, colour, or colour with transparency."""
     if image.mode.startswith("I"):
-        return image.point(lambda value: value / 256).convert(
-            "L"
-        )  # 16 bits; converted as they are, all but black would be white.
+        # 16 bits a pixel; without the division all but black would become white.
+        return image.point(lambda value: value / 256).convert("L")
     if image.has_transparency_data:
         return image.convert("RGBA")
-    return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
+    if image.mode in ("L", "RGB"):
+        return image
+    return image.convert("L" if image.mode == "1" else "RGB")

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from mailroom.jobs import builtin
-from mailroom.jobs import process_pool as constants
-from mailroom.jobs.process_pool import PROJECT, ChildError, Children, ChildTimeout
+from mailroom.jobs import builtin, pooled_job, process_pool
+from mailroom.jobs.pooled_job import ChildTimeout
+from mailroom.jobs.pooled_process import PROJECT, ChildError
+from mailroom.jobs.process_pool import Children
 from mailroom.jobs.registry import FILE_MAX_BYTES, File, Interrupted, Result
 from tests import jobs_for_tests
 from tests.services import freeze, is_alive, send_signal, wait_until
@@ -107,7 +108,7 @@ def test_several_threads_have_a_child_each_and_leave_them_warm(
 
 
 def test_a_child_is_replaced_after_so_many_jobs(children: Children, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "JOBS_PER_CHILD", 2)
+    monkeypatch.setattr(process_pool, "JOBS_PER_CHILD", 2)
     first, second, third = (run(children, "whoami") for _ in range(3))
     assert first == second != third
     assert is_gone(first)
@@ -133,7 +134,7 @@ def test_a_child_that_is_killed_before_it_begins_gives_its_job_to_another(
 def test_a_child_that_never_begins_is_replaced(children: Children, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run(children, "whoami")
     freeze(first)
-    monkeypatch.setattr(constants, "START_SECONDS", 10)
+    monkeypatch.setattr(pooled_job, "START_SECONDS", 10)
     with pytest.raises(ChildError, match="#/args/a"):
         run(children, "add", a="x" * 1_000_000)  # more than a pipe holds
     assert is_gone(first)
@@ -198,7 +199,7 @@ def test_a_child_holds_no_pipe_of_another(children: Children) -> None:
     assert run(children, "whoami") != first
     child._requests.close()  # as the end of the worker would
     wait_until(lambda: not is_alive(first), what="the first child sees the end of its requests")
-    child.finish()
+    child.finish_job()
     children._idle.insert(0, child)
 
 
@@ -395,7 +396,7 @@ def test_progress_that_raises_in_the_worker_stops_the_job(
         run(children, "cleans up", progress=unwanted, mark=str(tmp_path / "mark"), waits=False)
     assert (tmp_path / "mark").read_text() == "cleaned up"
     leader = run(children, "whoami")
-    monkeypatch.setattr(constants, "INTERRUPT_SECONDS", 0.3)
+    monkeypatch.setattr(pooled_job, "INTERRUPT_SECONDS", 0.3)
     with pytest.raises(Interrupted):
         run(children, "deaf", progress=unwanted, mark=str(tmp_path / "deaf"))
     assert is_gone(leader)

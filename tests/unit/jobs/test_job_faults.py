@@ -12,7 +12,9 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import event
 
-from mailroom.jobs import builtin, registry, runner
+from mailroom.jobs import builtin, registry
+from mailroom.jobs import runner as runner_module
+from mailroom.jobs.job_attempt import JobAttempt
 from mailroom.jobs.registry import File, Progress, job
 from mailroom.model.errors import InvalidMessage
 from mailroom.store.db.database import Database
@@ -201,7 +203,7 @@ def deaf_job(progress: Progress) -> None:
 def test_a_second_attempt_is_watched_when_the_deaf_thread_of_the_first_ends(
     a_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "NOTICE_SECONDS", 0.2)
+    monkeypatch.setattr(runner_module, "NOTICE_SECONDS", 0.2)
     bench = a_bench()
     goes_on.clear()
     id = bench.add("deaf once", timeout_seconds=1.0, max_attempts=2, retry="0s")
@@ -223,8 +225,8 @@ sleeps, may_wake = threading.Event(), threading.Event()
 def test_stopping_does_not_wait_for_a_thread_that_looks_at_nothing(
     a_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, max_attempts: int, state: str
 ) -> None:
-    monkeypatch.setattr(runner, "STOP_SECONDS", 0.2)
-    monkeypatch.setattr(runner, "NOTICE_SECONDS", 0.2)
+    monkeypatch.setattr(runner_module, "STOP_SECONDS", 0.2)
+    monkeypatch.setattr(runner_module, "NOTICE_SECONDS", 0.2)
     sleeps.clear()
     may_wake.clear()
     bench = a_bench()
@@ -245,7 +247,7 @@ def test_a_job_that_was_claimed_and_not_begun_when_its_worker_stops_is_given_bac
     bench.runner._dispatcher.join(60)
     id = bench.add("patient", wake=False, args={"seconds": 0})
     [one] = bench.runs.claim("jobs", ["patient"], limit=1)
-    bench.runner._begin(runner.JobAttempt(one, isolated=False))
+    bench.runner._begin(JobAttempt(one, isolated=False))
     wait_until(lambda: bench.row(id)["state"] == "queued", what="it is given back")
     assert (bench.row(id)["attempt"], bench.row(id)["excused"]) == (1, 1)
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from mailroom.jobs import builtin, registry, runner
+from mailroom.jobs import builtin, registry
+from mailroom.jobs import runner as runner_module
 from mailroom.jobs.process_pool import Children
 from mailroom.jobs.registry import File, Interrupted, Progress, job
 from mailroom.jobs.runner import Runner
@@ -206,18 +207,18 @@ def test_a_slot_is_kept_for_each_queue_that_has_nothing_running() -> None:
     slots = Slots(6, ["jobs", "beer", "coffee"])
     assert slots.free("beer") == 4
     for _ in range(4):
-        slots.take("beer")
+        slots.acquire("beer")
     assert (slots.free("beer"), slots.free("coffee"), slots.free("jobs")) == (0, 1, 1)
-    slots.take("coffee")
+    slots.acquire("coffee")
     assert (slots.free("beer"), slots.free("coffee"), slots.free("jobs")) == (0, 0, 1)
-    slots.give_back("beer")
+    slots.release("beer")
     assert (slots.free("beer"), slots.free("coffee"), slots.free("jobs")) == (1, 1, 2)
 
 
 def test_where_slots_are_few_none_is_kept_and_all_can_be_used() -> None:
     slots = Slots(2, ["jobs", "beer", "coffee"])
-    slots.take("beer")
-    slots.take("beer")
+    slots.acquire("beer")
+    slots.acquire("beer")
     assert (slots.free("beer"), slots.free("coffee")) == (0, 0)
 
 
@@ -277,7 +278,7 @@ def test_a_job_in_a_thread_that_does_not_look_ends_without_it(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        runner, "NOTICE_SECONDS", 0.2
+        runner_module, "NOTICE_SECONDS", 0.2
     )  # a constant of ours, so that the test need not take five seconds
     id = bench.add("looks at nothing", timeout_seconds=0.2)
     assert bench.ended(id) == ("timed_out", "ended after 0.2 s")
@@ -314,7 +315,7 @@ def quitter() -> None:
 def test_a_runner_that_stops_gives_back_at_once_what_may_run_again(
     a_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "STOP_SECONDS", 600)
+    monkeypatch.setattr(runner_module, "STOP_SECONDS", 600)
     bench = a_bench()
     id = bench.add("patient", args={"seconds": 600}, timeout_seconds=1000, max_attempts=2)
     wait_until(lambda: bench.row(id)["state"] == "running", what="it runs")
@@ -333,7 +334,7 @@ def test_stopping_waits_a_moment_for_a_job_that_may_not_run_twice_and_then_ends_
     args: dict[str, Any],
 ) -> None:
     monkeypatch.setattr(
-        runner, "STOP_SECONDS", 4
+        runner_module, "STOP_SECONDS", 4
     )  # a constant of ours, so that the test need not take ten seconds
     bench = a_bench()
     long = bench.add(name, args={"seconds": 60}, timeout_seconds=100)
