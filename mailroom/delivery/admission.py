@@ -79,7 +79,7 @@ class _AccountShare:
 
     def limit_connections(self, refusal: TooManyConnections) -> None:
         """Use only as many connections as are open, until one more is tried after a while."""
-        self.connections = min(self.connections, max(1, refusal.standing, self.connected))
+        self.connections = min(self.connections, max(1, refusal.open_connections, self.connected))
         self.limited_at = time.monotonic()
         log.info(
             "%s takes no further connection (%s); at most %d are used now",

@@ -110,11 +110,11 @@ class ConnectionRefused(NotTaken):
 
 
 class TooManyConnections(MailroomError):
-    """A further connection was refused while `standing` others are open; one of those can take the mail."""
+    """Raised if a further connection is refused while `open_connections` others can take the mail."""
 
-    def __init__(self, reply: str, *, code: int, standing: int) -> None:
+    def __init__(self, reply: str, *, code: int, open_connections: int) -> None:
         self.code = code
-        self.standing = standing
+        self.open_connections = open_connections
         super().__init__(reply)
 
 

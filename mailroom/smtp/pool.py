@@ -133,7 +133,9 @@ class Sessions:
         with self._counts:
             self._counts.wait_for(lambda: self._has_others(opened_before) or not self._opening)
             if self._has_others(opened_before):
-                raise TooManyConnections(refusal.reply, code=refusal.code, standing=self._open) from refusal
+                raise TooManyConnections(
+                    refusal.reply, code=refusal.code, open_connections=self._open
+                ) from refusal
 
     def _has_others(self, opened_before: int) -> bool:
         return bool(self._open) or self._opened_ever > opened_before

@@ -1,4 +1,4 @@
-"""From a claimed row to an outcome: on the real outbox, against a real SMTP server that says what a test wants it to say."""
+"""From a claimed row to an outcome: on the real outbox, with a real SMTP server whose replies are scripted."""
 
 import email
 import logging

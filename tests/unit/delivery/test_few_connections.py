@@ -156,24 +156,26 @@ def test_a_mail_that_hears_of_it_late_loses_no_attempt(
 
 def test_one_more_is_tried_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     admission = Admission(10)
-    given: list[int] = []
-    admission.request("default", 100, given.append, given.append)
-    for standing in range(1, 8):
-        admission.release_connection(refusal=TooManyConnections(POSTFIX, code=421, standing=min(standing, 3)))
-    assert sum(given) == 10
+    granted: list[int] = []
+    admission.request("default", 100, granted.append, granted.append)
+    for count in range(1, 8):
+        admission.release_connection(
+            refusal=TooManyConnections(POSTFIX, code=421, open_connections=min(count, 3))
+        )
+    assert sum(granted) == 10
     admission.release_connection()
-    assert sum(given) == 11
+    assert sum(granted) == 11
     monkeypatch.setattr(admission_module, "ADD_CONNECTION_AFTER_SECONDS", -1.0)
     admission.release_connection()
-    assert sum(given) == 13  # The place that became free, and one more.
+    assert sum(granted) == 13  # The place that became free, and one more.
 
 
 def test_one_is_used_at_least() -> None:
     admission = Admission(1)
-    given: list[int] = []
-    admission.request("default", 2, given.append, given.append)
-    admission.release_connection(refusal=TooManyConnections(POSTFIX, code=421, standing=0))
-    assert sum(given) == 2
+    granted: list[int] = []
+    admission.request("default", 2, granted.append, granted.append)
+    admission.release_connection(refusal=TooManyConnections(POSTFIX, code=421, open_connections=0))
+    assert sum(granted) == 2
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def is_gone(leader: int) -> bool:
     return not group(leader)
 
 
-# --- lending -------------------------------------------------------------------------------------------------------
+# --- lending ------------------------------------------------------------------------------------------------
 
 
 def test_a_child_is_used_again(children: Children) -> None:
@@ -203,7 +203,7 @@ def test_a_child_holds_no_pipe_of_another(children: Children) -> None:
     children._idle.insert(0, child)
 
 
-# --- what a job may do ---------------------------------------------------------------------------------------------
+# --- what a job may do --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def test_a_job_gives_way_to_mail_and_web(children: Children) -> None:
     assert place["autogroup"].strip().endswith("nice 5")
 
 
-# --- interrupts ----------------------------------------------------------------------------------------------------
+# --- interrupts ---------------------------------------------------------------------------------------------
 
 
 def start(
@@ -402,7 +402,7 @@ def test_progress_that_raises_in_the_worker_stops_the_job(
     assert is_gone(leader)
 
 
-# --- copies and leftovers ------------------------------------------------------------------------------------------
+# --- copies and leftovers -----------------------------------------------------------------------------------
 
 
 def test_a_forked_copy_neither_answers_nor_goes_on_as_the_child(children: Children) -> None:
@@ -425,7 +425,7 @@ def test_a_thread_that_a_job_leaves_behind_is_stopped_at_its_next_progress(
     assert run(children, "add", a=1) == 2
 
 
-# --- what jobs print -----------------------------------------------------------------------------------------------
+# --- what jobs print ----------------------------------------------------------------------------------------
 
 
 def test_what_a_job_prints_is_in_the_log_by_lines(
@@ -475,7 +475,7 @@ def test_a_crash_says_where_it_was(children: Children, printed: Callable[[], lis
     assert any("jobs_for_tests.py" in line for line in printed())
 
 
-# --- the application -----------------------------------------------------------------------------------------------
+# --- the application ----------------------------------------------------------------------------------------
 
 
 def test_a_job_runs_in_the_context_of_the_application_where_it_asks_for_it(children: Children) -> None:

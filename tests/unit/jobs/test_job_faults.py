@@ -1,4 +1,4 @@
-"""What a fault hunt found in jobs: each of these left a job without an end, ran it at the wrong time, or told nobody why."""
+"""Faults of jobs that once left a job without an end, ran it at the wrong time, or gave no reason."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -142,7 +142,7 @@ def test_a_job_whose_next_attempt_is_overdue_says_what_it_waits_for(client: Flas
     assert client.get(f"/v1/jobs/{one.id}").json["why"].startswith("no worker serves the queue jobs")  # type: ignore[index]
 
 
-# --- the runner ----------------------------------------------------------------------------------------------------
+# --- the runner ---------------------------------------------------------------------------------------------
 
 
 def test_no_queue_and_no_kind_of_job_starves_behind_another(a_bench: Callable[..., Bench]) -> None:
@@ -353,7 +353,7 @@ def test_claiming_looks_at_no_more_of_those_that_wait_than_it_takes(
 
 @on_sqlite
 def test_the_id_of_a_clients_task_is_never_taken_for_the_name_of_a_job(pair: Service) -> None:
-    """A worker that does not serve the job's queue nudges one that does; a bare string would be read as a job of that name."""
+    """A worker that does not serve the job's queue nudges one that does, by an id."""
     pair.settings["JOBS"] = "tests.jobs_for_tests"
     pair.web()
     pair.worker("--loglevel=INFO", "-Q", "celery")

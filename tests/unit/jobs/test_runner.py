@@ -1,4 +1,4 @@
-"""The jobs of one worker: slots and their sharing, timeouts, tries, cancel, stop; each job ends in a state that a client can read."""
+"""The jobs of one worker: slots and their sharing, timeouts, attempts, cancel, stop."""
 
 import json
 import threading
@@ -200,7 +200,7 @@ def eager(times: int, progress: Progress) -> None:
     progress.wait(60)
 
 
-# --- slots ---------------------------------------------------------------------------------------------------------
+# --- slots --------------------------------------------------------------------------------------------------
 
 
 def test_a_slot_is_kept_for_each_queue_that_has_nothing_running() -> None:
@@ -256,7 +256,7 @@ def test_child_processes_are_bounded_and_do_not_keep_threads_from_jobs_that_wait
     assert {bench.ended(id)[0] for id in ids} == {"succeeded"}
 
 
-# --- tries and timeouts --------------------------------------------------------------------------------------------
+# --- tries and timeouts -------------------------------------------------------------------------------------
 
 
 def test_a_job_is_tried_again_as_its_schedule_says_and_no_more_often(bench: Bench) -> None:
@@ -287,7 +287,7 @@ def test_a_job_in_a_thread_that_does_not_look_ends_without_it(
     assert bench.ended(id) == ("timed_out", "ended after 0.2 s")
 
 
-# --- cancel --------------------------------------------------------------------------------------------------------
+# --- cancel -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["patient", "nap"])
@@ -309,7 +309,7 @@ def quitter() -> None:
     raise Interrupted
 
 
-# --- stop ----------------------------------------------------------------------------------------------------------
+# --- stop ---------------------------------------------------------------------------------------------------
 
 
 def test_a_runner_that_stops_gives_back_at_once_what_may_run_again(

@@ -1,4 +1,4 @@
-"""Logging in: by a mechanism that the server takes, with few wrong logins, and its words where it takes none."""
+"""Logging in: by a mechanism that the server takes, with few wrong logins, and its reply if it takes none."""
 
 import threading
 import unicodedata

@@ -159,7 +159,7 @@ def body(mail: EmailMessage, kind: str) -> str:
 
 
 def names(data: bytes) -> list[str]:
-    """The display names in To, by that part of the library that joins encoded words as RFC 2047, 6.2 says; policy.default did not yet."""
+    """Return the display names in To, read by the part of the library that joins encoded words (RFC 2047, 6.2)."""
     unfolded = re.sub(r"\r?\n", "", email.message_from_bytes(data)["To"])
     return [str(make_header(decode_header(name))) for name, _ in getaddresses([unfolded])]
 
