@@ -1,4 +1,9 @@
-"""Keeps warm child processes for jobs: started, used again, killed when they must be, and replaced."""
+"""Keeps warm child processes for jobs: started, used again, killed when they must be, and replaced.
+
+Pebble's ProcessPool has warm workers and timeouts too. But it kills a worker and not its process group, so
+what a job started would live on; it catches nothing of what a job prints and carries no progress; and it
+pickles what goes to and fro. Each of these would have to be built beside it.
+"""
 
 import base64
 import threading

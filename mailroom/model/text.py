@@ -5,7 +5,7 @@ import re
 
 from mailroom.model.errors import refuse
 
-#: As a set of a regular expression has them: the C0 and C1 controls, and the separators of lines and paragraphs.
+#: For a set of a regular expression: the C0 and C1 controls, and the separators of lines and paragraphs.
 CONTROL_CHARACTERS = r"\x00-\x1f\x7f-\x9f\u2028\u2029"
 _CONTROL = re.compile(f"[{CONTROL_CHARACTERS}]")
 _CONTROLS = re.compile(f"[{CONTROL_CHARACTERS}]+")

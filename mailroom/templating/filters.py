@@ -1,6 +1,6 @@
-"""The filters and tests of stored templates: Jinja's names and arguments, each bounded, and none that reaches an attribute or calls back.
+"""The filters and tests of templates: Jinja's names and arguments, each bounded.
 
-A wrong type is told, not guessed at.
+None reaches an attribute or calls back. A wrong type is an error, not guessed at.
 """
 
 import json
@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 
 #: The longest text that a filter or an operator makes; what is longer can be shown nowhere.
 TEXT_MAX_CHARACTERS = 1_000_000
-#: What the filter format takes: %s, %d, %05.2f; no width of more than two digits, and none that is an argument.
+#: What the filter format takes: %s, %d, %05.2f; no width of more than two digits, nor one in an argument.
 _DIRECTIVE = re.compile(r"%(?:[-+ 0#]{0,3}[0-9]{0,2}(?:\.[0-9]{0,2})?[sdifxXeg]|%)")
 _KINDS = {
     str: "a text",
@@ -146,9 +146,9 @@ def _reverse(context: Any, value: Any) -> Any:
 
 @pass_context
 def _items(context: Any, value: Any) -> list[tuple[str, Any]]:
-    found = sized(value, dict, "an object")
-    context.spend(len(found))
-    return list(found.items())
+    items = sized(value, dict, "an object")
+    context.spend(len(items))
+    return list(items.items())
 
 
 @pass_context
@@ -205,19 +205,19 @@ def _abs(context: Any, value: Any) -> Any:
 @pass_context
 def _format(context: Any, value: Any, *arguments: Any) -> str:
     pattern = sized(value, str, "a text")
-    given = tuple(
+    values = tuple(
         argument if isinstance(argument, int | float) else scalar(argument) for argument in arguments
     )
     if "%" in _DIRECTIVE.sub("", pattern):
         raise Misfit("expected %s, %d, %.2f and the like in the text, with at most two digits, got another")
-    if any(isinstance(number, int) and number.bit_length() > 256 for number in given):
+    if any(isinstance(number, int) and number.bit_length() > 256 for number in values):
         raise Misfit("expected numbers of at most 77 digits, got a larger one")
     # The largest float has 309 digits, and as many behind the point as the directive says.
     _allow(
         context,
-        len(pattern) + 410 * pattern.count("%") + sum(len(text) for text in given if isinstance(text, str)),
+        len(pattern) + 410 * pattern.count("%") + sum(len(text) for text in values if isinstance(text, str)),
     )
-    return str(pattern % given)
+    return str(pattern % values)
 
 
 @pass_context

@@ -65,7 +65,7 @@ _RESERVED = ("self", "super", "caller", "varargs", "kwargs")
 
 
 class Unfit(MailroomError):
-    """A template cannot be read, or cannot be filled in with what there is; the text says why, in one line."""
+    """A template cannot be read, or not be filled in with what there is; the text says why, in one line."""
 
     def __init__(self, detail: str, line: int | None = None) -> None:
         self.line = line

@@ -1,7 +1,7 @@
-"""Fills in what a mail says of its job: `{{ job.… }}`, by the sandbox and the filters of the stored templates.
+"""Fills in what a mail says of its job, `{{ job.… }}`, by the sandbox and filters of the stored templates.
 
-A template names nothing but `job`, and of that only what there is. A mail was promised, so filling in never fails:
-what cannot be filled in becomes a mail in our words.
+A template names nothing but `job`, and of that only what there is. A mail was promised, so filling in never
+fails: what cannot be filled in becomes a mail in our words.
 """
 
 import difflib
@@ -56,8 +56,8 @@ def filled_in(claim: Claim) -> Claim:
 def fill(message: Message, job: JobFacts) -> Message:
     """Return the message with everything filled in, template=False; never raises.
 
-    Where that cannot be, or the job did not succeed and the message says nothing about that, it is a message in our
-    words.
+    Where that cannot be, or the job did not succeed and the message says nothing about that, it is a message
+    in our words.
     """
     if not (message.subject or message.text or message.html):
         return _ours(message, f"Job {job.name} {_ended(job)}", _report(job))

@@ -1,8 +1,8 @@
 """Makes a program of a template that can reach nothing but its variables, and ends soon.
 
-Jinja's sandbox bounds neither time nor size. So what a template may say is listed, in grammar.py; whatever can cost
-more than a little is done by functions of ours; and these, like each step of a loop, spend of a budget that is set
-before each rendering.
+Jinja's sandbox bounds neither time nor size. So what a template may say is listed, in grammar.py; whatever can
+cost more than a little is done by functions of ours; and these, like each step of a loop, spend of a budget
+that is set before each rendering.
 """
 
 import json
@@ -22,7 +22,7 @@ from mailroom.templating.grammar import Bounded, Reference, Unfit, parse, refere
 
 SOURCE_MAX_CHARACTERS = 200_000
 RENDERED_MAX_CHARACTERS = 1_000_000
-#: Steps of one rendering: about one for each name and sign that is passed, and for ten characters that are made.
+#: Steps of one rendering: about one for each name and sign that is passed, and for ten characters made.
 WORK_MAX = 500_000
 #: Distinct texts that are kept as programs.
 PROGRAMS_MAX = 128
@@ -60,7 +60,8 @@ class Rules:
     source_max_characters: int = SOURCE_MAX_CHARACTERS
     rendered_max_characters: int = RENDERED_MAX_CHARACTERS
     work_max: int = WORK_MAX
-    #: Lists and objects are written as JSON, and what is in something missing is itself missing; else both are errors.
+    #: Lists and objects are written as JSON, and what is in something missing is missing, too; else both
+    #: are errors.
     is_lenient: bool = False
 
 
@@ -135,7 +136,7 @@ class Program:
 
     @cached_property
     def _template(self) -> Template:
-        """The code, made when it is first needed: a request only checks the template, a worker fills it in."""
+        """The code, made when first needed: a request only checks the template, a worker fills it in."""
         tree = self._environment.parse(self._source)  # Afresh, as the tree is changed.
         return Template.from_code(self._environment, _code(self._environment, tree), {})
 

@@ -18,11 +18,13 @@ from mailroom.templating.sandbox import RENDERED_MAX_CHARACTERS, Unknown, progra
 #: Characters in all variables of one letter; an item and a name count as well.
 VARIABLES_MAX_CHARACTERS = 200_000
 VARIABLES_DEPTH_MAX = 16
-#: Where there is CSS to inline. The inliner's work, and what it makes, can grow with the product of each two of these.
+#: Where there is CSS to inline. The inliner's work, and what it makes, can grow with the product of each
+#: two of these.
 TAGS_MAX = 2000
 CSS_MAX_CHARACTERS_TIMES_TAGS = 5_000_000
 HTML_MAX_CHARACTERS_TIMES_TAGS = 200_000_000
-#: The inliner follows tags in tags by recursion, and a stack of 2 MB ends before 5,000 of them, and the process with it.
+#: The inliner follows tags in tags by recursion, and a stack of 2 MB ends before 5,000 of them, and the
+#: process with it.
 _SHALLOW_TAGS = 200
 _DEEP_STACK_BYTES = 64 << 20
 _HAS_CSS = re.compile(r"<(?:style|link)[\s/>]", re.IGNORECASE)
@@ -63,7 +65,7 @@ class RenderedTemplate:
 
 
 def check(sources: Sources, *, at: str = "#") -> None:
-    """Raises InvalidMessage: a text of the template cannot be read, or says more than it may; each of them with its line."""
+    """Raises InvalidMessage: texts of the template cannot be read, or say more than they may; with lines."""
     wrong = []
     for part, source in _parts(sources):
         try:
@@ -78,8 +80,9 @@ def merge(sources: Sources, variables: dict[str, Any], *, at: str = "#/variables
     """Fill in one letter; `at` is where in a request the variables stand, a JSON pointer.
 
     Raises:
-      InvalidMessage: a variable is missing or of the wrong type, or the letter would be too long or take too long. Each part
-        (subject, text, html) says so with its line; what a variable has to do with, at the variable.
+      InvalidMessage: a variable is missing or of the wrong type, or the letter would be too long or take too
+        long. Each part (subject, text, html) says so with its line; what a variable has to do with, at the
+        variable.
     """
     try:
         size = _measure(variables)
@@ -105,8 +108,8 @@ def merge(sources: Sources, variables: dict[str, Any], *, at: str = "#/variables
 
 
 def _parts(sources: Sources) -> list[tuple[str, str]]:
-    found = (("subject", sources.subject), ("text", sources.text), ("html", sources.html))
-    return [(part, source) for part, source in found if source is not None]
+    parts = (("subject", sources.subject), ("text", sources.text), ("html", sources.html))
+    return [(part, source) for part, source in parts if source is not None]
 
 
 def _subject_line(text: str) -> str:

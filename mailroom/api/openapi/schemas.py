@@ -46,7 +46,8 @@ def answer_schemas() -> dict[str, Schema]:
     types = [
         kind for _, kind in inspect.getmembers(answers, is_typeddict) if not kind.__name__.startswith("_")
     ]
-    adapter: TypeAdapter[Any] = TypeAdapter(GenericAlias(tuple, tuple(types)))  # type: ignore[arg-type]  # any type will do
+    every: Any = GenericAlias(tuple, tuple(types))
+    adapter: TypeAdapter[Any] = TypeAdapter(every)
     made = adapter.json_schema(ref_template="#/components/schemas/{model}", schema_generator=_Exact)
     schemas = {kind.removesuffix("Json"): schema for kind, schema in made["$defs"].items()}
     text = re.sub(r'(#/components/schemas/\w+)Json"', r'\1"', json.dumps(schemas))
