@@ -61,7 +61,7 @@ def create_app(
         settings,
         up=partial(up, create_app, settings),
         inbox=partial(inbox, settings),
-        message_id=services.orders.message_id,
+        message_id=services.reader.message_id,
     ):
         app.cli.add_command(command)
     return app
@@ -76,7 +76,7 @@ def make_services(settings: Settings, database: Database | None) -> Services:
     return Services.on(
         outbox,
         settings,
-        orders=runtime.orders(settings, outbox),
+        reader=runtime.submission_reader(settings, outbox),
         publisher=partial(runtime.start_publisher, outbox),
         send=sendMail.delay,
         run=runtime.run_job,

@@ -33,7 +33,7 @@ class Services:
     jobs: Jobs
     keys: Keys
     api_keys: ApiKeys
-    orders: SubmissionReader
+    reader: SubmissionReader
     webhooks: Webhooks
     accounts: Accounts
     known_accounts: list[Account]  #: as the settings have them
@@ -50,7 +50,7 @@ class Services:
         database: Database,
         settings: Settings,
         *,
-        orders: SubmissionReader,
+        reader: SubmissionReader,
         publisher: Callable[[], Publisher | None],
         send: Callable[[MailId], object],
         run: Callable[[NewJob], object],
@@ -65,7 +65,7 @@ class Services:
             jobs=Jobs(database, settings.LEASE_SECONDS),
             keys=Keys(database),
             api_keys=ApiKeys(database),
-            orders=orders,
+            reader=reader,
             webhooks=Webhooks(database),
             accounts=Accounts(database, [account.budget for account in known]),
             known_accounts=known,

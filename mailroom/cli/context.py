@@ -29,7 +29,7 @@ def working(settings: Settings) -> Iterator[Services]:
         services = Services.on(
             database,
             settings,
-            orders=runtime.orders(settings, database),
+            reader=runtime.submission_reader(settings, database),
             publisher=lambda: None,
             send=(lambda id: None) if alone else partial(nudge, database),
             run=(lambda job: None) if alone else runtime.run_job,

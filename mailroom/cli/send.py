@@ -97,7 +97,7 @@ def send_command(working: Working) -> click.Command:
             request |= {"dry_run": True}
         with told(), working() as services:
             with refusing(as_json=as_json):
-                acceptance = services.orders.mail(request)
+                acceptance = services.reader.mail(request)
             if acceptance.dry_run:
                 return show(acceptance, as_json=as_json)
             remark = accept(services, acceptance)

@@ -138,7 +138,7 @@ def start_worker(*, name: str, connections: int) -> None:
         queues=list(process.celery_app.amqp.queues.consume_from),
         connections=min(settings.SMTP_CONNECTIONS, connections),
         publisher=start_publisher(database),
-        orders=orders(settings, database),
+        reader=submission_reader(settings, database),
         sweeps=sweeps_of(settings, database),
         threads=tuple if process.database else troubles,
     )
@@ -176,7 +176,7 @@ def load_jobs(settings: Settings) -> None:
             ) from None
 
 
-def orders(settings: Settings, database: Database) -> SubmissionReader:
+def submission_reader(settings: Settings, database: Database) -> SubmissionReader:
     """Return the reader of what clients submit, over HTTP or over the queue."""
     known, links = accounts(settings), Unsubscribes(database, settings.PUBLIC_URL)
     return SubmissionReader(

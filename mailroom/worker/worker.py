@@ -50,7 +50,7 @@ class Worker:
         queues: Sequence[str],
         connections: int,
         publisher: Publisher,
-        orders: SubmissionReader,
+        reader: SubmissionReader,
         sweeps: Sweeps,
         threads: Callable[[], Sequence[str]] = tuple,
     ) -> None:
@@ -65,7 +65,7 @@ class Worker:
         self.hops = ", ".join(dict.fromkeys(str(account.hop) for account in known))
         self.publisher = publisher
         self.refusal = ""  #: what RabbitMQ refuses our consumer
-        self.orders = orders
+        self.reader = reader
         turns = Admission(connections, {account.name: str(account.hop) for account in known})
         self.heartbeat = Heartbeat(
             database,
@@ -148,7 +148,7 @@ class Worker:
             return self.delivery.deliver([mail])  # sendMail.delay(id), from a process that runs no publisher
         id = self._usable(id, is_id(id))
         try:
-            accepted = self.orders.mail(mail, work_seconds=self.settings.SIMULATED_WORK_SECONDS, id=id)
+            accepted = self.reader.mail(mail, work_seconds=self.settings.SIMULATED_WORK_SECONDS, id=id)
             if accepted.dry_run:
                 raise InvalidMessage(
                     [
@@ -171,7 +171,7 @@ class Worker:
         """Accept a job that a Celery client sent; record what is none as failed under the task's id."""
         id = self._usable(id, is_job_id(id))
         try:
-            order = self.orders.job(asked, id=id)
+            order = self.reader.job(asked, id=id)
         except (MalformedJSON, InvalidMessage) as e:
             self._fail_job(id, str(e))
             return

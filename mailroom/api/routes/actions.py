@@ -75,7 +75,7 @@ def resend(id: str, form: Key | None = None) -> Response:
         _done(
             id,
             lambda id: services().actions.resend(
-                id, new, message_id=services().orders.message_id(new), kept=kept
+                id, new, message_id=services().reader.message_id(new), kept=kept
             ),
         )
         _hand_over(find(new))

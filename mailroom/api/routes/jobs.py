@@ -47,7 +47,7 @@ def start_job(asked: object) -> str:
       InvalidMessage: it is no job. The application answers 422.
       StoreUnavailable: it was not accepted; CommitUnanswered, which is one, that it may have been. The application answers 503.
     """
-    return _accept(services().orders.job(asked))
+    return _accept(services().reader.job(asked))
 
 
 def find_job(id: str) -> JobJson | None:
@@ -59,7 +59,7 @@ def find_job(id: str) -> JobJson | None:
 @blueprint.post("/v1/jobs")
 def post_job() -> Response:
     """Accept a job; answers 202 at once, or when it has ended if the client prefers to wait."""
-    accepted, replayed = once(lambda key: _kept_answer(_accept(services().orders.job(job_body()), key)))
+    accepted, replayed = once(lambda key: _kept_answer(_accept(services().reader.job(job_body()), key)))
     id = accepted.location.removeprefix("/v1/jobs/")
     # For a replayed one, too: it has gone on since, and the client may want to wait for its end.
     answer = _waited_for(id)
@@ -153,7 +153,7 @@ def _again(id: str) -> JobSubmission:
     return JobSubmission(
         again,
         replace(
-            services().orders.mail_of_rerun(mail, again),
+            services().reader.mail_of_rerun(mail, again),
             terms=terms,
             webhook=row["webhook"],
             queue=row["queue"],

@@ -60,7 +60,7 @@ def post_batch() -> Response:
         at = "#" if isinstance(body, list) else "#/messages"
         accepted = [
             permitted(acceptance, at=f"{at}/{index}")
-            for index, acceptance in enumerate(services().orders.batch(body))
+            for index, acceptance in enumerate(services().reader.batch(body))
         ]
         told = {"data": [{"id": acceptance.id, "status": acceptance.state} for acceptance in accepted]}
         answer = StoredAnswer(status=202, location="", body=told)
@@ -186,7 +186,7 @@ def _commit(
     params: object, *, work_seconds: float, status: int, key: Key | None
 ) -> tuple[NewMessage, StoredAnswer]:
     """Commit a mail, unless it asks only what would be sent."""
-    mail = permitted(services().orders.mail(params, work_seconds=work_seconds))
+    mail = permitted(services().reader.mail(params, work_seconds=work_seconds))
     stored = StoredAnswer(
         status=status, location=f"/v1/messages/{mail.id}", body={"id": mail.id, "status": mail.state}
     )

@@ -237,7 +237,7 @@ def test_keyed_and_keyless_messages_share_one_commit(app: Flask, database: Datab
 
     def one(number: int) -> bool:  # Not over HTTP, whose publisher commits, too.
         return bool(
-            services.outbox.accept(services.orders.mail(MAIL), kept(f"key-{number}") if number % 2 else None)
+            services.outbox.accept(services.reader.mail(MAIL), kept(f"key-{number}") if number % 2 else None)
         )
 
     with ThreadPoolExecutor(21) as threads:
@@ -321,7 +321,7 @@ def test_a_request_waits_for_another_processs_commit_or_is_told_to_come_again(
     slow, fast = (Outbox(database) for database in databases)
     for app in made(postgres_url):
         client = app.test_client()
-        acceptance = app.extensions["mailasync"].orders.mail(MAIL)
+        acceptance = app.extensions["mailasync"].reader.mail(MAIL)
         with ThreadPoolExecutor(2) as threads:
             # Given a request whose COMMIT is on its way in another process
             link.at_commit(HELD, having=KEYED)
