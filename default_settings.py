@@ -1,10 +1,10 @@
-"""Every setting with its default, its unit and why it is so.
+"""Every setting with its default, its unit and the reason for the default.
 
 A setting NAME is overridden by the environment variable MAILASYNC_NAME, or by a line in `.env` beside this
-file; secrets also by MAILASYNC_NAME_FILE, the path of a file that holds the value. A wrong value or an unknown
-name stops the start. docs/settings.md is made of this file by `make docs`.
+file; secrets also by MAILASYNC_NAME_FILE, the path of a file that holds the value. A wrong value or an
+unknown name stops the start. `make docs` makes docs/settings.md of this file.
 
-git tracks this file: put a password here only to try things out, and never commit it. `.env` is ignored by git.
+git tracks this file: put a password here only to try things out, and never commit it. git ignores `.env`.
 """
 
 from typing import Literal
@@ -20,8 +20,8 @@ MAIL_PASSWORD: str = ""
 #: The address in From and in the envelope. "": MAIL_USERNAME; without an account, `mailasync@localhost`.
 MAIL_FROM: str = ""
 
-#: Further addresses that a mail may name as its `from`, separated by commas; `@example.org` stands for all of a
-#: domain. "": MAIL_FROM alone; any address, where the next hop is on this machine and wants no login.
+#: Further addresses that a mail may name as its `from`, separated by commas; `@example.org` stands for all
+#: of a domain. "": MAIL_FROM alone; any address, where the next hop is on this machine and wants no login.
 MAIL_ALIASES: str = ""
 
 #: Path of a yagmail OAuth2 file (JSON with a refresh token), instead of MAIL_PASSWORD. It must exist: nothing
@@ -41,8 +41,8 @@ SMTP_HOST: str = ""
 #: TCP port. 0: the usual one for SMTP_SECURITY: 465 for ssl, 587 for starttls, 25 for none.
 SMTP_PORT: int = 0
 
-#: ssl: TLS from the first byte; starttls: TLS before anything else is said, or the mail stays here; none: no
-#: encryption.
+#: ssl: TLS from the first byte; starttls: TLS before the login and the mail, which otherwise stays here;
+#: none: no encryption.
 SMTP_SECURITY: Literal["ssl", "starttls", "none"] = "ssl"
 
 #: on: log in with the account; off: the server is a relay that knows us by our address.
@@ -52,30 +52,30 @@ SMTP_AUTH: Literal["on", "off"] = "on"
 SMTP_CA_FILE: str = ""
 
 #: The name we give ourselves to the server: `mail.example.org`, or an address such as [192.0.2.1] or
-#: [IPv6:2001:db8::1]. "": this machine's full name if it has one, else the domain of the sender's address, else
-#: our own address on that connection.
+#: [IPv6:2001:db8::1]. "": this machine's full name if it has one, else the domain of the sender's address,
+#: else our own address on that connection.
 EHLO_NAME: str = ""
 
-#: SMTP sessions that one worker keeps open at most, shared equally by its accounts. Gmail drops clients that open
-#: many more; where a server takes fewer, fewer are used.
+#: SMTP sessions that one worker keeps open at most, shared equally by its accounts. Gmail drops clients that
+#: open many more; where a server takes fewer, fewer are used.
 SMTP_CONNECTIONS: int = 10
 
-#: Mails on one connection before it is closed and another is opened. 0: 80 for Gmail and the inbox, 10 for other
-#: servers, as Exim delivers no more of one connection at once.
+#: Mails on one connection before it is closed and another is opened. 0: 80 for Gmail and the inbox, 10 for
+#: other servers, as Exim delivers no more of one connection at once.
 SMTP_MAILS_PER_CONNECTION: int = 0
 
-#: auto: MAIL, RCPT and DATA go in one write to a server that announces PIPELINING; one that loses or garbles them
-#: gets them one by one, at once and from then on. off: always one by one. `flask doctor` tries it.
+#: auto: MAIL, RCPT and DATA go in one write to a server that announces PIPELINING; one that loses or garbles
+#: them gets them one by one, at once and from then on. off: always one by one. `flask doctor` tries it.
 SMTP_PIPELINING: Literal["auto", "off"] = "auto"
 
 #: Seconds to wait for the connection and for each reply; after the final dot it is 600 (RFC 5321, 4.5.3.2.6).
 SMTP_TIMEOUT_SECONDS: float = 60.0
 
-#: How long to wait after attempt 1, 2, …, each varied by 20 %, so that retries spread. When the list is used up,
-#: the mail fails.
+#: How long to wait after attempt 1, 2, …, each varied by 20 %, so that retries spread. When the list is used
+#: up, the mail fails.
 RETRY_SCHEDULE: str = "30s, 2m, 10m, 1h*3, 4h*4"
 
-#: What to do when the link broke after the final dot and nobody knows whether the mail was taken.
+#: What to do when the connection broke after the final dot, so that nobody knows whether the mail was taken.
 #: resend: send it again with the same Message-ID, as SMTP asks for; hold: stop and leave it to a person.
 ON_UNCERTAIN: Literal["resend", "hold"] = "resend"
 
@@ -87,12 +87,12 @@ HOST: str = "127.0.0.1"
 #: TCP port. On a Mac, AirPlay may hold 5000: take another one, or turn AirPlay's receiver off.
 PORT: int = 5000
 
-#: Requests served at the same time, each in a thread. Clients that wait, open pages and long bodies have threads
-#: beside these.
+#: Requests served at the same time, each in a thread. Clients that wait, open pages and long bodies have
+#: threads beside these.
 WEB_THREADS: int = 128
 
-#: A key that may do everything, beside those of `flask keys create`. Without any key, only your own user on this
-#: machine is served. Secret.
+#: A key that may do everything, beside those of `flask keys create`. Without any key, only your own user on
+#: this machine is served. Secret.
 API_KEY: str = ""
 
 #: Where recipients of mail reach this service, https://mail.example.org, for links to unsubscribe by.
@@ -123,19 +123,20 @@ SERVE_CELERY_QUEUE: Literal["on", "off"] = "on"
 #: postgres://, postgresql+psycopg2:// and postgresql+asyncpg:// are read as postgresql://. Secret.
 DATABASE_URL: str = ""
 
-#: Seconds after which an unseen worker is taken for dead, and what it held is given to others.
+#: Seconds after which a worker without a heartbeat is taken for dead, and others get its mails and jobs.
 LEASE_SECONDS: float = 20.0
 
-#: Days after which what ended is forgotten: messages with texts and recipients, jobs with results and files.
-#: 0: never.
+#: Days after which what has ended is deleted: messages with texts and recipients, jobs with results and
+#: files. 0: never.
 RETENTION_DAYS: int = 30
 
-#: on: webhooks may call this very machine, by http as well, to try them out; off: public addresses by https only.
+#: on: webhooks may call this machine, also over http, for development; off: only public addresses, over
+#: https.
 WEBHOOKS_TO_LOOPBACK: Literal["on", "off"] = "off"
 
 # --- Heavy work ---
 
-#: How long the simulated heavy work of `POST /` takes, in seconds. 0: none, the mail goes at once.
+#: How long the simulated heavy work of `POST /` takes, in seconds. 0: none, the mail is sent at once.
 SIMULATED_WORK_SECONDS: float = 5.0
 
 #: Modules that register job types, separated by commas, such as `examples.cafe.jobs`.
@@ -144,7 +145,8 @@ JOBS: str = ""
 #: Jobs that one worker runs at the same time. One slot is kept for each queue that has nothing running.
 JOB_SLOTS: int = 50
 
-#: How many of these may be in child processes; each takes some 30 MB. Jobs that only wait take threads instead.
+#: How many of these may be in child processes; each takes some 30 MB. Jobs that only wait take threads
+#: instead.
 JOB_PROCESSES: int = 8
 
 # --- The disposable inbox ---

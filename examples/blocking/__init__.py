@@ -1,1 +1,1 @@
-"""Does the same work inside the request and in the background: why there are workers at all."""
+"""Work inside the request and in the background, to see why there are workers at all."""

@@ -1,4 +1,4 @@
-"""The work: a plain function, which a view may call and a worker may run."""
+"""The work: a plain function, which a view can call and a worker can run."""
 
 import time
 
@@ -9,6 +9,6 @@ SECONDS_MAX = 30.0
 
 @job("work", timeout_seconds=2 * SECONDS_MAX)
 def work(seconds: float) -> str:
-    """Stand in for work that takes so many seconds."""
+    """Stand in for work that takes this long."""
     time.sleep(seconds)
     return f"worked for {seconds:g} s"

@@ -1,1 +1,1 @@
-"""A page with buttons that start work, and a table that watches it: the tutorial on Django and Celery, on Flask."""
+"""A page with buttons that start tasks, and a table that follows them: the Django tutorial, on Flask."""

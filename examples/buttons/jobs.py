@@ -1,6 +1,7 @@
-"""The work: it only waits, as the tutorial's does.
+"""The work: it only waits, as in the tutorial.
 
-Next: put your own work here, and leave `isolated=False` away as soon as it computes something: it then gets a process of its own.
+Next: put your own work here. If it computes something, leave out `isolated=False`: it then runs in a
+process of its own.
 """
 
 import os
@@ -13,7 +14,7 @@ UNIT_SECONDS = float(os.environ.get("UNIT_SECONDS", "10"))
 
 @job("create_task", isolated=False)
 def create_task(task_type: int, progress: Progress) -> bool:
-    """Work for so many units."""
+    """Work for `task_type` units, and report progress after each."""
     for unit in range(task_type):
         progress(unit / task_type, f"unit {unit + 1} of {task_type}")
         progress.wait(UNIT_SECONDS)

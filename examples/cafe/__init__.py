@@ -1,1 +1,1 @@
-"""Two queues, a worker each: the coffee does not wait behind the beer. The Procfile says what to type."""
+"""Two queues with a worker each, so that coffee never waits behind beer. The Procfile has the commands."""

@@ -1,11 +1,12 @@
-"""The drinks that the café serves. Each has a queue of its own, so the one never waits behind the other."""
+"""The drinks of the café, each on a queue of its own, so that neither waits behind the other."""
 
 from mailroom.jobs.registry import Progress, job
 
 POURING = ("rinse the glass", "pour", "let it settle", "top it up", "serve")
 
 
-# Both only wait, so a thread is enough; for work that computes leave `isolated=False` away, and it gets a process of its own.
+# Both only wait, so a thread is enough. For work that computes, leave out `isolated=False`: it then runs in a
+# process of its own.
 @job("beer", queue="beer", isolated=False)
 def beer(progress: Progress, seconds: float = 5.0) -> str:
     """Pour a beer, slowly."""
@@ -20,4 +21,5 @@ def coffee(progress: Progress, cups: int = 1, seconds: float = 0.2) -> str:
     """Brew some cups, quickly."""
     progress(0, "brew")
     progress.wait(seconds)
-    return f"{cups} cup{'s' * (cups != 1)} of coffee"
+    unit = "cup" if cups == 1 else "cups"
+    return f"{cups} {unit} of coffee"

@@ -1,1 +1,1 @@
-"""A computation that is started over HTTP and asked for its status: the tutorial on Falcon and Celery, on Flask."""
+"""A computation started over HTTP, which then reports its status: the Falcon tutorial, on Flask."""

@@ -1,12 +1,12 @@
-"""The work: a plain function. It knows nothing of HTTP, Celery or mail, so a test may just call it.
+"""The work: a plain function. It knows nothing of HTTP, Celery or mail, so a test can simply call it.
 
-Next: put your own work here. A `progress: Progress` argument tells how far it is (mailroom/jobs/builtin.py), and a client that
-wants a mail at the end starts it by `POST /v1/jobs` with `notify`.
+Next: put your own work here. With an argument `progress: Progress` it can report its progress
+(mailroom/jobs/builtin.py), and clients that start it by `POST /v1/jobs` with `notify` get a mail at the end.
 """
 
 from mailroom.jobs.registry import job
 
-#: The last one that every reader of JSON keeps exactly: they are only sure of integers up to 2**53 (RFC 8259, 6).
+#: F(78) is the last one below 2**53, up to which JSON readers keep integers exactly (RFC 8259, 6).
 N_MAX = 78
 
 
@@ -16,8 +16,8 @@ def fibonacci(n: int) -> list[int]:
     if n > N_MAX:
         raise ValueError(f"expected n up to {N_MAX}, got {n}")
     numbers: list[int] = []
-    this, following = 0, 1
+    current, next = 0, 1
     for _ in range(n + 1):
-        numbers.append(this)
-        this, following = following, this + following
+        numbers.append(current)
+        current, next = next, current + next
     return numbers

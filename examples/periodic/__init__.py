@@ -1,1 +1,4 @@
-"""Celery beat mails a report each day at seven. To see one now: `REPORT_EVERY_SECONDS=10 make example NAME=periodic`."""
+"""Celery beat mails a report every day at seven.
+
+To see one now: `REPORT_EVERY_SECONDS=10 make example NAME=periodic`.
+"""

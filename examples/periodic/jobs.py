@@ -1,4 +1,4 @@
-"""The report: plain Python, which knows nothing of Celery, beat or mail."""
+"""The report: plain Python that knows nothing of Celery, beat or mail."""
 
 import platform
 import shutil
@@ -9,10 +9,10 @@ from mailroom.jobs.registry import job
 GB = 1e9
 
 
-# It changes nothing, so a killed worker's is simply run again.
+# It changes nothing, so it can simply run again if its worker is killed.
 @job("report", timeout_seconds=60, max_attempts=3)
 def report() -> dict[str, float | str]:
-    """Say how full the disk is."""
+    """Measure how full the disk is."""
     disk = shutil.disk_usage(Path(__file__).anchor)
     return {
         "host": platform.node(),

@@ -1,12 +1,12 @@
-"""Says when the report is due: Celery beat with its own scheduler.
+"""The schedule of the report, for Celery beat and its own scheduler.
 
     REPORT_TO=you@example.org celery -A examples.periodic.schedule beat --loglevel=INFO
 
-An application of its own and not mailasync's: beat only publishes, so it needs the broker's URL and no database, and it waits for a
-broker that is away where our own publishers give up in seconds.
+This is a Celery application of its own, not mailasync's: beat only publishes, so it needs no database, and it
+waits for a broker that is down, where the service gives up after seconds.
 
-A tick's id is made from its day, and the service accepts an id once. So two beats, or one that was killed before it noted what it had
-sent, make one report a day; what is sent while no worker runs waits in its queue.
+Each task id is made from the day, and the service accepts an id only once. So two beats, or one that was
+killed before it saved its state, still make one report a day. Without a worker, tasks wait in their queue.
 """
 
 import math
@@ -26,7 +26,7 @@ from mailroom.config.environment import load
 from mailroom.config.settings import PAIR_BROKER_URL, PROJECT
 
 TIMEZONE = "UTC"
-#: Seconds, to try it out: a report every so often instead of one a day.
+#: To try it out: seconds between two reports, instead of one a day.
 EVERY = float(os.environ.get("REPORT_EVERY_SECONDS", "0"))
 STATE = Path(os.environ.get("REPORT_STATE_FILE", PROJECT / "instance" / "celerybeat-schedule"))
 
@@ -35,7 +35,10 @@ REPORT = {
     "notify": {
         "to": os.environ.get("REPORT_TO", "you@example.org"),
         "subject": "Daily report of {{ job.result.host|default('a machine') }}",
-        "contents": "The disk is {{ job.result.used_percent }} % full: {{ job.result.free_gb }} of {{ job.result.total_gb }} GB are free.",
+        "contents": (
+            "The disk is {{ job.result.used_percent }} % full: "
+            "{{ job.result.free_gb }} of {{ job.result.total_gb }} GB are free."
+        ),
     },
 }
 
@@ -45,24 +48,24 @@ app.conf.update(
     beat_schedule={
         "daily report": {
             "task": "mailasync.runJob",
-            "args": [REPORT],  # no queue: the plain one, `celery`, which workers without -Q read
+            "args": [REPORT],  # On the queue `celery`, as none is named; workers without -Q read it.
             "schedule": EVERY or crontab(hour=7, minute=0),
         }
     },
     beat_schedule_filename=str(STATE),
-    result_expires=None,  # else beat has results cleaned up each night, and there are none
-    broker_connection_max_retries=None,  # 100 would end beat after 45 minutes without a broker
+    result_expires=None,  # Otherwise beat schedules a nightly cleanup of results, of which there are none.
+    broker_connection_max_retries=None,  # The default, 100, would end beat after 45 minutes without a broker.
     broker_transport_options={"confirm_publish": True, "read_timeout": 10, "write_timeout": 10},
-    task_publish_retry_policy={
-        "max_retries": None,
-        "interval_max": 10,
-    },  # else a tick is lost where the broker restarts
+    # Retry for ever: the default policy would lose a report when the broker restarts.
+    task_publish_retry_policy={"max_retries": None, "interval_max": 10},
 )
 STATE.parent.mkdir(mode=0o700, exist_ok=True)
 
 
 @before_task_publish.connect
 def name_by_day(headers: dict[str, Any], **_: object) -> None:
-    """Give the tick of one day one id."""
-    tick = math.floor(time.time() / EVERY) if EVERY else datetime.now(ZoneInfo(TIMEZONE)).date()
-    headers["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, f"mailasync:report:{tick}"))
+    """Give all tasks of one day the same id."""
+    period = str(datetime.now(ZoneInfo(TIMEZONE)).date())
+    if EVERY:
+        period = str(math.floor(time.time() / EVERY))
+    headers["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, f"mailasync:report:{period}"))

@@ -42,8 +42,8 @@ def schedule(settings: Settings) -> Schedule:
         raise SettingsError(f"MAILASYNC_RETRY_SCHEDULE: {e}") from None
 
 
-#: Exim delivers only 10 mails of one connection at once and queues the rest (smtp_accept_queue_per_connection);
-#: no server is known that minds fewer.
+#: Exim delivers only 10 mails of one connection at once, and queues the rest
+#: (smtp_accept_queue_per_connection); no server is known that minds fewer.
 MAILS_PER_CONNECTION = 10
 #: Gmail has been seen to drop a session after 80 to 100 mails; the inbox takes any number.
 MAILS_PER_CONNECTION_KNOWN = 80
@@ -68,7 +68,8 @@ def _ehlo_name(settings: Settings) -> str:
 
 
 def _server(settings: Settings) -> NextHop:
-    account = bool(settings.MAIL_USERNAME and (settings.MAIL_PASSWORD or settings.MAIL_OAUTH2_FILE))
+    has_secret = bool(settings.MAIL_PASSWORD or settings.MAIL_OAUTH2_FILE)
+    account = has_secret and settings.MAIL_USERNAME != ""
     if not account and not settings.SMTP_HOST:
         return NextHop(
             host="127.0.0.1",
@@ -77,20 +78,24 @@ def _server(settings: Settings) -> NextHop:
             timeout_seconds=settings.SMTP_TIMEOUT_SECONDS,
             mails_per_connection=settings.SMTP_MAILS_PER_CONNECTION or MAILS_PER_CONNECTION_KNOWN,
         )
-    logs_in = account and settings.SMTP_AUTH == "on"
     host = settings.SMTP_HOST or "smtp.gmail.com"
     is_gmail = host.lower().endswith(_GMAIL)
     most = MAILS_PER_CONNECTION_KNOWN if is_gmail else MAILS_PER_CONNECTION
-    return NextHop(
+    hop = NextHop(
         host=host,
         mails_per_connection=settings.SMTP_MAILS_PER_CONNECTION or most,
         port=settings.SMTP_PORT or {"ssl": 465, "starttls": 587, "none": 25}[settings.SMTP_SECURITY],
         security=settings.SMTP_SECURITY,
         ca_file=settings.SMTP_CA_FILE,
         timeout_seconds=settings.SMTP_TIMEOUT_SECONDS,
-        user=settings.MAIL_USERNAME if logs_in else "",
-        password=settings.MAIL_PASSWORD if logs_in else "",
-        oauth2_file=settings.MAIL_OAUTH2_FILE if logs_in else "",
+    )
+    if not account or settings.SMTP_AUTH == "off":
+        return hop
+    return replace(
+        hop,
+        user=settings.MAIL_USERNAME,
+        password=settings.MAIL_PASSWORD,
+        oauth2_file=settings.MAIL_OAUTH2_FILE,
     )
 
 
@@ -107,7 +112,10 @@ class Account:
     aliases: tuple[str, ...] = ()
 
     def may_send_from(self, address: str) -> bool:
-        """Tell whether a mail may have this address in From; any, if a server here takes mail without a login."""
+        """Tell whether a mail may have this address in From.
+
+        Without a login, and with the next hop on this machine, it may have any.
+        """
         if not self.hop.user and self.hop.host in _LOOPBACK and not self.aliases:
             return True
         address = address.lower()
@@ -176,7 +184,8 @@ def accounts(settings: Settings) -> list[Account]:
         ) from None
     if not isinstance(tables, list) or not tables:
         raise SettingsError(
-            f"MAILASYNC_ACCOUNTS_FILE: expected one [[account]] or more in {settings.ACCOUNTS_FILE!r}, got none"
+            "MAILASYNC_ACCOUNTS_FILE: expected one [[account]] or more "
+            f"in {settings.ACCOUNTS_FILE!r}, got none"
         )
     listed = [_read_account(number, table, settings, path.parent) for number, table in enumerate(tables, 1)]
     if len({account.name for account in listed}) < len(listed):
@@ -270,7 +279,7 @@ def _alias(word: str) -> str:
 def _gmail_limits(settings: Settings) -> tuple[int, int]:
     """Return the messages and recipients that Gmail accepts in 24 hours; (0, 0) for any other server.
 
-    Sources: support.google.com/a/answer/166852 for Workspace, support.google.com/mail/answer/22839 for others.
+    Sources: support.google.com/a/answer/166852 for Workspace, support.google.com/mail/answer/22839 for Gmail.
     """
     if next_hop(settings).host != "smtp.gmail.com":
         return 0, 0

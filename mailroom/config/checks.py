@@ -32,7 +32,7 @@ _FILES = ("MAIL_OAUTH2_FILE", "SMTP_CA_FILE", "BROKER_CA_FILE")
 
 
 def check_settings(settings: Settings, variables: Mapping[str, str]) -> None:
-    """Raise SettingsError for the first problem; `variables` are all of the environment, Celery's included."""
+    """Raise SettingsError for the first problem; `variables` is the environment, Celery's own included."""
     check_numbers(settings)
     check_files(settings)
     check_scheme("BROKER_URL", settings.BROKER_URL, ("amqp", "pyamqp", "amqps", "memory"))
@@ -135,12 +135,13 @@ def check_public_url(settings: Settings) -> None:
     match = PUBLIC_URL.fullmatch(settings.PUBLIC_URL)
     if not match or (match["scheme"] != "https" and not is_loopback(match["host"])):
         raise SettingsError(
-            f"{PREFIX}PUBLIC_URL: expected an address like https://mail.example.org, got {settings.PUBLIC_URL!r}"
+            f"{PREFIX}PUBLIC_URL: expected an address like https://mail.example.org, "
+            f"got {settings.PUBLIC_URL!r}"
         )
 
 
 def check_contradictions(settings: Settings, variables: Mapping[str, str]) -> None:
-    """Refuse two settings, each fine by itself, that would send mail, a password or a task to the wrong place."""
+    """Refuse pairs of settings that together would send mail, a password or a task to the wrong place."""
     check_celery_urls(settings, variables)
     # A HOST that other machines reach may have its key in the database; the start checks that.
     if not is_loopback(settings.INBOX_HOST) and not settings.API_KEY:

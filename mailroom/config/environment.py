@@ -67,7 +67,7 @@ def origin(name: str, environ: Mapping[str, str], env_file: Mapping[str, str]) -
     if not is_set(name, variables):
         return "default_settings.py"
     variable = file_variable(name) if file_variable(name) in variables else f"{PREFIX}{name}"
-    # flask copies `.env` into the environment before it runs a command, so a value found in both is from `.env`.
+    # flask copies `.env` into the environment before it runs a command: a value found in both is from `.env`.
     if env_file.get(variable) == variables[variable]:
         return f"{variable} in {environ.get(f'{PREFIX}ENV_FILE', '.env')}"
     return f"{variable} in the environment" + (", before .env" if variable in env_file else "")
@@ -81,7 +81,7 @@ def is_set(name: str, variables: Mapping[str, str]) -> bool:
 
 
 def file_variable(name: str) -> str:
-    """Return the variable that names the file with a secret; "", which is no variable's name, for other settings."""
+    """Return the variable that names the file with a secret; "" for other settings."""
     return f"{PREFIX}{name}_FILE" if name in SECRETS else ""
 
 
@@ -119,7 +119,10 @@ def parse(name: str, value: str, kind: Any) -> Any:
 
 
 def is_kubernetes(variable: str, variables: Mapping[str, str]) -> bool:
-    """Tell whether Kubernetes made `variable`: its MAILASYNC_PORT is "tcp://10.0.0.1:5000", ours is a number."""
+    """Tell whether Kubernetes made `variable`.
+
+    Its MAILASYNC_PORT is "tcp://10.0.0.1:5000", ours is a number.
+    """
     if _KUBERNETES.search(variable):
         return True
     return variable.endswith("_PORT") and "://" in variables.get(variable, "")

@@ -54,7 +54,7 @@ def _message(record: logging.LogRecord) -> str:
 
 
 def _masked(match: re.Match[str]) -> str:
-    """Keep what only looks like an address: a worker's name, and a broker's URL with its password masked by Celery."""
+    """Keep what only looks like an address: worker names, and broker URLs with a masked password."""
     text = match[0]
     is_worker = text.rstrip(".:").endswith(f"@{_HOST_NAME}")
     return text if is_worker or text.startswith("**@") else "<address>"
@@ -115,7 +115,7 @@ def finish_setup(settings: Settings, logger: logging.Logger) -> None:
 
 
 def _replace_file_handlers(logger: logging.Logger) -> None:
-    """Replace the handlers of Celery's --logfile by ours, which do not raise if the file cannot be written."""
+    """Replace the handlers of Celery's --logfile by ours, which never raise if the file is not writable."""
     for handler in list(logger.handlers):
         if isinstance(handler, logging.FileHandler):
             ours = LogFileHandler(handler.baseFilename)

@@ -56,7 +56,7 @@ class Api:
         return _problem(422, f"{first['parameter']}: {first['detail']}", errors=errors[:20])
 
     def messages(self) -> ResponseReturnValue:
-        """List the mails, newest first. With `wait`, answer as soon as there is one, or after that many seconds."""
+        """List the mails, newest first; with `wait`, as soon as there is one, or after that many seconds."""
         to = address_param(request.args.get("to"))
         wait = request.args.get("wait", "0")
         seconds = float(wait) if _SECONDS.fullmatch(wait) else -1.0

@@ -47,7 +47,7 @@ def _none(*arguments: object) -> Any:
 
 @dataclass(frozen=True)
 class AppHooks:
-    """The hooks by which the application that serves the inbox adapts it; the defaults are for serving it alone."""
+    """The hooks by which the application adapts the inbox; the defaults are for an inbox alone."""
 
     hint: str = ""  #: the command that sends a mail, shown while the list is empty
     scripts: Sequence[str] = ()  #: URLs; with scripts the list updates itself as mail arrives
@@ -135,7 +135,7 @@ class _Pages:
         return self._page(
             "list",
             mails=mails[first : first + PAGE_LENGTH],
-            found=len(mails),
+            mail_count=len(mails),
             first=first,
             page=page,
             more=len(mails) > first + PAGE_LENGTH,

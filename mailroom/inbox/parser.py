@@ -71,7 +71,7 @@ class Image:
 
 @dataclass(frozen=True)
 class MailContent:
-    """The content of a mail; `parse_problem` says why it could not be parsed, and `text` is then the source."""
+    """The content of a mail; if parsing failed, `parse_problem` says why, and `text` is the source."""
 
     text: str | None = None
     html: str | None = None
@@ -82,7 +82,7 @@ class MailContent:
 
 @dataclass(frozen=True)
 class _Text:
-    """A text part; `in_alternative`: inside multipart/alternative, so that another part has it in another form."""
+    """A text part; `in_alternative`: another part of a multipart/alternative has it in another form."""
 
     text: str
     is_html: bool
@@ -223,8 +223,8 @@ def _as_html(part: _Text) -> str:
 
 def _joined(texts: list[str]) -> str:
     """Join texts so that each begins on a line of its own."""
-    ended = [text if text.endswith("\n") else f"{text}\n" for text in texts[:-1]]
-    return "".join([*ended, texts[-1]])
+    ended = [text.removesuffix("\n") for text in texts[:-1]]
+    return "\n".join([*ended, texts[-1]])
 
 
 def _leaves(message: Message) -> Iterator[tuple[Message, Message | None]]:

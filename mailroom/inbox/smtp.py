@@ -152,7 +152,7 @@ class _Handler:
     async def handle_EHLO(
         self, server: SMTP, session: Session, envelope: Envelope, host: str, replies: list[str]
     ) -> list[str]:
-        """Announce PIPELINING (RFC 2920): commands are read from a buffer one by one and answered in order."""
+        """Announce PIPELINING (RFC 2920): commands are read one by one and answered in order."""
         session.host_name = host
         return [*replies[:-1], "250-PIPELINING", replies[-1]]
 
@@ -168,7 +168,7 @@ class _Handler:
 
 
 class _Connection(SMTP):
-    """The SMTP connection of a client; reads the payload in big chunks instead of lines, whatever their length."""
+    """The SMTP connection of a client; reads the payload in big chunks instead of lines."""
 
     line_length_limit = _CHUNK_BYTES
 

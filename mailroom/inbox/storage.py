@@ -59,7 +59,7 @@ class ReceivedMail:
 
 
 def _normalized(address: str) -> str:
-    """Return the address in lower case and unquoted: "Bob"@example.org is bob@example.org (RFC 5321, 4.1.2)."""
+    """Return the address in lower case, unquoted: "Bob"@example.org is bob@example.org (RFC 5321, 4.1.2)."""
     local, at, domain = address.casefold().rpartition("@")
     if len(local) > 1 and local[0] == local[-1] == '"':
         local = re.sub(r"\\(.)", r"\1", local[1:-1])
@@ -127,7 +127,9 @@ class InboxStorage:
         if to is not None:
             address = _normalized(to)
             mails = [mail for mail in mails if address in mail.addresses]
-        return [mail for mail in mails if mail.has(words)] if words else mails
+        if words:
+            mails = [mail for mail in mails if mail.has(words)]
+        return mails
 
     def wait_for_change(self, known: int, timeout: float) -> int:
         """Wait until the version differs from `known`, at most `timeout` seconds; return the version."""
@@ -145,7 +147,7 @@ class InboxStorage:
     ) -> list[ReceivedMail]:
         """Return what `newest` does as soon as that is not empty, at the latest after `timeout` seconds.
 
-        Return at once if WAITERS_MAX others wait, and within ACCESS_CHECK_SECONDS of `may_read` turning False.
+        Return at once if WAITERS_MAX others wait, and within ACCESS_CHECK_SECONDS once `may_read` is False.
         """
         deadline = time.monotonic() + timeout
         with self._changed:

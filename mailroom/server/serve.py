@@ -123,7 +123,7 @@ def beside(storage: InboxStorage, chaos: Chaos, *, hint: str = "") -> Blueprint:
         AppHooks(
             hint=hint,
             scripts=web.layout.SCRIPTS,
-            pages=web.layout.places,
+            pages=web.layout.visible_pages,
             origin=web.messages.origin,
             form_token=form_token,
             refuse_form=refuse_form,

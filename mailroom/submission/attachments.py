@@ -58,8 +58,8 @@ class AttachmentRequest(BaseModel):
         media_type = parse_media_type(value)
         if media_type is None:
             refuse(
-                "expected a type like image/png or text/csv; charset=utf-8, and not message/… or multipart/…, "
-                f"got {short_repr(value)}"
+                "expected a type like image/png or text/csv; charset=utf-8, and not message/… or "
+                f"multipart/…, got {short_repr(value)}"
             )
         return str(media_type)
 

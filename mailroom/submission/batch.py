@@ -1,4 +1,4 @@
-"""Reads the mails of a batch: what they share is read once, so that each costs little more than its recipients."""
+"""Reads the mails of a batch: what they share is read once, so that each one costs little more."""
 
 from collections.abc import Callable, Set
 from dataclasses import dataclass, field, fields

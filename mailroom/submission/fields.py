@@ -18,7 +18,7 @@ from mailroom.model.errors import (
 from mailroom.model.text import is_unicode, short_repr
 
 M = TypeVar("M", bound=BaseModel)
-#: How errors of pydantic begin: "Input should be a valid list", "List should have at most 20 items after validation, not 21".
+#: How errors of pydantic begin: "Input should be a valid list", "List should have at most 20 items".
 _SHOULD = re.compile(r"\A\w+ should (?:be|have) ")
 
 

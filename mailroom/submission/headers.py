@@ -24,7 +24,7 @@ HEADERS_ALLOWED = re.compile(
     r"|importance|sensitivity|feedback-id|organization|comments|keywords",
     re.IGNORECASE,
 )
-#: An encoded word (RFC 2047). In structured fields there must be none (section 5), but readers decode it there
+#: An encoded word (RFC 2047). Structured fields must not have any (section 5), but readers decode them there
 #: all the same, and the result could contain the end of a line.
 _ENCODED_WORD = re.compile(r"=\?[^?\s]*\?[bq]\?", re.IGNORECASE)
 
@@ -73,8 +73,8 @@ def _header_problem(name: str, value: str) -> str:
     """Say why a header field is refused; "" if it is not."""
     if not HEADERS_ALLOWED.fullmatch(name):
         return (
-            "expected X-…, List-…, In-Reply-To, References, Auto-Submitted, Precedence, Priority, Importance, "
-            "Sensitivity, Feedback-ID, Organization, Comments or Keywords, got another name"
+            "expected X-…, List-…, In-Reply-To, References, Auto-Submitted, Precedence, Priority, "
+            "Importance, Sensitivity, Feedback-ID, Organization, Comments or Keywords, got another name"
         )
     most = REFERENCES_MAX_CHARACTERS if name.lower() == "references" else HEADER_MAX_CHARACTERS
     if has_control(value) or not is_unicode(value) or len(value) > most or value != value.strip():

@@ -270,7 +270,7 @@ def message_from(value: object, *, at: str = "#") -> Message:
 def mail_from(value: object, *, at: str = "#", with_job: bool = False) -> MailSubmission:
     """Read an object as `message_from` does, with its options.
 
-    `at` is a JSON pointer to it in the request. `with_job` allows a field `job`, which the caller has to read.
+    `at` is a JSON pointer to it in the request. `with_job` allows a field `job`, for the caller to read.
     """
     request = read_fields(MailAfterJobRequest if with_job else MailRequest, value, at=at)
     text, html = request.text_and_html()

@@ -26,9 +26,8 @@ def parse_moment(value: object) -> int:
     """
     at = parse_time(value)
     if not 0 < at / 1000 - datetime.now(UTC).timestamp() <= AHEAD_MAX_SECONDS:
-        refuse(
-            f"expected a time in the future, at most {AHEAD_MAX_SECONDS // 86400} days ahead, got {short_repr(value)}"
-        )
+        days = AHEAD_MAX_SECONDS // 86400
+        refuse(f"expected a time in the future, at most {days} days ahead, got {short_repr(value)}")
     return at
 
 

@@ -1,4 +1,4 @@
-"""Pages that a person looks at: rendered here, of what the API's own functions say and do; a script only makes them look again."""
+"""The pages for people: they show what the API's functions return, and work without scripts."""
 
 from mailroom.web import (
     compose,

@@ -1,4 +1,4 @@
-"""Writes a request in other words: for a shell, for Python, and for Postman."""
+"""Writes a mail as a program would send it: for a shell, for Python, and for Postman."""
 
 import json
 import shlex
@@ -8,8 +8,10 @@ from typing import Any
 
 from mailroom.model.message import Address, Message
 
-#: Longer texts make a command that nobody copies.
+#: Nobody copies a command with a longer text.
 JSON_MAX_CHARACTERS = 5_000
+
+_COLLECTION_SCHEMA = "https://schema.getpostman.com/json/collection/v2.1.0/collection.json"
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Code:
 
 
 def code_of(base: str, body: Mapping[str, Any], *, files: Sequence[str] = (), needs_key: bool) -> Code:
-    """A POST of this mail to the service at `base`; `files` are the names of those that go with it, which have to be there."""
+    """Return programs that send this mail to the service at `base`; `files` are names of attachments."""
     return Code(
         _curl(base, body, files, needs_key),
         _python(base, body, files, needs_key),
@@ -29,18 +31,27 @@ def code_of(base: str, body: Mapping[str, Any], *, files: Sequence[str] = (), ne
 
 
 def body_of(message: Message) -> dict[str, Any]:
-    """The JSON by which a client would ask for this message; without its attachments, which have names only."""
+    """Return the JSON that submits this message, without its attachments."""
     body: dict[str, Any] = {"to": _people(message.to)}
-    body |= {
-        name: _people(people) for name in ("cc", "bcc", "reply_to") if (people := getattr(message, name))
-    }
-    body |= {"from": _person(message.sender)} if message.sender else {}
-    body |= {"subject": message.subject} if message.subject else {}
-    body |= {name: value for name in ("text", "html") if (value := getattr(message, name)) is not None}
-    body |= {"headers": dict(message.headers)} if message.headers else {}
-    body |= {"tags": [*message.tags]} if message.tags else {}
-    body |= {"metadata": dict(message.metadata)} if message.metadata else {}
-    return body | ({"unsubscribe": True} if message.unsubscribe else {})
+    for field in ("cc", "bcc", "reply_to"):
+        if people := getattr(message, field):
+            body[field] = _people(people)
+    if message.sender:
+        body["from"] = _person(message.sender)
+    if message.subject:
+        body["subject"] = message.subject
+    for field in ("text", "html"):
+        if (text := getattr(message, field)) is not None:
+            body[field] = text
+    if message.headers:
+        body["headers"] = dict(message.headers)
+    if message.tags:
+        body["tags"] = list(message.tags)
+    if message.metadata:
+        body["metadata"] = dict(message.metadata)
+    if message.unsubscribe:
+        body["unsubscribe"] = True
+    return body
 
 
 def is_short(body: Mapping[str, Any]) -> bool:
@@ -48,7 +59,9 @@ def is_short(body: Mapping[str, Any]) -> bool:
 
 
 def _people(people: Sequence[Address]) -> Any:
-    return _person(people[0]) if len(people) == 1 else [_person(one) for one in people]
+    if len(people) == 1:
+        return _person(people[0])
+    return [_person(person) for person in people]
 
 
 def _person(person: Address) -> Any:
@@ -56,65 +69,67 @@ def _person(person: Address) -> Any:
 
 
 def _curl(base: str, body: Mapping[str, Any], files: Sequence[str], needs_key: bool) -> str:
-    key = ' \\\n  -H "Authorization: Bearer $API_KEY"' if needs_key else ""
-    data = shlex.quote(json.dumps(body, ensure_ascii=False))
-    if not files:
-        return f"curl {base}/v1/messages{key} \\\n  -H 'Content-Type: application/json' \\\n  -d {data}"
-    parts = "".join(f" \\\n  -F {shlex.quote(f'attachments=@{name}')}" for name in files)
-    quoted = shlex.quote(f"message={json.dumps(body, ensure_ascii=False)}")
-    return f"curl {base}/v1/messages{key} \\\n  --form-string {quoted}{parts}"
+    lines = [f"curl {base}/v1/messages"]
+    if needs_key:
+        lines.append('-H "Authorization: Bearer $API_KEY"')
+    data = json.dumps(body, ensure_ascii=False)
+    if files:
+        lines.append(f"--form-string {shlex.quote(f'message={data}')}")
+        lines += [f"-F {shlex.quote(f'attachments=@{name}')}" for name in files]
+    else:
+        lines += ["-H 'Content-Type: application/json'", f"-d {shlex.quote(data)}"]
+    return " \\\n  ".join(lines)
 
 
 def _python(base: str, body: Mapping[str, Any], files: Sequence[str], needs_key: bool) -> str:
-    key = f',\n    headers={{"Authorization": f"Bearer {{os.environ[{"API_KEY"!r}]}}"}}' if needs_key else ""
-    imports = ("import os\n\n" if needs_key else "") + "import requests\n\n"
-    if not files:
-        return f"{imports}answer = requests.post(\n    {base + '/v1/messages'!r},\n    json={_literal(body)}{key},\n)\nprint(answer.json())"
-    opened = ", ".join(f'("attachments", open({name!r}, "rb"))' for name in files)
-    return (
-        f"import json\n{imports}answer = requests.post(\n    {base + '/v1/messages'!r},\n"
-        f'    data={{"message": json.dumps({_literal(body)})}},\n    files=[{opened}]{key},\n)\nprint(answer.json())'
-    )
+    imports = []
+    arguments = [repr(f"{base}/v1/messages")]
+    if files:
+        imports.append("import json")
+        opened = ", ".join(f'("attachments", open({name!r}, "rb"))' for name in files)
+        arguments.append(f'data={{"message": json.dumps({_literal(body)})}}')
+        arguments.append(f"files=[{opened}]")
+    else:
+        arguments.append(f"json={_literal(body)}")
+    if needs_key:
+        imports.append("import os")
+        arguments.append("""headers={"Authorization": f"Bearer {os.environ['API_KEY']}"}""")
+    if imports:
+        imports.append("")
+    lines = [*imports, "import requests", "", "answer = requests.post("]
+    lines += [f"    {argument}," for argument in arguments]
+    return "\n".join([*lines, ")", "print(answer.json())"])
 
 
 def _literal(value: Any) -> str:
-    """Write a value as Python does; JSON's true and null are no names there."""
+    """Write a JSON value as Python does, where true is True and null is None."""
     return repr(json.loads(json.dumps(value)))
 
 
 def _postman(base: str, body: Mapping[str, Any], files: Sequence[str], needs_key: bool) -> str:
-    """A collection of this one request (format 2.1), to be pasted into Import."""
-    header = [{"key": "Authorization", "value": "Bearer {{apiKey}}"}] if needs_key else []
+    """Return a Postman collection (format 2.1) of this one request, to be pasted into Import."""
+    header = []
+    if not files:
+        header.append({"key": "Content-Type", "value": "application/json"})
+    if needs_key:
+        header.append({"key": "Authorization", "value": "Bearer {{apiKey}}"})
+    request = {
+        "method": "POST",
+        "header": header,
+        "url": f"{base}/v1/messages",
+        "body": _postman_body(body, files),
+    }
+    collection = {
+        "info": {"name": "mailasync: one mail", "schema": _COLLECTION_SCHEMA},
+        "item": [{"name": "Send", "request": request}],
+    }
+    return json.dumps(collection, indent=2, ensure_ascii=False)
+
+
+def _postman_body(body: Mapping[str, Any], files: Sequence[str]) -> dict[str, Any]:
     text = json.dumps(body, indent=2, ensure_ascii=False)
-    if files:
-        sent: dict[str, Any] = {
-            "mode": "formdata",
-            "formdata": [
-                {"key": "message", "type": "text", "value": text},
-                *({"key": "attachments", "type": "file", "src": name} for name in files),
-            ],
-        }
-    else:
-        header.insert(0, {"key": "Content-Type", "value": "application/json"})
-        sent = {"mode": "raw", "raw": text, "options": {"raw": {"language": "json"}}}
-    return json.dumps(
-        {
-            "info": {
-                "name": "mailasync: one mail",
-                "schema": "https://schema.getpostman.com/json/collection/v2.1.0/collection.json",
-            },
-            "item": [
-                {
-                    "name": "Send",
-                    "request": {
-                        "method": "POST",
-                        "header": header,
-                        "url": f"{base}/v1/messages",
-                        "body": sent,
-                    },
-                }
-            ],
-        },
-        indent=2,
-        ensure_ascii=False,
-    )
+    if not files:
+        return {"mode": "raw", "raw": text, "options": {"raw": {"language": "json"}}}
+    form = [{"key": "message", "type": "text", "value": text}]
+    form += [{"key": "attachments", "type": "file", "src": name} for name in files]
+    return {"mode": "formdata", "formdata": form}

@@ -1,4 +1,4 @@
-"""A form that sends a mail, beside the inbox where it appears, and beside the same request as a program would make it."""
+"""The form to write a mail, next to the inbox where it arrives and to the same request as code."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -25,11 +25,11 @@ from mailroom.web.layout import base_url, decimal, may, page, pages, see, stays_
 
 blueprint = pages("compose")
 
-#: The fields of the form that are the mail's own, as they are.
+#: Fields of the form that go into the request unchanged.
 _PLAIN = ("subject", "contents")
 _PEOPLE = ("to", "cc", "bcc", "reply_to")
-#: Which field of the form an error of the API is about, by the beginning of its pointer; the longest that fits.
-_PLACES = {
+#: The field of the form for an error of the API, by the beginning of its pointer; the longest match counts.
+_FORM_FIELDS = {
     "job/args": "job_args",
     "job": "job",
     "template/variables": "variables",
@@ -40,61 +40,57 @@ _PLACES = {
     "from": "from",
     **{name: name for name in (*_PLAIN, *_PEOPLE)},
 }
-#: Where several people are parted: not within quotes or angle brackets.
+#: One of several people, separated by commas, semicolons or lines outside quotes and angle brackets.
 _PERSON = re.compile(r'(?:"(?:[^"\\]|\\.)*"|<[^<>]*>|[^,;\n"<]|["<])+')
 
 
 @blueprint.get("/compose")
 def compose() -> Response:
-    """An empty form; `?sent=` shows what became of a message, `?again=` begins with what one had."""
-    sent, again = (request.args.get(name, "") for name in ("sent", "again"))
+    """Show the form; `?sent=ID` adds the status of a message, `?again=ID` fills in the content of one."""
+    sent, again = request.args.get("sent", ""), request.args.get("again", "")
     id = sent or again
     content = services().outbox.content(id) if is_id(id) else None
-    return _page(
-        _fields_of(content) if content else {},
-        sent=message_json(find(sent)) if sent and is_id(sent) else None,
-        left_out=[*_left_out(content)] if again and content else [],
-    )
+    fields = _fields_of(content) if content else {}
+    left_out = list(_left_out(content)) if again and content else []
+    return _page(fields, sent=message_json(find(sent)) if is_id(sent) else None, left_out=left_out)
 
 
 @blueprint.post("/compose")
 def send() -> Response:
-    """Accept the mail, as `POST /v1/messages` does, once for each form; or show it as a program would send it."""
+    """Accept the mail as `POST /v1/messages` does, once for each form, or show it as code."""
     fields = {name: values[-1] for name, values in request.form.to_dict(flat=False).items()}
-    names = [file.filename or "file" for file in request.files.getlist("attachments") if file.filename] or [
-        name for name in request.form.getlist("attachments") if name
-    ]
+    names = _file_names()
     if fields.get("do") == "code":
         return _page(fields, names=names, shows_code=True)
     try:
         accepted = _accepted(fields)
     except InvalidMessage as e:
-        return _page(fields, wrong=e.errors, names=names, status=422)
-    except (
-        MailroomError,
-        HTTPException,
-    ) as e:  # What was typed is not lost with a refusal: it stays in the form.
+        return _page(fields, errors=e.errors, names=names, status=422)
+    except (MailroomError, HTTPException) as e:
+        # Not left to Flask's error handlers, so that the text stays in the form.
         refusal: Any = current_app.handle_user_exception(e)
-        told = current_app.make_response(refusal)
-        words = (told.get_json(silent=True) or {}).get("detail", str(e))
-        return _page(fields, wrong=[FieldError("#", words)], names=names, status=told.status_code)
+        response = current_app.make_response(refusal)
+        detail = (response.get_json(silent=True) or {}).get("detail", str(e))
+        return _page(fields, errors=[FieldError("#", detail)], names=names, status=response.status_code)
     return see(f"/compose?sent={accepted.location.rpartition('/')[2]}")
 
 
 def _accepted(fields: Mapping[str, str]) -> StoredAnswer:
-    asked = _asked(fields, strict=True) | _files()
+    body = _body(fields, strict=True)
+    if files := _files():
+        body["attachments"] = files
 
     def accept(key: Key | None) -> StoredAnswer:
-        return accept_mail(asked, key=key)
+        return accept_mail(body, key=key)
 
-    files = [(file["filename"], sha256(file["content"]).hexdigest()) for file in asked.get("attachments", [])]
-    return once(accept, form_key(fields.get("once", ""), {**asked, "attachments": files}))[0]
+    hashes = [(file["filename"], sha256(file["content"]).hexdigest()) for file in files]
+    return once(accept, form_key(fields.get("once", ""), {**body, "attachments": hashes}))[0]
 
 
 def _page(
     fields: Mapping[str, str],
     *,
-    wrong: list[FieldError] | None = None,
+    errors: list[FieldError] | None = None,
     names: list[str] | None = None,
     shows_code: bool = False,
     sent: Any = None,
@@ -107,9 +103,9 @@ def _page(
         status=status,
         once=fields.get("once", ""),
         fields=fields,
-        wrong=_by_field(wrong or []),
+        errors=_by_field(errors or []),
         sent=sent,
-        code=code_of(base_url(), _asked(fields, strict=False), files=names or [], needs_key=needs_key()),
+        code=code_of(base_url(), _body(fields, strict=False), files=names or [], needs_key=needs_key()),
         shows_code=shows_code,
         kinds=registry.job_types(),
         inbox="inbox" in current_app.blueprints and may("GET", "/inbox/"),
@@ -120,28 +116,37 @@ def _page(
     )
 
 
-def _asked(fields: Mapping[str, str], *, strict: bool) -> dict[str, Any]:
-    """The JSON of the request. What is no JSON itself is left away, or, if `strict`, refused."""
-    asked: dict[str, Any] = {}
+def _body(fields: Mapping[str, str], *, strict: bool) -> dict[str, Any]:
+    """Return the request that the form stands for; `strict` refuses malformed JSON, else it is left out."""
+    body: dict[str, Any] = {}
     for name in _PEOPLE:
-        people = [person for part in _PERSON.findall(fields.get(name, "")) if (person := part.strip())]
-        asked |= {name: people[0] if len(people) == 1 else people} if people else {}
+        if people := _split(_PERSON.findall(fields.get(name, ""))):
+            body[name] = people[0] if len(people) == 1 else people
     if sender := fields.get("from", "").strip():
-        asked["from"] = sender
-    asked |= {name: value for name in _PLAIN if (value := fields.get(name, "").replace("\r\n", "\n"))}
+        body["from"] = sender
+    for name in _PLAIN:
+        if text := fields.get(name, "").replace("\r\n", "\n"):
+            body[name] = text
     if template := fields.get("template", "").strip():
-        asked["template"] = {"name": template} | _json(fields, "variables", "#/template/variables", strict)
+        body["template"] = {"name": template} | _json(fields, "variables", "#/template/variables", strict)
     if job := fields.get("job", ""):
-        asked["job"] = {"name": job} | _json(fields, "job_args", "#/job/args", strict)
-    if tags := [tag for part in fields.get("tags", "").split(",") if (tag := part.strip())]:
-        asked["tags"] = tags
+        body["job"] = {"name": job} | _json(fields, "job_args", "#/job/args", strict)
+    if tags := _split(fields.get("tags", "").split(",")):
+        body["tags"] = tags
     if delay := fields.get("delay", "").strip():
         number = decimal(delay)
-        asked["delay"] = delay if number is None else number
-    return asked | ({"to": ""} if strict and "to" not in asked else {})
+        body["delay"] = delay if number is None else number
+    if strict:
+        body.setdefault("to", "")
+    return body
+
+
+def _split(parts: list[str]) -> list[str]:
+    return [stripped for part in parts if (stripped := part.strip())]
 
 
 def _json(fields: Mapping[str, str], name: str, pointer: str, strict: bool) -> dict[str, Any]:
+    """Parse the JSON in a field, and return it under the last name of `pointer`; {} if the field is empty."""
     text = fields.get(name, "").strip()
     if not text:
         return {}
@@ -153,70 +158,79 @@ def _json(fields: Mapping[str, str], name: str, pointer: str, strict: bool) -> d
         return {}
 
 
-def _files() -> dict[str, Any]:
-    files = [
-        {
-            "filename": file.filename,
-            "content": file.read(),
-            "content_type": file.content_type or "application/octet-stream",
-        }
-        for file in request.files.getlist("attachments")
-        if file.filename
-    ]
-    return {"attachments": files} if files else {}
+def _files() -> list[dict[str, Any]]:
+    files = []
+    for file in request.files.getlist("attachments"):
+        if file.filename:
+            content_type = file.content_type or "application/octet-stream"
+            files.append({"filename": file.filename, "content": file.read(), "content_type": content_type})
+    return files
 
 
-def _by_field(wrong: list[FieldError]) -> dict[str, list[str]]:
-    """Return what is wrong with each field of the form; "" is what is wrong with all of it."""
-    found: dict[str, list[str]] = {}
-    for error in wrong:
-        at = error.pointer.removeprefix("#/")
-        place = next(
-            (
-                _PLACES[name]
-                for name in sorted(_PLACES, key=len, reverse=True)
-                if f"{at}/".startswith(f"{name}/")
-            ),
-            "",
-        )
-        found.setdefault(place, []).append(error.detail if place else f"{error.pointer}: {error.detail}")
-    return found
+def _file_names() -> list[str]:
+    """Return the names of the attachments; for a request as code, a script sends only the names."""
+    uploaded = [file.filename for file in request.files.getlist("attachments") if file.filename]
+    return uploaded or [name for name in request.form.getlist("attachments") if name]
+
+
+def _by_field(errors: list[FieldError]) -> dict[str, list[str]]:
+    """Group errors by the field of the form, with "" for those that are about none of its fields."""
+    grouped: dict[str, list[str]] = {}
+    for error in errors:
+        field = _form_field(error.pointer.removeprefix("#/"))
+        detail = error.detail if field else f"{error.pointer}: {error.detail}"
+        grouped.setdefault(field, []).append(detail)
+    return grouped
+
+
+def _form_field(path: str) -> str:
+    for prefix in sorted(_FORM_FIELDS, key=len, reverse=True):
+        if f"{path}/".startswith(f"{prefix}/"):
+            return _FORM_FIELDS[prefix]
+    return ""
 
 
 def _fields_of(message: Message) -> dict[str, str]:
-    """The form that would ask for this, as far as it can."""
+    """Return the form that would submit this message, as far as the form can."""
     body = body_of(message)
-
-    def people(value: Any) -> str:
-        listed = value if isinstance(value, list) else [value]
-        return ", ".join(
-            one
-            if isinstance(one, str)
-            else formataddr((one["name"], one["email"]), "utf-8")
-            if one["name"].isascii()
-            else f'"{one["name"].translate(_ESCAPES)}" <{one["email"]}>'
-            for one in listed
-        )
-
-    fields = {name: people(body[name]) for name in (*_PEOPLE, "from") if name in body}
+    fields: dict[str, str] = {}
+    for name in (*_PEOPLE, "from"):
+        if name in body:
+            people = body[name] if isinstance(body[name], list) else [body[name]]
+            fields[name] = ", ".join(map(_typed, people))
     html = (message.html or "").strip()
     if html and not (html.startswith("<") and html.endswith(">")):
-        html = f"<div>{html}</div>"  # That is how the form tells HTML.
-    return fields | {
-        "subject": message.subject,
-        "contents": html or message.text or "",
-        "tags": ", ".join(message.tags),
-    }
+        html = f"<div>{html}</div>"  # Contents that begin with < and end with > are HTML.
+    fields["subject"] = message.subject
+    fields["contents"] = html or message.text or ""
+    fields["tags"] = ", ".join(message.tags)
+    return fields
+
+
+def _typed(person: Any) -> str:
+    """Write a person as somebody would type it: an address, or a name with the address in angle brackets."""
+    if isinstance(person, str):
+        return person
+    name, address = person["name"], person["email"]
+    if name.isascii():
+        return formataddr((name, address), "utf-8")
+    return f'"{name.translate(_ESCAPES)}" <{address}>'  # formataddr would encode it (RFC 2047).
 
 
 _ESCAPES = str.maketrans({'"': r"\"", "\\": r"\\"})
 
 
 def _left_out(message: Message) -> Iterator[str]:
-    """Yield what that form cannot ask for."""
-    yield from (f"the attachment {file.name}" for file in message.attachments)
-    yield from (f"the header field {name}" for name, _ in message.headers)
-    yield from ["a text beside the HTML"] * (message.text is not None and message.html is not None)
-    yield from ["metadata"] * bool(message.metadata)
-    yield from ["the link to unsubscribe"] * bool(message.unsubscribe)
-    yield from ["what its job fills in"] * message.template
+    """Yield, in words, what the form cannot submit."""
+    for file in message.attachments:
+        yield f"the attachment {file.name}"
+    for name, _ in message.headers:
+        yield f"the header field {name}"
+    if message.text is not None and message.html is not None:
+        yield "the text beside the HTML"
+    if message.metadata:
+        yield "metadata"
+    if message.unsubscribe:
+        yield "the link to unsubscribe"
+    if message.template:
+        yield "what its job fills in"

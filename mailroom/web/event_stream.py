@@ -1,6 +1,7 @@
-"""Tells open pages that something has happened, so that they look again: a stream of server-sent events (WHATWG HTML, 9.2).
+"""Tells open pages to refresh, by a stream of server-sent events (WHATWG HTML, 9.2).
 
-A stream holds a thread of the server; so there are few, each ends after a while, and a page that gets none looks every few seconds.
+A stream occupies a thread of the server. So there are few, each ends after a while, and a page without one
+refreshes every few seconds.
 """
 
 import threading
@@ -19,23 +20,23 @@ from mailroom.store.events.changes import pulse
 blueprint = Blueprint("live", __name__)
 
 STREAMS_MAX = 20
-#: A browser connects anew by itself; and who has gone away unseen holds its thread no longer than this.
+#: Duration of a stream, after which browsers reconnect; also how long a vanished client occupies a thread.
 STREAM_SECONDS = 60.0
-LOOK_SECONDS = 0.5
-#: A line that says nothing, so that a link that is dead is noticed.
-BEAT_SECONDS = 5.0
-_places = threading.BoundedSemaphore(STREAMS_MAX)
+CHECK_SECONDS = 0.5
+#: How often a stream without news sends a comment line, which shows that a connection is dead.
+HEARTBEAT_SECONDS = 5.0
+_slots = threading.BoundedSemaphore(STREAMS_MAX)
 
 
 @blueprint.get("/live")
 def live() -> Response:
-    """A word at once, and another one each time something has happened; 503 where too many listen."""
-    if not _places.acquire(blocking=False):
+    """Send an event at once, and another whenever something has happened; 503 if too many pages listen."""
+    if not _slots.acquire(blocking=False):
         return problem(
             503,
             "too_many_streams",
             "Too many pages listen",
-            f"expected at most {STREAMS_MAX} streams; look again now and then",
+            f"expected at most {STREAMS_MAX} open streams; try again later",
             headers={"Retry-After": "30"},
         )
     database, lease_seconds = services().outbox.database, services().settings.LEASE_SECONDS
@@ -48,12 +49,12 @@ def live() -> Response:
 
 
 class _Stream:
-    """The lines of one stream; it gives its place back when it has ended, however that came."""
+    """The lines of one stream; however it ends, its slot is released once."""
 
-    def __init__(self, look: Callable[[], str], is_served: Callable[[], bool]) -> None:
-        self._lines = _lines(look, is_served)
+    def __init__(self, version: Callable[[], str], may_read: Callable[[], bool]) -> None:
+        self._lines = _lines(version, may_read)
         self._open = True
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     def __iter__(self) -> Iterator[str]:
         try:
@@ -62,27 +63,30 @@ class _Stream:
             self.close()
 
     def close(self) -> None:
-        with self._turn:
+        """Release the slot; the server calls this too if the client leaves before the first line."""
+        with self._lock:
             if self._open:
                 self._open = False
-                _places.release()
+                _slots.release()
 
 
-def _lines(look: Callable[[], str], is_served: Callable[[], bool]) -> Iterator[str]:
-    ends, beats, told = time.monotonic() + STREAM_SECONDS, 0.0, ""
+def _lines(version: Callable[[], str], may_read: Callable[[], bool]) -> Iterator[str]:
+    """Yield an event whenever the version of the data changes; end if the client may no longer read."""
+    deadline = time.monotonic() + STREAM_SECONDS
+    sent, sent_at = "", 0.0
     yield "retry: 2000\n\n"
-    while time.monotonic() < ends:
+    while time.monotonic() < deadline:
         try:
-            if not is_served():
-                return  # Who connects anew is refused.
-            now = look()
+            if not may_read():
+                return  # When the browser reconnects, it is refused.
+            current = version()
         except StoreUnavailable:
-            return  # The page looks by itself, and is told that.
-        if now != told:
-            yield f"data: {now}\n\n"
-            told, beats = now, time.monotonic()
-        elif time.monotonic() - beats > BEAT_SECONDS:
+            return  # The page refreshes by itself, and shows the error.
+        if current != sent:
+            yield f"data: {current}\n\n"
+            sent, sent_at = current, time.monotonic()
+        elif time.monotonic() - sent_at > HEARTBEAT_SECONDS:
             yield ": \n\n"
-            beats = time.monotonic()
-        if prefer_wait.is_stopping(LOOK_SECONDS):
+            sent_at = time.monotonic()
+        if prefer_wait.is_stopping(CHECK_SECONDS):
             return

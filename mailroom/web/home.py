@@ -11,7 +11,7 @@ blueprint = pages("home")
 
 @blueprint.get("/")
 def home() -> Response:
-    """The next command, with this service's own address in it."""
+    """Show the first commands to try, with this service's own address in them."""
     settings = services().settings
     return page(
         "home.html",

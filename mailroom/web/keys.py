@@ -1,4 +1,4 @@
-"""API keys as a person looks at them: which there are, a new one, and the end of one."""
+"""The page of API keys: list, create and revoke them."""
 
 import re
 from typing import Any
@@ -19,36 +19,40 @@ blueprint = pages("keys")
 
 @blueprint.get("/keys")
 def list_keys() -> Response:
-    """All that were ever made, the newest first."""
+    """List all keys, revoked ones as well, the newest first."""
     return _page()
 
 
 @blueprint.post("/keys")
 def create() -> Response:
-    """Make one and show it, this once. Who makes the first one that may do everything is signed in with it."""
+    """Create a key and show its secret, this once.
+
+    After the first key every request needs one, so its maker is signed in with it if it may do everything.
+    """
     was_open = not needs_key()
-    asked: dict[str, Any] = {
+    senders = [part.strip() for part in request.form.get("senders", "").split(",")]
+    values: dict[str, Any] = {
         "name": request.form.get("name", ""),
         "scopes": request.form.getlist("scopes"),
-        "senders": [
-            sender for part in request.form.get("senders", "").split(",") if (sender := part.strip())
-        ],
+        "senders": [sender for sender in senders if sender],
     }
     if per_minute := request.form.get("per_minute", "").strip():
-        asked["per_minute"] = (
-            int(per_minute) if re.fullmatch("[0-9]{1,9}", per_minute) else per_minute
-        )  # Its reader says what is wrong.
+        # Anything else than a number is passed on as it is, and refused with a reason.
+        is_number = re.fullmatch("[0-9]{1,9}", per_minute)
+        values["per_minute"] = int(per_minute) if is_number else per_minute
     try:
-        secret, key = keys.make(services().api_keys, asked)
+        secret, key = keys.make(services().api_keys, values)
     except InvalidMessage as e:
-        return _page(wrong=[f"{error.pointer.removeprefix('#/')}: {error.detail}" for error in e.errors])
-    answer = _page(secret=secret, made=keys.key_json(key), is_first=was_open)
-    return enter(answer, key, hashed(secret)) if was_open and Scope.ADMIN in key.scopes else answer
+        return _page(errors=[f"{error.pointer.removeprefix('#/')}: {error.detail}" for error in e.errors])
+    response = _page(secret=secret, made=keys.key_json(key), is_first=was_open)
+    if was_open and Scope.ADMIN in key.scopes:
+        return enter(response, key, hashed(secret))
+    return response
 
 
 @blueprint.post("/keys/<id>/revoke")
 def revoke(id: str) -> Response:
-    """End a key for good."""
+    """Revoke a key, for good."""
     try:
         services().api_keys.revoke(id)
     except UnknownKey as e:
@@ -58,24 +62,27 @@ def revoke(id: str) -> Response:
 
 def _page(
     *,
-    wrong: list[str] | None = None,
+    errors: list[str] | None = None,
     secret: str = "",
     made: dict[str, object] | None = None,
     is_first: bool = False,
 ) -> Response:
     rows = [keys.key_row_json(row) for row in reversed(services().api_keys.every())]
     settings = services().settings
-    opens = (
-        settings.listens_on_loopback
-        and not settings.API_KEY
-        and sum(row["revoked_at"] is None for row in rows) == 1
-    )
+    valid_count = sum(row["revoked_at"] is None for row in rows)
+    #: Revoking the last key lets everybody on this machine in again.
+    opens = settings.listens_on_loopback and not settings.API_KEY and valid_count == 1
+    status = 200
+    if errors:
+        status = 422
+    elif secret:
+        status = 201
     return page(
         "keys.html",
-        status=422 if wrong else 201 if secret else 200,
+        status=status,
         rows=rows,
         opens=opens,
-        wrong=wrong or [],
+        errors=errors or [],
         secret=secret,
         made=made,
         is_first=is_first,

@@ -1,10 +1,8 @@
-"""The parts that all pages share.
-
-They are blueprints, header fields, forms' tokens, times in words, and errors as a person reads them.
-"""
+"""Parts that all pages share: blueprint, header fields, tokens of forms, times in words, and errors as pages."""
 
 import re
 import secrets
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -18,13 +16,13 @@ from mailroom.api.auth.guard import check_after_body, current_key
 from mailroom.api.auth.scopes import needed
 from mailroom.api.problems import PROBLEM_TYPE
 from mailroom.api.services import services
-from mailroom.model.errors import StoreUnavailable
+from mailroom.model.errors import FieldError, StoreUnavailable
 from mailroom.model.text import unicode_text
 from mailroom.model.times import parse_timestamp
 from mailroom.store.events.changes import pulse
 from mailroom.store.keys.api_keys import Scope
 
-#: The files of all pages; anybody may have them, as they are in every copy of this project.
+#: The static files of all pages; they need no key, as they are in every copy of this project.
 assets = Blueprint(
     "web", __name__, template_folder="templates", static_folder="static", static_url_path="/static/web"
 )
@@ -32,11 +30,11 @@ assets = Blueprint(
 SCRIPTS = ("/static/web/htmx/htmx.min.js", "/static/web/pages.js")
 SIGN_IN = "/sign-in"
 _POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; frame-src 'self'; "
-    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "frame-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-#: The pages in every page's head, by their path.
-_PLACES = {
+#: The pages in the navigation, by path.
+_NAV_PAGES = {
     "/dashboard": "Dashboard",
     "/messages": "Messages",
     "/compose": "Compose",
@@ -48,29 +46,29 @@ _PLACES = {
     "/inbox/": "Inbox",
     "/docs": "API",
 }
-#: What a page says after a form was sent, by the word in its address.
+#: The notice that a page shows after a form was sent, by the word in `?done=`.
 NOTICES = {
-    "accepted": "Accepted. It is on disk, and goes as soon as it can.",
+    "accepted": "Accepted. It is stored, and will be sent as soon as possible.",
     "canceled": "Canceled.",
-    "held": "Held, until somebody releases it.",
+    "held": "Held until somebody releases it.",
     "released": "Released.",
-    "retried": "It is tried now.",
-    "rescheduled": "It goes at that time.",
+    "retried": "Trying now.",
+    "rescheduled": "Rescheduled.",
     "resent": "This is the new message; the old one stays as it is.",
     "rerun": "This is the new job; the old one stays as it is.",
-    "tried": "One mail tries the account now.",
+    "tried": "Trying the account with one mail now.",
     "saved": "Saved.",
     "deleted": "Deleted.",
     "added": "Added.",
-    "replayed": "It is told once more.",
+    "replayed": "The delivery is repeated.",
     "tested": "A test is on its way.",
-    "revoked": "Revoked. It ends within seconds.",
+    "revoked": "Revoked. It stops working within seconds.",
     "signed-out": "Signed out.",
 }
 
 
 def pages(name: str) -> Blueprint:
-    """A blueprint for pages: its forms need their token, and its errors are pages too."""
+    """Return a blueprint for pages: its forms need a token (CSRF), and its errors are pages too."""
     blueprint = Blueprint(f"{name}_page", __name__)
     blueprint.before_request(_note_pulse)
     blueprint.before_request(_take_large_forms)
@@ -81,10 +79,14 @@ def pages(name: str) -> Blueprint:
 
 
 def page(template: str, *, status: int = 200, live: bool = False, once: str = "", **values: Any) -> Response:
-    """A page. `live`: it looks again by itself when something has happened. `once`: the name of a form that is shown again."""
+    """Render a page.
+
+    `live`: it refreshes itself when something has happened. `once`: the idempotency key of a form that is
+    shown again with errors.
+    """
     html = render_template(
         f"web/{template}",
-        places=places(),
+        nav_pages=visible_pages(),
         key=current_key(),
         is_signed_in=bool(sessions.current()),
         token=sessions.form_token(),
@@ -93,156 +95,168 @@ def page(template: str, *, status: int = 200, live: bool = False, once: str = ""
         once=once or secrets.token_urlsafe(12),
         notice=NOTICES.get(request.args.get("done", ""), ""),
         pulse=g.get("pulse", "") if live else "",
-        here=_here(),
+        here=_own_path(),
         **values,
     )
-    answer = make_response(unicode_text(html))
-    answer.status_code = status
-    return answer
+    response = make_response(unicode_text(html))
+    response.status_code = status
+    return response
 
 
-def places() -> list[tuple[str, str]]:
-    """The pages in the head of each page that the key of this request may see, with their names."""
+def visible_pages() -> list[tuple[str, str]]:
+    """Return path and name of the pages in the navigation that the key of this request may see."""
     known = {rule.rule for rule in current_app.url_map.iter_rules()}
-    return [(path, name) for path, name in _PLACES.items() if path in known and may("GET", path)]
+    return [(path, name) for path, name in _NAV_PAGES.items() if path in known and may("GET", path)]
 
 
 def may(method: str, rule: str) -> bool:
-    """Tell whether the key of this request may ask for that."""
+    """Tell whether the key of this request has the scope for this route."""
     scopes = current_key().scopes
     return Scope.ADMIN in scopes or bool(scopes & {*needed(method, rule)})
 
 
 def done(path: str, word: str) -> Response:
-    """After a form: go there by a GET, and say so."""
+    """Redirect after a form (303), and show the notice for `word` there."""
     assert word in NOTICES
-    return see(f"{path}{'&' if '?' in path else '?'}done={word}")
+    separator = "&" if "?" in path else "?"
+    return see(f"{path}{separator}done={word}")
 
 
-def at(place: str, id: str) -> str:
-    """The page of the message or job with this id, which a client may have chosen."""
-    return f"/{place}/{quote(id, safe='')}"
+def item_path(section: str, id: str) -> str:
+    """Return the path of a message or job; clients may choose ids, so they are quoted."""
+    return f"/{section}/{quote(id, safe='')}"
+
+
+def query_params(*names: str) -> dict[str, str]:
+    """Return those of the query parameters that are not empty."""
+    params = {name: request.args.get(name, "").strip() for name in names}
+    return {name: value for name, value in params.items() if value}
+
+
+def status_of(errors: Sequence[object] | None) -> int:
+    """Return the status of a page: 422 if it shows errors of its form."""
+    return 422 if errors else 200
+
+
+def details(errors: Sequence[FieldError]) -> list[str]:
+    return [error.detail for error in errors]
 
 
 def see(path: str) -> Response:
-    answer: Any = redirect(path, 303)
-    return answer  # type: ignore[no-any-return]  # werkzeug's type, which Flask's is
+    """Redirect to a page of this site: 303 See Other."""
+    response: Any = redirect(path, 303)
+    return response  # type: ignore[no-any-return]  # werkzeug's type, which Flask's is
 
 
-def finish(answer: Response) -> Response:
-    """The header fields of every page, and an error as a page."""
-    answer = for_people(answer)
-    answer.headers.setdefault("Content-Security-Policy", _POLICY)
-    answer.headers["X-Content-Type-Options"] = "nosniff"
-    answer.headers["Referrer-Policy"] = "same-origin"
-    answer.headers["Cache-Control"] = "no-store"
-    return answer
+def finish(response: Response) -> Response:
+    """Turn errors into pages, and set the header fields of every page."""
+    response = for_people(response)
+    response.headers.setdefault("Content-Security-Policy", _POLICY)
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Referrer-Policy"] = "same-origin"
+    response.headers["Cache-Control"] = "no-store"
+    return response
 
 
 def base_url() -> str:
-    """This service's own address, as it stands in what a reader may copy."""
+    """Return this service's own address, for commands that a reader may copy."""
     scheme = "https" if sessions.is_https() else "http"
     return f"{scheme}://{request.host}".replace("//localhost:", "//127.0.0.1:")
 
 
 def stays_here() -> bool:
-    """Tell whether all mail goes to the inbox that listens beside this service."""
+    """Tell whether all mail goes to the disposable inbox of this service."""
     settings = services().settings
     return (settings.SMTP_HOST, settings.SMTP_PORT) == ("127.0.0.1", settings.INBOX_SMTP_PORT)
 
 
-def for_people(answer: Response) -> Response:
-    """An error as a page, for whoever asked for a page; who may not see this one is sent to sign in."""
-    if answer.mimetype != PROBLEM_TYPE or "text/html" not in request.headers.get("Accept", ""):
-        return answer
-    return _error(answer)
+def for_people(response: Response) -> Response:
+    """Turn a problem+json error into a page if the client is a browser, and a 401 into the sign-in page."""
+    if response.mimetype != PROBLEM_TYPE or "text/html" not in request.headers.get("Accept", ""):
+        return response
+    return _error_page(response)
 
 
 def decimal(text: str) -> float | None:
-    """The number that was typed into a form; None for anything else that float() takes: nan, 1e400, 1_0."""
+    """Parse a number typed into a form; None for anything else, also nan and 1_0, which float() accepts."""
     return float(text) if re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,6})?", text) else None
 
 
 def here(path: str) -> str:
-    """A path on this very site, and nothing else, as what came in a query may lead anywhere; "" for anything else."""
+    """Return the path if it leads to this site; "" if not, as a link may have brought any in its query."""
     return path if path.startswith("/") and not path.startswith(("//", "/\\")) and path.isprintable() else ""
 
 
 def home() -> str:
-    """The first page that the key of this request may see."""
-    return next((path for path, _ in places()), "/")
+    """Return the first page that the key of this request may see."""
+    return next((path for path, _ in visible_pages()), "/")
 
 
 def _take_large_forms() -> None:
-    request.max_form_memory_size = (
-        services().settings.REQUEST_MAX_BYTES
-    )  # Else Flask bounds a text by a number that nobody set.
+    # Flask's own limit for texts in forms, 500 kB, is less than our setting allows.
+    request.max_form_memory_size = services().settings.REQUEST_MAX_BYTES
 
 
-def _error(answer: Response) -> Response:
-    if answer.status_code == 401 and request.method in ("GET", "HEAD"):
+def _error_page(response: Response) -> Response:
+    if response.status_code == 401 and request.method in ("GET", "HEAD"):
         return see(f"{SIGN_IN}?next={quote(request.full_path.rstrip('?'))}")
-    told: dict[str, Any] = answer.get_json(force=True)
     try:
-        shown = page(
+        error_page = page(
             "error.html",
-            status=answer.status_code,
-            told=told,
-            place=answer.headers.get("Location", "").removeprefix("/v1"),
+            status=response.status_code,
+            problem=response.get_json(force=True),
+            location=response.headers.get("Location", "").removeprefix("/v1"),
         )
-    except StoreUnavailable:  # Not even a form's token can be had.
-        return answer
+    except StoreUnavailable:  # Without the database there are no tokens for the page's forms.
+        return response
     for name in ("Retry-After", "Allow"):
-        if name in answer.headers:
-            shown.headers[name] = answer.headers[name]
-    return shown
+        if name in response.headers:
+            error_page.headers[name] = response.headers[name]
+    return error_page
 
 
-def _here() -> str:
-    """The address of this page, to look at it again."""
+def _own_path() -> str:
+    """Return the path and query of this page, for its refresh."""
     query = request.query_string.decode("latin-1")
     return quote(request.path) + f"?{query}" * bool(query)
 
 
 def _note_pulse() -> None:
-    """Before anything is looked at: what happens while a page is made shall be news to it."""
-    with suppress(StoreUnavailable):  # A page that needs the database says so by itself.
+    """Note the version of the data before the page reads any, so that no later change is missed."""
+    with suppress(StoreUnavailable):  # The page itself will report it, if it needs the database.
         g.pulse = pulse(services().outbox.database, services().settings.LEASE_SECONDS)
 
 
 @assets.app_template_filter("when")
-def when(told: str | None) -> Markup:
-    """A time of the API: how long ago or ahead, and in full where a pointer rests."""
-    if not told:
+def when(timestamp: str | None) -> Markup:
+    """Write a time of the API relative to now, with the full time in a tooltip."""
+    if not timestamp:
         return Markup("–")
-    at = parse_timestamp(told)
+    at = parse_timestamp(timestamp)
     return Markup('<time datetime="{}" title="{:%Y-%m-%d %H:%M:%S} UTC">{}</time>').format(
-        told, at, apart((at - datetime.now(UTC)).total_seconds())
+        timestamp, at, apart((at - datetime.now(UTC)).total_seconds())
     )
 
 
 @assets.app_template_filter("clock")
-def clock(told: str | None) -> Markup:
-    """Write a time of the API with its time of day, which a script turns into that of the reader's place."""
-    if not told:
+def clock(timestamp: str | None) -> Markup:
+    """Write a time of the API in UTC; a script turns it into the reader's time zone."""
+    if not timestamp:
         return Markup("–")
-    at = parse_timestamp(told)
+    at = parse_timestamp(timestamp)
     return Markup(
         '<time class="clock" datetime="{}" title="{:%Y-%m-%d %H:%M:%S} UTC">{:%Y-%m-%d %H:%M:%S} UTC</time>'
-    ).format(told, at, at)
+    ).format(timestamp, at, at)
 
 
 def apart(seconds: float) -> str:
-    """12 s ago, in 4 min, 3 h ago, in 2 days."""
+    """Write a time relative to now: 12 s ago, in 4 min, 3 h ago, in 2 days."""
     size = abs(seconds)
-    number, unit = next(
-        (
-            (size / unit_seconds, unit)
-            for unit_seconds, unit, most in ((1, "s", 99), (60, "min", 99 * 60), (3600, "h", 48 * 3600))
-            if size < most
-        ),
-        (size / 86400, "days"),
-    )
+    number, unit = size / 86400, "days"
+    for unit_seconds, name, most in ((1, "s", 99), (60, "min", 99 * 60), (3600, "h", 48 * 3600)):
+        if size < most:
+            number, unit = size / unit_seconds, name
+            break
     if number < 1:
         return "now"
     return f"in {number:.0f} {unit}" if seconds > 0 else f"{number:.0f} {unit} ago"
@@ -250,5 +264,5 @@ def apart(seconds: float) -> str:
 
 @assets.app_template_filter("span")
 def span(seconds: float) -> str:
-    """Say how long: 0.3 s, 12 s, 4 min."""
+    """Write a duration: 0.3 s, 12 s, 4 min."""
     return f"{seconds:.1f} s" if seconds < 9.95 else apart(-seconds).removesuffix(" ago")

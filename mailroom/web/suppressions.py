@@ -1,12 +1,12 @@
-"""Shows a person who gets no mail any more."""
+"""The page of suppressed addresses, which get no mail."""
 
 from flask import Response, request
 
 from mailroom.api.answers import SuppressionJson
 from mailroom.api.routes import suppressions
-from mailroom.model.errors import InvalidMessage
-from mailroom.store.messages.suppressions import Reason
-from mailroom.web.layout import done, page, pages
+from mailroom.model.errors import FieldError, InvalidMessage
+from mailroom.store.messages.suppressions import Reason, Suppression
+from mailroom.web.layout import details, done, page, pages, query_params, status_of
 
 blueprint = pages("suppressions")
 
@@ -16,47 +16,54 @@ FILTERS = ("reason", "after")
 
 @blueprint.get("/suppressions")
 def list_suppressions() -> Response:
-    """The newest first; `?address=` looks for one."""
-    asked = {name: value for name in FILTERS if (value := request.args.get(name, "").strip())}
+    """List them, the newest first; `?address=` looks for one."""
+    params = query_params(*FILTERS)
     address = request.args.get("address", "").strip()
+    errors: list[FieldError] = []
+    rows: list[Suppression] = []
+    limit = 0
     try:
-        (rows, limit), wrong = suppressions.find_suppressions(asked | {"limit": str(PAGE_LENGTH)}), []
+        rows, limit = suppressions.find_suppressions(params | {"limit": str(PAGE_LENGTH)})
     except InvalidMessage as e:
-        rows, limit, wrong = [], 0, e.errors
+        errors = e.errors
     if address:
-        found = suppressions.find(address)
-        rows, limit = [found] if found else [], 1
+        suppression = suppressions.find(address)
+        rows, limit = [suppression] if suppression else [], 1
+    listed = [suppressions.suppression_json(row) for row in rows[:limit]]
     return _page(
-        asked,
+        params,
         address=address,
-        wrong=[error.detail for error in wrong],
-        rows=[suppressions.suppression_json(row) for row in rows[:limit]],
+        errors=details(errors),
+        rows=listed,
         next=suppressions.cursor(rows[limit - 1]) if len(rows) > limit else None,
     )
 
 
 @blueprint.post("/suppressions")
 def add() -> Response:
-    """Send an address no mail any more, as `POST /v1/suppressions` does."""
-    asked = {name: value for name in ("address", "detail") if (value := request.form.get(name, "").strip())}
+    """Suppress an address, as `POST /v1/suppressions` does."""
+    values = {}
+    for name in ("address", "detail"):
+        if value := request.form.get(name, "").strip():
+            values[name] = value
     try:
-        suppressions.add(asked)
+        suppressions.add(values)
     except InvalidMessage as e:
-        return _page({}, wrong=[error.detail for error in e.errors], rows=[], entered=asked)
+        return _page({}, errors=details(e.errors), rows=[], entered=values)
     return done("/suppressions", "added")
 
 
 @blueprint.post("/suppressions/remove")
 def remove() -> Response:
-    """Let an address get mail again."""
+    """Remove a suppression, so that the address gets mail again."""
     suppressions.remove_suppression(request.form.get("address", ""))
     return done("/suppressions", "deleted")
 
 
 def _page(
-    asked: dict[str, str],
+    params: dict[str, str],
     *,
-    wrong: list[str],
+    errors: list[str],
     rows: list[SuppressionJson],
     address: str = "",
     next: str | None = None,
@@ -64,9 +71,9 @@ def _page(
 ) -> Response:
     return page(
         "suppressions.html",
-        status=422 if wrong else 200,
-        asked=asked,
-        wrong=wrong,
+        status=status_of(errors),
+        params=params,
+        errors=errors,
         rows=rows,
         address=address,
         next=next,

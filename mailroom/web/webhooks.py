@@ -1,4 +1,4 @@
-"""Webhooks as a person looks at them: who is told, what became of each telling, and telling it once more."""
+"""The pages of webhooks: add, change and test them, and see and repeat their deliveries."""
 
 from flask import Response, request
 
@@ -6,7 +6,7 @@ from mailroom.api.routes import webhooks
 from mailroom.api.services import services
 from mailroom.model.errors import InvalidMessage
 from mailroom.store.events.deliveries import OWN, TYPES
-from mailroom.web.layout import done, may, page, pages
+from mailroom.web.layout import details, done, may, page, pages, query_params, status_of
 
 blueprint = pages("webhooks")
 
@@ -15,42 +15,42 @@ PAGE_LENGTH = 50
 
 @blueprint.get("/webhooks")
 def list_webhooks() -> Response:
-    """All of them, and a form for another."""
+    """List all webhooks, with a form to add one."""
     return _list()
 
 
 @blueprint.post("/webhooks")
 def create() -> Response:
-    """Have a URL told of what happens, as `POST /v1/webhooks` does."""
+    """Add a webhook, as `POST /v1/webhooks` does."""
+    url, events = request.form.get("url", "").strip(), request.form.getlist("events")
     try:
-        id = webhooks.create(
-            {"url": request.form.get("url", "").strip(), "events": request.form.getlist("events")}
-        )
+        id = webhooks.create({"url": url, "events": events})
     except InvalidMessage as e:
-        return _list(wrong=[error.detail for error in e.errors])
+        return _list(errors=details(e.errors))
     return done(f"/webhooks/{id}", "added")
 
 
 @blueprint.get("/webhooks/<id>")
-def webhook(id: str) -> Response:
-    """Show a webhook, with its secret for who may change it, and what it was told."""
+def show_webhook(id: str) -> Response:
+    """Show a webhook and its deliveries; its secret only to those who may change it."""
     row = webhooks.find(id)
-    asked = {"after": after} if (after := request.args.get("after", "")) else {}
-    rows, limit = webhooks.find_deliveries(id, asked | {"limit": str(PAGE_LENGTH)})
+    params = {"limit": str(PAGE_LENGTH)} | query_params("after")
+    rows, limit = webhooks.find_deliveries(id, params)
+    deliveries = [webhooks.delivery_json(row) for row in rows[:limit]]
     return page(
         "webhook.html",
         live=True,
         hook=webhooks.webhook_json(row, with_secret=may("POST", "/webhooks/<id>/change")),
         is_own=id == OWN,
         types=TYPES,
-        rows=[webhooks.delivery_json(one) for one in rows[:limit]],
+        rows=deliveries,
         next=str(rows[limit - 1]["number"]) if len(rows) > limit else None,
     )
 
 
 @blueprint.post("/webhooks/<id>/change")
 def change(id: str) -> Response:
-    """Stop and start it, or choose what it is told."""
+    """Enable or disable a webhook, or choose its events."""
     if enabled := request.form.get("enabled"):
         webhooks.change(id, {"enabled": enabled == "yes"})
     else:
@@ -60,32 +60,32 @@ def change(id: str) -> Response:
 
 @blueprint.post("/webhooks/<id>/test")
 def test(id: str) -> Response:
-    """Have a test delivered."""
+    """Send a test delivery."""
     webhooks.post_test(id)
     return done(f"/webhooks/{id}", "tested")
 
 
 @blueprint.post("/webhooks/<id>/replay/<number>")
 def replay(id: str, number: str) -> Response:
-    """Tell it once more."""
+    """Repeat a delivery."""
     webhooks.replay_delivery(id, number)
     return done(f"/webhooks/{id}", "replayed")
 
 
 @blueprint.post("/webhooks/<id>/delete")
 def delete(id: str) -> Response:
-    """Forget it and its log."""
+    """Delete a webhook and the log of its deliveries."""
     webhooks.delete_webhook(id)
     return done("/webhooks", "deleted")
 
 
-def _list(wrong: list[str] | None = None) -> Response:
+def _list(errors: list[str] | None = None) -> Response:
     rows = [webhooks.webhook_json(row) for row in services().webhooks.all()]
     return page(
         "webhooks.html",
-        status=422 if wrong else 200,
+        status=status_of(errors),
         rows=rows,
-        wrong=wrong or [],
+        errors=errors or [],
         types=TYPES,
         own=OWN,
         entered=request.form,

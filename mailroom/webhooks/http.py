@@ -42,7 +42,7 @@ class WebhookResponse:
 
 
 def read_response(source: BufferedReader) -> WebhookResponse:
-    """Read up to the final response; after its status line, anything truncated, malformed or endless is ignored.
+    """Read up to the final response; after its status line, truncated or malformed data is ignored.
 
     Raises:
       OSError, HTTPException: there was no final status line.
@@ -90,7 +90,7 @@ def _read_headers(source: BufferedReader, headers: dict[str, str]) -> None:
 
 
 def _read_body(source: BufferedReader, headers: dict[str, str]) -> bytes:
-    """Read what has arrived of the body, without waiting for the rest: the server may be slow or never end it."""
+    """Read what has arrived of the body, without waiting for the rest, which may never come."""
     size = BODY_MAX_BYTES
     if "chunked" in headers.get("transfer-encoding", "").lower():
         size = int(source.readline(LINE_MAX_BYTES).partition(b";")[0], 16)

@@ -76,7 +76,7 @@ class Notifier:
             self._changed.notify_all()
 
     def watch(self) -> None:
-        """Called by the sweeper: release the deliveries of dead workers, and wake the threads if any is due."""
+        """Release the deliveries of dead workers, and wake the threads if any is due; for the sweeper."""
         if count := self._deliveries.give_back():
             log.warning("%d deliveries of dead threads or workers were released", count)
         if self._deliveries.is_due():
@@ -195,7 +195,7 @@ def judge(response: WebhookResponse, attempt: int, *, schedule: Schedule = SCHED
 
 
 def retry_after_seconds(text: str, *, now: Callable[[], float] = time.time) -> float:
-    """Parse Retry-After (RFC 9110, 10.2.3): seconds to wait, a day at most; 0 if it is missing or malformed."""
+    """Parse Retry-After (RFC 9110, 10.2.3): seconds, a day at most; 0 if it is missing or malformed."""
     if text.isascii() and text.isdigit():
         return min(RETRY_AFTER_MAX_SECONDS, float(text[:9]))
     try:

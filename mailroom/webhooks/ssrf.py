@@ -60,7 +60,7 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True)
 class AddressGuard:
-    """Decides which URLs may be called; `to_loopback` also allows this machine, even over http, for development."""
+    """Decides which URLs may be called; `to_loopback` allows this machine, also over http, to try it out."""
 
     to_loopback: bool = False
     resolve: Resolve = socket.getaddrinfo

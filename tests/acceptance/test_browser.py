@@ -252,7 +252,7 @@ def test_what_happens_is_shown_where_streams_cannot_be_had(browser: Browser, up:
     with visit(browser, up.url, but="503") as page:
         page.route("**/live", lambda route: route.fulfill(status=503, body="no"))
         page.goto("/messages?to=poll@example.org")
-        expect(page.locator("#live-state")).to_contain_text("Looks again every 3 seconds")
+        expect(page.locator("#live-state")).to_contain_text("Refreshes every 3 seconds")
         up.post("/v1/messages", to="poll@example.org", subject="Seen all the same")
         expect(page.get_by_role("link", name="Seen all the same")).to_be_visible()
 
@@ -260,7 +260,7 @@ def test_what_happens_is_shown_where_streams_cannot_be_had(browser: Browser, up:
 def test_a_page_that_nobody_sees_holds_no_stream(page: Page, up: Service) -> None:
     with page.expect_request("**/live"):
         page.goto("/messages?to=hidden@example.org")
-    expect(page.locator("#live-state")).to_have_text("Shows what happens as it happens.")
+    expect(page.locator("#live-state")).to_have_text("Updates live.")
     hide = (
         "Object.defineProperty(document, 'hidden', {value: %s, configurable: true}); "
         "document.dispatchEvent(new Event('visibilitychange'))"
@@ -439,7 +439,7 @@ def test_who_signs_in_is_let_in_and_who_may_only_read_cannot_act(browser: Browse
             expect(page).to_have_title("Sign in")
             page.fill("#key", "wrong")
             page.get_by_role("button", name="Sign in").click()
-            expect(page.get_by_role("alert")).to_contain_text("got another")
+            expect(page.get_by_role("alert")).to_contain_text("not an API key of this service")
             page.fill("#key", "s3cret-key")
             page.keyboard.press("Enter")
             expect(page).to_have_url(f"{closed.url}/messages?status=sent")
@@ -447,7 +447,7 @@ def test_who_signs_in_is_let_in_and_who_may_only_read_cannot_act(browser: Browse
             page.fill("#name", "viewer")
             page.get_by_label("send", exact=False).first.uncheck()
             page.get_by_label("read: see everything").check()
-            page.get_by_role("button", name="Make it").click()
+            page.get_by_role("button", name="Create").click()
             viewer = page.locator("#new-key").text_content()
             compose(page, to="bob@example.org", subject="By form")
             expect(beside(page).get_by_role("link", name="By form")).to_be_visible()

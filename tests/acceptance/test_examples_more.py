@@ -144,7 +144,7 @@ def test_an_order_without_a_broker_ends_with_a_sentence(stack: Service) -> None:
         env={**stack.environment, "MAILASYNC_BROKER_URL": "pyamqp://guest@127.0.0.1:1//"},
     )
     assert told.returncode == 1
-    assert told.stderr.startswith("order.py: the broker did not take it: ")
+    assert told.stderr.startswith("order.py: the broker did not accept the order: ")
     assert "Traceback" not in told.stderr
 
 

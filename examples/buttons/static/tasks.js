@@ -1,4 +1,4 @@
-// Starts work when a button is pressed, and asks each second where it is, until it has ended.
+// Starts a task when a button is pressed, and polls its state every second until it has ended.
 "use strict";
 
 const POLL_MILLISECONDS = 1000;
@@ -6,42 +6,42 @@ const FINAL = ["SUCCESS", "FAILURE", "REVOKED"];
 
 const form = document.querySelector("form");
 const table = document.querySelector("#tasks");
-const trouble = document.querySelector("#trouble");
+const problem = document.querySelector("#problem");
 
 form.addEventListener("submit", async (event) => {
   event.preventDefault();
   const body = new URLSearchParams({ type: event.submitter.value });
-  const answer = await ask(form.action, { method: "POST", body });
-  if (answer) {
+  const task = await fetchJson(form.action, { method: "POST", body });
+  if (task) {
     const row = table.insertRow(0);
-    for (const text of [answer.task_id, "PENDING", ""]) {
+    for (const text of [task.task_id, "PENDING", ""]) {
       row.insertCell().textContent = text;
     }
-    watch(answer.task_id, row);
+    watch(task.task_id, row);
   }
 });
 
-/** Keep the row of a task as it is, until the task has ended. A request that fails is simply made again. */
+/** Update the row of a task until the task has ended. A request that fails is simply repeated. */
 async function watch(id, row) {
-  const told = await ask(`${form.action}/${id}`);
-  if (told) {
-    row.cells[1].textContent = told.task_status;
-    row.cells[2].textContent = told.task_result === null ? "" : JSON.stringify(told.task_result);
+  const task = await fetchJson(`${form.action}/${id}`);
+  if (task) {
+    row.cells[1].textContent = task.task_status;
+    row.cells[2].textContent = task.task_result === null ? "" : JSON.stringify(task.task_result);
   }
-  if (!told || !FINAL.includes(told.task_status)) {
+  if (!task || !FINAL.includes(task.task_status)) {
     setTimeout(watch, POLL_MILLISECONDS, id, row);
   }
 }
 
-/** The JSON of an answer, or null; then the page says what went wrong. */
-async function ask(url, options) {
+/** Return the JSON of the response, or null; then the page says what went wrong. */
+async function fetchJson(url, options) {
   try {
-    const answer = await fetch(url, options);
-    const told = await answer.json();
-    trouble.textContent = answer.ok ? "" : told.detail;
-    return answer.ok ? told : null;
+    const response = await fetch(url, options);
+    const data = await response.json();
+    problem.textContent = response.ok ? "" : data.detail;
+    return response.ok ? data : null;
   } catch (error) {
-    trouble.textContent = `No answer: ${error.message}`;
+    problem.textContent = `No answer: ${error.message}`;
     return null;
   }
 }

@@ -1,4 +1,4 @@
-// What pages do beyond what they do without a script: look again by themselves, tell the time of this place, copy, and ask before a deletion.
+// Conveniences that the pages also work without: refresh, times in the reader's time zone, copying, confirmations.
 "use strict";
 
 (() => {
@@ -18,13 +18,13 @@
 
   function poll() {
     if (!polling) polling = setInterval(changed, POLL_MS);
-    say(`Looks again every ${POLL_MS / 1000} seconds.`);
+    say(`Refreshes every ${POLL_MS / 1000} seconds.`);
   }
 
   function listen() {
     if (source || document.hidden) return;
     source = new EventSource(stream);
-    source.onopen = () => { clearInterval(polling); polling = 0; say("Shows what happens as it happens."); };
+    source.onopen = () => { clearInterval(polling); polling = 0; say("Updates live."); };
     source.onmessage = (event) => { if (event.data !== known) { known = event.data; changed(); } };
     source.onerror = () => {
       poll();
@@ -32,7 +32,7 @@
     };
   }
 
-  // Browsers open six connections to a site: a tab that nobody sees keeps none.
+  // Browsers open only six connections to a site, so a hidden tab keeps none.
   function leave() { clearTimeout(timer); if (source) source.close(); source = null; }
 
   if (stream) {
@@ -43,13 +43,13 @@
     });
   }
 
-  // A look that fails changes nothing; one that leads to the sign-in page goes there.
+  // A refresh that fails leaves the page as it is; one redirected to the sign-in page goes there.
   document.body.addEventListener("htmx:before:response", (event) => {
     const { raw, status } = event.detail.ctx.response;
     if (raw.redirected) { location.reload(); event.preventDefault(); }
     else if (status >= 400 && status !== 422) event.preventDefault();
   });
-  // The names of files, and not the files, for the request as a program would make it.
+  // "Show as code" needs only the names of files, not their content.
   document.body.addEventListener("htmx:config:request", (event) => {
     const body = event.detail.ctx.request.body;
     if (!(body instanceof FormData)) return;
@@ -90,7 +90,7 @@
   const preview = document.querySelector("[data-live-submit]");
   if (preview) {
     let typed = 0;
-    // Into a new frame each time: the first page of a frame is no step of the browser's history.
+    // In a new frame each time, as the first page of a frame adds no entry to the browser's history.
     const show = () => {
       const old = document.querySelector(`iframe[name="${preview.formTarget}"]`);
       const frame = old.cloneNode();

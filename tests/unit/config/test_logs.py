@@ -196,8 +196,8 @@ def test_a_log_file_that_cannot_be_written_is_told_once_and_goes_on_when_it_can(
     mend = spoil(file)
     for n in range(5):
         logger.info("lost %d", n)
-    [told] = capsys.readouterr().err.splitlines()
-    assert told.startswith(f"mailasync: the log file {file} cannot be written: ")
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"mailasync: the log file {file} cannot be written: ")
     mend()
     logger.info("after")
     logger.info("and on")

@@ -122,12 +122,12 @@ def test_variables_of_kubernetes_are_passed_over() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "is_told"), [("", False), ("s3cret", True), ("x" * 15, True), ("x" * 16, False)]
+    ("key", "is_hinted"), [("", False), ("s3cret", True), ("x" * 15, True), ("x" * 16, False)]
 )
-def test_a_key_that_can_be_guessed_gets_a_hint_that_does_not_show_it(key: str, is_told: bool) -> None:
-    told = hint_guessable(read(API_KEY=key))
-    assert bool(told) is is_told
-    assert not is_told or key not in told[0]
+def test_a_key_that_can_be_guessed_gets_a_hint_that_does_not_show_it(key: str, is_hinted: bool) -> None:
+    hints = hint_guessable(read(API_KEY=key))
+    assert bool(hints) is is_hinted
+    assert not is_hinted or key not in hints[0]
 
 
 def test_an_unprefixed_password_gets_a_hint() -> None:
@@ -167,7 +167,7 @@ def test_a_password_never_goes_out_in_clear() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "host"),
+    ("value", "host"),
     [
         ("[::1]", "::1"),
         ("::1", "::1"),
@@ -181,8 +181,8 @@ def test_a_password_never_goes_out_in_clear() -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["SMTP_HOST", "HOST", "INBOX_HOST"])
-def test_an_address_may_be_in_brackets_as_in_a_url(name: str, given: str, host: str) -> None:
-    assert getattr(read(**{name: given}, API_KEY="k"), name) == host
+def test_an_address_may_be_in_brackets_as_in_a_url(name: str, value: str, host: str) -> None:
+    assert getattr(read(**{name: value}, API_KEY="k"), name) == host
 
 
 def test_an_ipv6_address_is_shown_in_brackets() -> None:
@@ -207,7 +207,7 @@ def test_the_default_database_is_one_absolute_path() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "hop", "user", "address"),
+    ("variables", "hop", "user", "address"),
     [
         ({}, "127.0.0.1:1025", "", "mailasync@localhost"),
         (
@@ -236,12 +236,14 @@ def test_the_default_database_is_one_absolute_path() -> None:
         ),
     ],
 )
-def test_where_mail_goes_and_who_it_is_from(given: dict[str, str], hop: str, user: str, address: str) -> None:
-    settings = read(**given)
+def test_where_mail_goes_and_who_it_is_from(
+    variables: dict[str, str], hop: str, user: str, address: str
+) -> None:
+    settings = read(**variables)
     assert str(next_hop(settings)) == hop
     assert next_hop(settings).user == user
     assert sender(settings).address == address
-    assert next_hop(settings).security == ("none" if not given else settings.SMTP_SECURITY)
+    assert next_hop(settings).security == ("none" if not variables else settings.SMTP_SECURITY)
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,10 @@ BOB = "bob@example.org"
 
 def refusals(value: object) -> dict[str, str]:
     """pointer: detail, of every field that is refused."""
-    with pytest.raises(InvalidMessage) as told:
+    with pytest.raises(InvalidMessage) as raised:
         read_message(value if isinstance(value, bytes) else json.dumps(value).encode())
-    assert str(told.value).isascii() or str(told.value).encode()
-    return {error.pointer: error.detail for error in told.value.errors}
+    assert str(raised.value).isascii() or str(raised.value).encode()
+    return {error.pointer: error.detail for error in raised.value.errors}
 
 
 class TestAccepted:
@@ -48,7 +48,7 @@ class TestAccepted:
         assert (message.text, message.html) == (contents, None)
 
     @pytest.mark.parametrize(
-        ("given", "address", "name"),
+        ("text", "address", "name"),
         [
             (BOB, BOB, ""),
             ("Bob <bob@example.org>", BOB, "Bob"),
@@ -68,12 +68,12 @@ class TestAccepted:
         ],
     )
     def test_an_address_may_have_a_name_and_an_international_domain(
-        self, given: str, address: str, name: str
+        self, text: str, address: str, name: str
     ) -> None:
-        assert message_from({"to": given}).to == (Address(address, name),)
+        assert message_from({"to": text}).to == (Address(address, name),)
 
     @pytest.mark.parametrize(
-        ("given", "address", "name"),
+        ("text", "address", "name"),
         [
             ('"odd user"@example.net', '"odd user"@example.net', ""),
             ('"a@b"@example.net', '"a@b"@example.net', ""),
@@ -94,10 +94,10 @@ class TestAccepted:
         ],
     )
     def test_what_is_before_the_at_sign_has_quotes_where_it_needs_them(
-        self, given: str, address: str, name: str
+        self, text: str, address: str, name: str
     ) -> None:
-        assert message_from({"to": given}).to == (Address(address, name),)
-        assert parse_address({"email": given}) == Address(address, name)
+        assert message_from({"to": text}).to == (Address(address, name),)
+        assert parse_address({"email": text}) == Address(address, name)
         assert parse_address(address) == Address(address), "its own form stays"
 
     def test_an_address_gets_one_copy_with_quotes_or_without(self) -> None:
@@ -166,9 +166,9 @@ class TestNotJSON:
         ],
     )
     def test_is_told_with_what_came_where_it_is_no_object(self, data: bytes, shown: str) -> None:
-        with pytest.raises(MalformedJSON, match=f"expected a JSON object, got .*{shown}") as told:
+        with pytest.raises(MalformedJSON, match=f"expected a JSON object, got .*{shown}") as raised:
             read_message(data)
-        assert len(str(told.value)) < 200
+        assert len(str(raised.value)) < 200
 
 
 class TestRefused:
@@ -303,9 +303,9 @@ class TestNothingTakesLong:
     )
     def test_a_megabyte_made_to_hurt_is_refused_at_once(self, data: bytes) -> None:
         def read() -> None:
-            with pytest.raises((MalformedJSON, InvalidMessage)) as told:
+            with pytest.raises((MalformedJSON, InvalidMessage)) as raised:
                 read_message(data)
-            assert len(getattr(told.value, "errors", [])) <= ERRORS_MAX
+            assert len(getattr(raised.value, "errors", [])) <= ERRORS_MAX
 
         hold_to(400, read)
 
@@ -350,9 +350,9 @@ class TestFromTheQueue:
         ids=lambda value: type(value).__name__,
     )
     def test_what_is_no_message_is_refused_and_told(self, value: object) -> None:
-        with pytest.raises((MalformedJSON, InvalidMessage)) as told:
+        with pytest.raises((MalformedJSON, InvalidMessage)) as raised:
             message_from(value)
-        assert 0 < len(str(told.value)) < 500
+        assert 0 < len(str(raised.value)) < 500
 
 
 def test_three_thousand_mangled_bodies_give_a_message_or_a_reason() -> None:
@@ -360,7 +360,10 @@ def test_three_thousand_mangled_bodies_give_a_message_or_a_reason() -> None:
     found = {Message: 0, MalformedJSON: 0, InvalidMessage: 0}
     for _ in range(3000):
         body = mangled(
-            json.dumps(asked(dice), ensure_ascii=dice.random() < 0.5).encode("utf-8", "surrogatepass"), dice
+            json.dumps(random_request(dice), ensure_ascii=dice.random() < 0.5).encode(
+                "utf-8", "surrogatepass"
+            ),
+            dice,
         )
         try:
             message = read_message(body)
@@ -408,7 +411,7 @@ ODD: tuple[Any, ...] = (
 )
 
 
-def asked(dice: random.Random) -> dict[str, Any]:
+def random_request(dice: random.Random) -> dict[str, Any]:
     value: dict[str, Any] = {"to": BOB, "subject": "Hello", "contents": "Hello Bob\n"}
     for _ in range(dice.choice((0, 0, 1, 2))):
         value[dice.choice(("to", "subject", "contents", "cc", "\ud800", ""))] = dice.choice(ODD)

@@ -85,7 +85,7 @@ def generated(seed: int) -> dict[str, Any]:
     """A request with a bit of everything."""
     dice = random.Random(seed)
     text = "".join(dice.choices(PIECES, k=dice.choice((0, 1, 5, 30)))).replace("\0", "")
-    asked: dict[str, Any] = {
+    request: dict[str, Any] = {
         "to": [
             {
                 "email": f"bob{n}@example.org",
@@ -94,13 +94,13 @@ def generated(seed: int) -> dict[str, Any]:
             for n in range(dice.choice((1, 2, 10)))
         ]
     }
-    asked |= {"cc": "carol@example.org", "bcc": ["dave@example.org"]} if dice.random() < 0.5 else {}
-    asked |= {"reply_to": ["desk@example.org", "Ölaf <oelaf@example.org>"]} if dice.random() < 0.5 else {}
-    asked |= {
+    request |= {"cc": "carol@example.org", "bcc": ["dave@example.org"]} if dice.random() < 0.5 else {}
+    request |= {"reply_to": ["desk@example.org", "Ölaf <oelaf@example.org>"]} if dice.random() < 0.5 else {}
+    request |= {
         "subject": dice.choice(("Hello", "Grüße aus 日本 👩‍👩‍👧", "=?utf-8?q?x?=", "x" * 500, "a  b", "")),
         "text": text,
     }
-    asked |= {"html": f"<p>{text}</p><img src=cid:logo@x>"} if dice.random() < 0.7 else {}
+    request |= {"html": f"<p>{text}</p><img src=cid:logo@x>"} if dice.random() < 0.7 else {}
     files = [
         {
             "filename": name,
@@ -109,18 +109,18 @@ def generated(seed: int) -> dict[str, Any]:
         }
         for name in dice.sample(FILE_NAMES, dice.choice((0, 1, 3)))
     ]
-    if "html" in asked and dice.random() < 0.7:
+    if "html" in request and dice.random() < 0.7:
         files.append(
             {"filename": "logo.png", "content": PNG, "content_type": "image/png", "content_id": "logo@x"}
         )
-    return asked | {
+    return request | {
         "attachments": files,
         "headers": dict(dice.sample(HEADERS, dice.choice((0, 2, len(HEADERS))))),
     }
 
 
-def assert_is_what_was_asked(data: bytes, asked: dict[str, Any]) -> None:
-    mail, message = read(data), message_from(asked)
+def assert_is_what_was_asked(data: bytes, request: dict[str, Any]) -> None:
+    mail, message = read(data), message_from(request)
     assert names(data) == [to.name for to in message.to]
     assert [to.addr_spec for to in mail["To"].addresses] == [to.address for to in message.to]
     for field, people in (("Cc", message.cc), ("Reply-To", message.reply_to)):
@@ -129,11 +129,11 @@ def assert_is_what_was_asked(data: bytes, asked: dict[str, Any]) -> None:
         ]
         assert people or field not in mail
     assert b"dave@example.org" not in data and "Bcc" not in mail
-    assert mail["Subject"] == asked["subject"]
+    assert mail["Subject"] == request["subject"]
     assert {name: str(mail[name]) for name, _ in message.headers} == dict(message.headers)
-    assert body(mail, "plain") == lines(asked["text"])
-    if "html" in asked:
-        assert body(mail, "html") == lines(asked["html"])
+    assert body(mail, "plain") == lines(request["text"])
+    if "html" in request:
+        assert body(mail, "html") == lines(request["html"])
     files = [part for part in mail.walk() if part.get_content_disposition()]
     assert sorted(
         (
@@ -161,8 +161,8 @@ def assert_is_what_was_asked(data: bytes, asked: dict[str, Any]) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_what_a_parser_reads_is_what_was_asked_for(seed: int) -> None:
     for number in range(seed * 20, seed * 20 + 20):
-        asked = generated(number)
-        assert_is_what_was_asked(compose(claim(message_from(asked)), sender=ALICE), asked)
+        request = generated(number)
+        assert_is_what_was_asked(compose(claim(message_from(request)), sender=ALICE), request)
 
 
 def test_an_html_mail_with_an_image_and_a_file_has_the_structure_that_readers_expect() -> None:
@@ -270,8 +270,8 @@ def test_a_from_that_no_account_may_use_is_refused(sqlite_url: str) -> None:
         sqlite_url, SMTP_HOST="mail.example.org", MAIL_FROM="alice@example.org", MAIL_ALIASES=aliases
     ):
         answers = [
-            app.test_client().post("/v1/messages", json={"to": BOB, "from": given})
-            for given in (
+            app.test_client().post("/v1/messages", json={"to": BOB, "from": sender})
+            for sender in (
                 "Alice <ALICE@example.org>",
                 "ops@example.org",
                 "anybody@example.net",
@@ -289,8 +289,8 @@ def test_a_scheduled_message_waits_for_its_time(client: FlaskClient) -> None:
     moment = (datetime.now(UTC) + timedelta(hours=1)).isoformat(timespec="seconds").replace("+00:00", "Z")
     answer = client.post("/v1/messages", json={"to": BOB, "scheduled_at": moment})
     assert (answer.status_code, answer.json["status"]) == (202, "scheduled")  # type: ignore[index]
-    told = client.get(answer.headers["Location"]).json
-    assert told["next_attempt_at"][:19] == moment[:19] and "to be sent at" in told["why"]  # type: ignore[index]
+    message = client.get(answer.headers["Location"]).json
+    assert message["next_attempt_at"][:19] == moment[:19] and "to be sent at" in message["why"]  # type: ignore[index]
 
 
 def test_a_dry_run_says_what_would_be_sent_and_keeps_nothing(client: FlaskClient) -> None:
@@ -304,14 +304,14 @@ def test_a_dry_run_says_what_would_be_sent_and_keeps_nothing(client: FlaskClient
             "attachments": [{"filename": "../../etc/passwd", "content": "eA=="}],
         },
     )
-    told = answer.json
-    assert answer.status_code == 200 and told is not None
-    assert (told["dry_run"], told["text"], told["html"]) == (True, "Hi", "<b>Hi</b>")
-    assert [(to["email"], to["kind"]) for to in told["recipients"]] == [
+    preview = answer.json
+    assert answer.status_code == 200 and preview is not None
+    assert (preview["dry_run"], preview["text"], preview["html"]) == (True, "Hi", "<b>Hi</b>")
+    assert [(to["email"], to["kind"]) for to in preview["recipients"]] == [
         (BOB, "to"),
         ("carol@example.org", "cc"),
     ]
-    assert told["attachments"] == [
+    assert preview["attachments"] == [
         {"filename": "passwd", "content_type": "application/octet-stream", "size": 1}
     ]
     assert client.get("/v1/messages").json == {"data": [], "has_more": False, "next": None}
@@ -408,9 +408,9 @@ class TestBatch:
             },
         )
         assert answer.status_code == 202
-        told = answer.json
-        assert told is not None and len({row["id"] for row in told["data"]}) == 1000
-        last = client.get(f"/v1/messages/{told['data'][-1]['id']}").json
+        batch = answer.json
+        assert batch is not None and len({row["id"] for row in batch["data"]}) == 1000
+        last = client.get(f"/v1/messages/{batch['data'][-1]['id']}").json
         assert last["recipients"][0]["email"] == "bob999@example.org"  # type: ignore[index]
         assert client.get("/v1/messages?limit=1").json["data"][0]["queue"] == "mail.bulk"  # type: ignore[index]
 
@@ -467,8 +467,8 @@ class TestBatch:
             },
         )
         assert answer.status_code == 422
-        told = errors(answer)
-        assert [*told] == [
+        wrong_fields = errors(answer)
+        assert [*wrong_fields] == [
             "#/common/subject",
             "#/messages/1/to",
             "#/messages/2/subject",
@@ -539,12 +539,12 @@ class TestBatch:
 def test_everything_arrives_as_it_was_asked_for(pair: Service, smtpd: ScriptedSMTP) -> None:
     pair.web()
     pair.worker()
-    asked = {number: generated(number) | {"subject": f"mail {number}"} for number in range(200)}
-    for request in asked.values():
+    requests = {number: generated(number) | {"subject": f"mail {number}"} for number in range(200)}
+    for request in requests.values():
         pair.post("/v1/messages", contents=None, **request)
     wait_until(lambda: len(smtpd.payloads) == 200, what="all have arrived")
     for payload in smtpd.payloads:
-        request = asked[int(str(read(payload.data)["Subject"]).split()[1])]
+        request = requests[int(str(read(payload.data)["Subject"]).split()[1])]
         assert sorted(payload.rcpt_tos) == sorted(to.address for to in message_from(request).everyone)
         assert_is_what_was_asked(payload.data, request)
 
@@ -633,11 +633,11 @@ def test_an_address_beyond_ascii_needs_a_server_that_takes_it(
     smtpd.smtputf8 = offered
     pair.web()
     pair.worker()
-    told = pair.final(pair.post("/v1/messages", to="jürgen@example.org", subject="Grüße"))
+    message = pair.final(pair.post("/v1/messages", to="jürgen@example.org", subject="Grüße"))
     plain = pair.final(pair.post("/v1/messages"))
     assert plain["status"] == "sent"
     if offered:
-        assert told["status"] == "sent" and smtpd.payloads[0].rcpt_tos == ("jürgen@example.org",)
+        assert message["status"] == "sent" and smtpd.payloads[0].rcpt_tos == ("jürgen@example.org",)
     else:
-        assert told["status"] == "failed" and "5.6.7" in told["why"]
+        assert message["status"] == "failed" and "5.6.7" in message["why"]
         assert [payload.rcpt_tos for payload in smtpd.payloads] == [("bob@example.org",)]

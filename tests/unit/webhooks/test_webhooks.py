@@ -1,4 +1,4 @@
-"""Webhooks: what is told, to whom, signed and how often; what is never called; and that no telling is lost."""
+"""Webhooks: which events are delivered, how they are signed and repeated, and which URLs are never called."""
 
 import json
 import signal
@@ -116,7 +116,7 @@ def worker(
     return WebhookDeliveries(database, id, lease_seconds)
 
 
-# --- what is told --------------------------------------------------------------------------------------------------
+# --- which events are delivered -----------------------------------------------------------------
 
 
 def test_who_listens_is_told_what_it_wants_and_in_the_same_commit(database: Database) -> None:
@@ -404,7 +404,7 @@ def test_only_2xx_is_delivered(code: int | None) -> None:
 
 def test_retry_after_is_honoured_and_bounded() -> None:
     later = format_datetime(datetime.now(UTC) + timedelta(seconds=600), usegmt=True)
-    told = [
+    waits = [
         judge(WebhookResponse(code, "", retry_after), 1).wait_seconds
         for code, retry_after in (
             (429, "120"),
@@ -415,8 +415,8 @@ def test_retry_after_is_honoured_and_bounded() -> None:
             (429, "1"),
         )
     ]
-    assert told[0] == 120 and 590 < (told[1] or 0) <= 600 and told[2] == 86_400
-    assert all(wait is not None and 4 <= wait <= 6 for wait in told[3:])
+    assert waits[0] == 120 and 590 < (waits[1] or 0) <= 600 and waits[2] == 86_400
+    assert all(wait is not None and 4 <= wait <= 6 for wait in waits[3:])
     assert retry_after_seconds("٣") == retry_after_seconds("-5") == 0
 
 
@@ -670,10 +670,10 @@ def test_a_telling_is_signed_and_keeps_its_id_over_attempts(
     (path, first, body), (_, second, again) = receiver.requests
     assert path == "/hook?a=1" and first["host"] == f"{HOST}:{receiver.server.server_port}" and body == again
     assert first["webhook-id"] == second["webhook-id"]
-    told = Webhook(hook["secret"]).verify(body, second)
-    assert told == {
+    payload = Webhook(hook["secret"]).verify(body, second)
+    assert payload == {
         "type": "message.sent",
-        "timestamp": told["timestamp"],
+        "timestamp": payload["timestamp"],
         "data": {
             "id": "one",
             "status": "sent",
@@ -683,7 +683,7 @@ def test_a_telling_is_signed_and_keeps_its_id_over_attempts(
             "metadata": {"order": "4711"},
         },
     }
-    assert began <= datetime.fromisoformat(told["timestamp"]) <= datetime.now(UTC)
+    assert began <= datetime.fromisoformat(payload["timestamp"]) <= datetime.now(UTC)
     row = rows(database)[0]
     assert (row.code, row.attempt, row.next_attempt_at) == (204, 2, None)
 
@@ -808,17 +808,17 @@ def test_a_huge_answer_is_read_up_to_its_first_words(receiver: Receiver) -> None
 
 
 def test_the_name_is_resolved_once_and_that_address_is_called(receiver: Receiver) -> None:
-    asked: list[str] = []
+    resolved: list[str] = []
 
     def resolve(
         host: str, port: int, **more: Any
     ) -> Any:  # At the second time it would be another, as in DNS rebinding.
-        asked.append(host)
-        return resolving("127.0.0.1" if len(asked) == 1 else "127.0.0.9")(host, port)
+        resolved.append(host)
+        return resolving("127.0.0.1" if len(resolved) == 1 else "127.0.0.9")(host, port)
 
     guard = AddressGuard(to_loopback=True, resolve=resolve)
     assert WebhookExchange(guard, receiver.context).post(receiver.url, b"{}", {}).code == 200
-    assert asked == [HOST] and len(receiver.requests) == 1
+    assert resolved == [HOST] and len(receiver.requests) == 1
 
 
 def test_a_private_address_is_not_even_connected_to(receiver: Receiver) -> None:
@@ -854,7 +854,7 @@ def speaking(serve: Callable[[socket.socket], None]) -> Iterator[str]:
         thread.join(60)
 
 
-def told(raw: bytes, *, keeps_open: bool = False, resets: bool = False) -> WebhookResponse:
+def response_to(raw: bytes, *, keeps_open: bool = False, resets: bool = False) -> WebhookResponse:
     """Read this from a server that then hangs up; or resets the connection, or waits for us to do so."""
 
     def serve(line: socket.socket) -> None:
@@ -929,7 +929,7 @@ def test_of_a_header_that_never_ends_the_status_counts() -> None:
     ],
 )
 def test_what_is_no_http_is_no_answer(raw: bytes) -> None:
-    got = told(raw)
+    got = response_to(raw)
     assert got.code is None and got.text
 
 
@@ -939,7 +939,7 @@ def test_what_is_no_http_is_no_answer(raw: bytes) -> None:
 def test_the_answer_is_the_one_after_those_that_are_interim(interim: bytes) -> None:
     before = b"HTTP/1.1 " + interim + b"\r\nLink: </x>; rel=preload\r\n\r\n"
     for count in (1, 3):
-        got = told(before * count + b"HTTP/1.1 503 Busy\r\nRetry-After: 7\r\n\r\nnot now")
+        got = response_to(before * count + b"HTTP/1.1 503 Busy\r\nRetry-After: 7\r\n\r\nnot now")
         assert got == WebhookResponse(503, "not now", "7")
 
 
@@ -964,7 +964,7 @@ ANSWERED = {
 @pytest.mark.parametrize("resets", [False, True], ids=["closed", "reset"])
 def test_an_answer_whose_status_was_read_is_one_whatever_follows(name: str, resets: bool) -> None:
     rest, words = ANSWERED[name]
-    got = told(b"HTTP/1.1 200" + rest, resets=resets)
+    got = response_to(b"HTTP/1.1 200" + rest, resets=resets)
     assert got.code == 200
     assert resets or got.text == words
 
@@ -979,7 +979,7 @@ def test_an_answer_whose_status_was_read_is_one_whatever_follows(name: str, rese
     ],
 )
 def test_a_server_that_keeps_the_connection_is_not_waited_for(head: bytes, code: int) -> None:
-    assert told(b"HTTP/1.1 " + head, keeps_open=True).code == code
+    assert response_to(b"HTTP/1.1 " + head, keeps_open=True).code == code
 
 
 def test_a_name_that_there_is_not_and_a_closed_port_are_told() -> None:
@@ -1087,11 +1087,11 @@ def test_what_is_no_webhook_is_422_and_says_why(
     client: FlaskClient, body: Any, pointer: str, words: str
 ) -> None:
     answer = client.post("/v1/webhooks", json=body)
-    told = json.loads(answer.data)
+    problem = json.loads(answer.data)
     assert (
         answer.status_code == 422
-        and told["errors"][0]["pointer"] == pointer
-        and words in told["errors"][0]["detail"]
+        and problem["errors"][0]["pointer"] == pointer
+        and words in problem["errors"][0]["detail"]
     )
     assert (client.get("/v1/webhooks").json or {})["data"] == []
 
@@ -1197,8 +1197,8 @@ def test_web_and_worker_tell_a_client_what_became_of_its_mail(pair: Service, tmp
         id = pair.post("/v1/messages")
         assert pair.request("POST", f"/v1/webhooks/{hook['id']}/test")[0] == 202
         wait_until(lambda: len(receiver.requests) == 3, what="all is told")
-        told = [Webhook(hook["secret"]).verify(body, headers) for _, headers, body in receiver.requests]
-        assert sorted((one["type"], one["data"]["id"]) for one in told) == [
+        payloads = [Webhook(hook["secret"]).verify(body, headers) for _, headers, body in receiver.requests]
+        assert sorted((one["type"], one["data"]["id"]) for one in payloads) == [
             ("message.accepted", id),
             ("message.sent", id),
             ("webhook.test", hook["id"]),
