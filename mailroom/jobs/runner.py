@@ -59,6 +59,7 @@ class Runner:
         self._queued = queued
         self._running: set[JobAttempt] = set()
         self._lock = threading.Lock()
+        self._claim_lock = threading.Lock()
         self._wanted = threading.Event()
         self._stopping = threading.Event()
         self._dispatcher = SupervisedThread("jobs", self._dispatch, self._stopping)
@@ -132,7 +133,7 @@ class Runner:
         for kind in list(self._kinds):
             queue, isolated = kind
             limit, names = self._free(queue, isolated), _names(queue, isolated=isolated)
-            claims = self._claims.claim(queue, names, limit=limit) if limit and names else []
+            claims = self._claim(queue, names, limit) if limit and names else []
             for claim in claims:
                 self._begin(JobAttempt(claim, isolated))
             if claims:
@@ -140,6 +141,10 @@ class Runner:
                 self._kinds.append(kind)
             begun += len(claims)
         return begun
+
+    def _claim(self, queue: str, names: list[str], limit: int) -> list[JobClaim]:
+        with self._claim_lock:
+            return [] if self._stopping.is_set() else self._claims.claim(queue, names, limit=limit)
 
     def _free(self, queue: str, isolated: bool) -> int:
         with self._lock:
@@ -249,6 +254,8 @@ class Runner:
 
     def _release(self, attempt: JobAttempt) -> None:
         claim = attempt.claim
+        with self._claim_lock:
+            pass  # A claim that began before we were stopped would take this job again, as a new attempt.
         if self._until_committed(lambda: self._claims.release(claim)):
             log.info("job %s (%s): given back, as this worker stops", claim.id, claim.name)
 
