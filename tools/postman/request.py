@@ -8,7 +8,8 @@ from http import HTTPStatus
 from typing import Any
 
 from mailroom.api.auth.scopes import needed
-from mailroom.api.openapi.operations import OPERATIONS, PROBLEM
+from mailroom.api.openapi.operation import PROBLEM
+from mailroom.api.openapi.operations import OPERATIONS
 from mailroom.store.keys.api_keys import Scope
 
 #: An address that no mail went to before, so that a run finds its own mail only.

@@ -1,1 +1,1 @@
-"""The description of the API, and what is held to it."""
+"""The OpenAPI description of this API, and the check of query parameters against it."""

@@ -1,4 +1,4 @@
-"""Makes JSON Schema of the types of answers, which are exactly this; a test holds real answers against it."""
+"""Makes JSON Schema from the types in answers.py; a test checks real answers against it."""
 
 import inspect
 import json
@@ -16,10 +16,10 @@ from mailroom.api import answers
 from mailroom.api.answers import Schema, one_of
 
 _FAILURE = one_of(("defer", "refuse", "drop"))
-#: Schemas that are no type of an answer of ours.
+#: Schemas that do not come from a type in answers.py.
 _OTHERS: dict[str, Schema] = {
     "AskedFailure": {
-        "description": "null: all is well.",
+        "description": "null: nothing fails.",
         "type": "object",
         "properties": {
             "failure": {"anyOf": [_FAILURE, {"type": "null"}]},
@@ -42,25 +42,26 @@ def or_null(schema: Schema) -> Schema:
 
 @cache
 def answer_schemas() -> dict[str, Schema]:
-    """Return the schemas of all answers by name, which is that of the type without `Json`."""
-    types = [
-        kind for _, kind in inspect.getmembers(answers, is_typeddict) if not kind.__name__.startswith("_")
-    ]
+    """Return the schema of each type in answers.py, by the type's name without `Json`."""
+    types = []
+    for name, kind in inspect.getmembers(answers, is_typeddict):
+        if not name.startswith("_"):
+            types.append(kind)
     every: Any = GenericAlias(tuple, tuple(types))
     adapter: TypeAdapter[Any] = TypeAdapter(every)
-    made = adapter.json_schema(ref_template="#/components/schemas/{model}", schema_generator=_Exact)
-    schemas = {kind.removesuffix("Json"): schema for kind, schema in made["$defs"].items()}
+    generated = adapter.json_schema(ref_template="#/components/schemas/{model}", schema_generator=_Exact)
+    schemas = {name.removesuffix("Json"): schema for name, schema in generated["$defs"].items()}
     text = re.sub(r'(#/components/schemas/\w+)Json"', r'\1"', json.dumps(schemas))
     return {**json.loads(text), **_OTHERS}
 
 
 class _Exact(GenerateJsonSchema):
-    """Describes an answer with no field but its own, and without titles that only repeat names."""
+    """Allows no further fields in an answer, and leaves out titles, which would only repeat names."""
 
     def typed_dict_schema(self, schema: TypedDictSchema) -> JsonSchemaValue:
-        made = super().typed_dict_schema(schema)
-        del made["title"]
-        return made | {"additionalProperties": False}
+        schema_json = super().typed_dict_schema(schema)
+        del schema_json["title"]
+        return schema_json | {"additionalProperties": False}
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
