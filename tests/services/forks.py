@@ -149,7 +149,10 @@ def serve() -> None:
 def _fork() -> int:
     """Return 0 in the child, which has a session of its own before anybody knows of it."""
     ready, is_ready = os.pipe()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     pid = os.fork()
+    _ended.pop(pid, None)  # A busy machine soon gives the id of a program that has ended to another one.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
     if not pid:
         os.setsid()
         os.close(is_ready)
