@@ -29,7 +29,7 @@ The road, each step with its file:
                                smtp/poller.py waits for it, in one thread for all mails; smtp/pool.py keeps
                                sessions open from mail to mail
     store/messages/claims.py   fence: before the payload, whether it is still ours
-    store/messages/claims.py   finish: per recipient, with the server's words
+    store/messages/outcomes.py finish: per recipient, with the server's words
     store/events/timeline.py   record: the timeline's line, and with it store/events/deliveries.py for
                                webhooks, and store/events/counters.py for /metrics
     webhooks/notifier.py       tells clients, in threads of its own; webhooks/ssrf.py keeps it away from our

@@ -232,7 +232,7 @@ def act(opened: Opened, id: str, action: Callable[[Actions], None], *, as_json: 
             error = f"there is no message with this id in {database}"
         except WrongState as e:
             error = str(e)
-        standing = Outbox(database).standing(id if error or not then else then) if is_id(id) else None
+        standing = Outbox(database).details(id if error or not then else then) if is_id(id) else None
     row = standing.row if standing else {"id": id, "state": None, "resent_of": None, "next_attempt_at": None}
     click.echo(
         json.dumps(as_object(row, error)) if as_json else as_line(row, error, once_more=bool(then)),

@@ -21,9 +21,9 @@ from mailroom.smtp.session import Session
 from mailroom.store.accounts import Accounts
 from mailroom.store.db.database import Database
 from mailroom.store.db.migrate import check
-from mailroom.store.events.counters import Tallies
+from mailroom.store.events.counters import Counters
 from mailroom.store.keys.api_keys import ApiKeys
-from mailroom.store.maintenance.health import durability, vitals
+from mailroom.store.maintenance.health import database_info, durability
 from mailroom.store.messages.outbox import Outbox
 from mailroom.store.workers import alive
 
@@ -99,7 +99,7 @@ class Doctor:
         try:
             check(self.database)
             Outbox(self.database).rehearse()
-            found = vitals(self.database)
+            found = database_info(self.database)
         except MailroomError as e:
             yield Finding("database", False, str(e))
             return
@@ -137,7 +137,7 @@ class Doctor:
             connection.collect()
 
     def _queue(self) -> Iterator[Finding]:
-        depths = Tallies(self.database).depths(self.settings.LEASE_SECONDS)
+        depths = Counters(self.database).depths(self.settings.LEASE_SECONDS)
         counts = (
             ", ".join(f"{count:,} {state}" for state, count in depths.messages.items() if count)
             or "nothing waits"
@@ -221,7 +221,7 @@ class Doctor:
             session.close()
 
     def _account(self, account: Account) -> Iterator[Finding]:
-        [row] = Accounts(self.database, [account.budget]).standing()
+        [row] = Accounts(self.database, [account.budget]).details()
         left = [
             f"{limit - row[name]} of {limit} {name}"
             for name, limit in (

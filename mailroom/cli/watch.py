@@ -87,10 +87,10 @@ def watch_commands(opened: Opened, working: Working) -> list[click.Command]:
 
 def look(services: Services, id: str) -> MessageJson:
     """Return the message as the API answers it; ends the command where there is none."""
-    standing = services.outbox.standing(id) if is_id(id) else None
-    if standing is None:
+    details = services.outbox.details(id) if is_id(id) else None
+    if details is None:
         raise click.ClickException(f"there is no message with this id in {services.outbox.database}")
-    return message_json(standing)
+    return message_json(details)
 
 
 def follow(

@@ -1,4 +1,4 @@
-"""Remembers the outbox and all that belongs to it.
+"""The database: the outbox and all that belongs to it.
 
-Only here is SQLAlchemy; every change of state is one conditional UPDATE.
+SQLAlchemy is used only here; every change of a state is one conditional UPDATE.
 """

@@ -1,33 +1,35 @@
-"""Sender accounts: whether each can send, what it sent in the last 24 hours, and so how much room it has.
+"""Sender accounts: whether each can send, how much it sent in 24 hours, and how much it may send now.
 
-Rows are locked in the order accounts, messages, usage, by whoever needs more than one of them.
+Rows are locked in the order accounts, messages, usage, by whoever needs more than one of these tables.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, and_, func, select, update
 
 from mailroom.model.account import AccountError, AccountState, Budget, Free
 from mailroom.model.message import State
 from mailroom.store.db.database import Database
-from mailroom.store.db.schema import accounts, insertion, messages, now_ms, recipients, usage
+from mailroom.store.db.dialects import insertion, now_ms
+from mailroom.store.db.schema import accounts, messages, recipients, usage
 from mailroom.store.db.statements import Prepared
 
 BUCKET_MS = 10 * 60_000
 DAY_MS = 24 * 3600_000
-#: How long one mail that tries an account in trouble keeps the others from it.
+#: How long an account that could not send gets no other mail while one mail probes it.
 PROBE_MS = 60_000
-#: Where there is no limit.
+#: An allowance without a limit.
 PLENTY = 1_000_000_000
-#: Trouble that comes while there is some already is written only if it is worse.
+#: While an account cannot send, another error changes its state only if it is worse.
 _SEVERITY = {AccountState.OK: 0, AccountState.PAUSED: 1, AccountState.PARKED: 2, AccountState.HALTED: 3}
 
 
 @dataclass
 class Allowance:
-    """The room of one account: what it may begin to send now."""
+    """The amount that one account may begin to send now."""
 
     account: str
     messages: int
@@ -35,7 +37,7 @@ class Allowance:
     unlimited: bool = False
     is_probe: bool = False
     until: int | None = None  #: when there may be more, in milliseconds since 1970
-    words: str = ""  #: what it lacks, as `waits for …` goes on
+    words: str = ""  #: what a message that finds no allowance waits for, to follow "waits for"
 
     def holds(self, people: int) -> bool:
         return self.messages >= 1 and self.recipients >= people
@@ -45,44 +47,58 @@ class Allowance:
         self.recipients -= people
 
 
+class AccountReport(NamedTuple):
+    """The end of an attempt, as far as it is about the account; without an error the account can send."""
+
+    account: str
+    is_probe: bool
+    error: AccountError | None
+
+
 @dataclass(frozen=True)
 class Accounts:
-    """The accounts of the settings, as the outbox knows them."""
+    """The accounts of the settings, as the database knows them."""
 
     database: Database
     budgets: Sequence[Budget]
     free: Callable[[str], Free] | None = None  #: how many more mails of an account this worker can take
 
     def register(self) -> None:
-        """Make the rows that are missing. A login that was refused is tried again, as a worker starts, perhaps with the right one."""
+        """Make the rows that are missing, and let an account whose login was refused try again.
+
+        A worker that starts may have the right password now.
+        """
         self.database.write(self._register, None)
 
-    def rooms(self, connection: Connection, *, locking: bool = False) -> list[Allowance]:
-        """The room of each account; `locking` keeps others from dividing the same room, where there is a limit."""
-        rows = {
-            row.name: row
-            for row in _ROOMS[locking and any(budget.is_limited for budget in self.budgets)](connection)
-        }
+    def allowances(self, connection: Connection, *, locking: bool = False) -> list[Allowance]:
+        """Return the allowance of each account.
+
+        `locking` keeps other transactions from dividing the same allowance, where sending is limited.
+        """
+        locks_all = locking and any(budget.is_limited for budget in self.budgets)
+        rows = {row.name: row for row in _STATES[locks_all](connection)}
         now = next((row.now for row in rows.values()), 0)
-        rooms = (self._room(connection, budget, rows.get(budget.account), now) for budget in self.budgets)
-        return [self._narrowed(room) for room in rooms]
+        return [
+            self._narrowed(self._allowance(connection, budget, rows.get(budget.account), now))
+            for budget in self.budgets
+        ]
 
     def capacity(self) -> dict[str, int]:
-        """Count, for each account that has room, the messages waiting for it that can come due now."""
-        rooms = self.database.read(self.rooms)
-        return {room.account: most for room in rooms if (most := min(room.messages, room.recipients)) > 0}
+        """Return how many waiting messages may be queued now, by account, without accounts that have none."""
+        allowances = self.database.read(self.allowances)
+        most = {allowance.account: min(allowance.messages, allowance.recipients) for allowance in allowances}
+        return {account: count for account, count in most.items() if count > 0}
 
-    def standing(self) -> list[dict[str, Any]]:
-        """Return what is known of each account: its row, limits, and what it sent in the last 24 hours."""
-        return self.database.read(self._standing)
+    def details(self) -> list[dict[str, Any]]:
+        """Return the row of each account, with its limits and how much it sent in the last 24 hours."""
+        return self.database.read(self._details)
 
     def try_now(self, name: str) -> bool:
-        """Let one mail try this account at once, and not when it would be tried; False if it can send, or is none of ours."""
-        return name in {budget.account for budget in self.budgets} and self.database.write(
-            _try_now, name, alone=True
-        )
+        """Let one mail probe this account at once; False if it can send anyway, or is not in the settings."""
+        is_ours = name in {budget.account for budget in self.budgets}
+        return is_ours and self.database.write(_try_now, name, alone=True)
 
-    def _room(self, connection: Connection, budget: Budget, row: Any, now: int) -> Allowance:
+    def _allowance(self, connection: Connection, budget: Budget, row: Any, now: int) -> Allowance:
         if row is not None and row.state != AccountState.OK:
             words = f"account {budget.account}, {row.state}: {row.reason}"
             if row.until is not None and row.until <= now:
@@ -90,93 +106,88 @@ class Accounts:
             return Allowance(budget.account, 0, 0, until=row.until, words=words)
         if not budget.is_limited:
             return Allowance(budget.account, PLENTY, PLENTY, unlimited=True)
-        # What is begun first: what ends between the two looks is then counted twice, and not never.
-        begun = _begun(connection, budget.account)
+        # Mails under way are counted first: one that ends between the two counts is then counted twice, not
+        # never.
+        under_way = _under_way(connection, budget.account)
         sent, oldest = used(connection, budget.account), _oldest(connection, budget.account)
         return Allowance(
             budget.account,
-            (budget.messages or PLENTY) - sent[0] - begun[0],
-            (budget.recipients or PLENTY) - sent[1] - begun[1],
+            (budget.messages or PLENTY) - sent[0] - under_way[0],
+            (budget.recipients or PLENTY) - sent[1] - under_way[1],
             until=(oldest + 1) * BUCKET_MS + DAY_MS if oldest else now + DAY_MS,
             words=f"account {budget.account}, what it may send in 24 hours is used up",
         )
 
-    def _narrowed(self, room: Allowance) -> Allowance:
-        """Leave as much of it as this worker has connections for; one in trouble is tried at any rate."""
-        if self.free is None or room.is_probe or room.messages < 1:
-            return room
-        free = self.free(room.account)
-        if room.messages <= free.mails:
-            return room
-        return replace(room, messages=free.mails, unlimited=False, until=None, words=free.words)
+    def _narrowed(self, allowance: Allowance) -> Allowance:
+        """Limit an allowance to the connections of this worker, unless it is a probe."""
+        if self.free is None or allowance.is_probe or allowance.messages < 1:
+            return allowance
+        free = self.free(allowance.account)
+        if allowance.messages <= free.mails:
+            return allowance
+        return replace(allowance, messages=free.mails, unlimited=False, until=None, words=free.words)
 
-    def _register(self, connection: Connection, asked: list[None]) -> list[None]:
-        known = {row.name: row for row in connection.execute(_STATES.with_for_update())}
+    def _register(self, connection: Connection, items: list[None]) -> list[None]:
+        rows = {row.name: row for row in connection.execute(_ALL.with_for_update())}
         for budget in sorted(self.budgets, key=lambda budget: budget.account):
-            row = known.get(budget.account)
+            row = rows.get(budget.account)
             if row is None:
-                connection.execute(
-                    insertion(connection, accounts)
-                    .values(
-                        name=budget.account,
-                        state=AccountState.OK,
-                        since=now_ms(),
-                        failures=0,
-                        credentials=budget.credentials,
-                    )
-                    .on_conflict_do_nothing()
-                )
+                _insert(connection, budget)
             elif row.credentials != budget.credentials or row.state == AccountState.HALTED:
                 again = {} if row.state == AccountState.OK else {"until": now_ms()}
-                connection.execute(
-                    update(accounts)
-                    .values(credentials=budget.credentials, **again)
-                    .where(accounts.c.name == row.name)
-                )
-        return asked
+                _set(connection, row.name, credentials=budget.credentials, **again)
+        return items
 
-    def _standing(self, connection: Connection) -> list[dict[str, Any]]:
+    def _details(self, connection: Connection) -> list[dict[str, Any]]:
         rows = {row["name"]: dict(row) for row in connection.execute(select(accounts)).mappings()}
-        return [
-            rows.get(
-                budget.account,
-                {
-                    "name": budget.account,
-                    "state": AccountState.OK,
-                    "reason": None,
-                    "since": None,
-                    "until": None,
-                },
-            )
-            | dict(zip(("messages", "recipients"), used(connection, budget.account), strict=True))
-            | {"budget": budget}
-            for budget in self.budgets
-        ]
+        details = []
+        for budget in self.budgets:
+            sent, people = used(connection, budget.account)
+            row = rows.get(budget.account, _new_row(budget.account))
+            details.append(row | {"messages": sent, "recipients": people, "budget": budget})
+        return details
 
 
-_STATES = select(accounts, now_ms().label("now")).order_by(accounts.c.name)
-_ROOMS = {False: Prepared(lambda dialect: _STATES), True: Prepared(lambda dialect: _STATES.with_for_update())}
+_ALL = select(accounts, now_ms().label("now")).order_by(accounts.c.name)
+#: The rows of all accounts, by whether they are locked.
+_STATES = {False: Prepared(lambda dialect: _ALL), True: Prepared(lambda dialect: _ALL.with_for_update())}
+
+
+def _new_row(name: str) -> dict[str, Any]:
+    """Return what is known of an account that no worker has registered yet."""
+    return {"name": name, "state": AccountState.OK, "reason": None, "since": None, "until": None}
+
+
+def _insert(connection: Connection, budget: Budget) -> None:
+    connection.execute(
+        insertion(connection, accounts)
+        .values(
+            name=budget.account,
+            state=AccountState.OK,
+            since=now_ms(),
+            failures=0,
+            credentials=budget.credentials,
+        )
+        .on_conflict_do_nothing()
+    )
 
 
 def _try_now(connection: Connection, names: list[str]) -> list[bool]:
-    return [
-        bool(
-            connection.execute(
-                update(accounts)
-                .values(until=now_ms())
-                .where(accounts.c.name == name, accounts.c.state != AccountState.OK)
-            ).rowcount
-        )
-        for name in names
-    ]
+    return [_try_one_now(connection, name) for name in names]
+
+
+def _try_one_now(connection: Connection, name: str) -> bool:
+    cannot_send = (accounts.c.name == name, accounts.c.state != AccountState.OK)
+    changed = connection.execute(update(accounts).values(until=now_ms()).where(*cannot_send))
+    return changed.rowcount > 0
 
 
 def begin_probe(connection: Connection, account: str) -> None:
-    """Keep other mails from an account while one tries it."""
-    connection.execute(update(accounts).values(until=now_ms() + PROBE_MS).where(accounts.c.name == account))
+    """Keep other mails from an account while one probes it."""
+    _set(connection, account, until=now_ms() + PROBE_MS)
 
 
-def lock(connection: Connection, names: Iterable[str]) -> None:
+def lock_accounts(connection: Connection, names: Iterable[str]) -> None:
     """Keep others from these accounts until the transaction ends."""
     connection.execute(
         select(accounts.c.name)
@@ -186,105 +197,107 @@ def lock(connection: Connection, names: Iterable[str]) -> None:
     )
 
 
-def note_ends(
-    connection: Connection, ends: Iterable[tuple[str, bool, AccountError | None]]
-) -> dict[str, int]:
-    """Write what the ends of attempts (account, whether it was a probe, its trouble) say of the accounts.
+def note_ends(connection: Connection, reports: Iterable[AccountReport]) -> dict[str, int]:
+    """Change the states of accounts by what attempts report.
 
-    Return, for each account that has trouble, when it is tried again.
+    Return, for each account with an error, when it is tried again, in milliseconds since 1970.
     """
     until: dict[str, int] = {}
-    worth_it = sorted(
-        ((account, is_probe, trouble) for account, is_probe, trouble in ends if trouble or is_probe),
-        key=lambda end: end[0],
-    )
-    for account, is_probe, trouble in worth_it:
+    relevant = [report for report in reports if report.error or report.is_probe]
+    for account, is_probe, error in sorted(relevant, key=lambda report: report.account):
         row = connection.execute(
             select(accounts, now_ms().label("now")).where(accounts.c.name == account).with_for_update()
         ).one_or_none()
         if row is None:
             continue
-        if trouble is None:
-            _set(
-                connection,
-                account,
-                state=AccountState.OK,
-                reason=None,
-                since=now_ms(),
-                until=None,
-                failures=0,
-            )
-            continue
-        is_worse = _SEVERITY[trouble.state] > _SEVERITY[AccountState(row.state)]
-        if is_probe or is_worse or row.until is None:
-            wait_ms = (
-                int(1000 * trouble.waits[min(row.failures, len(trouble.waits) - 1)]) if trouble.waits else 0
-            )
-            since = {} if row.state == trouble.state else {"since": now_ms()}
-            _set(
-                connection,
-                account,
-                state=trouble.state,
-                reason=trouble.reason,
-                until=row.now + wait_ms,
-                failures=row.failures + 1,
-                **since,
-            )
-            until[account] = row.now + wait_ms
+        if error is None:
+            _resume(connection, account)
+        elif is_probe or row.until is None or _is_worse(error, row):
+            until[account] = _suspend(connection, row, error)
         else:
             until.setdefault(account, row.until)
     return until
 
 
+def _is_worse(error: AccountError, row: Any) -> bool:
+    return _SEVERITY[error.state] > _SEVERITY[AccountState(row.state)]
+
+
+def _resume(connection: Connection, account: str) -> None:
+    _set(connection, account, state=AccountState.OK, reason=None, since=now_ms(), until=None, failures=0)
+
+
+def _suspend(connection: Connection, row: Any, error: AccountError) -> int:
+    """Keep mails from an account for a while; return until when, in milliseconds since 1970.
+
+    The more errors came in a row, the longer that is.
+    """
+    wait_seconds = error.waits[min(row.failures, len(error.waits) - 1)] if error.waits else 0
+    until: int = row.now + int(1000 * wait_seconds)
+    since = {} if row.state == error.state else {"since": now_ms()}
+    _set(
+        connection,
+        row.name,
+        state=error.state,
+        reason=error.reason,
+        until=until,
+        failures=row.failures + 1,
+        **since,
+    )
+    return until
+
+
 def note_sent(connection: Connection, sent: Iterable[tuple[str, int]]) -> None:
     """Count messages (account, recipients that took it) as sent now."""
-    sums: dict[str, list[int]] = {}
-    for account, people in sent:
-        one = sums.setdefault(account, [0, 0])
-        one[0] += 1
-        one[1] += people
-    for account, (count, people) in sorted(sums.items()):
-        new = insertion(connection, usage).values(
-            account=account, bucket=now_ms() // BUCKET_MS, messages=count, recipients=people
+    counts: Counter[str] = Counter()
+    people: Counter[str] = Counter()
+    for account, reached in sent:
+        counts[account] += 1
+        people[account] += reached
+    for account in sorted(counts):
+        _add_usage(connection, account, counts[account], people[account])
+
+
+def _add_usage(connection: Connection, account: str, count: int, people: int) -> None:
+    new = insertion(connection, usage).values(
+        account=account, bucket=now_ms() // BUCKET_MS, messages=count, recipients=people
+    )
+    connection.execute(
+        new.on_conflict_do_update(
+            index_elements=["account", "bucket"],
+            set_={"messages": usage.c.messages + count, "recipients": usage.c.recipients + people},
         )
-        connection.execute(
-            new.on_conflict_do_update(
-                index_elements=["account", "bucket"],
-                set_={"messages": usage.c.messages + count, "recipients": usage.c.recipients + people},
-            )
-        )
+    )
 
 
 def used(connection: Connection, account: str) -> tuple[int, int]:
-    """Messages and recipients in the last 24 hours, by stretches of ten minutes."""
-    row = connection.execute(
-        select(
-            func.coalesce(func.sum(usage.c.messages), 0), func.coalesce(func.sum(usage.c.recipients), 0)
-        ).where(usage.c.account == account, usage.c.bucket >= (now_ms() - DAY_MS) // BUCKET_MS)
-    ).one()
+    """Return the messages and recipients of the last 24 hours, by intervals of ten minutes."""
+    sums = select(
+        func.coalesce(func.sum(usage.c.messages), 0), func.coalesce(func.sum(usage.c.recipients), 0)
+    )
+    row = connection.execute(sums.where(*_of_a_day(account))).one()
     return int(row[0]), int(row[1])
 
 
-def _begun(connection: Connection, account: str) -> tuple[int, int]:
-    """Messages and recipients that workers have in hand."""
+def _of_a_day(account: str) -> list[Any]:
+    return [usage.c.account == account, usage.c.bucket >= (now_ms() - DAY_MS) // BUCKET_MS]
+
+
+def _under_way(connection: Connection, account: str) -> tuple[int, int]:
+    """Return the messages and recipients that workers own."""
+    unsent = recipients.c.state.in_([State.QUEUED, State.DEFERRED])
     row = connection.execute(
         select(func.count(messages.c.id.distinct()), func.count(recipients.c.id))
-        .join(
-            recipients,
-            and_(recipients.c.id == messages.c.id, recipients.c.state.in_([State.QUEUED, State.DEFERRED])),
-        )
+        .join(recipients, and_(recipients.c.id == messages.c.id, unsent))
         .where(messages.c.owner.is_not(None), messages.c.account == account)
     ).one()
     return int(row[0]), int(row[1])
 
 
 def _oldest(connection: Connection, account: str) -> int | None:
-    found: int | None = connection.scalar(
-        select(func.min(usage.c.bucket)).where(
-            usage.c.account == account, usage.c.bucket >= (now_ms() - DAY_MS) // BUCKET_MS
-        )
-    )
-    return found
+    """Return the first interval of the last 24 hours in which the account sent."""
+    oldest: int | None = connection.scalar(select(func.min(usage.c.bucket)).where(*_of_a_day(account)))
+    return oldest
 
 
 def _set(connection: Connection, account: str, **values: Any) -> None:

@@ -15,13 +15,13 @@ from mailroom.store.db.statements import Rows, inserted
 _CONTENTS = inserted(contents, ("id", "content"))
 _RECIPIENTS = inserted(recipients, ("id", "position", "address", "name", "kind", "state"))
 _TAGS = inserted(tags, ("tag", "id"))
-_CONTENTS_OF = Rows(contents, ("id",), lambda given: select(contents).where(contents.c.id == given["id"]))
+_CONTENTS_OF = Rows(contents, ("id",), lambda row: select(contents).where(contents.c.id == row["id"]))
 _RECIPIENTS_OF = Rows(
     recipients,
     ("id",),
-    lambda given: (
+    lambda row: (
         select(recipients)
-        .where(recipients.c.id == given["id"])
+        .where(recipients.c.id == row["id"])
         .order_by(recipients.c.id, recipients.c.position)
     ),
 )
@@ -30,34 +30,38 @@ _RECIPIENTS_OF = Rows(
 def write(connection: Connection, accepted: Sequence[tuple[str, Message, Sequence[State]]]) -> None:
     """Write the content of new messages, each with the states of its recipients."""
     _CONTENTS(connection, [{"id": id, "content": message.to_row()} for id, message, _ in accepted])
-    _RECIPIENTS(
-        connection,
-        [
-            {"id": id, "position": n, "address": to.address, "name": to.name, "kind": kind, "state": state}
-            for id, message, states in accepted
-            for n, (to, kind, state) in enumerate(zip(message.everyone, message.kinds(), states, strict=True))
-        ],
-    )
+    people: list[dict[str, Any]] = []
+    for id, message, states in accepted:
+        people += _recipient_rows(id, message, states)
+    _RECIPIENTS(connection, people)
     _TAGS(connection, [{"tag": tag, "id": id} for id, message, _ in accepted for tag in message.tags])
     for id, message, _ in accepted:
-        for position, file in enumerate(
-            message.attachments
-        ):  # One by one: drivers copy what is executed together.
-            connection.execute(
-                files.insert(),
-                {
-                    "id": id,
-                    "position": position,
-                    "name": file.name,
-                    "content_type": file.content_type,
-                    "content": file.content,
-                    "content_id": file.content_id or None,
-                },
-            )
+        for position, file in enumerate(message.attachments):
+            # One by one, as a driver copies all that is executed together.
+            connection.execute(files.insert(), _file_row(id, position, file))
+
+
+def _recipient_rows(id: str, message: Message, states: Sequence[State]) -> list[dict[str, Any]]:
+    people = zip(message.everyone, message.kinds(), states, strict=True)
+    return [
+        {"id": id, "position": n, "address": to.address, "name": to.name, "kind": kind, "state": state}
+        for n, (to, kind, state) in enumerate(people)
+    ]
+
+
+def _file_row(id: str, position: int, file: Attachment) -> dict[str, Any]:
+    return {
+        "id": id,
+        "position": position,
+        "name": file.name,
+        "content_type": file.content_type,
+        "content": file.content,
+        "content_id": file.content_id or None,
+    }
 
 
 def subject_key(subject: str) -> str:
-    """Return what is kept of a subject to find it by."""
+    """Return the form of a subject in which it is searched."""
     return subject.casefold()
 
 
@@ -73,49 +77,44 @@ class Content:
 def load(
     connection: Connection, ids: Collection[str], *, with_attachments: bool = True
 ) -> dict[str, Content]:
-    """Load what the messages of these ids hold, without those whose content is no longer kept."""
+    """Load the contents of these messages, by id, without those that are no longer kept."""
     rows = {row.id: json.loads(row.content) for row in _CONTENTS_OF.of(connection, ids)}
     people: dict[str, list[Any]] = defaultdict(list)
     for person in _RECIPIENTS_OF.of(connection, rows):
         people[person.id].append(person)
-    attached = (
-        load_attachments(connection, [id for id, content in rows.items() if "attachments" in content])
-        if with_attachments
-        else {}
+    attached: dict[str, tuple[Attachment, ...]] = {}
+    if with_attachments:
+        ids_with = [id for id, content in rows.items() if "attachments" in content]
+        attached = load_attachments(connection, ids_with)
+    return {id: _content(row, people[id], attached.get(id, ())) for id, row in rows.items()}
+
+
+def _content(row: dict[str, Any], people: Sequence[Any], attachments: tuple[Attachment, ...]) -> Content:
+    addresses = [(person.kind, Address(person.address, person.name)) for person in people]
+    return Content(
+        Message.from_row(row, addresses, attachments),
+        [person.state for person in people],
+        "attachments" in row,
     )
-    return {
-        id: Content(
-            Message.from_row(
-                content, [(p.kind, Address(p.address, p.name)) for p in people[id]], attached.get(id, ())
-            ),
-            [p.state for p in people[id]],
-            "attachments" in content,
-        )
-        for id, content in rows.items()
-    }
 
 
 def load_attachments(connection: Connection, ids: Sequence[str]) -> dict[str, tuple[Attachment, ...]]:
-    """The files of these messages or jobs, in order."""
-    found: dict[str, tuple[Attachment, ...]] = {}
-    if ids:
-        for row in connection.execute(
-            select(files).where(files.c.id.in_(ids)).order_by(files.c.id, files.c.position)
-        ):
-            file = Attachment(row.name, row.content_type, row.content, row.content_id or "")
-            found[row.id] = (*found.get(row.id, ()), file)
-    return found
+    """Return the files of these messages or jobs, in order, by id."""
+    attachments: dict[str, tuple[Attachment, ...]] = {}
+    if not ids:
+        return attachments
+    of_ids = select(files).where(files.c.id.in_(ids)).order_by(files.c.id, files.c.position)
+    for row in connection.execute(of_ids):
+        file = Attachment(row.name, row.content_type, row.content, row.content_id or "")
+        attachments[row.id] = (*attachments.get(row.id, ()), file)
+    return attachments
 
 
 def copy(connection: Connection, id: str, *, to: str) -> None:
-    """Give the new message `to` what `id` holds; all recipients begin anew."""
-    anew: dict[str, Any] = {"state": literal(State.QUEUED.value), "reply": null()}
+    """Copy the content of message `id` to the new message `to`; nothing was sent to its recipients yet."""
     for table in (contents, recipients, tags, files):
-        columns = (
-            {column.name: column for column in table.c}
-            | {"id": literal(to)}
-            | (anew if table is recipients else {})
-        )
-        connection.execute(
-            insert(table).from_select([*columns], select(*columns.values()).where(table.c.id == id))
-        )
+        columns: dict[str, Any] = {column.name: column for column in table.c} | {"id": literal(to)}
+        if table is recipients:
+            columns |= {"state": literal(State.QUEUED.value), "reply": null()}
+        rows = select(*columns.values()).where(table.c.id == id)
+        connection.execute(insert(table).from_select([*columns], rows))

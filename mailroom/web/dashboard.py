@@ -14,9 +14,9 @@ from mailroom.api.services import services
 from mailroom.model.account import AccountState
 from mailroom.model.message import State
 from mailroom.model.times import timestamp
-from mailroom.store.events.counters import LATENCY_SECONDS, SENT_WITHIN, Depths, Tallies
+from mailroom.store.events.counters import LATENCY_SECONDS, SENT_WITHIN, Counters, Depths
 from mailroom.store.events.deliveries import ENABLED
-from mailroom.store.events.queue_history import WAITING, Samples
+from mailroom.store.events.queue_history import WAITING, QueueHistory
 from mailroom.store.messages.search import Search, listed, number
 from mailroom.store.workers import alive
 from mailroom.web.charts import Line, Times, chart
@@ -44,9 +44,9 @@ def dashboard() -> Response:
     database = services().outbox.database
     now, seen_at, beat_at = services().outbox.workers_seen()
     minute = now // 60_000
-    depths = Tallies(database).depths(services().settings.LEASE_SECONDS)
-    day = Tallies(database).over_time(minute - SPANS["day"][0] + 1, stretch=10)
-    hour = Tallies(database).over_time(minute - SPANS["hour"][0] + 1)
+    depths = Counters(database).depths(services().settings.LEASE_SECONDS)
+    day = Counters(database).over_time(minute - SPANS["day"][0] + 1, stretch=10)
+    hour = Counters(database).over_time(minute - SPANS["hour"][0] + 1)
     charts = _charts(day if span == "day" else hour, depths, span, minute)
     newest = [message_summary_json(row) for row in listed(database, Search(limit=NEWEST_MAX)).rows]
     all_accounts = accounts.accounts_json()
@@ -198,7 +198,7 @@ def _queue_history(
     intervals: range, stretch: int, depths: Depths
 ) -> tuple[list[float | None], list[float | None]]:
     """Return the most mails that waited in each interval, and the age of the oldest, up to this moment."""
-    history = Samples(services().outbox.database, services().settings.LEASE_SECONDS)
+    history = QueueHistory(services().outbox.database, services().settings.LEASE_SECONDS)
     most_waiting: dict[int, float] = {}
     oldest_seconds: dict[int, float] = {}
 

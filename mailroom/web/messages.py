@@ -163,7 +163,7 @@ def origin(message_id: str) -> list[tuple[str, str]]:
     """Return links to the message for which a mail in the inbox was sent, and to its job."""
     links: list[tuple[str, str]] = []
     for id in ids_in(message_id):
-        details = services().outbox.standing(id)
+        details = services().outbox.details(id)
         if details:
             links.append((f"/messages/{details.row['id']}", "its message"))
         if details and details.job:

@@ -23,7 +23,7 @@ from mailroom.model.ids import MailId
 from mailroom.process.supervisor import troubles
 from mailroom.store.db.database import Database
 from mailroom.store.db.migrate import check, upgrade
-from mailroom.store.events.queue_history import Samples
+from mailroom.store.events.queue_history import QueueHistory
 from mailroom.store.jobs.jobs import NewJob
 from mailroom.store.maintenance.clock import Clock
 from mailroom.store.maintenance.rescue import Sweeps
@@ -104,7 +104,7 @@ def _publisher(celery_app: Celery, settings: Settings, database: Database) -> Pu
 
     def looked() -> None:
         Clock(database).watch()
-        Samples(database, settings.LEASE_SECONDS).take()
+        QueueHistory(database, settings.LEASE_SECONDS).record()
 
     return Publisher(
         lambda: bounded_connection(celery_app),

@@ -144,7 +144,7 @@ class Worker:
 
     def accept(self, id: str, mail: object) -> bool:
         """Accept what a Celery client sent; record what is no mail as failed under the task's id, and why."""
-        if isinstance(mail, str) and is_id(mail) and self.outbox.standing(mail):
+        if isinstance(mail, str) and is_id(mail) and self.outbox.details(mail):
             return self.delivery.deliver([mail])  # sendMail.delay(id), from a process that runs no publisher
         id = self._usable(id, is_id(id))
         try:

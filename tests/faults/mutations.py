@@ -34,6 +34,7 @@ class Moved(Exception):
 
 LOOP, RECORDER = "mailroom/delivery/loop.py", "mailroom/delivery/recorder.py"
 CLAIMS = "mailroom/store/messages/claims.py"
+OUTCOMES = "mailroom/store/messages/outcomes.py"
 MUTATIONS = (
     Mutation(
         "no fence",
@@ -49,13 +50,13 @@ MUTATIONS = (
         (
             (
                 CLAIMS,
-                'messages.c.attempt == given["attempt"], func.coalesce(messages.c.owner, "") == _WORKER,\n',
+                'messages.c.attempt == row["attempt"],\n            func.coalesce(messages.c.owner, "") == _WORKER,\n',
                 "\n",
             ),
             (
-                CLAIMS,
-                '.where(messages.c.id == given["id"], messages.c.attempt == given["attempt"], messages.c.settled < given["attempt"],\n',
-                '.where(messages.c.id == given["id"],\n',
+                OUTCOMES,
+                'messages.c.attempt == row["attempt"],\n            messages.c.settled < row["attempt"],\n',
+                "\n",
             ),
         ),
         scenarios.worker_frozen_while_another_has_its_mail,
@@ -66,8 +67,8 @@ MUTATIONS = (
         (
             (
                 CLAIMS,
-                "published_at=None, settled=messages.c.attempt,",
-                "published_at=None, attempt=messages.c.attempt - 1,",
+                "settled=messages.c.attempt,",
+                "attempt=messages.c.attempt - 1,",
             ),
         ),
         scenarios.release_done_again,
@@ -84,8 +85,8 @@ MUTATIONS = (
         (
             (
                 CLAIMS,
-                ', exists().where(workers.c.id == _WORKER, is_seen_within(asked("lease_ms", BigInteger))))',
-                ")",
+                "            exists().where(workers.c.id == _WORKER, is_seen_within(_LEASE_MS)),\n",
+                "",
             ),
         ),
         scenarios.heartbeat_lost,

@@ -16,10 +16,10 @@ from mailroom.model.ids import new_id
 from mailroom.model.message import Address, Message, SendOptions, State
 from mailroom.store.accounts import Accounts
 from mailroom.store.db.database import Database
-from mailroom.store.db.schema import now_ms
-from mailroom.store.events.counters import Tallies
+from mailroom.store.db.dialects import now_ms
+from mailroom.store.events.counters import Counters
 from mailroom.store.events.deliveries import DeliveryResult, WebhookDeliveries
-from mailroom.store.events.queue_history import Samples
+from mailroom.store.events.queue_history import QueueHistory
 from mailroom.store.events.webhooks import Webhooks
 from mailroom.store.jobs.claims import JobClaims
 from mailroom.store.jobs.jobs import JobEnd, Jobs, JobState, NewJob
@@ -82,7 +82,7 @@ def now(database: Database) -> int:
 
 
 def row(database: Database, id: str) -> dict[str, Any]:
-    standing = Outbox(database).standing(id)
+    standing = Outbox(database).details(id)
     assert standing
     return standing.row
 
@@ -231,14 +231,14 @@ def test_what_ended_keeps_its_times_and_what_waits_its_age(clock: MovableClock, 
     before = row(moved, ended)
     clock.move(30)
     Clock(moved).watch()
-    Samples(moved, LEASE_SECONDS).take()
+    QueueHistory(moved, LEASE_SECONDS).record()
     clock.move(-HOUR)
     Clock(moved).watch()
     assert row(moved, ended) == before
-    assert round(Tallies(moved).depths(LEASE_SECONDS).oldest_seconds) == 30
+    assert round(Counters(moved).depths(LEASE_SECONDS).oldest_seconds) == 30
     assert abs(now(moved) - row(moved, waits)["created_at"] - 30_000) <= 1
     assert (
-        Samples(moved, LEASE_SECONDS).since(now(moved) // 60_000) == []
+        QueueHistory(moved, LEASE_SECONDS).since(now(moved) // 60_000) == []
     )  # Else there would be none of this hour.
 
 

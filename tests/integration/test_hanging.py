@@ -98,13 +98,13 @@ class Bench:
     def are_sent(self, ids: list[str]) -> bool:
         return set(self.states(ids)) == {"sent"}
 
-    def standing(self, id: str) -> MessageDetails:
-        found = self.outbox.standing(id)
+    def details(self, id: str) -> MessageDetails:
+        found = self.outbox.details(id)
         assert found
         return found
 
     def row(self, id: str) -> dict[str, Any]:
-        return self.standing(id).row
+        return self.details(id).row
 
     def sql(self, statement: str) -> None:
         def run(connection: Connection) -> None:
@@ -221,7 +221,7 @@ def test_what_waits_for_a_server_that_hangs_says_so_and_goes_when_it_answers(
         wait_until(lambda: made.comes_to("deferred", ids, 10), 60, what="it waits in the outbox")
         assert made.sweep() == []
         waiting = next(row for row in map(made.row, ids) if row["state"] == "deferred")
-        words = why(made.standing(waiting["id"]), None, lease_seconds=20, hanging={}, accounts=[])
+        words = why(made.details(waiting["id"]), None, lease_seconds=20, hanging={}, accounts=[])
         assert words.startswith(f"waits for a free connection of account stuck: {server_of(smtpd)}, {HANGS}")
         assert (waiting["attempt"] - waiting["given_back"], waiting["next_attempt_at"]) == (0, None)
         hold.release()

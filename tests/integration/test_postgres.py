@@ -200,7 +200,7 @@ def test_transactions_that_lock_the_same_rows_in_another_order_both_succeed(post
         for done in [threads.submit(databases[n].write, lock, ids[:: 1 - 2 * n]) for n in range(2)]:
             done.result(60)
     for id in ids:
-        standing = outbox.standing(id)
+        standing = outbox.details(id)
         assert standing and standing.row["attempt"] == 2
     for database in databases:
         database.close()

@@ -10,7 +10,8 @@ from playwright.sync_api import sync_playwright
 from sqlalchemy import select
 
 from mailroom.store.db.database import Database
-from mailroom.store.db.schema import now_ms, samples, tallies
+from mailroom.store.db.dialects import now_ms
+from mailroom.store.db.schema import samples, tallies
 from mailroom.store.events.counters import MINUTE_MS
 from tests.services import free_port, wait_until
 from tests.services.chromium import ARGUMENTS, find_chromium

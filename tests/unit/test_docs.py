@@ -244,7 +244,7 @@ def test_the_docs_show_a_job_as_the_api_does(served: Flask, tmp_path: Path) -> N
     order = ORDERS.job(json.loads(next(body for body in JOB_BODIES if "simulate" in body)))
     assert order.mail
     Outbox(database).accept(order.mail)
-    standing = Jobs(database, 20).standing(order.job.id)
+    standing = Jobs(database, 20).details(order.job.id)
     assert standing is not None
     services: Services = served.extensions["mailasync"]
     served.extensions["mailasync"] = replace(services, publisher=lambda: None)
@@ -279,7 +279,7 @@ def test_the_docs_show_a_message_as_the_api_does(served: Flask, tmp_path: Path) 
     outbox.accept(accepted)
     services: Services = served.extensions["mailasync"]
     served.extensions["mailasync"] = replace(services, outbox=outbox, publisher=lambda: None)
-    standing = outbox.standing(accepted.id)
+    standing = outbox.details(accepted.id)
     assert standing is not None
     with served.app_context():
         real = message_json(standing)

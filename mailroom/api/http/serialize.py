@@ -29,7 +29,7 @@ Step = tuple[int | None, str, int | None, str | None]
 
 def find(id: str) -> MessageDetails:
     """Raises NotFound."""
-    standing = services().outbox.standing(id) if is_id(id) else None
+    standing = services().outbox.details(id) if is_id(id) else None
     if standing is None:
         raise unknown(id)
     return standing

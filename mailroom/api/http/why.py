@@ -6,7 +6,7 @@ from mailroom.broker.publisher import Publisher
 from mailroom.jobs import registry
 from mailroom.model.message import FINAL, State
 from mailroom.model.times import readable_time
-from mailroom.store.jobs.jobs import JobStanding, JobState
+from mailroom.store.jobs.jobs import JobDetails, JobState
 from mailroom.store.messages.outbox import MessageDetails
 
 
@@ -61,7 +61,7 @@ def why(
     return "waits for a worker to take it" if row["published_at"] else "waits to be handed to the broker"
 
 
-def why_job(standing: JobStanding, publisher: Publisher | None) -> str:
+def why_job(standing: JobDetails, publisher: Publisher | None) -> str:
     """Say in one sentence what a job waits for, or how it ended."""
     row, state = standing.row, JobState(standing.row["state"])
     if state is JobState.RUNNING:

@@ -34,7 +34,7 @@ def accounts_json() -> list[AccountJson]:
     """Return all accounts, each with its state."""
     known = {account.name: account for account in services().known_accounts}
     hanging = hanging_accounts(services().outbox.database, services().settings.LEASE_SECONDS)
-    rows = services().accounts.standing()
+    rows = services().accounts.details()
     return [_account_json(row, known[row["name"]], hanging.get(row["name"], "")) for row in rows]
 
 

@@ -30,7 +30,7 @@ from mailroom.model.errors import StoreUnavailable
 from mailroom.model.ids import is_id, new_id
 from mailroom.model.message import SendOptions, file_name
 from mailroom.model.times import timestamp
-from mailroom.store.jobs.jobs import FINAL, JobStanding, JobState
+from mailroom.store.jobs.jobs import FINAL, JobDetails, JobState
 from mailroom.store.messages.idempotency import Kept, Key, StoredAnswer
 from mailroom.submission.reader import JobSubmission
 
@@ -52,8 +52,8 @@ def start_job(asked: object) -> str:
 
 def find_job(id: str) -> JobJson | None:
     """Return where a job is, as `GET /v1/jobs/<id>` shows it; None if there is no such job."""
-    standing = _standing(id)
-    return None if standing is None else job_json(standing)
+    details = _details(id)
+    return None if details is None else job_json(details)
 
 
 @blueprint.post("/v1/jobs")
@@ -136,17 +136,17 @@ def retry(id: str, form: Key | None = None) -> Response:
 
 def _again(id: str) -> JobSubmission:
     """Run the job once more, with its mail on the terms that it had; but no moment, as that may be past."""
-    standing = _standing(id)
-    if standing is None:
+    details = _details(id)
+    if details is None:
         raise _unknown(id)
-    if standing.row["state"] not in FINAL:
-        raise Conflict(f"expected a job that has ended, got one that is {standing.row['state']}")
+    if details.row["state"] not in FINAL:
+        raise Conflict(f"expected a job that has ended, got one that is {details.row['state']}")
     if not registry.is_known(
-        name := standing.row["name"]
+        name := details.row["name"]
     ):  # Nobody would ever run it; it may never have been a job.
         raise Conflict(f"expected a job of a type that is known here, got one of {name!r}")
     again = services().jobs.again(id, new_id())
-    mail, row = services().outbox.message_of(id), _mail_row(standing)
+    mail, row = services().outbox.message_of(id), _mail_row(details)
     if mail is None or row is None:
         return JobSubmission(again, None)
     terms = SendOptions(max_attempts=row["max_attempts"])
@@ -161,8 +161,8 @@ def _again(id: str) -> JobSubmission:
     )
 
 
-def _mail_row(standing: JobStanding) -> dict[str, Any] | None:
-    message = services().outbox.standing(standing.message["id"]) if standing.message else None
+def _mail_row(details: JobDetails) -> dict[str, Any] | None:
+    message = services().outbox.details(details.message["id"]) if details.message else None
     return message.row if message else None
 
 
@@ -184,33 +184,33 @@ def _type_json(kind: registry.JobType) -> JobTypeJson:
     }
 
 
-def job_json(standing: JobStanding) -> JobJson:
+def job_json(details: JobDetails) -> JobJson:
     """Return a job with all that is known of it."""
-    row = standing.row
+    row = details.row
     return {
         **job_summary_json(row),
-        "why": why_job(standing, services().publisher()),
+        "why": why_job(details, services().publisher()),
         "args": _shortened(json.loads(row["args"])),
         "result": None if row["result"] is None else json.loads(row["result"]),
-        "file": _file_json(standing),
-        "message": _message_json(standing),
-        "timeline": _timeline(standing),
+        "file": _file_json(details),
+        "message": _message_json(details),
+        "timeline": _timeline(details),
     }
 
 
-def _file_json(standing: JobStanding) -> JobFileJson | None:
-    if not standing.file:
+def _file_json(details: JobDetails) -> JobFileJson | None:
+    if not details.file:
         return None
     return {
-        "name": standing.file["name"],
-        "content_type": standing.file["content_type"],
-        "size": standing.file["size"],
-        "url": f"/v1/jobs/{standing.row['id']}/file",
+        "name": details.file["name"],
+        "content_type": details.file["content_type"],
+        "size": details.file["size"],
+        "url": f"/v1/jobs/{details.row['id']}/file",
     }
 
 
-def _message_json(standing: JobStanding) -> AcceptedJson | None:
-    message = standing.message
+def _message_json(details: JobDetails) -> AcceptedJson | None:
+    message = details.message
     return {"id": message["id"], "status": message["state"]} if message else None
 
 
@@ -236,12 +236,12 @@ def job_summary_json(row: Mapping[str, Any]) -> JobSummaryJson:
     }
 
 
-def _timeline(standing: JobStanding) -> list[EventJson]:
-    row = standing.row
+def _timeline(details: JobDetails) -> list[EventJson]:
+    row = details.row
     steps = [
         (row["created_at"], "accepted", None, None),
         (row["started_at"], "job started", row["attempt"], None),
-        *((event["at"], event["event"], event["attempt"], event["detail"]) for event in standing.events),
+        *((event["at"], event["event"], event["attempt"], event["detail"]) for event in details.events),
     ]
     return in_order(steps)
 
@@ -308,8 +308,8 @@ def _answer(job: JobJson | None, id: str, waited: int) -> Response:
     return answer
 
 
-def _standing(id: str) -> JobStanding | None:
-    return services().jobs.standing(id) if is_id(id) else None
+def _details(id: str) -> JobDetails | None:
+    return services().jobs.details(id) if is_id(id) else None
 
 
 def _state(id: str) -> JobState | None:

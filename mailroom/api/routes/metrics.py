@@ -28,7 +28,7 @@ from mailroom.config.logs import request_id
 from mailroom.model.account import AccountState
 from mailroom.model.errors import StoreUnavailable
 from mailroom.model.ids import random_id
-from mailroom.store.events.counters import DEPTH_MAX, LATENCY_SECONDS, SENT_MS, SENT_WITHIN, Depths, Tallies
+from mailroom.store.events.counters import DEPTH_MAX, LATENCY_SECONDS, SENT_MS, SENT_WITHIN, Counters, Depths
 
 access_log = logging.getLogger("mailasync.access")
 log = logging.getLogger("mailasync.api")
@@ -75,7 +75,7 @@ class _Service(Collector):
 
     def collect(self) -> Iterator[Metric]:
         try:
-            tallies = Tallies(self._database)
+            tallies = Counters(self._database)
             found = [
                 *_counters(tallies.totals()),
                 *_gauges(tallies.depths(self._services.settings.LEASE_SECONDS)),
@@ -122,7 +122,7 @@ class _Service(Collector):
         budget = GaugeMetricFamily(
             "mailasync_account_budget_24h", "The account's limits for any 24 hours", labels=["account", "of"]
         )
-        for row in self._services.accounts.standing():
+        for row in self._services.accounts.details():
             for one in AccountState:
                 state.add_metric([row["name"], one], int(row["state"] == one))
             for of in ("messages", "recipients"):

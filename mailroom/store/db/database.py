@@ -25,22 +25,22 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from mailroom.model.errors import CommitUnanswered, StoreUnavailable, WrongDatabaseURL
 from mailroom.model.text import one_line
 from mailroom.process.lazy_import import Lazy
+from mailroom.store.db.locking import in_order
 from mailroom.store.db.schema import identity
 from mailroom.store.db.sqlite import SQLiteFile, spilling
-from mailroom.store.db.statements import in_order
 
 postgresql = Lazy("mailroom.store.db.postgresql")
 
-#: Writes that share one commit at most: enough to fill a disk flush, too few for one to wait long for the others.
+#: The most writes that share one commit: enough to fill a disk flush, and few enough to be done soon.
 BATCH_MAX = 500
 BUSY_TIMEOUT_SECONDS = 5.0
 BUSY_LOOK_SECONDS = 0.001
-#: How often a transaction that got into another's way is done again.
+#: How often a transaction is tried that the server undoes because of another one.
 CONFLICT_TRIES = 4
-#: deadlock_detected, serialization_failure
+#: PostgreSQL's deadlock_detected and serialization_failure.
 CONFLICTS = frozenset({"40P01", "40001"})
 
-#: How many writes of this thread are on disk: whoever has to tell of an error can see whether something was done before it.
+#: How many writes of this thread are on disk; after an error it shows whether anything was done before.
 written: ContextVar[int] = ContextVar("written", default=0)
 
 T = TypeVar("T")
@@ -51,7 +51,7 @@ Work = Callable[[Connection, list[T]], list[R]]
 class Database:
     """A database, for one process.
 
-    It opens no connection before it is used, and must not be carried over a fork.
+    It opens no connection before it is used, and must not be used after a fork.
     """
 
     def __init__(self, url: str) -> None:
@@ -61,17 +61,16 @@ class Database:
             self.engine = _engine(self.url)
         except (ArgumentError, ValueError):  # Their words may hold a part of the password.
             raise WrongDatabaseURL(
-                "expected a URL like postgresql://user:password@host:5432/name, with %40 for @, %2F for / and %3A "
-                "for : in user and password; several hosts are ?host=one:5432&host=two:5432"
+                "expected a URL like postgresql://user:password@host:5432/name, with %40 for @, "
+                "%2F for / and %3A for : in user and password; several hosts are ?host=one:5432&host=two:5432"
             ) from None
         self._file = SQLiteFile(self.engine) if self.engine.dialect.name == "sqlite" else None
         #: For reading: each statement sees what is committed when it starts.
         self.reading = self.engine.execution_options(isolation_level="AUTOCOMMIT")
         self._waiting: deque[_Write] = deque()
-        self._is_led = (
-            False  #: whether some thread is committing what waited, and will name who leads after it
-        )
-        self._turn = threading.Lock()
+        #: Whether a thread is committing writes; it then chooses the thread that leads next.
+        self._is_led = False
+        self._lock = threading.Lock()
         self._outbox_id = ""
 
     def __repr__(self) -> str:
@@ -81,9 +80,8 @@ class Database:
     def outbox_id(self) -> str:
         """The identity of this database, which every nudge carries."""
         if not self._outbox_id:
-            self._outbox_id = self.read(
-                lambda connection: connection.scalars(select(identity.c.outbox_id)).one()
-            )
+            id = select(identity.c.outbox_id)
+            self._outbox_id = self.read(lambda connection: connection.scalars(id).one())
         return self._outbox_id
 
     def read(self, look: Callable[[Connection], R]) -> R:
@@ -91,12 +89,9 @@ class Database:
             return look(connection)
 
     def transaction(self, work: Callable[[Connection], None]) -> None:
-        """Do something rare, such as a migration, in a transaction of its own that keeps all other writers out."""
-        is_sqlite = self.engine.dialect.name == "sqlite"
-        with (
-            self._committed() as connection,
-            nullcontext() if is_sqlite else postgresql.unlimited(connection),
-        ):
+        """Do something rare, such as a migration, in a transaction of its own without a time limit."""
+        unlimited = nullcontext if self.engine.dialect.name == "sqlite" else postgresql.unlimited
+        with self._committed() as connection, unlimited(connection):
             work(connection)
 
     def rehearse(self, work: Callable[[Connection], None]) -> None:
@@ -106,10 +101,10 @@ class Database:
             work(connection)
 
     def write(self, work: Work[T, R], item: T, *, alone: bool = False) -> R:
-        """Do `work` with `item` in a committed transaction, together with whatever else waits; return its result.
+        """Do `work` with `item` in a transaction, together with other writes that wait; return its result.
 
-        `work` gets every item that waits for the same work, and returns as many results. `alone`: in a transaction of its own,
-        for what is large, or what locks rows that others hold.
+        `work` gets every item that waits for the same work, and returns as many results. `alone`: in a
+        transaction of its own, for a write that is large, or that locks rows which others have locked.
 
         Raises:
           CommitUnanswered: the transaction may have been committed.
@@ -125,25 +120,24 @@ class Database:
         written.set(written.get() + 1)
         return outcome
 
-    def write_all(self, *asked: tuple[Work[Any, Any], Sequence[Any]]) -> list[list[Callable[[], Any]]]:
-        """Do several works with several items each, at once, as `write` does one.
+    def write_all(self, *requests: tuple[Work[Any, Any], Sequence[Any]]) -> list[list[Callable[[], Any]]]:
+        """Do each work with each of its items, at once, as `write` does one.
 
-        Each result, or error, is had by a call.
+        Each result is a function to call: it returns or raises what `write` would.
         """
-        writes = [[_Write(work, item) for item in items] for work, items in asked]
-        self._do([*chain.from_iterable(writes)])
-        return [[write.outcome for write in alike] for alike in writes]
+        groups = [[_Write(work, item) for item in items] for work, items in requests]
+        self._do([*chain.from_iterable(groups)])
+        return [[write.outcome for write in group] for group in groups]
 
     def _do(self, writes: "Sequence[_Write]") -> None:
-        """Have them done, by this thread or by one that leads already."""
+        """Wait until these writes are done, by this thread or by another one that leads already."""
         if not writes:
             return
-        with self._turn:
+        with self._lock:
             self._waiting += writes
             writes[0].leads, self._is_led = not self._is_led, True
-        interruption: BaseException | None = (
-            None  # A signal's handler raised. Others may count on this thread to lead: it ends after that.
-        )
+        # What a signal's handler raises is raised after the writes: other threads may need this one to lead.
+        interruption: BaseException | None = None
         for write in writes:
             while not write.is_done:
                 try:
@@ -160,41 +154,42 @@ class Database:
         self.engine.dispose()
 
     def _lead(self) -> None:
-        """Commit all that waits, and let the first of those that came meanwhile lead; each thread is woken once."""
+        """Commit the writes that wait, wake their threads, and let the first that came meanwhile lead."""
         self._gather()
         together: list[_Write] = []
         try:
-            with self._turn:
+            with self._lock:
                 while self._waiting and len(together) < BATCH_MAX:
                     together.append(self._waiting.popleft())
             self._commit(together)
         finally:
-            with self._turn:
-                after = self._waiting[0] if self._waiting else None
-                self._is_led = after is not None
-                if after:
-                    after.leads = True
+            with self._lock:
+                next = self._waiting[0] if self._waiting else None
+                self._is_led = next is not None
+                if next:
+                    next.leads = True
+            if next:
+                next.wake()
             for write in together:
                 if not write.is_done:
                     write.fail(CommitUnanswered("database: the commit was interrupted"))
-            for write in [*([after] if after else []), *together]:
                 write.wake()
 
     def _gather(self) -> None:
-        """Let those who are nearly here come: whoever runs gets the interpreter, and has joined when he waits. Alone this takes 1 µs."""
-        found = 0
-        while found < len(self._waiting) < BATCH_MAX:
-            found = len(self._waiting)
+        """Let threads that are about to write join, by yielding to them; with none, this takes 1 µs."""
+        seen = 0
+        while seen < len(self._waiting) < BATCH_MAX:
+            seen = len(self._waiting)
             time.sleep(0)
 
     def _commit(self, writes: "list[_Write]", *, tries: int = CONFLICT_TRIES) -> None:
-        """Commit all in one transaction; if one of them cannot be done, each in its own, so that the others do not suffer."""
+        """Commit all in one transaction; if one write fails, each in its own, so that the others succeed."""
         results: dict[_Write, Any] = {}
         try:
             with self._committed() as connection:
-                for work, alike in _grouped(writes).items():
-                    results |= zip(alike, work(connection, [write.item for write in alike]), strict=True)
-        except _Conflict as e:  # Alone each holds fewer locks, and holds them for a shorter time.
+                for work, group in _grouped(writes).items():
+                    results |= zip(group, work(connection, [write.item for write in group]), strict=True)
+        except _Conflict as e:  # Alone, each has fewer locks, and for a shorter time.
             for write in writes:
                 self._commit([write], tries=tries - 1) if tries > 1 else write.fail(e)
         except StoreUnavailable as e:
@@ -211,13 +206,13 @@ class Database:
 
     @contextmanager
     def _committed(self) -> Iterator[Connection]:
-        """A transaction, committed at the end of the block."""
+        """Open a transaction, which is committed at the end of the block."""
         with _translated(self._file), self.engine.begin() as connection:
             yield connection
             try:
                 connection.commit()
             except BaseException as e:
-                with suppress(Exception):  # SQLAlchemy would give the connection back in its transaction.
+                with suppress(Exception):  # Else SQLAlchemy would return the connection to the pool as it is.
                     connection.rollback()
                 if _is_undone(e):
                     raise
@@ -226,42 +221,43 @@ class Database:
 
 
 def _is_undone(error: BaseException) -> bool:
-    """Tell whether the transaction of a commit that raised this is known to have been undone."""
+    """Tell whether a COMMIT that raised this error is known to be undone."""
     if not isinstance(error, DBAPIError):
         return False  # A signal's handler raised, and the commit may have gone through before.
     if error.statement is not None:
-        return True  # Of the counts that go with it, before COMMIT was sent.
+        return True  # The error is about the counts, which are written before COMMIT is sent.
     if isinstance(error.orig, sqlite3.Error):
-        # SQLite has rolled back. But what was written and could not be synced may be there again after a crash.
+        # SQLite has rolled back. But what was written and could not be synced may be there again after a
+        # crash.
         return error.orig.sqlite_errorcode != sqlite3.SQLITE_IOERR_FSYNC
     return not error.connection_invalidated  # A server that answers with an error has rolled back.
 
 
 def run(connection: Connection, statements: list[Any]) -> list[Any]:
-    """A work for `write`: the rows that each statement gives."""
+    """Run statements, and return the rows of each: a work for `write`."""
     return [connection.execute(statement).all() for statement in statements]
 
 
 def run_in_order(connection: Connection, statements: list[Any]) -> list[Any]:
-    """`run` for an UPDATE or DELETE of many rows."""
+    """Do what `run` does, for UPDATEs and DELETEs of many rows."""
     return [connection.execute(in_order(connection, statement)).all() for statement in statements]
 
 
 class _Write:
-    """An item on its way into the database. Its thread sleeps on `woken`, until it is done or shall lead."""
+    """An item on its way into the database. Its thread sleeps on `woken` until it is done or has to lead."""
 
     def __init__(self, work: Work[Any, Any], item: object) -> None:
         self.work = work
         self.item = item
         self.is_done = False
-        self.leads = False  #: whether it is told to, by the one before
+        self.leads = False  #: whether its thread has to lead, as the last leader decided
         self.woken = threading.Lock()  # A Future's condition takes ten times as long to make and to wake.
         self.woken.acquire()
         self._result: Any = None
         self._error: BaseException | None = None
 
     def wake(self) -> None:
-        with suppress(RuntimeError):  # It never slept, as its thread led already.
+        with suppress(RuntimeError):  # It was not locked any more: its thread led, and never slept.
             self.woken.release()
 
     def succeed(self, result: Any) -> None:
@@ -277,7 +273,10 @@ class _Write:
 
 
 def _grouped(writes: list[_Write]) -> dict[Work[Any, Any], list[_Write]]:
-    """By their work, each once, in the order they came in: a work that came again would lock its rows out of their order."""
+    """Group writes by their work, in the order of the first of each.
+
+    A work that ran twice in a transaction would lock its rows in a wrong order.
+    """
     groups: dict[Work[Any, Any], list[_Write]] = {}
     for write in writes:
         groups.setdefault(write.work, []).append(write)
@@ -285,15 +284,17 @@ def _grouped(writes: list[_Write]) -> dict[Work[Any, Any], list[_Write]]:
 
 
 class _Conflict(StoreUnavailable):
-    """Two transactions wanted the same rows, and this one was undone for the other's sake."""
+    """The server undid this transaction, as it could not go on together with another one."""
 
 
 _AWAY = (OperationalError, InterfaceError, InternalError, PoolTimeout, sqlite3.OperationalError)
 
 
 class _translated:
-    """Looks whether SQLite's file is there, and turns what drivers raise when a database is away, locked, full,
-    read-only or broken into StoreUnavailable."""
+    """Checks SQLite's file, and translates the errors of drivers into StoreUnavailable.
+
+    These are the errors of a database that is away, locked, full, read-only or broken.
+    """
 
     def __init__(self, file: SQLiteFile | None) -> None:
         self._file = file
@@ -303,9 +304,9 @@ class _translated:
             self._file.check()
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        # DatabaseError itself is SQLite's for a file that is none, or a broken one; its kinds are about values.
+        # SQLite raises DatabaseError itself for a broken file; its subclasses are about values.
         if isinstance(error, _AWAY) or kind in (DatabaseError, sqlite3.DatabaseError):
-            # SQLAlchemy's text ends in the statement and its values; the driver's own words hold neither.
+            # SQLAlchemy's text ends in the statement and its values; the driver's has neither.
             driver = getattr(error, "orig", error)
             kind_of = _Conflict if getattr(driver, "sqlstate", None) in CONFLICTS else StoreUnavailable
             raise kind_of(f"database: {one_line(driver)}") from None
@@ -328,9 +329,8 @@ def _engine(url: Any) -> Engine:
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, record: object) -> None:
-    connection.isolation_level = (
-        None  # We say BEGIN ourselves: pysqlite's own is deferred and deadlocks writers.
-    )
+    # We execute BEGIN ourselves: that of the driver is deferred, with which writers deadlock.
+    connection.isolation_level = None
     _switch_to_wal(connection)
     connection.execute("PRAGMA synchronous=FULL")  # NORMAL may lose the last commits in a power cut.
     connection.execute("PRAGMA foreign_keys=ON")
@@ -339,7 +339,10 @@ def _prepare_sqlite(connection: sqlite3.Connection, record: object) -> None:
 
 
 def _switch_to_wal(connection: sqlite3.Connection) -> None:
-    """WAL stays in the file, so only the first process switches; the switch itself does not wait for a lock, so it is tried again."""
+    """Switch the file to WAL, where it stays; only the first process has to.
+
+    The switch itself does not wait for a lock, so it is tried again.
+    """
     deadline = time.monotonic() + BUSY_TIMEOUT_SECONDS
     while connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
         try:
@@ -351,8 +354,11 @@ def _switch_to_wal(connection: sqlite3.Connection) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    """Wait for SQLite's one write lock. Looked at every millisecond: SQLite's own waits grow to 100 ms, in which a busy process takes the
-    lock again and again, and another waited for seconds."""
+    """Wait for SQLite's one write lock, by trying every millisecond.
+
+    SQLite's own waits grow to 100 ms. A busy process then took the lock again and again, and another one
+    waited for seconds.
+    """
     if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
         return
     driver: Any = connection.connection.dbapi_connection

@@ -1,4 +1,4 @@
-"""Brings a database to the present schema, one process at a time."""
+"""Upgrades a database to the schema of this version, one process at a time."""
 
 from pathlib import Path
 
@@ -17,19 +17,19 @@ _LOCK = 7_263_501
 
 
 class SchemaOutdated(MailroomError):
-    """The database has not the schema of this version, and it is not ours to change it unasked."""
+    """The database has an older schema than this version, and a person has to start the upgrade."""
 
 
 class SchemaNewer(MailroomError):
-    """A newer version has changed the schema, and this one would read and write it wrongly."""
+    """A newer version has changed the schema, which this one would read and write wrongly."""
 
 
 class NotUTF8(MailroomError):
-    """The database cannot hold every character, so that what a client or a server said could not be kept."""
+    """The database cannot store every character of a mail or a reply."""
 
 
 def upgrade(database: Database) -> None:
-    """Apply what is missing. Of two processes that start together the second waits, and finds nothing to do.
+    """Apply the missing migrations. Of two processes that start together, the second waits and finds none.
 
     Raises:
       SchemaNewer, NotUTF8: nothing was changed.
@@ -38,11 +38,12 @@ def upgrade(database: Database) -> None:
 
 
 def check(database: Database) -> None:
-    """Stop where this version cannot work with the database.
+    """Check that this version can work with the database.
 
     Raises:
       SchemaOutdated: `flask db upgrade` has to be run first.
-      SchemaNewer, NotUTF8: see there.
+      SchemaNewer: a newer version has to be started.
+      NotUTF8: another database is needed.
     """
     found = database.read(_fitting_revision)
     if found != head():
@@ -52,17 +53,17 @@ def check(database: Database) -> None:
 
 
 def head() -> str:
-    """The revision of this version."""
+    """Return the revision of this version."""
     return max(_known())
 
 
 def _known() -> set[str]:
-    """Name every revision up to this version's: each migration's file begins with its own, in their order."""
+    """Return every revision up to this version's, from the names of the migrations' files."""
     return {file.name.partition("_")[0] for file in (MIGRATIONS / "versions").glob("[0-9]*.py")}
 
 
 def _fitting_revision(connection: Connection) -> str | None:
-    """The revision of a database that is ours to read, or to bring up to date; None if it is empty."""
+    """Return the revision of a database that this version can read or upgrade; None if it is empty."""
     _refuse_encoding(connection)
     found = _revision(connection)
     if found is not None and found not in _known():

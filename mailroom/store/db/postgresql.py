@@ -1,4 +1,4 @@
-"""PostgreSQL's connections: a restart costs none of them an error, and every wait on them ends, whatever the server does."""
+"""Connections to PostgreSQL: they survive its restart, and no wait for it lasts for ever."""
 
 import select
 from collections.abc import Iterator
@@ -14,20 +14,37 @@ from sqlalchemy.exc import InvalidatePoolError
 
 from mailroom.model.errors import WrongDatabaseURL
 
-#: What has no answer by now gets none any more: the server is frozen, or its host is gone.
+#: A statement without an answer by now gets none: the server is frozen, or its host is gone.
 ANSWER_SECONDS = 10.0
-#: For each host that the URL names.
+#: For each host in the URL.
 CONNECT_SECONDS = 3
-#: Shorter than ANSWER_SECONDS: a server that lives says itself what was too slow. The second takes the locks from a process of
-#: ours that was stopped in the middle of a transaction, before those who wait for them have to give up.
+#: Shorter than ANSWER_SECONDS, so that a server that lives says itself what was too slow. The second one
+#: frees the locks of a process that was stopped in a transaction, before those who wait give up.
 SERVER_LIMITS = "SET statement_timeout = '8s'; SET idle_in_transaction_session_timeout = '5s'"
 NO_LIMITS = "SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0"
 
 R = TypeVar("R")
 
+_LIBPQ_OPTIONS = {
+    "connect_timeout": CONNECT_SECONDS,
+    # No prepared statements: they save 40 µs each, and an older PgBouncer that pools by transaction loses
+    # them.
+    "prepare_threshold": None,
+    # By these a host that is gone is noticed soon; TCP alone would wait for a quarter of an hour.
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,  # Milliseconds.
+    # Else texts could depend on PGCLIENTENCODING, or on the database being in SQL_ASCII.
+    "client_encoding": "utf8",
+}
+
 
 class BoundedConnection(psycopg.Connection[Any]):
-    """Gives up a server that does not answer. libpq itself waits for ever, and no timeout of the server's helps when it is frozen."""
+    """Gives up a server that does not answer.
+
+    libpq itself waits for ever, and the server's own timeouts do not help when it is frozen.
+    """
 
     answer_seconds: float | None = ANSWER_SECONDS
 
@@ -37,34 +54,23 @@ class BoundedConnection(psycopg.Connection[Any]):
         except _WaitTimeout:
             if timeout is not None:
                 raise
-            self.pgconn.finish()  # What it would still say belongs to a statement that is given up.
+            self.pgconn.finish()  # A late answer would be to a statement that was given up.
             raise psycopg.OperationalError(f"no answer within {self.answer_seconds:g} s") from None
 
 
 def postgresql_engine(url: URL) -> Engine:
-    """An engine for many threads, on a server that may be restarted, frozen, or replaced by its stand-by.
+    """Make an engine for many threads, on a server that may be restarted, frozen or replaced.
 
     Raises:
-      WrongDatabaseURL: it names an option that libpq does not know.
+      WrongDatabaseURL: it has an option that libpq does not know.
     """
-    # No prepared statements: they save 40 µs of a statement, and an older PgBouncer that pools by transaction loses them.
-    # tcp_user_timeout is in milliseconds: a host that is gone is noticed, where TCP alone would wait for a quarter of an hour.
-    # client_encoding: else PGCLIENTENCODING, or a database in SQL_ASCII, would have a say in what texts are.
     engine = create_engine(
         url,
         pool_size=10,
         max_overflow=30,
         pool_timeout=5,
         hide_parameters=True,
-        connect_args={
-            "connect_timeout": CONNECT_SECONDS,
-            "prepare_threshold": None,
-            "keepalives_idle": 10,
-            "keepalives_interval": 5,
-            "keepalives_count": 3,
-            "tcp_user_timeout": 10_000,
-            "client_encoding": "utf8",
-        },
+        connect_args=_LIBPQ_OPTIONS,
     )
     try:
         options = engine.dialect.create_connect_args(url)[1]
@@ -79,7 +85,7 @@ def postgresql_engine(url: URL) -> Engine:
 
 @contextmanager
 def unlimited(connection: Connection) -> Iterator[None]:
-    """For a transaction that may take its time, such as a migration."""
+    """Lift the time limits of one transaction, such as a migration."""
     driver = connection.connection.driver_connection
     if not isinstance(driver, BoundedConnection):
         yield
@@ -89,7 +95,7 @@ def unlimited(connection: Connection) -> Iterator[None]:
     try:
         yield
     finally:
-        del driver.answer_seconds  # The class's holds again.
+        del driver.answer_seconds  # Uncovers that of the class.
 
 
 def _connect(
@@ -102,17 +108,21 @@ def _connect(
 
 
 def _refuse_closed(connection: BoundedConnection, record: object, fairy: object) -> None:
-    """Look whether the server closed it while it was idle: nothing is to be read from a connection that is well.
+    """Refuse a connection that the server closed while it was idle: only such a one has something to read.
 
-    This costs 2 µs, where a ping costs a round trip. SQLAlchemy then makes a new one, and looks at no other of that age.
+    This costs 2 µs, where a ping costs a round trip. SQLAlchemy then opens a new connection, and drops all
+    others of that age.
     """
-    look = select.poll()
-    look.register(connection.pgconn.socket, select.POLLIN)
-    if look.poll(0):
+    poller = select.poll()
+    poller.register(connection.pgconn.socket, select.POLLIN)
+    if poller.poll(0):
         raise InvalidatePoolError("the server closed it")
 
 
 def _drop_useless(context: Any) -> None:
-    """Drop all connections to a server that takes no writes any more (the URL may name another one), and those that were ended."""
+    """Drop connections that the server ended, and all to a server that takes no writes any more.
+
+    The URL may name another server, which does.
+    """
     if isinstance(context.original_exception, (ReadOnlySqlTransaction, IdleInTransactionSessionTimeout)):
         context.is_disconnect = True

@@ -1,4 +1,4 @@
-"""SQLite's file: says why it cannot be opened, and notices when it is no longer the one that was."""
+"""SQLite's file: says why it cannot be opened, and notices when it was moved, deleted or replaced."""
 
 import os
 import pwd
@@ -13,34 +13,33 @@ from sqlalchemy import Connection, Engine, event
 
 from mailroom.model.errors import StoreUnavailable
 
-#: By which the system knows a file, whatever its name.
+#: A file's device and inode, which identify it whatever its name.
 _Identity = tuple[int, int]
 
 
 class SQLiteFile:
-    """The file of an engine, and its log of what was committed last (-wal).
+    """The file of an engine, and its write-ahead log (-wal), which has the last commits.
 
-    An open file outlives its name: what is committed to one that was moved or deleted is nowhere after the next
-    start.
+    An open file stays usable after it was moved or deleted, and whatever is committed to it then is lost.
     """
 
     def __init__(self, engine: Engine) -> None:
-        named = engine.url.database or ""
-        self._path = (
-            "" if named.startswith("file:") else os.path.abspath(named)
-        )  # SQLite itself tells what a URI names.
+        database = engine.url.database or ""
+        # Of a URI, SQLite itself says which file it names, once that is open.
+        self._path = "" if database.startswith("file:") else os.path.abspath(database)
         self._file: _Identity | None = None
         self._log: _Identity | None = None
         self._connections = 0
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         event.listen(engine, "do_connect", self._connect)
         event.listen(engine, "connect", self._note_opened)
         event.listen(engine, "close", self._note_closed)
 
     def check(self) -> None:
         """Raises StoreUnavailable if the file or its log is no longer where it was opened."""
-        if self._file is not None and (found := _identity(self._path)) != self._file:
-            what = "was moved or deleted" if found is None else "was replaced by another file"
+        present = None if self._file is None else _identity(self._path)
+        if present != self._file:
+            what = "was moved or deleted" if present is None else "was replaced by another file"
             raise StoreUnavailable(
                 f"database: {self._path} {what} while it was open: put it back, or stop web and workers "
                 "and start them again"
@@ -60,7 +59,7 @@ class SQLiteFile:
         opened: sqlite3.Connection | None = None
         try:
             opened = dialect.connect(*arguments, **parameters)
-            opened.execute("PRAGMA schema_version")  # Opening alone reads nothing of it.
+            opened.execute("PRAGMA schema_version")  # Opening alone does not read the file.
         except sqlite3.DatabaseError as e:
             if opened is not None:
                 opened.close()
@@ -68,22 +67,22 @@ class SQLiteFile:
         return opened
 
     def _note_opened(self, connection: sqlite3.Connection, record: object) -> None:
-        with self._turn:
+        with self._lock:
             self._connections += 1
             self._path = self._path or connection.execute("PRAGMA database_list").fetchone()[2]
             self._file = self._file or _identity(self._path)
             self._log = self._log or _identity(f"{self._path}-wal")
 
     def _note_closed(self, connection: sqlite3.Connection, record: object) -> None:
-        """With its last connection SQLite removes the log; the next one makes another."""
-        with self._turn:
+        """Forget the log with the last connection: SQLite removes it, and makes another for the next one."""
+        with self._lock:
             self._connections -= 1
             self._log = self._log if self._connections else None
 
 
 @contextmanager
 def spilling(connection: Connection) -> Iterator[None]:
-    """Let each change go to the log at once: else a commit, which is not made here, is the first to find the disk full."""
+    """Write each change to the log at once, to find a full disk without a commit."""
     driver: Any = connection.connection.dbapi_connection
     [pages] = driver.execute("PRAGMA cache_size").fetchone()
     driver.execute("PRAGMA cache_size=1")
@@ -95,22 +94,22 @@ def spilling(connection: Connection) -> Iterator[None]:
 
 def _identity(path: str) -> _Identity | None:
     with suppress(FileNotFoundError, NotADirectoryError):
-        found = os.stat(path)
-        return found.st_dev, found.st_ino
+        status = os.stat(path)
+        return status.st_dev, status.st_ino
     return None
 
 
 def _prepare(file: Path) -> None:
-    """Make the directory, and say whose it is where we may not write."""
+    """Make the directory. Raises StoreUnavailable, with the owner's name, where we may not write."""
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        place = file if file.exists() else file.parent
+        path = file if file.exists() else file.parent
     except OSError as e:
         raise StoreUnavailable(f"database: {file} cannot be opened: {e.filename}: {e.strerror}") from None
-    if not os.access(place, os.R_OK | os.W_OK):
+    if not os.access(path, os.R_OK | os.W_OK):
         raise StoreUnavailable(
-            f"database: {file} cannot be opened: {_user(os.getuid())} may not read and write {place}, "
-            f"which belongs to {_user(place.stat().st_uid)}"
+            f"database: {file} cannot be opened: {_user(os.getuid())} may not read and write {path}, "
+            f"which belongs to {_user(path.stat().st_uid)}"
         )
 
 

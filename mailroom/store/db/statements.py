@@ -1,8 +1,9 @@
 """Statements that are compiled once, and hand many rows over as one parameter in JSON.
 
-Else a driver runs the statement once for each row, and lets go of the interpreter each time: where many threads work another one takes it,
-and thirty mails in three tables cost ninety changes of threads. And SQLAlchemy takes up to 700 µs for each execution in which it builds a
-statement, compiles, checks and binds.
+A driver that gets many rows runs the statement once for each, and releases Python's interpreter lock each
+time. With many threads another one takes the lock, and thirty mails in three tables cost ninety changes of
+threads. And SQLAlchemy takes up to 700 µs to build, compile, check and bind a statement each time it is
+executed.
 """
 
 import json
@@ -18,11 +19,9 @@ from sqlalchemy import (
     BindParameter,
     ColumnElement,
     Connection,
-    Delete,
     Dialect,
     Executable,
     Integer,
-    Select,
     Table,
     Text,
     Update,
@@ -31,78 +30,81 @@ from sqlalchemy import (
     func,
     literal_column,
     select,
-    tuple_,
 )
 from sqlalchemy.dialects.postgresql import JSON
 from sqlalchemy.types import TypeEngine
 
-#: What the rows of one statement hold at most, in characters; a row that is longer goes by itself.
+from mailroom.store.db.locking import locking
+
+#: The most characters of JSON that one statement gets; a longer row gets a statement of its own.
 CHARACTERS_MAX = 1_000_000
 
-_ASKED: Any = object()
+_NO_VALUE: Any = object()
 R = TypeVar("R")
-Change = TypeVar("Change", Update, Delete)
-#: The values of a row, by their names.
-Given = Mapping[str, ColumnElement[Any]]
+#: A row's values as SQL, by their names.
+RowValues = Mapping[str, ColumnElement[Any]]
 
 
-def asked(name: str, type_: type[TypeEngine[R]]) -> BindParameter[R]:
-    """A parameter of a prepared statement."""
-    return bindparam(name, _ASKED, type_=type_)  # compiling wants a value for each
+def parameter(name: str, type_: type[TypeEngine[R]]) -> BindParameter[R]:
+    """Name a parameter of a prepared statement."""
+    return bindparam(name, _NO_VALUE, type_=type_)  # Compiling wants a value for each.
 
 
 class Prepared:
-    """A statement that `build` makes of a dialect, once; its parameters are made by `asked`."""
+    """A statement that is built once for each dialect; its parameters are made by `parameter`."""
 
     def __init__(self, build: Callable[[Dialect], Executable]) -> None:
         self._compiled = cache(lambda dialect: _compiled(build(dialect), dialect))
 
     def __call__(self, connection: Connection, **values: Any) -> list[Any]:
-        """The rows that it gives."""
-        statement, order, fixed = self._compiled(connection.dialect)
-        given = fixed | values
-        result = connection.exec_driver_sql(
-            statement, tuple(given[name] for name in order) if order is not None else given
-        )
+        """Run it, and return its rows."""
+        statement, order, constants = self._compiled(connection.dialect)
+        named = constants | values
+        positional = None if order is None else tuple(named[name] for name in order)
+        result = connection.exec_driver_sql(statement, named if positional is None else positional)
         return list(result.all()) if result.returns_rows else []
 
 
 class Rows:
-    """A statement over rows with these values: columns of the table, or else numbers. `build` makes it of one row's values.
+    """A statement for many rows, which `build` writes for the values of one.
 
-    An UPDATE locks its rows in the order of their keys, unless they are `guarded` by a row that the transaction locked before.
+    `names` are those of the values; one that is no column of the table is a number.
+    An UPDATE locks its rows in the order of their keys, unless they are `guarded`: the transaction has locked
+    another row before, which everybody locks first.
     """
 
     def __init__(
         self,
         table: Table,
         names: Sequence[str],
-        build: Callable[[Given], Executable],
+        build: Callable[[RowValues], Executable],
         *,
         guarded: bool = False,
     ) -> None:
         self._names = names
-        self._pick = (
-            itemgetter(*names) if len(names) > 1 else None
-        )  # which is three times as fast as a look for each name
+        # Three times as fast as a look for each name; of one name it would return no tuple.
+        self._pick = itemgetter(*names) if len(names) > 1 else None
         self._numbers = [name not in table.c or isinstance(table.c[name].type, Integer) for name in names]
 
         def statement(dialect: Dialect) -> Executable:
-            given = self._given(dialect)
-            plain = build(given)
+            values = self._values(dialect)
+            plain = build(values)
             if guarded or dialect.name == "sqlite" or not isinstance(plain, Update):
                 return plain
-            return build(_found_in_order(plain, given))
+            return build(_locked_in_order(plain, values))
 
         self._prepared = Prepared(statement)
 
     def __call__(self, connection: Connection, rows: Sequence[Mapping[str, Any]], **values: Any) -> list[Any]:
-        """Run it over all of them, in their order, and return the rows that it gives; a value that a row does not have is NULL."""
-        written = _written(self._picked(rows)) if rows else ()
-        return [found for one in written for found in self._prepared(connection, rows=one, **values)]
+        """Run it for these rows, in their order, and return its rows; a value that a row lacks is NULL."""
+        returned: list[Any] = []
+        if rows:
+            for text in _as_json(self._picked(rows)):
+                returned += self._prepared(connection, rows=text, **values)
+        return returned
 
     def of(self, connection: Connection, ids: Iterable[str], **values: Any) -> list[Any]:
-        """Run the statement where a row is its id."""
+        """Run it for rows that have no value but their id."""
         return self(connection, [{"id": id} for id in ids], **values)
 
     def _picked(self, rows: Sequence[Mapping[str, Any]]) -> list[Sequence[Any]]:
@@ -111,15 +113,15 @@ class Rows:
                 return [self._pick(row) for row in rows]
         return [[row.get(name) for name in self._names] for row in rows]
 
-    def _given(self, dialect: Dialect) -> Given:
+    def _values(self, dialect: Dialect) -> RowValues:
         if dialect.name == "sqlite":
-            source = func.json_each(asked("rows", Text)).table_valued("value", name="given")
+            source = func.json_each(parameter("rows", Text)).table_valued("value", name="given")
             values: list[ColumnElement[Any]] = [
                 func.json_extract(source.c.value, literal_column(f"'$[{n}]'"))
                 for n in range(len(self._names))
             ]
         else:
-            source = func.json_array_elements(cast(asked("rows", Text), JSON)).table_valued(
+            source = func.json_array_elements(cast(parameter("rows", Text), JSON)).table_valued(
                 "value", name="given"
             )
             # Not as the column's VARCHAR(n): a cast cuts off in silence what an assignment refuses.
@@ -130,66 +132,40 @@ class Rows:
         return dict(zip(self._names, values, strict=True))
 
 
-def in_order(connection: Connection, statement: Change) -> Change:
-    """Let an UPDATE or DELETE lock its rows in the order of their keys, so that no two of them can wait for each other.
-
-    SQLite has one writer at a time, and needs none of this.
-    """
-    if connection.dialect.name == "sqlite":
-        return statement
-    key = [*statement.table.primary_key.columns]  # type: ignore[attr-defined]  # of a Table, as all of ours are
-    found = _locking(select(*key), statement).cte("found")
-    return statement.where((tuple_(*key) if len(key) > 1 else key[0]).in_(select(found)))
-
-
-def _found_in_order(statement: Update, given: Given) -> Given:
-    """The values that belong to the rows of `statement`, each row locked in its turn before it is changed."""
-    values = select(*(value.label(name) for name, value in given.items()))
-    return dict(_locking(values, statement).cte("found").c)
-
-
-def _locking(found: Select[Any], statement: Update | Delete) -> Select[Any]:
-    """Find what `statement` would, and lock it, no stronger than that does."""
-    table: Any = statement.table
-    return (
-        found.where(*statement._where_criteria)
-        .order_by(*table.primary_key.columns)
-        .with_for_update(of=table, key_share=isinstance(statement, Update))
-    )
+def _locked_in_order(statement: Update, values: RowValues) -> RowValues:
+    """Return the values of a CTE that locks the rows of `statement`, in order, before they are changed."""
+    selected = select(*(value.label(name) for name, value in values.items()))
+    return dict(locking(selected, statement).cte("found").c)
 
 
 def _compiled(statement: Any, dialect: Dialect) -> tuple[str, list[str] | None, dict[str, Any]]:
-    """The statement, the order of its parameters if they have no names, and the values that it has already."""
+    """Return the text, the order of its parameters if they have no names, and constant values."""
     compiled: Any = statement.compile(dialect=dialect, compile_kwargs={"render_postcompile": True})
-    return (
-        str(compiled),
-        compiled.positiontup,
-        {
-            name: str(value) if isinstance(value, Enum) else value
-            for name, value in compiled.params.items()
-            if value is not _ASKED
-        },
-    )
+    constants = {name: value for name, value in compiled.params.items() if value is not _NO_VALUE}
+    for name, value in constants.items():
+        if isinstance(value, Enum):
+            constants[name] = str(value)
+    return str(compiled), compiled.positiontup, constants
 
 
 def inserted(table: Table, names: Sequence[str], **also: ColumnElement[Any]) -> Rows:
-    """An INSERT of rows with these columns, and with the same `also` for each."""
+    """Return an INSERT of rows with these columns, and with the same `also` for each."""
     return Rows(
         table,
         names,
-        lambda given: table.insert().from_select([*given, *also], select(*given.values(), *also.values())),
+        lambda row: table.insert().from_select([*row, *also], select(*row.values(), *also.values())),
     )
 
 
-def _written(rows: list[Sequence[Any]]) -> Iterator[str]:
-    """These rows as JSON lists of a bearable length."""
-    written = _encode(rows)
-    if len(written) <= CHARACTERS_MAX or len(rows) == 1:
-        yield written
+def _as_json(rows: list[Sequence[Any]]) -> Iterator[str]:
+    """Yield the rows as JSON lists of CHARACTERS_MAX at most."""
+    text = _encode(rows)
+    if len(text) <= CHARACTERS_MAX or len(rows) == 1:
+        yield text
         return
     half = len(rows) // 2
-    yield from _written(rows[:half])
-    yield from _written(rows[half:])
+    yield from _as_json(rows[:half])
+    yield from _as_json(rows[half:])
 
 
 _encode = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":")).encode

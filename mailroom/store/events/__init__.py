@@ -1,1 +1,1 @@
-"""Notes what happened, and who is told of it: the timeline, webhooks, counters."""
+"""Records what happens, and for whom: the timeline, webhooks, counters."""

@@ -1,35 +1,33 @@
-"""Tells what happens to messages, to whoever looks again and again."""
+"""Tells those who look again and again what has happened since."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Select, func, literal_column, select
+from sqlalchemy import Connection, Select, func, literal_column, select
 
 from mailroom.store.db.database import Database
 from mailroom.store.db.schema import accounts, deliveries, events, jobs, messages, recipients, workers
 from mailroom.store.workers import is_alive
 
-#: Lines of timelines are looked at again for so long: one with a lower number may be committed after one with a higher.
+#: The last lines of timelines are read again, as a lower number may be committed after a higher one.
 OVERLAP = 500
-#: That are told at once; whoever has fallen behind gets the rest with the next look.
+#: The most lines that one look returns; the next look returns the rest.
 LOOK_MAX = 1000
 
 
 def pulse(database: Database, lease_seconds: float) -> str:
-    """A word that is another one as soon as anything has happened: to a message, a job, a worker, an account or a webhook.
-
-    Each number is the end of an index, or of the few rows that workers have in hand.
-    """
-    return database.read(
-        lambda connection: " ".join(
-            str(value or 0)
-            for value in connection.execute(select(*map(Select.scalar_subquery, _signs(lease_seconds)))).one()
-        )
-    )
+    """Return a text that changes whenever a message, job, worker, account or webhook does."""
+    signs = select(*map(Select.scalar_subquery, _signs(lease_seconds)))
+    row = database.read(lambda connection: connection.execute(signs).one())
+    return " ".join(str(value or 0) for value in row)
 
 
 def _signs(lease_seconds: float) -> list[Select[Any]]:
+    """Select numbers that change with what happens.
+
+    Each is read from the end of an index, or from the few rows that workers own.
+    """
     queued = messages.c.state == literal_column("'queued'")  # The index's own condition, as it stands there.
     return [
         select(func.max(events.c.number)),
@@ -51,19 +49,18 @@ def _signs(lease_seconds: float) -> list[Select[Any]]:
 
 @dataclass
 class Changes:
-    """The lines that timelines of messages get from now on, each told once."""
+    """The lines that timelines of messages get from now on, each returned once."""
 
     database: Database
-    status: str = ""  #: of the message, when it is looked at; "": any
+    status: str = ""  #: the message's state at the time of the look; "": any
     to: str = ""  #: a recipient's address
     _last: int = 0
     _seen: set[int] = field(default_factory=set)
 
     def start(self) -> None:
-        """Pass over what has happened until now."""
-        self._last = (
-            self.database.read(lambda connection: connection.scalar(select(func.max(events.c.number)))) or 0
-        )
+        """Skip what has happened until now."""
+        last = select(func.max(events.c.number))
+        self._last = self.database.read(lambda connection: connection.scalar(last)) or 0
         recent = select(events.c.number).where(events.c.number > self._last - OVERLAP)
         self._seen = set(self.database.read(lambda connection: connection.scalars(recent).all()))
 
@@ -72,21 +69,19 @@ class Changes:
 
         Each has id, at (milliseconds since 1970), event, attempt, detail, and the message's state now.
         """
-        found = [
-            row
-            for row in self.database.read(lambda connection: self._rows(connection))
-            if row["number"] not in self._seen
-        ]
-        self._seen |= {row["number"] for row in found}
-        self._last = max(self._last, *(row["number"] for row in found)) if found else self._last
+        rows = self.database.read(self._rows)
+        new = [row for row in rows if row["number"] not in self._seen]
+        self._seen |= {row["number"] for row in new}
+        self._last = max(self._last, *self._seen) if new else self._last
         self._seen = {number for number in self._seen if number > self._last - OVERLAP}
-        return [
-            row
-            for row in found
-            if (not self.status or row["state"] == self.status) and (not self.to or row["is_theirs"])
-        ]
+        return [row for row in new if self._matches(row)]
 
-    def _rows(self, connection: Any) -> Sequence[dict[str, Any]]:
+    def _matches(self, row: dict[str, Any]) -> bool:
+        if self.status and row["state"] != self.status:
+            return False
+        return not self.to or bool(row["is_theirs"])
+
+    def _rows(self, connection: Connection) -> Sequence[dict[str, Any]]:
         theirs = (
             select(recipients.c.id)
             .where(recipients.c.id == messages.c.id, recipients.c.address == self.to)

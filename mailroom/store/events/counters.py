@@ -1,8 +1,8 @@
-"""Counts how much happened, minute by minute, and how much there is just now.
+"""Counts events, minute by minute, and what there is at this moment.
 
-Counts survive restarts and are seen by every process.
-What a transaction counts is written at its very end: by one statement for all events of a group commit, and with no lock held before
-that. A process adds to rows of its own, so that no two wait for each other.
+Counts survive restarts, and every process reads the same. A transaction writes its counts at its very end,
+with one statement for all events of a group commit, so that their rows are locked as shortly as can be. Each
+process adds to rows of its own, so that no two wait for each other.
 """
 
 from bisect import bisect_left
@@ -29,46 +29,44 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from mailroom.model.message import State
 from mailroom.store.db.database import Database
-from mailroom.store.db.schema import PASSING, jobs, messages, now_ms, tallies, workers
-from mailroom.store.db.statements import Given, Rows
+from mailroom.store.db.dialects import now_ms
+from mailroom.store.db.schema import PASSING, jobs, messages, tallies, workers
+from mailroom.store.db.statements import Rows, RowValues
 from mailroom.store.workers import is_alive
 
 MINUTE_MS = 60_000
-#: Minutes that stay apart; what is older is added to minute 0.
+#: How many minutes are kept one by one; older ones are added to minute 0.
 KEPT_MINUTES = 2 * 24 * 60
-#: Rows of one kind are counted up to here, so that a look is short whatever waits.
+#: The most rows of one kind that are counted, so that it takes little time whatever waits.
 DEPTH_MAX = 100_000
-#: Rows without a nudge that are looked at for the oldest of them.
+#: The most rows without a nudge that are searched for the oldest.
 OLDEST_LOOK = 1_000
 
-#: Lines of a timeline that are counted, and as what. Every count of messages has the name of a state, or is "accepted".
-TALLIED = {
-    **{
-        str(state): str(state)
-        for state in (
-            State.SENT,
-            State.FAILED,
-            State.DEFERRED,
-            State.UNCERTAIN,
-            State.SUPPRESSED,
-            State.CANCELED,
-            State.EXPIRED,
-            State.HELD,
-        )
-    },
-    "resent": "accepted",  # The new message has no line of its own.
-    **{f"job {state}": f"jobs_{state}" for state in ("succeeded", "failed", "timed_out", "canceled")},
-}
+_COUNTED_STATES = (
+    State.SENT,
+    State.FAILED,
+    State.DEFERRED,
+    State.UNCERTAIN,
+    State.SUPPRESSED,
+    State.CANCELED,
+    State.EXPIRED,
+    State.HELD,
+)
+_COUNTED_JOB_STATES = ("succeeded", "failed", "timed_out", "canceled")
+#: The names of the counts, by the events of timelines. One of messages is the name of a state, or "accepted".
+COUNTED = {str(state): str(state) for state in _COUNTED_STATES}
+COUNTED |= {f"job {state}": f"jobs_{state}" for state in _COUNTED_JOB_STATES}
+COUNTED["resent"] = "accepted"  # The new message has no line of its own.
 
-#: From acceptance to a next hop's 250, in seconds; each bucket is counted as SENT_WITHIN and the sum of all as SENT_MS.
+#: Upper bounds of a histogram: seconds from acceptance to the next hop's 250.
+#: Its buckets are counted under the names of SENT_WITHIN, the sum of all times as SENT_MS.
 LATENCY_SECONDS = (0.1, 0.5, 1, 5, 30, 120, 600, 3600)
 SENT_WITHIN = (*(f"sent_le_{seconds:g}" for seconds in LATENCY_SECONDS), "sent_le_inf")
 SENT_MS = "sent_ms"
 _LATENCY_MS = [int(seconds * 1000) for seconds in LATENCY_SECONDS]
 
-_counted: WeakKeyDictionary[Connection, Counter[str]] = (
-    WeakKeyDictionary()
-)  #: by transaction: each has a Connection of its own
+#: The counts of each transaction, which has a Connection of its own.
+_counted: WeakKeyDictionary[Connection, Counter[str]] = WeakKeyDictionary()
 _sources: WeakKeyDictionary[Engine, str] = WeakKeyDictionary()
 
 
@@ -84,20 +82,23 @@ def count_each(connection: Connection, names: list[str]) -> list[None]:
 
 
 def count_events(connection: Connection, happened: Iterable[str]) -> None:
-    """Count those lines of timelines that are counted."""
-    count(connection, Counter(TALLIED[name] for name in happened if name in TALLIED))
+    """Count events of timelines, without those that are not in COUNTED."""
+    count(connection, Counter(COUNTED[name] for name in happened if name in COUNTED))
 
 
 def count_latencies(connection: Connection, milliseconds: Iterable[int]) -> None:
     """Count how long messages took from acceptance until they were sent."""
-    found = [max(0, one) for one in milliseconds]
-    count(connection, Counter(SENT_WITHIN[bisect_left(_LATENCY_MS, one)] for one in found))
-    count(connection, {SENT_MS: sum(found)})
+    latencies = [max(0, latency) for latency in milliseconds]
+    count(connection, Counter(SENT_WITHIN[bisect_left(_LATENCY_MS, latency)] for latency in latencies))
+    count(connection, {SENT_MS: sum(latencies)})
 
 
 @event.listens_for(Engine, "commit")
 def _write(connection: Connection) -> None:
-    """The last thing of each transaction. In the order of their names, as two of one process may be at it together."""
+    """Write the counts of a transaction, just before its COMMIT.
+
+    They are sorted by name, as two threads of this process may write the same rows at a time.
+    """
     if counts := _counted.pop(connection, None):
         source = _sources.setdefault(connection.engine, str(uuid4()))
         rows = [{"event": name, "source": source, "count": n} for name, n in sorted(counts.items()) if n]
@@ -106,25 +107,25 @@ def _write(connection: Connection) -> None:
 
 
 def fold(connection: Connection, rows: Iterable[Any]) -> None:
-    """Add to minute 0 what was deleted of old minutes (event, count), so that no total ever goes down."""
+    """Add the deleted rows of old minutes (event, count) to minute 0, so that no total ever goes down."""
     sums: Counter[str] = Counter()
     for row in rows:
         sums[row.event] += row.count
     if sums:
-        _FOLD[connection.dialect.name](
-            connection, [{"event": name, "source": "", "count": n} for name, n in sorted(sums.items())]
-        )
+        folded = [{"event": name, "source": "", "count": n} for name, n in sorted(sums.items())]
+        _FOLD[connection.dialect.name](connection, folded)
 
 
 def is_old(now: int) -> ColumnElement[bool]:
-    """Return the condition of the rows that `fold` is for; `now` in milliseconds since 1970."""
+    """Return the condition of rows to `fold`; `now` in milliseconds since 1970."""
     return tallies.c.minute.between(1, now // MINUTE_MS - KEPT_MINUTES)
 
 
 def _adding(insert: Any, minute: Any) -> Rows:
-    def build(given: Given) -> Any:
-        # Without a WHERE, SQLite would take ON CONFLICT for a join's condition (sqlite.org/lang_upsert.html, 2.2).
-        new = insert(tallies).from_select(["minute", *given], select(minute, *given.values()).where(true()))
+    def build(row: RowValues) -> Any:
+        # Without a WHERE, SQLite would take ON CONFLICT for a join's condition (sqlite.org/lang_upsert.html,
+        # 2.2).
+        new = insert(tallies).from_select(["minute", *row], select(minute, *row.values()).where(true()))
         return new.on_conflict_do_update(
             index_elements=["minute", "event", "source"], set_={"count": tallies.c.count + new.excluded.count}
         )
@@ -139,44 +140,46 @@ _FOLD = {name: _adding(insert, literal_column("0")) for name, insert in _INSERTS
 
 @dataclass(frozen=True, kw_only=True)
 class Depths:
-    """The amounts just now; of each kind of row DEPTH_MAX at most."""
+    """The numbers of rows at this moment; of each kind of row DEPTH_MAX at most."""
 
-    messages: dict[str, int]  #: by state; `sending` is all that workers have in hand
+    messages: dict[str, int]  #: by state; `sending` is all that workers own
     jobs: dict[str, int]  #: queued and running
-    oldest_seconds: float  #: how long the queued message that has waited longest for a worker has done so
+    oldest_seconds: float  #: how long the message that was queued first has waited for a worker
     workers: int  #: that are alive
 
 
 @dataclass(frozen=True)
-class Tallies:
+class Counters:
     """The counts of all processes together."""
 
     database: Database
 
     def totals(self) -> dict[str, int]:
-        """Each event's count since the beginning; it never goes down."""
-        found = select(tallies.c.event, func.sum(tallies.c.count)).group_by(tallies.c.event)
-        return {
-            name: int(n) for name, n in self.database.read(lambda connection: connection.execute(found).all())
-        }
+        """Return how often each event happened since the beginning; none ever goes down."""
+        totals = select(tallies.c.event, func.sum(tallies.c.count)).group_by(tallies.c.event)
+        rows = self.database.read(lambda connection: connection.execute(totals).all())
+        return {name: int(n) for name, n in rows}
 
     def over_time(self, since_minute: int, *, stretch: int = 1) -> dict[str, dict[int, int]]:
-        """For each event its counts by stretches of so many minutes (since 1970 // stretch); those without any are left out."""
-        found = (
-            select(tallies.c.event, (tallies.c.minute // stretch).label("place"), func.sum(tallies.c.count))
+        """Return the counts of each event by intervals of `stretch` minutes.
+
+        An interval is the minute since 1970 // `stretch`; those without an event are left out.
+        """
+        interval = (tallies.c.minute // stretch).label("place")
+        sums = (
+            select(tallies.c.event, interval, func.sum(tallies.c.count))
             .where(tallies.c.minute >= max(1, since_minute))
             .group_by(tallies.c.event, text("place"))
         )
         counts: dict[str, dict[int, int]] = {}
-        for name, at, n in self.database.read(lambda connection: connection.execute(found).all()):
+        for name, at, n in self.database.read(lambda connection: connection.execute(sums).all()):
             counts.setdefault(name, {})[at] = int(n)
         return counts
 
     def depths(self, lease_seconds: float) -> Depths:
         row = self.database.read(lambda connection: connection.execute(_depths(lease_seconds)).one())
-        since = min(
-            (moment for moment in (row.published, row.unpublished) if moment is not None), default=row.now
-        )
+        times = [time for time in (row.published, row.unpublished) if time is not None]
+        since = min(times, default=row.now)
         return Depths(
             messages={name: getattr(row, name) for name in _QUEUES},
             jobs={name: getattr(row, f"jobs_{name}") for name in _JOBS},
@@ -185,29 +188,31 @@ class Tallies:
         )
 
 
-# Each finds its rows by a partial index, and names that index's condition as it stands there, or SQLite would not see that it may.
+# Each is found by a partial index, and names that index's condition just as it stands there: else SQLite does
+# not use it.
 _queued = messages.c.state == literal_column("'queued'")
 _listed = messages.c.state.not_in([literal_column(f"'{state}'") for state in PASSING])
-_QUEUES = {
-    str(state): (_listed, messages.c.state == state)
-    for state in (State.SCHEDULED, State.DEFERRED, State.WAITING, State.HELD)
-} | {"queued": (_queued,), "sending": (messages.c.owner.is_not(None),)}
+_LISTED_STATES = (State.SCHEDULED, State.DEFERRED, State.WAITING, State.HELD)
+_QUEUES: dict[str, tuple[ColumnElement[bool], ...]] = {
+    str(state): (_listed, messages.c.state == state) for state in _LISTED_STATES
+}
+_QUEUES |= {"queued": (_queued,), "sending": (messages.c.owner.is_not(None),)}
 _JOBS = {"queued": jobs.c.state == literal_column("'queued'"), "running": jobs.c.owner.is_not(None)}
 
 
 def _depths(lease_seconds: float) -> Select[Any]:
-    """Build one statement for all.
+    """Select all of it with one statement.
 
     A message waits since its nudge was last published, or, as long as it has none, since it was accepted.
     """
-    waits = {
-        name: _number(select(messages.c.id).where(*which)).label(name) for name, which in _QUEUES.items()
-    }
-    runs = {
-        name: _number(select(jobs.c.id).where(which)).label(f"jobs_{name}") for name, which in _JOBS.items()
-    }
+    waiting = [
+        _number(select(messages.c.id).where(*conditions)).label(name) for name, conditions in _QUEUES.items()
+    ]
+    running = [
+        _number(select(jobs.c.id).where(condition)).label(f"jobs_{name}") for name, condition in _JOBS.items()
+    ]
     published = select(func.min(messages.c.published_at)).where(_queued, messages.c.published_at.is_not(None))
-    fresh = (
+    unpublished = (
         select(messages.c.created_at)
         .where(_queued, messages.c.published_at.is_(None))
         .limit(OLDEST_LOOK)
@@ -215,10 +220,10 @@ def _depths(lease_seconds: float) -> Select[Any]:
     )
     return select(
         now_ms().label("now"),
-        *waits.values(),
-        *runs.values(),
+        *waiting,
+        *running,
         published.scalar_subquery().label("published"),
-        select(func.min(fresh.c.created_at)).scalar_subquery().label("unpublished"),
+        select(func.min(unpublished.c.created_at)).scalar_subquery().label("unpublished"),
         _number(select(workers.c.id).where(is_alive(lease_seconds))).label("workers"),
     )
 

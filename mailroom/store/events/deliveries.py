@@ -1,14 +1,14 @@
-"""Knows who is to be told what of a message, and what a worker does about it.
+"""Deliveries of events to webhooks: who enqueues them, and a worker's steps with them.
 
-There is a row for each event and each webhook that wants it.
-The rows are written in the transaction of the change that they tell of, so that none is told that did not happen, and none is lost.
+There is a row for each event and each webhook that wants it. It is written in the transaction of the change
+that it is about, so that no event is lost, and none is delivered that did not happen.
 """
 
 import base64
 import json
 import logging
 import secrets
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,14 +16,17 @@ from sqlalchemy import Connection, and_, delete, insert, or_, select, tuple_, up
 
 from mailroom.model.errors import StoreUnavailable
 from mailroom.store.db.database import Database, run, run_in_order
-from mailroom.store.db.schema import contents, deliveries, insertion, locked, messages, now_ms, tags, webhooks
+from mailroom.store.db.dialects import insertion, now_ms
+from mailroom.store.db.locking import skip_locked
+from mailroom.store.db.schema import contents, deliveries, messages, tags, webhooks
 from mailroom.store.db.statements import Prepared
 from mailroom.store.workers import dead_owners
 
 log = logging.getLogger("mailasync.webhook")
 
-#: The events of a message that are told, as "message.sent". `sending` and `in_data` are over before anybody could read of them.
-TOLD = (
+#: The events of a message that webhooks get, as "message.sent". `sending` and `in_data` are over too soon to
+#: be of use.
+EVENTS = (
     "accepted",
     "queued",
     "rescheduled",
@@ -38,58 +41,74 @@ TOLD = (
     "expired",
     "suppressed",
 )
-TYPES = tuple(f"message.{event}" for event in TOLD)
+TYPES = tuple(f"message.{event}" for event in EVENTS)
 TEST = "webhook.test"
 #: The row of `webhooks` that stands for the URLs that messages name themselves: it has their secret.
 OWN = "own"
 ENABLED, DISABLED = "enabled", "disabled"
 PENDING, DELIVERED, FAILED = "pending", "delivered", "failed"
 
-#: Ids that one statement names; PostgreSQL takes 65,535 values.
+#: Ids that one statement names; PostgreSQL takes 65,535 values at most.
 CHUNK = 1000
 
 
-def tell(connection: Connection, happened: Sequence[Mapping[str, Any]]) -> None:
-    """Have clients told of these rows: of the message `id` an `event`, with its `attempt` and `detail` where it has them.
+def enqueue_webhooks(connection: Connection, happened: Sequence[Mapping[str, Any]]) -> None:
+    """Add a delivery for each of these events and each webhook that wants it.
 
-    It is for whoever changes a message without a line in its timeline; `events.record` tells by itself. Called after the change, as
-    the state is told with it. What is no event of a message, such as a job's, is passed over. A row's `webhook` says that the message
-    names a URL of its own; it is needed only where the message is new.
+    Each is an `event` of the message `id`, with its `attempt` and `detail` where it has them. `webhook` is
+    needed only where the message is new: the URL that the message itself names. Events that webhooks do not
+    get, such as those of jobs, are ignored. `timeline.record` calls this by itself; others call it for a
+    change that has no line in the timeline. It comes after the change, as a delivery also has the message's
+    state.
     """
-    told = [row for row in happened if row["event"] in TOLD]
-    if not told:
+    new = [row for row in happened if row["event"] in EVENTS]
+    if not new:
         return
-    rows = _LISTENING(connection)
-    if any(row.get("webhook") for row in told) and OWN not in {row.id for row in rows}:
-        have_own(connection)
-        rows = _LISTENING(connection)
-    wanted = {
-        row.id: frozenset((row.events or ",".join(TYPES)).split(",")) for row in rows if row.state == ENABLED
-    }
-    told = [row for row in told if any(f"message.{row['event']}" in types for types in wanted.values())]
-    if not told:
+    wanted = _wanted_types(connection, names_url=any(row.get("webhook") for row in new))
+    new = [row for row in new if any(_type(row) in types for types in wanted.values())]
+    if not new:
         return
-    known = _known(connection, [row["id"] for row in told], only_own=wanted.keys() == {OWN})
-    new = [
-        {
-            "webhook_id": id,
-            "message_id": row["id"],
-            "event": f"message.{row['event']}",
-            "status": known[row["id"]].state,
-            "message_attempt": row.get("attempt"),
-            "detail": row.get("detail"),
-        }
-        for row in told
-        if row["id"] in known
-        for id, types in wanted.items()
-        if f"message.{row['event']}" in types and (id != OWN or known[row["id"]].webhook)
+    known = _known(connection, [row["id"] for row in new], only_own=wanted.keys() == {OWN})
+    new_deliveries = [
+        _new_row(row, known[row["id"]], webhook_id)
+        for row in new
+        for webhook_id, types in wanted.items()
+        if row["id"] in known and _type(row) in types and (webhook_id != OWN or known[row["id"]].webhook)
     ]
-    if new:
-        connection.execute(_NEW, new)
+    if new_deliveries:
+        connection.execute(_NEW, new_deliveries)
+
+
+def _wanted_types(connection: Connection, *, names_url: bool) -> dict[str, frozenset[str]]:
+    """Return the types of events that each enabled webhook wants, by its id.
+
+    `names_url`: a new message names a URL of its own, so that the row for those has to be there.
+    """
+    rows = _WEBHOOKS(connection)
+    if names_url and OWN not in {row.id for row in rows}:
+        have_own(connection)
+        rows = _WEBHOOKS(connection)
+    enabled = [row for row in rows if row.state == ENABLED]
+    return {row.id: frozenset((row.events or ",".join(TYPES)).split(",")) for row in enabled}
+
+
+def _type(row: Mapping[str, Any]) -> str:
+    return f"message.{row['event']}"
+
+
+def _new_row(row: Mapping[str, Any], message: Any, webhook_id: str) -> dict[str, Any]:
+    return {
+        "webhook_id": webhook_id,
+        "message_id": row["id"],
+        "event": _type(row),
+        "status": message.state,
+        "message_attempt": row.get("attempt"),
+        "detail": row.get("detail"),
+    }
 
 
 def have_own(connection: Connection) -> None:
-    """Make the row for messages' own URLs, unless it is there, or another transaction makes it just now."""
+    """Make the row for the URLs that messages name, unless it exists or another transaction is making it."""
     connection.execute(
         insertion(connection, webhooks)
         .values(id=OWN, url="", secret=new_secret(), events="", state=ENABLED, created_at=now_ms())
@@ -98,24 +117,24 @@ def have_own(connection: Connection) -> None:
 
 
 def new_secret() -> str:
-    """A key as Standard Webhooks wants it: 24 to 64 random bytes in base64."""
+    """Make a key for Standard Webhooks, which asks for 24 to 64 random bytes in base64."""
     return "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
 
 
-_LISTENING = Prepared(lambda dialect: select(webhooks.c.id, webhooks.c.events, webhooks.c.state))
+_WEBHOOKS = Prepared(lambda dialect: select(webhooks.c.id, webhooks.c.events, webhooks.c.state))
 _NEW = insert(deliveries).values(at=now_ms(), next_attempt_at=now_ms())
 
 
 def _known(connection: Connection, ids: list[str], *, only_own: bool) -> dict[str, Any]:
-    """State and URL of these messages; `only_own`: of those with a URL."""
-    found = select(messages.c.id, messages.c.state, messages.c.webhook)
+    """Return the state and URL of these messages, by id; `only_own`: only of those with a URL."""
+    statement = select(messages.c.id, messages.c.state, messages.c.webhook)
     if only_own:
-        found = found.where(messages.c.webhook.is_not(None))
-    return {
-        row.id: row
-        for start in range(0, len(ids), CHUNK)
-        for row in connection.execute(found.where(messages.c.id.in_(ids[start : start + CHUNK])))
-    }
+        statement = statement.where(messages.c.webhook.is_not(None))
+    known: dict[str, Any] = {}
+    for start in range(0, len(ids), CHUNK):
+        chunk = ids[start : start + CHUNK]
+        known |= {row.id: row for row in connection.execute(statement.where(messages.c.id.in_(chunk)))}
+    return known
 
 
 #: A delivery's number, and that of the attempt.
@@ -124,17 +143,17 @@ Attempt = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class DueDelivery:
-    """An attempt at telling something, by the worker that claimed it."""
+    """An attempt at one delivery, by the worker that claimed it."""
 
     number: int
     attempt: int  #: from 1, and never used again
     counted: int  #: attempts that count towards the schedule, this one included
     webhook_id: str
-    id: str  #: by which the client knows the event in every attempt
+    id: str  #: identifies the event to the client, the same in every attempt
     event: str
     at: int  #: milliseconds since 1970
     data: dict[str, Any]
-    url: str  #: "": nobody is there to be told any more
+    url: str  #: "": the webhook was deleted or disabled
     secret: str = field(repr=False)
 
 
@@ -146,7 +165,7 @@ class DeliveryResult:
     code: int | None = None  #: HTTP status, if one came
     reply: str = ""  #: the first words of the answer, or what went wrong
     wait_seconds: float | None = None  #: until the next attempt, where there is to be one
-    gone: bool = False  #: whether the webhook wants nothing any more
+    gone: bool = False  #: whether the webhook wants no more events
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,81 +176,81 @@ class WebhookDeliveries:
     owner: str
     lease_seconds: float
     _in_hand: set[Attempt] = field(default_factory=set, repr=False)  #: those that some thread works on
-    _suspects: set[Attempt] = field(
-        default_factory=set, repr=False
-    )  #: those that were ours and in no hand at the last look
+    #: Those that were ours at the last look though no thread worked on them.
+    _suspects: set[Attempt] = field(default_factory=set, repr=False)
 
     def is_due(self) -> bool:
-        return (
-            self.database.read(lambda connection: connection.scalars(_due(()).limit(1)).first()) is not None
-        )
+        due = _due(()).limit(1)
+        return self.database.read(lambda connection: connection.scalars(due).first()) is not None
 
     def claim(self, *, busy: Collection[str] = ()) -> DueDelivery | None:
-        """Become the owner of the delivery that has been due longest, but for none of these webhooks; None if there is none."""
-        found = _due(busy).limit(1)
-        if self.database.read(lambda connection: connection.scalars(found).first()) is None:
+        """Become the owner of the delivery that has been due longest, to none of the `busy` webhooks.
+
+        None: no delivery is due.
+        """
+        due = _due(busy).limit(1)
+        if self.database.read(lambda connection: connection.scalars(due).first()) is None:
             return None  # Looking takes no write lock.
         rows = self.database.write(
             run,
             update(deliveries)
             .values(owner=self.owner, attempt=deliveries.c.attempt + 1, next_attempt_at=None)
-            .where(deliveries.c.number.in_(locked(found)))
+            .where(deliveries.c.number.in_(skip_locked(due)))
             .returning(deliveries),
         )
         return self._loaded(rows[0]) if rows else None
 
-    def finish(self, due: DueDelivery, told: DeliveryResult) -> bool:
+    def finish(self, due: DueDelivery, result: DeliveryResult) -> bool:
         """Commit how the attempt ended; False if it was no longer ours."""
         try:
-            return self.database.write(self._finish, (due, told), alone=told.gone)
+            return self.database.write(self._finish, (due, result), alone=result.gone)
         except StoreUnavailable:
             raise
-        except Exception as e:  # It would be raised again, and the event told again and again.
+        except Exception as e:  # It would be raised again, and the event delivered again and again.
             log.error(
                 "delivery %d attempt %d: its answer cannot be written as it is: %s",
                 due.number,
                 due.attempt,
                 type(e).__name__,
             )
-            bare = replace(told, reply=storable(told.reply))
-            return self.database.write(self._finish, (due, bare), alone=told.gone)
+            bare = replace(result, reply=storable(result.reply))
+            return self.database.write(self._finish, (due, bare), alone=result.gone)
         finally:
-            self._in_hand.discard(
-                (due.number, due.attempt)
-            )  # If it was not written, it is found to be in no hand, and told once more.
+            # If the end could not be written, `give_back` finds the delivery idle, and it is delivered again.
+            self._in_hand.discard((due.number, due.attempt))
 
     def release(self) -> int:
-        """Give back all that we have, as we are stopping; these attempts do not count. Return how many those were."""
+        """Give back all that this worker owns, because it stops; return how many.
+
+        These attempts do not count.
+        """
         ours = deliveries.c.owner == self.owner
-        rows = self.database.write(run_in_order, _given_back(ours, counts=False))
-        return len(rows)
+        return len(self.database.write(run_in_order, _giving_back(ours, counts=False)))
 
     def give_back(self) -> int:
-        """Give back what dead workers own, and what we own while no thread of ours has it, at two looks in a row; return how many."""
-        owned = self.database.read(
-            lambda connection: {
-                (row.number, row.attempt)
-                for row in connection.execute(
-                    select(deliveries.c.number, deliveries.c.attempt).where(deliveries.c.owner == self.owner)
-                )
-            }
-        )
-        in_no_hand = owned - self._in_hand
-        lost = in_no_hand & self._suspects
-        self._suspects.clear()
-        self._suspects.update(in_no_hand - lost)
-        dead = self.database.read(
-            lambda connection: dead_owners(connection, deliveries.c.owner, self.lease_seconds)
-        ) - {self.owner}
-        whose = or_(
-            deliveries.c.owner.in_(dead),
-            and_(
-                deliveries.c.owner == self.owner, tuple_(deliveries.c.number, deliveries.c.attempt).in_(lost)
-            ),
-        )
+        """Give back what dead workers own, and what is ours and idle at two looks in a row; return how many.
+
+        A delivery is idle if none of our threads works on it.
+        """
+        lost = self._lost()
+        owner = deliveries.c.owner
+        dead = self.database.read(lambda connection: dead_owners(connection, owner, self.lease_seconds))
+        dead = dead - {self.owner}
         if not (dead or lost):
             return 0
-        return len(self.database.write(run_in_order, _given_back(whose, counts=True), alone=True))
+        is_lost = and_(owner == self.owner, tuple_(deliveries.c.number, deliveries.c.attempt).in_(lost))
+        statement = _giving_back(or_(owner.in_(dead), is_lost), counts=True)
+        return len(self.database.write(run_in_order, statement, alone=True))
+
+    def _lost(self) -> set[Attempt]:
+        """Return what is ours and idle, and was so at the last look."""
+        ours = select(deliveries.c.number, deliveries.c.attempt).where(deliveries.c.owner == self.owner)
+        rows = self.database.read(lambda connection: connection.execute(ours).all())
+        idle = {(row.number, row.attempt) for row in rows} - self._in_hand
+        lost = idle & self._suspects
+        self._suspects.clear()
+        self._suspects.update(idle - lost)
+        return lost
 
     def _loaded(self, row: Any) -> DueDelivery:
         self._in_hand.add((row.number, row.attempt))
@@ -243,84 +262,81 @@ class WebhookDeliveries:
 
     def _finish(self, connection: Connection, ended: list[tuple[DueDelivery, DeliveryResult]]) -> list[bool]:
         done: dict[int, bool] = {}
-        for number, (due, told) in sorted(enumerate(ended), key=lambda one: one[1][0].number):
-            done[number] = self._finish_one(connection, due, told)
+        for number, (due, result) in sorted(enumerate(ended), key=lambda item: item[1][0].number):
+            done[number] = self._finish_one(connection, due, result)
         return [done[number] for number in range(len(ended))]
 
-    def _finish_one(self, connection: Connection, due: DueDelivery, told: DeliveryResult) -> bool:
-        again = told.wait_seconds is not None
-        written = connection.execute(
+    def _finish_one(self, connection: Connection, due: DueDelivery, result: DeliveryResult) -> bool:
+        values: dict[str, Any] = {"state": DELIVERED if result.delivered else FAILED, "next_attempt_at": None}
+        if result.wait_seconds is not None:
+            wait_ms = int(1000 * result.wait_seconds)
+            values = {"state": PENDING, "next_attempt_at": now_ms() + wait_ms}
+        ended = connection.execute(
             update(deliveries)
-            .values(
-                state=DELIVERED if told.delivered else PENDING if again else FAILED,
-                owner=None,
-                code=told.code,
-                reply=told.reply or None,
-                next_attempt_at=now_ms() + int(1000 * (told.wait_seconds or 0)) if again else None,
-            )
+            .values(owner=None, code=result.code, reply=result.reply or None, **values)
             .where(
                 deliveries.c.number == due.number,
                 deliveries.c.owner == self.owner,
                 deliveries.c.attempt == due.attempt,
             )
-        ).rowcount
-        if written and told.gone and due.webhook_id != OWN:
-            disable(connection, due.webhook_id, told.reply)
-        return bool(written)
+        )
+        if ended.rowcount and result.gone and due.webhook_id != OWN:
+            disable(connection, due.webhook_id, result.reply)
+        return ended.rowcount > 0
 
 
 def disable(connection: Connection, id: str, reason: str | None) -> None:
-    """Tell a webhook nothing any more, and nothing of what it waits for either."""
+    """Disable a webhook, and fail the deliveries that wait for it."""
     connection.execute(
         update(webhooks)
         .values(state=DISABLED, reason=reason)
         .where(webhooks.c.id == id, webhooks.c.state == ENABLED)
     )
+    waiting = _not_in_use(deliveries.c.webhook_id == id, deliveries.c.next_attempt_at.is_not(None))
     connection.execute(
         update(deliveries)
         .values(state=FAILED, next_attempt_at=None, reply="the webhook was disabled")
-        .where(
-            deliveries.c.number.in_(
-                _free(deliveries.c.webhook_id == id, deliveries.c.next_attempt_at.is_not(None))
-            )
-        )
+        .where(deliveries.c.number.in_(waiting))
     )
 
 
 def forget(connection: Connection, ids: Collection[str]) -> None:
-    """Delete what these webhooks were told."""
-    connection.execute(
-        delete(deliveries).where(deliveries.c.number.in_(_free(deliveries.c.webhook_id.in_(ids))))
-    )
+    """Delete the deliveries to these webhooks."""
+    numbers = _not_in_use(deliveries.c.webhook_id.in_(ids))
+    connection.execute(delete(deliveries).where(deliveries.c.number.in_(numbers)))
 
 
-def _free(*which: Any) -> Any:
-    """The numbers of these, but not those that a worker is changing just now: it may want any other of them next, and finds by itself
-    that nobody is to be told."""
-    return locked(select(deliveries.c.number.label("id")).where(*which))
+def _not_in_use(*conditions: Any) -> Any:
+    """Select the numbers of these deliveries, but not of those that a worker is changing.
+
+    To wait for it could be a deadlock, as it may lock any other of them next. It finds by itself that there
+    is no webhook any more.
+    """
+    return skip_locked(select(deliveries.c.number.label("id")).where(*conditions))
 
 
 def _due(busy: Collection[str]) -> Any:
-    found = (
+    """Select the numbers of the deliveries that are due, to none of the `busy` webhooks."""
+    due = (
         select(deliveries.c.number.label("id"))
         .where(deliveries.c.next_attempt_at <= now_ms())
         .order_by(deliveries.c.next_attempt_at)
     )
-    return found.where(deliveries.c.webhook_id.not_in(list(busy))) if busy else found
+    return due.where(deliveries.c.webhook_id.not_in(list(busy))) if busy else due
 
 
-def _given_back(*whose: Any, counts: bool) -> Any:
+def _giving_back(*conditions: Any, counts: bool) -> Any:
     return (
         update(deliveries)
         .values(owner=None, next_attempt_at=now_ms(), excused=deliveries.c.excused + int(not counts))
-        .where(*whose)
+        .where(*conditions)
         .returning(deliveries.c.number)
     )
 
 
-def storable(words: str) -> str:
-    """These words with a question mark for each character that some database does not take."""
-    return words.replace("\0", "?").encode("ascii", errors="replace").decode()
+def storable(text: str) -> str:
+    """Replace each character that some database does not take by a question mark."""
+    return text.replace("\0", "?").encode("ascii", errors="replace").decode()
 
 
 def _load(connection: Connection, row: Any, outbox_id: str) -> DueDelivery:
@@ -328,19 +344,12 @@ def _load(connection: Connection, row: Any, outbox_id: str) -> DueDelivery:
         select(webhooks).where(webhooks.c.id == row.webhook_id, webhooks.c.state == ENABLED)
     ).one_or_none()
     url = webhook.url if webhook else ""
-    if row.message_id is None:
-        data = {"id": row.webhook_id}
-    else:
-        message = connection.execute(
-            select(messages.c.webhook, contents.c.content)
-            .join(contents, contents.c.id == messages.c.id, isouter=True)
-            .where(messages.c.id == row.message_id)
-        ).one_or_none()
+    data: dict[str, Any] = {"id": row.webhook_id}  # Of a test.
+    if row.message_id is not None:
+        message = _message(connection, row.message_id)
+        data = _data(connection, row, json.loads((message and message.content) or "{}"))
         if webhook and webhook.id == OWN:
             url = (message and message.webhook) or ""
-        data = dict(
-            _data(connection, row, json.loads(message.content) if message and message.content else {})
-        )
     return DueDelivery(
         number=row.number,
         attempt=row.attempt,
@@ -355,17 +364,23 @@ def _load(connection: Connection, row: Any, outbox_id: str) -> DueDelivery:
     )
 
 
-def _data(connection: Connection, row: Any, content: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield what is told; a message without tags has none there."""
-    yield from (("id", row.message_id), ("status", row.status))
-    labels = list(
-        connection.scalars(select(tags.c.tag).where(tags.c.id == row.message_id).order_by(tags.c.tag))
-    )
-    for name, value in (
-        ("attempt", row.message_attempt),
-        ("detail", row.detail),
-        ("tags", labels),
-        ("metadata", content.get("metadata")),
-    ):
-        if value:
-            yield name, value
+def _message(connection: Connection, id: str) -> Any:
+    """Return a message's own URL and its content, None if it is no longer kept."""
+    return connection.execute(
+        select(messages.c.webhook, contents.c.content)
+        .join(contents, contents.c.id == messages.c.id, isouter=True)
+        .where(messages.c.id == id)
+    ).one_or_none()
+
+
+def _data(connection: Connection, row: Any, content: dict[str, Any]) -> dict[str, Any]:
+    """Return the data of an event; what a message does not have, such as tags, is left out."""
+    of_message = select(tags.c.tag).where(tags.c.id == row.message_id).order_by(tags.c.tag)
+    optional = {
+        "attempt": row.message_attempt,
+        "detail": row.detail,
+        "tags": list(connection.scalars(of_message)),
+        "metadata": content.get("metadata"),
+    }
+    present = {name: value for name, value in optional.items() if value}
+    return {"id": row.message_id, "status": row.status, **present}

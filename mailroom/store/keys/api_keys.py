@@ -1,4 +1,7 @@
-"""API keys: who may ask for what, and from which addresses. A key itself is shown once and kept nowhere."""
+"""API keys: what each may do, and from which addresses it may send.
+
+A key itself is shown once and kept nowhere.
+"""
 
 import hashlib
 import hmac
@@ -17,15 +20,17 @@ from sqlalchemy import Connection, func, or_, select, update
 
 from mailroom.model.errors import MailroomError, StoreUnavailable
 from mailroom.store.db.database import Database
-from mailroom.store.db.schema import keys, locked, now_ms
+from mailroom.store.db.dialects import now_ms
+from mailroom.store.db.locking import skip_locked
+from mailroom.store.db.schema import keys
 
 log = logging.getLogger("mailasync.keys")
 
-#: How long a revoked key may go on: one read of the table serves all requests of so many seconds.
+#: How long a revoked key may still work: the table is read once for all requests of so many seconds.
 CACHE_SECONDS = 3.0
-#: A key that is not known is looked for again after this long, so that a new one works at once and wrong ones cost little.
+#: How soon an unknown key is looked for again: a new one works at once, and wrong ones cost little.
 MISS_SECONDS = 0.1
-#: `used_at` is no more exact than this.
+#: The precision of `used_at`.
 USED_SECONDS = 60.0
 
 _ID_CHARACTERS = string.ascii_lowercase + string.digits
@@ -35,7 +40,7 @@ _NO_HASH = "0" * 64
 
 
 class Scope(StrEnum):
-    SEND = "send"  #: POST mails and jobs, and see by its id what became of one
+    SEND = "send"  #: POST mails and jobs, and GET one by its id
     READ = "read"  #: every GET
     ADMIN = "admin"  #: everything
 
@@ -46,7 +51,7 @@ class UnknownKey(MailroomError):
 
 @dataclass(frozen=True, kw_only=True)
 class ApiKey:
-    """The rights of a key's owner. `id` is no secret, and "" where somebody is served without a key."""
+    """The rights of a key's owner. `id` is no secret, and "" for a client without a key."""
 
     id: str
     name: str
@@ -75,7 +80,7 @@ class KeyRow:
 
 @dataclass(frozen=True)
 class _Read:
-    """The result of a look at the table, and the time of it by this process's clock."""
+    """A result of reading the table, and its time on time.monotonic."""
 
     at: float
     usable: dict[str, KeyRow] | None  #: by id
@@ -83,15 +88,14 @@ class _Read:
 
 
 class ApiKeys:
-    """The keys in the database, as this process has seen them last."""
+    """The keys in the database, as this process last read them."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
         self._last = _Read(float("-inf"), None)
         self._reading = threading.Lock()
-        self._noted: dict[
-            str, tuple[float, threading.Thread]
-        ] = {}  #: by id: when its use was last written down, and by whom
+        #: By a key's id: when its use was last recorded, and by which thread.
+        self._noted: dict[str, tuple[float, threading.Thread]] = {}
 
     def create(
         self,
@@ -101,7 +105,7 @@ class ApiKeys:
         senders: Sequence[str] = (),
         per_minute: int | None = None,
     ) -> tuple[str, ApiKey]:
-        """Make a key; the first of the two is the only copy of it that there will be."""
+        """Make a key; returns its text, of which there is no other copy, and its rights."""
         key = ApiKey(
             id="".join(secrets.choice(_ID_CHARACTERS) for _ in range(8)),
             name=name,
@@ -115,16 +119,13 @@ class ApiKeys:
         return secret, key
 
     def every(self) -> list[KeyRow]:
-        """All that were ever made, the oldest first."""
-        return self.database.read(
-            lambda connection: [
-                _row(row)
-                for row in connection.execute(select(keys).order_by(keys.c.created_at, keys.c.id)).mappings()
-            ]
-        )
+        """Return all keys that were ever made, the oldest first."""
+        by_age = select(keys).order_by(keys.c.created_at, keys.c.id)
+        rows = self.database.read(lambda connection: connection.execute(by_age).mappings().all())
+        return [_row(row) for row in rows]
 
     def revoke(self, id: str) -> KeyRow:
-        """End a key for good; once more does nothing. Raises UnknownKey."""
+        """Revoke a key for good; a second call changes nothing. Raises UnknownKey."""
         row = self.database.write(_revoke, id) if _ID.fullmatch(id) else None
         self._last = _Read(float("-inf"), self._last.usable)
         if row is None:
@@ -132,33 +133,31 @@ class ApiKeys:
         return row
 
     def are_there(self) -> bool:
-        """Tell whether there is a key that can be used. Raises StoreUnavailable if nobody could ever see."""
+        """Tell whether there is a usable key. Raises StoreUnavailable if none could be read so far."""
         return bool(self._usable(CACHE_SECONDS))
 
     def find(self, secret: str) -> ApiKey | None:
-        """Whose key this is, if it is one and was not revoked more than CACHE_SECONDS ago."""
+        """Return the rights of a key; None if it is wrong, or was revoked more than CACHE_SECONDS ago."""
         match = _KEY.fullmatch(secret)
-        row = None
-        if match:
-            row = self.usable(match[1])
+        row = self.usable(match[1]) if match else None
         if not hmac.compare_digest(hashed(secret), row.hash if row else _NO_HASH) or row is None:
             return None
         self.note_used(row.key.id)
         return row.key
 
     def usable(self, id: str) -> KeyRow | None:
-        """The key with this id, unless it was revoked more than CACHE_SECONDS ago."""
+        """Return the key with this id, unless it was revoked more than CACHE_SECONDS ago."""
         return self._usable(CACHE_SECONDS).get(id) or self._usable(MISS_SECONDS).get(id)
 
     def close(self) -> None:
-        """Wait until all that is being written down is, before the database is closed."""
+        """Wait for the threads that record uses, before the database is closed."""
         for _, writer in self._noted.values():
             writer.join()
 
     def _usable(self, max_age_seconds: float) -> dict[str, KeyRow]:
         last = self._last
         if time.monotonic() - last.at > max_age_seconds:
-            # While one looks, the others go on with what was known, unless that does not help them.
+            # While one thread reads, the others use the last result, unless they need a newer one.
             if not self._reading.acquire(blocking=last.usable is None or max_age_seconds < CACHE_SECONDS):
                 return last.usable or {}
             try:
@@ -172,7 +171,11 @@ class ApiKeys:
         return last.usable
 
     def _read(self) -> _Read:
-        """A database that is away does not end the keys that were good: without it nothing is accepted or told anyway."""
+        """Read the usable keys.
+
+        While the database is away, the last keys stay good: nothing is accepted or returned without it
+        anyway.
+        """
         at = time.monotonic()
         try:
             return _Read(at, self.database.read(_all_usable))
@@ -180,7 +183,7 @@ class ApiKeys:
             return _Read(time.monotonic(), self._last.usable, e)
 
     def note_used(self, id: str) -> None:
-        """Write down that it was used, at most once a minute, in a thread of its own: nobody's answer waits for that."""
+        """Record a use of a key, at most once a minute, in a thread of its own, so that no answer waits."""
         now = time.monotonic()
         if id not in self._noted or now - self._noted[id][0] >= USED_SECONDS:
             writer = threading.Thread(target=self._write_used, args=(id,), name=f"key-{id}", daemon=True)
@@ -189,14 +192,14 @@ class ApiKeys:
 
     def _write_used(self, id: str) -> None:
         try:
-            # Alone: the group's transaction may hold a row of rates, and somebody else's this one.
+            # Alone: with others it could deadlock, as those lock rates.
             self.database.write(_set_used, id, alone=True)
         except MailroomError as e:
             log.warning("the use of key %s was not written down: %s", id, e)
 
 
 def hashed(secret: str) -> str:
-    """A random key of 256 bits needs no slow hash: there is nothing to guess."""
+    """Hash a key. It has 256 random bits, which nobody can guess, so that no slow hash is needed."""
     return hashlib.sha256(secret.encode(errors="surrogatepass")).hexdigest()
 
 
@@ -223,45 +226,37 @@ def _row(row: Any) -> KeyRow:
 
 
 def _insert(connection: Connection, made: list[tuple[ApiKey, str]]) -> list[None]:
-    connection.execute(
-        keys.insert().values(created_at=now_ms()),
-        [
-            {
-                "id": key.id,
-                "hash": hash,
-                "name": key.name,
-                "scopes": ",".join(sorted(key.scopes)),
-                "senders": ",".join(key.senders),
-                "per_minute": key.per_minute,
-            }
-            for key, hash in made
-        ],
-    )
+    connection.execute(keys.insert().values(created_at=now_ms()), [_new_row(*pair) for pair in made])
     return [None] * len(made)
 
 
+def _new_row(key: ApiKey, hash: str) -> dict[str, Any]:
+    return {
+        "id": key.id,
+        "hash": hash,
+        "name": key.name,
+        "scopes": ",".join(sorted(key.scopes)),
+        "senders": ",".join(key.senders),
+        "per_minute": key.per_minute,
+    }
+
+
 def _revoke(connection: Connection, ids: list[str]) -> list[KeyRow | None]:
-    found: list[KeyRow | None] = []
-    for id in ids:
-        row = (
-            connection.execute(
-                update(keys)
-                .where(keys.c.id == id)
-                .values(revoked_at=func.coalesce(keys.c.revoked_at, now_ms()))
-                .returning(keys)
-            )
-            .mappings()
-            .one_or_none()
-        )
-        found.append(_row(row) if row else None)
-    return found
+    return [_revoke_one(connection, id) for id in ids]
+
+
+def _revoke_one(connection: Connection, id: str) -> KeyRow | None:
+    revoked_at = func.coalesce(keys.c.revoked_at, now_ms())
+    revoked = update(keys).where(keys.c.id == id).values(revoked_at=revoked_at).returning(keys)
+    row = connection.execute(revoked).mappings().one_or_none()
+    return _row(row) if row else None
 
 
 def _set_used(connection: Connection, ids: list[str]) -> list[None]:
-    """Not where another process has just done so, or is doing so."""
+    """Record a use, unless another process has just done so or is doing so."""
     old = select(keys.c.id).where(
         keys.c.id.in_(ids),
         or_(keys.c.used_at.is_(None), keys.c.used_at < now_ms() - int(USED_SECONDS * 1000)),
     )
-    connection.execute(update(keys).values(used_at=now_ms()).where(keys.c.id.in_(locked(old))))
+    connection.execute(update(keys).values(used_at=now_ms()).where(keys.c.id.in_(skip_locked(old))))
     return [None] * len(ids)

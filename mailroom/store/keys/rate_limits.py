@@ -1,20 +1,22 @@
 """Limits how fast each API key may send.
 
-There is one row a key, written once for each group of messages, in the transaction that accepts them.
+There is one row for each key, written once for each group of messages, in the transaction that accepts them.
 """
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection, bindparam, select
 
 from mailroom.model.errors import MailroomError
-from mailroom.store.db.schema import insertion, now_ms, rates
+from mailroom.store.db.dialects import insertion, now_ms
+from mailroom.store.db.schema import rates
 
 WINDOW_SECONDS = 60
 _WINDOW_NS = WINDOW_SECONDS * 10**9
-#: Above this one message would take less than the clock of `rates.full_at` can tell.
+#: A higher rate would be too fine for the nanoseconds of `rates.full_at`.
 PER_MINUTE_MAX = 1_000_000
 
 
@@ -23,16 +25,16 @@ class Rate:
     """The result of a charge, and what its key has left."""
 
     per_minute: int
-    count: int  #: messages that were asked for
+    count: int  #: messages of the charge
     passed: bool
-    remaining: int  #: messages that it may still send at once
-    full_seconds: int  #: until it may send `per_minute` at once again
-    retry_seconds: int = 0  #: until what did not pass would
+    remaining: int  #: messages that the key may still send at once
+    full_seconds: int  #: until the key may send `per_minute` at once again
+    retry_seconds: int = 0  #: until a charge that did not pass would
 
 
 @dataclass
 class Charge:
-    """Messages that count against a key. `debit` says in `rate` what became of it."""
+    """Messages that count against a key. `debit` sets `rate`, the result."""
 
     key_id: str
     per_minute: int
@@ -41,7 +43,7 @@ class Charge:
 
 
 class RateLimited(MailroomError):
-    """The key has sent as much as it may for now; nothing of this request was written."""
+    """The key has reached its limit for now; nothing of this request was written."""
 
     def __init__(self, rate: Rate) -> None:
         self.rate = rate
@@ -52,10 +54,10 @@ class RateLimited(MailroomError):
 
 
 def debit(connection: Connection, charges: Sequence[Charge | None]) -> list[bool]:
-    """For each, in their order, whether it may go on: it has no limit, or there is room for all of its messages, which is taken here.
+    """Make each charge, in this order, and tell whether it passes: all its messages are within the limit.
 
-    The generic cell rate algorithm, with a minute's messages as the burst. What does not pass leaves the room to those after it. Other
-    processes wait for the rows until the transaction ends.
+    This is the generic cell rate algorithm, with the messages of a minute as the burst. A charge that does
+    not pass costs nothing. Other processes wait for the rows until the transaction ends.
     """
     limited = [charge for charge in charges if charge]
     if not limited:
@@ -64,20 +66,22 @@ def debit(connection: Connection, charges: Sequence[Charge | None]) -> list[bool
     before = dict(full_at)
     for charge in limited:
         charge.rate, full_at[charge.key_id] = _take(charge, full_at[charge.key_id], now)
-    if taken := [{"id": id, "at": at} for id, at in full_at.items() if at != before[id]]:
-        connection.execute(
-            rates.update().where(rates.c.key_id == bindparam("id")).values(full_at=bindparam("at")), taken
-        )
+    changed = [{"id": id, "at": at} for id, at in full_at.items() if at != before[id]]
+    if changed:
+        by_key = rates.update().where(rates.c.key_id == bindparam("id"))
+        connection.execute(by_key.values(full_at=bindparam("at")), changed)
     return [charge is None or charge.rate is None or charge.rate.passed for charge in charges]
 
 
 def _take(charge: Charge, full_at: int, now: int) -> tuple[Rate, int]:
-    """All in nanoseconds, so that a limit that does not divide a minute lets exactly its number pass."""
+    """Charge one key; return the result and the new `full_at`.
+
+    Times are in nanoseconds, so that a limit that does not divide a minute lets exactly its number pass.
+    """
     each = _WINDOW_NS // charge.per_minute
     burst = each * charge.per_minute
-    full_at = min(
-        max(full_at, now), now + burst
-    )  # A clock that was put back must not shut anybody out for longer.
+    # After the clock was set back, nobody is shut out for longer than a full burst takes.
+    full_at = min(max(full_at, now), now + burst)
     wanted = full_at + each * charge.count
     passed = wanted - now <= burst
     full_at = wanted if passed else full_at
@@ -96,19 +100,20 @@ def _seconds(ns: int) -> int:
 
 
 def _lock(connection: Connection, ids: Iterable[str]) -> tuple[dict[str, int], int]:
-    """Return when each is full again, and the time now.
-
-    Rows are locked in the order of the ids, so that no two transactions wait for each other.
-    """
-    found: dict[str, int] = {}
+    """Lock the rows of these keys, in order; return each `full_at`, and the time now, in nanoseconds."""
+    full_at: dict[str, int] = {}
     now = 0
     for id in ids:
-        one = select(rates.c.full_at, now_ms().label("now")).where(rates.c.key_id == id).with_for_update()
-        row = connection.execute(one).one_or_none()
-        if row is None:
-            connection.execute(
-                insertion(connection, rates).values(key_id=id, full_at=0).on_conflict_do_nothing()
-            )
-            row = connection.execute(one).one()
-        found[id], now = row.full_at, max(now, row.now * 10**6)
-    return found, now
+        row = _lock_one(connection, id)
+        full_at[id], now = row.full_at, max(now, row.now * 10**6)
+    return full_at, now
+
+
+def _lock_one(connection: Connection, id: str) -> Any:
+    locked = select(rates.c.full_at, now_ms().label("now")).where(rates.c.key_id == id).with_for_update()
+    row = connection.execute(locked).one_or_none()
+    if row is None:
+        new = insertion(connection, rates).values(key_id=id, full_at=0).on_conflict_do_nothing()
+        connection.execute(new)
+        row = connection.execute(locked).one()
+    return row

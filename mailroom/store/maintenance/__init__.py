@@ -1,1 +1,1 @@
-"""Work that is done time and again: rescue, expiry, retention, and looks at clock and disk."""
+"""Maintenance of the database: rescue, expiry, retention, and the checks of clock and disk."""

@@ -1,4 +1,7 @@
-"""Moves what waits when the database's clock is set back: it would wait for that long too, and who died seem alive."""
+"""Moves all times that matter when the database's clock is set back.
+
+Else messages would wait for that much longer, and dead workers seem alive.
+"""
 
 import logging
 from dataclasses import dataclass
@@ -9,17 +12,18 @@ from sqlalchemy import ColumnElement, Connection, case, delete, or_, select, upd
 from mailroom.model.message import FINAL, State
 from mailroom.model.times import readable_time
 from mailroom.store.db.database import Database
-from mailroom.store.db.schema import accounts, clock, deliveries, jobs, messages, now_ms, samples, workers
-from mailroom.store.db.statements import in_order
+from mailroom.store.db.dialects import now_ms
+from mailroom.store.db.locking import in_order
+from mailroom.store.db.schema import accounts, clock, deliveries, jobs, messages, samples, workers
 
 log = logging.getLogger("mailasync.clock")
 
-#: How old the latest time that is known may be: by so much a wait can be too long after a step.
+#: How often the time is noted; after a step a wait can be longer by as much.
 NOTED_MS = 5_000
-#: A smaller step is waited for.
+#: After a smaller step nothing is moved, and everything waits for that much longer.
 STEP_MIN_MS = 2_000
-#: For how long /readyz tells of a step.
-TOLD_MS = 24 * 3600_000
+#: How long /readyz reports a step.
+REPORTED_MS = 24 * 3600_000
 MINUTE_MS = 60_000
 
 
@@ -30,7 +34,7 @@ class Clock:
     database: Database
 
     def watch(self) -> int:
-        """Return the time in milliseconds since 1970. Where it was set back, all that waits was moved by then."""
+        """Move all that waits if the clock was set back; return the time, in milliseconds since 1970."""
         now, latest, _, _ = self._look()
         if latest - now > STEP_MIN_MS:
             self.database.transaction(_move)
@@ -39,18 +43,18 @@ class Clock:
         return now
 
     def trouble(self) -> str:
-        """Tell what an operator should know of it; "" if it was not set back of late."""
+        """Describe the last step to an operator; "" if there was none of late."""
         now, latest, stepped_at, step_ms = self._look()
         if latest - now > STEP_MIN_MS:
             return f"set back by {_seconds(latest - now)}; what waits is moved by that in a moment"
-        if stepped_at is None or now - stepped_at > TOLD_MS:
+        if stepped_at is None or now - stepped_at > REPORTED_MS:
             return ""
         return (
             f"set back by {_seconds(step_ms)} at {readable_time(stepped_at)}; what waited was moved by that"
         )
 
     def _look(self) -> tuple[int, int, int | None, int]:
-        """Now, the latest time that is known, and when the last step was noticed, and how large it was."""
+        """Return now, the latest time that was noted, when the last step was noticed, and its length."""
         now, latest, stepped_at, step_ms = self.database.read(
             lambda connection: connection.execute(_LOOK).one()
         )
@@ -75,31 +79,31 @@ def _move(connection: Connection) -> None:
     step = latest - now
     if step <= STEP_MIN_MS:
         return
-    for column, *which in _COMING:
-        moved = update(column.table).where(column > now, *which).values({column: column - step})
+    for column, *conditions in _COMING:
+        moved = update(column.table).where(column > now, *conditions).values({column: column - step})
         connection.execute(in_order(connection, moved))
-    for column, *which in _GONE:
-        then = _not_after(now, column - step)
-        moved = update(column.table).where(column > now, *which).values({column: then})
+    for column, *conditions in _GONE:
+        past = _not_after(now, column - step)
+        moved = update(column.table).where(column > now, *conditions).values({column: past})
         connection.execute(in_order(connection, moved))
     connection.execute(in_order(connection, delete(samples).where(samples.c.minute > now // MINUTE_MS)))
     connection.execute(update(clock).values(latest_at=now, stepped_at=now, step_ms=step))
     log.warning("the database's clock was set back by %s; what waits was moved by that", _seconds(step))
 
 
-def _not_after(now: int, moment: ColumnElement[int]) -> ColumnElement[int]:
-    return case((moment > now, now), else_=moment)
+def _not_after(now: int, time: ColumnElement[int]) -> ColumnElement[int]:
+    return case((time > now, now), else_=time)
 
 
-#: Moments to come, each some time after one that the old clock told. One that a client named is by the new clock
-#: what it was, and so is `expires_at`, past which nothing waits.
+#: Future times that were computed from the old clock. Times that a client named stay as they are, as does
+#: `expires_at`, after which nothing waits.
 _COMING: tuple[tuple[Any, ...], ...] = (
     (messages.c.next_attempt_at, or_(messages.c.state == State.DEFERRED, messages.c.at_named.is_(None))),
     (jobs.c.next_attempt_at,),
     (deliveries.c.next_attempt_at,),
     (accounts.c.until,),
 )
-#: Moments that are over, and cannot be later than now. What has ended keeps them as it told them.
+#: Past times, which cannot be later than now. Messages and jobs that have ended keep theirs.
 _GONE: tuple[tuple[Any, ...], ...] = (
     (messages.c.created_at, messages.c.state.not_in(FINAL)),
     (messages.c.published_at, messages.c.state == State.QUEUED),

@@ -1,16 +1,18 @@
-"""Ends messages that are no longer wanted."""
+"""Ends messages that were not sent before they expired."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection, select, update
 
 from mailroom.model.message import OPEN, State
 from mailroom.model.times import readable_time
 from mailroom.store.db.database import Database
-from mailroom.store.db.schema import messages, now_ms, recipients
+from mailroom.store.db.dialects import now_ms
+from mailroom.store.db.schema import messages, recipients
 from mailroom.store.events.timeline import record
 
-#: Where a message can expire. What a worker has goes on, and expires if it comes back.
+#: The states in which a message can expire. One that a worker has goes on, and expires if it is given back.
 EXPIRING = (State.WAITING, State.SCHEDULED, State.QUEUED, State.DEFERRED, State.HELD)
 REASON = "it was not sent in time"
 
@@ -19,18 +21,17 @@ _due = (messages.c.expires_at <= now_ms(), messages.c.state.not_in([State.SENDIN
 
 @dataclass(frozen=True)
 class Expiry:
-    """The messages of an outbox that have an end; any number of sweepers may ask."""
+    """The messages of an outbox that can expire; any number of sweepers may run."""
 
     database: Database
 
     def expire(self, limit: int = 1000) -> int:
-        """End what was to be sent by now and is not; return how many that were.
+        """End messages that have expired; return how many.
 
-        `expires_at` is then forgotten, of those that ended earlier too: the index of what can still expire stays small.
+        `expires_at` is then deleted, of those that ended earlier too, so that its index stays small.
         """
-        if not self.database.read(
-            lambda connection: connection.scalars(select(messages.c.id).where(*_due).limit(1)).first()
-        ):
+        first = select(messages.c.id).where(*_due).limit(1)
+        if not self.database.read(lambda connection: connection.scalars(first).first()):
             return 0  # Looking takes no write lock, and most of the time there is nothing.
         return self.database.write(_expire, limit, alone=True)
 
@@ -47,31 +48,31 @@ def _expire_some(connection: Connection, limit: int) -> int:
         .limit(limit)
         .with_for_update(skip_locked=True)
     ).all()
-    connection.execute(
-        update(messages).values(expires_at=None).where(messages.c.id.in_([row.id for row in rows]))
-    )
+    ids = [row.id for row in rows]
+    connection.execute(update(messages).values(expires_at=None).where(messages.c.id.in_(ids)))
     expired = [row for row in rows if row.state in EXPIRING]
     if expired:
-        ids = [row.id for row in expired]
-        connection.execute(
-            update(messages)
-            .values(state=State.EXPIRED, reason=REASON, next_attempt_at=None, parked=None)
-            .where(messages.c.id.in_(ids), messages.c.state.in_(EXPIRING))
-        )
-        connection.execute(
-            update(recipients)
-            .values(state=State.EXPIRED)
-            .where(recipients.c.id.in_(ids), recipients.c.state.in_(OPEN))
-        )
-        record(
-            connection,
-            [
-                {
-                    "id": row.id,
-                    "event": "expired",
-                    "detail": f"expires_at was {readable_time(row.expires_at)}",
-                }
-                for row in expired
-            ],
-        )
+        _end(connection, [row.id for row in expired])
+        record(connection, [_line(row) for row in expired])
     return len(expired)
+
+
+def _end(connection: Connection, ids: list[str]) -> None:
+    connection.execute(
+        update(messages)
+        .values(state=State.EXPIRED, reason=REASON, next_attempt_at=None, parked=None)
+        .where(messages.c.id.in_(ids), messages.c.state.in_(EXPIRING))
+    )
+    connection.execute(
+        update(recipients)
+        .values(state=State.EXPIRED)
+        .where(recipients.c.id.in_(ids), recipients.c.state.in_(OPEN))
+    )
+
+
+def _line(row: Any) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "event": "expired",
+        "detail": f"expires_at was {readable_time(row.expires_at)}",
+    }

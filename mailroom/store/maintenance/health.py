@@ -1,11 +1,11 @@
-"""Reads what the database says of itself, and whether it takes mail."""
+"""Checks the database: its version, size and settings, and whether mail can be accepted."""
 
 import logging
 import threading
 import time
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, text
+from sqlalchemy import text
 
 from mailroom.model.errors import StoreUnavailable
 from mailroom.store.db.database import Database
@@ -13,10 +13,13 @@ from mailroom.store.messages.outbox import Outbox
 
 log = logging.getLogger("mailasync.outbox")
 
-#: How old what was found may be: whoever asks often gets no write for each time.
+#: How long a result of `Readiness` stays valid, so that frequent requests do not cause a write each.
 TRIED_SECONDS = 1.0
 
-_SQLITE = "SELECT 'SQLite ' || sqlite_version(), (SELECT page_count FROM pragma_page_count) * (SELECT page_size FROM pragma_page_size)"
+_SQLITE = (
+    "SELECT 'SQLite ' || sqlite_version(), "
+    "(SELECT page_count FROM pragma_page_count) * (SELECT page_size FROM pragma_page_size)"
+)
 _POSTGRESQL = (
     "SELECT 'PostgreSQL ' || current_setting('server_version'), pg_database_size(current_database())"
 )
@@ -28,17 +31,15 @@ _DURABILITY = "SELECT " + ", ".join(
 
 
 @dataclass(frozen=True)
-class Vitals:
+class DatabaseInfo:
     version: str
     size_bytes: int
 
 
-def vitals(database: Database) -> Vitals:
-    def look(connection: Connection) -> Vitals:
-        row = connection.execute(text(_SQLITE if connection.dialect.name == "sqlite" else _POSTGRESQL)).one()
-        return Vitals(row[0], int(row[1]))
-
-    return database.read(look)
+def database_info(database: Database) -> DatabaseInfo:
+    statement = _SQLITE if database.engine.dialect.name == "sqlite" else _POSTGRESQL
+    row = database.read(lambda connection: connection.execute(text(statement)).one())
+    return DatabaseInfo(row[0], int(row[1]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,25 +49,25 @@ class Durability:
     fsync: str
     synchronous_commit: str
     synchronous_standby_names: str
-    hosts: int  #: that the URL names
+    hosts: int  #: the number of hosts in the URL
 
     def dangers(self) -> list[str]:
-        """Tell what can be lost though it was committed, and what to do."""
-        found = []
+        """Describe what can be lost though it was committed, and what to do."""
+        dangers = []
         if self.fsync == "off":
-            found.append("fsync is off, so that accepted mail is lost in a power cut: set it to on")
+            dangers.append("fsync is off, so that accepted mail is lost in a power cut: set it to on")
         if self.synchronous_commit == "off":
-            found.append(
+            dangers.append(
                 "synchronous_commit is off, so that accepted mail is lost if the server crashes: "
                 "set it to on, as by `ALTER ROLE name SET synchronous_commit = 'on'`"
             )
         if self.hosts > 1 and not self._waits_for_standby:
-            found.append(
+            dangers.append(
                 "the URL names several hosts, and no commit waits for the stand-by, so that accepted mail "
                 "is lost and other mail sent twice when it takes over: set synchronous_standby_names, or "
                 "stop all and run `flask db restored` then"
             )
-        return found
+        return dangers
 
     @property
     def _waits_for_standby(self) -> bool:
@@ -74,26 +75,26 @@ class Durability:
 
 
 def durability(database: Database) -> Durability | None:
-    """Of a PostgreSQL; an SQLite file has none of these choices."""
+    """Read them from PostgreSQL; None for SQLite, which has no such settings."""
     if database.engine.dialect.name == "sqlite":
         return None
     row = database.read(lambda connection: connection.execute(text(_DURABILITY)).one())
-    named = database.url.normalized_query.get("host", ())
-    return Durability(**row._mapping, hosts=sum(len(one.split(",")) for one in named))
+    hosts = ",".join(database.url.normalized_query.get("host", ()))
+    return Durability(**row._mapping, hosts=len(hosts.split(",")) if hosts else 0)
 
 
 class Readiness:
-    """Tells whether mail would be accepted just now. It is tried for whoever asks, by one thread at a time."""
+    """Tells whether mail can be accepted now. One thread at a time tries it."""
 
     def __init__(self, outbox: Outbox) -> None:
         self._outbox = outbox
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         self._tried_at = float("-inf")
         self._trouble = ""
 
     def trouble(self) -> str:
-        """Say why mail would not be accepted; "" if it would."""
-        with self._turn:
+        """Return why mail cannot be accepted; "" if it can."""
+        with self._lock:
             if time.monotonic() - self._tried_at > TRIED_SECONDS:
                 self._trouble = self._try()
                 self._tried_at = time.monotonic()
@@ -104,7 +105,7 @@ class Readiness:
             self._outbox.rehearse()
         except StoreUnavailable as e:
             return str(e)
-        except Exception as e:  # Such as a right that is lacking. Its words end in the statement.
+        except Exception as e:  # Such as a missing permission. Its text ends in the statement.
             log.exception("a mail cannot be written")
             return f"a mail cannot be written: {type(e).__name__}, see the log"
         return ""

@@ -1,4 +1,4 @@
-"""Finds for a sweeper the rows of the outbox that nobody would come back to by himself.
+"""Finds for a sweeper the messages that no worker would come back to otherwise.
 
 Any number of sweepers may run.
 """
@@ -13,29 +13,31 @@ from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, selec
 from mailroom.model.message import State
 from mailroom.store.accounts import note_sent
 from mailroom.store.db.database import Database, Work, run
-from mailroom.store.db.schema import locked, messages, now_ms, recipients
-from mailroom.store.db.statements import in_order
+from mailroom.store.db.dialects import now_ms
+from mailroom.store.db.locking import in_order, skip_locked
+from mailroom.store.db.schema import messages, recipients
 from mailroom.store.events.counters import count
 from mailroom.store.events.timeline import record
 from mailroom.store.messages.claims import Claims
 from mailroom.store.messages.ownership import mine
 from mailroom.store.workers import dead_owners
 
-#: Rows that one sweep takes of each kind; what is left over comes with the next.
+#: The most rows of each kind that one sweep handles; the rest comes with the next sweep.
 BATCH_MAX = 1000
-#: A row is given this long to be published by the process that accepted it.
+#: The process that accepted a message has this long to publish its nudge.
 UNPUBLISHED_AFTER_MS = 5_000
-#: A published row that is still queued was lost on the way, if the queue is empty …
+#: A nudge got lost if its message is still queued after so long, and the queue is empty.
 LOST_IF_EMPTY_AFTER_MS = 10_000
-#: … or if nothing came of it for this long.
+#: A nudge got lost if its message is still queued after so long, whatever is in the queue.
 LOST_AFTER_MS = 15 * 60_000
-#: A row fails that was alone with this many workers when they died. The death before those made it suspect, and does not count.
+#: A message fails that was alone with this many workers when they died.
+#: The death before those made it suspect, and does not count.
 CRASHES_MAX = 5
 
 
 @dataclass(frozen=True)
 class QueuedId:
-    """A row to be published: its id, and the queue that its nudge belongs on."""
+    """A message whose nudge is to be published on this queue."""
 
     id: str
     queue: str
@@ -44,7 +46,10 @@ class QueuedId:
 
 @dataclass(frozen=True)
 class Sweeps:
-    """Every method marks its rows before it returns them, so that two sweepers do not publish the same ones."""
+    """The sweeps of one process.
+
+    Each method marks its rows before it returns them, so that no two sweepers publish the same ones.
+    """
 
     database: Database
     lease_seconds: float
@@ -52,7 +57,7 @@ class Sweeps:
     limited: frozenset[str] = frozenset()  #: accounts that may send only so much in 24 hours
 
     def due(self, limit: int = BATCH_MAX) -> list[QueuedId]:
-        """Deferred and scheduled rows whose time has come; they are queued now. Not those that wait for an account."""
+        """Queue deferred and scheduled messages that are due, without those that wait for an account."""
         return self._mark(
             limit,
             messages.c.next_attempt_at <= now_ms(),
@@ -63,15 +68,17 @@ class Sweeps:
         )
 
     def unparked(self, limit: int, capacity: Mapping[str, int]) -> list[QueuedId]:
-        """Rows that waited for an account, as many as each of those has room for; they are queued now.
+        """Queue messages that waited for an account, as many as each account may send.
 
-        Those with the fewest attempts first, so that a mail at which the server always hangs up lets the others go before it.
+        Those with the fewest attempts come first, so that a mail at which the server always hangs up goes
+        last.
         """
-        found: list[QueuedId] = []
+        queued: list[QueuedId] = []
         for account, most in capacity.items():
-            if (left := min(limit - len(found), most)) > 0:
-                found += self._mark(
-                    left,
+            remaining = min(limit - len(queued), most)
+            if remaining > 0:
+                queued += self._mark(
+                    remaining,
                     messages.c.parked.is_not(None),
                     or_(messages.c.sender.is_(None), messages.c.sender == account),
                     state=State.QUEUED,
@@ -79,10 +86,13 @@ class Sweeps:
                     parked=None,
                     order=(messages.c.attempt, messages.c.created_at, messages.c.id),
                 )
-        return found
+        return queued
 
     def unpublished(self, limit: int = BATCH_MAX) -> list[QueuedId]:
-        """Queued rows whose nudge was never confirmed: the broker was away, or the process that accepted them died."""
+        """Return queued messages whose nudge was never confirmed.
+
+        The broker was away, or the process that accepted them died.
+        """
         return self._mark(
             limit,
             messages.c.state == State.QUEUED,
@@ -93,25 +103,21 @@ class Sweeps:
         )
 
     def under_way(self, limit: int) -> int:
-        """Count the rows that are published and not done, `limit` at most.
-
-        These are those that a worker has, and those on their way to one.
-        """
-
-        def count(connection: Connection) -> int:
-            kinds = (
-                messages.c.owner.is_not(None),
-                and_(messages.c.state == State.QUEUED, messages.c.published_at.is_not(None)),
+        """Count the messages that a worker has, or that are on their way to one, `limit` at most."""
+        owned = messages.c.owner.is_not(None)
+        published = and_(messages.c.state == State.QUEUED, messages.c.published_at.is_not(None))
+        number = self.database.read(
+            lambda connection: (
+                _number(connection, owned, limit=limit) + _number(connection, published, limit=limit)
             )
-            found = (select(messages.c.id).where(which).limit(limit).subquery() for which in kinds)
-            return min(
-                limit, sum(connection.scalar(select(func.count()).select_from(rows)) or 0 for rows in found)
-            )
-
-        return self.database.read(count)
+        )
+        return min(limit, number)
 
     def lost(self, limit: int = BATCH_MAX, *, empty_queues: Sequence[str] = ()) -> list[QueuedId]:
-        """Queued rows whose nudge was confirmed long ago and has come to nothing; sooner where their queue is known to be empty."""
+        """Return queued messages whose nudge was confirmed long ago and got lost.
+
+        That is assumed sooner for a queue that is known to be empty.
+        """
         long_ago = messages.c.published_at < now_ms() - LOST_AFTER_MS
         a_while_ago = and_(
             messages.c.published_at < now_ms() - LOST_IF_EMPTY_AFTER_MS, messages.c.queue.in_(empty_queues)
@@ -126,24 +132,29 @@ class Sweeps:
         )
 
     def unpublish(self, ids: Sequence[str]) -> None:
-        """Take the mark back from rows that could not be published after all."""
+        """Unmark rows that could not be published after all."""
         self.database.write(_unpublish, list(ids), alone=True)
 
     def forget_nudges(self) -> None:
-        """All queued rows need a nudge again: the broker was in the memory of a process that has ended."""
+        """Unmark all queued rows: the broker was in the memory of a process that has ended."""
         self.database.write(_forget_nudges, None, alone=True)
 
     def orphans(self) -> int:
-        """Give back what dead workers own; return how many rows that were. Each death counts against a row that was claimed alone.
+        """Give back the messages of dead workers; return how many. Each death counts against its messages.
 
-        Before the fence nothing was sent: queued. Past it nobody knows: uncertain, and then as ON_UNCERTAIN says.
+        Before the fence nothing was sent: queued. After it nobody knows: uncertain, and settled by
+        ON_UNCERTAIN.
         """
-        return self.database.write(self._orphans, None, alone=True) if self.database.read(self._dead) else 0
+        if not self.database.read(self._dead):
+            return 0
+        return self.database.write(self._orphans, None, alone=True)
 
     def abandoned(self, claims: Claims) -> int:
-        """Give back rows of a living worker that none of its threads works on; return how many."""
+        """Give back messages of a living worker that none of its threads works on; return how many."""
         rows = claims.not_in_hand()
-        return self.database.write(self._abandoned, (claims.owner, rows), alone=True) if rows else 0
+        if not rows:
+            return 0
+        return self.database.write(self._abandoned, (claims.owner, rows), alone=True)
 
     def _mark(
         self,
@@ -153,117 +164,115 @@ class Sweeps:
         work: Work[Any, Any] | None = None,
         **values: Any,
     ) -> list[QueuedId]:
-        found = (
-            select(messages.c.id)
-            .where(*conditions)
-            .order_by(*(order if isinstance(order, tuple) else (order,)))
-            .limit(limit)
-        )
+        """Mark the first of these rows as published, and return them.
+
+        `work` runs that UPDATE; it is `run`, or counts the rows too.
+        """
+        by = order if isinstance(order, tuple) else (order,)
+        ids = select(messages.c.id).where(*conditions).order_by(*by).limit(limit)
         mark = (
             update(messages)
             .values(published_at=now_ms(), **values)
-            .where(messages.c.id.in_(locked(found)))
+            .where(messages.c.id.in_(skip_locked(ids)))
             .returning(messages.c.id, messages.c.queue, messages.c.crashes)
         )
-        if not self.database.read(lambda connection: connection.scalars(found.limit(1)).first()):
+        if not self.database.read(lambda connection: connection.scalars(ids.limit(1)).first()):
             return []  # Looking takes no write lock, and most of the time there is nothing.
         rows = self.database.write(work or run, mark, alone=True)
-        return sorted(
-            (QueuedId(row.id, row.queue, row.crashes > 0) for row in rows), key=lambda nudge: nudge.id
-        )
+        queued = [QueuedId(row.id, row.queue, alone=row.crashes > 0) for row in rows]
+        return sorted(queued, key=lambda message: message.id)
 
     def _dead(self, connection: Connection) -> set[str]:
         return dead_owners(connection, messages.c.owner, self.lease_seconds)
 
-    def _orphans(self, connection: Connection, asked: list[None]) -> list[int]:
+    def _orphans(self, connection: Connection, items: list[None]) -> list[int]:
         dead = self._dead(connection)
         if not dead:
-            return [0] * len(asked)
-        given_back = self._give_back(
-            connection, messages.c.owner.in_(dead), crashes=1, what="the worker died"
-        )
-        _fail_poison(connection, given_back)
-        return [len(given_back)] * len(asked)
+            return [0] * len(items)
+        of_dead = messages.c.owner.in_(dead)
+        ids = self._give_back(connection, of_dead, crashes=1, cause="the worker died")
+        _fail_poison(connection, ids)
+        return [len(ids)] * len(items)
 
-    def _abandoned(self, connection: Connection, asked: list[tuple[str, list[Any]]]) -> list[int]:
-        return [
-            len(self._give_back(connection, *mine(owner, rows), crashes=0, what="the attempt was broken off"))
-            for owner, rows in asked
-        ]
+    def _abandoned(self, connection: Connection, items: list[tuple[str, list[Any]]]) -> list[int]:
+        counts: list[int] = []
+        for owner, rows in items:
+            conditions = mine(owner, rows)
+            cause = "the attempt was broken off"
+            counts.append(len(self._give_back(connection, *conditions, crashes=0, cause=cause)))
+        return counts
 
     def _give_back(
-        self, connection: Connection, *whose: ColumnElement[bool], crashes: int, what: str
+        self, connection: Connection, *conditions: ColumnElement[bool], crashes: int, cause: str
     ) -> list[str]:
-        """Queue rows of which nothing was sent; settle those of which nobody knows. Return the ids of all of them."""
-        free = {"owner": None, "published_at": None, "crashes": messages.c.crashes + crashes}
+        """Queue messages of which nothing was sent, and settle uncertain ones; return the ids of all."""
+        released = {"owner": None, "published_at": None, "crashes": messages.c.crashes + crashes}
+        sending = _not_in_use(*conditions, messages.c.state == State.SENDING)
         unsent = connection.execute(
             update(messages)
-            .values(state=State.QUEUED, **free)
-            .where(messages.c.id.in_(_not_in_use(*whose, messages.c.state == State.SENDING)))
+            .values(state=State.QUEUED, **released)
+            .where(messages.c.id.in_(sending))
             .returning(messages.c.id, messages.c.attempt)
         ).all()
-        then = State.QUEUED if self.on_uncertain == "resend" else State.UNCERTAIN
-        reason = f"{what} after the payload went out"
-        unknown = connection.execute(
+        reason = f"{cause} after the payload went out"
+        in_data = _not_in_use(*conditions, messages.c.state == State.IN_DATA)
+        uncertain = connection.execute(
             update(messages)
-            .values(state=then, uncertain_attempts=messages.c.uncertain_attempts + 1, reason=reason, **free)
-            .where(messages.c.id.in_(_not_in_use(*whose, messages.c.state == State.IN_DATA)))
+            .values(uncertain_attempts=messages.c.uncertain_attempts + 1, reason=reason, **released)
+            .values(state=self._state_of_uncertain)
+            .where(messages.c.id.in_(in_data))
             .returning(messages.c.id, messages.c.attempt, messages.c.account)
         ).all()
-        self._count(connection, unknown)
-        told = [
-            {
-                "id": row.id,
-                "attempt": row.attempt,
-                "event": "worker lost",
-                "detail": f"{what} before the payload",
-            }
-            for row in unsent
-        ]
-        told += [
-            {"id": row.id, "attempt": row.attempt, "event": "uncertain", "detail": reason} for row in unknown
-        ]
-        record(connection, told)
-        if then is State.UNCERTAIN:
-            _end_recipients(connection, [row.id for row in unknown], State.UNCERTAIN)
-        return [row.id for row in (*unsent, *unknown)]
+        self._count(connection, uncertain)
+        lines = [_line(row, "worker lost", f"{cause} before the payload") for row in unsent]
+        record(connection, lines + [_line(row, "uncertain", reason) for row in uncertain])
+        if self._state_of_uncertain is State.UNCERTAIN:
+            _end_recipients(connection, [row.id for row in uncertain], State.UNCERTAIN)
+        return [row.id for row in (*unsent, *uncertain)]
 
-    def _count(self, connection: Connection, unknown: Sequence[Any]) -> None:
+    @property
+    def _state_of_uncertain(self) -> State:
+        return State.QUEUED if self.on_uncertain == "resend" else State.UNCERTAIN
+
+    def _count(self, connection: Connection, uncertain: Sequence[Any]) -> None:
         """Count as sent what may have been sent."""
-        sizes = Counter(
-            connection.scalars(
-                select(recipients.c.id).where(
-                    recipients.c.id.in_([row.id for row in unknown]),
-                    recipients.c.state.in_([State.QUEUED, State.DEFERRED]),
-                )
-            )
-        )
-        note_sent(
-            connection, [(row.account, sizes[row.id]) for row in unknown if row.account in self.limited]
-        )
+        ids = [row.id for row in uncertain]
+        unsent = recipients.c.state.in_([State.QUEUED, State.DEFERRED])
+        people = Counter(connection.scalars(select(recipients.c.id).where(recipients.c.id.in_(ids), unsent)))
+        sent = [(row.account, people[row.id]) for row in uncertain if row.account in self.limited]
+        note_sent(connection, sent)
 
 
-def _not_in_use(*whose: ColumnElement[bool]) -> Select[Any]:
-    """Find these rows, but not those that somebody is changing just now: their owner lives, and is looked at again."""
-    return locked(select(messages.c.id).where(*whose).order_by(messages.c.id))
+def _line(row: Any, event: str, detail: str) -> dict[str, Any]:
+    return {"id": row.id, "attempt": row.attempt, "event": event, "detail": detail}
+
+
+def _number(connection: Connection, condition: ColumnElement[bool], *, limit: int) -> int:
+    rows = select(messages.c.id).where(condition).limit(limit).subquery()
+    return connection.scalar(select(func.count()).select_from(rows)) or 0
+
+
+def _not_in_use(*conditions: ColumnElement[bool]) -> Select[Any]:
+    """Select the ids of these rows, without those that are locked: their owner lives."""
+    return skip_locked(select(messages.c.id).where(*conditions).order_by(messages.c.id))
 
 
 def _fail_poison(connection: Connection, ids: list[str]) -> None:
-    failed = list(
-        connection.scalars(
-            update(messages)
-            .values(state=State.FAILED, reason=f"crashed: {CRASHES_MAX} workers died with it alone")
-            .where(messages.c.id.in_(ids), messages.c.crashes > CRASHES_MAX, messages.c.state == State.QUEUED)
-            .returning(messages.c.id)
-        )
+    """Fail those of these messages with which too many workers died."""
+    is_poison = (messages.c.crashes > CRASHES_MAX, messages.c.state == State.QUEUED)
+    failing = (
+        update(messages)
+        .values(state=State.FAILED, reason=f"crashed: {CRASHES_MAX} workers died with it alone")
+        .where(messages.c.id.in_(ids), *is_poison)
     )
+    failed = list(connection.scalars(failing.returning(messages.c.id)))
     if failed:
         _end_recipients(connection, failed, State.FAILED)
         record(connection, [{"id": id, "event": "failed", "detail": "crashed"} for id in failed])
 
 
 def _end_recipients(connection: Connection, ids: list[str], state: State) -> None:
-    """Give the recipients without an outcome this one."""
+    """Set the state of the recipients that have no outcome yet."""
     connection.execute(
         update(recipients)
         .values(state=state)
@@ -272,28 +281,22 @@ def _end_recipients(connection: Connection, ids: list[str], state: State) -> Non
 
 
 def _recover(connection: Connection, statements: list[Any]) -> list[Any]:
-    """Mark rows whose nudge came to nothing, and count them."""
-    found = run(connection, statements)
-    count(connection, {"recovered": sum(map(len, found))})
-    return found
+    """Run the UPDATEs that mark rows whose nudge got lost, and count these rows."""
+    results = run(connection, statements)
+    count(connection, {"recovered": sum(map(len, results))})
+    return results
 
 
 def _unpublish(connection: Connection, chunks: list[list[str]]) -> list[None]:
     for ids in chunks:
-        mark_gone = (
-            update(messages)
-            .values(published_at=None)
-            .where(messages.c.id.in_(ids), messages.c.state == State.QUEUED)
-        )
-        connection.execute(in_order(connection, mark_gone))
+        queued = (messages.c.id.in_(ids), messages.c.state == State.QUEUED)
+        unmarked = update(messages).values(published_at=None).where(*queued)
+        connection.execute(in_order(connection, unmarked))
     return [None] * len(chunks)
 
 
-def _forget_nudges(connection: Connection, asked: list[None]) -> list[None]:
-    marks_gone = (
-        update(messages)
-        .values(published_at=None)
-        .where(messages.c.state == State.QUEUED, messages.c.published_at.is_not(None))
-    )
-    connection.execute(in_order(connection, marks_gone))
-    return [None] * len(asked)
+def _forget_nudges(connection: Connection, items: list[None]) -> list[None]:
+    published = (messages.c.state == State.QUEUED, messages.c.published_at.is_not(None))
+    unmarked = update(messages).values(published_at=None).where(*published)
+    connection.execute(in_order(connection, unmarked))
+    return items

@@ -1,4 +1,4 @@
-"""Makes a database that came back from a backup safe to start on: what it has as on its way may have arrived long ago."""
+"""Makes a database from a backup safe to use: its unsent mails may have been sent since the backup."""
 
 from dataclasses import dataclass
 from uuid import uuid4
@@ -8,7 +8,8 @@ from sqlalchemy import Connection, delete, exists, func, insert, literal, or_, s
 from mailroom.model.errors import MailroomError
 from mailroom.model.message import FINAL, State
 from mailroom.store.db.database import Database
-from mailroom.store.db.schema import events, identity, jobs, messages, now_ms, recipients, workers
+from mailroom.store.db.dialects import now_ms
+from mailroom.store.db.schema import events, identity, jobs, messages, recipients, workers
 from mailroom.store.jobs.jobs import FINAL as JOB_FINAL
 from mailroom.store.jobs.jobs import JobState, NotifyOn
 from mailroom.store.workers import is_alive
@@ -18,15 +19,15 @@ JOB_ERROR = "restored from a backup: it may have run since; start it again with 
 
 
 class StillRunning(MailroomError):
-    """A worker was seen on this database a moment ago; what is held under its hands could be sent all the same."""
+    """A worker was seen on this database a moment ago, and could go on to send messages that are held."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Restored:
     """The result of `hold`."""
 
-    held: int  #: messages that a person has to let go
-    failed: int  #: messages that waited for one of these jobs, to tell of its success
+    held: int  #: messages that a person has to release
+    failed: int  #: messages about the success of one of these jobs
     jobs: int  #: jobs that had not ended
     outbox_id: str
 
@@ -34,35 +35,39 @@ class Restored:
 def hold(database: Database, *, lease_seconds: float) -> Restored:
     """Hold every message that is not final, end every job that had not, and give the outbox another identity.
 
-    By that, nudges that are still on the broker from the time after the backup are refused as another outbox's. Done twice, it
-    finds nothing to hold.
+    So nudges that the broker still has from the time after the backup are refused, as those of another
+    outbox. Done twice, it finds nothing to hold.
 
     Raises:
       StillRunning: a worker was seen within its lease.
     """
-    done: list[Restored] = []
+    restored: list[Restored] = []
 
     def work(connection: Connection) -> None:
-        if name := connection.scalar(select(workers.c.name).where(is_alive(lease_seconds)).limit(1)):
-            raise StillRunning(
-                f"worker {name} was seen less than {lease_seconds:g} s ago; stop every worker and web process, wait that "
-                "long and try again"
-            )
-        outbox_id = str(uuid4())
-        ended = _end_jobs(connection)
-        done.append(
-            Restored(
-                jobs=ended,
-                failed=_fail_what_told_of_success(connection),
-                held=_hold(connection),
-                outbox_id=outbox_id,
-            )
-        )
-        connection.execute(update(identity).values(outbox_id=outbox_id))
-        connection.execute(delete(workers))
+        _refuse_running(connection, lease_seconds)
+        restored.append(_restore(connection))
 
     database.transaction(work)
-    return done[0]
+    return restored[0]
+
+
+def _refuse_running(connection: Connection, lease_seconds: float) -> None:
+    name = connection.scalar(select(workers.c.name).where(is_alive(lease_seconds)).limit(1))
+    if name:
+        raise StillRunning(
+            f"worker {name} was seen less than {lease_seconds:g} s ago; "
+            "stop every worker and web process, wait that long and try again"
+        )
+
+
+def _restore(connection: Connection) -> Restored:
+    outbox_id = str(uuid4())
+    ended = _end_jobs(connection)
+    failed = _fail_reports_of_success(connection)
+    held = _hold(connection)
+    connection.execute(update(identity).values(outbox_id=outbox_id))
+    connection.execute(delete(workers))
+    return Restored(jobs=ended, failed=failed, held=held, outbox_id=outbox_id)
 
 
 def _end_jobs(connection: Connection) -> int:
@@ -88,10 +93,10 @@ def _end_jobs(connection: Connection) -> int:
     ).rowcount
 
 
-def _fail_what_told_of_success(connection: Connection) -> int:
-    """Fail, with its job, what is to go only when that has succeeded.
+def _fail_reports_of_success(connection: Connection) -> int:
+    """Fail the messages that wait for the success of a job.
 
-    Let go by itself, it would tell what is not so.
+    Sent now, they would say that the job has succeeded.
     """
     waits = (
         messages.c.state == State.WAITING,

@@ -1,7 +1,7 @@
-"""Forgets what ended long ago: messages with all that belongs to them, jobs, and the small rows that nothing refers to any more.
+"""Deletes what ended long ago: messages with all that belongs to them, jobs, and old rows of small tables.
 
-Batches are small, so that no POST has to wait for one, and each looks only at what comes after the one before it: rows that stay,
-such as a mail that was held for a year, cost nothing but their first look.
+Batches are small, so that no POST has to wait for one. Each begins where the last one ended, so that rows
+that stay, such as a mail that is held for a year, are looked at once in a round.
 """
 
 import time
@@ -28,6 +28,8 @@ from sqlalchemy import (
 
 from mailroom.model.message import FINAL
 from mailroom.store.db.database import Database
+from mailroom.store.db.dialects import now_ms
+from mailroom.store.db.locking import in_order
 from mailroom.store.db.schema import (
     deliveries,
     events,
@@ -35,68 +37,67 @@ from mailroom.store.db.schema import (
     idempotency,
     jobs,
     messages,
-    now_ms,
     samples,
     signed_out,
     tallies,
     usage,
     workers,
 )
-from mailroom.store.db.statements import in_order
 from mailroom.store.events.counters import KEPT_MINUTES, MINUTE_MS, fold, is_old
 from mailroom.store.jobs.jobs import FINAL as JOB_FINAL
 from mailroom.store.keys.sign_outs import KEPT_MS as SIGNED_OUT_MS
 from mailroom.store.workers import FORGET_AFTER_MS
 
 DAY_MS = 24 * 3600_000
-#: Rows that one batch looks at: with four tables behind each message some 20 ms of SQLite's write lock.
+#: Rows of one batch: with four tables for each message, they take SQLite's write lock for some 20 ms.
 BATCH = 200
-#: An Idempotency-Key is remembered for this long, whatever RETENTION_DAYS says.
+#: How long an Idempotency-Key is kept, whatever RETENTION_DAYS is.
 KEYS_MS = DAY_MS
-#: Budgets are about 24 hours; what is older than this can be in none.
+#: Sending limits are about the last 24 hours; older usage matters to none.
 USAGE_MS = 2 * DAY_MS
-#: Tests of webhooks, which no message takes with it.
+#: How long test deliveries of webhooks are kept, which belong to no message.
 TESTS_MS = 7 * DAY_MS
-#: Stretches of ten minutes, in which usage is counted.
+#: The interval of usage: ten minutes.
 USAGE_BUCKET_MS = 600_000
-#: Rows that `old` counts in one look.
+#: Rows that `old` reads at a time.
 LOOK = 5_000
 
 #: Any number that nobody else takes for a PostgreSQL advisory lock in this database.
 _LOCK = 7_263_502
 
-#: A place in the order of age: created_at and id.
-Place = tuple[int, str]
-START: Place = (0, "")
+#: A position in the order of age: created_at and id.
+Position = tuple[int, str]
+START: Position = (0, "")
 
 
 @dataclass(frozen=True)
 class PurgeBatch:
-    """Rows that were looked at: how far that went, which of them can go, and whether any are left behind them."""
+    """Rows that were looked at."""
 
-    end: Place
-    ids: list[str]
-    is_last: bool
+    end: Position  #: of the last row
+    ids: list[str]  #: those that can be deleted
+    is_last: bool  #: whether there are no rows after these
 
 
 @dataclass(eq=False)
 class Retention:
-    """The forgetting of one process, and how far it has come.
+    """The purge of one process, and how far it has come.
 
-    Any number of processes may do it; one at a time does.
+    Any number of processes may purge; one at a time does.
     """
 
     database: Database
     days: float
-    _places: dict[str, Place] = field(default_factory=dict)  #: by table, where its next batch begins
+    #: Where the next batch of each table begins, by its name.
+    _positions: dict[str, Position] = field(default_factory=dict)
 
     def purge(self, limit: int = BATCH) -> int:
-        """Delete what may go of the next `limit` rows of each kind; return how many messages and jobs that were.
+        """Delete what can go of the next `limit` rows of each table; return how many messages and jobs.
 
-        `done` then tells whether a whole round has come to its end. While another process is at it, nothing is done. With 0 days
-        only the small rows go.
+        `done` then tells whether a round is complete. While another process purges, nothing is done. With 0
+        days, only small tables are purged.
         """
-        self._small(limit)
+        self._purge_small(limit)
         if not self.days:
             return 0
         return sum(self._step(table, limit) for table in (messages, jobs))
@@ -104,25 +105,24 @@ class Retention:
     @property
     def done(self) -> bool:
         """Tell whether the next batch begins a new round."""
-        return not self._places
+        return not self._positions
 
     def rounds(self, limit: int = BATCH) -> Iterator[tuple[int, int]]:
-        """Purge for one whole round, by a person's wish.
+        """Purge for one whole round, at a person's request.
 
-        Yields how many messages and how many jobs went in each batch.
+        Yields how many messages and how many jobs were deleted in each batch.
         """
-        self._small(None)
-        self._places.clear()
+        self._purge_small(None)
+        self._positions.clear()
         for number, table in enumerate((messages, jobs)):
             more = True
             while more:
                 started = time.monotonic()
                 count = self._step(table, limit)
-                more = table.name in self._places
+                more = table.name in self._positions
                 yield (0, count) if number else (count, 0)
-                time.sleep(
-                    time.monotonic() - started
-                )  # Half of the time is for the others, who on SQLite wait for the same lock.
+                # Half of the time is for others, who on SQLite wait for the same lock.
+                time.sleep(time.monotonic() - started)
 
     def old(self) -> tuple[int, int]:
         """Count the messages, and the jobs without one, that can go now."""
@@ -136,50 +136,45 @@ class Retention:
 
     def _step(self, table: Table, limit: int) -> int:
         """Look without a lock, and take one only if there is something to delete."""
-        place = self._places.get(table.name, START)
-        batch = self.database.read(partial(self._look, table, place, limit))
-        count = (
-            self.database.write(
-                self._delete_messages if table is messages else self._delete_jobs, batch.ids, alone=True
-            )
-            if batch.ids
-            else 0
-        )
+        position = self._positions.get(table.name, START)
+        batch = self.database.read(partial(self._look, table, position, limit))
+        work = self._delete_messages if table is messages else self._delete_jobs
+        count = self.database.write(work, batch.ids, alone=True) if batch.ids else 0
         if count is None:
-            return 0  # Another process is at it; the next time we look at the same rows again.
+            return 0  # Another process purges; the next time we look at the same rows again.
         if batch.is_last:
-            self._places.pop(table.name, None)
+            self._positions.pop(table.name, None)
         else:
-            self._places[table.name] = batch.end
+            self._positions[table.name] = batch.end
         return count
 
-    def _look(self, table: Table, place: Place, limit: int, connection: Connection) -> PurgeBatch:
+    def _look(self, table: Table, after: Position, limit: int, connection: Connection) -> PurgeBatch:
         until = self._until(connection)
-        gone = _message_can_go(until) if table is messages else _job_can_go(until)
+        can_go = _message_can_go(until) if table is messages else _job_can_go(until)
         rows = connection.execute(
-            select(table.c.id, table.c.created_at, gone.label("gone"))
+            select(table.c.id, table.c.created_at, can_go.label("gone"))
             .where(
                 table.c.created_at < until,
-                tuple_(table.c.created_at, table.c.id) > tuple_(*map(literal, place)),
+                tuple_(table.c.created_at, table.c.id) > tuple_(*map(literal, after)),
             )
             .order_by(table.c.created_at, table.c.id)
             .limit(limit)
         ).all()
-        end = (rows[-1].created_at, rows[-1].id) if rows else place
+        end = (rows[-1].created_at, rows[-1].id) if rows else after
         return PurgeBatch(end, [row.id for row in rows if row.gone], len(rows) < limit)
 
     def _until(self, connection: Connection) -> int:
         return _now(connection) - int(self.days * DAY_MS)
 
-    def _delete_messages(self, connection: Connection, asked: list[list[str]]) -> list[int | None]:
-        return [self._delete_messages_of(connection, ids) if _alone(connection) else None for ids in asked]
+    def _delete_messages(self, connection: Connection, chunks: list[list[str]]) -> list[int | None]:
+        return [self._delete_messages_of(connection, ids) if _alone(connection) else None for ids in chunks]
 
     def _delete_messages_of(self, connection: Connection, ids: list[str]) -> int:
-        # Jobs first, as everybody locks them first.
+        # Jobs are locked first, as in every transaction.
         job_ids = select(messages.c.job_id).where(messages.c.id.in_(ids))
         its_jobs = select(jobs.c.id).where(jobs.c.id.in_(job_ids)).order_by(jobs.c.id)
         connection.execute(its_jobs.with_for_update())
-        # Looked at anew: somebody may have had one sent again meanwhile.
+        # Checked again: one may have been sent once more meanwhile.
         gone = (
             delete(messages)
             .where(messages.c.id.in_(ids), _message_can_go(self._until(connection)))
@@ -191,8 +186,8 @@ class Retention:
             self._delete_jobs_of(connection, [row.job_id for row in rows if row.job_id])
         return len(rows)
 
-    def _delete_jobs(self, connection: Connection, asked: list[list[str]]) -> list[int | None]:
-        return [self._delete_jobs_of(connection, ids) if _alone(connection) else None for ids in asked]
+    def _delete_jobs(self, connection: Connection, chunks: list[list[str]]) -> list[int | None]:
+        return [self._delete_jobs_of(connection, ids) if _alone(connection) else None for ids in chunks]
 
     def _delete_jobs_of(self, connection: Connection, ids: list[str]) -> int:
         if not ids:
@@ -206,27 +201,27 @@ class Retention:
         return len(gone)
 
     def _delete_belongings(self, connection: Connection, ids: list[str]) -> None:
-        """Delete what has no foreign key: the timeline, the files, and what clients were told.
+        """Delete what has no foreign key: timelines, files and deliveries.
 
-        Contents and recipients went with the row.
+        Contents and recipients were deleted with the row.
         """
         for table in (events, files):
             connection.execute(delete(table).where(table.c.id.in_(ids)))
-        told = delete(deliveries).where(deliveries.c.message_id.in_(ids))
-        connection.execute(in_order(connection, told))
+        delivered = delete(deliveries).where(deliveries.c.message_id.in_(ids))
+        connection.execute(in_order(connection, delivered))
 
-    def _small(self, limit: int | None) -> None:
-        """Delete rows of small tables that are too old to mean anything; add up tallies that are old."""
+    def _purge_small(self, limit: int | None) -> None:
+        """Delete old rows of small tables, and add up old counts."""
         if self.database.read(_has_small):
             self.database.write(_delete_small, limit, alone=True)
 
 
 def _message_can_go(until: int) -> ColumnElement[bool]:
-    """Return the condition on which a message can go.
+    """Return the condition on which a message can be deleted.
 
-    It is final, and so is its job, which it stays with; the last thing that was told of either is older than
-    that moment.
-    A message has no column for its end; its last event, or without one its beginning, stands for that.
+    It is final and so is its job, as both stay together; and all that happened to either is older than
+    `until`. A message has no column for its end: that is the time of its last event, or else of its
+    acceptance.
     """
     return and_(
         messages.c.state.in_(FINAL),
@@ -237,9 +232,9 @@ def _message_can_go(until: int) -> ColumnElement[bool]:
 
 
 def _job_can_go(until: int) -> ColumnElement[bool]:
-    """Return the condition on which a job can go.
+    """Return the condition on which a job can be deleted.
 
-    It is final, old, and no message is there that shows it or may need what it made.
+    It is final and old, and there is no message that shows it or may need its file.
     """
     return and_(_job_ended(until), ~exists().where(messages.c.job_id == jobs.c.id))
 
@@ -249,7 +244,7 @@ def _job_ended(until: int) -> ColumnElement[bool]:
 
 
 def _small_tables(connection: Connection) -> list[tuple[Table, tuple[Column[Any], ...], ColumnElement[bool]]]:
-    """The small tables, each with its key and what is too old in it."""
+    """Return the small tables, each with its key and the condition of its old rows."""
     now = _now(connection)
     return [
         (idempotency, (idempotency.c.owner, idempotency.c.key), idempotency.c.created_at < now - KEYS_MS),
@@ -276,11 +271,11 @@ def _has_small(connection: Connection) -> bool:
 def _delete_small(connection: Connection, limits: list[int | None]) -> list[None]:
     if _alone(connection):
         for table, key, old in _small_tables(connection):
-            # Every process adds some tallies a minute, and they are small: more of them at once.
-            found = select(*key).where(old).limit(limits[0] and (LOOK if table is tallies else limits[0]))
-            gone = in_order(
-                connection, delete(table).where((tuple_(*key) if len(key) > 1 else key[0]).in_(found), old)
-            )
+            # Every process adds counts each minute, and they are small: more of them at once.
+            most = LOOK if table is tallies else limits[0]
+            keys = select(*key).where(old).limit(limits[0] and most)
+            row_key = tuple_(*key) if len(key) > 1 else key[0]
+            gone = in_order(connection, delete(table).where(row_key.in_(keys), old))
             if table is tallies:
                 fold(connection, connection.execute(gone.returning(tallies.c.event, tallies.c.count)))
             else:
@@ -289,15 +284,17 @@ def _delete_small(connection: Connection, limits: list[int | None]) -> list[None
 
 
 def _now(connection: Connection) -> int:
-    """The database's clock. As a number, because PostgreSQL uses no index for what it compares with a clock that runs on."""
+    """Read the database's clock.
+
+    PostgreSQL uses an index for a number, and not for an expression that changes.
+    """
     return connection.scalar(select(now_ms())) or 0
 
 
 def _alone(connection: Connection) -> bool:
-    """Tell whether nobody else purges in this moment.
+    """Tell whether no other process purges now.
 
-    The lock is the transaction's, so that it can neither be lost nor be left behind.
-    On SQLite the transaction itself is that lock.
+    The lock ends with the transaction. On SQLite the transaction itself is that lock.
     """
     if connection.dialect.name != "postgresql":
         return True

@@ -1,6 +1,6 @@
-"""Acts for a person or a client on a message that is on its way, or on one that has ended.
+"""Actions of people and clients on messages: cancel, hold, release, reschedule, retry and resend.
 
-Each action is one conditional UPDATE: whether it or a worker's claim comes first is the database's to say.
+Each action is one conditional UPDATE: the database decides whether it or a worker's claim comes first.
 """
 
 from collections.abc import Sequence
@@ -13,13 +13,14 @@ from mailroom.model.errors import MailroomError
 from mailroom.model.message import FINAL, OPEN, State
 from mailroom.store.content import copy
 from mailroom.store.db.database import Database
-from mailroom.store.db.schema import contents, jobs, messages, now_ms, recipients
-from mailroom.store.events.deliveries import tell
+from mailroom.store.db.dialects import now_ms
+from mailroom.store.db.schema import contents, jobs, messages, recipients
+from mailroom.store.events.deliveries import enqueue_webhooks
 from mailroom.store.events.timeline import record
 from mailroom.store.jobs.jobs import JobState
 from mailroom.store.messages.idempotency import Kept, KeyTaken, take
 
-#: In one commit.
+#: The most messages that are released in one commit.
 RELEASE_MAX = 200
 JOB_OPEN = (JobState.QUEUED, JobState.RUNNING)
 
@@ -38,7 +39,7 @@ class WrongState(MailroomError):
 
 @dataclass(frozen=True, kw_only=True)
 class Action:
-    """From which states to which; `recipients` are those whose state follows."""
+    """The states it starts from, the state it leads to, and the states of recipients that change with it."""
 
     event: str
     states: tuple[State, ...]
@@ -64,7 +65,7 @@ RELEASE = Action(
     recipients=(*OPEN, State.UNCERTAIN),
 )
 RETRY_NOW = Action(event="retried", states=(State.SCHEDULED, State.DEFERRED), then=State.QUEUED)
-#: Of one that was sent: to those whom the next hop refused.
+#: A message that was sent goes only to the recipients whom the next hop refused.
 RETRY_ENDED = Action(
     event="retried",
     states=(State.FAILED, State.EXPIRED, State.SENT),
@@ -75,11 +76,11 @@ RESENDABLE = tuple(state for state in State if state in FINAL)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Asked:
+class _Request:
     id: str
-    actions: tuple[Action, ...]  #: the first that can be done is
-    at: int | None = None  #: milliseconds since 1970 …
-    delay: int = 0  #: … or from now
+    actions: tuple[Action, ...]  #: the first that is possible is done
+    at: int | None = None  #: milliseconds since 1970
+    delay: int = 0  #: milliseconds from now, where `at` is None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,24 +93,24 @@ class _Resend:
 
 @dataclass(frozen=True)
 class Actions:
-    """Every method raises UnknownMessage or WrongState where it cannot be done."""
+    """The actions on one message; each raises UnknownMessage or WrongState where it is not possible."""
 
     database: Database
 
     def cancel(self, id: str) -> None:
-        """Take it back before it is sent. A job that it waits for goes on."""
-        self._act(_Asked(id=id, actions=(CANCEL,)))
+        """Cancel a message before it is sent. A job that it waits for goes on."""
+        self._act(_Request(id=id, actions=(CANCEL,)))
 
     def hold(self, id: str) -> None:
-        """Stop it until somebody releases it."""
-        self._act(_Asked(id=id, actions=(HOLD,)))
+        """Keep a message from being sent until it is released."""
+        self._act(_Request(id=id, actions=(HOLD,)))
 
     def release(self, id: str) -> None:
-        """Let go what was held. What is uncertain goes once more, with the same Message-ID: a person has decided so."""
-        self._act(_Asked(id=id, actions=(RELEASE,)))
+        """Let a held message go. An uncertain one is sent once more, with the same Message-ID."""
+        self._act(_Request(id=id, actions=(RELEASE,)))
 
     def release_all(self) -> int:
-        """Let go all that is held, as after a backup was restored; return how many those were."""
+        """Release all held messages, as after a backup was restored; return how many."""
         released, ids = 0, self._held("")
         while ids:
             released += self.database.write(_release, ids, alone=True)
@@ -125,65 +126,69 @@ class Actions:
         return self.database.read(lambda connection: connection.scalars(held.limit(RELEASE_MAX)).all())
 
     def reschedule(self, id: str, *, at: int | None = None, delay_seconds: float = 0) -> None:
-        """Send it at this time, in milliseconds since 1970, or after this many seconds."""
-        self._act(_Asked(id=id, actions=(RESCHEDULE,), at=at, delay=int(delay_seconds * 1000)))
+        """Send a message at this time, in milliseconds since 1970, or after so many seconds."""
+        self._act(_Request(id=id, actions=(RESCHEDULE,), at=at, delay=int(delay_seconds * 1000)))
 
     def retry(self, id: str) -> None:
-        """Try it now. One that has ended gets a new round, for those recipients only whom the next hop did not take it for.
+        """Try a message now. One that has ended starts again, for the recipients whom the next hop refused.
 
-        Its Message-ID stays: none of them has the mail, and if a server's word was wrong, theirs can tell a copy by it.
+        Its Message-ID stays: none of them has the mail, and if a server was wrong, the Message-ID shows that
+        it is a copy.
         """
-        self._act(_Asked(id=id, actions=(RETRY_NOW, RETRY_ENDED)))
+        self._act(_Request(id=id, actions=(RETRY_NOW, RETRY_ENDED)))
 
     def resend(self, id: str, new_id: str, *, message_id: str, kept: Kept | None = None) -> None:
-        """Send it once more to all, as a new message; the old one stays as it is. Also raises KeyTaken."""
-        refused = self.database.write(
-            _resend, _Resend(id=id, new_id=new_id, message_id=message_id, kept=kept), alone=True
-        )
-        if refused:
-            raise refused
+        """Send a message once more to all, as a new one; the old one stays as it is. Also raises KeyTaken."""
+        request = _Resend(id=id, new_id=new_id, message_id=message_id, kept=kept)
+        refusal = self.database.write(_resend, request, alone=True)
+        if refusal:
+            raise refusal
 
-    def _act(self, asked: _Asked) -> None:
-        # Alone: a worker may hold a lock on the row, and no POST should have to wait for that.
-        refused = self.database.write(_act, asked, alone=True)
-        if refused:
-            raise refused
+    def _act(self, request: _Request) -> None:
+        # Alone: a worker may have locked the row, and no POST should wait for that.
+        refusal = self.database.write(_act, request, alone=True)
+        if refusal:
+            raise refusal
 
 
-def _act(connection: Connection, all_asked: list[_Asked]) -> list[MailroomError | None]:
-    return [_act_one(connection, asked) for asked in all_asked]
+def _act(connection: Connection, requests: list[_Request]) -> list[MailroomError | None]:
+    return [_act_one(connection, request) for request in requests]
 
 
 def _release(connection: Connection, chunks: list[Sequence[str]]) -> list[int]:
     released: list[int] = []
     for ids in chunks:
         _lock_jobs(connection, ids)
-        refusals = [_act_one(connection, _Asked(id=id, actions=(RELEASE,))) for id in ids]
-        released.append(refusals.count(None))
+        requests = [_Request(id=id, actions=(RELEASE,)) for id in ids]
+        released.append(_act(connection, requests).count(None))
     return released
 
 
-def _act_one(connection: Connection, asked: _Asked) -> MailroomError | None:
-    _lock_jobs(connection, [asked.id])
-    for action in asked.actions:
+def _act_one(connection: Connection, request: _Request) -> MailroomError | None:
+    _lock_jobs(connection, [request.id])
+    for action in request.actions:
         done = (
             update(messages)
-            .values(**_values(asked, action))
-            .where(messages.c.id == asked.id, *_conditions(asked, action))
+            .values(**_values(request, action))
+            .where(messages.c.id == request.id, *_conditions(request, action))
         )
         if connection.execute(done).rowcount:
-            connection.execute(
-                update(recipients)
-                .values(state=action.recipients_then)
-                .where(recipients.c.id == asked.id, recipients.c.state.in_(action.recipients))
-            )
-            record(connection, [{"id": asked.id, "event": action.event}])
+            _change_recipients(connection, request.id, action)
+            record(connection, [{"id": request.id, "event": action.event}])
             return None
-    return _refusal(connection, asked)
+    return _refusal(connection, request)
 
 
-def _conditions(asked: _Asked, action: Action) -> list[Any]:
-    """Return the conditions on which the action can be done."""
+def _change_recipients(connection: Connection, id: str, action: Action) -> None:
+    connection.execute(
+        update(recipients)
+        .values(state=action.recipients_then)
+        .where(recipients.c.id == id, recipients.c.state.in_(action.recipients))
+    )
+
+
+def _conditions(request: _Request, action: Action) -> list[Any]:
+    """Return the conditions on which the action is possible."""
     conditions: list[Any] = [messages.c.state.in_(action.states)]
     if action.then is State.QUEUED:
         conditions.append(exists().where(contents.c.id == messages.c.id))
@@ -193,14 +198,14 @@ def _conditions(asked: _Asked, action: Action) -> list[Any]:
             or_(messages.c.job_id.is_(None), messages.c.attempt > 0, _job_is(JobState.SUCCEEDED, *JOB_OPEN)),
         ]
     if action is RESCHEDULE:
-        conditions.append(or_(messages.c.expires_at.is_(None), messages.c.expires_at > _moment(asked)))
+        conditions.append(or_(messages.c.expires_at.is_(None), messages.c.expires_at > _time(request)))
     return conditions
 
 
-def _values(asked: _Asked, action: Action) -> dict[str, Any]:
-    """Return what becomes of the row.
+def _values(request: _Request, action: Action) -> dict[str, Any]:
+    """Return the new values of the row.
 
-    Attempts are never counted anew, as a claim is known by its number: those before are excused instead.
+    The number of attempts never starts again, as it identifies a claim: those before are excused instead.
     """
     values: dict[str, Any] = {
         "state": action.then,
@@ -215,7 +220,7 @@ def _values(asked: _Asked, action: Action) -> dict[str, Any]:
     if action is HOLD:
         values["reason"] = "a person stopped it, and a person lets it go"
     if action is RESCHEDULE:
-        values |= {"next_attempt_at": _moment(asked), "at_named": None if asked.at is None else 1}
+        values |= {"next_attempt_at": _time(request), "at_named": None if request.at is None else 1}
     if action.then is State.QUEUED:
         has_ended = messages.c.state.in_(FINAL)
         values |= {
@@ -229,10 +234,10 @@ def _values(asked: _Asked, action: Action) -> dict[str, Any]:
     return values
 
 
-def _moment(asked: _Asked) -> Any:
-    return (
-        literal(asked.at, messages.c.next_attempt_at.type) if asked.at is not None else now_ms() + asked.delay
-    )
+def _time(request: _Request) -> Any:
+    if request.at is None:
+        return now_ms() + request.delay
+    return literal(request.at, messages.c.next_attempt_at.type)
 
 
 def _has_recipients(*states: State) -> Any:
@@ -244,12 +249,12 @@ def _job_is(*states: JobState) -> Any:
 
 
 def _queued_or_waiting() -> Any:
-    """Return WAITING where its job has not ended, as that end will queue it, or not; else QUEUED."""
+    """Return WAITING for a message whose job has not ended, and QUEUED for all others."""
     return case((_job_is(*JOB_OPEN), literal(State.WAITING.value)), else_=literal(State.QUEUED.value))
 
 
 def _lock_jobs(connection: Connection, ids: Sequence[str]) -> None:
-    """Keep the jobs before these messages from ending meanwhile; one would not see that its message waits for it."""
+    """Keep the jobs of these messages from ending meanwhile, without the messages that wait for them."""
     connection.execute(
         select(jobs.c.id)
         .where(jobs.c.id.in_(select(messages.c.job_id).where(messages.c.id.in_(ids))))
@@ -258,24 +263,22 @@ def _lock_jobs(connection: Connection, ids: Sequence[str]) -> None:
     )
 
 
-def _refusal(connection: Connection, asked: _Asked) -> MailroomError:
+def _refusal(connection: Connection, request: _Request) -> MailroomError:
     row = connection.execute(
-        select(messages.c.state, messages.c.expires_at).where(messages.c.id == asked.id)
+        select(messages.c.state, messages.c.expires_at).where(messages.c.id == request.id)
     ).one_or_none()
     if row is None:
         return UnknownMessage()
     state = State(row.state)
-    if state not in (states := [state for action in asked.actions for state in action.states]):
+    states = [possible for action in request.actions for possible in action.states]
+    if state not in states:
         return WrongState(state, _expected(states, state))
-    if connection.scalar(select(exists().where(contents.c.id == asked.id))) is False:
+    if connection.scalar(select(exists().where(contents.c.id == request.id))) is False:
         return WrongState(state, f"it is {state}, and its content is no longer kept")
-    if asked.actions == (RESCHEDULE,):
+    if request.actions == (RESCHEDULE,):
         return WrongState(state, f"it is {state}, and expires before that time")
-    if connection.scalar(
-        select(_has_recipients(State.FAILED, State.EXPIRED))
-        .select_from(messages)
-        .where(messages.c.id == asked.id)
-    ):
+    has_refused = select(_has_recipients(State.FAILED, State.EXPIRED)).select_from(messages)
+    if connection.scalar(has_refused.where(messages.c.id == request.id)):
         return WrongState(
             state, f"it is {state}, as its job did not succeed; run the job once more, or resend the message"
         )
@@ -286,19 +289,19 @@ def _expected(states: Sequence[State], state: State) -> str:
     return f"expected a message that is {', '.join(states[:-1])} or {states[-1]}, got one that is {state}"
 
 
-def _resend(connection: Connection, all_asked: list[_Resend]) -> list[MailroomError | None]:
-    return [_resend_one(connection, asked) for asked in all_asked]
+def _resend(connection: Connection, requests: list[_Resend]) -> list[MailroomError | None]:
+    return [_resend_one(connection, request) for request in requests]
 
 
-def _resend_one(connection: Connection, asked: _Resend) -> MailroomError | None:
-    _lock_jobs(connection, [asked.id])
+def _resend_one(connection: Connection, request: _Resend) -> MailroomError | None:
+    _lock_jobs(connection, [request.id])
     row = connection.execute(
         select(
             messages.c.state,
             _has_recipients(*State).label("has_recipients"),
             exists().where(contents.c.id == messages.c.id).label("has_content"),
         )
-        .where(messages.c.id == asked.id)
+        .where(messages.c.id == request.id)
         .with_for_update()
     ).one_or_none()
     if row is None:
@@ -306,22 +309,22 @@ def _resend_one(connection: Connection, asked: _Resend) -> MailroomError | None:
     state = State(row.state)
     if state not in FINAL:
         return WrongState(state, _expected(RESENDABLE, state))
-    if not row.has_recipients or not row.has_content:
-        return WrongState(
-            state, f"it is {state}, and has no {'content any more' if row.has_recipients else 'recipients'}"
-        )
-    if take(connection, [asked.kept]) == [False]:
+    if not row.has_recipients:
+        return WrongState(state, f"it is {state}, and has no recipients")
+    if not row.has_content:
+        return WrongState(state, f"it is {state}, and has no content any more")
+    if take(connection, [request.kept]) == [False]:
         return KeyTaken()
-    _copy(connection, asked)
+    _copy(connection, request)
     return None
 
 
-def _copy(connection: Connection, asked: _Resend) -> None:
+def _copy(connection: Connection, request: _Resend) -> None:
     new = {
-        "id": literal(asked.new_id),
+        "id": literal(request.new_id),
         "state": _queued_or_waiting(),
         "queue": messages.c.queue,
-        "message_id": literal(asked.message_id),
+        "message_id": literal(request.message_id),
         "created_at": now_ms(),
         "attempt": literal(0),
         "uncertain_attempts": literal(0),
@@ -335,8 +338,8 @@ def _copy(connection: Connection, asked: _Resend) -> None:
         "subject_key": messages.c.subject_key,
     }
     connection.execute(
-        insert(messages).from_select([*new], select(*new.values()).where(messages.c.id == asked.id))
+        insert(messages).from_select([*new], select(*new.values()).where(messages.c.id == request.id))
     )
-    copy(connection, asked.id, to=asked.new_id)
-    tell(connection, [{"id": asked.new_id, "event": "accepted"}])
-    record(connection, [{"id": asked.id, "event": "resent", "detail": f"as {asked.new_id}"}])
+    copy(connection, request.id, to=request.new_id)
+    enqueue_webhooks(connection, [{"id": request.new_id, "event": "accepted"}])
+    record(connection, [{"id": request.id, "event": "resent", "detail": f"as {request.new_id}"}])

@@ -1,11 +1,12 @@
-"""Accepts messages, and tells where each one is. What a worker does with them is in claims.py."""
+"""Accepts messages, and returns the details of each. A worker's steps with them are in claims.py."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, Connection, case, func, literal_column, select
+from sqlalchemy import BigInteger, Connection, Select, case, func, literal_column, select
 from sqlalchemy.exc import IntegrityError
 
 from mailroom.model.errors import MailroomError
@@ -13,10 +14,11 @@ from mailroom.model.ids import MailId, new_id
 from mailroom.model.message import ANYTIME, FINAL, Address, Message, SendOptions, State
 from mailroom.store.content import load, subject_key, write
 from mailroom.store.db.database import Database
-from mailroom.store.db.schema import contents, events, jobs, messages, now_ms, recipients, workers
-from mailroom.store.db.statements import Given, Rows, asked
+from mailroom.store.db.dialects import now_ms
+from mailroom.store.db.schema import contents, events, jobs, messages, recipients, workers
+from mailroom.store.db.statements import Rows, RowValues, parameter
 from mailroom.store.events.counters import count
-from mailroom.store.events.deliveries import tell
+from mailroom.store.events.deliveries import enqueue_webhooks
 from mailroom.store.events.timeline import record
 from mailroom.store.jobs.jobs import SMALL_MAX_CHARACTERS, SUMMARY, NewJob, insert, is_large
 from mailroom.store.keys.rate_limits import Charge, RateLimited, debit
@@ -24,7 +26,7 @@ from mailroom.store.messages.idempotency import Kept, KeyTaken, give_back, take
 from mailroom.store.messages.suppressions import REASON as SUPPRESSED
 from mailroom.store.messages.suppressions import state_at_acceptance, suppressed_among
 
-#: More than most mails, so that a disk which takes this takes them; PostgreSQL packs it to next to nothing.
+#: Longer than most mails, so that a disk with room for this has room for them. PostgreSQL compresses it.
 REHEARSAL_CHARACTERS = 65_536
 
 
@@ -37,12 +39,12 @@ class NewMessage:
     message_id: str
     queue: str = "mail"
     job: NewJob | None = None
-    terms: SendOptions = ANYTIME  #: its moments are by the database's clock
-    sender: str | None = None  #: the account that has to send it; None: whichever has room
-    webhook: str | None = None  #: the URL that is told of this message
+    terms: SendOptions = ANYTIME  #: its times are by the database's clock
+    sender: str | None = None  #: the account that has to send it; None: any
+    webhook: str | None = None  #: a URL that gets the events of this message
     key_id: str | None = None  #: the API key it came with
-    failed: str = ""  #: set where it is recorded only to tell why it could not be accepted
-    dry_run: bool = False  #: set where the client asked only what would be sent, and it is not to be accepted
+    failed: str = ""  #: why it could not be accepted, if it is recorded only for that
+    dry_run: bool = False  #: whether the client only wants to see what would be sent: it is not accepted
 
     @property
     def mail_id(self) -> MailId:
@@ -53,23 +55,27 @@ class NewMessage:
     def state(self) -> State:
         if self.failed:
             return State.FAILED
-        return State.WAITING if self.job else State.SCHEDULED if self.terms.is_scheduled else State.QUEUED
+        if self.job:
+            return State.WAITING
+        return State.SCHEDULED if self.terms.is_scheduled else State.QUEUED
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Messages that are accepted together or not at all, and the client's key with the answer it gets whenever it comes again."""
+    """Messages that are accepted together or not at all.
+
+    `kept` is the client's Idempotency-Key, and the answer that the same request gets when it comes again.
+    """
 
     acceptances: Sequence[NewMessage]
     kept: Kept | None = None
-    charge: Charge | None = None  #: what it costs a key with a limit
+    charge: Charge | None = None  #: what it counts against an API key with a limit
 
     @property
     def is_large(self) -> bool:
         size = sum(acceptance.message.size for acceptance in self.acceptances)
-        return size > SMALL_MAX_CHARACTERS or any(
-            is_large(acceptance.job) for acceptance in self.acceptances if acceptance.job
-        )
+        jobs = [acceptance.job for acceptance in self.acceptances if acceptance.job]
+        return size > SMALL_MAX_CHARACTERS or any(map(is_large, jobs))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +99,7 @@ class MessageDetails:
     content: dict[str, Any]  #: subject, tags and so on; empty where that is no longer kept
     job: dict[str, Any] | None
     worker_seen_at: int | None  #: when any worker was last seen
-    worker_beat_at: int | None  #: the same, of those that have not said that they stop
+    worker_beat_at: int | None  #: when one was last seen that has not stopped since
 
 
 class Outbox:
@@ -101,18 +107,20 @@ class Outbox:
         self.database = database
 
     def accept(self, acceptance: NewMessage, kept: Kept | None = None, charge: Charge | None = None) -> bool:
-        """Commit the message to disk, and the job before it; on return they are kept. False: one with this id was accepted before.
+        """Commit the message to disk, and the job before it; on return they are kept.
+
+        False: one with this id was accepted before.
 
         Raises:
           KeyTaken: it was not accepted, as another request with this Idempotency-Key was, or is about to be.
-          RateLimited: it was not accepted, as the API key has no room for it.
+          RateLimited: it was not accepted, as the API key has reached its limit.
           CommitUnanswered: it may have been accepted.
           StoreUnavailable: it was not.
         """
         try:
             self.accept_all(Batch([acceptance], kept, charge))
         except IntegrityError:
-            if not self.database.read(lambda connection: _known(connection, acceptance)):
+            if not self.database.read(lambda connection: _is_known(connection, acceptance)):
                 raise
             return False
         return True
@@ -124,47 +132,51 @@ class Outbox:
             raise refusal
 
     def rehearse(self) -> None:
-        """Accept a mail and undo it. Raises StoreUnavailable: none would be accepted."""
+        """Accept a mail and undo that. Raises StoreUnavailable where no mail would be accepted."""
         message = Message(to=(Address("nobody@localhost"),), text=" " * REHEARSAL_CHARACTERS)
         accepted = [NewMessage(id=new_id(), message=message, message_id="rehearsal@localhost")]
         self.database.rehearse(lambda connection: _insert(connection, accepted))
 
     def mark_published(self, ids: Sequence[str], *, seconds_ago: float = 0) -> None:
-        """Note that a nudge for each of `ids`, sent so long ago, was confirmed by the broker."""
-        # Alone: workers hold locks on these rows, and no POST should have to wait for those, or die of a deadlock with them.
+        """Note that the broker has confirmed a nudge for each of `ids`, which was sent so long ago."""
+        # Alone: workers lock these rows, and no POST should wait for them or be undone by a deadlock.
         self.database.write(_mark_published, (ids, int(seconds_ago * 1000)), alone=True)
 
-    def standing(self, id: str) -> MessageDetails | None:
-        """Return where the message is, and how it came there; None if there is no such message."""
-        return self.database.read(lambda connection: _standing(connection, id))
+    def details(self, id: str) -> MessageDetails | None:
+        """Return all that is known of a message; None if there is no such message."""
+        return self.database.read(lambda connection: _details(connection, id))
 
     def state(self, id: str) -> State | None:
-        """The state alone, for whoever looks often."""
+        """Return the state alone, which is cheap; None if there is no such message."""
         return self.database.read(lambda connection: _state(connection, id))
 
     def content(self, id: str) -> Message | None:
-        """Return what is to be sent, or was; None if that is not known, or no longer."""
+        """Return what is to be sent, or was sent; None if that is not known, or no longer kept."""
         return self.database.read(lambda connection: _content(connection, id))
 
     def message_of(self, job_id: str) -> Message | None:
-        """Return what was to be sent when that job ended."""
+        """Return the message that waits or waited for that job."""
         return self.database.read(lambda connection: _message_of(connection, job_id))
 
     def workers_seen(self) -> tuple[int, int | None, int | None]:
-        """Now, when any worker of this outbox was last seen, and when one that has not stopped since; in milliseconds since 1970."""
+        """Return three times, in milliseconds since 1970.
+
+        They are: now; when any worker of this outbox was last seen; when one was that has not stopped since.
+        """
         now, seen, beat = self.database.read(lambda connection: connection.execute(_WORKERS_SEEN).one())
         return now, seen, beat
 
     def worker_seen_ms_ago(self) -> int | None:
-        """Return how long ago a worker of this outbox was seen that has not stopped since.
+        """Return how long ago a worker was last seen that has not stopped since, in milliseconds.
 
-        The time is in milliseconds; None if there is none.
+        None: there is no such worker.
         """
         now, _, beat = self.workers_seen()
         return None if beat is None else now - beat
 
 
-_PLAIN = (
+#: Columns that are written just as they are.
+_COLUMNS = (
     "id",
     "state",
     "queue",
@@ -179,122 +191,125 @@ _PLAIN = (
 )
 
 
-def _new(given: Given) -> Any:
-    """A message with moments that were named, or so many milliseconds from now; NULL where neither was."""
-    values = {name: given[name] for name in _PLAIN} | {
+def _new(row: RowValues) -> Any:
+    """Insert a message; its times are those that were named, or so many milliseconds from now, or NULL."""
+    values = {name: row[name] for name in _COLUMNS} | {
         "created_at": now_ms(),
-        "next_attempt_at": func.coalesce(given["scheduled_at"], now_ms() + given["delay"]),
-        "at_named": case((given["scheduled_at"].is_not(None), literal_column("1"))),
-        "expires_at": func.coalesce(given["expires_at"], now_ms() + given["expires_in"]),
+        "next_attempt_at": func.coalesce(row["scheduled_at"], now_ms() + row["delay"]),
+        "at_named": case((row["scheduled_at"].is_not(None), literal_column("1"))),
+        "expires_at": func.coalesce(row["expires_at"], now_ms() + row["expires_in"]),
         **dict.fromkeys(("attempt", "uncertain_attempts", "crashes"), literal_column("0")),
     }
     return messages.insert().from_select([*values], select(*values.values()))
 
 
-_NEW_MESSAGES = Rows(messages, (*_PLAIN, "scheduled_at", "delay", "expires_at", "expires_in"), _new)
-
-
-#: What has ended already never comes due.
+_NEW_MESSAGES = Rows(messages, (*_COLUMNS, "scheduled_at", "delay", "expires_at", "expires_in"), _new)
+#: The times of a message that has ended already, and never comes due.
 _NOT_DUE = {"scheduled_at": None, "delay": None}
 
 
-def _accept(connection: Connection, asked: list[Batch]) -> list[MailroomError | None]:
-    """Write those whose Idempotency-Key is not taken, and whose API key has room for them; say of each why not."""
-    ours = take(connection, [batch.kept for batch in asked])
-    passed = debit(
-        connection, [batch.charge if is_ours else None for batch, is_ours in zip(asked, ours, strict=True)]
-    )
-    refusals = [
-        _refusal(batch, is_ours, is_passed)
-        for batch, is_ours, is_passed in zip(asked, ours, passed, strict=True)
-    ]
-    give_back(
-        connection,
-        [
-            batch.kept
-            for batch, is_ours, is_passed in zip(asked, ours, passed, strict=True)
-            if is_ours and not is_passed
-        ],
-    )
-    if new := [
-        a
-        for batch, refusal in zip(asked, refusals, strict=True)
-        if refusal is None
-        for a in batch.acceptances
-    ]:
-        _insert(connection, new)
+def _accept(connection: Connection, batches: list[Batch]) -> list[MailroomError | None]:
+    """Write the batches whose Idempotency-Key is new and whose API key is within its limit.
+
+    Return for each of the others why it is refused.
+    """
+    ours = take(connection, [batch.kept for batch in batches])
+    charges = [batch.charge if is_ours else None for batch, is_ours in zip(batches, ours, strict=True)]
+    passed = debit(connection, charges)
+    refusals = list(map(_refusal, batches, ours, passed))
+    results = [*zip(batches, refusals, strict=True)]
+    give_back(connection, [batch.kept for batch, refusal in results if isinstance(refusal, RateLimited)])
+    accepted = [new for batch, refusal in results if refusal is None for new in batch.acceptances]
+    if accepted:
+        _insert(connection, accepted)
     return refusals
 
 
 def _refusal(batch: Batch, is_ours: bool, is_passed: bool) -> MailroomError | None:
     if not is_ours:
         return KeyTaken()
-    return (
-        None
-        if is_passed or batch.charge is None or batch.charge.rate is None
-        else RateLimited(batch.charge.rate)
-    )
+    if is_passed or batch.charge is None or batch.charge.rate is None:
+        return None
+    return RateLimited(batch.charge.rate)
+
+
+class _Start(NamedTuple):
+    """A message to be written, and the states in which it and its recipients begin."""
+
+    new: NewMessage
+    state: State
+    recipient_states: list[State]
 
 
 def _insert(connection: Connection, accepted: list[NewMessage]) -> None:
-    everyone = [[to.address for to in a.message.everyone] for a in accepted]
-    suppressed = suppressed_among(connection, [address for people in everyone for address in people])
-    standing = [
-        state_at_acceptance(a.state, people, suppressed) for a, people in zip(accepted, everyone, strict=True)
-    ]
-    _NEW_MESSAGES(
-        connection,
-        [
-            {
-                "id": a.id,
-                "state": state,
-                "queue": a.queue,
-                "message_id": a.message_id,
-                "job_id": a.job and a.job.id,
-                "reason": a.failed or (SUPPRESSED if state is State.SUPPRESSED else None),
-                "sender": a.sender,
-                "webhook": a.webhook,
-                "key_id": a.key_id,
-                "subject_key": subject_key(a.message.subject),
-                **vars(a.terms),
-                "delay": a.terms.delay or None,
-                **(_NOT_DUE if state in FINAL else {}),
-            }
-            for a, (state, _) in zip(accepted, standing, strict=True)
-        ],
-    )
-    write(connection, [(a.id, a.message, states) for a, (_, states) in zip(accepted, standing, strict=True)])
-    if new_jobs := [a.job for a in accepted if a.job]:
+    starts = _starts(connection, accepted)
+    _NEW_MESSAGES(connection, [_row(start.new, start.state) for start in starts])
+    write(connection, [(start.new.id, start.new.message, start.recipient_states) for start in starts])
+    new_jobs = [new.job for new in accepted if new.job]
+    if new_jobs:
         insert(connection, new_jobs)
     count(connection, {"accepted": len(accepted)})
-    tell(connection, [{"id": a.id, "event": "accepted", "webhook": a.webhook} for a in accepted])
-    # Those that go at once are told by that; those that end here have nothing else to tell it by.
+    enqueue_webhooks(
+        connection, [{"id": new.id, "event": "accepted", "webhook": new.webhook} for new in accepted]
+    )
+    # The timeline shows the others' acceptance by their row in messages.
     ended = [
-        {"id": a.id, "event": state, "detail": a.failed or SUPPRESSED}
-        for a, (state, _) in zip(accepted, standing, strict=True)
-        if state in FINAL
+        {"id": start.new.id, "event": start.state, "detail": start.new.failed or SUPPRESSED}
+        for start in starts
+        if start.state in FINAL
     ]
     record(connection, ended)
 
 
-def _known(connection: Connection, acceptance: NewMessage) -> bool:
+def _starts(connection: Connection, accepted: list[NewMessage]) -> list[_Start]:
+    addresses = [[recipient.address for recipient in new.message.everyone] for new in accepted]
+    suppressed = suppressed_among(connection, list(chain.from_iterable(addresses)))
+    return [
+        _Start(new, *state_at_acceptance(new.state, people, suppressed))
+        for new, people in zip(accepted, addresses, strict=True)
+    ]
+
+
+def _row(new: NewMessage, state: State) -> dict[str, Any]:
+    """Return the values of `_NEW_MESSAGES`."""
+    reason = SUPPRESSED if state is State.SUPPRESSED else None
+    return {
+        "id": new.id,
+        "state": state,
+        "queue": new.queue,
+        "message_id": new.message_id,
+        "job_id": new.job and new.job.id,
+        "reason": new.failed or reason,
+        "sender": new.sender,
+        "webhook": new.webhook,
+        "key_id": new.key_id,
+        "subject_key": subject_key(new.message.subject),
+        **vars(new.terms),
+        "delay": new.terms.delay or None,
+        **(_NOT_DUE if state in FINAL else {}),
+    }
+
+
+def _is_known(connection: Connection, new: NewMessage) -> bool:
     """Tell whether there is such a message, or such a job, already."""
-    message = connection.scalar(select(messages.c.id).where(messages.c.id == acceptance.id))
-    return message is not None or (
-        acceptance.job is not None
-        and connection.scalar(select(jobs.c.id).where(jobs.c.id == acceptance.job.id)) is not None
-    )
+    message = select(messages.c.id).where(messages.c.id == new.id)
+    if connection.scalar(message) is not None:
+        return True
+    if new.job is None:
+        return False
+    return connection.scalar(select(jobs.c.id).where(jobs.c.id == new.job.id)) is not None
 
 
-# One that a worker has claimed is marked already, and may be locked together with others of the same worker.
+# A message that a worker has claimed is marked already, and is left out: it may be locked together with
+# others.
 _MARK = Rows(
     messages,
     ("id",),
-    lambda given: (
+    lambda row: (
         messages.update()
-        .values(published_at=now_ms() - asked("ms_ago", BigInteger))
+        .values(published_at=now_ms() - parameter("ms_ago", BigInteger))
         .where(
-            messages.c.id == given["id"],
+            messages.c.id == row["id"],
             messages.c.state == State.QUEUED,
             # coalesce keeps SQLite from choosing the index on all that are queued.
             func.coalesce(messages.c.published_at, 0) == 0,
@@ -317,13 +332,13 @@ def _message_of(connection: Connection, job_id: str) -> Message | None:
 
 
 def _content(connection: Connection, id: str) -> Message | None:
-    found = load(connection, [id]).get(id)
-    return found.message if found else None
+    content = load(connection, [id]).get(id)
+    return content.message if content else None
 
 
 def _state(connection: Connection, id: str) -> State | None:
-    found = connection.scalar(select(messages.c.state).where(messages.c.id == id))
-    return State(found) if found else None
+    value = connection.scalar(select(messages.c.state).where(messages.c.id == id))
+    return State(value) if value else None
 
 
 _WORKERS_SEEN = select(
@@ -331,30 +346,31 @@ _WORKERS_SEEN = select(
 )
 
 
-def _standing(connection: Connection, id: str) -> MessageDetails | None:
-    row = connection.execute(messages.select().where(messages.c.id == id)).mappings().one_or_none()
+def _details(connection: Connection, id: str) -> MessageDetails | None:
+    row = _one(connection, messages.select().where(messages.c.id == id))
     if row is None:
         return None
-    people = connection.execute(
-        recipients.select().where(recipients.c.id == id).order_by(recipients.c.position)
-    ).mappings()
-    told = connection.execute(
-        events.select().where(events.c.id.in_([id, row["job_id"] or id])).order_by(events.c.number)
-    ).mappings()
-    job = (
-        connection.execute(select(*SUMMARY).where(jobs.c.id == row["job_id"])).mappings().one_or_none()
-        if row["job_id"]
-        else None
-    )
+    people = recipients.select().where(recipients.c.id == id).order_by(recipients.c.position)
+    timeline = events.select().where(events.c.id.in_([id, row["job_id"] or id])).order_by(events.c.number)
+    job = select(*SUMMARY).where(jobs.c.id == row["job_id"])
     content = connection.scalar(select(contents.c.content).where(contents.c.id == id))
     now, seen, beat = connection.execute(_WORKERS_SEEN).one()
     return MessageDetails(
         now=now,
-        row=dict(row),
+        row=row,
         content=json.loads(content or "{}"),
-        recipients=[dict(person) for person in people],
-        events=[Event(at=e["at"], event=e["event"], attempt=e["attempt"], detail=e["detail"]) for e in told],
-        job=dict(job) if job else None,
+        recipients=[dict(person) for person in connection.execute(people).mappings()],
+        events=[_event(line) for line in connection.execute(timeline)],
+        job=_one(connection, job) if row["job_id"] else None,
         worker_seen_at=seen,
         worker_beat_at=beat,
     )
+
+
+def _one(connection: Connection, statement: Select[Any]) -> dict[str, Any] | None:
+    row = connection.execute(statement).mappings().one_or_none()
+    return None if row is None else dict(row)
+
+
+def _event(line: Any) -> Event:
+    return Event(at=line.at, event=line.event, attempt=line.attempt, detail=line.detail)

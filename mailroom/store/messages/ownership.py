@@ -1,4 +1,4 @@
-"""Tells which messages are still an owner's."""
+"""Finds the messages that still belong to their owner."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,10 +9,13 @@ from mailroom.store.db.schema import messages
 
 
 def mine(owner: str, claims: Sequence[Any]) -> list[Any]:
-    """The rows of `claims` (or of anything with an id and an attempt) that are still this owner's and this attempt's."""
+    """Return the conditions on the rows of `claims` that they still have this owner and this attempt.
+
+    Each claim is anything with an id and an attempt.
+    """
     return [
         messages.c.id.in_([claim.id for claim in claims]),
         tuple_(messages.c.id, messages.c.attempt).in_([(claim.id, claim.attempt) for claim in claims]),
-        # coalesce keeps SQLite from choosing the index on owner, which holds every row of the worker.
+        # coalesce keeps SQLite from choosing the index on owner, which has all rows of the worker.
         func.coalesce(messages.c.owner, "") == owner,
     ]

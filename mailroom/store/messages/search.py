@@ -1,7 +1,7 @@
-"""Lists messages, newest first, a page at a time, in a time that does not grow with what is stored.
+"""Lists messages, newest first, a page at a time, in a time that does not grow with the table.
 
-What few messages have is found by an index and sorted. What many have is found by going through the messages by age, as it comes soon;
-where it does not, a page ends after LOOKED_MAX of them, and the next one goes on from there.
+Where an index says that few messages match, they are read and sorted. Where many match, messages are read by
+age until the page is full, or ends after LOOKED_MAX of them; the next page goes on from there.
 """
 
 import json
@@ -28,40 +28,40 @@ from mailroom.model.message import State
 from mailroom.store.db.database import Database
 from mailroom.store.db.schema import PASSING, contents, messages, recipients, tags
 
-#: Messages that one page goes through at most.
+#: The most messages that are read for one page.
 LOOKED_MAX = 20_000
-#: What no more messages have than this is sorted.
+#: The most messages that are sorted.
 FEW = 2_000
 
-#: A place in the list: when the message was made, in milliseconds since 1970, and its id.
-Place = tuple[int, str]
-_place = tuple_(messages.c.created_at, messages.c.id)
+#: A position in the list: when the message was accepted, in milliseconds since 1970, and its id.
+Position = tuple[int, str]
+_position = tuple_(messages.c.created_at, messages.c.id)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """A search for messages to list. Moments are in milliseconds since 1970; "" and None: any."""
+    """A search for messages to list. Times are in milliseconds since 1970; "" and None: any."""
 
     status: str = ""
     to: str = ""  #: a recipient's address, as it is in the envelope
     tag: str = ""
-    words: str = ""  #: what the subject has, or the address of a recipient; case does not matter
+    words: str = ""  #: in the subject or in the address of a recipient; case does not matter
     since: int | None = None
     until: int | None = None
-    after: Place | None = None  #: the last one of the page before
+    after: Position | None = None  #: the last one of the page before
     limit: int = 20
 
 
 @dataclass(frozen=True)
 class Page:
-    """The rows, each with its subject, its tags and its recipients; `next` is where to go on, None at the end."""
+    """Messages, each with subject, tags and recipients; `next` is where the next page starts, if any."""
 
     rows: list[dict[str, Any]]
-    next: Place | None
+    next: Position | None
 
 
 def listed(database: Database, search: Search) -> Page:
-    """Return a page; it may have fewer rows than `limit`, and even none, though others come after it."""
+    """Return a page. It may have fewer rows than `limit`, even none, though there is another page."""
     return database.read(lambda connection: _listed(connection, search))
 
 
@@ -76,19 +76,19 @@ def newest(database: Database, search: Search) -> list[dict[str, Any]]:
 
 
 def number(database: Database, status: State, most: int) -> int:
-    """Count the messages in a state that not every one passes through, `most` at most."""
-    found = select(messages.c.id).where(*_in_order(Search(status=status))).limit(most).subquery()
-    return database.read(lambda connection: connection.scalar(select(func.count()).select_from(found))) or 0
+    """Count the messages in a state that not every message passes through, `most` at most."""
+    ids = select(messages.c.id).where(*_in_order(Search(status=status))).limit(most).subquery()
+    return database.read(lambda connection: connection.scalar(select(func.count()).select_from(ids))) or 0
 
 
 def _listed(connection: Connection, search: Search) -> Page:
     few = _few(connection, search)
-    found, next = _by_age(connection, search) if few is None else _sorted(connection, search, few)
-    return Page(_rows(connection, [id for _, id in found]), next)
+    positions, next = _by_age(connection, search) if few is None else _sorted(connection, search, few)
+    return Page(_rows(connection, [id for _, id in positions]), next)
 
 
 def _few(connection: Connection, search: Search) -> Sequence[str] | None:
-    """The ids of which the list is a part, where an index tells that these are few."""
+    """Return ids that include all matches, where an index says that they are few; else None."""
     indexed: list[Select[Any]] = []
     if search.to:
         indexed.append(select(recipients.c.id).where(recipients.c.address == search.to).distinct())
@@ -98,118 +98,123 @@ def _few(connection: Connection, search: Search) -> Sequence[str] | None:
         indexed.append(select(messages.c.id).where(messages.c.state == literal_column("'queued'")))
     if search.status in (State.SENDING, State.IN_DATA):
         indexed.append(select(messages.c.id).where(messages.c.owner.is_not(None)))
-    for ids in indexed:
-        if len(found := connection.scalars(ids.limit(FEW + 1)).all()) <= FEW:
-            return found
+    for statement in indexed:
+        ids = connection.scalars(statement.limit(FEW + 1)).all()
+        if len(ids) <= FEW:
+            return ids
     return None
 
 
-def _sorted(connection: Connection, search: Search, ids: Sequence[str]) -> tuple[list[Place], Place | None]:
-    """Sort the places; what comes after a place is told here too.
+def _sorted(
+    connection: Connection, search: Search, ids: Sequence[str]
+) -> tuple[list[Position], Position | None]:
+    """Sort here, and find here what comes after a position.
 
-    A database may order ids by the rules of a language.
+    A database may compare ids by the rules of a language.
     """
     rows = connection.execute(
         select(messages.c.created_at, messages.c.id).where(
             messages.c.id.in_(ids), *_in_order(replace(search, after=None)), *_on_sight(search)
         )
     ).all()
-    places = [(row.created_at, row.id) for row in rows]
-    found = sorted((place for place in places if search.after is None or place < search.after), reverse=True)
-    return found[: search.limit], found[search.limit - 1] if len(found) > search.limit else None
+    positions = sorted(((row.created_at, row.id) for row in rows), reverse=True)
+    if search.after is not None:
+        positions = [position for position in positions if position < search.after]
+    return _page(positions, search.limit, end=None)
 
 
-def _by_age(connection: Connection, search: Search) -> tuple[list[Place], Place | None]:
-    looked = (
+def _page(
+    positions: list[Position], limit: int, *, end: Position | None
+) -> tuple[list[Position], Position | None]:
+    """Return the positions of a page, and where the next page starts: `end` if these are all."""
+    page = positions[:limit]
+    return page, page[-1] if len(positions) > limit else end
+
+
+def _by_age(connection: Connection, search: Search) -> tuple[list[Position], Position | None]:
+    by_age = (
         select(messages.c.created_at, messages.c.id)
         .where(*_in_order(search))
         .order_by(messages.c.created_at.desc(), messages.c.id.desc())
     )
-    end: Place | None = None
-    if conditions := _on_sight(search):
-        last = connection.execute(looked.offset(LOOKED_MAX - 1).limit(2)).all()
-        end = (last[0].created_at, last[0].id) if len(last) == 2 else None
-        looked = looked.where(*conditions, *([_place >= tuple_(*map(literal, end))] if end else []))
-    found = [(row.created_at, row.id) for row in connection.execute(looked.limit(search.limit + 1))]
-    return found[: search.limit], found[search.limit - 1] if len(found) > search.limit else end
+    end: Position | None = None
+    conditions = _on_sight(search)
+    if conditions:
+        last = connection.execute(by_age.offset(LOOKED_MAX - 1).limit(2)).all()
+        by_age = by_age.where(*conditions)
+        if len(last) == 2:
+            end = (last[0].created_at, last[0].id)
+            by_age = by_age.where(_position >= tuple_(*map(literal, end)))
+    rows = connection.execute(by_age.limit(search.limit + 1))
+    return _page([(row.created_at, row.id) for row in rows], search.limit, end=end)
 
 
 def _in_order(search: Search) -> list[ColumnElement[bool]]:
-    """Return the conditions that an index has in the order of the list."""
-    wanted: list[ColumnElement[bool]] = []
-    if (
-        search.status and search.status not in PASSING
-    ):  # With the index's own condition, or SQLite would not see that it may use it.
-        wanted += [
+    """Return the conditions that an index covers, in the order of the list."""
+    conditions: list[ColumnElement[bool]] = []
+    if search.status and search.status not in PASSING:
+        # With the index's own condition, or SQLite would not use the index.
+        conditions += [
             messages.c.state == search.status,
             messages.c.state.not_in([literal_column(f"'{state}'") for state in PASSING]),
         ]
     if search.since is not None:
-        wanted.append(messages.c.created_at >= search.since)
+        conditions.append(messages.c.created_at >= search.since)
     if search.until is not None:
-        wanted.append(messages.c.created_at < search.until)
+        conditions.append(messages.c.created_at < search.until)
     if search.after:
-        wanted.append(_place < tuple_(*map(literal, search.after)))
-    return wanted
+        conditions.append(_position < tuple_(*map(literal, search.after)))
+    return conditions
 
 
 def _on_sight(search: Search) -> list[ColumnElement[bool]]:
-    """Return the conditions that each message is looked at for."""
-    wanted: list[ColumnElement[bool]] = []
+    """Return the conditions that have to be checked for each message."""
+    conditions: list[ColumnElement[bool]] = []
     if search.status in PASSING:
-        wanted.append(messages.c.state == search.status)
+        conditions.append(messages.c.state == search.status)
     if search.to:
-        wanted.append(exists().where(recipients.c.id == messages.c.id, recipients.c.address == search.to))
+        conditions.append(exists().where(recipients.c.id == messages.c.id, recipients.c.address == search.to))
     if search.tag:
-        wanted.append(exists().where(tags.c.id == messages.c.id, tags.c.tag == search.tag))
+        conditions.append(exists().where(tags.c.id == messages.c.id, tags.c.tag == search.tag))
     if search.words:
-        sought = search.words.casefold()
-        theirs = [
-            func.lower(recipients.c.address).contains(one, autoescape=True)
-            for one in _in_addresses(search.words)
-        ]
-        wanted.append(
+        address = func.lower(recipients.c.address)
+        in_address = [address.contains(text, autoescape=True) for text in _in_addresses(search.words)]
+        conditions.append(
             or_(
-                messages.c.subject_key.contains(sought, autoescape=True),
-                exists().where(recipients.c.id == messages.c.id, or_(*theirs)),
+                messages.c.subject_key.contains(search.words.casefold(), autoescape=True),
+                exists().where(recipients.c.id == messages.c.id, or_(*in_address)),
             )
         )
-    return wanted
+    return conditions
 
 
 def _in_addresses(words: str) -> list[str]:
-    """Return how these words may stand in an address.
+    """Return the forms that these words may have in an address.
 
-    SQLite makes only ASCII lower there, and a domain is in ASCII.
-    Quotes are where the address needs them, and not where somebody has typed them.
+    SQLite's lower() changes only ASCII, and a domain is stored in ASCII. An address has quotes where it needs
+    them, wherever somebody typed them.
     """
     if words.isascii():
-        small = words.lower()
-        return list(dict.fromkeys([small, small.replace("@", '"@'), small.replace('"', "")]))
-    typed = "".join(letter.lower() if letter.isascii() else letter for letter in words)
-    found = [
-        words.casefold(),
-        typed,
-        "".join(letter if letter.isascii() else letter.upper() for letter in typed),
-    ]
-    for one in [*found]:
-        local, at, domain = one.rpartition("@")
-        with suppress(UnicodeError):  # A part of a domain's name need not be one.
-            found.append(f"{local}{at}{domain.encode('idna').decode()}")
-    return list(dict.fromkeys(found))
+        lower = words.lower()
+        return list(dict.fromkeys([lower, lower.replace("@", '"@'), lower.replace('"', "")]))
+    lower_ascii = "".join(letter.lower() if letter.isascii() else letter for letter in words)
+    upper_rest = "".join(letter if letter.isascii() else letter.upper() for letter in lower_ascii)
+    forms = [words.casefold(), lower_ascii, upper_rest]
+    for form in [*forms]:
+        local, at, domain = form.rpartition("@")
+        with suppress(UnicodeError):  # A part of a domain need not be a valid one.
+            forms.append(f"{local}{at}{domain.encode('idna').decode()}")
+    return list(dict.fromkeys(forms))
 
 
 def _rows(connection: Connection, ids: Sequence[str]) -> list[dict[str, Any]]:
-    """These messages, in this order."""
-    found = select(messages, contents.c.content).join(contents, contents.c.id == messages.c.id, isouter=True)
-    rows = {
-        row["id"]: dict(row) for row in connection.execute(found.where(messages.c.id.in_(ids))).mappings()
-    }
-    people: dict[str, list[Any]] = defaultdict(list)
-    for person in connection.execute(
-        select(recipients).where(recipients.c.id.in_(ids)).order_by(recipients.c.id, recipients.c.position)
-    ).mappings():
-        people[person["id"]].append(dict(person))
+    """Return these messages, in this order."""
+    with_content = select(messages, contents.c.content).join(
+        contents, contents.c.id == messages.c.id, isouter=True
+    )
+    selected = connection.execute(with_content.where(messages.c.id.in_(ids))).mappings()
+    rows = {row["id"]: dict(row) for row in selected}
+    people = _recipients(connection, ids)
     for row in rows.values():
         content = json.loads(row.pop("content") or "{}")
         row |= {
@@ -218,3 +223,14 @@ def _rows(connection: Connection, ids: Sequence[str]) -> list[dict[str, Any]]:
             "recipients": people[row["id"]],
         }
     return [rows[id] for id in ids if id in rows]
+
+
+def _recipients(connection: Connection, ids: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """Return the recipients of these messages, by the message's id."""
+    by_position = (
+        select(recipients).where(recipients.c.id.in_(ids)).order_by(recipients.c.id, recipients.c.position)
+    )
+    people: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for person in connection.execute(by_position).mappings():
+        people[person["id"]].append(dict(person))
+    return people

@@ -137,14 +137,14 @@ def now(outbox: Outbox) -> int:
     return int(time.time() * 1000)
 
 
-def standing(outbox: Outbox, id: str) -> MessageDetails:
-    found = outbox.standing(id)
+def details(outbox: Outbox, id: str) -> MessageDetails:
+    found = outbox.details(id)
     assert found
     return found
 
 
 def state(outbox: Outbox, id: str) -> str:
-    return str(standing(outbox, id).row["state"])
+    return str(details(outbox, id).row["state"])
 
 
 def do(actions: Actions, name: str, id: str) -> str:
@@ -171,17 +171,17 @@ def do(actions: Actions, name: str, id: str) -> str:
 @pytest.mark.parametrize("action", TABLE)
 def test_each_action_in_each_state(outbox: Outbox, actions: Actions, action: str, before: State) -> None:
     id = message_in(outbox, before)
-    told = standing(outbox, id)
+    told = details(outbox, id)
     states, then, recipient = TABLE[action]
     if before not in states:
         with pytest.raises(WrongState, match=str(before)) as refused:
             do(actions, action, id)
         assert refused.value.state is before
-        assert standing(outbox, id).row == told.row
-        assert (standing(outbox, id).recipients, standing(outbox, id).events) == (told.recipients, [])
+        assert details(outbox, id).row == told.row
+        assert (details(outbox, id).recipients, details(outbox, id).events) == (told.recipients, [])
         return
     about = do(actions, action, id)
-    after = standing(outbox, id)
+    after = details(outbox, id)
     if action == "resend":
         assert (after.row, after.recipients) == (told.row, told.recipients)
         assert [(e.event, e.detail) for e in after.events] == [("resent", f"as {about}")]
@@ -292,7 +292,7 @@ def test_a_retry_of_a_mail_that_killed_its_workers_is_claimed_alone_and_may_kill
     id = message_in(outbox, State.FAILED)
     run(outbox.database, "/* test */ UPDATE messages SET crashes = 6 WHERE id = :id", id=id)
     actions.retry(id)
-    assert standing(outbox, id).row["crashes"] == 1
+    assert details(outbox, id).row["crashes"] == 1
 
 
 def test_a_mail_whose_job_failed_is_not_retried_and_can_be_resent(
@@ -305,8 +305,8 @@ def test_a_mail_whose_job_failed_is_not_retried_and_can_be_resent(
     with pytest.raises(WrongState, match="its job did not succeed"):
         actions.retry(id)
     new = do(actions, "resend", id)
-    assert (state(outbox, new), standing(outbox, new).row["job_id"]) == ("queued", job.id)
-    told = Jobs(database, 20).standing(job.id)
+    assert (state(outbox, new), details(outbox, new).row["job_id"]) == ("queued", job.id)
+    told = Jobs(database, 20).details(job.id)
     assert told and told.message and told.message["id"] == id
     assert outbox.message_of(job.id)
 
@@ -323,7 +323,7 @@ def test_a_canceled_mail_leaves_its_job_running(outbox: Outbox, actions: Actions
     job = simulate()
     id = accept(outbox, job=job)
     actions.cancel(id)
-    assert standing(outbox, id).row["reason"] == "by request; its job goes on"
+    assert details(outbox, id).row["reason"] == "by request; its job goes on"
     assert Jobs(database, 20).state(job.id) is JobState.QUEUED
     again = do(actions, "resend", id)
     assert state(outbox, again) == "waiting"
@@ -338,7 +338,7 @@ def test_a_resent_mail_is_new_and_goes_to_all(outbox: Outbox, actions: Actions, 
         claim, Outcome(state=State.SENT, recipients={0: (State.SENT, "250 ok"), 1: (State.FAILED, "550 no")})
     )
     new = do(actions, "resend", id)
-    row = standing(outbox, new).row
+    row = details(outbox, new).row
     assert (row["resent_of"], row["message_id"], row["max_attempts"], row["expires_at"]) == (
         id,
         f"{new}@x",
@@ -393,7 +393,7 @@ def end_job(database: Database, job: NewJob, how: JobState) -> None:
 @pytest.mark.parametrize("before", State)
 def test_a_message_that_still_waits_expires(outbox: Outbox, database: Database, before: State) -> None:
     id = message_in(outbox, before)
-    kept = standing(outbox, id).recipients[0]["state"]
+    kept = details(outbox, id).recipients[0]["state"]
     run(
         database,
         "/* test */ UPDATE messages SET expires_at = :at WHERE id = :id",
@@ -402,7 +402,7 @@ def test_a_message_that_still_waits_expires(outbox: Outbox, database: Database, 
     )
     waits = before in (State.WAITING, State.SCHEDULED, State.QUEUED, State.DEFERRED, State.HELD)
     assert Expiry(database).expire() == int(waits)
-    after = standing(outbox, id)
+    after = details(outbox, id)
     assert (after.row["state"], after.recipients[0]["state"]) == (
         ("expired", "expired") if waits else (before, kept)
     )
@@ -415,7 +415,7 @@ def test_a_message_that_still_waits_expires(outbox: Outbox, database: Database, 
 def test_messages_expire_once_a_few_at_a_time(outbox: Outbox, database: Database) -> None:
     ids = [accept(outbox, expires_in=1) for _ in range(25)]
     kept = accept(outbox, expires_in=HOUR_MS)
-    wait_until(lambda: now(outbox) - 10 > standing(outbox, ids[-1]).row["expires_at"], what="they are past")
+    wait_until(lambda: now(outbox) - 10 > details(outbox, ids[-1]).row["expires_at"], what="they are past")
     with ThreadPoolExecutor(4) as threads:
         counts = list(threads.map(lambda _: Expiry(database).expire(10), range(6)))
     while counts[-1]:
@@ -436,7 +436,7 @@ def test_an_expired_mail_can_be_tried_again_and_expires_no_more(
         id=id,
     )
     actions.retry(id)
-    assert standing(outbox, id).row["expires_at"] is None
+    assert details(outbox, id).row["expires_at"] is None
     held = message_in(outbox, State.HELD)
     run(
         database,

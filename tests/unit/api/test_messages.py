@@ -66,7 +66,7 @@ def test_the_tutorials_post_answers_200_with_the_id_and_waits_for_the_work(
     assert answer.json is not None
     assert set(answer.json) == {"id", "status"}
     assert answer.json["status"] == "waiting"
-    standing = outbox(app).standing(answer.json["id"])
+    standing = outbox(app).details(answer.json["id"])
     assert standing
     assert standing.job
     assert standing.job["name"] == "simulate"

@@ -21,11 +21,11 @@ from mailroom.store.events.counters import (
     KEPT_MINUTES,
     LATENCY_SECONDS,
     SENT_WITHIN,
-    Tallies,
+    Counters,
     count,
     count_events,
 )
-from mailroom.store.events.queue_history import Samples
+from mailroom.store.events.queue_history import QueueHistory
 from mailroom.store.jobs.jobs import JobEnd, Jobs, JobState, NotifyOn
 from mailroom.store.maintenance.expiry import Expiry
 from mailroom.store.maintenance.rescue import Sweeps
@@ -56,8 +56,8 @@ def claims(database: Database) -> Claims:
 
 
 @pytest.fixture
-def tallies(database: Database) -> Tallies:
-    return Tallies(database)
+def counters(database: Database) -> Counters:
+    return Counters(database)
 
 
 def tally(database: Database, **counts: int) -> None:
@@ -88,12 +88,12 @@ def told(client: FlaskClient) -> dict[str, float]:
 # --- counts --------------------------------------------------------------------------------------------------------
 
 
-def test_all_processes_count_together_each_in_rows_of_its_own(database: Database, tallies: Tallies) -> None:
+def test_all_processes_count_together_each_in_rows_of_its_own(database: Database, counters: Counters) -> None:
     other = Database(database.url.render_as_string(hide_password=False))
     for counted in (database, other, database):
         tally(counted, sent=2, failed=1)
-    assert tallies.totals() == {"sent": 6, "failed": 3}
-    assert Tallies(other).totals() == tallies.totals()
+    assert counters.totals() == {"sent": 6, "failed": 3}
+    assert Counters(other).totals() == counters.totals()
     sources = database.read(
         lambda connection: connection.exec_driver_sql("SELECT count(DISTINCT source) FROM tallies").scalar()
     )
@@ -101,7 +101,7 @@ def test_all_processes_count_together_each_in_rows_of_its_own(database: Database
     other.close()
 
 
-def test_what_is_not_committed_is_not_counted(database: Database, tallies: Tallies) -> None:
+def test_what_is_not_committed_is_not_counted(database: Database, counters: Counters) -> None:
     def work(connection: Connection, items: list[str]) -> list[None]:
         count(connection, {"sent": 1})
         raise LookupError
@@ -109,10 +109,10 @@ def test_what_is_not_committed_is_not_counted(database: Database, tallies: Talli
     with pytest.raises(LookupError):
         database.write(work, "x")
     tally(database, failed=1)
-    assert tallies.totals() == {"failed": 1}
+    assert counters.totals() == {"failed": 1}
 
 
-def test_a_group_commit_counts_by_one_statement(database: Database, tallies: Tallies) -> None:
+def test_a_group_commit_counts_by_one_statement(database: Database, counters: Counters) -> None:
     written: list[str] = []
     event.listen(database.engine, "before_cursor_execute", lambda *told: written.append(told[2]))
 
@@ -124,46 +124,48 @@ def test_a_group_commit_counts_by_one_statement(database: Database, tallies: Tal
 
     database.write(work, 1)
     assert sum("INSERT INTO tallies" in statement for statement in written) == 1
-    assert tallies.totals() == {"sent": 100, "deferred": 50}
+    assert counters.totals() == {"sent": 100, "deferred": 50}
 
 
 def test_ends_of_attempts_are_counted(
-    database: Database, outbox: Outbox, claims: Claims, tallies: Tallies
+    database: Database, outbox: Outbox, claims: Claims, counters: Counters
 ) -> None:
     for outcome in (SENT, SENT, DEFERRED, REFUSED, UNANSWERED):
         claims.finish(claim_one(claims, accept(outbox)), outcome)
     assert {
-        name: n for name, n in tallies.totals().items() if not name.startswith("sent_") and name != "accepted"
+        name: n
+        for name, n in counters.totals().items()
+        if not name.startswith("sent_") and name != "accepted"
     } == {"sent": 2, "deferred": 1, "failed": 1, "uncertain": 1}
 
 
 def test_an_outcome_that_changes_nothing_is_not_counted(
-    outbox: Outbox, claims: Claims, tallies: Tallies
+    outbox: Outbox, claims: Claims, counters: Counters
 ) -> None:
     mine = claim_one(claims, accept(outbox))
     assert claims.finish(mine, SENT)
     assert claims.finish(mine, SENT)  # It is on record, whichever of two calls put it there.
-    assert tallies.totals()["sent"] == 1
+    assert counters.totals()["sent"] == 1
 
 
 def test_what_people_and_time_do_is_counted(
-    database: Database, outbox: Outbox, claims: Claims, tallies: Tallies
+    database: Database, outbox: Outbox, claims: Claims, counters: Counters
 ) -> None:
     actions, ids = Actions(database), [accept(outbox) for _ in range(4)]
-    before = tallies.totals().get("accepted", 0)
+    before = counters.totals().get("accepted", 0)
     actions.hold(ids[0])
     actions.cancel(ids[1])
     run(database, f"/* test */ UPDATE messages SET expires_at = 1 WHERE id = '{ids[2]}'")
     assert Expiry(database).expire() == 1
     claims.finish(claim_one(claims, ids[3]), SENT)
     actions.resend(ids[3], "again-1", message_id="again-1@example.org")
-    totals = tallies.totals()
+    totals = counters.totals()
     assert [totals[name] for name in ("held", "canceled", "expired")] == [1, 1, 1]
     assert totals["accepted"] == before + 1
 
 
 def test_nudges_that_were_made_again_are_counted(
-    database: Database, outbox: Outbox, tallies: Tallies
+    database: Database, outbox: Outbox, counters: Counters
 ) -> None:
     sweeps = Sweeps(database, LEASE_SECONDS, "resend")
     never, lost, due = (accept(outbox) for _ in range(3))
@@ -175,10 +177,10 @@ def test_nudges_that_were_made_again_are_counted(
     assert [nudge.id for nudge in sweeps.due()] == [due]
     assert [nudge.id for nudge in sweeps.unpublished()] == [never]
     assert [nudge.id for nudge in sweeps.lost()] == [lost]
-    assert tallies.totals()["recovered"] == 2
+    assert counters.totals()["recovered"] == 2
 
 
-def test_jobs_and_the_mails_that_go_with_them_are_counted(database: Database, tallies: Tallies) -> None:
+def test_jobs_and_the_mails_that_go_with_them_are_counted(database: Database, counters: Counters) -> None:
     runs, jobs = job_worker(database, "worker-1"), Jobs(database, LEASE_SECONDS)
     ends = (SUCCEEDED, FAILED, JobEnd(state=JobState.TIMED_OUT, error="took too long"))
     for end in ends:
@@ -189,7 +191,7 @@ def test_jobs_and_the_mails_that_go_with_them_are_counted(database: Database, ta
     waiting(database, job := new())
     jobs.cancel(job.id)
     jobs.accept(new(failed="no such job"))
-    totals = tallies.totals()
+    totals = counters.totals()
     assert {name: n for name, n in totals.items() if name.startswith("jobs_")} == {
         "jobs_accepted": 6,
         "jobs_succeeded": 2,
@@ -205,32 +207,34 @@ def test_jobs_and_the_mails_that_go_with_them_are_counted(database: Database, ta
     [(-5, "sent_le_0.1"), (1.5, "sent_le_5"), (40, "sent_le_120"), (7200, "sent_le_inf")],
 )
 def test_how_long_it_took_is_counted(
-    database: Database, outbox: Outbox, claims: Claims, tallies: Tallies, seconds: float, within: str
+    database: Database, outbox: Outbox, claims: Claims, counters: Counters, seconds: float, within: str
 ) -> None:
     mine = claim_one(claims, accept(outbox))
     age(database, messages_created_at=seconds)
     claims.finish(mine, SENT)
-    totals = tallies.totals()
+    totals = counters.totals()
     assert {name: totals[name] for name in SENT_WITHIN if name in totals} == {within: 1}
     assert max(0, seconds) * 1000 <= totals.get("sent_ms", 0) < max(0, seconds) * 1000 + 3000
 
 
-def test_minutes_are_told_apart_and_added_up_when_they_are_old(database: Database, tallies: Tallies) -> None:
+def test_minutes_are_told_apart_and_added_up_when_they_are_old(
+    database: Database, counters: Counters
+) -> None:
     tally(database, sent=2, failed=1)
     other = Database(database.url.render_as_string(hide_password=False))
     tally(other, sent=3)
     other.close()
-    [(minute, number)] = tallies.over_time(0)["sent"].items()
+    [(minute, number)] = counters.over_time(0)["sent"].items()
     assert number == 5
-    assert tallies.over_time(0, stretch=10)["sent"] == {minute // 10: 5}
-    assert tallies.over_time(minute + 1) == {}
+    assert counters.over_time(0, stretch=10)["sent"] == {minute // 10: 5}
+    assert counters.over_time(minute + 1) == {}
     run(database, "/* test */ UPDATE tallies SET minute = minute - 2881 WHERE event = 'sent'")
     tally(database, sent=10)
-    before = tallies.totals()
+    before = counters.totals()
     for _ in range(2):
         Retention(database, 30).purge()
-        assert tallies.totals() == before == {"sent": 15, "failed": 1}
-    assert [*tallies.over_time(0)["sent"].values()] == [10]
+        assert counters.totals() == before == {"sent": 15, "failed": 1}
+    assert [*counters.over_time(0)["sent"].values()] == [10]
     rows = database.read(
         lambda connection: connection.exec_driver_sql(
             "SELECT event, source, count FROM tallies WHERE minute = 0"
@@ -243,9 +247,9 @@ def test_minutes_are_told_apart_and_added_up_when_they_are_old(database: Databas
 
 
 def test_what_waits_is_told_by_state_with_its_age(
-    database: Database, outbox: Outbox, claims: Claims, tallies: Tallies
+    database: Database, outbox: Outbox, claims: Claims, counters: Counters
 ) -> None:
-    assert tallies.depths(LEASE_SECONDS).oldest_seconds == 0
+    assert counters.depths(LEASE_SECONDS).oldest_seconds == 0
     fresh, published, held, mine, deferred = (accept(outbox) for _ in range(5))
     Actions(database).hold(held)
     claim_one(claims, mine)
@@ -255,7 +259,7 @@ def test_what_waits_is_told_by_state_with_its_age(
     waiting(database, new())
     waiting(database, new())
     claim(runs)
-    depths = tallies.depths(LEASE_SECONDS)
+    depths = counters.depths(LEASE_SECONDS)
     assert depths.messages == {
         "queued": 2,
         "sending": 1,
@@ -268,18 +272,18 @@ def test_what_waits_is_told_by_state_with_its_age(
     assert depths.workers == 2
     assert 100 <= depths.oldest_seconds < 400
     run(database, f"/* test */ UPDATE messages SET created_at = created_at - 500000 WHERE id = '{fresh}'")
-    assert 500 <= tallies.depths(LEASE_SECONDS).oldest_seconds < 900
+    assert 500 <= counters.depths(LEASE_SECONDS).oldest_seconds < 900
 
 
 def test_what_waits_is_noted_once_a_minute_by_whoever_comes_first(
-    database: Database, outbox: Outbox, tallies: Tallies
+    database: Database, outbox: Outbox, counters: Counters
 ) -> None:
-    before, samples = time.time(), [Samples(database, LEASE_SECONDS) for _ in range(2)]
+    before, samples = time.time(), [QueueHistory(database, LEASE_SECONDS) for _ in range(2)]
     accept(outbox)
     run(database, "/* test */ UPDATE messages SET created_at = created_at - 90000")
-    samples[0].take()
+    samples[0].record()
     accept(outbox)
-    samples[1].take()
+    samples[1].record()
     [sample] = samples[0].since(0)
     assert (
         before // 60 <= sample.minute <= time.time() // 60
@@ -287,16 +291,16 @@ def test_what_waits_is_noted_once_a_minute_by_whoever_comes_first(
         and 90_000 <= sample.oldest_ms < 600_000
     )
     run(database, f"/* test */ UPDATE samples SET minute = minute - {KEPT_MINUTES + 1}")
-    samples[1].take()
+    samples[1].record()
     assert [one.waiting for one in samples[0].since(0)] == [1, 2]
     Retention(database, 30).purge()
     assert [one.waiting for one in samples[0].since(0)] == [2]
 
 
 @pytest.mark.slow
-def test_a_look_at_many_rows_is_short(database: Database, tallies: Tallies) -> None:
+def test_a_look_at_many_rows_is_short(database: Database, counters: Counters) -> None:
     fill(database)
-    depths = tallies.depths(LEASE_SECONDS)
+    depths = counters.depths(LEASE_SECONDS)
     assert depths.messages == {
         "queued": 100,
         "deferred": 100,
@@ -311,7 +315,7 @@ def test_each_number_is_read_from_a_small_index(sqlite_url: str) -> None:
     database = next(made(sqlite_url)).extensions["mailasync"].outbox.database
     seen: list[tuple[str, tuple[object, ...]]] = []
     event.listen(database.engine, "before_cursor_execute", lambda *told: seen.append((told[2], told[3])))
-    Tallies(database).depths(LEASE_SECONDS)
+    Counters(database).depths(LEASE_SECONDS)
     [(statement, values)] = seen
     plan = [
         row[3]
@@ -409,7 +413,7 @@ def test_while_the_database_is_away_metrics_say_so(app: Flask, client: FlaskClie
     tally(database, sent=1)
     run(database, "/* test */ ALTER TABLE tallies RENAME TO gone")
     with pytest.raises(StoreUnavailable):
-        Tallies(database).totals()
+        Counters(database).totals()
     found = told(client)
     assert found["mailasync_up"] == 0
     assert not any(name.startswith(("mailasync_messages", "mailasync_queue")) for name in found)

@@ -63,7 +63,7 @@ def unsubscribes(database: Database) -> Unsubscribes:
 
 
 def state(office: Office, id: str) -> str:
-    return str(office.standing(id).row["state"])
+    return str(office.details(id).row["state"])
 
 
 # --- the list ------------------------------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ def test_what_goes_with_an_outcome_cannot_keep_it_from_being_recorded(
     )
     office.delivery.recorder.claims = claims
     assert office.delivery.deliver([id])
-    found = office.standing(id)
+    found = office.details(id)
     assert (found.row["state"], people(found)) == (
         "sent",
         [("sent", "250 2.0.0 ok"), ("failed", "550 5.1.1 no")],
@@ -272,7 +272,7 @@ def test_who_is_suppressed_after_acceptance_gets_no_mail(
     id, other = office.accept(DAVE), office.accept(CAROL)
     listed.add("dave@example.org")
     assert office.delivery.deliver([id, other])
-    found = office.standing(id)
+    found = office.details(id)
     assert (found.row["state"], found.row["reason"], found.row["attempt"], found.row["owner"]) == (
         "suppressed",
         REASON,
@@ -289,7 +289,7 @@ def test_the_other_recipients_get_it(office: Office, smtpd: ScriptedSMTP, listed
     id = office.accept(BOB, DAVE, CAROL)
     listed.add("dave@example.org")
     assert office.delivery.deliver([id])
-    assert people(office.standing(id)) == [
+    assert people(office.details(id)) == [
         ("sent", "250 2.0.0 ok"),
         ("suppressed", REPLY),
         ("sent", "250 2.0.0 ok"),
@@ -317,7 +317,7 @@ def test_what_was_suppressed_at_acceptance_does_not_come_due(
             id="later", message=Message(to=(BOB,)), message_id="later@example.org", terms=SendOptions(delay=1)
         )
     )
-    assert (state(office, "later"), office.standing("later").row["next_attempt_at"]) == ("suppressed", None)
+    assert (state(office, "later"), office.details("later").row["next_attempt_at"]) == ("suppressed", None)
 
 
 def test_a_job_that_fails_says_nothing_of_who_was_suppressed_before(
@@ -329,7 +329,7 @@ def test_a_job_that_fails_says_nothing_of_who_was_suppressed_before(
         NewMessage(id="both", message=Message(to=(BOB, CAROL)), message_id="both@example.org", job=job)
     )
     Jobs(database, 20).cancel("job-1")
-    assert [person["state"] for person in office.standing("both").recipients] == ["suppressed", "canceled"]
+    assert [person["state"] for person in office.details("both").recipients] == ["suppressed", "canceled"]
 
 
 @pytest.mark.parametrize(("reply", "end"), [("250 ok", "sent"), ("550 5.7.1 no", "failed")])
@@ -359,7 +359,7 @@ def test_a_row_that_another_worker_has_is_left_alone(
         drop_suppressed(connection, [id])
 
     database.transaction(drop)
-    found = office.standing(id)
+    found = office.details(id)
     assert (found.row["state"], found.recipients[0]["state"]) == ("sending", "queued")
 
 
@@ -440,7 +440,7 @@ def test_a_link_suppresses_its_recipient_and_is_told_once(
     found = listed.find("dave@example.org")
     assert found and (found.reason, found.message_id) == (Reason.UNSUBSCRIBED, id)
     assert listed.find("bob@example.org") is None
-    assert told(office.standing(id)) == [("sent", 1), ("unsubscribed", None)]
+    assert told(office.details(id)) == [("sent", 1), ("unsubscribed", None)]
     assert office.send(DAVE).row["state"] == "suppressed"
 
 

@@ -201,5 +201,5 @@ def test_flask_send_says_that_a_mail_may_have_been_accepted(
         program = pair.run("-m", "flask", "send", "bob@example.org", "Hi", name="send")
         assert program.process.wait(60) == 1
         found = re.search(r"look with `flask status ([0-9a-f-]+)` before you send it again", program.text())
-        assert found and Outbox(database).standing(found[1])
+        assert found and Outbox(database).details(found[1])
     database.close()

@@ -118,12 +118,12 @@ class Office:
         return [str(self.row(id).row["state"]) for id in ids]
 
     def row(self, id: str) -> MessageDetails:
-        found = self.outbox.standing(id)
+        found = self.outbox.details(id)
         assert found
         return found
 
     def account(self, name: str = "one") -> dict[str, Any]:
-        return next(one for one in self.accounts.standing() if one["name"] == name)
+        return next(one for one in self.accounts.details() if one["name"] == name)
 
     def close(self) -> None:
         self.delivery.close()

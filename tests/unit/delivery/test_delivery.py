@@ -32,6 +32,7 @@ from mailroom.store.db.database import Database
 from mailroom.store.jobs.jobs import NewJob
 from mailroom.store.maintenance.rescue import Sweeps
 from mailroom.store.messages import claims as claims_module
+from mailroom.store.messages import outcomes
 from mailroom.store.messages.claims import Claims
 from mailroom.store.messages.outbox import MessageDetails, NewMessage, Outbox
 from mailroom.store.workers import Heartbeat
@@ -90,7 +91,7 @@ class Office:
         """Accept a mail, try it once, and tell where it stands."""
         id = self.accept(*to)
         assert self.delivery.deliver([id])
-        return self.standing(id)
+        return self.details(id)
 
     def again(self, id: str) -> MessageDetails:
         """Make a deferred mail due, and try it once more."""
@@ -100,15 +101,15 @@ class Office:
             nudge.id for nudge in self.sweeps.due() + self.sweeps.unparked(1000, self.accounts.capacity())
         ] == [id]
         assert self.delivery.deliver([id])
-        return self.standing(id)
+        return self.details(id)
 
-    def standing(self, id: str) -> MessageDetails:
-        found = self.outbox.standing(id)
+    def details(self, id: str) -> MessageDetails:
+        found = self.outbox.details(id)
         assert found is not None
         return found
 
     def has_sent(self, ids: Sequence[str]) -> bool:
-        return {self.standing(id).row["state"] for id in ids} == {"sent"}
+        return {self.details(id).row["state"] for id in ids} == {"sent"}
 
     def sql(self, statement: str, **values: Any) -> None:
         def run(connection: Connection) -> None:
@@ -160,16 +161,16 @@ def locked(directory: Path) -> Iterator[None]:
         other.close()
 
 
-def told(standing: MessageDetails) -> list[tuple[str, int | None]]:
-    return [(event.event, event.attempt) for event in standing.events]
+def told(details: MessageDetails) -> list[tuple[str, int | None]]:
+    return [(event.event, event.attempt) for event in details.events]
 
 
-def people(standing: MessageDetails) -> list[tuple[str, str]]:
-    return [(person["state"], person["reply"]) for person in standing.recipients]
+def people(details: MessageDetails) -> list[tuple[str, str]]:
+    return [(person["state"], person["reply"]) for person in details.recipients]
 
 
-def waits_ms(standing: MessageDetails) -> int:
-    return int(standing.row["next_attempt_at"] - standing.events[-1].at)
+def waits_ms(details: MessageDetails) -> int:
+    return int(details.row["next_attempt_at"] - details.events[-1].at)
 
 
 class TestOutcomes:
@@ -189,7 +190,7 @@ class TestOutcomes:
         smtpd.reply("MAIL", "452 4.3.1 full")
         assert 79_000 < waits_ms(office.again(found.row["id"])) <= 120_000
         assert office.again(found.row["id"]).row["state"] == "sent"
-        assert told(office.standing(found.row["id"])) == [("deferred", 1), ("deferred", 2), ("sent", 3)]
+        assert told(office.details(found.row["id"])) == [("deferred", 1), ("deferred", 2), ("sent", 3)]
 
     @pytest.mark.parametrize("phase", ["MAIL", "RCPT", "DATA", "DOT"])
     def test_5xx_fails_it(self, office: Office, smtpd: ScriptedSMTP, phase: str) -> None:
@@ -243,7 +244,7 @@ class TestOutcomes:
         id = office.accept()
         office.sql("UPDATE messages SET message_id = 'two words' WHERE id = :id", id=id)
         office.delivery.deliver([id])
-        assert office.standing(id).row["reason"] == "could not be composed: ValueError"
+        assert office.details(id).row["reason"] == "could not be composed: ValueError"
         assert "words" not in caplog.text
 
     def test_a_fault_of_our_own_defers_it_and_leaves_no_row_behind(
@@ -255,7 +256,7 @@ class TestOutcomes:
             runner, senders={DEFAULT_ACCOUNT: Sender(Address("älice@example.org"), office.sessions)}
         )
         assert office.delivery.deliver([id])
-        found = office.standing(id)
+        found = office.details(id)
         office.delivery.recorder.runner = runner
         assert (found.row["state"], found.row["owner"], found.row["reason"]) == (
             "deferred",
@@ -268,7 +269,7 @@ class TestOutcomes:
         id = office.accept()
         office.sql("UPDATE recipients SET state = 'sent' WHERE id = :id", id=id)
         office.delivery.deliver([id])
-        assert office.standing(id).row["state"] == "sent"
+        assert office.details(id).row["state"] == "sent"
         assert smtpd.commands == []
 
 
@@ -463,7 +464,7 @@ class TestFence:
         hold.release()
         thread.join()
         assert smtpd.payloads == []
-        assert (office.standing(id).row["state"], office.standing(id).row["owner"]) == ("sending", "another")
+        assert (office.details(id).row["state"], office.details(id).row["owner"]) == ("sending", "another")
 
     @pytest.mark.parametrize(
         "loss",
@@ -479,13 +480,13 @@ class TestFence:
         id = office.accept()
         office.sql(loss)
         assert not office.delivery.deliver([id])
-        found = office.standing(id)
+        found = office.details(id)
         assert (found.row["state"], attempts(found.row), found.row["owner"]) == ("queued", 0, None)
         assert smtpd.payloads == []
         office.heartbeat.beat()
         office.sql("UPDATE workers SET stopped_at = NULL")
         assert office.delivery.deliver([id])
-        assert office.standing(id).row["state"] == "sent"
+        assert office.details(id).row["state"] == "sent"
 
     def test_what_a_sweeper_gave_back_meanwhile_is_not_released_again(
         self, office: Office, smtpd: ScriptedSMTP
@@ -499,7 +500,7 @@ class TestFence:
         assert office.sweeps.orphans() == 1
         hold.release()
         thread.join()
-        found = office.standing(id)
+        found = office.details(id)
         assert (found.row["state"], found.row["attempt"], found.row["crashes"]) == ("queued", 1, 1)
         assert smtpd.payloads == []
 
@@ -515,7 +516,7 @@ class TestFence:
         assert office.sweeps.orphans() == 1
         hold.release()
         thread.join()
-        assert office.standing(id).row["state"] == "sent"
+        assert office.details(id).row["state"] == "sent"
         assert not office.claims.claim([id])
         assert smtpd.copies(id + "@example.org") == 1
 
@@ -553,7 +554,7 @@ class TestStop:
         office.delivery.stop()
         hold.release()
         thread.join()
-        found = office.standing(id)
+        found = office.details(id)
         assert (settled, found.row["state"], attempts(found.row), told(found)) == ([False], "queued", 0, [])
         assert smtpd.payloads == []
 
@@ -567,7 +568,7 @@ class TestStop:
         office.delivery.stop()
         hold.release()
         thread.join()
-        assert (settled, office.standing(id).row["state"]) == ([True], "sent")
+        assert (settled, office.details(id).row["state"]) == ([True], "sent")
 
     def test_gives_back_what_has_not_begun(self, office: Office, smtpd: ScriptedSMTP) -> None:
         hold = smtpd.hang("DOT")
@@ -579,14 +580,14 @@ class TestStop:
         office.delivery.stop()
         hold.release()
         thread.join()
-        states = [office.standing(id).row["state"] for id in ids]
+        states = [office.details(id).row["state"] for id in ids]
         assert (settled, states.count("sent"), states.count("queued")) == ([False], 4, 8)
 
     def test_begins_nothing_any_more(self, office: Office, smtpd: ScriptedSMTP) -> None:
         office.delivery.stop()
         id = office.accept()
         assert not office.delivery.deliver([id])
-        assert (office.standing(id).row["state"], smtpd.connections) == ("queued", 0)
+        assert (office.details(id).row["state"], smtpd.connections) == ("queued", 0)
 
 
 class TestDatabaseAway:
@@ -605,7 +606,7 @@ class TestDatabaseAway:
             wait_until(lambda: caplog.text.count("waits for the database") >= 3)
             assert thread.is_alive()
         thread.join()
-        assert (office.standing(id).row["state"], smtpd.copies(f"{id}@example.org")) == ("sent", 1)
+        assert (office.details(id).row["state"], smtpd.copies(f"{id}@example.org")) == ("sent", 1)
         self.close(office)
 
     @pytest.mark.usefixtures("impatient")
@@ -623,7 +624,7 @@ class TestDatabaseAway:
             hold.release()
             wait_until(lambda: smtpd.open_connections == 0)
         thread.join()
-        assert (settled, office.standing(id).row["state"], smtpd.payloads) == ([False], "queued", [])
+        assert (settled, office.details(id).row["state"], smtpd.payloads) == ([False], "queued", [])
         self.close(office)
 
     @pytest.mark.usefixtures("impatient")
@@ -633,7 +634,7 @@ class TestDatabaseAway:
         with locked(tmp_path), pytest.raises(StoreUnavailable):
             office.delivery.deliver([id])
         assert office.delivery.deliver([id])
-        assert office.standing(id).row["state"] == "sent"
+        assert office.details(id).row["state"] == "sent"
         self.close(office)
 
     @staticmethod
@@ -669,8 +670,8 @@ class TestMany:
         smtpd.reply("RCPT", "550 5.1.1 no", match="carol@", times=None)
         good, bad = [office.accept(BOB) for _ in range(10)], [office.accept(CAROL) for _ in range(10)]
         assert office.delivery.deliver([id for pair in zip(good, bad, strict=True) for id in pair])
-        assert {office.standing(id).row["state"] for id in good} == {"sent"}
-        assert {office.standing(id).row["state"] for id in bad} == {"failed"}
+        assert {office.details(id).row["state"] for id in good} == {"sent"}
+        assert {office.details(id).row["state"] for id in bad} == {"failed"}
 
     def test_of_one_nudge_go_side_by_side_in_one_thread(self, office: Office, smtpd: ScriptedSMTP) -> None:
         office.open_sessions(4)
@@ -694,10 +695,10 @@ class TestMany:
             thread = threading.Thread(target=office.delivery.deliver, args=([stuck, *others],))
             thread.start()
             wait_until(partial(office.has_sent, others), what="the others are sent")
-            assert office.standing(stuck).row["state"] in ("sending", "in_data")
+            assert office.details(stuck).row["state"] in ("sending", "in_data")
             hold.release()
             thread.join(60)
-            assert office.standing(stuck).row["state"] == "sent"
+            assert office.details(stuck).row["state"] == "sent"
         assert all(smtpd.copies(message.message_id) == 1 for message in smtpd.messages)
 
     def test_one_that_hangs_holds_up_no_rest_of_its_nudge_whose_turns_went_to_others(
@@ -732,7 +733,7 @@ class TestMany:
         stuck, others = office.accept(CAROL), [office.accept() for _ in range(3)]
         assert office.delivery.deliver([stuck, *others])
         assert office.has_sent(others)
-        assert (office.standing(stuck).row["state"], office.standing(stuck).row["reason"]) == (
+        assert (office.details(stuck).row["state"], office.details(stuck).row["reason"]) == (
             "deferred",
             "connection lost: timed out",
         )
@@ -773,7 +774,7 @@ class TestMany:
         office.sql("UPDATE messages SET owner = 'other', attempt = 2 WHERE id = :id", id=ids[1])
         hold.release()
         thread.join(60)
-        assert [office.standing(id).row["state"] for id in ids] == ["sent", "sending", "sent", "sent"]
+        assert [office.details(id).row["state"] for id in ids] == ["sent", "sending", "sent", "sent"]
         assert smtpd.copies(f"{ids[1]}@example.org") == 0
 
     def test_one_that_cannot_be_recorded_harms_no_other_and_is_told(
@@ -781,7 +782,7 @@ class TestMany:
     ) -> None:
         office.open_sessions(4)
         ids = [office.accept(), office.accept(CAROL), office.accept()]
-        real = claims_module._write_outcomes
+        real = outcomes._write_outcomes
 
         def broken(
             connection: Connection, ended: list[tuple[Claim, Outcome]], until: dict[str, int]
@@ -790,10 +791,10 @@ class TestMany:
                 raise ValueError("no such outcome")
             return real(connection, ended, until)
 
-        monkeypatch.setattr(claims_module, "_write_outcomes", broken)
+        monkeypatch.setattr(outcomes, "_write_outcomes", broken)
         with pytest.raises(ValueError, match="no such outcome"):
             office.delivery.deliver(ids)
-        assert [office.standing(id).row["state"] for id in ids] == ["sent", "in_data", "sent"]
+        assert [office.details(id).row["state"] for id in ids] == ["sent", "in_data", "sent"]
         assert office.claims.not_in_hand() == [(ids[1], 1)]
 
     def test_attachments_are_read_when_a_mail_goes_and_no_sooner(
@@ -833,7 +834,7 @@ class TestMany:
         with monkeypatch.context() as patch:
             patch.setattr(claims_module, "load_attachments", unavailable)
             assert not office.delivery.deliver([id, *others])
-        assert (office.standing(id).row["state"], office.has_sent(others)) == ("queued", True)
+        assert (office.details(id).row["state"], office.has_sent(others)) == ("queued", True)
         assert office.delivery.deliver([id])
         assert office.has_sent([id])
 
@@ -883,7 +884,7 @@ class TestMany:
             wait_until(lambda: smtpd.open_connections == 0)
         thread.join(60)
         assert (settled, smtpd.payloads[4:]) == ([False], [])
-        assert {office.standing(id).row["state"] for id in ids} == {"queued"}
+        assert {office.details(id).row["state"] for id in ids} == {"queued"}
         assert office.claims.not_in_hand() == []
 
     @pytest.mark.usefixtures("impatient")
@@ -906,8 +907,8 @@ class TestMany:
                 what="the others are told at their fences",
             )
         thread.join(60)
-        assert office.standing(carols).row["state"] == "sent"
-        assert {office.standing(id).row["state"] for id in others} == {"queued"}
+        assert office.details(carols).row["state"] == "sent"
+        assert {office.details(id).row["state"] for id in others} == {"queued"}
         assert office.claims.not_in_hand() == []
 
     def test_when_it_stops_give_back_what_has_not_passed_the_fence(
@@ -924,7 +925,7 @@ class TestMany:
         hold.release()
         thread.join(60)
         assert settled == [False]
-        assert {office.standing(id).row["state"] for id in ids} == {"queued"}
+        assert {office.details(id).row["state"] for id in ids} == {"queued"}
         assert (office.claims.not_in_hand(), len(smtpd.payloads)) == ([], 4)
 
 
@@ -971,7 +972,7 @@ def test_a_mail_that_waits_for_its_job_is_told_of_and_not_delivered(office: Offi
     assert office.delivery.deliver([ready])
     assert told == []
     assert office.delivery.deliver([waiting])
-    assert (told, office.standing(waiting).row["state"]) == ([[waiting]], "waiting")
+    assert (told, office.details(waiting).row["state"]) == ([[waiting]], "waiting")
     assert len(office.smtpd.messages) == 1
 
 

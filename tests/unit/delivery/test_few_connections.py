@@ -34,10 +34,10 @@ def database(tmp_path: Path) -> Iterator[Database]:
 
 
 def assert_all_are_sent(office: Office, ids: list[str]) -> None:
-    rows = [office.standing(id).row for id in ids]
+    rows = [office.details(id).row for id in ids]
     assert {(row["state"], attempts(row)) for row in rows} == {("sent", 1)}
     assert [office.smtpd.copies(row["message_id"]) for row in rows] == [1] * len(ids)
-    [account] = office.accounts.standing()
+    [account] = office.accounts.details()
     assert (account["state"], account["failures"]) == (AccountState.OK, 0)
 
 
@@ -123,10 +123,10 @@ def test_a_server_that_takes_none_pauses_the_account_and_no_mail_loses_an_attemp
         office = Office(database, smtpd, connections=4)
         ids = [office.accept() for _ in range(8)]
         office.delivery.deliver(ids)
-        rows = [office.standing(id).row for id in ids]
+        rows = [office.details(id).row for id in ids]
         assert {row["state"] for row in rows} <= {"deferred"}
         assert all(row["attempt"] == row["excused"] for row in rows)
-        [account] = office.accounts.standing()
+        [account] = office.accounts.details()
         assert (account["state"], account["reason"]) == (AccountState.PAUSED, POSTFIX)
         office.delivery.close()
 
@@ -148,7 +148,7 @@ def test_a_mail_that_hears_of_it_late_loses_no_attempt(
         found = office.send()
         assert (found.row["state"], found.row["reason"], attempts(found.row)) == ("deferred", reply, 1)
         assert found.row["excused"] == 1
-        [account] = office.accounts.standing()
+        [account] = office.accounts.details()
         assert (account["state"], account["reason"]) == (AccountState.PAUSED, reply)
         assert office.again(found.row["id"]).row["state"] == "sent"
         office.delivery.close()

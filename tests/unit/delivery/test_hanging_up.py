@@ -63,7 +63,7 @@ def until_final(office: Office, *to: Address, most: int = 20) -> MessageDetails:
             break
         assert attempts(found.row) - found.row["excused"] == 0
         found = office.again(found.row["id"])
-    [account] = office.accounts.standing()
+    [account] = office.accounts.details()
     assert (account["state"], account["failures"]) == (AccountState.OK, 0)
     return found
 
@@ -166,7 +166,7 @@ def test_an_account_at_its_limit_is_parked_though_another_reply_came_first(
     smtpd.reply("RCPT", "550 5.4.5 Daily user sending limit exceeded", match="friend01")
     found = office.send(*addresses("friend", 3))
     assert sorted(states(found).values()) == ["deferred", "deferred", "sent"]
-    [account] = office.accounts.standing()
+    [account] = office.accounts.details()
     assert (account["state"], found.row["parked"], found.row["excused"]) == (AccountState.PARKED, 1, 1)
 
 
@@ -210,7 +210,7 @@ def test_one_recipient_at_whom_the_server_hangs_up_is_deferred_and_pauses_nobody
     smtpd.reply("DATA", TOO_MANY)
     found = office.send()
     assert (found.row["state"], found.row["reason"], found.row["excused"]) == ("deferred", TOO_MANY, 0)
-    assert office.accounts.standing()[0]["state"] == AccountState.OK
+    assert office.accounts.details()[0]["state"] == AccountState.OK
     assert office.send().row["state"] == "sent"
 
 
@@ -220,7 +220,7 @@ def test_a_limit_of_the_account_is_still_one_when_the_server_hangs_up_with_it(
     smtpd.reply("RCPT", "421 4.7.0 daily sending quota exceeded", match="friend01")
     found = office.send(*addresses("friend", 3))
     assert (found.row["state"], found.row["excused"]) == ("deferred", 1)
-    assert office.accounts.standing()[0]["state"] == AccountState.PARKED
+    assert office.accounts.details()[0]["state"] == AccountState.PARKED
 
 
 @pytest.mark.parametrize("phase", ["MAIL", "RCPT", "DATA"])
@@ -231,7 +231,7 @@ def test_a_refusal_at_which_it_hangs_up_is_final(
     smtpd.reply(phase, "550 5.7.1 no", close=True, reset=reset)
     found = office.send()
     assert (found.row["state"], found.row["reason"]) == ("failed", "550 5.7.1 no")
-    assert office.accounts.standing()[0]["state"] == AccountState.OK
+    assert office.accounts.details()[0]["state"] == AccountState.OK
     assert office.send().row["state"] == "sent"
 
 

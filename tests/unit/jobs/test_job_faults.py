@@ -25,7 +25,7 @@ from tests.services.application import made
 from tests.services.processes import Service
 from tests.services.schema import on_sqlite
 from tests.unit.jobs.test_runner import Bench
-from tests.unit.store.test_job_claims import LEASE_SECONDS, claim, lose, new, standing, worker
+from tests.unit.store.test_job_claims import LEASE_SECONDS, claim, details, lose, new, worker
 
 assert builtin.__name__
 TIMED_OUT = JobEnd(state=JobState.TIMED_OUT, error="killed after 1 s", wait_seconds=0)
@@ -65,7 +65,7 @@ def test_a_timeout_that_is_not_the_last_attempts_is_kept(jobs: Jobs, runs: JobCl
     jobs.accept(new(max_attempts=2))
     one = claim(runs)
     assert runs.finish(one, TIMED_OUT) == []
-    assert standing(jobs, one.id).row["state"] == JobState.QUEUED
+    assert details(jobs, one.id).row["state"] == JobState.QUEUED
 
 
 def test_a_worker_that_was_paused_does_not_take_itself_for_dead(
@@ -76,9 +76,9 @@ def test_a_worker_that_was_paused_does_not_take_itself_for_dead(
     lose(database, "worker-1")
     assert runs.orphans() == []
     assert runs.taken_away() == set()
-    assert standing(jobs, one.id).row["state"] == JobState.RUNNING
+    assert details(jobs, one.id).row["state"] == JobState.RUNNING
     assert worker(database, "worker-2").orphans() == []
-    assert standing(jobs, one.id).row["state"] == JobState.FAILED
+    assert details(jobs, one.id).row["state"] == JobState.FAILED
 
 
 def test_a_worker_does_not_claim_again_what_one_of_its_threads_still_runs(
@@ -89,7 +89,7 @@ def test_a_worker_does_not_claim_again_what_one_of_its_threads_still_runs(
     lose(database, "worker-1")
     other = worker(database, "worker-2")
     other.orphans()
-    assert standing(jobs, one.id).row["state"] == JobState.QUEUED
+    assert details(jobs, one.id).row["state"] == JobState.QUEUED
     assert runs.claim("jobs", ["simulate"], limit=5) == []
     assert runs.finish(one, JobEnd(state=JobState.SUCCEEDED, result="1")) is None
     assert claim(runs).attempt == 2

@@ -87,7 +87,7 @@ class Bench:
         return one.id
 
     def row(self, id: str) -> dict[str, Any]:
-        found = self.jobs.standing(id)
+        found = self.jobs.details(id)
         assert found
         return found.row
 

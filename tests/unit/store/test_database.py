@@ -24,8 +24,9 @@ from mailroom.model.errors import CommitUnanswered, StoreUnavailable
 from mailroom.model.ids import new_id
 from mailroom.model.message import Message
 from mailroom.store.db.database import BATCH_MAX, Database
+from mailroom.store.db.dialects import now_ms
 from mailroom.store.db.migrate import MIGRATIONS, SchemaOutdated, check, head, upgrade
-from mailroom.store.db.schema import events, metadata, now_ms
+from mailroom.store.db.schema import events, metadata
 from mailroom.store.db.statements import CHARACTERS_MAX, inserted
 from mailroom.store.messages.search import Search, listed
 from tests.services import wait_until

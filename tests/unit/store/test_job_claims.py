@@ -64,14 +64,14 @@ def claim(runs: JobClaims, *names: str, queue: str = "jobs") -> JobClaim:
     return one
 
 
-def standing(jobs: Jobs, id: str) -> Any:
-    found = jobs.standing(id)
+def details(jobs: Jobs, id: str) -> Any:
+    found = jobs.details(id)
     assert found
     return found
 
 
 def mail(database: Database, id: str) -> Any:
-    found = Outbox(database).standing(id)
+    found = Outbox(database).details(id)
     assert found
     return found.row
 
@@ -115,7 +115,7 @@ def test_a_claim_takes_the_oldest_of_its_queue_and_types(
     assert [one.id for one in runs.claim("jobs", ["simulate"], limit=2)] == [ids[0], ids[3]]
     assert [one.id for one in runs.claim("jobs", ["simulate", "brew"], limit=5)] == [ids[1], ids[4]]
     assert claim(runs, queue="coffee").id == ids[2]
-    assert standing(jobs, ids[0]).row["state"] == JobState.RUNNING
+    assert details(jobs, ids[0]).row["state"] == JobState.RUNNING
 
 
 def test_a_claim_has_all_that_running_it_needs(jobs: Jobs, runs: JobClaims) -> None:
@@ -150,11 +150,11 @@ def test_progress_is_told_until_the_end(jobs: Jobs, runs: JobClaims) -> None:
     jobs.accept(new())
     one = claim(runs)
     assert runs.progress(one, 0.25, "step 1")
-    row = standing(jobs, one.id).row
+    row = details(jobs, one.id).row
     assert (row["progress"], row["step"]) == (250, "step 1")
     assert runs.finish(one, SUCCEEDED) == []
     assert not runs.progress(one, 0.5, "late")
-    assert (standing(jobs, one.id).row["progress"], standing(jobs, one.id).row["result"]) == (
+    assert (details(jobs, one.id).row["progress"], details(jobs, one.id).row["result"]) == (
         1000,
         '{"n": 1}',
     )
@@ -222,16 +222,16 @@ def test_a_job_that_may_is_tried_again_when_its_time_comes(
     id = waiting(database, new(max_attempts=2))
     one = claim(runs)
     assert runs.finish(one, JobEnd(state=JobState.FAILED, error="ValueError: no", wait_seconds=60)) == []
-    row = standing(jobs, one.id).row
+    row = details(jobs, one.id).row
     assert (row["state"], row["error"]) == (JobState.QUEUED, "ValueError: no")
-    assert 50_000 < row["next_attempt_at"] - standing(jobs, one.id).now <= 60_000
+    assert 50_000 < row["next_attempt_at"] - details(jobs, one.id).now <= 60_000
     assert runs.claim("jobs", ["simulate"], limit=1) == []
     run(database, "UPDATE jobs SET next_attempt_at = next_attempt_at - 60000")
     again = claim(runs)
     assert (again.id, again.attempt, again.is_last) == (one.id, 2, True)
     assert mail(database, id)["state"] == State.WAITING
     assert runs.finish(again, SUCCEEDED) == [id]
-    told = [(event["event"], event["attempt"], event["detail"]) for event in standing(jobs, one.id).events]
+    told = [(event["event"], event["attempt"], event["detail"]) for event in details(jobs, one.id).events]
     assert told == [("job attempt failed", 1, "ValueError: no"), ("job succeeded", 2, None)]
 
 
@@ -257,7 +257,7 @@ def test_a_dead_workers_job_runs_again_if_it_may_and_else_ends_with_its_mail(
     assert runs.orphans() == []
     lose(database, "worker-1")
     assert worker(database, "worker-2").orphans() == ([id] if mail_state is State.QUEUED else [])
-    row = standing(jobs, one.id).row
+    row = details(jobs, one.id).row
     assert (row["state"], row["error"], mail(database, id)["state"]) == (
         job_state,
         "the worker that ran it died",
@@ -302,7 +302,7 @@ def test_a_queued_job_is_canceled_with_its_mail(database: Database, jobs: Jobs, 
         State.CANCELED,
         "its job was canceled",
     )
-    assert [person["state"] for person in Outbox(database).standing(id).recipients] == [State.CANCELED]  # type: ignore[union-attr]
+    assert [person["state"] for person in Outbox(database).details(id).recipients] == [State.CANCELED]  # type: ignore[union-attr]
 
 
 def test_a_running_job_that_is_canceled_is_taken_away_from_its_worker(jobs: Jobs, runs: JobClaims) -> None:
@@ -316,7 +316,7 @@ def test_a_running_job_that_is_canceled_is_taken_away_from_its_worker(jobs: Jobs
     assert runs.finish(first, SUCCEEDED) is None
     assert runs.finish(second, SUCCEEDED) == []
     assert runs.taken_away() == set()
-    assert standing(jobs, first.id).row["state"] == JobState.CANCELED
+    assert details(jobs, first.id).row["state"] == JobState.CANCELED
 
 
 @pytest.mark.slow
@@ -348,14 +348,14 @@ def test_the_same_id_is_accepted_once_alone_and_with_a_mail(database: Database, 
     id = new_id()
     acceptance = NewMessage(id=id, message=Message(to=(Address("bob@example.org"),)), message_id=id, job=job)
     assert not Outbox(database).accept(acceptance)
-    assert Outbox(database).standing(id) is None
+    assert Outbox(database).details(id) is None
 
 
 def test_what_was_no_job_is_kept_as_failed_with_the_reason(jobs: Jobs, runs: JobClaims) -> None:
     job = new("", failed="#/name: expected one of simulate, got 'brew'")
     jobs.accept(job)
-    assert standing(jobs, job.id).row["state"] in FINAL
-    assert standing(jobs, job.id).row["error"] == job.failed
+    assert details(jobs, job.id).row["state"] in FINAL
+    assert details(jobs, job.id).row["error"] == job.failed
     assert runs.claim("jobs", ["simulate", ""], limit=1) == []
 
 
@@ -386,12 +386,12 @@ def test_a_job_tells_its_mail_its_file_and_whether_anybody_serves_it(
 ) -> None:
     job = new()
     id = waiting(database, job)
-    assert standing(jobs, job.id).served
+    assert details(jobs, job.id).served
     content = secrets.token_bytes(1000)
     runs.finish(
         claim(runs), JobEnd(state=JobState.SUCCEEDED, result="null", file=Attachment("x.bin", "a/b", content))
     )
-    found = standing(jobs, job.id)
+    found = details(jobs, job.id)
     assert (found.message, found.file) == (
         {"id": id, "state": "queued"},
         {"name": "x.bin", "content_type": "a/b", "size": 1000},
@@ -400,12 +400,12 @@ def test_a_job_tells_its_mail_its_file_and_whether_anybody_serves_it(
     assert made and made.content == content
     assert jobs.file("no such job") is None
     lose(database, "worker-1")
-    assert not standing(jobs, job.id).served
+    assert not details(jobs, job.id).served
     elsewhere = new(queue="tea")
     jobs.accept(elsewhere)
     worker(database, "worker-2")
-    assert not standing(jobs, elsewhere.id).served
-    assert jobs.standing("no such job") is None
+    assert not details(jobs, elsewhere.id).served
+    assert jobs.details("no such job") is None
 
 
 def test_the_same_once_more_is_a_job_of_its_own(database: Database, jobs: Jobs, runs: JobClaims) -> None:

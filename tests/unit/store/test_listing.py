@@ -12,7 +12,7 @@ from mailroom.store.db.database import Database
 from mailroom.store.events.changes import pulse
 from mailroom.store.messages import search as listing
 from mailroom.store.messages.outbox import Batch, NewMessage, Outbox
-from mailroom.store.messages.search import Page, Place, Search, listed, newest
+from mailroom.store.messages.search import Page, Position, Search, listed, newest
 
 _numbers = count()
 
@@ -122,7 +122,7 @@ def test_a_page_goes_through_so_many_messages_and_no_more(many: Database) -> Non
         assert listed(many, Search(words="no such", after=place(many, 34))) == Page([], None)
 
 
-def place(database: Database, number: int) -> Place:
+def place(database: Database, number: int) -> Position:
     row = listed(database, Search(limit=100)).rows[number]
     return row["created_at"], row["id"]
 

@@ -67,7 +67,7 @@ def claims(lossy: Database, direct: Database) -> Claims:
 
 
 def events(outbox: Outbox, id: str) -> list[tuple[str, int | None]]:
-    standing = outbox.standing(id)
+    standing = outbox.details(id)
     assert standing
     return [(event.event, event.attempt) for event in standing.events]
 
@@ -166,7 +166,7 @@ def test_an_accounts_trouble_that_is_written_again_counts_once(
     with pytest.raises(StoreUnavailable):
         claims.finish(replace(claim, is_probe=True), TURNED_AWAY)
     assert claims.finish(replace(claim, is_probe=True), TURNED_AWAY)
-    assert [one["failures"] for one in accounts.standing()] == [1]
+    assert [one["failures"] for one in accounts.details()] == [1]
     assert row(outbox, claim.id)["excused"] == 1
 
 

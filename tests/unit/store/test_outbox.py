@@ -56,13 +56,13 @@ def accept(outbox: Outbox, *to: str, id: str = "", job: NewJob | None = None) ->
 
 
 def state(outbox: Outbox, id: str) -> str:
-    standing = outbox.standing(id)
+    standing = outbox.details(id)
     assert standing
     return str(standing.row["state"])
 
 
 def row(outbox: Outbox, id: str) -> dict[str, Any]:
-    standing = outbox.standing(id)
+    standing = outbox.details(id)
     assert standing
     return standing.row
 
@@ -96,12 +96,12 @@ def claim_one(claims: Claims, id: str) -> Claim:
 
 def test_an_accepted_message_is_there_whole(outbox: Outbox) -> None:
     id = accept(outbox, "bob@example.org", "carol@example.org")
-    standing = outbox.standing(id)
+    standing = outbox.details(id)
     assert standing
     assert standing.row["state"] == State.QUEUED
     assert [person["address"] for person in standing.recipients] == ["bob@example.org", "carol@example.org"]
     assert standing.now - 600_000 < standing.row["created_at"] <= standing.now
-    assert outbox.standing("other") is None
+    assert outbox.details("other") is None
 
 
 def test_an_id_is_accepted_once_also_when_two_come_at_the_same_time(outbox: Outbox) -> None:
@@ -215,7 +215,7 @@ def test_finishing_writes_the_message_the_recipients_and_the_timeline(outbox: Ou
             },
         ),
     )
-    standing = outbox.standing(id)
+    standing = outbox.details(id)
     assert standing
     assert (standing.row["state"], standing.row["owner"], standing.row["reason"]) == (
         State.DEFERRED,
@@ -409,7 +409,7 @@ def test_past_the_fence_a_dead_workers_row_is_uncertain(
     assert claims.fence(claim)
     lose(database, "worker-1")
     assert Sweeps(database, LEASE_SECONDS, policy).orphans() == 1
-    standing = outbox.standing(claim.id)
+    standing = outbox.details(claim.id)
     assert standing
     assert (standing.row["state"], standing.row["uncertain_attempts"], standing.row["owner"]) == (
         then,
@@ -444,7 +444,7 @@ def test_a_mail_that_kills_its_workers_is_claimed_alone_and_fails_in_the_end(
         assert victim.claim_alone(id)
         lose(database, f"victim-{death}")
         sweeps.orphans()
-    standing = outbox.standing(id)
+    standing = outbox.details(id)
     assert standing
     assert (standing.row["state"], standing.row["reason"]) == (
         State.FAILED,
@@ -550,14 +550,14 @@ def test_every_statement_finds_its_rows_by_an_index(sqlite_url: str) -> None:
     assert len(sweeps.lost(empty_queues=["mail"])) == 1
     sweeps.unpublish([one, two])
     assert len(sweeps.unpublished()) == 2
-    outbox.standing(one)
+    outbox.details(one)
     jobs, runs = Jobs(database, LEASE_SECONDS), JobClaims(database, "worker-1", LEASE_SECONDS)
     [claim] = runs.claim("jobs", ["simulate"], limit=5)
     runs.progress(claim, 0.5, "half")
     assert runs.taken_away() == set()
     runs.finish(claim, JobEnd(state=JobState.SUCCEEDED))
     assert (
-        jobs.standing("job-1")
+        jobs.details("job-1")
         and jobs.page(limit=5, before=(9**15, "x"))
         and jobs.cancel("job-1")
         and not jobs.file("job-1")

@@ -507,7 +507,7 @@ def test_a_restored_backup_sends_nothing_twice(pair: Service, smtpd: ScriptedSMT
 
 def published(pair: Service, id: str) -> bool:
     database = Database(pair.settings["DATABASE_URL"])
-    found = Outbox(database).standing(id)
+    found = Outbox(database).details(id)
     database.close()
     return bool(found and found.row["published_at"])
 
@@ -524,7 +524,7 @@ def test_every_state_that_moves_is_held_and_every_other_stays(database: Database
     fresh = Database(database.url.render_as_string(hide_password=False))
     assert fresh.outbox_id == done.outbox_id != outbox_id
     for state, id in before.items():
-        found = Outbox(fresh).standing(id)
+        found = Outbox(fresh).details(id)
         assert found
         assert found.row["state"] == (state if state in FINAL else State.HELD)
         assert (found.row["owner"], found.row["next_attempt_at"], found.row["parked"]) == (None, None, None)
@@ -543,11 +543,11 @@ def test_a_job_that_had_not_ended_fails_and_its_mail_tells_nothing_untrue(
     id = accept(database, State.WAITING, days=0, job=job)
     done = hold(database, lease_seconds=LEASE_SECONDS)
     assert (done.held + done.failed, done.jobs) == (1, 1)
-    standing = Jobs(database, LEASE_SECONDS).standing(job.id)
+    standing = Jobs(database, LEASE_SECONDS).details(job.id)
     assert standing
     assert (standing.row["state"], standing.events[-1]["event"]) == (JobState.FAILED, "job failed")
     assert "start it again with retry" in standing.row["error"]
-    found = Outbox(database).standing(id)
+    found = Outbox(database).details(id)
     assert found and found.row["state"] == state
 
 
@@ -559,5 +559,5 @@ def test_nothing_is_held_under_the_hands_of_a_worker(database: Database) -> None
         match="worker worker-1@host was seen less than 20 s ago; stop every worker and web process",
     ):
         hold(database, lease_seconds=LEASE_SECONDS)
-    found = Outbox(database).standing(id)
+    found = Outbox(database).details(id)
     assert found and found.row["state"] == State.QUEUED

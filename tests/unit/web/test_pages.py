@@ -308,7 +308,7 @@ def test_what_needs_a_person_comes_first_with_its_button(app: Flask, client: Fla
     )
     token = token_in(page)
     tried = client.post("/accounts/default/retry", data={"token": token}, headers=HTML)
-    assert tried.status_code == 303 and services(app).accounts.standing()[0]["until"] < 1893456000000
+    assert tried.status_code == 303 and services(app).accounts.details()[0]["until"] < 1893456000000
     for id in (held, uncertain):
         assert f'action="/messages/{id}/release"' in page
     assert (

@@ -28,8 +28,15 @@ from standardwebhooks import Webhook
 
 from mailroom.model.message import State
 from mailroom.store.db.database import Database
-from mailroom.store.db.schema import contents, deliveries, events, jobs, messages, now_ms, tags
-from mailroom.store.events.deliveries import OWN, DeliveryResult, WebhookDeliveries, have_own, tell
+from mailroom.store.db.dialects import now_ms
+from mailroom.store.db.schema import contents, deliveries, events, jobs, messages, tags
+from mailroom.store.events.deliveries import (
+    OWN,
+    DeliveryResult,
+    WebhookDeliveries,
+    enqueue_webhooks,
+    have_own,
+)
 from mailroom.store.events.timeline import record
 from mailroom.store.events.webhooks import Webhooks
 from mailroom.store.jobs.jobs import JobEnd, JobState, let_go
@@ -172,7 +179,7 @@ def test_a_message_tells_its_own_url_and_the_others(database: Database) -> None:
     message(database, "own", webhook="https://me.example.org/")
     transact(
         database,
-        lambda connection: tell(
+        lambda connection: enqueue_webhooks(
             connection,
             [
                 {"id": "plain", "event": "accepted", "webhook": None},
@@ -251,7 +258,10 @@ def test_a_thousand_at_once_are_told_of(database: Database) -> None:
             [{"id": id} for id in ids],
         ),
     )
-    transact(database, lambda connection: tell(connection, [{"id": id, "event": "accepted"} for id in ids]))
+    transact(
+        database,
+        lambda connection: enqueue_webhooks(connection, [{"id": id, "event": "accepted"} for id in ids]),
+    )
     assert [row.message_id for row in rows(database)] == ids
 
 
