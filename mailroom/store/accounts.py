@@ -73,15 +73,19 @@ class Accounts:
     def allowances(self, connection: Connection, *, locking: bool = False) -> list[Allowance]:
         """Return the allowance of each account.
 
-        `locking` keeps other transactions from dividing the same allowance, where sending is limited.
+        `locking` keeps other transactions from dividing the same allowance, where sending is limited, and
+        from probing the same account.
         """
         locks_all = locking and any(budget.is_limited for budget in self.budgets)
         rows = {row.name: row for row in _STATES[locks_all](connection)}
         now = next((row.now for row in rows.values()), 0)
-        return [
+        allowances = [
             self._narrowed(self._allowance(connection, budget, rows.get(budget.account), now))
             for budget in self.budgets
         ]
+        if locking and not locks_all:
+            _lock_probes(connection, [allowance for allowance in allowances if allowance.is_probe])
+        return allowances
 
     def capacity(self) -> dict[str, int]:
         """Return how many waiting messages may be queued now, by account, without accounts that have none."""
@@ -180,6 +184,28 @@ def _try_one_now(connection: Connection, name: str) -> bool:
     cannot_send = (accounts.c.name == name, accounts.c.state != AccountState.OK)
     changed = connection.execute(update(accounts).values(until=now_ms()).where(*cannot_send))
     return changed.rowcount > 0
+
+
+def _lock_probes(connection: Connection, probes: Sequence[Allowance]) -> None:
+    """Lock the accounts that are to be probed, before any message is locked.
+
+    An account that another transaction has locked, or has begun to probe meanwhile, gets no mail from us. To
+    wait for it could be a deadlock, as that one may wait for messages that we have locked. SQLite has one
+    writer at a time, and needs none of this.
+    """
+    if not probes or connection.dialect.name == "sqlite":
+        return
+    names = [allowance.account for allowance in probes]
+    due = (
+        select(accounts.c.name)
+        .where(accounts.c.name.in_(names), accounts.c.until <= now_ms())
+        .order_by(accounts.c.name)
+        .with_for_update(skip_locked=True)
+    )
+    locked = set(connection.scalars(due))
+    for allowance in probes:
+        if allowance.account not in locked:
+            allowance.messages = allowance.recipients = 0
 
 
 def begin_probe(connection: Connection, account: str) -> None:

@@ -556,6 +556,24 @@ def test_while_one_mail_tries_an_account_the_others_wait(
     assert len(office.sweep()) == 2
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_claim_does_not_wait_for_an_account_that_another_transaction_has_locked(
+    database: Database, smtpd: ScriptedSMTP, offices: list[Office]
+) -> None:
+    """With messages locked it would be a deadlock: an attempt that ends locks accounts first, and then messages."""
+    office = Office(database, smtpd)
+    offices.append(office)
+    ids = office.accept()
+    office.sql("UPDATE accounts SET state = 'paused', reason = '421 come back later', until = 0")
+    with database.engine.begin() as ending:
+        ending.execute(text("SELECT name FROM accounts FOR UPDATE"))
+        assert office.claims.claim(ids) == []
+        ending.execute(text("UPDATE messages SET crashes = 0"))
+    assert office.states(ids) == ["deferred"]
+    assert office.sweep() == ids
+    assert office.states(ids) == ["sent"]
+
+
 def test_trouble_that_goes_on_makes_the_waits_longer_and_does_not_count(
     database: Database, smtpd: ScriptedSMTP, offices: list[Office]
 ) -> None:
