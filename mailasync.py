@@ -2,14 +2,15 @@
 
     celery -A mailasync worker --loglevel=INFO
 
-The tutorial this service began with has one task, `sendMail`, which does heavy work and then sends a mail. So
-does this one, and here is where each half went:
+In the tutorials that this service grew out of, one task, `sendMail`, does the heavy work and then sends the
+mail. So does `sendMail` here:
 
-    the heavy work      mailroom/jobs/runner.py, which `sendMail` wakes; what waits for it goes when it ends
-    the mail            mailroom/delivery/delivery.py
+    the heavy work      is a job; `sendMail` wakes mailroom/jobs/runner.py, which runs it, and the mail goes
+                        out when the job has ended
+    the mail            goes out through mailroom/delivery/delivery.py
 
-A message names rows of the outbox, and may be lost, repeated or reordered: the rows are the truth. Importing
-this module starts nothing and connects to nothing.
+A message on the queue only names rows of the database, and may be lost, repeated or reordered: the rows say
+what is left to do. Importing this module starts nothing and connects to nothing.
 """
 
 from typing import Any
@@ -21,33 +22,33 @@ from mailroom.broker.consumer import REFUSE
 from mailroom.broker.nudge_task import NudgeTask
 from mailroom.broker.task_arguments import is_uuid, read_job, read_mail, read_nudge
 from mailroom.worker import runtime, signals
-from mailroom.worker.tasks import settling
+from mailroom.worker.tasks import worker_for
 
 celery_app = Celery("mailasync", set_as_current=False, events="mailroom.broker.events:OptionalEvents")
 
 
 @celery_app.task(name="mailasync.sendMail", bind=True, base=NudgeTask)
 def sendMail(task: Task, *args: Any, **kwargs: Any) -> None:  # type: ignore[type-arg]
-    """Deliver the mails of these ids, and wake the jobs that some of them wait for.
+    """Deliver the mails with these ids, and wake the jobs that some of them wait for.
 
-    From any other Celery client it takes a mail, as the JSON object of `POST /`, and accepts it.
+    Other Celery clients may send a whole mail instead, as the JSON object of `POST /`; it is accepted first.
     """
-    with settling(task) as worker:
+    with worker_for(task) as worker:
         if nudge := read_nudge(args, kwargs):
-            settled = worker.deliver(nudge[0], outbox_id=nudge[1])
+            is_done = worker.deliver(nudge.ids, outbox_id=nudge.outbox_id)
         else:
-            settled = worker.accept(str(task.request.id), read_mail(args, kwargs))
-    if not settled:
-        raise Reject("not settled", requeue=True)
+            is_done = worker.accept(str(task.request.id), read_mail(args, kwargs))
+    if not is_done:
+        raise Reject("not done yet", requeue=True)
 
 
 @celery_app.task(name="mailasync.runJob", bind=True, base=NudgeTask)
 def runJob(task: Task, *args: Any, **kwargs: Any) -> None:  # type: ignore[type-arg]
-    """Look for jobs to run; or accept one that a Celery client sent, as an object or by name.
+    """Look for jobs to run; or accept one that another Celery client sent, as an object or by name.
 
-    The task is done, and acknowledged, before the job begins: the broker need not wait for it.
+    The task is acknowledged before the job begins, so that the broker does not wait for the job.
     """
-    with settling(task) as worker:
+    with worker_for(task) as worker:
         if kwargs or len(args) != 1 or not is_uuid(args[0]):
             worker.accept_job(str(task.request.id), read_job(args, kwargs))
         worker.runner.wake()
@@ -55,17 +56,17 @@ def runJob(task: Task, *args: Any, **kwargs: Any) -> None:  # type: ignore[type-
 
 @celery_app.task(name="mailasync.tellClients", bind=True, base=NudgeTask)
 def tellClients(task: Task, *args: Any, **kwargs: Any) -> None:  # type: ignore[type-arg]
-    """Look for webhooks that are to be told something; whatever came with it is not read."""
-    with settling(task) as worker:
+    """Look for webhook deliveries that are due; the arguments are not read."""
+    with worker_for(task) as worker:
         worker.notifier.wake()
 
 
 @celery_app.task(name=REFUSE, bind=True, base=NudgeTask)
 def refuse(task: Task, reason: str, name: str) -> None:  # type: ignore[type-arg]
-    """Record why the message that this one stands for is no task; mailroom/broker/consumer.py makes it."""
-    with settling(task) as worker:
+    """Record why a message on the queue is no task that can run; mailroom/broker/consumer.py calls this."""
+    with worker_for(task) as worker:
         worker.refuse(str(task.request.id), name, reason)
 
 
-runtime.set_up(celery_app)  # At the end, as the modules of JOBS may import what is above.
+runtime.set_up(celery_app)  # Comes last, as the modules named in JOBS may import this one.
 signals.connect()

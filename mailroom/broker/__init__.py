@@ -1,1 +1,1 @@
-"""RabbitMQ: our queues, the publisher, and what Celery makes of what comes."""
+"""Connects to RabbitMQ: the queues, the publisher, and the consumer that hands messages to Celery."""

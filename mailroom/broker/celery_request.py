@@ -1,4 +1,4 @@
-"""The request of a task, which shows nothing of a mail to events, and is not dropped by Celery when it has expired."""
+"""A Celery request that keeps mails out of Celery's events, and that Celery does not drop when it expires."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -8,25 +8,25 @@ from celery.worker.request import Request
 
 
 class QuietRequest(Request):
-    """Keeps to itself what `argsrepr` shows of a client's mail; events would tell it to whoever listens."""
+    """Hides the arguments of the task, which may be a client's mail, from the events that Flower reads."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._argsrepr, self._kwargsrepr = "()", "{}"
-        _refuse_odd(self)
-        # Celery drops a task that has expired. Its time is left to the task, which records that.
+        _refuse_malformed(self)
+        # Celery would drop a task that has expired. The time is left to the task, which records it as failed.
         request: Any = self
         request._request_dict["expires"] = request.expires and request.expires.isoformat()
         request.expires = None
 
 
 def has_expired(expires: str | None) -> bool:
-    """Tell whether this moment, as a QuietRequest has it for its task, has come."""
+    """Tell whether the `expires` of a QuietRequest is in the past."""
     return expires is not None and datetime.fromisoformat(expires) <= datetime.now(UTC)
 
 
-def _refuse_odd(request: Any) -> None:
-    """Stop at what Celery would stumble over later, where nobody records it."""
+def _refuse_malformed(request: Any) -> None:
+    """Raise InvalidTaskError for what Celery would fail at later, where nothing records it."""
     if not isinstance(request.id, str | int):
         raise InvalidTaskError("no id")
     embedded = request._payload[2]

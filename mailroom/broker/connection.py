@@ -1,4 +1,4 @@
-"""Opens connections to the broker that never hang, and looks whether our queues can be used."""
+"""Opens connections to the broker that never hang, and checks that the queues can be used."""
 
 import amqp
 from celery import Celery
@@ -6,29 +6,29 @@ from kombu import Connection
 from kombu.exceptions import OperationalError
 
 from mailroom.broker.consumer import SHARED_QUEUE
-from mailroom.broker.queues import words
+from mailroom.broker.queues import broker_error
 
 
 def bounded_connection(celery_app: Celery) -> Connection:
-    """Return an open connection whose every step ends in seconds, whatever the broker does."""
+    """Return an open connection; opening and using it ends within seconds, whatever the broker does."""
     connection = celery_app.connection_for_write(connect_timeout=2)
-    # connect() itself would sleep 2 s and try again. A retry is for the next broker of several.
+    # connect() would sleep for 2 s and try again. Retries are only for the other URLs, if there are several.
     other_brokers = max(0, len(connection.alt or ()) - 1)
     return connection.ensure_connection(max_retries=other_brokers, interval_start=0, interval_step=0)
 
 
 def refuse_other_queues(celery_app: Celery) -> None:
-    """Stop where the broker has one of our queues with other arguments: no worker could ever use it."""
+    """Exit if a queue exists with other arguments, as no worker could ever use it."""
     try:
         connection = bounded_connection(celery_app)
     except (OperationalError, amqp.exceptions.AMQPError, OSError):
-        return  # The consumer keeps trying, and says what is wrong.
+        return  # The consumer keeps trying, and logs what is wrong.
     try:
         for queue in celery_app.amqp.queues.values():
             if queue.name != SHARED_QUEUE:
                 queue(connection.default_channel).declare()
     except amqp.exceptions.PreconditionFailed as e:
-        raise SystemExit(f"mailasync: {words(e)}") from None
+        raise SystemExit(f"mailasync: {broker_error(e)}") from None
     except (amqp.exceptions.AMQPError, OSError):
         pass
     finally:

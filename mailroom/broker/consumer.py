@@ -1,4 +1,4 @@
-"""Takes messages off the queues; what no task of ours can read is recorded or given back, never dropped."""
+"""Consumes the queues; a message that is no task of this service is recorded or given back, never dropped."""
 
 import json
 import logging
@@ -12,64 +12,66 @@ from celery.worker.state import maybe_shutdown
 from kombu.exceptions import ContentDisallowed
 from kombu.message import Message
 
-from mailroom.broker.queues import words
+from mailroom.broker.queues import broker_error
 
 log = logging.getLogger("mailasync.consumer")
 
-#: The queue of every Celery client that names none. Other applications on this vhost may use it as well.
+#: Celery's default queue. Other applications on this vhost may use it as well.
 SHARED_QUEUE = "celery"
-#: A task whose name begins so is meant for us, even if there is none of that name.
+#: A task whose name begins so is meant for this service, even if there is no such task.
 PREFIX = "mailasync."
 #: The tasks for clients.
 TASKS = (f"{PREFIX}sendMail", f"{PREFIX}runJob")
-#: The task that records what cannot be read: (reason, name). No client gets there by that name.
+#: The task that records a message that cannot be read, by its reason and name. Clients cannot call it.
 REFUSE = "mailasync.refuse"
 REASON_MAX_CHARACTERS = 300
 
-#: How long to rest after RabbitMQ refused us something; twice as long each time.
+#: How long to wait after RabbitMQ refused something; twice as long each time.
 REST_MIN_SECONDS = 1.0
 REST_MAX_SECONDS = 60.0
-#: How soon a worker that rests notices that it is to end.
-REST_LOOK_SECONDS = 0.2
-#: For dropping a connection that may be dead.
+#: How soon a worker that waits notices that it is to end.
+REST_CHECK_SECONDS = 0.2
+#: The limit for dropping a connection that may be dead.
 COLLECT_SECONDS = 5.0
 
-#: Sent, with `reason`, when RabbitMQ refuses us what we cannot do without; "" when it no longer does.
+#: Sent with `reason` when RabbitMQ refuses what the consumer needs; with "" when it no longer does.
 refused = Signal(name="refused", providing_args=["reason"])
-#: Sent, with `reason`, when this worker leaves SHARED_QUEUE alone from now on.
+#: Sent with `reason` when this worker stops consuming SHARED_QUEUE.
 left_queue = Signal(name="left_queue", providing_args=["reason"])
 
 
 class CarefulConsumer(Consumer):
-    """Celery's own drops what it cannot read or what is somebody else's, and ends at what it does not expect.
+    """A consumer that loses no message and does not end.
 
-    All of this runs in the thread of the event loop, as Celery's does: only there may the channel be used.
+    Celery's own class drops messages that it cannot read and tasks that it does not know, and ends at errors
+    that it does not expect. All of this runs in the thread of Celery's event loop: only there may the channel
+    be used.
     """
 
-    # Celery's types do not have these.
+    # Missing in Celery's types.
     strategies: dict[str, Any]
     connection_errors: tuple[type[Exception], ...]
     channel_errors: tuple[type[Exception], ...]
     task_consumer: Any
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        # What these two do is for workers that take orders or elect one of them, and needs further rights.
-        spared = {"without_mingle": True, "without_gossip": True}
-        options["worker_options"] = {**(options.get("worker_options") or {}), **spared}
+        # Both are for remote control and for electing a leader, which is not used, and need further rights.
+        disabled = {"without_mingle": True, "without_gossip": True}
+        options["worker_options"] = {**(options.get("worker_options") or {}), **disabled}
         super().__init__(*args, **options)
-        self._refusal = ""  #: what RabbitMQ refuses us now
+        self._refusal = ""  #: what RabbitMQ refuses now
         self._rest_seconds = REST_MIN_SECONDS
-        self._shared_tag: str | None = None  #: our consumer of SHARED_QUEUE, once we are leaving it
-        self._held: list[Any] = []  #: messages of SHARED_QUEUE, until no more of them come
+        self._shared_tag: str | None = None  #: the tag of the consumer of SHARED_QUEUE, once that is to end
+        self._held: list[Any] = []  #: messages of SHARED_QUEUE, until its consumer has ended
 
     def create_task_handler(self, *args: Any) -> Any:
-        """Return what gets each message; called for each connection."""
+        """Return the function that gets each message; Celery calls this for each connection."""
         self._handle = super().create_task_handler(*args)
-        self._held.clear()  # RabbitMQ gives them out again, as the connection that brought them has ended.
+        self._held.clear()  # RabbitMQ delivers them again, as their connection has ended.
         return self._receive
 
     def on_ready(self) -> None:
-        """Called each time when all queues are consumed."""
+        """Note that all queues are consumed; Celery calls this after each connection."""
         super().on_ready()
         self._rest_seconds = REST_MIN_SECONDS
         if self._refusal:
@@ -81,7 +83,7 @@ class CarefulConsumer(Consumer):
         self._note_refusal(exc)
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
-        """Celery tries again at once, whatever it is: that suits a lost connection, and no refusal."""
+        """Wait after a refusal; Celery would connect again at once, as after a lost connection."""
         if not isinstance(exc, self.channel_errors):
             super().on_connection_error_after_connected(exc)
             return
@@ -90,13 +92,13 @@ class CarefulConsumer(Consumer):
         with suppress(Exception):
             connection.collect(socket_timeout=COLLECT_SECONDS)
         if f"'{SHARED_QUEUE}' in vhost" in str(exc):
-            self.leave_shared_queue(words(exc))
+            self.leave_shared_queue(broker_error(exc))
         else:
             self._note_refusal(exc)
 
     def _note_refusal(self, error: Exception) -> None:
-        """Say what it is, once, and rest before the next try."""
-        reason = words(error)
+        """Log the reason once, and wait before the next try."""
+        reason = broker_error(error)
         if reason != self._refusal:
             self._refusal = reason
             refused.send(sender=self, reason=reason)
@@ -104,7 +106,7 @@ class CarefulConsumer(Consumer):
         deadline = time.monotonic() + self._rest_seconds
         while time.monotonic() < deadline:
             maybe_shutdown()
-            time.sleep(REST_LOOK_SECONDS)
+            time.sleep(REST_CHECK_SECONDS)
         self._rest_seconds = min(2 * self._rest_seconds, REST_MAX_SECONDS)
 
     def on_unknown_message(self, body: object, message: Any) -> None:
@@ -121,7 +123,7 @@ class CarefulConsumer(Consumer):
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         kinds = f"{message.content_type!r}, {message.content_encoding!r}"
-        reason = f"expected a task in JSON, got what cannot be decoded as {kinds} ({_kind(exc)})"
+        reason = f"expected a task in JSON, got bytes that cannot be decoded as {kinds} ({_kind(exc)})"
         self._refuse(message, reason)
 
     def _receive(self, message: Any) -> None:
@@ -136,7 +138,7 @@ class CarefulConsumer(Consumer):
             self._hand_on(message)
 
     def _hand_on(self, message: Any) -> None:
-        """Have Celery read it, which raises at what it does not expect; that would end the worker."""
+        """Have Celery handle a message; record an unexpected error, which would end the worker."""
         try:
             self._handle(message)
         except (*self.connection_errors, *self.channel_errors):
@@ -147,7 +149,7 @@ class CarefulConsumer(Consumer):
             self._refuse(message, f"expected a task as Celery's clients send it, got a {_kind(e)} from it")
 
     def _refuse(self, message: Any, reason: str) -> None:
-        """Have the pool run the task that records the reason, in the place of the one that was meant."""
+        """Have the pool run the task that records the reason, instead of the one that was sent."""
         body = json.dumps([[reason[:REASON_MAX_CHARACTERS], task_name(message)], {}, {}])
         self._handle(
             Message(
@@ -164,7 +166,7 @@ class CarefulConsumer(Consumer):
         )
 
     def _is_shared(self, message: Any) -> bool:
-        # By the consumer that brought it: exchange and routing key are as the publisher likes.
+        # The tag of the consumer tells; exchange and routing key are the client's choice.
         tag = self._shared_tag or self.task_consumer._active_tags.get(SHARED_QUEUE)
         return tag is not None and message.delivery_info.get("consumer_tag") == tag
 
@@ -172,54 +174,54 @@ class CarefulConsumer(Consumer):
         return name.startswith(PREFIX) or self._is_task(name)
 
     def _is_task(self, name: str) -> bool:
-        """Tell our tasks from those that every Celery has, such as celery.map, which runs tasks of others."""
+        """Tell whether this is a task of this service, and none of Celery's own, such as celery.map."""
         return name in self.strategies and name != REFUSE and not name.startswith("celery.")
 
     def _hold(self, message: Any, name: str) -> None:
-        """Keep a message until no more come, and give all back then: at once, they would come again."""
+        """Keep a message until the consumer has ended and give it back then, else it would come back here."""
         self._held.append(message)
         if self._shared_tag is None:
             self._shared_tag = message.delivery_info["consumer_tag"]
             self.leave_shared_queue(f"a task on it is not ours: {name[:100]!r}")
 
     def leave_shared_queue(self, reason: str) -> None:
-        """Take nothing from SHARED_QUEUE until this worker is started anew, whatever connection it has."""
+        """Stop consuming SHARED_QUEUE until this worker is restarted, also after it connects again."""
         self.app.amqp.queues.deselect([SHARED_QUEUE])
         self.call_soon(self._cancel_shared)
         left_queue.send(sender=self, reason=reason)
         log.warning(
-            "the queue %s is left alone until this worker is started anew, as %s; our Celery clients "
-            'name queue="mail", see docs/clients.md, "From a Celery client"',
+            "the queue %s is left alone until this worker is restarted, as %s; Celery clients of this "
+            'service should name queue="mail", see docs/clients.md, "From a Celery client"',
             SHARED_QUEUE,
             reason,
         )
 
     def _cancel_shared(self) -> None:
-        self.cancel_task_queue(SHARED_QUEUE)  # Waits for the answer; what comes before that is held as well.
+        self.cancel_task_queue(SHARED_QUEUE)  # Waits for the reply; messages until then are held as well.
         held, self._held = self._held, []
         for message in held:
             message.reject_log_error(log, self.connection_errors, requeue=True)
 
 
 def task_name(message: Any) -> str:
-    """Return the name of the task that a message is for, "" where none can be read."""
+    """Return the name of the task in a message, "" if none can be read."""
     name = message.headers["task"] if "task" in message.headers else _in_body(message, "task")
     return name if isinstance(name, str) else ""
 
 
 def task_id(message: Any) -> str:
-    """Return the id of a task, "" where none can be read."""
+    """Return the id of the task in a message, "" if none can be read."""
     id = message.headers.get("id") or _in_body(message, "id") or message.properties.get("correlation_id")
     return str(id) if isinstance(id, str | int) else ""
 
 
 def _kind(error: BaseException) -> str:
-    """Name an error without its words, which may quote a body."""
+    """Return the class of an error without its text, which may quote the body."""
     return type(error.__cause__ or error).__name__
 
 
 def _in_body(message: Any, field: str) -> object:
-    """Look where Celery's first protocol has it. Whatever is no JSON stays unread."""
+    """Return a field of the body, where Celery's first protocol has it; None if the body is no JSON."""
     try:
         return message.payload.get(field)
     except Exception:

@@ -1,4 +1,4 @@
-"""Tells monitors such as Flower what a worker does, where RabbitMQ lets us; mail goes without it."""
+"""Sends the events that Flower reads, if RabbitMQ allows it; mail does not depend on them."""
 
 import logging
 from typing import Any
@@ -7,20 +7,20 @@ from amqp.exceptions import AccessRefused
 from celery.app.events import Events
 from celery.events.dispatcher import EventDispatcher
 
-from mailroom.broker.queues import words
+from mailroom.broker.queues import broker_error
 
 log = logging.getLogger("mailasync.events")
 
 
 class OptionalDispatcher(EventDispatcher):
-    """Sends nothing more once it was refused; Celery's own would keep each event for ever, and try again."""
+    """Stops sending once it was refused; Celery's own class would keep every event and try for ever."""
 
-    _is_told = False  #: this process said so
-    _outbound_buffer: Any  #: Celery's
+    _has_warned = False  #: in this process
+    _outbound_buffer: Any  #: of Celery's class
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.buffer_while_offline = False  # So that we get to know.
+        self.buffer_while_offline = False  # Otherwise the error would not get here.
 
     def _publish(self, event: Any, producer: Any, routing_key: str, **options: Any) -> None:
         if not self.enabled:
@@ -30,14 +30,14 @@ class OptionalDispatcher(EventDispatcher):
             dispatcher._publish(event, producer, routing_key, **options)
         except AccessRefused as e:
             self.enabled = False
-            if not OptionalDispatcher._is_told:
-                OptionalDispatcher._is_told = True
-                log.warning("Flower will see nothing of this worker: %s", words(e))
-        except Exception:  # As Celery's own does while the broker is away.
+            if not OptionalDispatcher._has_warned:
+                OptionalDispatcher._has_warned = True
+                log.warning("Flower will see nothing of this worker: %s", broker_error(e))
+        except Exception:  # Celery's own class does the same while the broker is away.
             self._outbound_buffer.append((event, routing_key))
 
 
 class OptionalEvents(Events):
-    """The events of an application whose broker may refuse them."""
+    """The events of a Celery application whose broker may refuse them."""
 
     dispatcher_cls = f"{__name__}:{OptionalDispatcher.__name__}"

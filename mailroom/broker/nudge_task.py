@@ -1,4 +1,4 @@
-"""The class of our tasks: publishing one never hangs and never multiplies."""
+"""The class of the service's tasks: to publish one never hangs, and never publishes it twice."""
 
 from typing import Any, ClassVar, NamedTuple
 
@@ -12,7 +12,7 @@ from mailroom.broker.task_arguments import is_uuid
 from mailroom.model.ids import MailId
 
 CONFIRM_TIMEOUT_SECONDS = 3
-#: How each task is published, whatever its caller says or leaves out.
+#: How each task is published, unless its caller says otherwise.
 BOUNDS: dict[str, Any] = {
     "retry": False,
     "confirm_timeout": CONFIRM_TIMEOUT_SECONDS,
@@ -23,16 +23,19 @@ BOUNDS: dict[str, Any] = {
 
 
 class HandedOver(NamedTuple):
-    """Tells that the publisher has the id; to make an AsyncResult would take longer than all the rest."""
+    """The result of `delay` once the publisher has the id; far cheaper to make than an AsyncResult."""
 
     id: str
 
 
 class NudgeTask(Task):  # type: ignore[type-arg]  # celery-types makes Task generic, Celery does not
-    """Hands the id of a row to the publisher of this process, or publishes on a connection of its own."""
+    """A task whose `delay` hands its id to the publisher of this process.
+
+    Without a publisher, or with other arguments, it is published on a connection of its own.
+    """
 
     Request = "mailroom.broker.celery_request:QuietRequest"
-    typing = False  # Whatever a client sends is answered in the outbox, not by a TypeError in the log.
+    typing = False  # Wrong arguments are recorded in the outbox, instead of a TypeError in the log.
     publisher: ClassVar[Publisher | None] = None  #: the one of this process, for all tasks
 
     def apply_async(  # type: ignore[override]  # narrower
@@ -45,7 +48,7 @@ class NudgeTask(Task):  # type: ignore[type-arg]  # celery-types makes Task gene
             queue = options.get("queue") or self.app.conf.task_routes[self.name]["queue"]
             self.publisher.offer(id, queue=queue)
             return HandedOver(id)
-        options.pop("producer", None)  # Celery beat brings its own, which may wait for ever.
+        options.pop("producer", None)  # Celery beat passes one of its own, which may wait for ever.
         connection = bounded_connection(self.app)
         try:
             return self.publish(Producer(connection), args, kwargs, **options)
@@ -53,5 +56,5 @@ class NudgeTask(Task):  # type: ignore[type-arg]  # celery-types makes Task gene
             connection.collect()
 
     def publish(self, producer: Producer, args: Any, kwargs: Any = None, **options: Any) -> AsyncResult[Any]:
-        """Publish once, and return when the broker has confirmed it. After an error it may have it, too."""
+        """Publish once, and return when the broker has confirmed it; after an error it may have it too."""
         return super().apply_async(args, kwargs, producer=producer, **(BOUNDS | options))

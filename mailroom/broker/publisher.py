@@ -11,29 +11,30 @@ from typing import Any
 from amqp.exceptions import AccessRefused, ChannelError
 from kombu import Connection, Producer
 
-from mailroom.broker.queues import words
+from mailroom.broker.queues import broker_error
 from mailroom.process.supervisor import SupervisedThread
 
 log = logging.getLogger("mailasync.publisher")
 
 #: Ids in one nudge: enough to share the cost of a confirm, few enough to share the work among workers.
 CHUNK_MAX = 100
-#: Ids that wait for the thread; past that the sweeper will find them, so that a long outage costs no memory.
+#: Ids that wait for the thread. Further ones are left to the sweeper, so that a long outage costs no memory.
 WAITING_MAX = 10_000
-#: After a failure the broker is left alone for this long.
+#: How long the broker is left alone after a failure.
 PAUSE_SECONDS = 2.0
-#: After a nudge that was not full the next one gathers ids for this long: the first is on its way at
-#: once, and a rush shares the cost.
+#: How long ids are gathered for the next nudge, after one that was not full. So the first id is published at
+#: once, and in a rush many share the cost.
 GATHER_SECONDS = 0.02
-#: After a note the next one gathers confirmed ids for this long, or until there are so many; who forgets them
-#: publishes them once more.
-NOTED_MAX = 1000
+#: How long confirmed ids are gathered before the rows are marked, unless there are NOTED_MAX. An id whose row
+#: was not marked is published once more.
 NOTE_SECONDS = 0.1
-#: How often the broker is looked at while nothing is published, so that an outage is known before the next
-#: mail; and while something is.
-WATCH_SECONDS = 5.0
-FIRST_LOOK_SECONDS = 1.0
-LOOK_SECONDS = 1.0
+NOTED_MAX = 1000
+#: How often the queues are polled while nothing is published, so that an outage is known before the next
+#: mail.
+IDLE_POLL_SECONDS = 5.0
+#: … at the start, and while ids are published.
+FIRST_POLL_SECONDS = 1.0
+POLL_SECONDS = 1.0
 #: Reasons of one outage that are logged, where it has more than one.
 REASONS_MAX = 20
 #: AMQP 0-9-1, 1.2
@@ -49,55 +50,51 @@ class Publisher:
     Losing what it holds costs time, never a mail: the rows say what was not published.
     """
 
+    #: Since when the broker cannot be reached, in seconds since 1970, and why; None while it can be.
+    down: tuple[float, str] | None = None
+    _is_refused = False  #: we may not publish, so that a poll which succeeds proves nothing
+    _confirmed_at = 0.0  #: when the first of the ids in `_confirmed` was sent
+    _note_at = float("inf")  #: when they are to be noted
+    _noted_at = float("-inf")
+    _connection: Connection | None = None
+    _producer: Producer | None = None
+
     def __init__(
         self,
         connect: Callable[[], Connection],
         publish: Publish,
         *,
-        published: Callable[[str, Sequence[str], float], None],
-        unpublished: Callable[[Sequence[str]], None],
-        watched: Sequence[str],
+        on_confirmed: Callable[[str, Sequence[str], float], None],
+        on_unpublished: Callable[[Sequence[str]], None],
+        polled_queues: Sequence[str],
         chunks: Mapping[str, int] | None = None,
-        looked: Callable[[], None] = lambda: None,
+        on_poll: Callable[[], None] = lambda: None,
     ) -> None:
-        """Make a publisher on the connections that `connect` opens, and whose nudges `publish` publishes.
+        """Make a publisher; `connect` opens its connections, and `publish` publishes one nudge.
 
-        `published` is called with the queue and the ids that the broker confirmed, and how many seconds ago
-        they were sent; `unpublished` with the ids that it did not take. `watched` names the queues to look
-        at, first the one that is told of; `chunks` says for which queues a nudge is shorter. `looked` is
-        called after each look, whatever the broker said.
+        `on_confirmed` gets the queue and the ids that the broker confirmed, and how many seconds ago they
+        were sent; `on_unpublished` gets the ids that it did not take. `polled_queues` are the queues whose
+        length is read; the first one's is reported. `chunks` gives the ids in one nudge for queues where
+        that is not CHUNK_MAX. `on_poll` is called after each poll, whether the broker answered or not.
         """
-        self._connect = connect
-        self._publish = publish
-        self._published = published
-        self._unpublished = unpublished
-        self.watched = watched
+        self._connect, self._publish = connect, publish
+        self._on_confirmed, self._on_unpublished, self._on_poll = on_confirmed, on_unpublished, on_poll
+        self.polled_queues = polled_queues
+        #: The nudges on each polled queue and the workers that consume it, as they were at the last poll.
+        self.queues: dict[str, tuple[int, int]] = {}
         self._chunks = chunks or {}
-        self._looked = looked
-        self._waiting: deque[tuple[str, str, bool]] = deque()
-        self._confirmed: list[tuple[str, str]] = []  #: (id, queue) that is not noted yet
-        self._confirmed_at = (
-            0.0  #: when the first of them was sent, when they are to be noted, and when others were
-        )
-        self._note_at = float("inf")
-        self._noted_at = float("-inf")
-        self._look_at = time.monotonic() + FIRST_LOOK_SECONDS  #: when the queues are to be looked at next
+        self._waiting: deque[tuple[str, str, bool]] = deque()  #: (id, queue, alone)
+        self._confirmed: list[tuple[str, str]] = []  #: (id, queue), not noted yet
+        self._poll_at = time.monotonic() + FIRST_POLL_SECONDS
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread = SupervisedThread("publisher", self._run, self._stopping)
-        self._connection: Connection | None = None
-        self._producer: Producer | None = None
-        #: Since when the broker could not be reached, in seconds since 1970, and what it said; or None.
-        self.down: tuple[float, str] | None = None
-        self._reasons: set[str] = set()  #: what it said since then
-        self._is_refused = False  #: we may not publish, so that a look which succeeds proves nothing
-        #: Nudges on each watched queue, and workers that consume it, when they were looked at last.
-        self.queues: dict[str, tuple[int, int]] = {}
+        self._reasons: set[str] = set()  #: the reasons of this outage that were logged
 
     @property
     def queue(self) -> tuple[int, int] | None:
-        """Nudges on the first of the watched queues, and its consumers; None before it was looked at."""
-        return self.queues.get(self.watched[0])
+        """The nudges on the first of the polled queues, and its consumers; None before the first poll."""
+        return self.queues.get(self.polled_queues[0])
 
     @property
     def empty_queues(self) -> list[str]:
@@ -107,26 +104,26 @@ class Publisher:
         self._thread.start()
 
     def stop(self) -> None:
-        """Publish what waits if the broker is there, and end; bounded by the broker's timeouts."""
+        """Publish the waiting ids if the broker can be reached, and end; the broker's timeouts bound this."""
         self._stopping.set()
         self._wake.set()
         self._thread.join(10)
 
     def offer(self, id: str, *, queue: str, alone: bool = False) -> bool:
-        """Take an id to publish soon; returns at once, whatever the broker does. False: too many wait.
+        """Publish an id soon; returns at once, whatever the broker does, and False if too many wait.
 
-        `alone`: it shares no nudge.
+        An id that is `alone` gets a nudge of its own.
         """
         if len(self._waiting) >= WAITING_MAX:
             return False
         self._waiting.append((id, queue, alone))
-        if not self._wake.is_set():  # Whoever clears it looks at what waits after that.
+        if not self._wake.is_set():  # The thread clears it before it reads `_waiting`.
             self._wake.set()
         return True
 
-    def look(self) -> None:
-        """Look at the queues soon, and not only when it is time for that."""
-        self._look_at = 0.0
+    def poll_soon(self) -> None:
+        """Have the queues polled now instead of at the next interval."""
+        self._poll_at = 0.0
         self._wake.set()
 
     def _run(self) -> None:
@@ -138,11 +135,11 @@ class Publisher:
                 self._send_and_rest()
             if time.monotonic() >= self._note_at:
                 self._note()
-            if time.monotonic() >= self._look_at and not self._stopping.is_set():
-                self._look_at = time.monotonic() + WATCH_SECONDS
-                self._try(self._watch)
+            if time.monotonic() >= self._poll_at and not self._stopping.is_set():
+                self._poll_at = time.monotonic() + IDLE_POLL_SECONDS
+                self._try(self._poll)
                 with suppress(Exception):
-                    self._looked()
+                    self._on_poll()
         self._note()
         self._drop()
 
@@ -153,14 +150,14 @@ class Publisher:
             self._stopping.wait(GATHER_SECONDS)
 
     def _rest_seconds(self) -> float:
-        return max(0.0, min(self._note_at, self._look_at) - time.monotonic())
+        return max(0.0, min(self._note_at, self._poll_at) - time.monotonic())
 
     def _next_chunk(self) -> tuple[str, list[str]]:
-        """Ids for one queue, in the order they came."""
+        """Return the ids of the next nudge and their queue, in the order they were offered."""
         id, queue, alone = self._waiting.popleft()
         ids = [id]
-        most = self._chunks.get(queue, CHUNK_MAX)
-        while not alone and self._waiting and len(ids) < most and self._waiting[0][1:] == (queue, False):
+        limit = self._chunks.get(queue, CHUNK_MAX)
+        while not alone and self._waiting and len(ids) < limit and self._waiting[0][1:] == (queue, False):
             ids.append(self._waiting.popleft()[0])
         return queue, ids
 
@@ -170,59 +167,54 @@ class Publisher:
             if not self._confirmed:
                 self._confirmed_at, self._note_at = started, self._noted_at + NOTE_SECONDS
             self._confirmed += [(id, queue) for id in ids]
-            self._look_at = min(self._look_at, started + LOOK_SECONDS)
+            self._poll_at = min(self._poll_at, started + POLL_SECONDS)
             if len(self._confirmed) >= NOTED_MAX or time.monotonic() >= self._note_at:
                 self._note()
             return True
-        # The rows tell that these were not published; a sweeper takes them up when the broker is back.
+        # The rows say that these were not published; a sweeper publishes them when the broker is back.
         while self._waiting:
             ids.append(self._waiting.popleft()[0])
         with suppress(Exception):
-            self._unpublished(ids)
+            self._on_unpublished(ids)
         return False
 
     def _note(self) -> None:
-        """Have it written down which ids the broker has."""
-        confirmed, self._confirmed, self._note_at, self._noted_at = (
-            self._confirmed,
-            [],
-            float("inf"),
-            time.monotonic(),
-        )
-        for queue in dict.fromkeys(queue for _, queue in confirmed):
+        """Report the confirmed ids, queue by queue."""
+        confirmed, self._confirmed = self._confirmed, []
+        self._note_at, self._noted_at = float("inf"), time.monotonic()
+        ids_by_queue: dict[str, list[str]] = {}
+        for id, queue in confirmed:
+            ids_by_queue.setdefault(queue, []).append(id)
+        for queue, ids in ids_by_queue.items():
             with suppress(
                 Exception
-            ):  # Not noted means published once more, and the second nudge finds nothing to do.
-                self._published(
-                    queue, [id for id, of in confirmed if of == queue], time.monotonic() - self._confirmed_at
-                )
+            ):  # Ids that are not noted are published again; the worker finds them done.
+                self._on_confirmed(queue, ids, time.monotonic() - self._confirmed_at)
 
-    def _watch(self, producer: Producer) -> None:
+    def _poll(self, producer: Producer) -> None:
         connection: Any = producer.connection
-        for name in self.watched:
-            channel = connection.channel()  # For one look: RabbitMQ closes it where the queue is not there.
+        for name in self.polled_queues:
+            channel = connection.channel()  # For one queue: RabbitMQ closes it where the queue is missing.
             try:
-                found = channel.queue_declare(name, passive=True)
+                declared = channel.queue_declare(name, passive=True)
             except ChannelError as e:
                 if str(e.reply_code) != NOT_FOUND:
                     raise
-                self.queues[name] = (0, 0)  # No worker has ever declared it.
+                self.queues[name] = (0, 0)  # No worker has declared it yet.
             else:
-                self.queues[name] = (found.message_count, found.consumer_count)
+                self.queues[name] = (declared.message_count, declared.consumer_count)
                 channel.close()
 
     def _try(self, act: Callable[[Producer], None], *, publishes: bool = False) -> bool:
-        """Do it on a connection that is open; False if the broker did not let us."""
+        """Call `act` with a producer on an open connection; return False if the broker failed or refused."""
         try:
             if self._producer is None:
                 self._connection = self._connect()
                 self._producer = Producer(self._connection)
             act(self._producer)
-        except (
-            Exception
-        ) as e:  # kombu's errors have no common base, and whatever it is, the answer is the same.
+        except Exception as e:  # kombu's errors have no common base, and all are treated alike.
             self._is_refused = publishes and self._producer is not None and isinstance(e, AccessRefused)
-            self._note_outage(words(e))
+            self._note_outage(broker_error(e))
             self._drop()
             return False
         self._is_refused = self._is_refused and not publishes
@@ -233,14 +225,14 @@ class Publisher:
         return True
 
     def _note_outage(self, reason: str) -> None:
-        """Keep since when it lasts, and the reason of now; each reason of an outage is logged once."""
+        """Remember since when the outage lasts, and its latest reason; log each reason once."""
         self.down = (self.down[0] if self.down else time.time(), reason)
         if reason not in self._reasons and len(self._reasons) < REASONS_MAX:
             self._reasons.add(reason)
             log.warning("the broker cannot be reached: %s; mail is kept, and goes on when it is back", reason)
 
     def _drop(self) -> None:
-        """Drop the socket without a word: a polite close waits for a frozen broker for ever."""
+        """Drop the socket without an AMQP close, which would wait for a frozen broker for ever."""
         if self._connection is not None:
             with suppress(Exception):
                 self._connection.collect()

@@ -1,33 +1,42 @@
-"""Reads the arguments of our tasks: a nudge of our own, or whatever a Celery client sent."""
+"""Reads the arguments of the tasks: a nudge of this service, or whatever another Celery client sent."""
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from mailroom.model.ids import is_id
 
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
-def read_nudge(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[str], str] | None:
-    """Return the ids and the outbox that a nudge of ours names; None for what any other client sent."""
+
+class Nudge(NamedTuple):
+    """The arguments of a sendMail that this service published."""
+
+    ids: list[str]
+    outbox_id: str
+
+
+def read_nudge(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Nudge | None:
+    """Return the ids and the outbox that a nudge of ours names; None for a task of any other client."""
     if kwargs or len(args) != 2 or not isinstance(args[0], list) or not isinstance(args[1], str):
         return None
     ids, outbox_id = args
-    return (
-        (ids, outbox_id)
-        if is_uuid(outbox_id) and all(isinstance(id, str) and is_id(id) for id in ids)
-        else None
-    )
+    if not is_uuid(outbox_id) or not all(isinstance(id, str) and is_id(id) for id in ids):
+        return None
+    return Nudge(ids, outbox_id)
 
 
 def read_mail(args: Sequence[Any], kwargs: Mapping[str, Any]) -> object:
-    """Return the object of `POST /` in what a Celery client sent: `{...}`, or `to=..., subject=...`."""
-    return (args[0] if len(args) == 1 else list(args)) if args else dict(kwargs)
+    """Return the object of `POST /` in a task of another client: `{...}`, or `to=..., subject=...`."""
+    if not args:
+        return dict(kwargs)
+    return args[0] if len(args) == 1 else list(args)
 
 
 def read_job(args: Sequence[Any], kwargs: Mapping[str, Any]) -> object:
-    """Return the object of `POST /v1/jobs` in what a Celery client sent.
+    """Return the object of `POST /v1/jobs` in a task of another client.
 
-    That is `{...}`, or `"coffee"`, or `"coffee", {"cups": 2}`.
+    The arguments are `{...}`, or `"coffee"`, or `"coffee", {"cups": 2}`.
     """
     if args and isinstance(args[0], str) and len(args) <= 2 and not kwargs:
         return {"name": args[0], "args": args[1] if len(args) == 2 else {}}
@@ -35,8 +44,5 @@ def read_job(args: Sequence[Any], kwargs: Mapping[str, Any]) -> object:
 
 
 def is_uuid(value: object) -> bool:
-    """Tell whether it is the id of an outbox, or of a row and nothing else that a client may send."""
-    return (
-        isinstance(value, str)
-        and re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", value) is not None
-    )
+    """Tell whether this is a UUID: the id in a nudge, and not the name of a job."""
+    return isinstance(value, str) and UUID.fullmatch(value) is not None

@@ -1,4 +1,4 @@
-"""Looks at everything a mail needs on its road, one line each: well, or what to do."""
+"""Checks everything that a mail needs on its way; each finding says ok, or what to do."""
 
 import platform
 import ssl
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mailroom.api.auth import peer
-from mailroom.broker.queues import words
+from mailroom.broker.queues import broker_error
 from mailroom.config.accounts import Account
 from mailroom.config.settings import Settings
 from mailroom.model.account import AccountState
@@ -27,28 +27,42 @@ from mailroom.store.maintenance.health import database_info, durability
 from mailroom.store.messages.outbox import Outbox
 from mailroom.store.workers import alive
 
-#: A certificate that ends sooner is worth a word.
+#: A certificate that expires sooner than this is a finding.
 CERTIFICATE_MIN_DAYS = 14
-#: A mail that was queued for longer than this waits for something that somebody should look at.
+#: A mail that has been queued for longer than this needs somebody's attention.
 QUEUED_MAX_SECONDS = 300
-#: For one look, and for each step of it that can hang.
-LOOK_SECONDS = 12.0
+#: The limit of one check, and of each step of it that can hang.
+CHECK_SECONDS = 12.0
 STEP_SECONDS = 5.0
-#: The ways out where a worker leaves the queue `celery` alone.
+#: What to do if a worker takes nothing from the queue `celery`.
 CELERY_QUEUE = (
     'set MAILASYNC_SERVE_CELERY_QUEUE=off and have clients name queue="mail", or move the other application '
     "to a vhost or queue of its own and restart the worker"
 )
+#: What to do, by the code of the server's reply; 0 where there was none.
+ADVICE = {
+    534: "Gmail wants an app password: myaccount.google.com/apppasswords",
+    535: (
+        "user or password is wrong; for Gmail it has to be an app password: myaccount.google.com/apppasswords"
+    ),
+    530: "the server wants a login: set MAILASYNC_MAIL_USERNAME and MAILASYNC_MAIL_PASSWORD",
+    504: (
+        "try MAILASYNC_SMTP_SECURITY=ssl or starttls; for XOAUTH2 set MAILASYNC_MAIL_OAUTH2_FILE; "
+        "for a server that wants no login, MAILASYNC_SMTP_AUTH=off"
+    ),
+    454: "too many logins, or the server is out of order: wait a quarter of an hour",
+    0: "check MAILASYNC_SMTP_HOST, _PORT and _SECURITY; without an account, start `flask inbox`",
+}
 PACKAGES = ("celery", "kombu", "flask", "yagmail", "sqlalchemy", "granian")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A thing that was looked at, whether it is well, and in words how it is, or what to do."""
+    """The result of one check, which `flask doctor --json` prints with these names."""
 
-    what: str
+    what: str  #: what was checked
     ok: bool
-    words: str
+    words: str  #: how it is, or what to do
 
     def __str__(self) -> str:
         return f"{'ok  ' if self.ok else 'FAIL'}  {self.what}: {self.words}"
@@ -59,14 +73,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Doctor:
-    """Changes nothing and sends nothing; every look ends within seconds."""
+    """All checks; none changes or sends anything, and each ends within seconds."""
 
     settings: Settings
     database: Database
     accounts: list[Account]
-    connect: (
-        Callable[[], Any] | None
-    )  #: a kombu connection to the broker, open; None where `flask up` is its own
+    #: Opens a kombu connection to the broker; None where the broker is inside of `flask up`.
+    connect: Callable[[], Any] | None
 
     def examine(self) -> Iterator[Finding]:
         yield self._versions()
@@ -86,20 +99,20 @@ class Doctor:
                 yield from bounded(f"budget of account {account.name}", partial(self._account, account))
 
     def _versions(self) -> Finding:
-        found = [f"{name} {version(name)}" for name in PACKAGES]
-        return Finding("versions", True, ", ".join([f"Python {platform.python_version()}", *found]))
+        packages = [f"{name} {version(name)}" for name in PACKAGES]
+        return Finding("versions", True, ", ".join([f"Python {platform.python_version()}", *packages]))
 
     def _database(self) -> Iterator[Finding]:
-        file = self.database.url.database if self.database.url.get_backend_name() == "sqlite" else None
+        is_sqlite = self.database.url.get_backend_name() == "sqlite"
+        file = self.database.url.database if is_sqlite else None
         if not self.settings.DATABASE_URL and file and not Path(file).exists():
-            yield Finding(
-                "database", False, f"{file} is not there yet; it is made when app.py or a worker first starts"
-            )
+            words = f"{file} is not there yet; it is made when app.py or a worker first starts"
+            yield Finding("database", False, words)
             return
         try:
             check(self.database)
             Outbox(self.database).rehearse()
-            found = database_info(self.database)
+            info = database_info(self.database)
         except MailroomError as e:
             yield Finding("database", False, str(e))
             return
@@ -107,12 +120,12 @@ class Doctor:
             "database",
             True,
             f"{self.database!r} takes mail, and has the schema of this version; "
-            f"{found.version}, {found.size_bytes / 1e6:,.1f} MB",
+            f"{info.version}, {info.size_bytes / 1e6:,.1f} MB",
         )
 
     def _durability(self) -> Iterator[Finding]:
-        found = durability(self.database)
-        dangers = found.dangers() if found else []
+        settings = durability(self.database)
+        dangers = settings.dangers() if settings else []
         yield Finding("durability", not dangers, "; ".join(dangers) or "what is committed is on disk")
 
     def _broker(self) -> Iterator[Finding]:
@@ -125,63 +138,51 @@ class Doctor:
             yield Finding(
                 "broker",
                 False,
-                f"cannot be reached ({words(e)}); start RabbitMQ, or correct MAILASYNC_BROKER_URL. "
+                f"cannot be reached ({broker_error(e)}); start RabbitMQ, or correct MAILASYNC_BROKER_URL. "
                 "Mail is accepted and kept meanwhile; `flask up` needs no broker",
             )
             return
         try:
-            said = getattr(connection.connection, "server_properties", {})
-            version = f"{said.get('product', 'broker')} {said.get('version', 'of an unknown version')}"
+            server = getattr(connection.connection, "server_properties", {})
+            version = f"{server.get('product', 'broker')} {server.get('version', 'of an unknown version')}"
             yield Finding("broker", True, f"{connection.as_uri()} answers; {version}")
         finally:
             connection.collect()
 
     def _queue(self) -> Iterator[Finding]:
         depths = Counters(self.database).depths(self.settings.LEASE_SECONDS)
-        counts = (
-            ", ".join(f"{count:,} {state}" for state, count in depths.messages.items() if count)
-            or "nothing waits"
-        )
-        waits = (
-            f"; the oldest of the queued waits for {depths.oldest_seconds:,.0f} s"
-            if depths.messages["queued"]
-            else ""
-        )
+        counts = [f"{count:,} {state}" for state, count in depths.messages.items() if count]
+        words = ", ".join(counts) or "nothing waits"
+        if depths.messages["queued"]:
+            words += f"; the oldest of the queued waits for {depths.oldest_seconds:,.0f} s"
         is_late = depths.oldest_seconds > QUEUED_MAX_SECONDS
-        yield Finding(
-            "queue",
-            not is_late,
-            counts
-            + waits
-            + (": see what `flask status ID` says of it, or start more workers" if is_late else ""),
-        )
+        if is_late:
+            words += ": see what `flask status ID` says of it, or start more workers"
+        yield Finding("queue", not is_late, words)
 
     def _keys(self) -> Iterator[Finding]:
-        made = sum(row.revoked_at is None for row in ApiKeys(self.database).every())
-        words = " and ".join(
-            [*([f"{made} in the database"] if made else []), *(["API_KEY"] if self.settings.API_KEY else [])]
-        )
+        count = sum(row.revoked_at is None for row in ApiKeys(self.database).every())
+        keys = [f"{count} in the database"] if count else []
+        if self.settings.API_KEY:
+            keys.append("API_KEY")
         host = self.settings.HOST
-        if not words and not self.settings.listens_on_loopback:
-            yield Finding(
-                "keys",
-                False,
-                f"none, and HOST {host} can be reached from other machines: run `flask keys create NAME`",
-            )
-            return
-        yield Finding("keys", True, f"{words}; every request needs one" if words else _keyless())
+        if keys:
+            yield Finding("keys", True, f"{' and '.join(keys)}; every request needs one")
+        elif self.settings.listens_on_loopback:
+            yield Finding("keys", True, _without_keys())
+        else:
+            words = f"none, and HOST {host} can be reached from other machines: run `flask keys create NAME`"
+            yield Finding("keys", False, words)
 
     def _public_url(self) -> Finding:
         url = self.settings.PUBLIC_URL
-        return Finding(
-            "PUBLIC_URL",
-            True,
-            "not set: mails cannot have a link to unsubscribe by"
-            if not url
-            else f"{url}; a proxy there has to pass /unsubscribe/ on"
-            if url.startswith("https:")
-            else f"{url}, to try it out",
-        )
+        if not url:
+            words = "not set: mails cannot have a link to unsubscribe by"
+        elif url.startswith("https:"):
+            words = f"{url}; a proxy there has to pass /unsubscribe/ on"
+        else:
+            words = f"{url}, to try it out"
+        return Finding("PUBLIC_URL", True, words)
 
     def _worker(self) -> Iterator[Finding]:
         ms = Outbox(self.database).worker_seen_ms_ago()
@@ -200,10 +201,8 @@ class Doctor:
                 )
 
     def _login(self, account: Account) -> Iterator[Finding]:
-        what, hop = (
-            f"login of account {account.name}",
-            replace(account.hop, timeout_seconds=min(STEP_SECONDS, account.hop.timeout_seconds)),
-        )
+        what = f"login of account {account.name}"
+        hop = replace(account.hop, timeout_seconds=min(STEP_SECONDS, account.hop.timeout_seconds))
         session = Session(hop)
         try:
             session.open()
@@ -216,60 +215,52 @@ class Doctor:
                 yield Finding(what, True, f"{hop} {user}, without TLS")
             yield from _pipelining(account, session)
         except NotTaken as e:
-            yield Finding(what, False, f"{e.reply}; {_what_to_do(e.code)}")
+            yield Finding(what, False, f"{e.reply}; {_advice(e.code)}")
         finally:
             session.close()
 
     def _account(self, account: Account) -> Iterator[Finding]:
         [row] = Accounts(self.database, [account.budget]).details()
-        left = [
-            f"{limit - row[name]} of {limit} {name}"
-            for name, limit in (
-                ("messages", account.messages_per_day),
-                ("recipients", account.recipients_per_day),
-            )
-            if limit
-        ]
-        budget = f"{' and '.join(left)} left for these 24 hours" if left else "no limit"
-        well = row["state"] == AccountState.OK
-        yield Finding(
-            f"budget of account {account.name}",
-            well,
-            budget
-            if well
-            else f"{row['state']}: {row['reason']}; its mails wait, and go on by themselves; {budget}",
-        )
+        limits = {"messages": account.messages_per_day, "recipients": account.recipients_per_day}
+        left = [f"{limit - row[name]} of {limit} {name}" for name, limit in limits.items() if limit]
+        words = f"{' and '.join(left)} left for these 24 hours" if left else "no limit"
+        is_well = row["state"] == AccountState.OK
+        if not is_well:
+            words = f"{row['state']}: {row['reason']}; its mails wait, and go on by themselves; {words}"
+        yield Finding(f"budget of account {account.name}", is_well, words)
 
 
-def bounded(what: str, probe: Callable[[], Iterator[Finding]]) -> list[Finding]:
-    """Return what the probe finds, if it does so in time.
+def bounded(what: str, check: Callable[[], Iterator[Finding]]) -> list[Finding]:
+    """Return the findings of a check, or one that says that it took too long.
 
-    One that hangs is left behind, in a thread that ends with the process.
+    A check that hangs is left behind, in a thread that ends with the process.
     """
-    found: list[Finding] = []
+    findings: list[Finding] = []
 
     def run() -> None:
         try:
-            found.extend(probe())
-        except Exception as e:  # A look that fails is a finding, and the others go on.
-            found.append(Finding(what, False, f"{type(e).__name__}; this cannot be told now"))
+            findings.extend(check())
+        except Exception as e:  # A check that fails is a finding, and the others go on.
+            findings.append(Finding(what, False, f"{type(e).__name__}; this cannot be told now"))
 
-    thread = threading.Thread(target=run, name=f"look-{what}", daemon=True)
+    thread = threading.Thread(target=run, name=f"check-{what}", daemon=True)
     thread.start()
-    thread.join(LOOK_SECONDS)
-    return [*found] or [
-        Finding(what, False, f"no answer within {LOOK_SECONDS:g} s: is its host right, and not frozen?")
-    ]
+    thread.join(CHECK_SECONDS)
+    if findings:
+        return [*findings]
+    words = f"no answer within {CHECK_SECONDS:g} s: is its host right, and not frozen?"
+    return [Finding(what, False, words)]
 
 
-def _keyless() -> str:
-    """Tell what it means to have no key, and where that is not safe."""
-    served = "none: whoever works on this machine as this user or as root may do everything"
+def _without_keys() -> str:
+    """Say who is served while there is no key, and what to do before a proxy is put in front."""
     if peer.working() is None:
         served = (
-            "none: whoever works on this machine may do everything, and strangers by a proxy here that adds no header, "
-            "as this system does not tell whose a connection is"
+            "none: whoever works on this machine may do everything, and so may strangers behind a proxy here "
+            "that adds no header, as this system does not say whose a connection is"
         )
+    else:
+        served = "none: whoever works on this machine as this user or as root may do everything"
     return f"{served}; before you put a proxy in front, run `flask keys create NAME`"
 
 
@@ -277,33 +268,26 @@ def _certificate(what: str, sock: ssl.SSLSocket) -> Finding:
     certificate: Any = sock.getpeercert() or {}
     days = (ssl.cert_time_to_seconds(certificate["notAfter"]) - time.time()) / 86400
     ok = days >= CERTIFICATE_MIN_DAYS
-    return Finding(
-        what, ok, f"valid for {days:.0f} days" + ("" if ok else ": whoever runs that server has to renew it")
-    )
+    words = f"valid for {days:.0f} days"
+    return Finding(what, ok, words if ok else f"{words}: whoever runs that server has to renew it")
 
 
 def _pipelining(account: Account, session: Session) -> Iterator[Finding]:
     what = f"pipelining of account {account.name}"
     if not account.hop.pipelining:
         yield Finding(what, True, "off, as MAILASYNC_SMTP_PIPELINING says: commands go one by one")
-    elif (works := session.pipelines()) is not None:
+        return
+    works = session.pipelines()
+    if works:
+        yield Finding(what, True, "the server takes commands in one write")
+    elif works is not None:
         yield Finding(
             what,
-            works,
-            "the server takes commands in one write"
-            if works
-            else "the server announces it, and loses or garbles commands; each worker finds that out with "
+            False,
+            "the server announces it, and loses or garbles commands; each worker finds that out with "
             "its first mails, and goes on one by one: set MAILASYNC_SMTP_PIPELINING=off",
         )
 
 
-def _what_to_do(code: int) -> str:
-    return {
-        534: "Gmail wants an app password: myaccount.google.com/apppasswords",
-        535: "user or password is wrong; for Gmail it has to be an app password: myaccount.google.com/apppasswords",
-        530: "the server wants a login: set MAILASYNC_MAIL_USERNAME and MAILASYNC_MAIL_PASSWORD",
-        504: "try MAILASYNC_SMTP_SECURITY=ssl or starttls; for XOAUTH2 set MAILASYNC_MAIL_OAUTH2_FILE; "
-        "for a server that wants no login, MAILASYNC_SMTP_AUTH=off",
-        454: "too many logins, or the server is out of order: wait a quarter of an hour",
-        0: "check MAILASYNC_SMTP_HOST, _PORT and _SECURITY; without an account, start `flask inbox`",
-    }.get(code, "ask who runs that server")
+def _advice(code: int) -> str:
+    return ADVICE.get(code, "ask who runs that server")

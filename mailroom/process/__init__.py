@@ -1,4 +1,1 @@
-"""The parts that every process needs, whatever it does.
-
-They are threads that are kept running, modules that load late, and a log that never stops it.
-"""
+"""The parts that every process needs: supervised threads, lazy imports, and a log that cannot fail."""

@@ -1,4 +1,4 @@
-"""Writes the log to a file that may be moved away, forbidden or full, and lets no line of it stop the mail."""
+"""Writes the log to a file, which may be moved away, forbidden or full without stopping any mail."""
 
 import io
 import logging
@@ -8,35 +8,35 @@ import time
 
 from mailroom.process.terminal import complain
 
-#: Between two complaints about a file.
+#: The time between two complaints about a file.
 COMPLAIN_SECONDS = 60.0
 
 
 class LogFile:
-    """A file that lines are appended to; opened anew where another one, or none, has its name."""
+    """A file that lines are appended to; it is opened again if it was moved or deleted."""
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._file: io.FileIO | None = None
         self._identity = (0, 0)  #: device and inode
         self._lock = threading.Lock()
-        self._lost = 0  #: lines since it could be written last
-        self._is_torn = False  #: its last line has no end
+        self._lost = 0  #: lines that could not be written since the last one that could
+        self._is_torn = False  #: its last line was written only in part
         self._complained_at = float("-inf")
 
     def append(self, line: str) -> int:
-        """Write it if that can be done; return how many lines before it were lost. Never raises."""
+        """Write the line if possible; return how many lines before it were lost. Never raises."""
         data = line.encode(errors="backslashreplace")
         with self._lock:
             try:
-                self._write(self._opened(), data)
+                self._write(self._open_file(), data)
             except OSError as e:
                 self._lose(e)
                 return 0
             lost, self._lost = self._lost, 0
             return lost
 
-    def _opened(self) -> io.FileIO:
+    def _open_file(self) -> io.FileIO:
         if self._file is not None and self._is_still_there():
             return self._file
         self.close()
@@ -75,12 +75,12 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-#: By path, as several loggers have handlers for the same.
+#: The open files by path, as the handlers of several loggers share a file.
 _files: dict[str, LogFile] = {}
 
 
 class LogFileHandler(logging.Handler):
-    """Appends records to a LogFile; after the first line that follows lost ones it says how many they were."""
+    """Appends records to a LogFile; after lines were lost, the next one is followed by how many they were."""
 
     def __init__(self, path: str) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class LogFileHandler(logging.Handler):
             if lost:
                 self._file.append(self.format(_gap(lost)) + "\n")
         except Exception:
-            self.handleError(record)  # It cannot be formatted.
+            self.handleError(record)  # The record cannot be formatted.
 
     def close(self) -> None:
         self._file.close()

@@ -1,4 +1,4 @@
-"""Keeps the threads of this process running: one that ends early is started anew, and /readyz tells of it."""
+"""Keeps the threads of this process running: one that ends early is restarted, and /readyz reports it."""
 
 import logging
 import threading
@@ -8,10 +8,11 @@ from contextlib import suppress
 
 log = logging.getLogger("mailasync.supervisor")
 
-#: Between an end and the next start; doubles with each end.
+#: The pause between an end and the next start; doubles with each end.
 PAUSE_MIN_SECONDS = 0.2
 PAUSE_MAX_SECONDS = 30.0
-#: After so long a thread is well again: no more is said of its last end, and its pauses begin anew.
+#: A thread that has run this long is well again: its last end is no longer reported, and its next pause is
+#: short.
 STEADY_SECONDS = 60.0
 
 _lock = threading.Lock()
@@ -21,7 +22,7 @@ _running: set["SupervisedThread"] = set()
 class SupervisedThread:
     """A thread that runs `run`, and runs it again if it returns or raises before `stopping` is set.
 
-    `run` may have been cut short anywhere the last time, so it begins by putting its own state in order.
+    `run` may have been interrupted anywhere the last time, so it has to begin by putting its state in order.
     """
 
     def __init__(self, name: str, run: Callable[[], object], stopping: threading.Event) -> None:
@@ -31,7 +32,7 @@ class SupervisedThread:
         self._stopping = stopping
         self._thread = threading.Thread(target=self._keep, name=name, daemon=True)
         self._ended_at = 0.0  #: on time.monotonic
-        self._is_between = False  #: it has ended, and is not started anew yet
+        self._is_between = False  #: it has ended, and is not restarted yet
         self._pause_seconds = PAUSE_MIN_SECONDS
 
     def start(self) -> None:
@@ -40,7 +41,7 @@ class SupervisedThread:
         self._thread.start()
 
     def join(self, timeout_seconds: float | None = None) -> None:
-        """Wait for its end; does nothing where it was never started."""
+        """Wait for its end; return at once if it was never started."""
         if self._thread.ident is not None:
             self._thread.join(timeout_seconds)
 
@@ -53,7 +54,7 @@ class SupervisedThread:
         return self._is_between or (was_started and not self._thread.is_alive())
 
     def trouble(self) -> str:
-        """Words for an operator while it is down, and for a while after that; else none."""
+        """Return a line for an operator while the thread is down, and for a while after that; else ""."""
         seconds = time.monotonic() - self._ended_at
         if self.is_down:
             return f"{self.name}: down, restarted {_times(self.restarts)} so far"
@@ -65,7 +66,7 @@ class SupervisedThread:
         while True:
             was_stopping, began_at = self._stopping.is_set(), time.monotonic()
             error = self._run_once()
-            # What a thread owes at the end is still tried once more where that was cut short by an error.
+            # A thread that fails while it stops is run once more, to finish its last work.
             if self._stopping.is_set() and (error is None or was_stopping):
                 break
             self._ended_at, self._is_between = time.monotonic(), True
@@ -73,7 +74,7 @@ class SupervisedThread:
                 self._pause_seconds = PAUSE_MIN_SECONDS
             with suppress(Exception):
                 log.error(
-                    "the thread %s ended; it is started anew in %.1f s",
+                    "the thread %s ended; it is restarted in %.1f s",
                     self.name,
                     self._pause_seconds,
                     exc_info=error,
@@ -85,7 +86,7 @@ class SupervisedThread:
         self._forget()
 
     def _run_once(self) -> BaseException | None:
-        """Run it to its end; also SystemExit, of which a thread dies without a word."""
+        """Run it to its end; return its error, also SystemExit, which would end a thread silently."""
         try:
             self._run()
         except BaseException as e:
@@ -98,12 +99,12 @@ class SupervisedThread:
 
 
 def troubles() -> list[str]:
-    """Words about each thread of this process that is down, or was a moment ago."""
-    return [words for thread in _threads() if (words := thread.trouble())]
+    """Return a line about each thread of this process that is down, or was a moment ago."""
+    return [trouble for thread in _threads() if (trouble := thread.trouble())]
 
 
 def is_any_down() -> bool:
-    """Tell whether some thread of this process does not run now, although it should."""
+    """Tell whether a thread of this process is not running, although it should be."""
     return any(thread.is_down for thread in _threads())
 
 

@@ -1,4 +1,4 @@
-"""Keeps standard output and error from ending a service: closed ones, and pipes that nobody reads any more."""
+"""Keeps a closed standard output or error, or a pipe without a reader, from ending the service."""
 
 import os
 import sys
@@ -26,10 +26,10 @@ class _Unbreakable:
 
 
 def keep_open() -> None:
-    """Make this process's standard streams ones that can always be written to.
+    """Replace the standard streams of this process by ones that can always be written to.
 
-    A descriptor that was closed before the start becomes /dev/null's: else the next socket or file would get
-    its number, and with it whatever some library prints.
+    A descriptor that was closed before the start is opened on /dev/null. Otherwise the next socket or file
+    would get its number, and everything that some library prints.
     """
     for number in (0, 1, 2):
         try:
@@ -44,8 +44,8 @@ def keep_open() -> None:
             setattr(sys, name, _Unbreakable(stream))
 
 
-def complain(words: str) -> None:
-    """Write a line to standard error, if there is one."""
+def complain(line: str) -> None:
+    """Write a line to standard error, if that is open."""
     with suppress(OSError, ValueError):
         if sys.stderr is not None:
-            print(f"mailasync: {words}", file=sys.stderr, flush=True)
+            print(f"mailasync: {line}", file=sys.stderr, flush=True)

@@ -1,1 +1,1 @@
-"""A worker: what it is made of, and its sweeper."""
+"""Makes a Celery worker of a process: its parts, its sweeper, its settings and signals."""

@@ -1,6 +1,6 @@
-"""Holds the parts that this process runs, if it serves or works: its settings, its publisher, its worker.
+"""Holds the parts of this process: its settings, its publisher if it serves, its worker if it is one.
 
-`mailasync.py` sets it up, and imports nothing here but that; tasks are found by their names.
+`mailasync.py` calls `set_up`; the tasks in it are found by their names, as nothing here may import it.
 """
 
 import logging
@@ -34,38 +34,38 @@ from mailroom.submission.reader import SubmissionReader
 from mailroom.webhooks import notifier
 from mailroom.webhooks.ssrf import AddressGuard
 from mailroom.worker.celery_config import MAIL_QUEUES, RUN_JOB, SEND_MAIL, TELL_CLIENTS, celery_settings
-from mailroom.worker.worker import Worker
+from mailroom.worker.worker import Worker, WorkerOptions
 
 log = logging.getLogger("mailasync")
 
-#: Bulk mail in one nudge, or as many as a worker has connections: so one of its threads is free after about
-#: the time of one mail, for a mail that somebody waits for.
+#: The bulk mails in one nudge, unless a worker has more connections than this. So few that a thread is free
+#: after about the time of one mail, for a mail that somebody waits for.
 BULK_CHUNK_MIN = 10
 
 
 class _Process:
-    """The parts that this process runs; its publisher is NudgeTask's."""
+    """The parts of this process; its publisher is an attribute of NudgeTask."""
 
     celery_app: Celery
     settings: Settings
     worker: Worker | None = None
-    database: Database | None = None  #: set by a process that serves and works at the same time
+    database: Database | None = None  #: set if this process serves and works at the same time
 
 
 process = _Process()
 
 
 def set_up(celery_app: Celery) -> None:
-    """Read the settings, and have `celery_app` follow them; stop with one sentence where one is wrong."""
+    """Read the settings and configure `celery_app`; exit with one sentence if a setting is wrong."""
     process.celery_app = celery_app
     try:
         configure(load())
-    except SettingsError as e:  # Whoever imports mailasync starts the service: no traceback.
+    except SettingsError as e:  # The import of mailasync starts the service, so no traceback.
         raise SystemExit(f"mailasync: {e.message}") from None
 
 
 def configure(settings: Settings) -> None:
-    """Set this process up as `settings` say. Raises SettingsError for what only shows here."""
+    """Set this process up. Raises SettingsError for accounts and jobs that cannot be used."""
     accounts(settings)
     schedule(settings)
     load_jobs(settings)
@@ -74,7 +74,7 @@ def configure(settings: Settings) -> None:
 
 
 def start_publisher(database: Database) -> Publisher:
-    """Return the publisher of this process, started when it is first asked for."""
+    """Return the publisher of this process; the first call starts it."""
     if NudgeTask.publisher is None:
         NudgeTask.publisher = _publisher(process.celery_app, process.settings, database)
         NudgeTask.publisher.start()
@@ -97,60 +97,64 @@ def _publisher(celery_app: Celery, settings: Settings, database: Database) -> Pu
             name = TELL_CLIENTS if queue == notifier.QUEUE else RUN_JOB
             tasks[name].publish(producer, (ids[0],), queue=queue)
 
-    def published(queue: str, ids: Sequence[str], seconds_ago: float) -> None:
+    def mark_published(queue: str, ids: Sequence[str], seconds_ago: float) -> None:
         queued = [id for id in ids if not isinstance(id, MailId) or id.is_queued]
         if queue in MAIL_QUEUES and queued:
             Outbox(database).mark_published(queued, seconds_ago=seconds_ago)
 
-    def looked() -> None:
+    def on_poll() -> None:
         Clock(database).watch()
         QueueHistory(database, settings.LEASE_SECONDS).record()
 
     return Publisher(
         lambda: bounded_connection(celery_app),
         publish,
-        published=published,
-        unpublished=sweeps_of(settings, database).unpublish,
-        watched=MAIL_QUEUES,
+        on_confirmed=mark_published,
+        on_unpublished=sweeps_of(settings, database).unpublish,
+        polled_queues=MAIL_QUEUES,
         chunks={"mail.bulk": max(BULK_CHUNK_MIN, settings.SMTP_CONNECTIONS)},
-        looked=looked,
+        on_poll=on_poll,
     )
 
 
 def send_mail(id: MailId, outbox_id: str) -> None:
-    """Publish one sendMail on a connection of its own; raises what kombu raises."""
+    """Publish sendMail for one mail on a connection of its own; raises what kombu raises."""
     process.celery_app.tasks[SEND_MAIL].apply_async(([id], outbox_id), queue=id.queue)
 
 
 def run_job(job: NewJob) -> None:
-    """Publish one runJob on the queue of the job; raises what kombu raises where no publisher runs."""
+    """Publish runJob on the queue of the job; without a publisher, raises what kombu raises."""
     process.celery_app.tasks[RUN_JOB].apply_async((job.id,), queue=job.queue)
 
 
 def start_worker(*, name: str, connections: int) -> None:
-    """Make this process a worker, on the database that its web side has opened, if it has one."""
+    """Make this process a worker; it uses the database of its web side, if that runs in this process too."""
     settings = process.settings
     database = process.database or open_database(settings)
-    process.worker = Worker(
-        settings,
-        database,
+    options = WorkerOptions(
         name=name,
         queues=list(process.celery_app.amqp.queues.consume_from),
         connections=min(settings.SMTP_CONNECTIONS, connections),
+        # If the web side runs in this process too, it reports the threads itself.
+        thread_troubles=tuple if process.database else troubles,
+    )
+    process.worker = Worker(
+        settings,
+        database,
+        options,
         publisher=start_publisher(database),
         reader=submission_reader(settings, database),
         sweeps=sweeps_of(settings, database),
-        threads=tuple if process.database else troubles,
     )
 
 
 def share_database(database: Database) -> None:
-    """Let the worker of this process use the database that its web side has opened."""
+    """Have the worker of this process use this database, which its web side has opened."""
     process.database = database
 
 
 def stop_claiming() -> None:
-    """Begin no attempt and no job any more; what is past its fence goes on."""
+    """Begin no more attempts and jobs; an attempt that is past its fence is finished."""
     if process.worker is not None:
         process.worker.delivery.stop()
         process.worker.runner.stop()
@@ -158,7 +162,7 @@ def stop_claiming() -> None:
 
 
 def close_worker() -> None:
-    """End what makes this process a worker, if it is one."""
+    """Stop all parts of the worker, if this process is one."""
     worker, process.worker = process.worker, None
     if worker is not None:
         worker.close()
@@ -177,21 +181,23 @@ def load_jobs(settings: Settings) -> None:
 
 
 def submission_reader(settings: Settings, database: Database) -> SubmissionReader:
-    """Return the reader of what clients submit, over HTTP or over the queue."""
-    known, links = accounts(settings), Unsubscribes(database, settings.PUBLIC_URL)
+    """Return the reader of mails and jobs that clients submit over HTTP or on the queue."""
+    configured, links = accounts(settings), Unsubscribes(database, settings.PUBLIC_URL)
+
+    def account_of(address: str) -> str | None:
+        return next((account.name for account in configured if account.may_send_from(address)), None)
+
     return SubmissionReader(
-        domain=known[0].sender.address.rpartition("@")[2],
+        domain=configured[0].sender.address.rpartition("@")[2],
         template=Templates(database).find,
-        account_of=lambda address: next(
-            (account.name for account in known if account.may_send_from(address)), None
-        ),
+        account_of=account_of,
         unsubscribe_url=lambda id: links.url(id, 0) if settings.PUBLIC_URL else "",
         webhook_problem=AddressGuard(settings.WEBHOOKS_TO_LOOPBACK == "on").problem,
     )
 
 
 def open_database(settings: Settings, *, file_name: str = "mailasync.sqlite3") -> Database:
-    """Open the outbox. Our own file is brought up to date, others by `flask db upgrade`."""
+    """Open the database. The default file is upgraded here, any other one only by `flask db upgrade`."""
     database = Database(database_url(settings, file_name=file_name))
     try:
         if not settings.DATABASE_URL:
@@ -200,7 +206,7 @@ def open_database(settings: Settings, *, file_name: str = "mailasync.sqlite3") -
     except MailroomError:
         database.close()
         raise
-    log.debug("outbox %s", database.outbox_id)  # read here, so that a nudge needs no database
+    log.debug("outbox %s", database.outbox_id)  # Reads the id, so that publishing a nudge need not.
     return database
 
 

@@ -1,4 +1,4 @@
-"""Connects Celery's signals, which tell when a worker starts, stops, and sets its log up."""
+"""Handles Celery's signals: a worker starts, stops, sets up its log, or is refused a queue."""
 
 import logging
 import os
@@ -37,7 +37,7 @@ def _keep_terminal(**kwargs: object) -> None:
 
 
 def _name_worker(sender: str, instance: Any, **kwargs: object) -> None:
-    """Name each start anew, as a second worker of the same name would be refused; unless -n gave a name."""
+    """Give each start a name of its own, unless -n gave one: a second worker of the same name is refused."""
     if instance.hostname == f"celery@{socket.gethostname()}":
         instance.hostname = f"mailasync-{os.getpid()}-{uuid.uuid4().hex[:4]}@{socket.gethostname()}"
 
@@ -46,22 +46,22 @@ def _start_worker(sender: Any, **kwargs: object) -> None:
     pool = sender.pool_cls if isinstance(sender.pool_cls, str) else f"{sender.pool_cls.__module__}"
     if "thread" not in pool and "solo" not in pool:
         raise SystemExit(
-            "mail runs in threads, because no process may fork after it opened a database: leave -P away"
+            "mail is sent in threads, as no process may fork after it opened a database: leave out -P"
         )
     celery_app = runtime.process.celery_app
-    celery_app.set_default()  # Else the pool's threads see another application, and tasks vanish.
+    celery_app.set_default()  # Otherwise the pool's threads use another application, and tasks vanish.
     try:
         refuse_other_queues(celery_app)
         runtime.start_worker(name=sender.hostname, connections=int(sender.concurrency))
     except MailroomError as e:
         raise SystemExit(f"mailasync: {e}") from None
-    except Exception as e:  # Celery swallows it, and the worker would go on without taking anything.
+    except Exception as e:  # Celery would swallow it, and the worker would take nothing.
         log.exception("the worker cannot start")
         raise SystemExit(f"mailasync: {type(e).__name__}") from None
 
 
 def _say_where_mail_goes(**kwargs: object) -> None:
-    log.info("%s", runtime.process.worker)  # Not at the start: Celery sets the log up after that.
+    log.info("%s", runtime.process.worker)  # At the start there is no log yet.
 
 
 def _note_refusal(reason: str, **kwargs: object) -> None:

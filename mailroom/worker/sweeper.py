@@ -1,4 +1,4 @@
-"""Keeps a worker's heartbeat, and brings back what nobody would come back to by himself."""
+"""Keeps a worker's heartbeat, and brings back mail and jobs that nobody else would go on with."""
 
 import logging
 import threading
@@ -23,25 +23,25 @@ log = logging.getLogger("mailasync.sweeper")
 
 INTERVAL_SECONDS = 1.0
 BEATS_PER_LEASE = 5
-#: How often what may have been lost in the broker is looked for.
+#: How often the sweeper looks for nudges that the broker may have lost.
 LOST_INTERVAL_SECONDS = 5.0
-#: … and between two sweeps while rows are left over.
+#: The interval of sweeps while rows are left over.
 BEHIND_INTERVAL_SECONDS = 0.2
-#: Rows that a sweep may publish while workers have all that they can take at once.
-ROOM_MIN = 10
-#: Between two rounds of forgetting what RETENTION_DAYS lets go.
-FORGET_INTERVAL_SECONDS = 300.0
+#: Rows that a sweep may publish even while the workers have as many as they can take.
+PUBLISH_MIN = 10
+#: The interval of looking for rows that are older than RETENTION_DAYS.
+PURGE_INTERVAL_SECONDS = 300.0
 
 
 @dataclass
 class Sweeper:
-    """Two threads: the heartbeat, which nothing may delay, and the sweep."""
+    """Runs two threads: the heartbeat, which nothing may delay, and the sweep."""
 
     clock: Clock
     sweeps: Sweeps
     claims: Claims
     heartbeat: Heartbeat
-    runs: JobClaims
+    job_claims: JobClaims
     accounts: Accounts
     expiry: Expiry
     retention: Retention
@@ -49,26 +49,29 @@ class Sweeper:
     watch_jobs: Callable[[], None]
     watch_webhooks: Callable[[], None]
     lease_seconds: float
-    #: Mails that one worker may have in hand, or waiting for it, while a new one shall find a free thread.
+    #: Mails that one worker may be sending, or that may wait for it, so that a new one still finds a free
+    #: thread.
     appetite: int
     _stopping: threading.Event = field(default_factory=threading.Event)
     _trusts_from: float = float("-inf")
     _lost_at: float = field(default_factory=time.monotonic)
-    _forgot_at: float = float("-inf")  #: the first look is at the start
-    _looked_ms: int | None = None  #: by the database's clock, which goes on while a machine sleeps
-    _behind: bool = False  #: whether the last sweep left rows over that workers could take
+    _purged_at: float = float("-inf")  #: the first purge is at the start
+    _last_ms: int | None = (
+        None  #: the last sweep, by the database's clock, which goes on while a machine sleeps
+    )
+    _is_behind: bool = False  #: the last sweep left rows over that workers could take
 
     def start(self) -> None:
         self.heartbeat.beat()
-        self.clock.watch()  # A step back shows only beside a time that was noted before it.
+        self.clock.watch()  # Notes the time, as a clock that is set back shows only against an earlier time.
         self._distrust()
         rounds = (
             ("heartbeat", lambda: self.lease_seconds / BEATS_PER_LEASE, self.heartbeat.beat),
-            ("sweeper", lambda: BEHIND_INTERVAL_SECONDS if self._behind else INTERVAL_SECONDS, self.sweep),
+            ("sweeper", self._interval_seconds, self.sweep),
         )
         self._threads = [
-            SupervisedThread(name, partial(self._every, pause, act), self._stopping)
-            for name, pause, act in rounds
+            SupervisedThread(name, partial(self._repeat, interval_seconds, act), self._stopping)
+            for name, interval_seconds, act in rounds
         ]
         for thread in self._threads:
             thread.start()
@@ -79,10 +82,7 @@ class Sweeper:
             thread.join(10)
 
     def sweep(self) -> None:
-        """Make one round.
-
-        A step that fails is tried again with the next round, and keeps no other from its turn.
-        """
+        """Make one round of all steps; one that fails stops no other, and is tried again next time."""
         steps = (
             self._watch_clock,
             self._give_back_abandoned,
@@ -90,7 +90,7 @@ class Sweeper:
             self.expiry.expire,
             self._publish_due,
             self._publish_lost,
-            self._forget,
+            self._purge,
             self.watch_jobs,
             self.watch_webhooks,
         )
@@ -103,14 +103,14 @@ class Sweeper:
                 log.exception("%s failed", step.__name__)
 
     def _watch_clock(self) -> None:
-        """Judge nobody after a leap: we were paused, and perhaps all others here, or the clock was set."""
+        """Judge no worker after a leap in time: this machine was paused, or the clock was set."""
         now_ms = self.clock.watch()
-        if self._looked_ms is not None and now_ms - self._looked_ms > self.lease_seconds / 2 * 1000:
+        if self._last_ms is not None and now_ms - self._last_ms > self.lease_seconds / 2 * 1000:
             self._distrust()
-        self._looked_ms = now_ms
+        self._last_ms = now_ms
 
     def _give_back_abandoned(self) -> None:
-        if count := self.sweeps.abandoned(self.claims) + self.runs.give_back_abandoned():
+        if count := self.sweeps.abandoned(self.claims) + self.job_claims.give_back_abandoned():
             log.warning("%d messages or jobs that no thread works on were given back", count)
 
     def _give_back_orphans(self) -> None:
@@ -118,47 +118,47 @@ class Sweeper:
             return
         if count := self.sweeps.orphans():
             log.warning("%d messages of a lost worker were given back", count)
-        for id in self.runs.orphans():
+        for id in self.job_claims.orphans():
             self.publisher.offer(id, queue="mail")
 
     def _publish_due(self) -> None:
-        room = self._room()
-        share = -(-room // 3)  # So that a million of one kind do not keep the others waiting.
-        kinds = (
+        limit = self._publish_limit()
+        share = -(-limit // 3)  # So that a million rows of one kind do not hold up the others.
+        batches = (
             self.sweeps.due(share),
             self.sweeps.unparked(share, self.accounts.capacity()),
             self.sweeps.unpublished(share),
         )
-        self._behind = room > ROOM_MIN and any(len(found) == share for found in kinds)
-        for found in kinds:
-            self._publish(found)
+        self._is_behind = limit > PUBLISH_MIN and any(len(batch) == share for batch in batches)
+        for batch in batches:
+            self._publish(batch)
 
-    def _room(self) -> int:
+    def _publish_limit(self) -> int:
         """Return how many rows to publish now.
 
-        They are enough to keep all workers at it, and too few for a new mail to wait behind them.
+        They keep all workers busy, and are few enough that a new mail does not wait behind them.
         """
         if self.publisher.down is not None:
             return 1  # One row is enough to notice that the broker is back.
-        self.publisher.look()
+        self.publisher.poll_soon()
         _, consumers = self.publisher.queue or (0, 0)
-        most = max(1, consumers) * self.appetite
-        return max(ROOM_MIN, min(BATCH_MAX, most - self.sweeps.under_way(most)))
+        appetite = max(1, consumers) * self.appetite
+        return max(PUBLISH_MIN, min(BATCH_MAX, appetite - self.sweeps.under_way(appetite)))
 
     def _publish_lost(self) -> None:
         if self.publisher.queues and time.monotonic() - self._lost_at > LOST_INTERVAL_SECONDS:
             self._lost_at = time.monotonic()
             self._publish(self.sweeps.lost(self._limit, empty_queues=self.publisher.empty_queues))
 
-    def _forget(self) -> None:
-        """A batch each second while there is something old; else a look every few minutes."""
-        if time.monotonic() - self._forgot_at > FORGET_INTERVAL_SECONDS or not self.retention.done:
-            self._forgot_at = time.monotonic()
+    def _purge(self) -> None:
+        """Delete a batch of old rows each second while there are any; else look every few minutes."""
+        if time.monotonic() - self._purged_at > PURGE_INTERVAL_SECONDS or not self.retention.done:
+            self._purged_at = time.monotonic()
             self.retention.purge()
 
     @property
     def _limit(self) -> int:
-        """While the broker is away one row at a time is enough to notice that it is back."""
+        """The rows to publish at a time; while the broker is away, one shows when it is back."""
         return BATCH_MAX if self.publisher.down is None else 1
 
     def _publish(self, nudges: list[QueuedId]) -> None:
@@ -171,24 +171,27 @@ class Sweeper:
             self.sweeps.unpublish(refused)
 
     def _distrust(self) -> None:
-        """Judge no worker for half a lease, and no nudge for a few seconds.
+        """Take no worker for dead for half a lease, and no nudge for lost for a few seconds.
 
-        After an outage of the database all look dead until they have had time to say otherwise, and what the
-        queues held before it is not what they hold now.
+        After an outage of the database all workers look dead until their next heartbeat, and the queues may
+        have changed meanwhile.
         """
         self._trusts_from = time.monotonic() + self.lease_seconds / 2
         self._lost_at = time.monotonic()
 
-    def _every(self, pause_seconds: Callable[[], float], act: Callable[[], None]) -> None:
-        down = False
-        while not self._stopping.wait(pause_seconds()):
+    def _interval_seconds(self) -> float:
+        return BEHIND_INTERVAL_SECONDS if self._is_behind else INTERVAL_SECONDS
+
+    def _repeat(self, interval_seconds: Callable[[], float], act: Callable[[], None]) -> None:
+        is_down = False
+        while not self._stopping.wait(interval_seconds()):
             try:
                 act()
-                down = False
+                is_down = False
             except StoreUnavailable as e:
                 self._distrust()
-                if not down:
+                if not is_down:
                     log.error("%s", e)
-                down = True
+                is_down = True
             except Exception:
                 log.exception("%s failed", threading.current_thread().name)

@@ -1,4 +1,4 @@
-"""Gives each task the worker of this process, or its message back to the queue if that cannot settle it."""
+"""Gives each task the worker of this process; without one, or without a database, the message goes back."""
 
 import logging
 import time
@@ -20,14 +20,17 @@ REQUEUE_WAIT_SECONDS = 1.0
 
 
 @contextmanager
-def settling(task: Task) -> Iterator[Worker]:  # type: ignore[type-arg]
-    """Give the worker to a task, unless that has expired; without one, the task goes back to its queue."""
+def worker_for(task: Task) -> Iterator[Worker]:  # type: ignore[type-arg]
+    """Yield the worker that does the task; one that has expired is recorded as failed and not run.
+
+    The message goes back to its queue if the worker has not started, or the database is away.
+    """
     worker = runtime.process.worker
     if worker is None:
         time.sleep(REQUEUE_WAIT_SECONDS)
         raise Reject("this worker has not started", requeue=True)
     try:
-        if has_expired(task.request.expires):  # type: ignore[arg-type]  # a text, from QuietRequest
+        if has_expired(task.request.expires):  # type: ignore[arg-type]  # a str, from QuietRequest
             reason = f"expired at {task.request.expires}, before a worker took it"
             worker.refuse(str(task.request.id), task.name, reason)
             raise Ignore
@@ -35,4 +38,4 @@ def settling(task: Task) -> Iterator[Worker]:  # type: ignore[type-arg]
     except StoreUnavailable as e:
         log.error("%s; the message goes back to the queue", e)
         time.sleep(REQUEUE_WAIT_SECONDS)
-        raise Reject("not settled", requeue=True) from None
+        raise Reject("not done yet", requeue=True) from None

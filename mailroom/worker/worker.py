@@ -1,8 +1,9 @@
-"""Makes a process a worker: heartbeat, sweeper, deliveries and jobs, on one database."""
+"""Makes a process a worker: heartbeat, sweeper, delivery of mail, jobs and webhooks, on one database."""
 
 import logging
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from mailroom.broker.publisher import CHUNK_MAX, Publisher
 from mailroom.config.accounts import accounts, schedule
@@ -38,99 +39,132 @@ from mailroom.worker.sweeper import Sweeper
 log = logging.getLogger("mailasync")
 
 
+@dataclass(frozen=True, kw_only=True)
+class WorkerOptions:
+    """The options that Celery started the worker with."""
+
+    name: str
+    queues: Sequence[str]
+    connections: int
+    #: Describes threads of this process that have ended, for other processes to report.
+    thread_troubles: Callable[[], Sequence[str]] = tuple
+
+
 class Worker:
-    """The parts that make a process a worker: heartbeat, sweeper, deliveries and jobs, on one database."""
+    """The parts that make a process a worker, and the tasks that they do."""
 
     def __init__(
         self,
         settings: Settings,
         database: Database,
+        options: WorkerOptions,
         *,
-        name: str,
-        queues: Sequence[str],
-        connections: int,
         publisher: Publisher,
         reader: SubmissionReader,
         sweeps: Sweeps,
-        threads: Callable[[], Sequence[str]] = tuple,
     ) -> None:
-        """`threads` gives words about threads that ended, for readers in other processes."""
-        self.database = database
+        """Make and start all parts."""
+        self.settings, self.database, self.options = settings, database, options
+        self.publisher, self.reader = publisher, reader
         self.outbox = Outbox(database)
         self.jobs = Jobs(database, settings.LEASE_SECONDS)
-        self.settings = settings
-        owner = str(uuid.uuid4())
-        known = accounts(settings)
-        budgets = tuple(account.budget for account in known)
-        self.hops = ", ".join(dict.fromkeys(str(account.hop) for account in known))
-        self.publisher = publisher
-        self.refusal = ""  #: what RabbitMQ refuses our consumer
-        self.reader = reader
-        turns = Admission(connections, {account.name: str(account.hop) for account in known})
-        self.heartbeat = Heartbeat(
-            database,
-            owner,
-            name,
-            queues,
-            hanging=turns.hanging,
-            threads=threads,
-            broker_trouble=self._broker_trouble,
-        )
-        runs = JobClaims(database, owner, settings.LEASE_SECONDS)
-        claims = Claims(database, owner, settings.LEASE_SECONDS, budgets, turns.free)
-        senders = {account.name: Sender(account.sender, Sessions(account.hop)) for account in known}
-        self.delivery = Delivery(
-            claims,
-            AttemptRunner(senders, schedule(settings), settings.ON_UNCERTAIN),
-            turns,
-            unclaimed=self._wake_awaited,
-        )
-        self.runner = Runner(
-            runs,
-            [queue for queue in queues if queue in registry.queues()],
-            slots=settings.JOB_SLOTS,
-            processes=settings.JOB_PROCESSES,
-            children=Children(registry.modules(settings.JOBS)),
-            queued=self._queue,
-        )
-        self.notifier = Notifier(
-            WebhookDeliveries(database, owner, settings.LEASE_SECONDS),
-            AddressGuard(settings.WEBHOOKS_TO_LOOPBACK == "on"),
-            threads=THREADS if QUEUE in queues else 0,
-        )
-        shared = Accounts(database, budgets, turns.free)
-        shared.register()
+        self.refusal = ""  #: what RabbitMQ refuses to our consumer, in words
+        self._owner = str(uuid.uuid4())
+        self._accounts = accounts(settings)
+        self._limits = tuple(account.budget for account in self._accounts)
+        self._admission = self._make_admission()
+        self._claims = self._make_claims()
+        self._job_claims = JobClaims(database, self._owner, settings.LEASE_SECONDS)
+        self.heartbeat = self._make_heartbeat()
+        self.delivery = self._make_delivery()
+        self.runner = self._make_runner()
+        self.notifier = self._make_notifier()
+        self._start(sweeps)
+
+    def _start(self, sweeps: Sweeps) -> None:
+        shared_accounts = Accounts(self.database, self._limits, self._admission.free)
+        shared_accounts.register()
         self.runner.start()
         self.notifier.start()
-        self.sweeper = Sweeper(
-            Clock(database),
+        self.sweeper = self._make_sweeper(sweeps, shared_accounts)
+        self.sweeper.start()
+
+    def _make_admission(self) -> Admission:
+        hops = {account.name: str(account.hop) for account in self._accounts}
+        return Admission(self.options.connections, hops)
+
+    def _make_claims(self) -> Claims:
+        return Claims(
+            self.database, self._owner, self.settings.LEASE_SECONDS, self._limits, self._admission.free
+        )
+
+    def _make_heartbeat(self) -> Heartbeat:
+        return Heartbeat(
+            self.database,
+            self._owner,
+            self.options.name,
+            self.options.queues,
+            hanging=self._admission.hanging,
+            threads=self.options.thread_troubles,
+            broker_trouble=self._broker_trouble,
+        )
+
+    def _make_delivery(self) -> Delivery:
+        senders = {account.name: Sender(account.sender, Sessions(account.hop)) for account in self._accounts}
+        attempts = AttemptRunner(senders, schedule(self.settings), self.settings.ON_UNCERTAIN)
+        return Delivery(self._claims, attempts, self._admission, unclaimed=self._wake_awaited)
+
+    def _make_runner(self) -> Runner:
+        job_queues = registry.queues()
+        return Runner(
+            self._job_claims,
+            [queue for queue in self.options.queues if queue in job_queues],
+            slots=self.settings.JOB_SLOTS,
+            processes=self.settings.JOB_PROCESSES,
+            children=Children(registry.modules(self.settings.JOBS)),
+            queued=self._publish_mail,
+        )
+
+    def _make_notifier(self) -> Notifier:
+        return Notifier(
+            WebhookDeliveries(self.database, self._owner, self.settings.LEASE_SECONDS),
+            AddressGuard(self.settings.WEBHOOKS_TO_LOOPBACK == "on"),
+            threads=THREADS if QUEUE in self.options.queues else 0,
+        )
+
+    def _make_sweeper(self, sweeps: Sweeps, shared_accounts: Accounts) -> Sweeper:
+        # A nudge takes one of as many threads as there are connections.
+        appetite = max(1, self.options.connections // 2) * CHUNK_MAX
+        return Sweeper(
+            Clock(self.database),
             sweeps,
-            claims,
+            self._claims,
             self.heartbeat,
-            runs,
-            shared,
-            Expiry(database),
-            Retention(database, settings.RETENTION_DAYS),
+            self._job_claims,
+            shared_accounts,
+            Expiry(self.database),
+            Retention(self.database, self.settings.RETENTION_DAYS),
             self.publisher,
             self.runner.watch,
             self.notifier.watch,
-            settings.LEASE_SECONDS,
-            appetite=max(1, connections // 2) * CHUNK_MAX,
-        )  # A nudge takes one of as many threads.
-        self.sweeper.start()
+            self.settings.LEASE_SECONDS,
+            appetite=appetite,
+        )
 
     def __str__(self) -> str:
-        return f"worker {self.heartbeat.name}: mail goes to {self.hops}; outbox {self.database!r}"
+        hops = ", ".join(dict.fromkeys(str(account.hop) for account in self._accounts))
+        return f"worker {self.heartbeat.name}: mail goes to {hops}; outbox {self.database!r}"
 
     def _broker_trouble(self) -> str:
-        """Name what keeps us from our queues. Our publisher knows it too, if no connection can be had."""
+        """Say why this worker gets nothing from its queues, "" if it does."""
+        # The publisher notices as well if no connection can be opened.
         return self.refusal or (self.publisher.down[1] if self.publisher.down else "")
 
-    def _queue(self, id: str) -> None:
+    def _publish_mail(self, id: str) -> None:
         self.publisher.offer(id, queue="mail")
 
     def deliver(self, ids: list[str], *, outbox_id: str) -> bool:
-        """Deliver what a nudge names. False: it is to go back to the queue."""
+        """Deliver the mails that a nudge names; return False if the nudge has to go back to the queue."""
         if outbox_id != self.database.outbox_id:
             log.error(
                 "this worker reads outbox %s (%r), but the nudge is from outbox %s: web and worker need "
@@ -143,20 +177,18 @@ class Worker:
         return self.delivery.deliver(ids)
 
     def accept(self, id: str, mail: object) -> bool:
-        """Accept what a Celery client sent; record what is no mail as failed under the task's id, and why."""
+        """Accept a mail that another Celery client sent; return False if the task has to be repeated.
+
+        If it is no mail, a failed mail with the task's id is recorded, with the reason.
+        """
         if isinstance(mail, str) and is_id(mail) and self.outbox.details(mail):
             return self.delivery.deliver([mail])  # sendMail.delay(id), from a process that runs no publisher
         id = self._usable(id, is_id(id))
         try:
             accepted = self.reader.mail(mail, work_seconds=self.settings.SIMULATED_WORK_SECONDS, id=id)
             if accepted.dry_run:
-                raise InvalidMessage(
-                    [
-                        FieldError(
-                            "#/dry_run", "expected a mail to be sent, as nobody is told here what would be"
-                        )
-                    ]
-                )
+                detail = "expected a mail to be sent, as nobody is told here what would be"
+                raise InvalidMessage([FieldError("#/dry_run", detail)])
         except (MalformedJSON, InvalidMessage) as e:
             self._fail_mail(id, str(e))
             return True
@@ -167,22 +199,25 @@ class Worker:
                 self.publisher.offer(id, queue=accepted.queue)
         return True
 
-    def accept_job(self, id: str, asked: object) -> None:
-        """Accept a job that a Celery client sent; record what is none as failed under the task's id."""
+    def accept_job(self, id: str, params: object) -> None:
+        """Accept a job that another Celery client sent.
+
+        If it is no job, a failed job with the task's id is recorded, with the reason.
+        """
         id = self._usable(id, is_job_id(id))
         try:
-            order = self.reader.job(asked, id=id)
+            submission = self.reader.job(params, id=id)
         except (MalformedJSON, InvalidMessage) as e:
             self._fail_job(id, str(e))
             return
-        if order.mail:
-            self.outbox.accept(order.mail)
+        if submission.mail:
+            self.outbox.accept(submission.mail)
         else:
-            self.jobs.accept(order.job)
-        self._wake(order.job.queue)
+            self.jobs.accept(submission.job)
+        self._wake(submission.job.queue)
 
     def refuse(self, id: str, task_name: str, reason: str) -> None:
-        """Record a task that cannot be read as failed, under its id; count one that has none."""
+        """Record a task that cannot be read as a failed mail or job with its id; count one without an id."""
         if not id:
             log.error("a task without an id cannot be read, and is dropped: %s", reason)
             self.database.write(count_each, "tasks_dropped")
@@ -204,7 +239,7 @@ class Worker:
         )
 
     def _wake_awaited(self, ids: Sequence[str]) -> None:
-        """Have the jobs looked for that some of these mails wait for."""
+        """Have the jobs run that some of these mails wait for."""
         try:
             for queue in self.jobs.awaited(ids):
                 self._wake(queue)
@@ -212,23 +247,23 @@ class Worker:
             log.error("%s", e)
 
     def _wake(self, queue: str) -> None:
-        """Have this worker, and one that serves the queue, look for its jobs."""
+        """Have the jobs on this queue run, by this worker or by one that serves the queue."""
         self.runner.wake()
         if queue not in self.heartbeat.queues:
-            # Any UUID is a nudge; what id a client chose, the worker might take for a job.
+            # Any UUID is a nudge. The id of the job may be one that a client chose, and look like a job's
+            # name.
             self.publisher.offer(new_id(), queue=queue)
 
     def _usable(self, id: str, is_usable: bool) -> str:
+        """Return the id of a task, or a new one in its place if it cannot be stored."""
         if is_usable:
             return id
-        usable = new_id()
-        log.error(
-            "a task's id of %d characters is none that can be kept; it is recorded as %s", len(id), usable
-        )
-        return usable
+        new = new_id()
+        log.error("a task's id of %d characters cannot be stored; it is recorded as %s", len(id), new)
+        return new
 
     def close(self) -> None:
-        """End in order: nothing is left that anybody would have to wait for."""
+        """Stop all parts, each before those that it needs; nothing is left for others to wait for."""
         self.delivery.stop()
         self.notifier.stop()
         self.delivery.close()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from kombu import Connection
 
-from mailroom.broker.queues import words
+from mailroom.broker.queues import broker_error
 from mailroom.config.environment import load
 from mailroom.config.settings import SettingsError
 from tests.services import free_port, wait_until
@@ -39,7 +39,7 @@ def log_in(url: str, ca_file: Path | None) -> str:
         retries = max(0, len(connection.alt) - 1)
         connection.ensure_connection(max_retries=retries, interval_start=0, interval_step=0)
     except Exception as e:
-        return words(e)
+        return broker_error(e)
     finally:
         connection.collect()
     return ""

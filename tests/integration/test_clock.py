@@ -285,9 +285,9 @@ def a_sweeper(database: Database) -> Sweeper:
     publisher = Publisher(
         Broker,
         lambda producer, queue, ids: None,
-        published=lambda queue, ids, ago: None,
-        unpublished=lambda ids: None,
-        watched=["mail"],
+        on_confirmed=lambda queue, ids, ago: None,
+        on_unpublished=lambda ids: None,
+        polled_queues=["mail"],
     )
     heartbeat = Heartbeat(database, "sweeping", "sweeping@host", ["mail"])
     heartbeat.beat()

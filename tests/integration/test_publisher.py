@@ -18,7 +18,7 @@ from tests.services.rabbitmq import RabbitMQ
 class Post:
     """A publisher, and what became of the ids it was offered."""
 
-    def __init__(self, url: str, *, looked: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, url: str, *, on_poll: Callable[[], None] = lambda: None) -> None:
         self.url = url
         self.nudges: list[tuple[str, list[str]]] = []
         self.published: list[str] = []
@@ -29,10 +29,10 @@ class Post:
         self.publisher = Publisher(
             self.connect,
             self.publish,
-            published=self.note,
-            unpublished=self.unpublished.extend,
-            watched=("mail", "mail.bulk"),
-            looked=looked,
+            on_confirmed=self.note,
+            on_unpublished=self.unpublished.extend,
+            polled_queues=("mail", "mail.bulk"),
+            on_poll=on_poll,
         )
         self.publisher.start()
 
@@ -218,7 +218,7 @@ def test_what_may_not_be_published_is_down_until_it_may(
     vhost = broker_url.rpartition("/")[2]
     looks: list[object] = []
     url = rabbitmq.add_user(vhost, vhost, write="^$")
-    refused = Post(url, looked=lambda: looks.append(refused.publisher.queue))
+    refused = Post(url, on_poll=lambda: looks.append(refused.publisher.queue))
     try:
         refused.publisher.offer("id", queue="mail")
         until(lambda: refused.unpublished == ["id"], "it is refused")
@@ -228,7 +228,7 @@ def test_what_may_not_be_published_is_down_until_it_may(
         )
         for _ in range(3):  # Looking is allowed, and proves nothing.
             looks.clear()
-            refused.publisher.look()
+            refused.publisher.poll_soon()
             until(lambda: looks, "the queue was looked at")
         assert looks[-1] == (0, 0)
         assert refused.publisher.down

@@ -105,9 +105,11 @@ class _Service(Collector):
             return  # Not looked at yet.
         yield _gauge("broker_up", "Whether this process reaches the broker", int(publisher.down is None))
         if publisher.queue is not None and publisher.down is None:
-            yield _gauge("broker_nudges", f"Nudges on the queue {publisher.watched[0]}", publisher.queue[0])
             yield _gauge(
-                "broker_consumers", f"Consumers of the queue {publisher.watched[0]}", publisher.queue[1]
+                "broker_nudges", f"Nudges on the queue {publisher.polled_queues[0]}", publisher.queue[0]
+            )
+            yield _gauge(
+                "broker_consumers", f"Consumers of the queue {publisher.polled_queues[0]}", publisher.queue[1]
             )
 
     def _accounts(self) -> Iterator[Metric]:
