@@ -4,15 +4,17 @@
                          celery -A mailasync worker --loglevel=INFO
     flask up             everything in one process, with a disposable inbox
 
-The tutorial this service began with is three lines in a route. They are here, and each has this behind it:
+In the tutorials that this service grew out of, a route reads the JSON, calls `sendMail.delay` and answers
+200. The route of `POST /` below does the same. Behind each of its steps:
 
-    request.get_json()   mailroom/api/http/request.py reads bytes, mailroom/submission/reader.py says what is
-                         wrong with them
-    sendMail.delay(id)   the mail is committed first, by mailroom/store/messages/outbox.py; then the thread of
-                         mailroom/broker/publisher.py carries its id to RabbitMQ, where mailasync.py gets it
-    return "sent", 200   the answer has the id, with which `GET /v1/messages/<id>` tells where the mail is
+    reading the JSON      mailroom/api/http/request.py reads the bytes; mailroom/submission/reader.py makes a
+                          mail of them, or says which field is wrong
+    committing the mail   mailroom/store/messages/outbox.py writes it to the database, before anything else
+    sendMail.delay(id)    mailroom/broker/publisher.py carries the id to RabbitMQ in a thread of its own, and
+                          mailasync.py gets it there
+    answering 200         with the id, so that `GET /v1/messages/<id>` says where the mail is
 
-All other routes are in mailroom/api/routes, the pages in mailroom/web.
+All other routes are in mailroom/api/routes, and the pages in mailroom/web.
 """
 
 from functools import partial
@@ -24,11 +26,12 @@ from mailroom.api.http.request import mail_body
 from mailroom.api.routes import messages
 from mailroom.api.services import Services
 from mailroom.cli import commands
+from mailroom.cli.context import CommandContext
 from mailroom.config.environment import load
 from mailroom.config.settings import Settings, SettingsError, database_url
 from mailroom.model.errors import WrongDatabaseURL
 from mailroom.server.application import Application, set_up
-from mailroom.server.serve import inbox, serve_web
+from mailroom.server.serve import serve_inbox, serve_web
 from mailroom.server.up import up
 from mailroom.store.db.database import Database
 from mailroom.worker import runtime
@@ -37,9 +40,9 @@ from mailroom.worker import runtime
 def create_app(
     settings: Settings | None = None, *blueprints: Blueprint, database: Database | None = None
 ) -> Flask:
-    """Make the application, with these blueprints of one's own.
+    """Make the application; further `blueprints` are registered beside its own routes.
 
-    It starts no thread and opens no connection before the first request.
+    Starts no thread and opens no connection before the first request.
     """
     settings = settings or load()
     runtime.configure(settings)
@@ -47,46 +50,45 @@ def create_app(
     app = Application(__name__)
     set_up(app, services, blueprints)
 
-    @app.post("/")
-    def post_tutorial() -> Response:
-        """Accept a mail that goes after the simulated heavy work; answers 200 as soon as it is on disk."""
-        submission = messages.submit(
-            mail_body, work_seconds=services.settings.SIMULATED_WORK_SECONDS, status=200
-        )
+    @app.post("/", endpoint="post_tutorial")  # the operationId in /openapi.json
+    def post_mail() -> Response:
+        """Accept a mail, which goes out after the simulated heavy work; answer 200 once it is on disk."""
+        submission = messages.submit(mail_body, work_seconds=settings.SIMULATED_WORK_SECONDS, status=200)
         if submission.id:
             sendMail.delay(submission.id)
         return messages.answer(submission)
 
-    for command in commands(
-        settings,
+    context = CommandContext(
+        settings=settings,
         up=partial(up, create_app, settings),
-        inbox=partial(inbox, settings),
+        inbox=partial(serve_inbox, settings),
         message_id=services.reader.message_id,
-    ):
+    )
+    for command in commands(context):
         app.cli.add_command(command)
     return app
 
 
 def make_services(settings: Settings, database: Database | None) -> Services:
-    """Make what the routes work with, on the database of the settings if no other is given."""
+    """Make the objects that the routes work with, on `database` or else on the database of the settings."""
     try:
-        outbox = database or Database(database_url(settings))
+        database = database or Database(database_url(settings))
     except WrongDatabaseURL as e:
         raise SettingsError(str(e)) from None
     return Services.on(
-        outbox,
+        database,
         settings,
-        reader=runtime.submission_reader(settings, outbox),
-        publisher=partial(runtime.start_publisher, outbox),
+        reader=runtime.submission_reader(settings, database),
+        publisher=partial(runtime.start_publisher, database),
         send=sendMail.delay,
         run=runtime.run_job,
     )
 
 
 def main(*blueprints: str) -> None:
-    """Serve on HOST and PORT; accepts mail whether a worker and RabbitMQ are there or not.
+    """Serve on HOST and PORT. Mail is accepted even while no worker and no RabbitMQ is running.
 
-    `blueprints` of one's own are named, "package.module:blueprint": the process that serves imports them.
+    Further blueprints are named as "package.module:blueprint", for the process that serves to import.
     """
     serve_web(create_app, load(), *blueprints)
 

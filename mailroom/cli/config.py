@@ -1,38 +1,49 @@
-"""flask config: every setting in force, and where its value comes from."""
+"""Prints every setting in force, and where its value comes from: flask config."""
 
 import json
-from collections.abc import Callable, Mapping
 from dataclasses import fields
+from typing import Any, NamedTuple
 
 import click
 
+from mailroom.cli.context import CommandContext
+from mailroom.cli.output import AS_JSON_LINES
+from mailroom.config.environment import origins
 from mailroom.config.settings import SECRETS, Settings
 
+VALUE_WIDTH_MAX = 40
 
-def config_command(settings: Settings, origins: Callable[[], Mapping[str, str]]) -> click.Command:
-    """Return the command; `origins` says of each setting where its value comes from."""
 
-    @click.command("config")
-    @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-    def command(as_json: bool) -> None:
-        """Every setting with its value and where that comes from; secrets as ***."""
-        found = origins()
-        rows = [
-            (
-                field.name,
-                "***"
-                if field.name in SECRETS and getattr(settings, field.name)
-                else getattr(settings, field.name),
-                found[field.name],
-            )
-            for field in fields(settings)
-        ]
-        names, values = (max(len(str(row[column])) for row in rows) for column in (0, 1))
-        for name, value, origin in rows:
-            click.echo(
-                json.dumps({"name": name, "value": value, "source": origin, "secret": name in SECRETS})
-                if as_json
-                else f"{name:{names}}  {value!s:{min(values, 40)}}  {origin}"
-            )
+class SettingRow(NamedTuple):
+    """A setting as it is printed."""
 
-    return command
+    name: str
+    value: object  #: "***" for a secret
+    source: str
+
+
+@click.command("config")
+@AS_JSON_LINES
+@click.pass_obj
+def config_command(context: CommandContext, as_json: bool) -> None:
+    """Print every setting with its value and where that comes from; secrets as ***."""
+    rows = setting_rows(context.settings)
+    name_width = max(len(row.name) for row in rows)
+    value_width = min(VALUE_WIDTH_MAX, max(len(str(row.value)) for row in rows))
+    for name, value, source in rows:
+        if as_json:
+            secret = name in SECRETS
+            click.echo(json.dumps({"name": name, "value": value, "source": source, "secret": secret}))
+        else:
+            click.echo(f"{name:{name_width}}  {value!s:{value_width}}  {source}")
+
+
+def setting_rows(settings: Settings) -> list[SettingRow]:
+    sources = origins()
+    rows = []
+    for field in fields(settings):
+        value: Any = getattr(settings, field.name)
+        if value and field.name in SECRETS:
+            value = "***"
+        rows.append(SettingRow(field.name, value, sources[field.name]))
+    return rows

@@ -1,60 +1,71 @@
-"""Gives the commands what they work with, on the database that each is about."""
+"""Holds what the commands of one application work with, which each command gets by `@click.pass_obj`."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 from flask import Flask
 
 from mailroom.api.services import Services
-from mailroom.broker.connection import bounded_connection
-from mailroom.cli.database import choose, opened
-from mailroom.cli.doctor import Doctor, Finding
-from mailroom.config.accounts import accounts
+from mailroom.cli.database import choose_database, open_database, pair_database
 from mailroom.config.settings import Settings
 from mailroom.model.ids import MailId
 from mailroom.store.db.database import Database
+from mailroom.store.jobs.jobs import NewJob
 from mailroom.store.messages.outbox import Outbox
 from mailroom.worker import runtime
 
 
-@contextmanager
-def working(settings: Settings) -> Iterator[Services]:
-    """Yield the services of the API for a command: on the database that it is about, and without a thread."""
-    choice = choose(settings)
-    # The broker of `flask up` is inside that process; its sweeper finds what is new.
-    alone = choice.is_up and settings.embedded
-    with opened(settings, choice) as database:
-        services = Services.on(
-            database,
-            settings,
-            reader=runtime.submission_reader(settings, database),
-            publisher=lambda: None,
-            send=(lambda id: None) if alone else partial(nudge, database),
-            run=(lambda job: None) if alone else runtime.run_job,
-        )
-        app = Flask("mailasync")
-        app.extensions["mailasync"] = services
-        with app.app_context():
-            yield services
+@dataclass(frozen=True, kw_only=True)
+class CommandContext:
+    """The settings of an application, and the functions of its server that two commands run."""
+
+    settings: Settings
+    up: Callable[[bool], None]  #: serves everything in one process
+    inbox: Callable[[], None]  #: serves the inbox alone
+    message_id: Callable[[str], str]  #: makes the Message-ID of a mail from its id
+
+    def open_database(self) -> AbstractContextManager[Database]:
+        """Open the database of the service that runs here: app.py with its workers, or `flask up`."""
+        return open_database(self.settings)
+
+    def open_pair_database(self) -> AbstractContextManager[Database]:
+        """Open the database of app.py and its workers, for commands that need neither to run."""
+        return open_database(self.settings, pair_database(self.settings))
+
+    @contextmanager
+    def services(self) -> Iterator[Services]:
+        """Yield the services that the API works with, on an open database; no thread is started."""
+        choice = choose_database(self.settings)
+        # The broker of `flask up` is inside of that process; its sweeper finds new mail in the database.
+        has_broker = not (choice.is_up and self.settings.embedded)
+        with open_database(self.settings, choice) as database:
+            send_mail: Callable[[MailId], object] = partial(publish_mail, database)
+            run_job: Callable[[NewJob], object] = runtime.run_job
+            if not has_broker:
+                send_mail = run_job = _do_nothing
+            services = Services.on(
+                database,
+                self.settings,
+                reader=runtime.submission_reader(self.settings, database),
+                publisher=lambda: None,
+                send=send_mail,
+                run=run_job,
+            )
+            app = Flask("mailasync")
+            app.extensions["mailasync"] = services
+            with app.app_context():
+                yield services
 
 
-def nudge(database: Database, id: MailId) -> None:
-    """Tell a worker of one message without a publisher; ends in seconds, and raises what kombu raises."""
+def publish_mail(database: Database, id: MailId) -> None:
+    """Publish the id of a mail without a publisher; returns within seconds, and raises what kombu raises."""
     started = time.monotonic()
     runtime.send_mail(id, database.outbox_id)
     Outbox(database).mark_published([id], seconds_ago=time.monotonic() - started)
 
 
-def examine(settings: Settings) -> Iterator[Finding]:
-    """Yield the findings of `flask doctor`."""
-    choice = choose(settings)
-    database = Database(choice.url)
-    connect = partial(bounded_connection, runtime.process.celery_app)
-    try:
-        yield from Doctor(
-            settings, database, accounts(settings), None if choice.is_up and settings.embedded else connect
-        ).examine()
-    finally:
-        database.close()
+def _do_nothing(_: object) -> None:
+    pass

@@ -1,4 +1,8 @@
-"""Opens the database that a command is about: the one that was set, else the pair's, or that of `flask up` where only that runs."""
+"""Opens the database for a command.
+
+That is the one that the settings name, or else the file of app.py and its workers ("the pair"), or the file
+of `flask up` if only that runs.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,44 +19,58 @@ from mailroom.store.messages.outbox import Outbox
 
 
 class NoDatabase(MailroomError):
-    """The file that is ours by default is not there, and a command that looks at it shall not make it."""
+    """The default database file does not exist, and a command that only reads it must not create it."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A database, and whose it is."""
+    """A database, and which service it belongs to."""
 
     url: str
-    is_ours: bool = False  #: a file in instance/, that nobody named
-    is_up: bool = False  #: the one of `flask up`
+    is_default_file: bool = False  #: a file in instance/, which no setting names
+    is_up: bool = False  #: the file of `flask up`
+
+    @property
+    def file(self) -> Path:
+        return Path(self.url.removeprefix("sqlite:///"))
 
 
-def choose(settings: Settings) -> Choice:
-    """The database of the settings. Where they name none: the pair's file; that of `flask up` while it works, and the pair does not."""
-    ours, up = pair(settings), Choice(database_url(settings, file_name=UP_FILE), is_ours=True, is_up=True)
-    return up if ours.is_ours and _works(up, settings) and not _works(ours, settings) else ours
+def choose_database(settings: Settings) -> Choice:
+    """Return the database of the settings, or else the pair's file.
+
+    The file of `flask up` is returned instead while that has a living worker and the pair has none.
+    """
+    pair = pair_database(settings)
+    up = Choice(database_url(settings, file_name=UP_FILE), is_default_file=True, is_up=True)
+    if pair.is_default_file and _has_worker(up, settings) and not _has_worker(pair, settings):
+        return up
+    return pair
 
 
-def pair(settings: Settings) -> Choice:
-    """The database of app.py and its workers, whoever runs."""
-    return Choice(database_url(settings), is_ours=not settings.DATABASE_URL)
+def pair_database(settings: Settings) -> Choice:
+    """Return the database of app.py and its workers, whether they run or not."""
+    return Choice(database_url(settings), is_default_file=not settings.DATABASE_URL)
 
 
 @contextmanager
-def opened(settings: Settings, choice: Choice | None = None) -> Iterator[Database]:
-    """The database, for a command. Without a choice that one is made, and is told where it is not the pair's."""
-    if choice is None:
-        choice = choose(settings)
+def open_database(settings: Settings, choice: Choice | None = None) -> Iterator[Database]:
+    """Open the chosen database, or else choose one; say on standard error if it is that of `flask up`.
+
+    Raises:
+      NoDatabase: it is the default file, and does not exist.
+      MailroomError: it cannot be used, or has the schema of another version.
+    """
+    choice = choice or choose_database(settings)
     if choice.is_up:
         click.echo(
-            f"(this is about flask up, which runs here while the pair does not: {_file(choice)}; "
-            f"{PREFIX}DATABASE_URL names another)",
+            f"(using the database of flask up, which is running here while app.py and its worker are not: "
+            f"{choice.file}; set {PREFIX}DATABASE_URL to use another)",
             err=True,
         )
-    if choice.is_ours and not _file(choice).exists():
+    if choice.is_default_file and not choice.file.exists():
         raise NoDatabase(
-            f"{_file(choice)} is not there yet: start app.py or a worker, which make it, or run `flask db upgrade`"
-            + _hint(settings)
+            f"{choice.file} is not there yet: start app.py or a worker, which create it, "
+            f"or run `flask db upgrade`{_hint_at_up(settings)}"
         )
     database = Database(choice.url)
     try:
@@ -62,35 +80,29 @@ def opened(settings: Settings, choice: Choice | None = None) -> Iterator[Databas
         database.close()
 
 
-def _hint(settings: Settings) -> str:
+def _hint_at_up(settings: Settings) -> str:
     url = database_url(settings, file_name=UP_FILE)
-    there = _file(Choice(url)).exists()
-    return (
-        f". There is one of `flask up`, which does not run: start it, or set {PREFIX}DATABASE_URL={url}"
-        if there
-        else ""
-    )
+    if not Choice(url).file.exists():
+        return ""
+    return f". `flask up` has a database, but is not running: start it, or set {PREFIX}DATABASE_URL={url}"
 
 
-def _file(choice: Choice) -> Path:
-    return Path(choice.url.removeprefix("sqlite:///"))
-
-
-def _works(choice: Choice, settings: Settings) -> bool:
-    """Tell whether a worker is alive on this file; one that cannot be read has none that we could help."""
-    if not _file(choice).exists():
+def _has_worker(choice: Choice, settings: Settings) -> bool:
+    """Tell whether a worker is alive on this file; False also if the file cannot be read."""
+    if not choice.file.exists():
         return False
     database = Database(choice.url)
     try:
-        seen = Outbox(database).worker_seen_ms_ago()
+        seen_ms_ago = Outbox(database).worker_seen_ms_ago()
     except StoreUnavailable:
         return False
     finally:
         database.close()
-    return seen is not None and seen <= settings.LEASE_SECONDS * 1000
+    return seen_ms_ago is not None and seen_ms_ago <= settings.LEASE_SECONDS * 1000
 
 
 def db_upgrade(settings: Settings) -> str:
+    """Upgrade the database of the settings; return a line that says so."""
     database = Database(database_url(settings))
     try:
         upgrade(database)

@@ -6,98 +6,113 @@ from collections.abc import Sequence
 import click
 
 from mailroom.api.auth.keys import key_json, key_row_json, make
-from mailroom.cli.output import AS_JSON, Opened, told
+from mailroom.cli.context import CommandContext
+from mailroom.cli.output import AS_JSON, AS_JSON_LINES, errors_in_a_line, refuse_options
 from mailroom.model.errors import InvalidMessage
 from mailroom.model.times import timestamp_seconds
 from mailroom.store.keys.api_keys import ApiKeys, KeyRow, Scope
 from mailroom.store.keys.rate_limits import PER_MINUTE_MAX
 
+SCOPE_HELP = (
+    "send: submit mails and jobs, and look each up by its id; read: every GET; admin: everything. "
+    "May be repeated."
+)
 
-def keys_group(opened: Opened) -> click.Group:
-    """Return `flask keys` with its commands; they work directly in the database."""
 
-    @click.group("keys")
-    def group() -> None:
-        """API keys: who may send, read or administer."""
+@click.group("keys")
+def keys_group() -> None:
+    """API keys: who may send, read or administer."""
 
-    @group.command("create")
-    @click.argument("name")
-    @click.option(
-        "--scope",
-        "scopes",
-        multiple=True,
-        type=click.Choice([scope.value for scope in Scope]),
-        default=[Scope.SEND.value],
-        show_default=True,
-        help="send: mails and jobs, and see by its id what became of one; read: every GET; admin: everything.",
-    )
-    @click.option(
-        "--from",
-        "senders",
-        multiple=True,
-        metavar="ADDRESS",
-        help="An address or @domain that it may send from. Without one: any that the accounts allow.",
-    )
-    @click.option(
-        "--per-minute",
-        type=click.IntRange(1, PER_MINUTE_MAX),
-        help="Messages a minute. Without it: no limit.",
-    )
-    @AS_JSON
-    def create_command(
-        name: str, scopes: Sequence[str], senders: Sequence[str], per_minute: int | None, as_json: bool
-    ) -> None:
-        """Make a key and print it, this once."""
-        asked = {
-            "name": name,
-            "scopes": [Scope(scope) for scope in scopes],
-            "senders": [*senders],
-            "per_minute": per_minute,
-        }
-        with told(), opened() as database:
-            try:
-                secret, key = make(ApiKeys(database), asked)
-            except InvalidMessage as e:
-                raise click.UsageError("; ".join(error.detail for error in e.errors)) from None
-        if as_json:
-            click.echo(json.dumps({"key": secret, **key_json(key)}))
-            return
-        click.echo(
-            f"key {key.id} is in {database}; it is shown this once, and cannot be had again:", err=True
-        )
-        click.echo(secret)
 
-    @group.command("list")
-    @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-    def list_command(as_json: bool) -> None:
-        """All keys, also those that were revoked; never the secret part."""
-        with told(), opened() as database:
-            rows = ApiKeys(database).every()
-        for row in rows:
-            click.echo(json.dumps(key_row_json(row)) if as_json else _line(row))
-        if not rows and not as_json:
-            click.echo("no keys; make one with `flask keys create NAME`", err=True)
+@keys_group.command("create")
+@click.argument("name")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    type=click.Choice([scope.value for scope in Scope]),
+    default=[Scope.SEND.value],
+    show_default=True,
+    help=SCOPE_HELP,
+)
+@click.option(
+    "--from",
+    "senders",
+    multiple=True,
+    metavar="ADDRESS",
+    help="An address or @domain that the key may send from. Without this option: any that accounts allow.",
+)
+@click.option(
+    "--per-minute",
+    type=click.IntRange(1, PER_MINUTE_MAX),
+    help="Messages a minute. Without this option: no limit.",
+)
+@AS_JSON
+@click.pass_obj
+def create_key(
+    context: CommandContext,
+    name: str,
+    scopes: Sequence[str],
+    senders: Sequence[str],
+    per_minute: int | None,
+    as_json: bool,
+) -> None:
+    """Make a key and print it. It is shown only once."""
+    params = {
+        "name": name,
+        "scopes": [Scope(scope) for scope in scopes],
+        "senders": list(senders),
+        "per_minute": per_minute,
+    }
+    with errors_in_a_line(), context.open_database() as database:
+        try:
+            secret, key = make(ApiKeys(database), params)
+        except InvalidMessage as e:
+            refuse_options(e)
+    if as_json:
+        click.echo(json.dumps({"key": secret, **key_json(key)}))
+        return
+    click.echo(f"key {key.id} is in {database}; copy it now, as it is not shown again:", err=True)
+    click.echo(secret)
 
-    @group.command("revoke")
-    @click.argument("id")
-    @AS_JSON
-    def revoke_command(id: str, as_json: bool) -> None:
-        """End a key for good. Web processes stop to take it within seconds."""
-        with told(), opened() as database:
-            row = ApiKeys(database).revoke(id)
-        click.echo(json.dumps(key_row_json(row)) if as_json else _line(row))
 
-    return group
+@keys_group.command("list")
+@AS_JSON_LINES
+@click.pass_obj
+def list_keys(context: CommandContext, as_json: bool) -> None:
+    """List all keys, revoked ones too, without their secret part."""
+    with errors_in_a_line(), context.open_database() as database:
+        rows = ApiKeys(database).every()
+    for row in rows:
+        _print(row, as_json=as_json)
+    if not rows and not as_json:
+        click.echo("no keys; make one with `flask keys create NAME`", err=True)
+
+
+@keys_group.command("revoke")
+@click.argument("id")
+@AS_JSON
+@click.pass_obj
+def revoke_key(context: CommandContext, id: str, as_json: bool) -> None:
+    """Revoke a key for good. Web processes stop accepting it within seconds."""
+    with errors_in_a_line(), context.open_database() as database:
+        row = ApiKeys(database).revoke(id)
+    _print(row, as_json=as_json)
+
+
+def _print(row: KeyRow, *, as_json: bool) -> None:
+    click.echo(json.dumps(key_row_json(row)) if as_json else _line(row))
 
 
 def _line(row: KeyRow) -> str:
     key = row.key
-    words = [
-        f"{key.id}  {key.name}: {', '.join(sorted(key.scopes))}",
-        f"from {' or '.join(key.senders)}" if key.senders else "",
-        f"{key.per_minute:,} messages a minute" if key.per_minute else "",
-        f"made {timestamp_seconds(row.created_at)}",
-        f"last used {timestamp_seconds(row.used_at)}" if row.used_at else "never used",
-        f"revoked {timestamp_seconds(row.revoked_at)}" if row.revoked_at else "",
-    ]
-    return "; ".join(filter(None, words))
+    parts = [f"{key.id}  {key.name}: {', '.join(sorted(key.scopes))}"]
+    if key.senders:
+        parts.append(f"from {' or '.join(key.senders)}")
+    if key.per_minute:
+        parts.append(f"{key.per_minute:,} messages a minute")
+    parts.append(f"made {timestamp_seconds(row.created_at)}")
+    parts.append(f"last used {timestamp_seconds(row.used_at)}" if row.used_at else "never used")
+    if row.revoked_at:
+        parts.append(f"revoked {timestamp_seconds(row.revoked_at)}")
+    return "; ".join(parts)

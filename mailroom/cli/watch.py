@@ -1,10 +1,9 @@
-"""flask status and flask tail: where messages are, and what happens to them."""
+"""The commands that show where mail is, and what happens to it: flask status and flask tail."""
 
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -13,8 +12,8 @@ import click
 from mailroom.api.answers import MessageJson
 from mailroom.api.http.serialize import message_json, message_summary_json
 from mailroom.api.services import Services
-from mailroom.cli.output import Opened, told
-from mailroom.cli.suppressions import parsed
+from mailroom.cli.context import CommandContext
+from mailroom.cli.output import AS_JSON_LINES, errors_in_a_line, parsed_address
 from mailroom.model.ids import is_id
 from mailroom.model.message import FINAL, State
 from mailroom.model.times import timestamp
@@ -22,175 +21,189 @@ from mailroom.store.db.database import Database
 from mailroom.store.events.changes import Changes
 from mailroom.store.messages.search import Search, listed, newest
 
-#: What the API works with, on the database that a command is about.
-Working = Callable[[], AbstractContextManager[Services]]
-Tell = Callable[[Mapping[str, Any]], None]
+#: Prints one step of a mail's timeline.
+PrintStep = Callable[[Mapping[str, Any]], None]
 
-LOOK_SECONDS = 0.25
-TAIL_MAX = 1000
-#: A message is committed at most so long after the moment that it bears.
+POLL_SECONDS = 0.25
+TAIL_LINES_MAX = 1000
+#: A mail is committed at most this long after its `created_at`.
 COMMIT_MAX_MS = 5_000
+RECIPIENTS_IN_A_LINE = 3
+#: A progress line is no wider than this.
+PROGRESS_MAX_CHARACTERS = 100
 
 
-def watch_commands(opened: Opened, working: Working) -> list[click.Command]:
-    @click.command("status")
-    @click.argument("id")
-    @click.option("--watch", is_flag=True, help="Go on until it has ended; ends with 0 only if it was sent.")
-    @click.option(
-        "--json",
-        "as_json",
-        is_flag=True,
-        help="One JSON object; with --watch before it one a line for each step.",
-    )
-    def status_command(id: str, watch: bool, as_json: bool) -> None:
-        """Show where a message is, why, and what happened to it."""
-        with told(), working() as services:
-            if not watch:
-                return say(look(services, id), as_json=as_json)
-            now = follow(
-                services,
-                id,
-                tell=lambda step: click.echo(json.dumps({"id": id, **step}) if as_json else as_step(step)),
-            )
-            if as_json:
-                click.echo(json.dumps(now))
-            else:
-                click.echo(f"{id}: {standing(now)}")
-        sys.exit(0 if now["status"] == State.SENT else 1)
-
-    @click.command("tail")
-    @click.option(
-        "-n",
-        "--lines",
-        type=click.IntRange(0, TAIL_MAX),
-        default=20,
-        show_default=True,
-        help="So many of the newest.",
-    )
-    @click.option(
-        "-f", "--follow", is_flag=True, help="Then new ones, and what happens to any, until Ctrl-C."
-    )
-    @click.option(
-        "--status", type=click.Choice([state.value for state in State]), help="Only those that are so now."
-    )
-    @click.option("--to", metavar="ADDRESS", help="Only those for this recipient.")
-    @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-    def tail_command(lines: int, follow: bool, status: str | None, to: str | None, as_json: bool) -> None:
-        """The newest messages, one a line, the newest last."""
-        search = Search(status=status or "", to=parsed(to) if to else "", limit=lines)
-        with told(), opened() as database:
-            for line in tail(database, search, follows=follow):
-                click.echo(json.dumps(line) if as_json else as_line(line))
-
-    return [status_command, tail_command]
+@click.command("status")
+@click.argument("id")
+@click.option(
+    "--watch", is_flag=True, help="Keep watching until the mail has ended; exits with 0 only if it was sent."
+)
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print one JSON object; with --watch also one a line for each step before it.",
+)
+@click.pass_obj
+def status_command(context: CommandContext, id: str, watch: bool, as_json: bool) -> None:
+    """Show where a mail is, why, and what has happened to it."""
+    with errors_in_a_line(), context.services() as services:
+        if not watch:
+            return print_message(read_message(services, id), as_json=as_json)
+        message = wait_until_final(services, id, print_step=step_printer(id, as_json=as_json))
+        click.echo(json.dumps(message) if as_json else f"{id}: {status_line(message)}")
+    sys.exit(0 if message["status"] == State.SENT else 1)
 
 
-def look(services: Services, id: str) -> MessageJson:
-    """Return the message as the API answers it; ends the command where there is none."""
+@click.command("tail")
+@click.option(
+    "-n",
+    "--lines",
+    type=click.IntRange(0, TAIL_LINES_MAX),
+    default=20,
+    show_default=True,
+    help="How many of the newest to list.",
+)
+@click.option(
+    "-f", "--follow", is_flag=True, help="Then print new mail, and what happens to any mail, until Ctrl-C."
+)
+@click.option(
+    "--status",
+    type=click.Choice([state.value for state in State]),
+    help="Only mail that has this status now.",
+)
+@click.option("--to", metavar="ADDRESS", help="Only mail for this recipient.")
+@AS_JSON_LINES
+@click.pass_obj
+def tail_command(
+    context: CommandContext, lines: int, follow: bool, status: str | None, to: str | None, as_json: bool
+) -> None:
+    """List the newest mail, one a line, the newest last."""
+    search = Search(status=status or "", to=parsed_address(to) if to else "", limit=lines)
+    with errors_in_a_line(), context.open_database() as database:
+        for entry in tail(database, search, follows=follow):
+            click.echo(json.dumps(entry) if as_json else tail_line(entry))
+
+
+def read_message(services: Services, id: str) -> MessageJson:
+    """Return the mail as the API shows it; end the command if there is none with this id."""
     details = services.outbox.details(id) if is_id(id) else None
     if details is None:
         raise click.ClickException(f"there is no message with this id in {services.outbox.database}")
     return message_json(details)
 
 
-def follow(
-    services: Services, id: str, *, tell: Tell | None = None, seconds: float | None = None
+def step_printer(id: str, *, as_json: bool) -> PrintStep:
+    def print_step(step: Mapping[str, Any]) -> None:
+        click.echo(json.dumps({"id": id, **step}) if as_json else step_line(step))
+
+    return print_step
+
+
+def wait_until_final(
+    services: Services, id: str, *, print_step: PrintStep | None = None, seconds: float | None = None
 ) -> MessageJson:
-    """Look until it has ended, for so long at most; `tell` gets each new step, a person at a terminal sees what it waits for."""
-    started, seen = time.monotonic(), set[tuple[Any, ...]]()
+    """Read the mail until it has ended, or for `seconds`; return it as it is then.
+
+    `print_step` gets each step of the timeline once. A person at a terminal sees a line of progress as well.
+    """
+    started_at, seen = time.monotonic(), set[tuple[Any, ...]]()
     while True:
-        now = look(services, id)
-        new = [step for step in now["timeline"] if tuple(step.items()) not in seen]
-        seen |= {tuple(step.items()) for step in new}
-        if new and tell:
-            progress("")
-            for step in new:
-                tell(step)
-        if now["status"] in FINAL or (seconds is not None and time.monotonic() - started >= seconds):
-            progress("")
-            return now
-        progress(f"{time.monotonic() - started:4.0f} s  {standing(now)}")
-        time.sleep(LOOK_SECONDS)
+        message = read_message(services, id)
+        new_steps = [step for step in message["timeline"] if tuple(step.items()) not in seen]
+        seen |= {tuple(step.items()) for step in new_steps}
+        if new_steps and print_step:
+            print_progress("")
+            for step in new_steps:
+                print_step(step)
+        waited_seconds = time.monotonic() - started_at
+        if message["status"] in FINAL or (seconds is not None and waited_seconds >= seconds):
+            print_progress("")
+            return message
+        print_progress(f"{waited_seconds:4.0f} s  {status_line(message)}")
+        time.sleep(POLL_SECONDS)
 
 
-def standing(now: MessageJson) -> str:
-    """State and reason; in some states the reason begins with the state."""
-    status, why = now["status"], now["why"]
+def status_line(message: MessageJson) -> str:
+    """Return the status and the reason, which in some states begins with the status itself."""
+    status, why = message["status"], message["why"]
     return why if why.startswith(status) else f"{status}; {why}"
 
 
-def progress(words: str) -> None:
-    """Write over one line of a terminal; do nothing where nobody looks."""
+def print_progress(line: str) -> None:
+    """Write over the last line of a terminal; do nothing if standard error is none."""
     if sys.stderr.isatty():
-        click.echo(f"\r\x1b[K{words[:100]}", nl=False, err=True)
+        click.echo(f"\r\x1b[K{line[:PROGRESS_MAX_CHARACTERS]}", nl=False, err=True)
 
 
 def tail(database: Database, search: Search, *, follows: bool) -> Iterator[Mapping[str, Any]]:
-    """The newest, then new ones and what happens to any."""
+    """Yield the newest mails; if it follows, then new ones and the steps of all, without end."""
     changes = Changes(database, status=search.status, to=search.to)
     changes.start()
     latest = newest(database, Search(limit=1))
     since: int = latest[0]["created_at"] if latest else 0
-    seen = {row["id"]: row["created_at"] for row in arrivals(database, Search(), since)} if follows else {}
+    seen: dict[str, int] = {}  #: id -> created_at
+    if follows:
+        seen = {row["id"]: row["created_at"] for row in created_since(database, Search(), since)}
     for row in reversed(newest(database, search) if search.limit else []):
         seen[row["id"]] = row["created_at"]
         yield message_summary_json(row)
     while follows:
-        for row in [row for row in arrivals(database, search, since) if row["id"] not in seen]:
+        new_rows = [row for row in created_since(database, search, since) if row["id"] not in seen]
+        for row in new_rows:
             seen[row["id"]] = row["created_at"]
             yield message_summary_json(row)
-        for line in changes.look():
-            yield change(line)
+        for change in changes.look():
+            yield change_json(change)
         since = max([since, *seen.values()])
-        seen = {id: at for id, at in seen.items() if at >= since - COMMIT_MAX_MS}
-        time.sleep(LOOK_SECONDS)
+        seen = {id: created_at for id, created_at in seen.items() if created_at >= since - COMMIT_MAX_MS}
+        time.sleep(POLL_SECONDS)
 
 
-def arrivals(database: Database, search: Search, since: int) -> list[dict[str, Any]]:
-    """List the messages since then, the oldest first, with all that may have been committed late."""
-    page = listed(database, replace(search, since=since - COMMIT_MAX_MS, limit=TAIL_MAX))
-    found = page.rows
+def created_since(database: Database, search: Search, since: int) -> list[dict[str, Any]]:
+    """List the mails created since then, the oldest first, and those that were committed late."""
+    search = replace(search, since=since - COMMIT_MAX_MS, limit=TAIL_LINES_MAX)
+    page = listed(database, search)
+    rows = page.rows
     while page.next:
-        page = listed(database, replace(search, since=since - COMMIT_MAX_MS, limit=TAIL_MAX, after=page.next))
-        found += page.rows
-    return found[::-1]
+        page = listed(database, replace(search, after=page.next))
+        rows += page.rows
+    return rows[::-1]
 
 
-def change(line: dict[str, Any]) -> dict[str, Any]:
-    return (
-        {"id": line["id"], "at": timestamp(line["at"]), "event": line["event"]}
-        | {name: line[name] for name in ("attempt", "detail") if line[name]}
-        | {"status": line["state"]}
-    )
+def change_json(change: Mapping[str, Any]) -> dict[str, Any]:
+    step = {"id": change["id"], "at": timestamp(change["at"]), "event": change["event"]}
+    details = {name: change[name] for name in ("attempt", "detail") if change[name]}
+    return step | details | {"status": change["state"]}
 
 
-def as_line(line: Mapping[str, Any]) -> str:
-    """A message, or what happened to one."""
-    if "event" in line:
-        return f"{line['id']}  {as_step(line)}"
-    whom = ", ".join(person["email"] for person in line["recipients"][:3]) + (
-        " …" if len(line["recipients"]) > 3 else ""
-    )
-    return f"{line['id']}  {line['created_at']}  {line['status']}  {whom}  {line['subject']}".rstrip()
+def tail_line(entry: Mapping[str, Any]) -> str:
+    """Return a line for a mail, or for a step of one."""
+    if "event" in entry:
+        return f"{entry['id']}  {step_line(entry)}"
+    addresses = [recipient["email"] for recipient in entry["recipients"]]
+    to = ", ".join(addresses[:RECIPIENTS_IN_A_LINE])
+    if len(addresses) > RECIPIENTS_IN_A_LINE:
+        to += " …"
+    return f"{entry['id']}  {entry['created_at']}  {entry['status']}  {to}  {entry['subject']}".rstrip()
 
 
-def as_step(step: Mapping[str, Any]) -> str:
-    return (
-        f"{step['at']}  {step['event']}"
-        + (f", attempt {step['attempt']}" if step.get("attempt") else "")
-        + (f": {step['detail']}" if step.get("detail") else "")
-    )
+def step_line(step: Mapping[str, Any]) -> str:
+    line = f"{step['at']}  {step['event']}"
+    if step.get("attempt"):
+        line += f", attempt {step['attempt']}"
+    if step.get("detail"):
+        line += f": {step['detail']}"
+    return line
 
 
-def say(now: MessageJson, *, as_json: bool) -> None:
-    """The whole message."""
+def print_message(message: MessageJson, *, as_json: bool) -> None:
+    """Print the whole mail: its status, each recipient and each step."""
     if as_json:
-        return click.echo(json.dumps(now))
-    click.echo(f"{now['id']}: {standing(now)}")
-    for person in now["recipients"]:
-        click.echo(
-            f"  {person['kind']} {person['email']}: {person['status']}"
-            + (f", {person['reply']}" if person["reply"] else "")
-        )
-    for step in now["timeline"]:
-        click.echo(as_step(step))
+        return click.echo(json.dumps(message))
+    click.echo(f"{message['id']}: {status_line(message)}")
+    for recipient in message["recipients"]:
+        line = f"  {recipient['kind']} {recipient['email']}: {recipient['status']}"
+        click.echo(f"{line}, {recipient['reply']}" if recipient["reply"] else line)
+    for step in message["timeline"]:
+        click.echo(step_line(step))

@@ -46,24 +46,24 @@ API = (
 
 
 class Application(Flask):
-    """Flask looks at each hook and view of each request whether it is a coroutine; none of ours is."""
+    """Saves Flask the check, in each request, whether a hook or view is a coroutine; none of ours is."""
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
         return func
 
 
 def set_up(app: Flask, services: Services, blueprints: Sequence[Blueprint] = ()) -> None:
-    """Give the application all that each of its requests needs, and its routes."""
+    """Give the application its services, its hooks and its routes."""
     database = services.outbox.database
     app.config["MAX_CONTENT_LENGTH"] = services.settings.REQUEST_MAX_BYTES  # Flask itself has no limit.
     app.json.sort_keys = False  # type: ignore[attr-defined]  # of the default provider
     app.extensions["mailasync"] = services
     BrowserSessions(partial(secret, database, "session"), SignOuts(database)).attach(app)
-    metrics.watch(app)  # First of all hooks, so that a refusal has an id too.
+    metrics.watch(app)  # The first of all hooks, so that a refused request has an id too.
     app.before_request(guard.check)
 
     @app.before_request
-    def start_publisher() -> None:  # In the process that serves, whichever server that is.
+    def start_publisher() -> None:  # At the first request, as only the process that serves needs it.
         services.publisher()
 
     for blueprint in (*(module.blueprint for module in API), *web.BLUEPRINTS, *blueprints):

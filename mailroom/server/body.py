@@ -1,4 +1,4 @@
-"""The body of a request as it comes: whole, late, cut off, or one of too many at a time."""
+"""Receives the body of a request, which may be late, cut off, or one of too many at a time."""
 
 import io
 import threading
@@ -18,14 +18,14 @@ from werkzeug.exceptions import (
 from mailroom.api.auth.wrong_keys import network
 from mailroom.server.limits import LONG_BODIES_MAX, SHORT_BYTES, Limits
 
-#: Seconds until somebody who was refused for too many half-sent bodies should try again.
+#: The Retry-After of a refusal.
 RETRY_SECONDS = 5
-#: A body that came this quickly is not counted as half sent.
+#: A body is not counted as half sent before this long.
 PROMPT_SECONDS = 1.0
 
 
 class Bodies:
-    """All bodies of this process that are still coming."""
+    """All bodies that this process is still receiving."""
 
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
         self.limits = limits
@@ -33,12 +33,12 @@ class Bodies:
         self.is_stopping = False
         self.collected: set[Body] = set()
         self._read: dict[Body, str] = {}
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     def enter(self, body: "Body") -> None:
-        """Take a place for a long body, which is read in a thread. Raises TooManyRequests."""
+        """Count a long body, which is read in a thread. Raises TooManyRequests."""
         address = network(body.address)
-        with self._turn:
+        with self._lock:
             if sum(other == address for other in self._read.values()) >= self.limits.bodies_per_address:
                 raise self._too_many()
             if len(self._read) >= LONG_BODIES_MAX:
@@ -49,49 +49,50 @@ class Bodies:
             self._read[body] = address
 
     def leave(self, body: "Body") -> None:
-        with self._turn:
+        with self._lock:
             self._read.pop(body, None)
 
     def give_up_late(self) -> int:
-        """End the collecting of what is too late, and of what one address has too many of; return how many these were."""
+        """Stop collecting late bodies, and the slowest ones of an address with too many; return how many."""
         now = self.clock()
         late = [body for body in [*self.collected] if now >= body.due]
         count = sum(body.give_up(body.timeout()) for body in late)
         return count + sum(body.give_up(self._too_many()) for body in self._surplus(now))
 
     def stop(self) -> None:
-        """End all of them, and those that come from now on: this process is asked to end."""
+        """Stop receiving all bodies, and those that begin from now on, as this process is to end."""
         self.is_stopping = True
         for body in [*self.collected]:
             body.give_up(body.timeout())
-        with self._turn:
+        with self._lock:
             for body in self._read:
                 body.interrupt()
 
     def _too_many(self) -> TooManyRequests:
         return TooManyRequests(
-            f"expected at most {self.limits.bodies_per_address} half-sent bodies of one address, got one more; "
-            "send it again",
+            f"expected at most {self.limits.bodies_per_address} half-sent bodies of one address, "
+            "got one more; send it again",
             retry_after=RETRY_SECONDS,
         )
 
     def _surplus(self, now: float) -> list["Body"]:
-        """The slowest ones of whoever has too many."""
+        """Return the slowest bodies of each address that has too many."""
         pending = [body for body in [*self.collected] if now - body.began >= PROMPT_SECONDS]
         pending.sort(key=lambda body: body.received / (now - body.began), reverse=True)
         counts: Counter[str] = Counter()
         surplus = []
         for body in pending:
-            counts[address := network(body.address)] += 1
+            address = network(body.address)
+            counts[address] += 1
             if counts[address] > self.limits.bodies_per_address:
                 surplus.append(body)
         return surplus
 
 
 class Body(io.RawIOBase):
-    """A body, as a stream that WSGI reads; `length` is None where its end is told by its last chunk.
+    """The body of a request, as a stream that WSGI reads; `length` is None for a chunked one.
 
-    granian reads it in a task of its own, and tells each chunk by a call from a thread of its pool.
+    granian receives it in a task of its own, and hands over each chunk by a call from a thread of its pool.
     """
 
     def __init__(self, protocol: Any, length: int | None, address: str, bodies: Bodies) -> None:
@@ -105,49 +106,50 @@ class Body(io.RawIOBase):
         self._is_whole = False
         self._error: HTTPException | None = None
         self._pending: Any = None
-        self._then: Callable[[HTTPException | None], None] | None = None
-        self._has_place = False
+        self._on_collected: Callable[[HTTPException | None], None] | None = None
+        self._is_entered = False
 
     @property
     def due(self) -> float:
         return self._bodies.limits.body_due(self.began, self.received)
 
     def timeout(self) -> HTTPException:
-        """Make what the client is told where no more is waited for."""
+        """Return the error for a body that is late, or that comes while this process is to end."""
         if self._bodies.is_stopping:
             return ServiceUnavailable(
                 "this service is being stopped; send it again", retry_after=RETRY_SECONDS
             )
-        limits, expected = (
-            self._bodies.limits,
-            "the whole body" if self._length is None else f"{self._length} bytes",
-        )
+        limits = self._bodies.limits
+        expected = "the whole body" if self._length is None else f"{self._length} bytes"
         return RequestTimeout(
-            f"expected {expected} within {limits.body_seconds:g} s, or at {limits.body_bytes_per_second} bytes a second, "
-            f"got {self.received} bytes; send it again"
+            f"expected {expected} within {limits.body_seconds:g} s, or at "
+            f"{limits.body_bytes_per_second} bytes a second, got {self.received} bytes; send it again"
         )
 
-    def collect(self, then: Callable[[HTTPException | None], None]) -> None:
-        """Call `then`, perhaps in another thread, when the body is whole, or SHORT_BYTES of it are there; with an error if it was late."""
-        self._then = then
+    def collect(self, on_collected: Callable[[HTTPException | None], None]) -> None:
+        """Receive the whole body, or SHORT_BYTES of it, without a thread; then call `on_collected`.
+
+        It may be called in another thread, and gets an error if the body was late.
+        """
+        self._on_collected = on_collected
         self._bodies.collected.add(self)
         self._collect_more()
         if self._bodies.is_stopping:
             self.give_up(self.timeout())
 
     def stream(self) -> io.RawIOBase | io.BytesIO:
-        """The body for WSGI to read, after it was collected."""
+        """Return the body for WSGI to read, after it was collected."""
         return io.BytesIO(self._kept) if self._is_whole else self
 
     def give_up(self, error: HTTPException) -> bool:
-        """End collecting by this error; False where it has ended by itself in this moment."""
+        """Stop collecting with this error; return False if collecting has just ended by itself."""
         if not self.interrupt():
             return False
         self._end_collecting(error)
         return True
 
     def interrupt(self) -> bool:
-        """Wait for no more; False where nothing is waited for."""
+        """Stop waiting for the next chunk; return False if nobody waits for one."""
         pending = self._pending
         return pending is not None and bool(pending.cancel())
 
@@ -155,7 +157,11 @@ class Body(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Wait for what comes next. Raises HTTPException: it is late, was cut off, or too many are read already."""
+        """Wait for the next chunk, and copy what fits.
+
+        Raises:
+          HTTPException: the body is late or was cut off, or too many are being read already.
+        """
         while not self._kept and not self._is_whole:
             if self._error:
                 raise self._error
@@ -166,16 +172,16 @@ class Body(io.RawIOBase):
         return size
 
     def close(self) -> None:
-        """Let go of granian's protocol, and of the error, which knows whom it went through."""
+        """Drop granian's protocol, and the error, whose traceback refers to it."""
         self._leave()
         self._ask = self._error = None
         super().close()
 
     def _wait(self) -> None:
-        """Have the next chunk, in this thread."""
-        if not self._has_place:
+        """Wait for the next chunk in this thread."""
+        if not self._is_entered:
             self._bodies.enter(self)
-            self._has_place = True
+            self._is_entered = True
         arrived = threading.Lock()
         arrived.acquire()
         self._pending = pending = self._ask()
@@ -191,8 +197,8 @@ class Body(io.RawIOBase):
             self._leave()
 
     def _leave(self) -> None:
-        if self._has_place:
-            self._has_place = False
+        if self._is_entered:
+            self._is_entered = False
             self._bodies.leave(self)
 
     def _collect_more(self) -> None:
@@ -201,7 +207,7 @@ class Body(io.RawIOBase):
 
     def _arrived(self, future: Any) -> None:
         if future.cancelled():
-            return  # Whoever did that goes on from there.
+            return  # `give_up` goes on from there.
         self._pending = None
         self._take(future.result())
         if self._is_whole or self._error or len(self._kept) >= SHORT_BYTES:
@@ -212,12 +218,13 @@ class Body(io.RawIOBase):
     def _end_collecting(self, error: HTTPException | None) -> None:
         self._pending = None
         self._bodies.collected.discard(self)
-        then, self._then = self._then, None  # It knows this body; neither of the two would be freed at once.
-        if then:
-            then(error)
+        # The function refers to this body, and this body to it: a circle, which would not be freed at once.
+        on_collected, self._on_collected = self._on_collected, None
+        if on_collected:
+            on_collected(error)
 
     def _take(self, chunk: bytes) -> None:
-        """Keep a chunk; an empty one says that it was the last, or that the client has gone."""
+        """Keep a chunk. An empty one means that the last one was the end, or that the client has gone."""
         self._kept += chunk
         self.received += len(chunk)
         if self._length is not None and self.received >= self._length:
@@ -229,12 +236,10 @@ class Body(io.RawIOBase):
         if self._length is None:
             try:
                 self._ask()
-            except (
-                StopAsyncIteration
-            ):  # Nothing follows the end; something does follow where a body was cut off, or has trailers.
+            except StopAsyncIteration:  # Not raised where the body was cut off, or has trailers.
                 self._is_whole = True
                 return
-        expected = (
-            "its last chunk" if self._length is None else f"{self._length} bytes, as Content-Length says"
-        )
+            expected = "its last chunk"
+        else:
+            expected = f"{self._length} bytes, as Content-Length says"
         self._error = ClientDisconnected(f"expected {expected}, got {self.received} bytes and then no more")

@@ -18,12 +18,12 @@ STOP_SECONDS = 15.0
 
 
 class EmbeddedWorker:
-    """A Celery worker in a supervised thread: if one ends before its time, another takes its place."""
+    """A Celery worker in a supervised thread, which is started again if it ends too early."""
 
     def __init__(
         self, celery_app: Celery, *, stop_claiming: Callable[[], None], close: Callable[[], None]
     ) -> None:
-        """`stop_claiming` is called first of all at the end; `close` after each worker, however it ended."""
+        """Take the functions to call: `stop_claiming` first at the end, `close` after each worker's end."""
         self._celery_app = celery_app
         self._stop_claiming = stop_claiming
         self._close = close
@@ -32,8 +32,8 @@ class EmbeddedWorker:
         self._thread = SupervisedThread("worker", self._run, self._stopping)
 
     def start(self) -> None:
-        """Raises SystemExit where a worker cannot start at all."""
-        self._worker = self._made()
+        """Start the thread. Raises SystemExit if a worker cannot start at all."""
+        self._worker = self._make_worker()
         self._thread.start()
 
     def stop(self) -> None:
@@ -42,7 +42,7 @@ class EmbeddedWorker:
         celery_worker.state.should_stop = 0  # the exit code; None means "go on"
         hub = getattr(self._worker, "hub", None)
         if hub is not None:
-            # It sleeps for seconds; a signal would wake it, but signals go to the main thread.
+            # Its event loop sleeps for seconds; a signal would wake it, but signals go to the main thread.
             hub.call_soon(bool)
         self._thread.join(STOP_SECONDS)
 
@@ -50,15 +50,15 @@ class EmbeddedWorker:
         try:
             if self._worker is None and not self._stopping.is_set():
                 celery_worker.state.should_stop = celery_worker.state.should_terminate = None
-                set_event_loop(None)  # The last worker's is closed, and its timer has ended.
-                self._worker = self._made()
+                set_event_loop(None)  # The event loop of the last worker is closed.
+                self._worker = self._make_worker()
             if self._worker is not None:
                 self._worker.start()
         finally:
             self._worker = None
             self._close()
 
-    def _made(self) -> Any:
+    def _make_worker(self) -> Any:
         name = f"up-{os.getpid()}@{socket.gethostname()}"
         return celery_worker.WorkController(
             app=self._celery_app,

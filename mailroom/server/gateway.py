@@ -1,4 +1,4 @@
-"""A request of granian's RSGI as one of WSGI (PEP 3333): its environment, and its answer."""
+"""Runs a request of granian's RSGI as one of WSGI (PEP 3333): its environment, and its response."""
 
 import io
 import logging
@@ -19,7 +19,7 @@ log = logging.getLogger("mailasync.web")
 Environ = dict[str, Any]
 Application = Callable[[Environ, Any], Iterable[bytes]]
 
-_ALWAYS: Environ = {
+_CONSTANT: Environ = {
     "SCRIPT_NAME": "",
     "SERVER_SOFTWARE": "granian",
     "wsgi.version": (1, 0),
@@ -30,20 +30,20 @@ _ALWAYS: Environ = {
     "wsgi.multiprocess": False,
     "wsgi.run_once": False,
 }
-#: Statuses whose answer has no content, so that its length is not told.
+#: Statuses whose response has no content, and so no Content-Length.
 _EMPTY = frozenset({204, 304})
 
 
 class Gateway:
-    """Runs the application for each request in the thread that granian gives; `running` has the peers of those that have no answer yet."""
+    """Runs the application for each request, in the thread that granian calls it in."""
 
     def __init__(self, application: Application, bodies: Bodies) -> None:
-        self.running: set[str] = set()
+        self.running: set[str] = set()  #: the clients whose request has no whole response yet, as "host:port"
         self._application = application
         self._bodies = bodies
 
     def take(self, watcher: Any) -> None:
-        """Answer a request now, or let go of this thread until its body is there."""
+        """Run a request now, or free this thread until the body has arrived."""
         exchange = Exchange(watcher.proto)
         try:
             environ = exchange.environ = environment(watcher.scope)
@@ -62,18 +62,17 @@ class Gateway:
     def _with_body(self, exchange: "Exchange", length: int | None) -> None:
         body = Body(exchange.protocol, length, exchange.environ["REMOTE_ADDR"], self._bodies)
         if length is None or length <= SHORT_BYTES:
-            body.collect(partial(self._go_on, exchange, body))
-        else:  # Whether it is wanted at all is for the application to say.
+            body.collect(partial(self._run_with_body, exchange, body))
+        else:  # The application may refuse a long body before it reads any of it.
             self._run(exchange, body)
 
-    def _go_on(self, exchange: "Exchange", body: Body, error: HTTPException | None) -> None:
+    def _run_with_body(self, exchange: "Exchange", body: Body, error: HTTPException | None) -> None:
         if error is None:
             self._run(exchange, body.stream())
             return
-        answer = problems.http(error)
-        exchange.protocol.response_bytes(
-            answer.status_code, [*answer.headers, ("Connection", "close")], answer.get_data()
-        )
+        response = problems.http(error)
+        headers = [*response.headers, ("Connection", "close")]
+        exchange.protocol.response_bytes(response.status_code, headers, response.get_data())
         self._end(exchange, body)
 
     def _run(self, exchange: "Exchange", body: io.RawIOBase | BytesIO) -> None:
@@ -81,7 +80,7 @@ class Gateway:
         try:
             content = self._application(exchange.environ, exchange.start)
             try:
-                exchange.answer(content)
+                exchange.respond(content)
             finally:
                 getattr(content, "close", bool)()
         except Exception:
@@ -97,10 +96,10 @@ class Gateway:
 
 
 class Exchange:
-    """A request and its answer.
+    """A request and its response.
 
-    granian closes a connection whose body was not read when its protocol is freed. No frame knows that but by this object, as a frame
-    may be kept for long by the traceback of an error.
+    granian closes a connection whose body was not read, as soon as its protocol object is freed. So only this
+    object refers to it: a local variable could live on for long in the traceback of an error.
     """
 
     def __init__(self, protocol: Any) -> None:
@@ -111,10 +110,11 @@ class Exchange:
         self._headers: list[tuple[str, str]] = []
 
     def start(self, status: str, headers: list[tuple[str, str]], exc_info: object = None) -> None:
-        """Take status and headers, which the application gives first; the answer goes when there is content."""
+        """Take status and headers, as WSGI's `start_response`; they are sent together with the content."""
         self._status, self._headers = int(status[:3]), headers
 
-    def answer(self, content: Iterable[bytes]) -> None:
+    def respond(self, content: Iterable[bytes]) -> None:
+        """Send the response: in one piece if its length is known, else part by part."""
         if self._status in _EMPTY or any(name.lower() == "content-length" for name, _ in self._headers):
             self.protocol.response_bytes(self._status, self._headers, b"".join(content))
             return
@@ -124,15 +124,15 @@ class Exchange:
                 return
 
     def fail(self) -> None:
-        """Answer 500, unless the answer has begun."""
+        """Respond with 500; does nothing once the request has ended."""
         if self.protocol is not None:
             self.protocol.response_empty(500, [])
 
 
 def _was_taken(sent: Any) -> bool:
-    """Tell whether what was sent will reach the client, unless it goes away now.
+    """Tell whether the connection took what was sent; False once the client has gone.
 
-    granian has the answer at once, though it is to be awaited.
+    granian returns an awaitable, whose result is there at once.
     """
     try:
         next(sent)
@@ -144,8 +144,8 @@ def _was_taken(sent: Any) -> bool:
 
 
 def environment(scope: Any) -> Environ:
-    """The request's variables, as granian's own WSGI makes them, with REMOTE_PORT."""
-    environ = _ALWAYS.copy()
+    """Return the WSGI environment of a request, as granian's own WSGI makes it, and REMOTE_PORT."""
+    environ = _CONSTANT.copy()
     environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = host_and_port(scope.client)
     environ["SERVER_NAME"], environ["SERVER_PORT"] = host_and_port(scope.server)
     environ["SERVER_PROTOCOL"] = "HTTP/1.1" if scope.http_version == "1.1" else "HTTP/1.0"
@@ -159,9 +159,9 @@ def environment(scope: Any) -> Environ:
             environ[variable] = value
         elif variable not in _SINGLE:
             environ[variable] += (";" if name == "cookie" else ",") + value
-    if len(environ) - others < len(
-        headers
-    ):  # What is beyond ASCII has no value above; that it was there still counts.
+    if len(environ) - others < len(headers):
+        # A value that is not ASCII is missing above; the application shall still see that the header was
+        # sent.
         for name in headers:
             environ.setdefault(_VARIABLES.get(name) or _variable(name), "")
     if "HTTP_HOST" not in environ:
@@ -175,14 +175,14 @@ def host_and_port(address: str) -> tuple[str, str]:
 
 
 def body_length(environ: Environ) -> int | None:
-    """Return how long the body is; None where only its last chunk will tell."""
+    """Return the length of the body in bytes; None for a chunked one."""
     if "HTTP_TRANSFER_ENCODING" in environ:
         return None
     length = environ.get("CONTENT_LENGTH", "")
     return int(length) if length.isdecimal() else 0
 
 
-#: The variable of each header field that has come before, as these are few.
+#: The environment variable of each header field seen so far.
 _VARIABLES = {"content-type": "CONTENT_TYPE", "content-length": "CONTENT_LENGTH"}
 _VARIABLES_MAX = 500
 _SINGLE = frozenset(_VARIABLES.values())

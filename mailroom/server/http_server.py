@@ -1,13 +1,14 @@
-"""Runs granian, and in its child process its RSGI worker, with each request in a thread of granian's pool.
+"""Runs granian, and in its child process an RSGI worker with each request in a thread of granian's pool.
 
-This is more than RSGI promises: what granian would have run by an event loop, one hop from thread to thread later, runs at once. It knows
-granian from inside, and pyproject.toml holds it to the versions that were tried.
+granian itself would run each request in an event loop; here it runs at once, without a change of threads.
+RSGI does not promise that this works: it depends on granian's internals, so pyproject.toml pins the versions
+that were tried.
 """
 
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from granian._granian import CallbackScheduler, RSGIWorker
 from granian._signals import set_sync_signals
@@ -23,14 +24,14 @@ from mailroom.server.gateway import Gateway
 from mailroom.server.limits import Limits, raise_files_limit
 from mailroom.server.watch import watch
 
-#: Files that a process needs beside its connections.
+#: Files that a process needs besides its connections.
 OTHER_FILES = 256
 
 
 def serve(
     host: str, port: int, *, loader: Callable[[], Any], threads: int, limits: Limits, stop_seconds: int
 ) -> None:
-    """Serve until a signal; `loader` makes the application, and opens everything, in the child process."""
+    """Serve until a signal; `loader` makes the application in the child process, and opens everything."""
     files = raise_files_limit(limits.connections + OTHER_FILES)
     server = MPServer(
         "app",
@@ -52,7 +53,7 @@ def serve(
 
 
 class _Loop:
-    """Stands for the event loop that granian wants: calls back at once, in the thread that has the result."""
+    """Takes the place of granian's event loop: calls back at once, in the thread that has the result."""
 
     def call_soon(self, call: Callable[..., object], *values: object, context: object = None) -> None:
         call(*values)
@@ -60,8 +61,48 @@ class _Loop:
     call_soon_threadsafe = call_soon
 
 
+class GranianOptions(NamedTuple):
+    """The rest of what granian gives to its run functions, in granian's order."""
+
+    runtime_threads: int
+    runtime_blocking_threads: int
+    threads: int
+    idle_seconds: int
+    connections: int
+    task_kind: Any
+    http_mode: Any
+    http1: Any
+    http2: Any
+    websockets: bool
+    static_files: Any
+    log_format: Any
+    tls: tuple[Any, ...]
+    scope_options: Any
+    metrics: Any
+
+    def for_worker(self) -> tuple[Any, ...]:
+        """Return the further arguments of RSGIWorker; websockets are off."""
+        return (
+            self.runtime_threads,
+            self.runtime_blocking_threads,
+            self.threads,
+            self.idle_seconds,
+            self.connections,
+            self.http_mode,
+            self.http1,
+            self.http2,
+            False,
+            self.static_files,
+            *self.tls,
+            self.metrics,
+        )
+
+
 class _Scheduler(CallbackScheduler):
-    """Hands each request over where granian would make a task of it; the values of `__new__` are for tasks."""
+    """Hands each request to `take`, where granian would make a task of it.
+
+    The other arguments are for granian's tasks, and not used.
+    """
 
     __slots__ = ()
 
@@ -72,6 +113,10 @@ class _Scheduler(CallbackScheduler):
         self._schedule_fn = take
 
 
+#: RSGIWorker without its stub, which has the arguments of an older version.
+_make_worker: Any = RSGIWorker
+
+
 @WorkerProcess.wrap_target  # type: ignore[untyped-decorator]
 def run_worker(
     worker_id: int,
@@ -80,50 +125,19 @@ def run_worker(
     metrics_pipe: Any,
     asyncio_loop: Any,
     runtime_mode: Any,
-    runtime_threads: int,
-    runtime_blocking_threads: int,
-    threads: int,
-    idle_seconds: int,
-    connections: int,
-    task_kind: Any,
-    http_mode: Any,
-    http1: Any,
-    http2: Any,
-    websockets: bool,
-    static_files: Any,
-    log_format: Any,
-    tls: tuple[Any, ...],
-    scope_options: Any,
-    metrics: Any,
-    *,
+    *arguments: Any,
     port: int,
     limits: Limits,
 ) -> None:
-    """Serve until a signal; the arguments are those that granian gives to its own such functions, and ours."""
+    """Serve until a signal. The positional arguments are those of granian's own run functions."""
+    options = GranianOptions(*arguments)
     bodies = Bodies(limits)
     gateway = Gateway(application, bodies)
-    watch(gateway, bodies, Connections(port, connections))
+    watch(gateway, bodies, Connections(port, options.connections))
     ended, loop = threading.Event(), _Loop()
     signals = set_sync_signals()  # type: ignore[no-untyped-call]
     signals.add_cb(ended.set)
-    make: Any = RSGIWorker  # granian's stub has the arguments of an older one.
-    worker = make(
-        worker_id,
-        listener,
-        metrics_pipe,
-        runtime_threads,
-        runtime_blocking_threads,
-        threads,
-        idle_seconds,
-        connections,
-        http_mode,
-        http1,
-        http2,
-        False,
-        static_files,
-        *tls,
-        metrics,
-    )
+    worker = _make_worker(worker_id, listener, metrics_pipe, *options.for_worker())
     serve = getattr(worker, WORKERS_METHODS[runtime_mode][False])
     serve(_Scheduler(loop, gateway.take, None, None, None), loop, signals)
     ended.wait()

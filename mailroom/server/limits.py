@@ -1,30 +1,35 @@
-"""The limits on what one client, and all together, may hold of a web process."""
+"""The limits on the bodies and connections of one client, and of all clients of a web process."""
 
 import resource
 from dataclasses import dataclass
 
-#: A body of this size, or a longer one's beginning, is collected before a thread is taken; each connection may hold so much memory.
+#: A body of this size, or the beginning of a longer one, is collected before a thread is used. Each
+#: connection may hold this much memory.
 SHORT_BYTES = 65_536
-#: Longer ones that are read at the same time, each in a thread.
+#: Longer bodies that are read at the same time, each in a thread.
 LONG_BODIES_MAX = 128
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """In a process; the defaults are generous to slow links and to a proxy, whose address many clients share."""
+    """The limits of a process.
 
-    header_seconds: float = (
-        30.0  #: for the headers of a request, and for the next request of an open connection
-    )
-    body_seconds: float = 20.0  #: for a body, and so much longer as its bytes take at the least rate
-    body_bytes_per_second: int = 16_384  #: the least rate: 36 MB may take 37 minutes
-    bodies_per_address: int = 64  #: half-read ones; an IPv6 network of 64 bits is one address
-    connections: int = (
-        1024  #: when three quarters of them are open, the idle ones of the busiest address are closed
-    )
+    The defaults are generous to slow links, and to a proxy, which stands for many clients with one address.
+    """
+
+    #: For the headers of a request, and for the next request on an open connection.
+    header_seconds: float = 30.0
+    #: For a body; longer ones have the time that their bytes take at the lowest rate in addition.
+    body_seconds: float = 20.0
+    #: The lowest rate: 36 MB may take 37 minutes.
+    body_bytes_per_second: int = 16_384
+    #: Half-sent bodies of one address; an IPv6 network of 64 bits counts as one address.
+    bodies_per_address: int = 64
+    #: When three quarters of these are open, the idle ones of the busiest address are closed.
+    connections: int = 1024
 
     def body_due(self, began: float, received: int) -> float:
-        """Return when a body that began then, and of which so much has come, is too late."""
+        """Return the deadline of a body that began at `began`, and of which `received` bytes are here."""
         return began + self.body_seconds + received / self.body_bytes_per_second
 
 
@@ -32,7 +37,7 @@ LIMITS = Limits()
 
 
 def raise_files_limit(wanted: int) -> int:
-    """Let this process open so many files, as far as the system lets it; return how many it may."""
+    """Raise the limit on open files to `wanted`, as far as the system allows; return how many are allowed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)

@@ -1,4 +1,4 @@
-"""A process that serves: how it begins, and how it ends with its parent or at a signal."""
+"""Sets up a process that serves, and ends it with its parent or at a signal."""
 
 import multiprocessing.util
 import os
@@ -15,39 +15,38 @@ from mailroom.config.settings import Settings
 from mailroom.process import terminal
 from mailroom.process.supervisor import SupervisedThread
 
-PARENT_LOOK_SECONDS = 1.0
+PARENT_CHECK_SECONDS = 1.0
 
 
 def start_child(settings: Settings, *at_signal: Callable[[], None]) -> None:
-    """Set up granian's child, before all else there.
+    """Set up granian's child process, before anything else happens in it.
 
-    `at_signal` ends what would let a request last on when the server is asked to stop.
+    Each `at_signal` is called when the server is to stop, to end requests that wait for something.
     """
     terminal.keep_open()
     logs.setup_web(settings)
-    asked, asks = os.pipe()
-    os.set_blocking(asks, False)
-    signal.set_wakeup_fd(
-        asks, warn_on_full_buffer=False
-    )  # The handlers are granian's; this tells of the signal beside them.
+    signals, wakeup = os.pipe()
+    os.set_blocking(wakeup, False)
+    # The signal handlers are granian's; Python writes the number of each signal to this pipe as well.
+    signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
     ending, orphaned = threading.Event(), threading.Event()
-    SupervisedThread("signals", partial(end_at_signal, asked, at_signal, ending), ending).start()
+    SupervisedThread("signals", partial(end_at_signal, signals, at_signal, ending), ending).start()
     SupervisedThread("parent", partial(end_with_parent, os.getppid(), orphaned), orphaned).start()
 
 
-def end_at_signal(asked: int, acts: Sequence[Callable[[], None]], ending: threading.Event) -> None:
-    """Call these when a signal asks us to end, and set `ending`."""
-    while os.read(asked, 1) not in (bytes([signal.SIGTERM]), bytes([signal.SIGINT])):
+def end_at_signal(signals: int, stops: Sequence[Callable[[], None]], ending: threading.Event) -> None:
+    """Call `stops` when SIGTERM or SIGINT arrives on the pipe `signals`, and set `ending`."""
+    while os.read(signals, 1) not in (bytes([signal.SIGTERM]), bytes([signal.SIGINT])):
         pass
-    for act in acts:
-        act()
+    for stop in stops:
+        stop()
     ending.set()
 
 
 def end_with_parent(parent: int, orphaned: threading.Event) -> None:
-    """End with the parent: a supervisor that kills only the process it started shall find the port free."""
+    """End when the parent has ended, so that the port is free if a supervisor killed only the parent."""
     while os.getppid() == parent:
-        time.sleep(PARENT_LOOK_SECONDS)
+        time.sleep(PARENT_CHECK_SECONDS)
     os.kill(os.getpid(), signal.SIGTERM)
     orphaned.set()
 
@@ -58,5 +57,5 @@ def end_child(error: Exception) -> NoReturn:
 
 
 def at_exit(stop: Callable[[], None]) -> None:
-    """Call `stop` at the end, through multiprocessing, which skips atexit in a child that it forked."""
+    """Call `stop` at exit, through multiprocessing, as a child that it forked runs no atexit functions."""
     multiprocessing.util.Finalize(None, stop, exitpriority=10)

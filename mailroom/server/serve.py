@@ -52,9 +52,9 @@ class CreateApp(Protocol):
 
 
 def serve_web(create_app: CreateApp, settings: Settings, *blueprints: str) -> None:
-    """Serve on HOST and PORT; accepts mail whether a worker and RabbitMQ are there or not.
+    """Serve on HOST and PORT. Mail is accepted even while no worker and no RabbitMQ is running.
 
-    `blueprints` of one's own are named, "package.module:blueprint": the process that serves imports them.
+    Further blueprints are named as "package.module:blueprint", for the process that serves to import.
     """
     if settings.BROKER_URL.startswith("memory:"):
         sys.exit(
@@ -65,7 +65,7 @@ def serve_web(create_app: CreateApp, settings: Settings, *blueprints: str) -> No
 
 
 def web_app(create_app: CreateApp, settings: Settings, *blueprints: str) -> Flask:
-    """In granian's child: the application on its opened database."""
+    """Make the application on its opened database; runs in granian's child process."""
     start_child(settings, prefer_wait.stop, watch.stop)
     try:
         database = runtime.open_database(settings)
@@ -76,10 +76,10 @@ def web_app(create_app: CreateApp, settings: Settings, *blueprints: str) -> Flas
     runtime.start_publisher(database)
     at_exit(runtime.stop_publisher)
     hop = next_hop(settings)
-    remark = " (flask inbox)" if hop.host == "127.0.0.1" and not settings.SMTP_HOST else ""
+    is_inbox = hop.host == "127.0.0.1" and not settings.SMTP_HOST
     say(
         f"mailasync listens on {url(settings)}",
-        f"mail goes to {hop}{remark}",
+        f"mail goes to {hop}{' (flask inbox)' if is_inbox else ''}",
         "a worker, in a second terminal: celery -A mailasync worker --loglevel=INFO",
     )
     if Outbox(database).worker_seen_ms_ago() is None:
@@ -90,9 +90,9 @@ def web_app(create_app: CreateApp, settings: Settings, *blueprints: str) -> Flas
     return app
 
 
-def inbox(settings: Settings) -> None:
-    """Serve the inbox alone."""
-    refuse_taken(settings.INBOX_HOST, settings.INBOX_SMTP_PORT, "INBOX_SMTP_PORT")
+def serve_inbox(settings: Settings) -> None:
+    """Serve the disposable inbox alone: its SMTP server, and its pages on INBOX_PORT."""
+    refuse_taken_port(settings.INBOX_HOST, settings.INBOX_SMTP_PORT, "INBOX_SMTP_PORT")
     alone = replace(settings, HOST=settings.INBOX_HOST, PORT=settings.INBOX_PORT)
     serve(alone, loader=partial(inbox_app, alone, settings), port_setting="INBOX_PORT")
 
@@ -100,9 +100,9 @@ def inbox(settings: Settings) -> None:
 def serve(
     settings: Settings, *, loader: "partial[Flask]", port_setting: str = "PORT", limits: Limits = LIMITS
 ) -> None:
-    """Run granian until a signal; the application is made, and everything opened, in its child process."""
+    """Run granian until a signal; its child process makes the application and opens everything."""
     terminal.keep_open()
-    refuse_taken(settings.HOST, settings.PORT, port_setting)
+    refuse_taken_port(settings.HOST, settings.PORT, port_setting)
     for line in notices(settings, os.environ):
         say(line)
     server.serve(
@@ -115,8 +115,8 @@ def serve(
     )
 
 
-def beside(storage: InboxStorage, chaos: Chaos, *, hint: str = "") -> Blueprint:
-    """The inbox as a part of this service's pages."""
+def inbox_blueprint(storage: InboxStorage, chaos: Chaos, *, hint: str = "") -> Blueprint:
+    """Make the inbox a part of this service's pages, with the same sign-in."""
     blueprint = create_blueprint(
         storage,
         chaos,
@@ -137,7 +137,10 @@ def beside(storage: InboxStorage, chaos: Chaos, *, hint: str = "") -> Blueprint:
 
 
 def inbox_app(settings: Settings, served: Settings) -> Flask:
-    """In granian's child: the inbox alone, for this machine's user; for others with the API key."""
+    """Make the inbox alone and start its SMTP server; runs in granian's child process.
+
+    This machine's user needs no key, others need the API key. `served` has the address of the web process.
+    """
     storage, chaos = InboxStorage(), Chaos()
     start_child(settings, storage.stop, watch.stop)
     smtp = Inbox(settings.HOST, settings.INBOX_SMTP_PORT, storage=storage, chaos=chaos)
@@ -149,6 +152,13 @@ def inbox_app(settings: Settings, served: Settings) -> Flask:
     listener = host_and_port(settings.HOST, settings.INBOX_SMTP_PORT)
     say(f"the inbox takes mail on {listener} and shows it at {url(settings)}/inbox/")
     app = Flask("inbox")
+    set_up_inbox(app, settings)
+    app.register_blueprint(create_blueprint(storage, chaos, inbox_hooks(served)))
+    return app
+
+
+def set_up_inbox(app: Flask, settings: Settings) -> None:
+    """Give the application of the inbox alone its limits, its sign-in and /livez."""
     app.config["MAX_CONTENT_LENGTH"] = settings.REQUEST_MAX_BYTES
     app.json.sort_keys = False  # type: ignore[attr-defined]  # of the default provider
     BrowserSessions(partial(token_bytes, 32)).attach(app)
@@ -156,34 +166,38 @@ def inbox_app(settings: Settings, served: Settings) -> Flask:
     app.before_request(partial(guard.check_alone, "" if settings.listens_on_loopback else settings.API_KEY))
     app.add_url_rule("/livez", view_func=health.livez)
     app.register_blueprint(web.layout.assets)
-    app.register_blueprint(
-        create_blueprint(
-            storage,
-            chaos,
-            AppHooks(
-                hint=curl(served),
-                scripts=web.layout.SCRIPTS,
-                form_token=form_token,
-                refuse_form=refuse_form,
-                origin=lambda message_id: [
-                    (f"{url(served)}/messages/{id}", "its message") for id in web.messages.ids_in(message_id)
-                ],
-            ),
-        )
+
+
+def inbox_hooks(served: Settings) -> AppHooks:
+    """Adapt the inbox alone to the web process at `served`, to which its links lead."""
+
+    def links(message_id: str) -> list[tuple[str, str]]:
+        return [(f"{url(served)}/messages/{id}", "its message") for id in web.messages.ids_in(message_id)]
+
+    return AppHooks(
+        hint=curl(served),
+        scripts=web.layout.SCRIPTS,
+        form_token=form_token,
+        refuse_form=refuse_form,
+        origin=links,
     )
-    return app
 
 
 def refuse_keyless(settings: Settings, database: Database) -> None:
-    """Stop where other machines could ask, and nobody has a key."""
+    """Refuse to start if other machines can send requests, and no API key exists.
+
+    Raises:
+      SettingsError: says how to make a key.
+    """
     if not (settings.listens_on_loopback or settings.API_KEY or ApiKeys(database).are_there()):
         raise SettingsError(
-            f"{PREFIX}HOST={settings.HOST!r} can be reached from other machines, and there is no key in "
+            f"{PREFIX}HOST={settings.HOST!r} can be reached from other machines, and there is no API key in "
             f"{database}; make one with `flask keys create NAME`, or set {PREFIX}API_KEY"
         )
 
 
-def refuse_taken(host: str, port: int, setting: str) -> None:
+def refuse_taken_port(host: str, port: int, setting: str) -> None:
+    """Exit if this port cannot be bound; `setting` is what the message says to change."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -14,7 +14,16 @@ from mailroom.model.errors import MailroomError
 from mailroom.server import watch
 from mailroom.server.embedded_worker import EmbeddedWorker
 from mailroom.server.process import at_exit, end_child, start_child
-from mailroom.server.serve import CreateApp, beside, curl, refuse_keyless, refuse_taken, say, serve, url
+from mailroom.server.serve import (
+    CreateApp,
+    curl,
+    inbox_blueprint,
+    refuse_keyless,
+    refuse_taken_port,
+    say,
+    serve,
+    url,
+)
 from mailroom.store.db.database import Database
 from mailroom.store.jobs.claims import JobClaims
 from mailroom.store.workers import Heartbeat
@@ -22,7 +31,7 @@ from mailroom.worker import runtime
 
 
 def up(create_app: CreateApp, settings: Settings, deliver: bool) -> None:
-    """Serve, with a worker and an inbox in the same process."""
+    """Serve with a worker and an inbox in the same process; without `deliver` all mail goes to the inbox."""
     if settings.embedded:
         settings = replace(settings, BROKER_URL="memory://localhost/")
     if not deliver:
@@ -33,12 +42,12 @@ def up(create_app: CreateApp, settings: Settings, deliver: bool) -> None:
             SMTP_SECURITY="none",
             SMTP_AUTH="off",
         )
-    refuse_taken("127.0.0.1", settings.INBOX_SMTP_PORT, "INBOX_SMTP_PORT")
+    refuse_taken_port("127.0.0.1", settings.INBOX_SMTP_PORT, "INBOX_SMTP_PORT")
     serve(settings, loader=partial(all_in_one, create_app, settings, deliver))
 
 
 def all_in_one(create_app: CreateApp, settings: Settings, deliver: bool) -> Flask:
-    """In granian's child: the application, a worker thread and the inbox."""
+    """Make the application, a worker thread and the inbox; runs in granian's child process."""
     storage, chaos = InboxStorage(), Chaos()
     start_child(settings, prefer_wait.stop, storage.stop, watch.stop)
     runtime.configure(settings)
@@ -50,17 +59,17 @@ def all_in_one(create_app: CreateApp, settings: Settings, deliver: bool) -> Flas
     except (MailroomError, PortTaken, SettingsError) as e:
         end_child(e)
     if settings.embedded:
-        begin_alone(settings, database)
+        give_back_everything(settings, database)
     app = create_app(settings, database=database)
-    app.register_blueprint(beside(storage, chaos, hint=curl(settings)))
+    app.register_blueprint(inbox_blueprint(storage, chaos, hint=curl(settings)))
     at_exit(smtp.stop)
-    at_exit(work_here(database))
-    say_where(settings, deliver)
+    at_exit(start_worker(database))
+    say_addresses(settings, deliver)
     return app
 
 
-def begin_alone(settings: Settings, database: Database) -> None:
-    """Take up all that is left: the broker is new and empty, and whoever worked here before has ended."""
+def give_back_everything(settings: Settings, database: Database) -> None:
+    """Queue all unfinished mail and jobs again: the broker is empty, and earlier workers have ended."""
     sweeps = runtime.sweeps_of(settings, database)
     Heartbeat(database, "", "", []).stop_others()
     sweeps.orphans()
@@ -68,8 +77,8 @@ def begin_alone(settings: Settings, database: Database) -> None:
     sweeps.forget_nudges()
 
 
-def work_here(database: Database) -> Callable[[], None]:
-    """Run a Celery worker in a thread of this process; return what ends it."""
+def start_worker(database: Database) -> Callable[[], None]:
+    """Run a Celery worker in a thread of this process; return the function that stops it."""
     runtime.share_database(database)
     worker = EmbeddedWorker(
         runtime.process.celery_app, stop_claiming=runtime.stop_claiming, close=runtime.close_worker
@@ -78,7 +87,7 @@ def work_here(database: Database) -> Callable[[], None]:
     return worker.stop
 
 
-def say_where(settings: Settings, deliver: bool) -> None:
+def say_addresses(settings: Settings, deliver: bool) -> None:
     remark = "" if deliver else ", the inbox; --deliver sends it for real"
     broker = "in this process; set MAILASYNC_BROKER_URL for RabbitMQ" if settings.embedded else "RabbitMQ"
     say(

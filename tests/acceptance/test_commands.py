@@ -225,7 +225,7 @@ def test_a_template_is_filled_in(here: FlaskCliRunner) -> None:
         ((BOB, "--template", "x", "--variables", "{"), "#: expected JSON"),
         (("--request", "-", "--tag", "x"), "expected everything in --request, got tag beside it"),
         (("--request", "-"), "#: expected JSON"),
-        (("--wait", BOB), "without a number put --wait at the end"),
+        (("--wait", BOB), "to wait without a limit, put --wait at the end"),
     ],
 )
 def test_what_is_wrong_is_said_and_nothing_accepted(
@@ -386,7 +386,9 @@ def test_commands_are_about_flask_up_while_only_that_runs(alone: Service) -> Non
     # When flask up runs, the commands are about its mails, and say so
     done = flask(alone, "send", BOB, "hello", "-s", "By command", "--wait=30")
     assert done.code == 0, done
-    assert done.err.startswith("(this is about flask up, which runs here while the pair does not: ")
+    assert done.err.startswith(
+        "(using the database of flask up, which is running here while app.py and its worker are not: "
+    )
     assert alone.get(f"/inbox/api/messages?to={BOB}&wait=10")["data"][0]["subject"] == "By command"
     assert alone.message(done.lines[0])["status"] == "sent"
     assert flask(alone, "status", done.lines[0], "--json").json == alone.message(done.lines[0])
@@ -400,7 +402,7 @@ def test_commands_are_about_flask_up_while_only_that_runs(alone: Service) -> Non
     done = flask(alone, "tail")
     assert (
         done.code == 1
-        and "one of `flask up`, which does not run: start it, or set MAILASYNC_DATABASE_URL=sqlite:////"
+        and "`flask up` has a database, but is not running: start it, or set MAILASYNC_DATABASE_URL=sqlite:////"
         in done.err
     )
     url = done.err.strip().rpartition("MAILASYNC_DATABASE_URL=")[2]

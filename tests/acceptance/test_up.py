@@ -212,7 +212,7 @@ def test_a_pool_that_forks_is_refused(alone: Service, broker_url: str) -> None:
     alone.settings["BROKER_URL"] = broker_url
     program = alone.worker("-P", "processes", wait=False)
     assert program.process.wait(60) != 0
-    assert "mail runs in threads" in program.text()
+    assert "mail is sent in threads" in program.text()
 
 
 def test_a_queue_with_other_arguments_stops_the_worker_with_the_way_out(

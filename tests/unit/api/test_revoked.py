@@ -43,7 +43,7 @@ def storage() -> Iterator[InboxStorage]:
 @pytest.fixture
 def app(sqlite_url: str, storage: InboxStorage) -> Iterator[Flask]:
     for served in made(sqlite_url):
-        served.register_blueprint(serve.beside(storage, Chaos()))
+        served.register_blueprint(serve.inbox_blueprint(storage, Chaos()))
         yield served
 
 

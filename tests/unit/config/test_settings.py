@@ -190,7 +190,7 @@ def test_an_ipv6_address_is_shown_in_brackets() -> None:
     assert (next_hop(settings).host, str(next_hop(settings))) == ("::1", "[::1]:2525")
     assert serve.url(settings) == serve.url(read(HOST="::", API_KEY="k")) == "http://[::1]:5000"
     with pytest.raises(SystemExit, match=r"\[2001:db8::1\]:1025 cannot be used: .* set MAILASYNC_INBOX_"):
-        serve.refuse_taken("2001:db8::1", 1025, "INBOX_SMTP_PORT")
+        serve.refuse_taken_port("2001:db8::1", 1025, "INBOX_SMTP_PORT")
 
 
 def test_sqlite_with_a_broker_elsewhere_stops_the_start() -> None:

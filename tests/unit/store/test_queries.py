@@ -47,7 +47,7 @@ ODD_NUMBERS = (
 @pytest.fixture
 def app(sqlite_url: str) -> Iterator[Flask]:
     for served in made(sqlite_url):
-        served.register_blueprint(serve.beside(InboxStorage(), Chaos()))
+        served.register_blueprint(serve.inbox_blueprint(InboxStorage(), Chaos()))
         yield served
 
 

@@ -60,7 +60,7 @@ ADMIN, READ, SEND = Scope.ADMIN, Scope.READ, Scope.SEND
 @pytest.fixture
 def app(sqlite_url: str) -> Iterator[Flask]:
     for served in made(sqlite_url):
-        served.register_blueprint(serve.beside(InboxStorage(), Chaos()))
+        served.register_blueprint(serve.inbox_blueprint(InboxStorage(), Chaos()))
         yield served
 
 
