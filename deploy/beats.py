@@ -1,6 +1,6 @@
-"""Tells by its exit code whether a worker of this host lives: `python -m deploy.beats`.
+"""Exits with 0 if a worker of this host is alive: `python -m deploy.beats`.
 
-A worker answers nobody, as remote control is off; but it tells the outbox every few seconds that it is there.
+`celery inspect ping` gets no reply, as remote control is off; so this reads the heartbeat in the database.
 """
 
 import socket
@@ -17,16 +17,16 @@ from mailroom.store.workers import is_alive
 
 
 def living(host: str) -> int:
-    """Return how many workers of this host the outbox has seen within their lease."""
+    """Return how many workers of this host have sent a heartbeat within their lease."""
     settings = load()
     database = Database(database_url(settings))
 
-    def look(connection: Connection) -> int:
+    def count(connection: Connection) -> int:
         ours = workers.c.name.endswith(f"@{host}", autoescape=True)
         return connection.scalar(select(func.count()).where(is_alive(settings.LEASE_SECONDS), ours)) or 0
 
     try:
-        return database.read(look)
+        return database.read(count)
     finally:
         database.close()
 

@@ -1,10 +1,10 @@
-"""How Flower shows our workers; what the environment says (FLOWER_…) loses, what the command line says wins."""
+"""Settings of Flower. Its environment variables (FLOWER_…) do not override them, its command line does."""
 
-# Our workers take no orders, as remote control is off; they tell by events what they are and do, and that needs no asking.
+# The workers have remote control switched off; Flower learns everything from their events and need not ask.
 read_only = True
 enable_events = False
-inspect_timeout = 100.0  # milliseconds; a question that nobody answers
+inspect_timeout = 100.0  # milliseconds, as no worker replies
 
-# Each start of a worker has a name of its own; those that ended are shown for a day.
+# Each start of a worker has a new name; workers that have ended are shown for a day.
 purge_offline_workers = 86_400
 max_tasks = 10_000

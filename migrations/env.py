@@ -1,4 +1,4 @@
-"""Runs migrations on the connection that mailroom/store/db/migrate.py gives, in its transaction and under its lock."""
+"""Runs migrations on the connection of mailroom/store/db/migrate.py, in its transaction and its lock."""
 
 from alembic import context
 
