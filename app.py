@@ -50,7 +50,7 @@ def create_app(
     app = Application(__name__)
     set_up(app, services, blueprints)
 
-    @app.post("/", endpoint="post_tutorial")  # the operationId in /openapi.json
+    @app.post("/")
     def post_mail() -> Response:
         """Accept a mail, which goes out after the simulated heavy work; answer 200 once it is on disk."""
         submission = messages.submit(mail_body, work_seconds=settings.SIMULATED_WORK_SECONDS, status=200)

@@ -86,8 +86,7 @@ class Publisher:
         self._waiting: deque[tuple[str, str, bool]] = deque()  #: (id, queue, alone)
         self._confirmed: list[tuple[str, str]] = []  #: (id, queue), not noted yet
         self._poll_at = time.monotonic() + FIRST_POLL_SECONDS
-        self._wake = threading.Event()
-        self._stopping = threading.Event()
+        self._wake, self._stopping = threading.Event(), threading.Event()
         self._thread = SupervisedThread("publisher", self._run, self._stopping)
         self._reasons: set[str] = set()  #: the reasons of this outage that were logged
 

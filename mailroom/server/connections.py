@@ -32,15 +32,16 @@ class Connections:
         """
         opened = [*self._opened()]
         surplus = len(opened) - (self._enough if kept is None else kept)
-        counts = Counter(network(connection.peer[0]) for connection in opened)
-        opened.sort(key=lambda connection: counts[network(connection.peer[0])], reverse=True)
-        idle = [connection for connection in opened if _as_granian_writes(connection.peer) not in running]
-        chosen = idle[: max(0, surplus)]
-        self._ended = {file.peer for file in chosen if _end(file.number, file.peer, self._how(file.peer))}
-        return len(self._ended)
-
-    def _how(self, peer: tuple[str, int]) -> int:
-        return socket.SHUT_RDWR if peer in self._ended else socket.SHUT_RD
+        counts = Counter(connection.network for connection in opened)
+        opened.sort(key=lambda connection: counts[connection.network], reverse=True)
+        idle = [connection for connection in opened if connection.client not in running]
+        ended = set()
+        for connection in idle[: max(0, surplus)]:
+            is_second_time = connection.peer in self._ended
+            if connection.shut_down(socket.SHUT_RDWR if is_second_time else socket.SHUT_RD):
+                ended.add(connection.peer)
+        self._ended = ended
+        return len(ended)
 
     def _opened(self) -> Iterator["ConnectionFile"]:
         for name in os.listdir(_FILES) if _FILES else []:
@@ -54,6 +55,27 @@ class ConnectionFile(NamedTuple):
 
     number: int
     peer: tuple[str, int]
+
+    @property
+    def network(self) -> str:
+        return network(self.peer[0])
+
+    @property
+    def client(self) -> str:
+        """The client as granian writes it."""
+        host, port = self.peer
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def shut_down(self, how: int) -> bool:
+        """Shut the connection down; return False if it is closed, or its file descriptor another's by now."""
+        try:
+            with socket.socket(fileno=os.dup(self.number)) as connection:
+                if connection.getpeername()[:2] != self.peer:
+                    return False
+                connection.shutdown(how)
+                return True
+        except OSError:
+            return False
 
 
 def _ends(file: int) -> tuple[tuple[str, int], tuple[str, int]] | None:
@@ -71,20 +93,3 @@ def _ends(file: int) -> tuple[tuple[str, int], tuple[str, int]] | None:
         return None  # It listens, or was closed a moment ago.
     finally:
         connection.detach()  # The file is the server's.
-
-
-def _end(file: int, peer: tuple[str, int], how: int) -> bool:
-    """Shut this connection down, unless its file descriptor belongs to another one by now."""
-    try:
-        with socket.socket(fileno=os.dup(file)) as connection:
-            if connection.getpeername()[:2] != peer:
-                return False
-            connection.shutdown(how)
-            return True
-    except OSError:
-        return False
-
-
-def _as_granian_writes(peer: tuple[str, int]) -> str:
-    host, port = peer
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
