@@ -1,4 +1,4 @@
-"""The outbox: messages, their contents, recipients and events; jobs; workers; and the identity of this database."""
+"""Creates the outbox: messages, contents, recipients and events; jobs; workers; the database's identity."""
 
 from uuid import uuid4
 
@@ -12,7 +12,9 @@ down_revision = None
 def upgrade() -> None:
     op.create_table(
         "events",
-        sa.Column("number", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column(
+            "number", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False
+        ),
         sa.Column("id", sa.String(length=200), nullable=False),
         sa.Column("at", sa.BigInteger(), nullable=False),
         sa.Column("event", sa.String(length=20), nullable=False),
@@ -46,8 +48,20 @@ def upgrade() -> None:
         sa.Column("finished_at", sa.BigInteger(), nullable=True),
         sa.PrimaryKeyConstraint("id"),
     )
-    op.create_index("jobs_owned", "jobs", ["owner"], sqlite_where=sa.text("owner IS NOT NULL"), postgresql_where=sa.text("owner IS NOT NULL"))
-    op.create_index("jobs_queued", "jobs", ["queue", "created_at"], sqlite_where=sa.text("state = 'queued'"), postgresql_where=sa.text("state = 'queued'"))
+    op.create_index(
+        "jobs_owned",
+        "jobs",
+        ["owner"],
+        sqlite_where=sa.text("owner IS NOT NULL"),
+        postgresql_where=sa.text("owner IS NOT NULL"),
+    )
+    op.create_index(
+        "jobs_queued",
+        "jobs",
+        ["queue", "created_at"],
+        sqlite_where=sa.text("state = 'queued'"),
+        postgresql_where=sa.text("state = 'queued'"),
+    )
     op.create_table(
         "messages",
         sa.Column("id", sa.String(length=200), nullable=False),
@@ -64,12 +78,36 @@ def upgrade() -> None:
         sa.Column("job_id", sa.String(length=36), nullable=True),
         sa.Column("reason", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("id"),
-        sqlite_with_rowid=False
+        sqlite_with_rowid=False,
     )
-    op.create_index("messages_due", "messages", ["next_attempt_at"], sqlite_where=sa.text("next_attempt_at IS NOT NULL"), postgresql_where=sa.text("next_attempt_at IS NOT NULL"))
-    op.create_index("messages_job", "messages", ["job_id"], sqlite_where=sa.text("job_id IS NOT NULL"), postgresql_where=sa.text("job_id IS NOT NULL"))
-    op.create_index("messages_owned", "messages", ["owner"], sqlite_where=sa.text("owner IS NOT NULL"), postgresql_where=sa.text("owner IS NOT NULL"))
-    op.create_index("messages_queued", "messages", ["published_at"], sqlite_where=sa.text("state = 'queued'"), postgresql_where=sa.text("state = 'queued'"))
+    op.create_index(
+        "messages_due",
+        "messages",
+        ["next_attempt_at"],
+        sqlite_where=sa.text("next_attempt_at IS NOT NULL"),
+        postgresql_where=sa.text("next_attempt_at IS NOT NULL"),
+    )
+    op.create_index(
+        "messages_job",
+        "messages",
+        ["job_id"],
+        sqlite_where=sa.text("job_id IS NOT NULL"),
+        postgresql_where=sa.text("job_id IS NOT NULL"),
+    )
+    op.create_index(
+        "messages_owned",
+        "messages",
+        ["owner"],
+        sqlite_where=sa.text("owner IS NOT NULL"),
+        postgresql_where=sa.text("owner IS NOT NULL"),
+    )
+    op.create_index(
+        "messages_queued",
+        "messages",
+        ["published_at"],
+        sqlite_where=sa.text("state = 'queued'"),
+        postgresql_where=sa.text("state = 'queued'"),
+    )
     op.create_table(
         "workers",
         sa.Column("id", sa.String(length=36), nullable=False),
@@ -97,6 +135,6 @@ def upgrade() -> None:
         sa.Column("reply", sa.Text(), nullable=True),
         sa.ForeignKeyConstraint(["id"], ["messages.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id", "position"),
-        sqlite_with_rowid=False
+        sqlite_with_rowid=False,
     )
     op.execute(sa.text("INSERT INTO identity (outbox_id) VALUES (:id)").bindparams(id=str(uuid4())))

@@ -1,4 +1,4 @@
-"""Jobs as a resource: when their mail goes, how they are tried again, what they made."""
+"""Adds to jobs when their mail is sent, how they are retried, and the files they made."""
 
 import sqlalchemy as sa
 from alembic import op

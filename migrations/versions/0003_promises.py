@@ -1,4 +1,4 @@
-"""Sender accounts with budgets, idempotency keys, expiry, and what a person can do with a message."""
+"""Adds sender accounts with limits, idempotency keys, expiry, and actions on a message."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -17,8 +17,20 @@ def upgrade() -> None:
         sa.Column("resent_of", sa.String(length=200), nullable=True),
     ):
         op.add_column("messages", column)
-    op.create_index("messages_parked", "messages", ["attempt", "created_at", "id"], sqlite_where=sa.text("parked IS NOT NULL"), postgresql_where=sa.text("parked IS NOT NULL"))
-    op.create_index("messages_expiring", "messages", ["expires_at"], sqlite_where=sa.text("expires_at IS NOT NULL"), postgresql_where=sa.text("expires_at IS NOT NULL"))
+    op.create_index(
+        "messages_parked",
+        "messages",
+        ["attempt", "created_at", "id"],
+        sqlite_where=sa.text("parked IS NOT NULL"),
+        postgresql_where=sa.text("parked IS NOT NULL"),
+    )
+    op.create_index(
+        "messages_expiring",
+        "messages",
+        ["expires_at"],
+        sqlite_where=sa.text("expires_at IS NOT NULL"),
+        postgresql_where=sa.text("expires_at IS NOT NULL"),
+    )
     op.create_index("messages_created", "messages", ["created_at", "id"])
     op.create_table(
         "idempotency",
@@ -28,7 +40,7 @@ def upgrade() -> None:
         sa.Column("answer", sa.Text(), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("owner", "key"),
-        sqlite_with_rowid=False
+        sqlite_with_rowid=False,
     )
     op.create_index("idempotency_created", "idempotency", ["created_at"])
     op.create_table(
@@ -49,5 +61,5 @@ def upgrade() -> None:
         sa.Column("messages", sa.Integer(), nullable=False),
         sa.Column("recipients", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("account", "bucket"),
-        sqlite_with_rowid=False
+        sqlite_with_rowid=False,
     )

@@ -1,4 +1,4 @@
-"""Things that a message may hold besides text, and templates, suppressions, webhooks, keys and counts."""
+"""Adds attachments, tags, templates, suppressions, webhooks, API keys and counters."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -18,7 +18,13 @@ def upgrade() -> None:
         sa.Column("sender", sa.String(length=100), nullable=True),
     ):
         op.add_column("messages", column)
-    op.create_index("messages_listed", "messages", ["state", "created_at", "id"], sqlite_where=LISTED, postgresql_where=LISTED)
+    op.create_index(
+        "messages_listed",
+        "messages",
+        ["state", "created_at", "id"],
+        sqlite_where=LISTED,
+        postgresql_where=LISTED,
+    )
     op.add_column("recipients", sa.Column("kind", sa.String(length=3), server_default="to", nullable=False))
     op.create_index("recipients_of", "recipients", ["address", "id"])
     op.add_column("files", sa.Column("content_id", sa.String(length=200), nullable=True))
@@ -28,7 +34,7 @@ def upgrade() -> None:
         sa.Column("id", sa.String(length=200), nullable=False),
         sa.ForeignKeyConstraint(["id"], ["messages.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("tag", "id"),
-        sqlite_with_rowid=False
+        sqlite_with_rowid=False,
     )
     op.create_index("tags_of", "tags", ["id"])
     op.create_table(
@@ -49,7 +55,7 @@ def upgrade() -> None:
         sa.Column("message_id", sa.String(length=200), nullable=True),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("address"),
-        sqlite_with_rowid=False
+        sqlite_with_rowid=False,
     )
     op.create_index("suppressions_created", "suppressions", ["created_at", "address"])
     op.create_table(
@@ -57,7 +63,7 @@ def upgrade() -> None:
         sa.Column("name", sa.String(length=40), nullable=False),
         sa.Column("value", sa.String(length=100), nullable=False),
         sa.PrimaryKeyConstraint("name"),
-        sqlite_with_rowid=False
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "webhooks",
@@ -72,7 +78,9 @@ def upgrade() -> None:
     )
     op.create_table(
         "deliveries",
-        sa.Column("number", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column(
+            "number", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False
+        ),
         sa.Column("webhook_id", sa.String(length=36), nullable=False),
         sa.Column("message_id", sa.String(length=200), nullable=True),
         sa.Column("event", sa.String(length=40), nullable=False),
@@ -87,9 +95,15 @@ def upgrade() -> None:
         sa.Column("code", sa.Integer(), nullable=True),
         sa.Column("reply", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("number"),
-        sqlite_autoincrement=True
+        sqlite_autoincrement=True,
     )
-    op.create_index("deliveries_due", "deliveries", ["next_attempt_at", "webhook_id"], sqlite_where=DUE, postgresql_where=DUE)
+    op.create_index(
+        "deliveries_due",
+        "deliveries",
+        ["next_attempt_at", "webhook_id"],
+        sqlite_where=DUE,
+        postgresql_where=DUE,
+    )
     op.create_index("deliveries_owned", "deliveries", ["owner"], sqlite_where=OWNED, postgresql_where=OWNED)
     op.create_index("deliveries_of", "deliveries", ["message_id"])
     op.create_index("deliveries_to", "deliveries", ["webhook_id", "number"])
@@ -119,5 +133,5 @@ def upgrade() -> None:
         sa.Column("source", sa.String(length=36), nullable=False),
         sa.Column("count", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("minute", "event", "source"),
-        sqlite_with_rowid=False
+        sqlite_with_rowid=False,
     )

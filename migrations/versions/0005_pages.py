@@ -1,4 +1,4 @@
-"""Columns and tables for pages: subjects to search, and how much waited in each minute."""
+"""Adds subjects to search, and the history of the queue, for the pages."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -7,10 +7,15 @@ revision = "0005"
 down_revision = "0004"
 
 SUBJECTS = {
-    "sqlite": "UPDATE messages SET subject_key = (SELECT lower(substr(json_extract(content, '$.subject'), 1, 200)) FROM contents "
-              "WHERE contents.id = messages.id)",
-    "postgresql": "UPDATE messages SET subject_key = lower(left(CAST(content AS json) ->> 'subject', 200)) FROM contents "
-                  "WHERE contents.id = messages.id",
+    "sqlite": (
+        "UPDATE messages SET subject_key = "
+        "(SELECT lower(substr(json_extract(content, '$.subject'), 1, 200)) FROM contents "
+        "WHERE contents.id = messages.id)"
+    ),
+    "postgresql": (
+        "UPDATE messages SET subject_key = lower(left(CAST(content AS json) ->> 'subject', 200)) "
+        "FROM contents WHERE contents.id = messages.id"
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""Signing out, attempts' numbers, the database's clock, moments that clients named, and more of what workers say."""
+"""Adds sign-outs, counts of attempts, the database's clock, times that clients named, worker troubles."""
 
 import sqlalchemy as sa
 from alembic import op
