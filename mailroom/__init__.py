@@ -22,7 +22,7 @@ The way of a mail:
     smtp/session.py            MAIL, RCPT and DATA over a yagmail session; smtp/pool.py keeps sessions open,
                                smtp/poller.py waits for the replies of all of them in one thread
     store/messages/claims.py   fence: just before the payload, checks that the rows are still this worker's
-    store/messages/claims.py   finish: stores the result of each recipient, with the server's reply
+    store/messages/outcomes.py finish: stores the result of each recipient, with the server's reply
     store/events/timeline.py   adds to the timeline, to the webhooks and to the counters of /metrics
     webhooks/notifier.py       notifies clients; webhooks/ssrf.py keeps it away from our own network
 
