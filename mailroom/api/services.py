@@ -67,7 +67,7 @@ class Services:
             api_keys=ApiKeys(database),
             reader=reader,
             webhooks=Webhooks(database),
-            accounts=Accounts(database, [account.budget for account in known]),
+            accounts=Accounts(database, [account.sending_limit for account in known]),
             known_accounts=known,
             suppressions=Suppressions(database),
             unsubscribes=Unsubscribes(database, settings.PUBLIC_URL),

@@ -220,7 +220,7 @@ class Doctor:
             session.close()
 
     def _account(self, account: Account) -> Iterator[Finding]:
-        [row] = Accounts(self.database, [account.budget]).details()
+        [row] = Accounts(self.database, [account.sending_limit]).details()
         limits = {"messages": account.messages_per_day, "recipients": account.recipients_per_day}
         left = [f"{limit - row[name]} of {limit} {name}" for name, limit in limits.items() if limit]
         words = f"{' and '.join(left)} left for these 24 hours" if left else "no limit"

@@ -8,7 +8,7 @@ from typing import Any, get_args, get_type_hints
 
 from mailroom.config.checks import check_contradictions
 from mailroom.config.settings import Settings, SettingsError
-from mailroom.model.account import DEFAULT_ACCOUNT, Budget, NextHop
+from mailroom.model.account import DEFAULT_ACCOUNT, NextHop, SendingLimit
 from mailroom.model.addresses import parse_address
 from mailroom.model.host_names import given_name
 from mailroom.model.message import Address
@@ -123,7 +123,7 @@ class Account:
         return address in (self.sender.address.lower(), *self.aliases) or f"@{domain}" in self.aliases
 
     @property
-    def budget(self) -> Budget:
+    def sending_limit(self) -> SendingLimit:
         """The sending limits; `credentials` changes with whatever could end a halt of the account."""
         hop = self.hop
         parts = (
@@ -136,7 +136,7 @@ class Account:
             hop.password,
             _contents(hop.oauth2_file),
         )
-        return Budget(
+        return SendingLimit(
             account=self.name,
             messages=self.messages_per_day,
             recipients=self.recipients_per_day,

@@ -32,7 +32,7 @@ class AccountError:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Budget:
+class SendingLimit:
     """The mail that one account may send in 24 hours, whenever they begin. 0: as much as it is given."""
 
     account: str

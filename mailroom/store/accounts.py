@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, and_, func, select, update
 
-from mailroom.model.account import AccountError, AccountState, Budget, Free
+from mailroom.model.account import AccountError, AccountState, Free, SendingLimit
 from mailroom.model.message import State
 from mailroom.store.db.database import Database
 from mailroom.store.db.dialects import insertion, now_ms
@@ -60,7 +60,7 @@ class Accounts:
     """The accounts of the settings, as the database knows them."""
 
     database: Database
-    budgets: Sequence[Budget]
+    limits: Sequence[SendingLimit]
     free: Callable[[str], Free] | None = None  #: how many more mails of an account this worker can take
 
     def register(self) -> None:
@@ -76,12 +76,12 @@ class Accounts:
         `locking` keeps other transactions from dividing the same allowance, where sending is limited, and
         from probing the same account.
         """
-        locks_all = locking and any(budget.is_limited for budget in self.budgets)
+        locks_all = locking and any(limit.is_limited for limit in self.limits)
         rows = {row.name: row for row in _STATES[locks_all](connection)}
         now = next((row.now for row in rows.values()), 0)
         allowances = [
-            self._narrowed(self._allowance(connection, budget, rows.get(budget.account), now))
-            for budget in self.budgets
+            self._narrowed(self._allowance(connection, limit, rows.get(limit.account), now))
+            for limit in self.limits
         ]
         if locking and not locks_all:
             _lock_probes(connection, [allowance for allowance in allowances if allowance.is_probe])
@@ -99,27 +99,27 @@ class Accounts:
 
     def try_now(self, name: str) -> bool:
         """Let one mail probe this account at once; False if it can send anyway, or is not in the settings."""
-        is_ours = name in {budget.account for budget in self.budgets}
+        is_ours = name in {limit.account for limit in self.limits}
         return is_ours and self.database.write(_try_now, name, alone=True)
 
-    def _allowance(self, connection: Connection, budget: Budget, row: Any, now: int) -> Allowance:
+    def _allowance(self, connection: Connection, limit: SendingLimit, row: Any, now: int) -> Allowance:
         if row is not None and row.state != AccountState.OK:
-            words = f"account {budget.account}, {row.state}: {row.reason}"
+            words = f"account {limit.account}, {row.state}: {row.reason}"
             if row.until is not None and row.until <= now:
-                return Allowance(budget.account, 1, PLENTY, is_probe=True, until=now + PROBE_MS, words=words)
-            return Allowance(budget.account, 0, 0, until=row.until, words=words)
-        if not budget.is_limited:
-            return Allowance(budget.account, PLENTY, PLENTY, unlimited=True)
+                return Allowance(limit.account, 1, PLENTY, is_probe=True, until=now + PROBE_MS, words=words)
+            return Allowance(limit.account, 0, 0, until=row.until, words=words)
+        if not limit.is_limited:
+            return Allowance(limit.account, PLENTY, PLENTY, unlimited=True)
         # Mails under way are counted first: one that ends between the two counts is then counted twice, not
         # never.
-        under_way = _under_way(connection, budget.account)
-        sent, oldest = used(connection, budget.account), _oldest(connection, budget.account)
+        under_way = _under_way(connection, limit.account)
+        sent, oldest = used(connection, limit.account), _oldest(connection, limit.account)
         return Allowance(
-            budget.account,
-            (budget.messages or PLENTY) - sent[0] - under_way[0],
-            (budget.recipients or PLENTY) - sent[1] - under_way[1],
+            limit.account,
+            (limit.messages or PLENTY) - sent[0] - under_way[0],
+            (limit.recipients or PLENTY) - sent[1] - under_way[1],
             until=(oldest + 1) * BUCKET_MS + DAY_MS if oldest else now + DAY_MS,
-            words=f"account {budget.account}, what it may send in 24 hours is used up",
+            words=f"account {limit.account}, what it may send in 24 hours is used up",
         )
 
     def _narrowed(self, allowance: Allowance) -> Allowance:
@@ -133,22 +133,22 @@ class Accounts:
 
     def _register(self, connection: Connection, items: list[None]) -> list[None]:
         rows = {row.name: row for row in connection.execute(_ALL.with_for_update())}
-        for budget in sorted(self.budgets, key=lambda budget: budget.account):
-            row = rows.get(budget.account)
+        for limit in sorted(self.limits, key=lambda limit: limit.account):
+            row = rows.get(limit.account)
             if row is None:
-                _insert(connection, budget)
-            elif row.credentials != budget.credentials or row.state == AccountState.HALTED:
+                _insert(connection, limit)
+            elif row.credentials != limit.credentials or row.state == AccountState.HALTED:
                 again = {} if row.state == AccountState.OK else {"until": now_ms()}
-                _set(connection, row.name, credentials=budget.credentials, **again)
+                _set(connection, row.name, credentials=limit.credentials, **again)
         return items
 
     def _details(self, connection: Connection) -> list[dict[str, Any]]:
         rows = {row["name"]: dict(row) for row in connection.execute(select(accounts)).mappings()}
         details = []
-        for budget in self.budgets:
-            sent, people = used(connection, budget.account)
-            row = rows.get(budget.account, _new_row(budget.account))
-            details.append(row | {"messages": sent, "recipients": people, "budget": budget})
+        for limit in self.limits:
+            sent, people = used(connection, limit.account)
+            row = rows.get(limit.account, _new_row(limit.account))
+            details.append(row | {"messages": sent, "recipients": people, "limit": limit})
         return details
 
 
@@ -162,15 +162,15 @@ def _new_row(name: str) -> dict[str, Any]:
     return {"name": name, "state": AccountState.OK, "reason": None, "since": None, "until": None}
 
 
-def _insert(connection: Connection, budget: Budget) -> None:
+def _insert(connection: Connection, limit: SendingLimit) -> None:
     connection.execute(
         insertion(connection, accounts)
         .values(
-            name=budget.account,
+            name=limit.account,
             state=AccountState.OK,
             since=now_ms(),
             failures=0,
-            credentials=budget.credentials,
+            credentials=limit.credentials,
         )
         .on_conflict_do_nothing()
     )

@@ -211,5 +211,5 @@ def open_database(settings: Settings, *, file_name: str = "mailasync.sqlite3") -
 
 
 def sweeps_of(settings: Settings, database: Database) -> Sweeps:
-    limited = frozenset(account.name for account in accounts(settings) if account.budget.is_limited)
+    limited = frozenset(account.name for account in accounts(settings) if account.sending_limit.is_limited)
     return Sweeps(database, settings.LEASE_SECONDS, settings.ON_UNCERTAIN, limited)

@@ -71,7 +71,7 @@ class Worker:
         self.refusal = ""  #: what RabbitMQ refuses to our consumer, in words
         self._owner = str(uuid.uuid4())
         self._accounts = accounts(settings)
-        self._limits = tuple(account.budget for account in self._accounts)
+        self._limits = tuple(account.sending_limit for account in self._accounts)
         self._admission = self._make_admission()
         self._claims = self._make_claims()
         self._job_claims = JobClaims(database, self._owner, settings.LEASE_SECONDS)

@@ -10,7 +10,7 @@ from kombu import Connection as Broker
 from sqlalchemy import select
 
 from mailroom.broker.publisher import Publisher
-from mailroom.model.account import AccountError, AccountState, Budget
+from mailroom.model.account import AccountError, AccountState, SendingLimit
 from mailroom.model.attempt import Outcome
 from mailroom.model.ids import new_id
 from mailroom.model.message import Address, Message, SendOptions, State
@@ -154,7 +154,7 @@ def delivery(database: Database) -> IsOver:
 
 def account(database: Database) -> IsOver:
     """One that a server has turned away for a minute, with a mail that waits for it."""
-    accounts = Accounts(database, [Budget(account="default")])
+    accounts = Accounts(database, [SendingLimit(account="default")])
     accounts.register()
     claims = claims_of(database, "worker-1")
     [claim] = claims.claim([accept(database)])
@@ -297,7 +297,7 @@ def a_sweeper(database: Database) -> Sweeper:
         Claims(database, "sweeping", 1.0),
         heartbeat,
         JobClaims(database, "sweeping", 1.0),
-        Accounts(database, [Budget(account="default")]),
+        Accounts(database, [SendingLimit(account="default")]),
         Expiry(database),
         Retention(database, 0),
         publisher,

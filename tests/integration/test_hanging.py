@@ -17,7 +17,7 @@ from mailroom.delivery import delivery as delivery_module
 from mailroom.delivery.admission import Admission
 from mailroom.delivery.attempt import AttemptRunner, Sender
 from mailroom.delivery.delivery import Delivery
-from mailroom.model.account import Budget, NextHop
+from mailroom.model.account import NextHop, SendingLimit
 from mailroom.model.ids import new_id
 from mailroom.model.message import Address, Message
 from mailroom.model.retry import Schedule
@@ -51,16 +51,16 @@ class Bench:
             name: NextHop(host="127.0.0.1", port=port, security=security, timeout_seconds=60)
             for name, (port, security) in servers.items()
         }
-        budgets = tuple(Budget(account=name) for name in servers)
+        limits = tuple(SendingLimit(account=name) for name in servers)
         self.admission = Admission(connections, {name: str(hop) for name, hop in hops.items()})
-        self.accounts = Accounts(database, budgets, self.admission.free)
+        self.accounts = Accounts(database, limits, self.admission.free)
         self.accounts.register()
         self.database, self.outbox, self.sweeps = database, Outbox(database), Sweeps(database, 20, "resend")
         self.heartbeat = Heartbeat(
             database, new_id(), "worker@here", ["mail"], hanging=self.admission.hanging
         )
         self.heartbeat.beat()
-        self.claims = Claims(database, self.heartbeat.id, 20, budgets, self.admission.free)
+        self.claims = Claims(database, self.heartbeat.id, 20, limits, self.admission.free)
         senders = {name: Sender(Address(f"{name}@example.org"), Sessions(hop)) for name, hop in hops.items()}
         self.delivery = Delivery(
             self.claims, AttemptRunner(senders, Schedule.parse("10s*5"), "resend"), self.admission

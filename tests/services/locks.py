@@ -1,7 +1,8 @@
-"""Watches what the store changes in PostgreSQL: two transactions that lock the same rows in other orders wait for each other.
+"""Checks the statements that the store executes on PostgreSQL for deadlocks.
 
-The server then undoes one of them, after a second. So an UPDATE or DELETE of many rows finds them first, `ORDER BY` their key
-`FOR UPDATE`, or passes over those that are locked (`SKIP LOCKED`), or has locked them before, in the same transaction.
+Two transactions that lock the same rows in different orders wait for each other, until the server undoes one of them,
+after a second. So an UPDATE or DELETE of many rows selects them first, `ORDER BY` their key `FOR UPDATE`, or skips
+those that are locked (`SKIP LOCKED`), or has locked them before, in the same transaction.
 """
 
 import re
@@ -16,7 +17,7 @@ from sqlalchemy import Connection, Engine, event
 from mailroom.store.db.schema import metadata
 from tests.services.processes import PROJECT
 
-#: What else keeps two transactions from the same rows.
+#: Tables of which no two transactions lock the same rows, each with the reason.
 SAFE = {
     "clock": "has one row",
     "identity": "has one row",
@@ -24,9 +25,9 @@ SAFE = {
     "events": "is changed by nobody, and deleted by one process at a time",
     "files": "is changed by nobody, and deleted by one process at a time",
 }
-#: Rows of these are changed only by who has locked the row of the other.
+#: Tables whose rows are changed only by a transaction that has locked the row of another table.
 GUARDS = {"recipients": "messages"}
-#: Commands for which every worker has to be stopped.
+#: Modules of commands that run only while every worker is stopped.
 ALONE = ("restore.py",)
 
 _CHANGE = re.compile(r"(?<!FOR )(?<!KEY )(?<!DO )\b(?:UPDATE|DELETE FROM|INSERT INTO) (\w+)")
@@ -35,7 +36,7 @@ _ORDER = re.compile(r"ORDER BY [^()]* FOR (?:NO KEY )?UPDATE|SKIP LOCKED")
 
 
 def is_unordered(statement: str, held: set[str], *, many: bool = False) -> bool:
-    """Whether it locks several rows in any order; adds to `held` what the transaction has locked from then on."""
+    """Tell whether a statement locks several rows in no order; add to `held` what it locks."""
     outer = _without_parentheses(statement)
     change, lock = _CHANGE.search(outer), _LOCK.search(outer)
     table = change[1] if change else lock[1] if lock else ""
@@ -55,7 +56,7 @@ def is_unordered(statement: str, held: set[str], *, many: bool = False) -> bool:
 
 
 def _without_parentheses(statement: str) -> str:
-    """The statement without its subqueries."""
+    """Return the statement without its subqueries."""
     outer = ""
     while outer != statement:
         outer, statement = statement, re.sub(r"\([^()]*\)", "", statement)
@@ -63,23 +64,22 @@ def _without_parentheses(statement: str) -> str:
 
 
 def _is_about_one(statement: str, table: str) -> bool:
-    """Whether its condition names a whole key."""
+    """Tell whether its condition names a whole key."""
     key = metadata.tables[table].primary_key.columns if table in metadata.tables else ()
     return all(f"{table}.{column.name} = %" in statement for column in key)
 
 
 class Locks:
-    """What was found since one last asked."""
+    """The faults in statements since `faults` was last called."""
 
     def __init__(self) -> None:
-        self._found: list[str] = []
-        self._held: WeakKeyDictionary[Connection, set[str]] = (
-            WeakKeyDictionary()
-        )  #: each transaction has its own
+        self._faults: list[str] = []
+        #: The locks of each transaction, which has a Connection of its own.
+        self._held: WeakKeyDictionary[Connection, set[str]] = WeakKeyDictionary()
 
     def faults(self) -> list[str]:
-        found, self._found = self._found, []
-        return found
+        faults, self._faults = self._faults, []
+        return faults
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -95,11 +95,11 @@ class Locks:
         if connection.dialect.name != "postgresql" or not _is_ours():
             return
         if is_unordered(statement, self._held.setdefault(connection, set()), many=many):
-            self._found.append(f"locks its rows in no order: {' '.join(statement.split())}")
+            self._faults.append(f"locks its rows in no order: {' '.join(statement.split())}")
 
 
 def _is_ours() -> bool:
-    """Whether the store itself has it executed, and not a test or a migration."""
+    """Tell whether the store itself executes it, and not a test or a migration."""
     frame: Any = sys._getframe(2)
     while frame and "sqlalchemy" in frame.f_code.co_filename:
         frame = frame.f_back

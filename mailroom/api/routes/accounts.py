@@ -16,7 +16,7 @@ blueprint = Blueprint("accounts", __name__)
 
 @blueprint.get("/v1/accounts")
 def list_accounts() -> Response:
-    """Each account: its state, what it sent in the last 24 hours, and what is left of its budget."""
+    """Each account: its state, what it sent in the last 24 hours, and what it may still send."""
     return jsonify({"data": accounts_json()})
 
 

@@ -121,17 +121,17 @@ class _Service(Collector):
         sent = GaugeMetricFamily(
             "mailasync_account_sent_24h", "What counts against the account's limits", labels=["account", "of"]
         )
-        budget = GaugeMetricFamily(
+        limits = GaugeMetricFamily(
             "mailasync_account_budget_24h", "The account's limits for any 24 hours", labels=["account", "of"]
         )
         for row in self._services.accounts.details():
             for one in AccountState:
                 state.add_metric([row["name"], one], int(row["state"] == one))
             for of in ("messages", "recipients"):
-                if limit := getattr(row["budget"], of):  # Without a limit nothing is counted.
+                if limit := getattr(row["limit"], of):  # Without a limit nothing is counted.
                     sent.add_metric([row["name"], of], row[of])
-                    budget.add_metric([row["name"], of], limit)
-        yield from (state, sent, budget)
+                    limits.add_metric([row["name"], of], limit)
+        yield from (state, sent, limits)
 
 
 def _counters(totals: Mapping[str, int]) -> Iterator[Metric]:

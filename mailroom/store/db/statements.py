@@ -60,8 +60,10 @@ class Prepared:
         """Run it, and return its rows."""
         statement, order, constants = self._compiled(connection.dialect)
         named = constants | values
-        positional = None if order is None else tuple(named[name] for name in order)
-        result = connection.exec_driver_sql(statement, named if positional is None else positional)
+        if order is None:
+            result = connection.exec_driver_sql(statement, named)
+        else:
+            result = connection.exec_driver_sql(statement, tuple([named[name] for name in order]))
         return list(result.all()) if result.returns_rows else []
 
 
@@ -84,7 +86,7 @@ class Rows:
         self._names = names
         # Three times as fast as a look for each name; of one name it would return no tuple.
         self._pick = itemgetter(*names) if len(names) > 1 else None
-        self._numbers = [name not in table.c or isinstance(table.c[name].type, Integer) for name in names]
+        self._types = [_json_type(table, name) for name in names]
 
         def statement(dialect: Dialect) -> Executable:
             values = self._values(dialect)
@@ -126,10 +128,15 @@ class Rows:
             )
             # Not as the column's VARCHAR(n): a cast cuts off in silence what an assignment refuses.
             values = [
-                cast(source.c.value.op("->>")(literal_column(str(n))), BigInteger if is_number else Text)
-                for n, is_number in enumerate(self._numbers)
+                cast(source.c.value.op("->>")(literal_column(str(n))), type_)
+                for n, type_ in enumerate(self._types)
             ]
         return dict(zip(self._names, values, strict=True))
+
+
+def _json_type(table: Table, name: str) -> type[BigInteger | Text]:
+    is_number = name not in table.c or isinstance(table.c[name].type, Integer)
+    return BigInteger if is_number else Text
 
 
 def _locked_in_order(statement: Update, values: RowValues) -> RowValues:

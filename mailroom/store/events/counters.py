@@ -180,9 +180,10 @@ class Counters:
         row = self.database.read(lambda connection: connection.execute(_depths(lease_seconds)).one())
         times = [time for time in (row.published, row.unpublished) if time is not None]
         since = min(times, default=row.now)
+        running = {name: getattr(row, f"jobs_{name}") for name in _JOBS}
         return Depths(
             messages={name: getattr(row, name) for name in _QUEUES},
-            jobs={name: getattr(row, f"jobs_{name}") for name in _JOBS},
+            jobs=running,
             oldest_seconds=max(0, row.now - since) / 1000,
             workers=row.workers,
         )

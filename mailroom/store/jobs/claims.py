@@ -110,7 +110,9 @@ class JobClaims:
     def taken_away(self) -> set[str]:
         """Return the jobs that our threads run though they were canceled, or given to others."""
         in_hand = set(self._in_hand)  # Read first: a job that is claimed in between is in neither list.
-        return {id for id, _ in in_hand - self._owned()} if in_hand else set()
+        if not in_hand:
+            return set()
+        return {id for id, _ in in_hand - self._owned()}
 
     def keep_in_hand(self, ids: Collection[str]) -> None:
         """Note that our threads run no other jobs than these: the others were claimed and never begun."""

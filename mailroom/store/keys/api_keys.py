@@ -106,8 +106,9 @@ class ApiKeys:
         per_minute: int | None = None,
     ) -> tuple[str, ApiKey]:
         """Make a key; returns its text, of which there is no other copy, and its rights."""
+        id = "".join(secrets.choice(_ID_CHARACTERS) for _ in range(8))
         key = ApiKey(
-            id="".join(secrets.choice(_ID_CHARACTERS) for _ in range(8)),
+            id=id,
             name=name,
             scopes=frozenset(scopes),
             senders=tuple(sender.lower() for sender in senders),

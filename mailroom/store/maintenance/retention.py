@@ -167,9 +167,12 @@ class Retention:
         return _now(connection) - int(self.days * DAY_MS)
 
     def _delete_messages(self, connection: Connection, chunks: list[list[str]]) -> list[int | None]:
-        return [self._delete_messages_of(connection, ids) if _alone(connection) else None for ids in chunks]
+        return [self._delete_messages_of(connection, ids) for ids in chunks]
 
-    def _delete_messages_of(self, connection: Connection, ids: list[str]) -> int:
+    def _delete_messages_of(self, connection: Connection, ids: list[str]) -> int | None:
+        """Delete those of these messages that can go; None while another process purges."""
+        if not _alone(connection):
+            return None
         # Jobs are locked first, as in every transaction.
         job_ids = select(messages.c.job_id).where(messages.c.id.in_(ids))
         its_jobs = select(jobs.c.id).where(jobs.c.id.in_(job_ids)).order_by(jobs.c.id)
@@ -187,7 +190,10 @@ class Retention:
         return len(rows)
 
     def _delete_jobs(self, connection: Connection, chunks: list[list[str]]) -> list[int | None]:
-        return [self._delete_jobs_of(connection, ids) if _alone(connection) else None for ids in chunks]
+        results: list[int | None] = []
+        for ids in chunks:
+            results.append(self._delete_jobs_of(connection, ids) if _alone(connection) else None)
+        return results
 
     def _delete_jobs_of(self, connection: Connection, ids: list[str]) -> int:
         if not ids:

@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import BigInteger, Connection, String, exists, func, select
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from mailroom.model.account import DEFAULT_ACCOUNT, Budget, Free
+from mailroom.model.account import DEFAULT_ACCOUNT, Free, SendingLimit
 from mailroom.model.attempt import Claim, Outcome
 from mailroom.model.errors import StoreUnavailable
 from mailroom.model.message import State
@@ -46,7 +46,7 @@ class Claims:
     owner: str
     lease_seconds: float
     #: One for each account that this worker can send by.
-    budgets: tuple[Budget, ...] = (Budget(account=DEFAULT_ACCOUNT),)
+    limits: tuple[SendingLimit, ...] = (SendingLimit(account=DEFAULT_ACCOUNT),)
     free: Callable[[str], Free] | None = None  #: how many more mails of an account it can take
     #: Ids that threads of this worker claim or work on, each with their number.
     _in_hand: Counter[str] = field(default_factory=Counter, repr=False)
@@ -129,7 +129,7 @@ class Claims:
         try:
             # Where sending is limited, alone: beside a finish it would lock accounts and usage in the wrong
             # order.
-            is_limited = any(budget.is_limited for budget in self.budgets)
+            is_limited = any(limit.is_limited for limit in self.limits)
             claims = self.database.write(self._claim, (ids, suspects), alone=is_limited)
         finally:
             self._count_in_hand({*ids} - {claim.id for claim in claims}, -1)
@@ -178,7 +178,7 @@ class Claims:
 
         They are loaded in the same transaction. An id in two requests goes to the first.
         """
-        accounts = Accounts(self.database, self.budgets, self.free)
+        accounts = Accounts(self.database, self.limits, self.free)
         allowances = accounts.allowances(connection, locking=True)
         drop_suppressed(connection, {id for ids, _ in requests for id in ids})
         claimed: dict[str, ClaimedRow] = {}
@@ -187,7 +187,10 @@ class Claims:
             if wanted:
                 claimed |= claim_rows(connection, self.owner, wanted, allowances, suspects=suspects)
         claims = load_claims(connection, claimed) if claimed else {}
-        return [[claims.pop(id) for id in ids if id in claims] for ids, _ in requests]
+        results: list[list[Claim]] = []
+        for ids, _ in requests:
+            results.append([claims.pop(id) for id in ids if id in claims])
+        return results
 
     def _fence(self, connection: Connection, claims: list[Claim]) -> list[bool]:
         rows = [{"id": claim.id, "attempt": claim.attempt} for claim in claims]
@@ -201,7 +204,7 @@ class Claims:
         return on_record(connection, claims, attempts_of(connection.execute(statement)))
 
     def _finish(self, connection: Connection, ended: list[tuple[Claim, Outcome]]) -> list[bool]:
-        limited = {budget.account for budget in self.budgets if budget.is_limited}
+        limited = {limit.account for limit in self.limits if limit.is_limited}
         return outcomes.finish(connection, ended, limited)
 
     def _finish_bare(self, connection: Connection, ended: list[tuple[Claim, Outcome]]) -> list[bool]:

@@ -13,9 +13,10 @@ def mine(owner: str, claims: Sequence[Any]) -> list[Any]:
 
     Each claim is anything with an id and an attempt.
     """
+    attempts = [(claim.id, claim.attempt) for claim in claims]
     return [
-        messages.c.id.in_([claim.id for claim in claims]),
-        tuple_(messages.c.id, messages.c.attempt).in_([(claim.id, claim.attempt) for claim in claims]),
+        messages.c.id.in_([id for id, _ in attempts]),
+        tuple_(messages.c.id, messages.c.attempt).in_(attempts),
         # coalesce keeps SQLite from choosing the index on owner, which has all rows of the worker.
         func.coalesce(messages.c.owner, "") == owner,
     ]

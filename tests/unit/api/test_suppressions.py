@@ -13,7 +13,7 @@ from sqlalchemy import event, text
 
 from mailroom.config.environment import load
 from mailroom.config.settings import SettingsError
-from mailroom.model.account import Budget
+from mailroom.model.account import SendingLimit
 from mailroom.model.message import Address, Message, SendOptions, State
 from mailroom.smtp.poller import run
 from mailroom.store.db.database import Database
@@ -207,7 +207,7 @@ def test_what_goes_with_an_outcome_cannot_keep_it_from_being_recorded(
 ) -> None:
     smtpd.reply("RCPT", "550 5.1.1 no", match="carol@")
     Webhooks(database).create("https://hook.example.org/")
-    claims = Claims(database, office.heartbeat.id, 20, (Budget(account="default", messages=100),))
+    claims = Claims(database, office.heartbeat.id, 20, (SendingLimit(account="default", messages=100),))
     id = office.accept(BOB, CAROL)
     key = {"suppressions": "created_at", "deliveries": "number", "tallies": "count", "usage": "messages"}[
         table

@@ -1,4 +1,4 @@
-"""Sender accounts: budgets of 24 hours, and what happens when a server wants no more from one of them."""
+"""Sender accounts: limits of 24 hours, and what happens when a server wants no more from one of them."""
 
 import textwrap
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from mailroom.config.settings import Settings, SettingsError
 from mailroom.delivery.admission import Admission
 from mailroom.delivery.attempt import AttemptRunner, Sender
 from mailroom.delivery.delivery import Delivery
-from mailroom.model.account import AccountState, Budget, NextHop
+from mailroom.model.account import AccountState, NextHop, SendingLimit
 from mailroom.model.attempt import Outcome
 from mailroom.model.ids import new_id
 from mailroom.model.message import Address, Message, State
@@ -48,24 +48,24 @@ class Office:
         self,
         database: Database,
         *servers: ScriptedSMTP,
-        budgets: list[Budget] | None = None,
+        limits: list[SendingLimit] | None = None,
         schedule: str = "10s*5",
         **hop: Any,
     ) -> None:
         self.database, self.outbox = database, Outbox(database)
         names = ("one", "two")[: len(servers)]
-        self.budgets = tuple(budgets or (Budget(account=name) for name in names))
-        self.accounts = Accounts(database, self.budgets)
+        self.limits = tuple(limits or (SendingLimit(account=name) for name in names))
+        self.accounts = Accounts(database, self.limits)
         self.accounts.register()
         heartbeat = Heartbeat(database, new_id(), "worker@here", ["mail"])
         heartbeat.beat()
         self.sweeps = Sweeps(
-            database, 20, "resend", frozenset(budget.account for budget in self.budgets if budget.is_limited)
+            database, 20, "resend", frozenset(limit.account for limit in self.limits if limit.is_limited)
         )
         turns = Admission(
             4, {name: f"{server.host}:{server.port}" for name, server in zip(names, servers, strict=True)}
         )
-        self.claims = Claims(database, heartbeat.id, 20, self.budgets, turns.free)
+        self.claims = Claims(database, heartbeat.id, 20, self.limits, turns.free)
         senders = {
             name: Sender(Address(f"{name}@example.org"), Sessions(next_hop(server, **hop)))
             for name, server in zip(names, servers, strict=True)
@@ -148,13 +148,13 @@ def offices() -> Iterator[list[Office]]:
         office.close()
 
 
-# --- budgets -------------------------------------------------------------------------------------------------------
+# --- sending limits ------------------------------------------------------------------------------------------------
 
 
 def test_no_more_is_sent_in_24_hours_than_the_account_may(
     database: Database, smtpd: ScriptedSMTP, offices: list[Office]
 ) -> None:
-    office = Office(database, smtpd, budgets=[Budget(account="one", messages=3)])
+    office = Office(database, smtpd, limits=[SendingLimit(account="one", messages=3)])
     offices.append(office)
     ids = office.accept(5)
     office.deliver(ids)
@@ -176,7 +176,7 @@ def test_no_more_is_sent_in_24_hours_than_the_account_may(
 def test_recipients_have_a_budget_too_and_small_mails_go_where_a_large_one_does_not_fit(
     database: Database, smtpd: ScriptedSMTP, offices: list[Office]
 ) -> None:
-    office = Office(database, smtpd, budgets=[Budget(account="one", recipients=5)])
+    office = Office(database, smtpd, limits=[SendingLimit(account="one", recipients=5)])
     offices.append(office)
     ids = [*office.accept(people=3), *office.accept(people=3), *office.accept(people=2)]
     office.deliver(ids)
@@ -187,7 +187,7 @@ def test_recipients_have_a_budget_too_and_small_mails_go_where_a_large_one_does_
 def test_a_mail_that_was_refused_uses_no_budget(
     database: Database, smtpd: ScriptedSMTP, offices: list[Office]
 ) -> None:
-    office = Office(database, smtpd, budgets=[Budget(account="one", messages=2)])
+    office = Office(database, smtpd, limits=[SendingLimit(account="one", messages=2)])
     offices.append(office)
     smtpd.reply("RCPT", "550 5.7.1 not wanted")
     for id in office.accept(3):
@@ -199,7 +199,7 @@ def test_a_mail_that_was_refused_uses_no_budget(
 def test_what_may_have_been_sent_uses_budget(
     database: Database, smtpd: ScriptedSMTP, offices: list[Office]
 ) -> None:
-    office = Office(database, smtpd, budgets=[Budget(account="one", messages=5)])
+    office = Office(database, smtpd, limits=[SendingLimit(account="one", messages=5)])
     offices.append(office)
     smtpd.drop("DOT")
     office.deliver(office.accept())
@@ -215,7 +215,10 @@ def test_a_mail_goes_to_an_account_that_has_room(
     database: Database, smtpd: ScriptedSMTP, other: ScriptedSMTP, offices: list[Office]
 ) -> None:
     office = Office(
-        database, smtpd, other, budgets=[Budget(account="one", messages=2), Budget(account="two", messages=3)]
+        database,
+        smtpd,
+        other,
+        limits=[SendingLimit(account="one", messages=2), SendingLimit(account="two", messages=3)],
     )
     offices.append(office)
     ids = office.accept(6)
@@ -230,7 +233,10 @@ def test_a_mail_that_names_its_sender_goes_by_that_account_or_waits_for_it(
     database: Database, smtpd: ScriptedSMTP, other: ScriptedSMTP, offices: list[Office]
 ) -> None:
     office = Office(
-        database, smtpd, other, budgets=[Budget(account="one", messages=1), Budget(account="two", messages=5)]
+        database,
+        smtpd,
+        other,
+        limits=[SendingLimit(account="one", messages=1), SendingLimit(account="two", messages=5)],
     )
     offices.append(office)
     bound, free = office.accept(3, sender="one"), office.accept(2)
@@ -246,8 +252,8 @@ def test_a_mail_that_names_its_sender_goes_by_that_account_or_waits_for_it(
 
 
 def test_many_workers_at_once_do_not_overdraw(database: Database) -> None:
-    budgets = (Budget(account="one", messages=20),)
-    Accounts(database, budgets).register()
+    limits = (SendingLimit(account="one", messages=20),)
+    Accounts(database, limits).register()
     outbox = Outbox(database)
     ids = [new_id() for _ in range(60)]
     for id in ids:
@@ -255,7 +261,7 @@ def test_many_workers_at_once_do_not_overdraw(database: Database) -> None:
 
     def work(number: int) -> int:
         Heartbeat(database, f"worker-{number}", "w@h", ["mail"]).beat()
-        claims = Claims(database, f"worker-{number}", 20, budgets)
+        claims = Claims(database, f"worker-{number}", 20, limits)
         sent = 0
         for at in range(number * 10, number * 10 + 10):
             for claim in claims.claim([ids[at]]):
@@ -270,7 +276,7 @@ def test_many_workers_at_once_do_not_overdraw(database: Database) -> None:
 def test_when_room_comes_back_only_so_many_come_due(
     database: Database, smtpd: ScriptedSMTP, offices: list[Office]
 ) -> None:
-    office = Office(database, smtpd, budgets=[Budget(account="one", messages=2)])
+    office = Office(database, smtpd, limits=[SendingLimit(account="one", messages=2)])
     offices.append(office)
     ids = office.accept(7)
     office.deliver(ids)
@@ -641,7 +647,7 @@ def test_a_halted_account_is_tried_again_when_a_worker_starts_or_its_credentials
         assert office.account()["state"] == state
         assert office.accounts.capacity() == {}
         Accounts(
-            database, [replace(office.budgets[0], credentials=f"other{change}" if change else "")]
+            database, [replace(office.limits[0], credentials=f"other{change}" if change else "")]
         ).register()
         assert sum(office.accounts.capacity().values()) == 1
         assert len(office.sweep()) == 1
@@ -669,7 +675,7 @@ def test_an_account_is_tried_again_when_how_it_is_reached_changes(
     }
     changes: list[dict[str, str]] = [{}, {}, {name: value}]
     [before], [same], [after] = (accounts(settings(tmp_path, **known | change)) for change in changes)
-    assert before.budget == same.budget != after.budget
+    assert before.sending_limit == same.sending_limit != after.sending_limit
 
 
 # --- the file ------------------------------------------------------------------------------------------------------
@@ -736,7 +742,7 @@ def test_the_file_names_accounts_each_with_the_settings_for_what_it_does_not_say
     )
     assert (here.hop.host, str(here.hop)) == ("::1", "[::1]:25")
     assert here.may_send_from("anybody@example.org")
-    assert len({account.budget.credentials for account in found}) == 4
+    assert len({account.sending_limit.credentials for account in found}) == 4
     assert "geheim" not in repr(found)
 
 

@@ -65,7 +65,7 @@ class Office:
         self.claims = Claims(database, self.heartbeat.id, 20)
         wanted = {"security": "none", "timeout_seconds": 60, "mails_per_connection": 80, **hop}
         self.sessions = Sessions(NextHop(host=smtpd.host, port=smtpd.port, **wanted))
-        self.accounts = Accounts(database, self.claims.budgets)
+        self.accounts = Accounts(database, self.claims.limits)
         self.accounts.register()
         runner = AttemptRunner(
             {DEFAULT_ACCOUNT: Sender(ALICE, self.sessions)}, Schedule.parse(SCHEDULE), on_uncertain

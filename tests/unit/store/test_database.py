@@ -170,7 +170,7 @@ def test_many_writes_of_one_thread_are_done_together_each_with_its_own_result(
     database: Database, commits: list[Connection]
 ) -> None:
     many = [f"id-{n}" for n in range(BATCH_MAX + 50)]
-    assert [told() for told in database.write_all((insert, many))[0]] == [id.upper() for id in many]
+    assert [result() for result in database.write_all((insert, many))[0]] == [id.upper() for id in many]
     assert len(commits) == 2
     [[good, bad, better]] = database.write_all((insert, ["good", "id-7", "better"]))
     assert (good(), better()) == ("GOOD", "BETTER")

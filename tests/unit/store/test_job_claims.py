@@ -231,8 +231,8 @@ def test_a_job_that_may_is_tried_again_when_its_time_comes(
     assert (again.id, again.attempt, again.is_last) == (one.id, 2, True)
     assert mail(database, id)["state"] == State.WAITING
     assert runs.finish(again, SUCCEEDED) == [id]
-    told = [(event["event"], event["attempt"], event["detail"]) for event in details(jobs, one.id).events]
-    assert told == [("job attempt failed", 1, "ValueError: no"), ("job succeeded", 2, None)]
+    timeline = [(event["event"], event["attempt"], event["detail"]) for event in details(jobs, one.id).events]
+    assert timeline == [("job attempt failed", 1, "ValueError: no"), ("job succeeded", 2, None)]
 
 
 @pytest.mark.parametrize(

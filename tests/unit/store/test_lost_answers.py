@@ -67,9 +67,9 @@ def claims(lossy: Database, direct: Database) -> Claims:
 
 
 def events(outbox: Outbox, id: str) -> list[tuple[str, int | None]]:
-    standing = outbox.details(id)
-    assert standing
-    return [(event.event, event.attempt) for event in standing.events]
+    details = outbox.details(id)
+    assert details
+    return [(event.event, event.attempt) for event in details.events]
 
 
 def test_a_release_that_is_done_again_leaves_the_next_attempt_alone(
@@ -159,7 +159,7 @@ def test_what_a_person_did_since_is_not_undone_by_an_end_that_is_written_again(
 def test_an_accounts_trouble_that_is_written_again_counts_once(
     outbox: Outbox, claims: Claims, direct: Database, link: LossyLink
 ) -> None:
-    accounts = Accounts(direct, claims.budgets)
+    accounts = Accounts(direct, claims.limits)
     accounts.register()
     claim = fenced(claims, accept(outbox))
     link.at_commit(UNANSWERED, having=CHANGED)

@@ -56,15 +56,15 @@ def accept(outbox: Outbox, *to: str, id: str = "", job: NewJob | None = None) ->
 
 
 def state(outbox: Outbox, id: str) -> str:
-    standing = outbox.details(id)
-    assert standing
-    return str(standing.row["state"])
+    details = outbox.details(id)
+    assert details
+    return str(details.row["state"])
 
 
 def row(outbox: Outbox, id: str) -> dict[str, Any]:
-    standing = outbox.details(id)
-    assert standing
-    return standing.row
+    details = outbox.details(id)
+    assert details
+    return details.row
 
 
 def age(database: Database, **seconds: float) -> None:
@@ -96,11 +96,11 @@ def claim_one(claims: Claims, id: str) -> Claim:
 
 def test_an_accepted_message_is_there_whole(outbox: Outbox) -> None:
     id = accept(outbox, "bob@example.org", "carol@example.org")
-    standing = outbox.details(id)
-    assert standing
-    assert standing.row["state"] == State.QUEUED
-    assert [person["address"] for person in standing.recipients] == ["bob@example.org", "carol@example.org"]
-    assert standing.now - 600_000 < standing.row["created_at"] <= standing.now
+    details = outbox.details(id)
+    assert details
+    assert details.row["state"] == State.QUEUED
+    assert [person["address"] for person in details.recipients] == ["bob@example.org", "carol@example.org"]
+    assert details.now - 600_000 < details.row["created_at"] <= details.now
     assert outbox.details("other") is None
 
 
@@ -215,20 +215,20 @@ def test_finishing_writes_the_message_the_recipients_and_the_timeline(outbox: Ou
             },
         ),
     )
-    standing = outbox.details(id)
-    assert standing
-    assert (standing.row["state"], standing.row["owner"], standing.row["reason"]) == (
+    details = outbox.details(id)
+    assert details
+    assert (details.row["state"], details.row["owner"], details.row["reason"]) == (
         State.DEFERRED,
         None,
         "450 later",
     )
-    assert 55_000 < standing.row["next_attempt_at"] - standing.events[0].at < 65_000
-    assert [(p["state"], p["reply"]) for p in standing.recipients] == [
+    assert 55_000 < details.row["next_attempt_at"] - details.events[0].at < 65_000
+    assert [(p["state"], p["reply"]) for p in details.recipients] == [
         ("sent", "250 ok"),
         ("deferred", "450 later"),
         ("failed", "550 no"),
     ]
-    assert [(e.event, e.attempt, e.detail) for e in standing.events] == [("deferred", 1, "450 later")]
+    assert [(e.event, e.attempt, e.detail) for e in details.events] == [("deferred", 1, "450 later")]
     assert claims.finish(claim, SENT)  # Its end is on record, and stays as it is.
     assert state(outbox, id) == State.DEFERRED
 
@@ -409,15 +409,15 @@ def test_past_the_fence_a_dead_workers_row_is_uncertain(
     assert claims.fence(claim)
     lose(database, "worker-1")
     assert Sweeps(database, LEASE_SECONDS, policy).orphans() == 1
-    standing = outbox.details(claim.id)
-    assert standing
-    assert (standing.row["state"], standing.row["uncertain_attempts"], standing.row["owner"]) == (
+    details = outbox.details(claim.id)
+    assert details
+    assert (details.row["state"], details.row["uncertain_attempts"], details.row["owner"]) == (
         then,
         1,
         None,
     )
-    assert [e.event for e in standing.events] == ["uncertain"]
-    assert standing.recipients[0]["state"] == then
+    assert [e.event for e in details.events] == ["uncertain"]
+    assert details.recipients[0]["state"] == then
 
 
 def test_a_worker_that_stopped_loses_its_rows_at_once(
@@ -444,13 +444,13 @@ def test_a_mail_that_kills_its_workers_is_claimed_alone_and_fails_in_the_end(
         assert victim.claim_alone(id)
         lose(database, f"victim-{death}")
         sweeps.orphans()
-    standing = outbox.details(id)
-    assert standing
-    assert (standing.row["state"], standing.row["reason"]) == (
+    details = outbox.details(id)
+    assert details
+    assert (details.row["state"], details.row["reason"]) == (
         State.FAILED,
         "crashed: 5 workers died with it alone",
     )
-    assert standing.recipients[0]["state"] == State.FAILED
+    assert details.recipients[0]["state"] == State.FAILED
     survivor = worker(database, "survivor")
     rescued = survivor.claim_alone(neighbour)
     assert rescued

@@ -507,9 +507,9 @@ def test_a_restored_backup_sends_nothing_twice(pair: Service, smtpd: ScriptedSMT
 
 def published(pair: Service, id: str) -> bool:
     database = Database(pair.settings["DATABASE_URL"])
-    found = Outbox(database).details(id)
+    message = Outbox(database).details(id)
     database.close()
-    return bool(found and found.row["published_at"])
+    return bool(message and message.row["published_at"])
 
 
 def test_every_state_that_moves_is_held_and_every_other_stays(database: Database) -> None:
@@ -524,10 +524,14 @@ def test_every_state_that_moves_is_held_and_every_other_stays(database: Database
     fresh = Database(database.url.render_as_string(hide_password=False))
     assert fresh.outbox_id == done.outbox_id != outbox_id
     for state, id in before.items():
-        found = Outbox(fresh).details(id)
-        assert found
-        assert found.row["state"] == (state if state in FINAL else State.HELD)
-        assert (found.row["owner"], found.row["next_attempt_at"], found.row["parked"]) == (None, None, None)
+        message = Outbox(fresh).details(id)
+        assert message
+        assert message.row["state"] == (state if state in FINAL else State.HELD)
+        assert (message.row["owner"], message.row["next_attempt_at"], message.row["parked"]) == (
+            None,
+            None,
+            None,
+        )
     assert hold(fresh, lease_seconds=LEASE_SECONDS).held == 0
     fresh.close()
 
@@ -543,12 +547,12 @@ def test_a_job_that_had_not_ended_fails_and_its_mail_tells_nothing_untrue(
     id = accept(database, State.WAITING, days=0, job=job)
     done = hold(database, lease_seconds=LEASE_SECONDS)
     assert (done.held + done.failed, done.jobs) == (1, 1)
-    standing = Jobs(database, LEASE_SECONDS).details(job.id)
-    assert standing
-    assert (standing.row["state"], standing.events[-1]["event"]) == (JobState.FAILED, "job failed")
-    assert "start it again with retry" in standing.row["error"]
-    found = Outbox(database).details(id)
-    assert found and found.row["state"] == state
+    details = Jobs(database, LEASE_SECONDS).details(job.id)
+    assert details
+    assert (details.row["state"], details.events[-1]["event"]) == (JobState.FAILED, "job failed")
+    assert "start it again with retry" in details.row["error"]
+    message = Outbox(database).details(id)
+    assert message and message.row["state"] == state
 
 
 def test_nothing_is_held_under_the_hands_of_a_worker(database: Database) -> None:
@@ -559,5 +563,5 @@ def test_nothing_is_held_under_the_hands_of_a_worker(database: Database) -> None
         match="worker worker-1@host was seen less than 20 s ago; stop every worker and web process",
     ):
         hold(database, lease_seconds=LEASE_SECONDS)
-    found = Outbox(database).details(id)
-    assert found and found.row["state"] == State.QUEUED
+    message = Outbox(database).details(id)
+    assert message and message.row["state"] == State.QUEUED
