@@ -33,7 +33,7 @@ class Trap:
         return Path.touch, (self.file,)
 
 
-#: Task id, headers, body and properties of messages that are no task of ours, and what is told of each.
+#: Task id, headers, body and properties of messages that are no task of this service, and a part of the reason of each.
 UNREADABLE: list[tuple[str, dict[str, Any], bytes, dict[str, Any], str]] = [
     ("name", {"task": "mailasync.sendmail"}, b"[[], {}, {}]", JSON, "expected the task mailasync.sendMail"),
     ("shop", {"task": "shop.tasks.charge_card"}, b"[[], {}, {}]", JSON, "got 'shop.tasks.charge_card'"),
@@ -91,14 +91,14 @@ def served(tmp_path: Path, broker_url: str, sqlite_url: str, to_smtpd: dict[str,
 
 def why(made: Service, path: str) -> str:
     """Wait until it is there, and return why it is as it is."""
-    told: list[Any] = [None]
+    body: list[Any] = [None]
 
     def is_there() -> bool:
-        status, told[0] = made.request("GET", path)
+        status, body[0] = made.request("GET", path)
         return status == 200
 
     wait_until(is_there, 60, what=f"{path} is there")
-    return f"{told[0]['status']}: {told[0]['why']}"
+    return f"{body[0]['status']}: {body[0]['why']}"
 
 
 def test_what_is_no_task_of_ours_is_recorded_with_the_reason_and_ends_no_worker(
@@ -117,10 +117,10 @@ def test_what_is_no_task_of_ours_is_recorded_with_the_reason_and_ends_no_worker(
         put(channel, "mail", {}, trap, correlation_id="old pickle", **pickled)
         put(channel, "mail", {"task": "mailasync.runJobs", "id": "job"}, b"[[], {}, {}]", **JSON)
         put(channel, "mail", {**SEND, "id": "good"}, json.dumps([[MAIL], {}, {}]).encode(), **JSON)
-    # Then each is told under its id, those without one are counted, and the good one is sent
-    for id, _, _, _, words in UNREADABLE:
-        told = why(served, f"/v1/messages/{id}")
-        assert told.startswith("failed: failed: ") and words in told, (id, told)
+    # Then each is recorded under its id, those without one are counted, and the good one is sent
+    for id, _, _, _, reason in UNREADABLE:
+        answer = why(served, f"/v1/messages/{id}")
+        assert answer.startswith("failed: failed: ") and reason in answer, (id, answer)
     assert "got 'application/x-python-serialize'" in why(served, "/v1/messages/pickle")
     assert "cannot be decoded" in why(served, "/v1/messages/old%20pickle")
     assert "expected the task mailasync.sendMail or mailasync.runJob" in why(served, "/v1/jobs/job")
@@ -150,11 +150,11 @@ def test_what_has_expired_is_recorded_as_failed(served: Service, smtpd: Scripted
 
 def names_on(url: str, queue: str) -> list[str]:
     """Take all that is on the queue, as a worker of somebody else would."""
-    taken = []
+    names = []
     with channel_to(url) as channel:
         while message := channel.basic_get(queue, no_ack=True):
-            taken.append(str(message.headers["task"]))
-    return taken
+            names.append(str(message.headers["task"]))
+    return names
 
 
 def is_left(rabbitmq: RabbitMQ, url: str) -> bool:

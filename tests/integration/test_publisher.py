@@ -148,7 +148,7 @@ def test_a_nudge_is_for_one_queue_and_a_row_that_must_be_alone_shares_none(post:
 def test_offering_never_waits_and_what_is_not_taken_is_told(unreachable: Post) -> None:
     for n in range(300):
         unreachable.publisher.offer(f"id-{n}", queue="mail")
-    until(lambda: len(unreachable.unpublished) == 300, "all are told")
+    until(lambda: len(unreachable.unpublished) == 300, "all are reported")
     assert unreachable.published == []
     assert unreachable.publisher.down is not None
     assert "refused" in unreachable.publisher.down[1]
@@ -156,7 +156,7 @@ def test_offering_never_waits_and_what_is_not_taken_is_told(unreachable: Post) -
 
 def test_a_nudge_that_no_queue_takes_is_not_published(post: Post) -> None:
     post.publisher.offer("id", queue="nowhere")
-    until(lambda: post.unpublished == ["id"], "it is told")
+    until(lambda: post.unpublished == ["id"], "it is reported")
     post.publisher.offer("next", queue="mail")
     until(lambda: post.published == ["next"], "the publisher goes on")
 
@@ -198,7 +198,7 @@ def test_a_broker_that_has_no_queue_yet_is_not_down(broker_url: str) -> None:
     post = Post(broker_url)
     post.publisher.offer("id", queue="mail")
     until(lambda: post.publisher.queue == (0, 0), "the broker is looked at")
-    until(lambda: post.publisher.down is None, "it is not taken for down")
+    until(lambda: post.publisher.down is None, "the broker counts as up")
     post.declare("mail")
     post.publisher.offer("next", queue="mail")
     until(lambda: post.published == ["next"], "it goes on")
@@ -234,7 +234,8 @@ def test_what_may_not_be_published_is_down_until_it_may(
         assert refused.publisher.down
         rabbitmq.add_user(vhost, vhost)
         until(
-            lambda: refused.publisher.offer("again", queue="mail") and refused.published, "it is taken then"
+            lambda: refused.publisher.offer("again", queue="mail") and refused.published,
+            "it is published then",
         )
         until(lambda: refused.publisher.down is None, "all is well")
     finally:

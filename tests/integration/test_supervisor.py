@@ -1,4 +1,4 @@
-"""Threads that end before their time: they are started anew, and /readyz tells of it."""
+"""Threads that end too early are restarted, and /readyz reports it."""
 
 import re
 import socket
@@ -99,15 +99,15 @@ def test_one_that_was_never_started_is_not_missed() -> None:
 
 
 def test_a_worker_tells_of_its_threads_with_its_heartbeat(client: FlaskClient, app: Flask) -> None:
-    database, words = app.extensions["mailasync"].outbox.database, ["jobs: down, restarted once so far"]
-    heartbeat = Heartbeat(database, "worker-1", "worker@there", ["mail"], threads=lambda: words)
+    database, troubles = app.extensions["mailasync"].outbox.database, ["jobs: down, restarted once so far"]
+    heartbeat = Heartbeat(database, "worker-1", "worker@there", ["mail"], threads=lambda: troubles)
     heartbeat.beat()
     answer = client.get("/readyz")
     assert (
         answer.json and answer.json["checks"]["threads"] == "worker@there: jobs: down, restarted once so far"
     )
     assert (answer.status_code, answer.json["checks"]["worker"]) == (200, "ok")
-    words.clear()
+    troubles.clear()
     heartbeat.beat()
     assert (client.get("/readyz").json or {})["checks"]["threads"] == "ok"
 
@@ -127,7 +127,7 @@ def test_the_pair_tells_of_its_workers_threads(
         assert (
             pair.request("POST", "/v1/jobs", {"name": "end thread", "args": {"name": "heartbeat"}})[0] == 202
         )
-        wait_until(partial(was_restarted, pair, "heartbeat"), 60, what="it is told")
+        wait_until(partial(was_restarted, pair, "heartbeat"), 60, what="it is reported")
         assert pair.final(pair.post(), timeout=60)["status"] == "sent"
 
 
@@ -159,7 +159,7 @@ def test_each_thread_of_the_service_that_ends_is_started_anew_and_mail_goes_on(a
         for name in names:
             assert alone.request("POST", "/v1/jobs", {"name": "end thread", "args": {"name": name}})[0] == 202
         for name in names:
-            wait_until(partial(was_restarted, alone, name), 60, what=f"{name} is told")
+            wait_until(partial(was_restarted, alone, name), 60, what=f"{name} is reported")
     assert alone.final(alone.post(), timeout=60)["status"] == "sent"
     assert alone.get("/readyz")["status"] == "ok"
 
@@ -167,12 +167,12 @@ def test_each_thread_of_the_service_that_ends_is_started_anew_and_mail_goes_on(a
 def test_the_thread_of_the_inbox_is_started_anew_too(alone: Service) -> None:
     alone.up("--deliver")
     assert alone.request("POST", "/v1/jobs", {"name": "end thread", "args": {"name": "inbox"}})[0] == 202
-    wait_until(lambda: call_inbox(alone) and was_restarted(alone, "inbox"), 60, what="it is told")
+    wait_until(lambda: call_inbox(alone) and was_restarted(alone, "inbox"), 60, what="it is reported")
     wait_until(lambda: call_inbox(alone).startswith("220 "), 60, what="it takes mail again")
 
 
 def call_inbox(alone: Service) -> str:
-    """Return its greeting, or words; a thread that is to end does so when it is called."""
+    """Return the greeting of the inbox, or why there is none; a thread that is to end does so when it is called."""
     try:
         place = "127.0.0.1", int(alone.settings["INBOX_SMTP_PORT"])
         with socket.create_connection(place, timeout=60) as link:

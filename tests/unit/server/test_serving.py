@@ -44,7 +44,7 @@ JSON = "Content-Type: application/json"
 
 @contextmanager
 def served(directory: Path, body_seconds: float = 600) -> Iterator[tuple[Service, Program]]:
-    """A web process with eight threads and a key, without broker and worker; what is half sent stays so, unless told otherwise."""
+    """A web process with eight threads and a key, without broker and worker; half-sent requests time out late."""
     settings = {
         "DATABASE_URL": f"sqlite:///{directory}/mailasync.sqlite3",
         "BROKER_URL": "pyamqp://guest@127.0.0.1:9//",
@@ -186,11 +186,11 @@ def test_bodies_that_do_not_end_are_given_up(tmp_path: Path, opened: ExitStack) 
             connect(web, opened, request)
             for request in (chunked, half("/sign-in"), half("/v1/messages"), long) * 5
         ]
-        told = [answer(stranger) for stranger in strangers]
-    assert {(status, headers["content-type"]) for status, headers, _ in told} == {
+        answers = [answer(stranger) for stranger in strangers]
+    assert {(status, headers["content-type"]) for status, headers, _ in answers} == {
         (408, "application/problem+json")
     }
-    problem = json.loads(told[2][2])
+    problem = json.loads(answers[2][2])
     assert (problem["status"], problem["code"], problem["title"]) == (
         408,
         "request_timeout",
