@@ -22,7 +22,7 @@ from mailroom.model.errors import MailroomError
 from mailroom.model.ids import MailId
 from mailroom.process.supervisor import troubles
 from mailroom.store.db.database import Database
-from mailroom.store.db.migrate import check, upgrade
+from mailroom.store.db.migrate import check, upgrade, upgrade_if_empty
 from mailroom.store.events.queue_history import QueueHistory
 from mailroom.store.jobs.jobs import NewJob
 from mailroom.store.maintenance.clock import Clock
@@ -197,10 +197,15 @@ def submission_reader(settings: Settings, database: Database) -> SubmissionReade
 
 
 def open_database(settings: Settings, *, file_name: str = "mailasync.sqlite3") -> Database:
-    """Open the database. The default file is upgraded here, any other one only by `flask db upgrade`."""
+    """Open the database, and set it up if it is empty.
+
+    An older schema is upgraded here in the default file only; in any other database `flask db upgrade` does that.
+    """
     database = Database(database_url(settings, file_name=file_name))
     try:
-        if not settings.DATABASE_URL:
+        if settings.DATABASE_URL:
+            upgrade_if_empty(database)
+        else:
             upgrade(database)
         check(database)
     except MailroomError:

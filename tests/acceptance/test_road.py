@@ -1,11 +1,12 @@
 """The road of a mail, as real processes: web, RabbitMQ, worker, SMTP server."""
 
 import secrets
+import sqlite3
 from pathlib import Path
 from typing import Any
 
-import pytest
 from celery import Celery
+from sqlalchemy import make_url
 
 from tests.measure import Pace
 from tests.services import let_pass, wait_until
@@ -443,14 +444,22 @@ def test_a_worker_on_another_database_is_noticed(tmp_path: Path, pair: Service) 
         other.close()
 
 
-@pytest.mark.parametrize("setting", ["DATABASE_URL"])
-def test_a_database_without_the_schema_stops_the_start(
-    setting: str, tmp_path: Path, broker_url: str, to_smtpd: dict[str, str]
+@on_sqlite
+def test_an_older_schema_stops_the_start(pair: Service) -> None:
+    with sqlite3.connect(make_url(pair.settings["DATABASE_URL"]).database or "") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '0001'")
+    for program in (pair.run("app.py", name="web"), pair.worker(wait=False)):
+        assert program.process.wait(60) != 0
+        assert "flask db upgrade" in program.text()
+        assert "Traceback" not in program.text()
+
+
+def test_an_empty_database_is_set_up_at_the_start(
+    tmp_path: Path, broker_url: str, smtpd: ScriptedSMTP, to_smtpd: dict[str, str]
 ) -> None:
-    with service(
-        tmp_path, BROKER_URL=broker_url, **{setting: f"sqlite:///{tmp_path}/new.sqlite3"}, **to_smtpd
-    ) as pair:
-        for program in (pair.run("app.py", name="web"), pair.worker(wait=False)):
-            assert program.process.wait(60) != 0
-            assert "flask db upgrade" in program.text()
-            assert "Traceback" not in program.text()
+    url = f"sqlite:///{tmp_path}/new.sqlite3"
+    with service(tmp_path, BROKER_URL=broker_url, DATABASE_URL=url, **to_smtpd) as new:
+        new.web()
+        new.worker()
+        new.post()
+        wait_until(lambda: smtpd.payloads, what="the mail arrives")

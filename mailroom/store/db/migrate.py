@@ -37,6 +37,12 @@ def upgrade(database: Database) -> None:
     database.transaction(_upgrade)
 
 
+def upgrade_if_empty(database: Database) -> None:
+    """Set up a database that has no table yet; one with any table is left as it is."""
+    if database.read(_is_empty):
+        upgrade(database)
+
+
 def check(database: Database) -> None:
     """Check that this version can work with the database.
 
@@ -83,6 +89,10 @@ def _refuse_encoding(connection: Connection) -> None:
             f"this PostgreSQL database is encoded in {encoding}, which cannot hold every mail; "
             "create another with `CREATE DATABASE name ENCODING 'UTF8' TEMPLATE template0`"
         )
+
+
+def _is_empty(connection: Connection) -> bool:
+    return not inspect(connection).get_table_names()
 
 
 def _revision(connection: Connection) -> str | None:

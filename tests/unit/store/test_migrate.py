@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import text
@@ -12,7 +13,7 @@ from mailroom.config.environment import load
 from mailroom.config.settings import Settings
 from mailroom.model.errors import MailroomError
 from mailroom.store.db.database import Database
-from mailroom.store.db.migrate import NotUTF8, SchemaNewer, check, head, upgrade
+from mailroom.store.db.migrate import NotUTF8, SchemaNewer, SchemaOutdated, check, head, upgrade
 from mailroom.worker import runtime
 from tests.services.postgres import Postgres
 
@@ -68,6 +69,30 @@ def upgraded_by_command(url: str) -> str:
     done = web.create_app(settings_of(url)).test_cli_runner().invoke(args=["db", "upgrade"])
     assert done.exit_code == 1 and isinstance(done.exception, SystemExit)
     return done.output
+
+
+def test_an_empty_database_is_set_up_by_whoever_starts_first(database_url: str) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(start, [database_url] * 4))
+    database = Database(database_url)
+    check(database)
+    database.close()
+
+
+def test_an_older_schema_waits_for_the_command(database: Database) -> None:
+    with database.engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
+    with pytest.raises(SchemaOutdated, match=r"expected schema .*, found 0001; run `flask db upgrade`"):
+        start(database.url.render_as_string(hide_password=False))
+
+
+def test_a_database_that_holds_something_else_waits_for_the_command(database_url: str) -> None:
+    database = Database(database_url)
+    with database.engine.begin() as connection:
+        connection.execute(text("CREATE TABLE orders (id integer)"))
+    database.close()
+    with pytest.raises(SchemaOutdated, match="found none; run `flask db upgrade`"):
+        start(database_url)
 
 
 @pytest.mark.parametrize("act", [start, bring_up])
