@@ -38,11 +38,11 @@ example: $(if $(wildcard examples/$(NAME)/Procfile),.venv/.installed-examples)  
 	else PATH="$(CURDIR)/.venv/bin:$$PATH" exec $(RUN) honcho -e /dev/null -f "examples/$(NAME)/Procfile" start; fi
 
 # The tests start some hundred processes of ours: not to keep what Python compiled costs a fifth of each start.
-test: .venv/.installed-dev  ## all tests; finds, installs or unpacks RabbitMQ and PostgreSQL first
+test: .venv/.installed-dev  ## all tests; finds, installs or unpacks RabbitMQ, PostgreSQL and Chromium first
 	@$(RUN) tests.services.provide
 	@unset PYTHONDONTWRITEBYTECODE; $(RUN) pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
-test-fast: .venv/.installed-dev  ## those within one process, without sockets, on SQLite and memory: a minute on two idle cores
+test-fast: .venv/.installed-dev  ## the tests within one process, without a server; about a minute
 	@$(RUN) pytest -n auto --fast $(ARGS)
 
 soak: .venv/.installed-dev  ## random faults over 10,000 mails; ARGS="--database postgresql --mails 1000 --faults 20", ARGS=--help

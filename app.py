@@ -7,14 +7,14 @@
 In the tutorials that this service grew out of, a route reads the JSON, calls `sendMail.delay` and answers
 200. The route of `POST /` below does the same. Behind each of its steps:
 
-    reading the JSON      mailroom/api/http/request.py reads the bytes; mailroom/submission/reader.py makes a
-                          mail of them, or says which field is wrong
+    reading the JSON      mailroom/api/http/request.py reads the bytes; mailroom/submission/reader.py and
+                          mailroom/submission/message.py make a mail of them, or say which field is wrong
     committing the mail   mailroom/store/messages/outbox.py writes it to the database, before anything else
     sendMail.delay(id)    mailroom/broker/publisher.py carries the id to RabbitMQ in a thread of its own, and
                           mailasync.py gets it there
     answering 200         with the id, so that `GET /v1/messages/<id>` says where the mail is
 
-All other routes are in mailroom/api/routes, and the pages in mailroom/web.
+All other routes are in mailroom/api/routes, the pages in mailroom/web, and those of /inbox in mailroom/inbox.
 """
 
 from functools import partial
@@ -40,7 +40,7 @@ from mailroom.worker import runtime
 def create_app(
     settings: Settings | None = None, *blueprints: Blueprint, database: Database | None = None
 ) -> Flask:
-    """Make the application; further `blueprints` are registered beside its own routes.
+    """Make the application; your own `blueprints` are registered beside its routes.
 
     Starts no thread and opens no connection before the first request.
     """
@@ -88,7 +88,7 @@ def make_services(settings: Settings, database: Database | None) -> Services:
 def main(*blueprints: str) -> None:
     """Serve on HOST and PORT. Mail is accepted even while no worker and no RabbitMQ is running.
 
-    Further blueprints are named as "package.module:blueprint", for the process that serves to import.
+    Your own `blueprints` are named as "package.module:blueprint", and imported by the serving process.
     """
     serve_web(create_app, load(), *blueprints)
 

@@ -5,8 +5,8 @@
 In the tutorials that this service grew out of, one task, `sendMail`, does the heavy work and then sends the
 mail. So does `sendMail` here:
 
-    the heavy work      is a job; `sendMail` wakes mailroom/jobs/runner.py, which runs it, and the mail goes
-                        out when the job has ended
+    the heavy work      is a job; `sendMail` wakes mailroom/jobs/runner.py, which runs it; the mail that waits
+                        for the job is queued once the job has ended
     the mail            goes out through mailroom/delivery/delivery.py
 
 A message on the queue only names rows of the database, and may be lost, repeated or reordered: the rows say
@@ -63,7 +63,7 @@ def tellClients(task: Task, *args: Any, **kwargs: Any) -> None:  # type: ignore[
 
 @celery_app.task(name=REFUSE, bind=True, base=NudgeTask)
 def refuse(task: Task, reason: str, name: str) -> None:  # type: ignore[type-arg]
-    """Record why a message on the queue is no task that can run; mailroom/broker/consumer.py calls this."""
+    """Record why a message on the queue is not a valid task; mailroom/broker/consumer.py calls this."""
     with worker_for(task) as worker:
         worker.refuse(str(task.request.id), name, reason)
 

@@ -2,21 +2,24 @@
 
 The way of a mail:
 
-    server/                    receives the HTTP request; half-sent ones of strangers end here
+    server/                    reads requests; incomplete ones are dropped here
     app.py                     the route of POST /: commits the mail and calls sendMail.delay(id)
     api/routes/messages.py     the other routes that accept mail; api/auth/guard.py checks the API key, and
                                api/problems.py answers what is wrong
     submission/reader.py       turns the JSON into a model/message.py Message, and perhaps a job;
-                               templating/stored.py fills in a stored template
+                               submission/message.py checks the fields, and templating/stored.py fills in a
+                               stored template
     store/messages/outbox.py   accept: writes the mail to the database; store/db/database.py puts many
                                requests into one commit. Only then the client gets its 200
     broker/publisher.py        publishes the id to RabbitMQ, in a thread of its own
     mailasync.py               the tasks of a Celery worker; sendMail gets the ids there
-    jobs/runner.py             runs the job that a mail waits for, if any, in a thread or a child process;
-                               the end of the job, in store/jobs/claims.py, queues the mail
     worker/worker.py           the parts of a worker
-    delivery/delivery.py       deliver: runs the attempts of many mails side by side; delivery/attempt.py
-                               makes one, and delivery/outcomes.py judges its replies
+    delivery/delivery.py       deliver: a single mail runs in the calling thread, several run side by side in
+                               the thread of delivery/loop.py; delivery/attempt.py makes one attempt, and
+                               delivery/outcomes.py judges its replies. If a mail waits for a job, its row
+                               cannot be claimed yet, and jobs/runner.py is woken
+    jobs/runner.py             runs that job in a thread or a child process; the end of the job, in
+                               store/jobs/claims.py, queues the mail, and its id is published again
     store/messages/claims.py   claim: the rows belong to this worker
     smtp/mime.py               composes the message (RFC 5322); templating/job.py fills in how the job ended
     smtp/session.py            MAIL, RCPT and DATA over a yagmail session; smtp/pool.py keeps sessions open,

@@ -54,7 +54,7 @@ class CreateApp(Protocol):
 def serve_web(create_app: CreateApp, settings: Settings, *blueprints: str) -> None:
     """Serve on HOST and PORT. Mail is accepted even while no worker and no RabbitMQ is running.
 
-    Further blueprints are named as "package.module:blueprint", for the process that serves to import.
+    Your own `blueprints` are named as "package.module:blueprint", and imported by the serving process.
     """
     if settings.BROKER_URL.startswith("memory:"):
         sys.exit(

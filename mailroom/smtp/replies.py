@@ -17,7 +17,8 @@ _LOGIN_CODES = frozenset({530, 534, 535})
 _LOGIN_RATE_CODE = 454
 #: The server closes the session: it restarts, or has had enough of us.
 _BUSY_CODE = 421
-#: More recipients than the server takes at a time: 452, and 552 of old servers (RFC 5321, 4.5.3.1.10).
+#: More recipients than the server takes at a time: any refusal that says x.5.3 or "too many recipients".
+#: RFC 5321, 4.5.3.1.10 has 452 for it, and 552 of old servers; the code itself is not compared.
 _TOO_MANY_RECIPIENTS = re.compile(r"[45]\.5\.3(?![\d.])|.*too many recipients", re.IGNORECASE | re.DOTALL)
 
 #: As Postfix, Exim, Exchange ("maximum number of concurrent server connections", "sender thread limit"),
