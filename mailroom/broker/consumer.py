@@ -190,7 +190,7 @@ class CarefulConsumer(Consumer):
         self.call_soon(self._cancel_shared)
         left_queue.send(sender=self, reason=reason)
         log.warning(
-            "the queue %s is left alone until this worker is restarted, as %s; Celery clients of this "
+            "the queue %s is not consumed until this worker is restarted, as %s; Celery clients of this "
             'service should name queue="mail", see docs/clients.md, "From a Celery client"',
             SHARED_QUEUE,
             reason,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from queue import SimpleQueue
 
-from mailroom.model.account import DEFAULT_ACCOUNT, Free
+from mailroom.model.account import DEFAULT_ACCOUNT, Capacity
 from mailroom.model.errors import TooManyConnections
 
 log = logging.getLogger("mailasync.delivery")
@@ -271,14 +271,14 @@ class Admission:
             for admitted in self._exclusive_waiting:
                 admitted.set()
 
-    def free(self, account: str) -> Free:
+    def free(self, account: str) -> Capacity:
         """Return how many more mails of this account may be claimed.
 
         No mails wait here for an account that is slow or hangs: they stay in the outbox, where another worker
         may take them.
         """
         if not self.is_divided:
-            return Free(UNLIMITED, "")
+            return Capacity(UNLIMITED, "")
         reason = f"a free connection of account {account}"
         with self._lock:
             share = self._shares[account]
@@ -287,7 +287,7 @@ class Admission:
                 reason += f": {share.description}"
             elif share.is_fast:
                 most += share.connections * WAITING_PER_CONNECTION
-            return Free(max(0, most - share.unfinished - share.waiting), reason)
+            return Capacity(max(0, most - share.unfinished - share.waiting), reason)
 
     def hanging(self) -> dict[str, str]:
         """Return the accounts that hang, each with a description for people."""

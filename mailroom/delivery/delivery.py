@@ -31,14 +31,14 @@ class Delivery:
         runner: AttemptRunner,
         admission: Admission,
         *,
-        unclaimed: Callable[[Sequence[str]], None] = lambda ids: None,
+        on_unclaimed: Callable[[Sequence[str]], None] = lambda ids: None,
     ) -> None:
-        """`unclaimed` gets the ids of a nudge if some cannot be claimed: they may wait for their jobs."""
+        """`on_unclaimed` gets the ids of a nudge if some cannot be claimed: they may wait for their jobs."""
         self.admission = admission
-        self.unclaimed = unclaimed
+        self.on_unclaimed = on_unclaimed
         self._stopping = threading.Event()
         self.recorder = Recorder(claims, runner, self._stopping)
-        # Two for each connection, so that one which waits for the database leaves the connection in use.
+        # Two for each connection, so that a thread which waits for the database leaves the connection in use.
         self._threads = ThreadPoolExecutor(2 * admission.connections, thread_name_prefix="smtp")
         self._releasing = SupervisedThread("release", self._release_unsent, self._stopping)
         self._releasing.start()  # Now, as `stop` is called by a signal handler, which must wait for no lock.
@@ -55,7 +55,7 @@ class Delivery:
             return False
         claims = self.recorder.claims.claim(ids)
         if len(claims) < len(ids):
-            self.unclaimed(ids)
+            self.on_unclaimed(ids)
         if not claims and len(ids) == 1 and self.recorder.claims.suspect(ids[0]):
             return self._deliver_alone(ids[0])
         if not claims:

@@ -99,7 +99,7 @@ class DeliveryLoop:
         has_waiting = self.admission.withdraw_hanging()
         self._release_withdrawn()
         self._start_admitted()
-        if self.poller.fenced or self.unrecorded:
+        if self.poller.at_fence or self.unrecorded:
             self._commit()
         elif not self.poller.ended and (self.poller or not self._closing.is_set()):
             max_seconds = HANGING_CHECK_SECONDS if has_waiting else float("inf")
@@ -122,22 +122,22 @@ class DeliveryLoop:
 
     def _commit(self) -> None:
         """Pass fences and record outcomes, all in one commit."""
-        fenced, outcomes, stopping = self.poller.fenced, self.unrecorded, self.recorder.stopping.is_set()
-        fences = [attempt.claim for attempt, _ in fenced]
+        at_fence, outcomes, stopping = self.poller.at_fence, self.unrecorded, self.recorder.stopping.is_set()
+        fences = [attempt.claim for attempt, _ in at_fence]
         ended = [(attempt.claim, outcome) for attempt, outcome in outcomes]
         started_at = time.monotonic()
         passed, written = self.recorder.claims.fence_and_finish([] if stopping else fences, ended)
         seconds = time.monotonic() - started_at
         self.gather_seconds = min(seconds / 2, GATHER_MAX_SECONDS) if seconds > SLOW_COMMIT_SECONDS else 0
-        self.poller.fenced, self.unrecorded = [], []
+        self.poller.at_fence, self.unrecorded = [], []
         if stopping:
-            passed = [_refused] * len(fenced)
-        for (attempt, dialogue), may_send in zip(fenced, passed, strict=True):
-            self._resume_fenced(attempt, dialogue, may_send)
+            passed = [_refused] * len(at_fence)
+        for (attempt, dialogue), may_send in zip(at_fence, passed, strict=True):
+            self._resume_at_fence(attempt, dialogue, may_send)
         for (attempt, outcome), is_written in zip(outcomes, written, strict=True):
             self._log_outcome(attempt, outcome, is_written)
 
-    def _resume_fenced(
+    def _resume_at_fence(
         self, attempt: StartedAttempt, dialogue: Dialogue[Outcome | None], may_send: Written
     ) -> None:
         try:

@@ -67,10 +67,10 @@ class Judge:
         wait_seconds = self._wait_seconds(claim)
         deferred = Outcome(state=State.DEFERRED, reason=reason, recipients=recipients)
         if account_error and (account_error.excuses or wait_seconds is not None):
-            return replace(deferred, trouble=account_error)
+            return replace(deferred, account_error=account_error)
         if wait_seconds is not None:
             return replace(deferred, wait_seconds=wait_seconds, uncertain=uncertain)
-        return _give_up(claim, replace(deferred, trouble=account_error, uncertain=uncertain))
+        return _give_up(claim, replace(deferred, account_error=account_error, uncertain=uncertain))
 
     def _answered(self, claim: Claim, receipt: Receipt) -> Outcome:
         """Judge a mail for which each recipient has a reply, of its own or the final one."""
@@ -106,7 +106,7 @@ class Judge:
             state = State.DEFERRED if _is_surplus(claim, reply) else state_of(reply)
             recipients[position] = (state, str(reply))
         account_error = sending_limit_of(hangup) or self._account_error_among(receipt.refused.values())
-        return replace(_try_again_at_once(str(hangup), recipients), trouble=account_error)
+        return replace(_try_again_at_once(str(hangup), recipients), account_error=account_error)
 
     def _account_error_among(self, replies: Iterable[Reply]) -> AccountError | None:
         """Return the first error of the account among replies, each of which may be about its recipient."""
@@ -146,7 +146,7 @@ def of_group(outcome: Outcome, *, ends_round: bool) -> Outcome:
     counts as one attempt.
     """
     settled_some = any(state is not State.DEFERRED for state, _ in outcome.recipients.values())
-    waits = outcome.trouble or outcome.uncertain or (ends_round and not settled_some)
+    waits = outcome.account_error or outcome.uncertain or (ends_round and not settled_some)
     if outcome.state is State.DEFERRED and waits:
         return outcome
     return replace(outcome, state=State.DEFERRED, wait_seconds=0, excused=True)

@@ -43,11 +43,11 @@ class Runner:
         slots: int,
         processes: int,
         children: Children,
-        queued: Callable[[str], None],
+        on_queued: Callable[[str], None],
     ) -> None:
         """At most `processes` jobs run in child processes.
 
-        `queued` is called with the id of each message that waited for a job and is queued now.
+        `on_queued` is called with the id of each message that waited for a job and is queued now.
         """
         self._claims = claims
         #: Jobs are claimed by queue and whether they are isolated, in turn: the last one claimed goes to the
@@ -56,7 +56,7 @@ class Runner:
         self._slots = Slots(slots, queues)
         self._processes = Slots(processes, [queue for queue in queues if _names(queue, isolated=True)])
         self._children = children
-        self._queued = queued
+        self._on_queued = on_queued
         self._running: set[JobAttempt] = set()
         self._lock = threading.Lock()
         self._claim_lock = threading.Lock()
@@ -240,7 +240,7 @@ class Runner:
         released = self._until_committed(lambda: self._finish(claim, end))
         _log_end(attempt, end, is_recorded=released is not None)
         for id in released or ():
-            self._queued(id)
+            self._on_queued(id)
 
     def _finish(self, claim: JobClaim, end: JobEnd) -> list[str] | None:
         try:

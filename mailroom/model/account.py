@@ -45,7 +45,7 @@ class SendingLimit:
         return bool(self.messages or self.recipients)
 
 
-class Free(NamedTuple):
+class Capacity(NamedTuple):
     """The room that a worker has for an account: how many mails, and what more of them wait for."""
 
     mails: int

@@ -61,7 +61,7 @@ class Outcome:
     wait_seconds: float | None = None  #: until the next attempt, where there is to be one
     excused: bool = False  #: whether the attempt does not count, as it brought the mail further
     uncertain: bool = False  #: whether the payload went out and no reply came
-    trouble: AccountError | None = None  #: set where the account cannot send; the message waits until one can
+    account_error: AccountError | None = None  #: the account cannot send; the message waits until one can
     bounced: frozenset[int] = (
         frozenset()
     )  #: positions of those whose server says that there is no such address

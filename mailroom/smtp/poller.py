@@ -74,12 +74,12 @@ class Poller(Generic[K, R]):
         self._is_woken = False
         self._poll.register(self._wakeups, select.POLLIN)
         #: Dialogues that ask for their fence; the caller resumes them.
-        self.fenced: list[tuple[K, Dialogue[R]]] = []
+        self.at_fence: list[tuple[K, Dialogue[R]]] = []
         #: Dialogues that have ended; calling the second item returns the result, or raises the error.
         self.ended: list[tuple[K, Callable[[], R]]] = []
 
     def __len__(self) -> int:
-        return len(self._waiting) + len(self.fenced)
+        return len(self._waiting) + len(self.at_fence)
 
     def resume(self, key: K, dialogue: Dialogue[R], step: Callable[[], Any]) -> None:
         """Run a dialogue until it waits, asks for its fence, or ends.
@@ -94,7 +94,7 @@ class Poller(Generic[K, R]):
             self.ended.append((key, partial(_raise, e)))
         else:
             if request is FENCE:
-                self.fenced.append((key, dialogue))
+                self.at_fence.append((key, dialogue))
             else:
                 self._waiting[request.sock.fileno()] = (key, dialogue, request.deadline)
                 self._poll.register(request.sock, request.event)
@@ -140,11 +140,11 @@ class Poller(Generic[K, R]):
     def abort_all(self) -> list[K]:
         """Close all dialogues where they stand; return their keys and those left in `ended`."""
         waiting = [self._forget(descriptor) for descriptor in [*self._waiting]]
-        running = [*self.fenced, *((key, dialogue) for key, dialogue, _ in waiting)]
+        running = [*self.at_fence, *((key, dialogue) for key, dialogue, _ in waiting)]
         for _, dialogue in running:
             dialogue.close()
         keys = [key for key, _ in [*running, *self.ended]]
-        self.fenced, self.ended = [], []
+        self.at_fence, self.ended = [], []
         self._is_woken = False  # The thread may have failed before it noted that.
         return keys
 

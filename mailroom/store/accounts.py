@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, and_, func, select, update
 
-from mailroom.model.account import AccountError, AccountState, Free, SendingLimit
+from mailroom.model.account import AccountError, AccountState, Capacity, SendingLimit
 from mailroom.model.message import State
 from mailroom.store.db.database import Database
 from mailroom.store.db.dialects import insertion, now_ms
@@ -61,7 +61,7 @@ class Accounts:
 
     database: Database
     limits: Sequence[SendingLimit]
-    free: Callable[[str], Free] | None = None  #: how many more mails of an account this worker can take
+    free: Callable[[str], Capacity] | None = None  #: how many more mails of an account this worker can take
 
     def register(self) -> None:
         """Make the rows that are missing, and let an account whose login was refused try again.

@@ -72,7 +72,7 @@ class Heartbeat:
     id: str
     name: str
     queues: Sequence[str]
-    broker_trouble: Callable[[], str] = str  #: why it does not reach its queues now; "" if it does
+    broker_error: Callable[[], str] = str  #: why it does not reach its queues now; "" if it does
     celery_queue_left: str | None = None
     hanging: Callable[[], Mapping[str, str]] = dict  #: this worker's share of `hanging_accounts`
     #: Descriptions of threads that ended, a moment ago or for good.
@@ -113,7 +113,7 @@ class Heartbeat:
         values = {
             "seen_at": now_ms(),
             "queues": ",".join(self.queues),
-            "broker_trouble": self.broker_trouble() or None,
+            "broker_trouble": self.broker_error() or None,
             "celery_queue_left": self.celery_queue_left,
             "hanging": hanging[-1],
             "thread_trouble": "; ".join(self.threads()) or None,

@@ -136,7 +136,7 @@ def start_worker(*, name: str, connections: int) -> None:
         queues=list(process.celery_app.amqp.queues.consume_from),
         connections=min(settings.SMTP_CONNECTIONS, connections),
         # If the web side runs in this process too, it reports the threads itself.
-        thread_troubles=tuple if process.database else troubles,
+        thread_errors=tuple if process.database else troubles,
     )
     process.worker = Worker(
         settings,

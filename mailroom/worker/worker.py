@@ -47,7 +47,7 @@ class WorkerOptions:
     queues: Sequence[str]
     connections: int
     #: Describes threads of this process that have ended, for other processes to report.
-    thread_troubles: Callable[[], Sequence[str]] = tuple
+    thread_errors: Callable[[], Sequence[str]] = tuple
 
 
 class Worker:
@@ -105,14 +105,14 @@ class Worker:
             self.options.name,
             self.options.queues,
             hanging=self._admission.hanging,
-            threads=self.options.thread_troubles,
-            broker_trouble=self._broker_trouble,
+            threads=self.options.thread_errors,
+            broker_error=self._broker_error,
         )
 
     def _make_delivery(self) -> Delivery:
         senders = {account.name: Sender(account.sender, Sessions(account.hop)) for account in self._accounts}
         attempts = AttemptRunner(senders, schedule(self.settings), self.settings.ON_UNCERTAIN)
-        return Delivery(self._claims, attempts, self._admission, unclaimed=self._wake_awaited)
+        return Delivery(self._claims, attempts, self._admission, on_unclaimed=self._wake_awaited)
 
     def _make_runner(self) -> Runner:
         job_queues = registry.queues()
@@ -122,7 +122,7 @@ class Worker:
             slots=self.settings.JOB_SLOTS,
             processes=self.settings.JOB_PROCESSES,
             children=Children(registry.modules(self.settings.JOBS)),
-            queued=self._publish_mail,
+            on_queued=self._publish_mail,
         )
 
     def _make_notifier(self) -> Notifier:
@@ -155,7 +155,7 @@ class Worker:
         hops = ", ".join(dict.fromkeys(str(account.hop) for account in self._accounts))
         return f"worker {self.heartbeat.name}: mail goes to {hops}; outbox {self.database!r}"
 
-    def _broker_trouble(self) -> str:
+    def _broker_error(self) -> str:
         """Say why this worker gets nothing from its queues, "" if it does."""
         # The publisher notices as well if no connection can be opened.
         return self.refusal or (self.publisher.down[1] if self.publisher.down else "")

@@ -421,7 +421,7 @@ def test_no_address_and_no_body_reaches_a_log_at_debug(pair: Service, smtpd: Scr
     stock.close()
     wait_until(lambda: pair.request("GET", f"/v1/messages/{ids[-1]}")[0] == 200, what="the task was read")
     assert [pair.final(id)["status"] for id in ids] == ["sent", "failed", "sent"]
-    worker.says("the queue celery is left alone")
+    worker.says("the queue celery is not consumed")
     worker.stop()
     for program in (web, worker):
         assert "geheim" not in program.text()

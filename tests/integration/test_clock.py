@@ -158,14 +158,14 @@ def account(database: Database) -> IsOver:
     accounts.register()
     claims = claims_of(database, "worker-1")
     [claim] = claims.claim([accept(database)])
-    trouble = AccountError(state=AccountState.PAUSED, reason="421 later", waits=(60.0,))
+    account_error = AccountError(state=AccountState.PAUSED, reason="421 later", waits=(60.0,))
     assert claims.finish(
         claim,
         Outcome(
             state=State.DEFERRED,
             reason="421 later",
             recipients={0: (State.DEFERRED, "421 later")},
-            trouble=trouble,
+            account_error=account_error,
         ),
     )
     return lambda: sweeps(database).unparked(9, accounts.capacity())

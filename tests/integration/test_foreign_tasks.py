@@ -180,7 +180,7 @@ def assert_shop_is_left_alone(
 ) -> None:
     url = made.settings["BROKER_URL"]
     for worker in workers:
-        worker.says("the queue celery is left alone until this worker is restarted, as a task on it is")
+        worker.says("the queue celery is not consumed until this worker is restarted, as a task on it is")
     wait_until(lambda: is_left(rabbitmq, url), 60, what="all is given back")
     assert [worker.text().count("Canceling queue celery") for worker in workers] == [1] * len(workers)
     # Our clients that name our queue are served as ever.

@@ -95,7 +95,7 @@ def test_a_worker_that_may_not_read_is_told_of_by_web_and_doctor(
 ) -> None:
     stack.web()
     worker = worker_of(stack, user("alice", read="^(mail|mail\\.bulk|jobs|webhooks)$"), wait=True)
-    worker.says("the queue celery is left alone until this worker is restarted, as RabbitMQ refuses user")
+    worker.says("the queue celery is not consumed until this worker is restarted, as RabbitMQ refuses user")
     assert stack.final(stack.post("/v1/messages"))["status"] == "sent"
     worker.stop()
     worker = worker_of(stack, user("bob", read="^(mail\\.bulk|jobs|webhooks)$"))
@@ -139,5 +139,5 @@ def test_a_shared_queue_with_other_arguments_keeps_no_mail(
         channel.queue_declare("celery", durable=True, auto_delete=False, arguments={"x-max-length": 9})
     stack.web()
     worker = stack.worker()
-    worker.says("is left alone until this worker is restarted, as a queue exists with other arguments")
+    worker.says("is not consumed until this worker is restarted, as a queue exists with other arguments")
     assert stack.final(stack.post("/v1/messages"))["status"] == "sent"

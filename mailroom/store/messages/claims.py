@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import BigInteger, Connection, String, exists, func, select
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from mailroom.model.account import DEFAULT_ACCOUNT, Free, SendingLimit
+from mailroom.model.account import DEFAULT_ACCOUNT, Capacity, SendingLimit
 from mailroom.model.attempt import Claim, Outcome
 from mailroom.model.errors import StoreUnavailable
 from mailroom.model.message import State
@@ -47,7 +47,7 @@ class Claims:
     lease_seconds: float
     #: One for each account that this worker can send by.
     limits: tuple[SendingLimit, ...] = (SendingLimit(account=DEFAULT_ACCOUNT),)
-    free: Callable[[str], Free] | None = None  #: how many more mails of an account it can take
+    free: Callable[[str], Capacity] | None = None  #: how many more mails of an account it can take
     #: Ids that threads of this worker claim or work on, each with their number.
     _in_hand: Counter[str] = field(default_factory=Counter, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)

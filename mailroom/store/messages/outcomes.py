@@ -81,7 +81,7 @@ def finish(connection: Connection, ended: list[Ended], limited: Collection[str])
     `limited`: the accounts whose mails are counted.
     """
     reports = [
-        AccountReport(claim.account, claim.is_probe, outcome.trouble)
+        AccountReport(claim.account, claim.is_probe, outcome.account_error)
         for claim, outcome in _about_accounts(connection, ended)
     ]
     until = note_ends(connection, reports)
@@ -135,7 +135,7 @@ def _settled(connection: Connection, attempts: list[AttemptKey]) -> set[AttemptK
 
 def _about_accounts(connection: Connection, ended: list[Ended]) -> list[Ended]:
     """Return those that say something of an account and are not on record, so that no error counts twice."""
-    about = [(claim, outcome) for claim, outcome in ended if outcome.trouble or claim.is_probe]
+    about = [(claim, outcome) for claim, outcome in ended if outcome.account_error or claim.is_probe]
     if not about:
         return []
     # A commit that got no answer may still hold these locks: then its outcome can be read only after it.
@@ -158,7 +158,7 @@ def _write_outcomes(connection: Connection, ended: list[Ended], until: dict[str,
 
 def _row(claim: Claim, outcome: Outcome, until: dict[str, int]) -> dict[str, Any]:
     """Return the values of `_FINISH`. With an error of the account, a message waits until that can send."""
-    error = outcome.trouble
+    error = outcome.account_error
     row: dict[str, Any] = {
         "id": claim.id,
         "attempt": claim.attempt,

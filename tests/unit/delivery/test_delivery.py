@@ -968,7 +968,7 @@ def test_a_mail_that_waits_for_its_job_is_told_of_and_not_delivered(office: Offi
         NewMessage(id=waiting, message=message, message_id=f"{waiting}@example.org", job=job)
     )
     told: list[Sequence[str]] = []
-    office.delivery.unclaimed = told.append
+    office.delivery.on_unclaimed = told.append
     assert office.delivery.deliver([ready])
     assert told == []
     assert office.delivery.deliver([waiting])

@@ -57,7 +57,7 @@ class Bench:
             slots=slots,
             processes=processes,
             children=self.children,
-            queued=lambda id: None,
+            on_queued=lambda id: None,
         )
         self.runner.start()
         self._ended = threading.Event()

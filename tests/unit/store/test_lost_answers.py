@@ -36,7 +36,7 @@ TURNED_AWAY = Outcome(
     state=State.DEFERRED,
     reason="421 4.7.0 later",
     recipients={0: (State.DEFERRED, "421 4.7.0 later")},
-    trouble=AccountError(state=AccountState.PAUSED, reason="421 4.7.0 later", waits=(60.0,)),
+    account_error=AccountError(state=AccountState.PAUSED, reason="421 4.7.0 later", waits=(60.0,)),
 )
 
 
