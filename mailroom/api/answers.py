@@ -11,7 +11,7 @@ from typing_extensions import TypedDict  # pydantic reads these of Python from 3
 
 from mailroom.model.account import AccountState
 from mailroom.model.message import State
-from mailroom.store.events.deliveries import DELIVERED, FAILED, OWN, PENDING, TEST, TYPES
+from mailroom.store.events.webhook_events import DELIVERED, FAILED, OWN, PENDING, TEST, TYPES
 from mailroom.store.jobs.jobs import JobState, NotifyOn
 from mailroom.store.messages.suppressions import Reason
 

@@ -15,8 +15,8 @@ from mailroom.model.account import AccountState
 from mailroom.model.message import State
 from mailroom.model.times import timestamp
 from mailroom.store.events.counters import LATENCY_SECONDS, SENT_WITHIN, Counters, Depths
-from mailroom.store.events.deliveries import ENABLED
 from mailroom.store.events.queue_history import WAITING, QueueHistory
+from mailroom.store.events.webhook_events import ENABLED
 from mailroom.store.messages.search import Search, listed, number
 from mailroom.store.workers import alive
 from mailroom.web.charts import Line, Times, chart

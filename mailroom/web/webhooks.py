@@ -5,7 +5,7 @@ from flask import Response, request
 from mailroom.api.routes import webhooks
 from mailroom.api.services import services
 from mailroom.model.errors import InvalidMessage
-from mailroom.store.events.deliveries import OWN, TYPES
+from mailroom.store.events.webhook_events import OWN, TYPES
 from mailroom.web.layout import details, done, may, page, pages, query_params, status_of
 
 blueprint = pages("webhooks")

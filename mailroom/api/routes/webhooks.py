@@ -16,7 +16,7 @@ from mailroom.api.services import services
 from mailroom.model.errors import FieldError, InvalidMessage, refuse_items
 from mailroom.model.ids import is_id, new_id
 from mailroom.model.times import timestamp
-from mailroom.store.events.deliveries import ENABLED, OWN, TYPES
+from mailroom.store.events.webhook_events import ENABLED, OWN, TYPES
 from mailroom.store.events.webhooks import TooMany
 from mailroom.store.keys.api_keys import Scope
 from mailroom.submission.fields import read_fields

@@ -9,7 +9,7 @@ from mailroom.store.db.dialects import now_ms
 from mailroom.store.db.schema import events
 from mailroom.store.db.statements import inserted
 from mailroom.store.events.counters import count_events
-from mailroom.store.events.deliveries import enqueue_webhooks
+from mailroom.store.events.webhook_events import enqueue_webhooks
 
 _NEW = inserted(events, ("id", "event", "attempt", "detail"), at=now_ms())
 

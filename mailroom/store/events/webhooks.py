@@ -11,16 +11,8 @@ from mailroom.model.errors import MailroomError
 from mailroom.store.db.database import Database
 from mailroom.store.db.dialects import now_ms
 from mailroom.store.db.schema import deliveries, webhooks
-from mailroom.store.events.deliveries import (
-    ENABLED,
-    OWN,
-    PENDING,
-    TEST,
-    disable,
-    forget,
-    have_own,
-    new_secret,
-)
+from mailroom.store.events.deliveries import disable, forget
+from mailroom.store.events.webhook_events import ENABLED, OWN, PENDING, TEST, have_own, new_secret
 
 #: Each of them adds a row for every event.
 WEBHOOKS_MAX = 20

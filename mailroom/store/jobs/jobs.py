@@ -16,8 +16,8 @@ from mailroom.store.db.dialects import now_ms
 from mailroom.store.db.locking import in_order
 from mailroom.store.db.schema import events, files, jobs, messages, recipients, workers
 from mailroom.store.events.counters import count, count_events
-from mailroom.store.events.deliveries import enqueue_webhooks
 from mailroom.store.events.timeline import record
+from mailroom.store.events.webhook_events import enqueue_webhooks
 from mailroom.store.workers import is_alive
 
 #: Content that is larger has a commit of its own, so that small rows do not wait for it.

@@ -15,8 +15,8 @@ from mailroom.store.content import copy
 from mailroom.store.db.database import Database
 from mailroom.store.db.dialects import now_ms
 from mailroom.store.db.schema import contents, jobs, messages, recipients
-from mailroom.store.events.deliveries import enqueue_webhooks
 from mailroom.store.events.timeline import record
+from mailroom.store.events.webhook_events import enqueue_webhooks
 from mailroom.store.jobs.jobs import JobState
 from mailroom.store.messages.idempotency import Kept, KeyTaken, take
 

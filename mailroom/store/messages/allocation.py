@@ -11,7 +11,7 @@ from mailroom.store.accounts import Allowance, begin_probe
 from mailroom.store.db.dialects import now_ms
 from mailroom.store.db.schema import messages, recipients
 from mailroom.store.db.statements import Rows, parameter
-from mailroom.store.events.deliveries import enqueue_webhooks
+from mailroom.store.events.webhook_events import enqueue_webhooks
 
 
 class ClaimedRow(NamedTuple):

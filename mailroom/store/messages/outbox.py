@@ -18,8 +18,8 @@ from mailroom.store.db.dialects import now_ms
 from mailroom.store.db.schema import contents, events, jobs, messages, recipients, workers
 from mailroom.store.db.statements import Rows, RowValues, parameter
 from mailroom.store.events.counters import count
-from mailroom.store.events.deliveries import enqueue_webhooks
 from mailroom.store.events.timeline import record
+from mailroom.store.events.webhook_events import enqueue_webhooks
 from mailroom.store.jobs.jobs import SMALL_MAX_CHARACTERS, SUMMARY, NewJob, insert, is_large
 from mailroom.store.keys.rate_limits import Charge, RateLimited, debit
 from mailroom.store.messages.idempotency import Kept, KeyTaken, give_back, take

@@ -30,14 +30,9 @@ from mailroom.model.message import State
 from mailroom.store.db.database import Database
 from mailroom.store.db.dialects import now_ms
 from mailroom.store.db.schema import contents, deliveries, events, jobs, messages, tags
-from mailroom.store.events.deliveries import (
-    OWN,
-    DeliveryResult,
-    WebhookDeliveries,
-    enqueue_webhooks,
-    have_own,
-)
+from mailroom.store.events.deliveries import DeliveryResult, WebhookDeliveries
 from mailroom.store.events.timeline import record
+from mailroom.store.events.webhook_events import OWN, enqueue_webhooks, have_own
 from mailroom.store.events.webhooks import Webhooks
 from mailroom.store.jobs.jobs import JobEnd, JobState, let_go
 from mailroom.store.keys.api_keys import Scope
