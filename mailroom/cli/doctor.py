@@ -83,11 +83,11 @@ class Doctor:
 
     def examine(self) -> Iterator[Finding]:
         yield self._versions()
-        database = bounded("database", self._database)
-        yield from database
+        database_findings = bounded("database", self._database)
+        yield from database_findings
         yield from bounded("broker", self._broker)
-        is_there = all(finding.ok for finding in database)
-        if is_there:
+        database_ok = all(finding.ok for finding in database_findings)
+        if database_ok:
             yield from bounded("durability", self._durability)
             yield from bounded("worker", self._worker)
             yield from bounded("queue", self._queue)
@@ -95,7 +95,7 @@ class Doctor:
         yield self._public_url()
         for account in self.accounts:
             yield from bounded(f"login of account {account.name}", partial(self._login, account))
-            if is_there:
+            if database_ok:
                 yield from bounded(f"budget of account {account.name}", partial(self._account, account))
 
     def _versions(self) -> Finding:
@@ -119,7 +119,7 @@ class Doctor:
         yield Finding(
             "database",
             True,
-            f"{self.database!r} takes mail, and has the schema of this version; "
+            f"{self.database} takes mail, and has the schema of this version; "
             f"{info.version}, {info.size_bytes / 1e6:,.1f} MB",
         )
 

@@ -20,7 +20,7 @@ _ADDRESS = re.compile(
     r"""(?:\\?"(?:\\.|[^"\\\n]){1,130}\\?"|[^\s<>()\[\]{},;:"'`=]+)@[^\s<>()\[\]{},;"'`]+"""
 )
 #: Celery's loggers that log task arguments (a client's whole mail) below WARNING, and nothing else of use.
-_LOG_ARGUMENTS = frozenset({"celery.pool", "celery.concurrency.base"})
+_ARGUMENT_LOGGERS = frozenset({"celery.pool", "celery.concurrency.base"})
 
 _HOST_NAME = socket.gethostname()
 
@@ -34,7 +34,7 @@ class NoPersonalData(logging.Filter):
     """Masks addresses in every record, and drops records that contain the arguments of a task."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.name in _LOG_ARGUMENTS and record.levelno < logging.WARNING:
+        if record.name in _ARGUMENT_LOGGERS and record.levelno < logging.WARNING:
             return False
         message = _message(record)
         if "@" in message:

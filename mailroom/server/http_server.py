@@ -5,6 +5,7 @@ RSGI does not promise that this works: it depends on granian's internals, so pyp
 that were tried.
 """
 
+import logging
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +16,7 @@ from granian._signals import set_sync_signals
 from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 from granian.log import LogLevels
+from granian.log import logger as granian_log
 from granian.server.common import WORKERS_METHODS
 from granian.server.mp import MPServer, WorkerProcess
 
@@ -47,9 +49,19 @@ def serve(
         workers_kill_timeout=stop_seconds,
         http1_settings=HTTP1Settings(header_read_timeout=int(limits.header_seconds * 1000)),
     )
+    granian_log.addFilter(partial(_is_news, server))
     server.serve(
         spawn_target=partial(run_worker, port=port, limits=limits), target_loader=loader, wrap_loader=False
     )
+
+
+def _is_news(server: MPServer, record: logging.LogRecord) -> bool:
+    """Drop granian's "Unexpected exit" of a child process that ended with an error and has said why itself.
+
+    One that a signal ended, such as the kernel's when memory runs out, could say nothing.
+    """
+    exit_codes = {worker.inner.exitcode for worker in server.wrks}
+    return exit_codes != {1} or not record.getMessage().startswith("Unexpected exit")
 
 
 class _Loop:

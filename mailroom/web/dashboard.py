@@ -14,6 +14,7 @@ from mailroom.api.services import services
 from mailroom.model.account import AccountState
 from mailroom.model.message import State
 from mailroom.model.times import timestamp
+from mailroom.store.db.database import Database
 from mailroom.store.events.counters import LATENCY_SECONDS, SENT_WITHIN, Counters, Depths
 from mailroom.store.events.queue_history import WAITING, QueueHistory
 from mailroom.store.events.webhook_events import ENABLED
@@ -45,8 +46,7 @@ def dashboard() -> Response:
     now, seen_at, beat_at = services().outbox.workers_seen()
     minute = now // 60_000
     depths = Counters(database).depths(services().settings.LEASE_SECONDS)
-    day = Counters(database).over_time(minute - SPANS["day"][0] + 1, stretch=10)
-    hour = Counters(database).over_time(minute - SPANS["hour"][0] + 1)
+    day, hour = _over_time(database, "day", minute), _over_time(database, "hour", minute)
     charts = _charts(day if span == "day" else hour, depths, span, minute)
     newest = [message_summary_json(row) for row in listed(database, Search(limit=NEWEST_MAX)).rows]
     all_accounts = accounts.accounts_json()
@@ -137,6 +137,12 @@ def _verdict(
         return "late", "Mail is delayed: the workers can't keep up."
     summary_of_hour = f"{sent:,} sent in the last hour" if sent else "none was sent in the last hour"
     return "good", f"Mail flows; {summary_of_hour}."
+
+
+def _over_time(database: Database, span: str, minute: int) -> dict[str, dict[int, int]]:
+    """Count the events of the hour or day that ends with this minute, by the intervals of the charts."""
+    minutes, stretch = SPANS[span]
+    return Counters(database).over_time(minute - minutes + 1, stretch=stretch)
 
 
 def _charts(counts: Mapping[str, Mapping[int, int]], depths: Depths, span: str, minute: int) -> Iterator[Any]:

@@ -153,7 +153,7 @@ class Worker:
 
     def __str__(self) -> str:
         hops = ", ".join(dict.fromkeys(str(account.hop) for account in self._accounts))
-        return f"worker {self.heartbeat.name}: mail goes to {hops}; outbox {self.database!r}"
+        return f"worker {self.heartbeat.name}: mail goes to {hops}; outbox {self.database}"
 
     def _broker_error(self) -> str:
         """Say why this worker gets nothing from its queues, "" if it does."""
@@ -167,7 +167,7 @@ class Worker:
         """Deliver the mails that a nudge names; return False if the nudge has to go back to the queue."""
         if outbox_id != self.database.outbox_id:
             log.error(
-                "this worker reads outbox %s (%r), but the nudge is from outbox %s: web and worker need "
+                "this worker reads outbox %s (%s), but the nudge is from outbox %s: web and worker need "
                 "the same MAILASYNC_DATABASE_URL, unless the nudge is from before `flask db restored`",
                 self.database.outbox_id,
                 self.database,

@@ -4,9 +4,11 @@ import base64
 import shutil
 import smtplib
 import socket
+import sqlite3
 import subprocess
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -193,6 +195,24 @@ def test_a_wrong_setting_is_one_sentence(alone: Service, command: tuple[str, ...
         program.text().strip()
         == "mailasync: MAILASYNC_SMTP_SECURITY: expected one of ssl, starttls, none, got 'tls'"
     )
+
+
+@pytest.mark.parametrize("command", [("app.py",), ("-m", "flask", "up")])
+def test_a_database_of_another_application_is_one_sentence(
+    alone: Service, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    file = tmp_path / "other.sqlite3"
+    with closing(sqlite3.connect(file)) as other:
+        other.execute("CREATE TABLE books (id INTEGER)")
+    alone.settings |= {
+        "DATABASE_URL": f"sqlite:///{file}",
+        "BROKER_URL": f"pyamqp://127.0.0.1:{free_port()}//",
+    }
+    program = alone.run(*command, name="other")
+    assert program.process.wait(60) == 1
+    [line] = program.text().splitlines()
+    assert line.startswith(f"mailasync: sqlite:///{file}: expected schema ")
+    assert line.endswith(", found none; run `flask db upgrade`")
 
 
 def test_a_password_without_the_prefix_gets_a_hint(alone: Service) -> None:

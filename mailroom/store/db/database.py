@@ -73,8 +73,12 @@ class Database:
         self._lock = threading.Lock()
         self._outbox_id = ""
 
+    def __str__(self) -> str:
+        """Return the URL for people and logs; its password is masked."""
+        return self.url.render_as_string(hide_password=True)
+
     def __repr__(self) -> str:
-        return f"Database({self.url.render_as_string(hide_password=True)!r})"
+        return f"Database({str(self)!r})"
 
     @property
     def outbox_id(self) -> str:

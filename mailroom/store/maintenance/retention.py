@@ -149,12 +149,12 @@ class Retention:
         return count
 
     def _look(self, table: Table, after: Position, limit: int, connection: Connection) -> PurgeBatch:
-        until = self._until(connection)
-        can_go = _message_can_go(until) if table is messages else _job_can_go(until)
+        cutoff_ms = self._cutoff_ms(connection)
+        can_go = _message_can_go(cutoff_ms) if table is messages else _job_can_go(cutoff_ms)
         rows = connection.execute(
             select(table.c.id, table.c.created_at, can_go.label("gone"))
             .where(
-                table.c.created_at < until,
+                table.c.created_at < cutoff_ms,
                 tuple_(table.c.created_at, table.c.id) > tuple_(*map(literal, after)),
             )
             .order_by(table.c.created_at, table.c.id)
@@ -163,7 +163,7 @@ class Retention:
         end = (rows[-1].created_at, rows[-1].id) if rows else after
         return PurgeBatch(end, [row.id for row in rows if row.gone], len(rows) < limit)
 
-    def _until(self, connection: Connection) -> int:
+    def _cutoff_ms(self, connection: Connection) -> int:
         return _now(connection) - int(self.days * DAY_MS)
 
     def _delete_messages(self, connection: Connection, chunks: list[list[str]]) -> list[int | None]:
@@ -180,7 +180,7 @@ class Retention:
         # Checked again: one may have been sent once more meanwhile.
         gone = (
             delete(messages)
-            .where(messages.c.id.in_(ids), _message_can_go(self._until(connection)))
+            .where(messages.c.id.in_(ids), _message_can_go(self._cutoff_ms(connection)))
             .returning(messages.c.id, messages.c.job_id)
         )
         rows = connection.execute(in_order(connection, gone)).all()
@@ -198,8 +198,11 @@ class Retention:
     def _delete_jobs_of(self, connection: Connection, ids: list[str]) -> int:
         if not ids:
             return 0
+        # Checked again: one may have been run once more meanwhile, or its message may have to stay.
         old = (
-            delete(jobs).where(jobs.c.id.in_(ids), _job_can_go(self._until(connection))).returning(jobs.c.id)
+            delete(jobs)
+            .where(jobs.c.id.in_(ids), _job_can_go(self._cutoff_ms(connection)))
+            .returning(jobs.c.id)
         )
         gone = list(connection.scalars(in_order(connection, old)))
         if gone:
@@ -222,31 +225,34 @@ class Retention:
             self.database.write(_delete_small, limit, alone=True)
 
 
-def _message_can_go(until: int) -> ColumnElement[bool]:
+def _message_can_go(cutoff_ms: int) -> ColumnElement[bool]:
     """Return the condition on which a message can be deleted.
 
     It is final and so is its job, as both stay together; and all that happened to either is older than
-    `until`. A message has no column for its end: that is the time of its last event, or else of its
+    `cutoff_ms`. A message has no column for its end: that is the time of its last event, or else of its
     acceptance.
     """
     return and_(
         messages.c.state.in_(FINAL),
-        messages.c.created_at < until,
-        ~exists().where(events.c.id == messages.c.id, events.c.at >= until),
-        or_(messages.c.job_id.is_(None), ~exists().where(jobs.c.id == messages.c.job_id, ~_job_ended(until))),
+        messages.c.created_at < cutoff_ms,
+        ~exists().where(events.c.id == messages.c.id, events.c.at >= cutoff_ms),
+        or_(
+            messages.c.job_id.is_(None),
+            ~exists().where(jobs.c.id == messages.c.job_id, ~_job_ended(cutoff_ms)),
+        ),
     )
 
 
-def _job_can_go(until: int) -> ColumnElement[bool]:
+def _job_can_go(cutoff_ms: int) -> ColumnElement[bool]:
     """Return the condition on which a job can be deleted.
 
     It is final and old, and there is no message that shows it or may need its file.
     """
-    return and_(_job_ended(until), ~exists().where(messages.c.job_id == jobs.c.id))
+    return and_(_job_ended(cutoff_ms), ~exists().where(messages.c.job_id == jobs.c.id))
 
 
-def _job_ended(until: int) -> ColumnElement[bool]:
-    return and_(jobs.c.state.in_(JOB_FINAL), func.coalesce(jobs.c.finished_at, jobs.c.created_at) < until)
+def _job_ended(cutoff_ms: int) -> ColumnElement[bool]:
+    return and_(jobs.c.state.in_(JOB_FINAL), func.coalesce(jobs.c.finished_at, jobs.c.created_at) < cutoff_ms)
 
 
 def _small_tables(connection: Connection) -> list[tuple[Table, tuple[Column[Any], ...], ColumnElement[bool]]]:
