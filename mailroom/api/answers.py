@@ -1,6 +1,6 @@
-"""Types of what the API answers: plain dictionaries at run time, and the source of their OpenAPI schemas.
+"""Types of the JSON that the API answers: dictionaries at run time, and the source of the OpenAPI schemas.
 
-A class `MessageJson` is the schema `Message`; docstrings and descriptions here are for the reader of the API.
+The class `MessageJson` becomes the schema `Message`; its docstring and descriptions are for users of the API.
 """
 
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ Schema = dict[str, Any]
 
 TEXT: Schema = {"type": "string"}
 TIME: Schema = {"type": "string", "format": "date-time"}
-#: A client chose it where it is the id of a task.
+#: Longer than our own ids, as a Celery client's task id becomes the id of its mail.
 ID: Schema = {
     "type": "string",
     "pattern": r"^[\x20-\x7e]{1,200}$",
@@ -27,8 +27,8 @@ ID: Schema = {
 }
 
 
-def one_of(words: Iterable[str]) -> Schema:
-    return {"type": "string", "enum": [*words]}
+def one_of(values: Iterable[str]) -> Schema:
+    return {"type": "string", "enum": [*values]}
 
 
 Count = Annotated[int, Field(ge=0)]
@@ -45,12 +45,12 @@ DeliveryEventWord = Annotated[str, WithJsonSchema(one_of((*TYPES, TEST)))]
 DeliveryState = Annotated[str, WithJsonSchema(one_of((PENDING, DELIVERED, FAILED)))]
 RecipientKind = Annotated[str, WithJsonSchema(one_of(("to", "cc", "bcc")))]
 Progress = Annotated[float, Field(ge=0, le=1)]
-JobStep = Annotated[str | None, Field(description="What it is at, in its own words.")]
+JobStep = Annotated[str | None, Field(description="What the job is doing, in its own words.")]
 FailureWord = Annotated[str, WithJsonSchema(one_of(("defer", "refuse", "drop")))]
 
 
 class FieldProblemJson(TypedDict):
-    """Says what is wrong, and where: a JSON pointer."""
+    """A wrong field: its JSON pointer, or the name of a parameter, and what is wrong."""
 
     detail: str
     pointer: NotRequired[str]
@@ -58,7 +58,7 @@ class FieldProblemJson(TypedDict):
 
 
 class ProblemJson(TypedDict):
-    """Says what was expected, and what came (RFC 9457)."""
+    """Problem details (RFC 9457); `detail` says what was expected and what came."""
 
     type: str
     title: str
@@ -67,8 +67,10 @@ class ProblemJson(TypedDict):
     code: NotRequired[str]
     request_id: NotRequired[str]
     scopes: NotRequired[list[str]]
-    id: NotRequired[Annotated[Id, Field(description="What may have been accepted.")]]
-    ids: NotRequired[Annotated[list[Id], Field(description="All of a batch, which may have been accepted.")]]
+    id: NotRequired[Annotated[Id, Field(description="The id that may have been accepted.")]]
+    ids: NotRequired[
+        Annotated[list[Id], Field(description="The ids of a batch that may have been accepted.")]
+    ]
     errors: NotRequired[list[FieldProblemJson]]
 
 
@@ -117,7 +119,7 @@ class JobOfMessageJson(TypedDict):
 class MessageJson(TypedDict):
     id: Id
     status: StateWord
-    why: Annotated[str, Field(description="What it waits for, or how it ended.")]
+    why: Annotated[str, Field(description="What the message waits for, or how it ended.")]
     subject: str
     tags: list[str]
     metadata: dict[str, str]
@@ -126,11 +128,11 @@ class MessageJson(TypedDict):
     expires_at: Time | None
     max_attempts: Count | None
     resent_of: Id | None
-    message_id: Annotated[str, Field(description="The header field.")]
+    message_id: Annotated[str, Field(description="The header field Message-ID.")]
     attempts: Count
     uncertain_attempts: Count
     recipients: list[RecipientWithReplyJson]
-    job: Annotated[JobOfMessageJson | None, Field(description="The work that it waits for.")]
+    job: Annotated[JobOfMessageJson | None, Field(description="The job that the message waits for.")]
     timeline: list[EventJson]
 
 
@@ -164,12 +166,12 @@ class FileJson(TypedDict):
     size: Count
 
 
-#: `from` is a word of Python's.
+#: A class cannot have a field `from`, which is a keyword.
 _DryRunFromJson = TypedDict("_DryRunFromJson", {"from": SenderJson})
 
 
 class DryRunJson(_DryRunFromJson):
-    """Shows what would be sent."""
+    """The mail that would be sent."""
 
     dry_run: Literal[True]
     status: StateWord
@@ -193,7 +195,7 @@ class JobSummaryJson(TypedDict):
     max_attempts: Count
     timeout_seconds: float
     notify_on: NotifyOnWord | None
-    retry_of: Annotated[Id | None, Field(description="The job that this one runs once more.")]
+    retry_of: Annotated[Id | None, Field(description="The job that this one runs again.")]
     created_at: Time
     started_at: Time | None
     finished_at: Time | None
@@ -210,7 +212,7 @@ class JobFileJson(TypedDict):
 class JobJson(JobSummaryJson):
     why: str
     args: AnyObject
-    result: Annotated[Any, Field(description="What it returned.")]
+    result: Annotated[Any, Field(description="The return value of the job.")]
     file: JobFileJson | None
     message: AcceptedJson | None
     timeline: list[EventJson]
@@ -229,7 +231,7 @@ class JobTypeJson(TypedDict):
     isolated: bool
     timeout_seconds: float
     max_attempts: Count
-    arguments: Annotated[AnyObject, Field(description="JSON Schema.")]
+    arguments: Annotated[AnyObject, Field(description="A JSON Schema.")]
 
 
 class JobTypesJson(TypedDict):
@@ -237,7 +239,7 @@ class JobTypesJson(TypedDict):
 
 
 class BudgetJson(TypedDict):
-    """Of any 24 hours; null where there is no limit."""
+    """The use of a limit in the last 24 hours; null if there is no limit."""
 
     limit: Count
     sent: Count
@@ -307,14 +309,16 @@ class SuppressionsAddedJson(TypedDict):
 class WebhookSummaryJson(TypedDict):
     id: Annotated[str, Field(description=f"`{OWN}` stands for the URLs that messages name themselves.")]
     url: str | None
-    events: Annotated[list[EventWord], Field(description="None: all.")]
+    events: Annotated[list[EventWord], Field(description="An empty list: all.")]
     enabled: bool
-    reason: Annotated[str | None, Field(description="Why it is told nothing.")]
+    reason: Annotated[str | None, Field(description="Why the webhook is disabled.")]
     created_at: Time
 
 
 class WebhookJson(WebhookSummaryJson):
-    secret: NotRequired[Annotated[str, Field(description="Signs each POST to it (Standard Webhooks).")]]
+    secret: NotRequired[
+        Annotated[str, Field(description="The key that signs each POST (Standard Webhooks).")]
+    ]
 
 
 class WebhooksJson(TypedDict):

@@ -1,7 +1,8 @@
-"""Errors as problem details (RFC 9457): what was wrong, where, what was expected and what came."""
+"""Answers errors with problem details (RFC 9457): which field is wrong, what was expected, what came."""
 
 import json
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from flask import Blueprint, Response, g, request
@@ -15,14 +16,28 @@ log = logging.getLogger("mailasync.api")
 blueprint = Blueprint("problems", __name__)
 
 PROBLEM_TYPE = "application/problem+json"
-#: Seconds a client should wait when the database is away.
+#: How long a client should wait before it tries again, if the database is not available.
 RETRY_AFTER_SECONDS = 2
 
 
 def problem(
-    status: int, code: str, title: str, detail: str, *, headers: dict[str, str] | None = None, **more: Any
+    status: int,
+    code: str,
+    title: str,
+    detail: str,
+    *,
+    headers: dict[str, str] | None = None,
+    **members: Any,
 ) -> Response:
-    body = {"type": "about:blank", "title": title, "status": status, "code": code, "detail": detail, **more}
+    """Make the response; `members` are further members of the problem's object."""
+    body = {
+        "type": "about:blank",
+        "title": title,
+        "status": status,
+        "code": code,
+        "detail": detail,
+        **members,
+    }
     if id := request_id.get():
         body["request_id"] = id
     return Response(json.dumps(body), status=status, content_type=PROBLEM_TYPE, headers=headers)
@@ -46,18 +61,18 @@ def _note_written() -> None:
 
 
 def may_make(*ids: str, location: str = "") -> None:
-    """Note what this request may make, and where that is or what it changes, for a 503 that cannot tell whether it has."""
+    """Note the ids that this request may create, and the URL to look at, for `_unconfirmed`."""
     g.may_make = ids, location
 
 
 def may_repeat(how: str) -> None:
-    """Note that this request has a key by which it is done once, however often it is sent; and how to send it again."""
+    """Note that this request is safe to repeat, as it has a key; `how` tells the client how to repeat it."""
     g.may_repeat = how
 
 
 @blueprint.app_errorhandler(StoreUnavailable)
 def unavailable(error: StoreUnavailable) -> Response:
-    """Nothing was done, or it may have been: its commit got no answer, or the database was lost after that."""
+    """Answer 503: nothing was done; or it may have been, after a commit that was or may have been made."""
     log.error("%s", error)
     if isinstance(error, CommitUnanswered) or written.get() > g.get("written_before", written.get()):
         return _unconfirmed()
@@ -71,38 +86,52 @@ def unavailable(error: StoreUnavailable) -> Response:
 
 
 def _unconfirmed() -> Response:
-    """No Retry-After where sending it again could do it twice: some clients do so by themselves."""
+    """Answer 503 to a request that may have been done, with the URL where the client can look.
+
+    Retry-After is only there if the request is safe to repeat: some clients repeat it by themselves then.
+    """
     ids, location = g.get("may_make", ((), ""))
     how: str = g.get("may_repeat", "")
-    title = f"It may have been {'accepted' if ids else 'done'}"
-    place = location or (f"/v1/messages/{ids[0]}" if ids else "")
-    look = f"look at {place}" if place else "look how things stand"
+    members: dict[str, Any] = {}
+    headers = {}
+    if location:
+        headers["Location"] = location
     if how:
-        advice = f"{how}, and it is accepted once; or {look}"
+        headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    if ids and location:
+        members["id"] = ids[0]
     elif ids:
-        advice = f"{look} before you send it again, as it may take a while to appear; with an Idempotency-Key sending it again is safe"
-    else:
-        advice = f"{look} before you repeat it"
-    made = {} if not ids else {"id": ids[0]} if location else {"ids": ids}
+        members["ids"] = ids
     return problem(
         503,
         "commit_unconfirmed",
-        title,
-        f"the database did not confirm it; {advice}",
-        **made,
-        headers={
-            **({"Location": location} if location else {}),
-            **({"Retry-After": str(RETRY_AFTER_SECONDS)} if how else {}),
-        },
+        f"It may have been {'accepted' if ids else 'done'}",
+        f"the database did not confirm it; {_advice(ids, location, how)}",
+        **members,
+        headers=headers,
     )
+
+
+def _advice(ids: Sequence[str], location: str, how: str) -> str:
+    """Say what the client can do; the arguments are those of `may_make` and `may_repeat`."""
+    look = "look how things stand"
+    if location:
+        look = f"look at {location}"
+    elif ids:
+        look = f"look at /v1/messages/{ids[0]}"
+    if how:
+        return f"{how}, and it is accepted once; or {look}"
+    if ids:
+        return (
+            f"{look} before you send it again, as it may take a while to appear; "
+            "with an Idempotency-Key sending it again is safe"
+        )
+    return f"{look} before you repeat it"
 
 
 @blueprint.app_errorhandler(HTTPException)
 def http(error: HTTPException) -> Response:
-    """Answer with any other refusal.
-
-    Its own headers stay, such as Allow with a 405 and Retry-After with a 429.
-    """
+    """Answer any other HTTP error; it keeps its own headers, such as Allow with a 405."""
     status = error.code or 500
     headers = {
         name: value

@@ -1,4 +1,4 @@
-"""Holds what the HTTP side needs of the rest."""
+"""The parts of the service that views need, bundled and kept by the application."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +26,8 @@ from mailroom.submission.reader import SubmissionReader
 
 @dataclass(frozen=True, kw_only=True)
 class Services:
+    """The parts of the service; `on` makes them on a database, and reads and starts nothing."""
+
     settings: Settings
     outbox: Outbox
     readiness: Readiness
@@ -36,13 +38,13 @@ class Services:
     reader: SubmissionReader
     webhooks: Webhooks
     accounts: Accounts
-    known_accounts: list[Account]  #: as the settings have them
+    known_accounts: list[Account]  #: those of the settings, in their order
     suppressions: Suppressions
     unsubscribes: Unsubscribes
     templates: Templates
-    publisher: Callable[[], Publisher | None]  #: the publisher of this process, once it serves
-    send: Callable[[MailId], object]  #: sendMail, of one mail
-    run: Callable[[NewJob], object]  #: runJob, on the queue of the job
+    publisher: Callable[[], Publisher | None]  #: returns the publisher of this process, None before it serves
+    send: Callable[[MailId], object]  #: publishes the task sendMail for one mail
+    run: Callable[[NewJob], object]  #: publishes the task runJob on the job's queue
 
     @classmethod
     def on(
@@ -55,7 +57,6 @@ class Services:
         send: Callable[[MailId], object],
         run: Callable[[NewJob], object],
     ) -> "Services":
-        """Make the services on this database; nothing is read or started."""
         known, outbox = accounts(settings), Outbox(database)
         return cls(
             settings=settings,
@@ -78,10 +79,11 @@ class Services:
         )
 
     def broker_trouble(self) -> str:
-        """Name what keeps every worker from its queues; "" where nothing does. Raises StoreUnavailable."""
+        """Say what keeps every worker from its queues; "" if nothing does. Raises StoreUnavailable."""
         return broker_trouble(self.outbox.database, self.settings.LEASE_SECONDS)
 
 
 def services() -> Services:
-    found: Services = current_app.extensions["mailasync"]
-    return found
+    """Return the services of the current application."""
+    attached: Services = current_app.extensions["mailasync"]
+    return attached

@@ -10,7 +10,7 @@ from mailroom.config.checks import check_contradictions
 from mailroom.config.settings import Settings, SettingsError
 from mailroom.model.account import DEFAULT_ACCOUNT, NextHop, SendingLimit
 from mailroom.model.addresses import parse_address
-from mailroom.model.host_names import given_name
+from mailroom.model.host_names import parse_ehlo_name
 from mailroom.model.message import Address
 from mailroom.model.retry import Schedule
 
@@ -62,7 +62,7 @@ def next_hop(settings: Settings) -> NextHop:
 
 def _ehlo_name(settings: Settings) -> str:
     try:
-        return given_name(settings.EHLO_NAME) if settings.EHLO_NAME else ""
+        return parse_ehlo_name(settings.EHLO_NAME) if settings.EHLO_NAME else ""
     except ValueError as e:
         raise SettingsError(f"MAILASYNC_EHLO_NAME: {e}") from None
 

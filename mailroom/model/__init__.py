@@ -1,4 +1,4 @@
-"""The model that all others speak of: messages, accounts, attempts, errors, ids.
+"""The data that all other packages work with: messages, accounts, attempts, errors, ids.
 
-It knows nothing of the rest.
+It imports nothing of ours but mailroom.process.
 """

@@ -1,4 +1,4 @@
-"""A sender of mail: an account, its state, what it may send, and the server that takes its mails."""
+"""A sender account: its state, its sending limits, and the server that takes its mails."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -11,34 +11,33 @@ DEFAULT_ACCOUNT = "default"
 
 
 class AccountState(StrEnum):
-    """The state of an account: whether it can send. All but OK end with one mail that goes through."""
+    """The state of an account; PAUSED, HALTED and PARKED end as soon as the server takes one of its mails."""
 
     OK = "ok"
     PAUSED = "paused"  #: the server asked us to come back later, or could not be reached
-    HALTED = "halted"  #: the server refused our login, or to speak with us at all
+    HALTED = "halted"  #: the server refused the login, or the connection
     PARKED = "parked"  #: the server's daily limit is reached
 
 
 @dataclass(frozen=True, kw_only=True)
 class AccountError:
-    """The part of a reply that is about the account, and not about the mail."""
+    """An error that concerns the account and not the mail, such as a refused login."""
 
     state: AccountState
-    reason: str  #: the server's words
-    waits: tuple[
-        float, ...
-    ]  #: seconds until the account is tried again, after the first such reply in a row, the second, …
-    excuses: bool = True  #: whether the attempt does not count against the mail
+    reason: str  #: the server's reply
+    #: Seconds until the account is tried again, after the first such error in a row, the second, …
+    waits: tuple[float, ...]
+    excuses: bool = True  #: the attempt does not count against the mail
 
 
 @dataclass(frozen=True, kw_only=True)
 class SendingLimit:
-    """The mail that one account may send in 24 hours, whenever they begin. 0: as much as it is given."""
+    """The limits of one account for any 24 hours; 0 means no limit."""
 
     account: str
     messages: int = 0
     recipients: int = 0
-    credentials: str = ""  #: a hash that changes with them
+    credentials: str = ""  #: a hash of the account's login, which changes with it
 
     @property
     def is_limited(self) -> bool:
@@ -46,15 +45,15 @@ class SendingLimit:
 
 
 class Capacity(NamedTuple):
-    """The room that a worker has for an account: how many mails, and what more of them wait for."""
+    """The mails that a worker can still take for an account, and the reason why it takes no more."""
 
     mails: int
-    words: str
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class NextHop:
-    """The server that takes our mail, and how we make ourselves known to it."""
+    """The server that takes our mail, and the login and the options for connections to it."""
 
     host: str
     port: int
@@ -64,10 +63,10 @@ class NextHop:
     oauth2_file: str = ""
     ca_file: str = ""
     timeout_seconds: float = 60.0
-    ehlo_name: str = ""  #: "": this machine's own name, or else `sender_domain`
+    ehlo_name: str = ""  #: "": this machine's full name, or else `sender_domain`
     sender_domain: str = ""
     mails_per_connection: int = 10
-    pipelining: bool = True  #: whether it gets commands in one write, where it says that it takes that
+    pipelining: bool = True  #: send commands in one write if the server announces PIPELINING (RFC 2920)
 
     def __str__(self) -> str:
         return host_and_port(self.host, self.port)

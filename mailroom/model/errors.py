@@ -1,13 +1,16 @@
-"""The errors that a mail can meet.
+"""The errors of this service.
 
 MailroomError
 ├── MalformedJSON           the bytes are not one JSON object
 ├── InvalidMessage          the object is not a message; lists every wrong field
-├── StoreUnavailable        the database did not take or give what it was asked for
-│   └── CommitUnanswered    it was told to commit, and nobody knows whether it has
-└── TransportError          an attempt ended without a reply that takes the mail
-    ├── NotTaken            the next hop said no, or could not be reached, before it had the whole mail
-    └── Unanswered          the whole mail went out and no reply came back
+├── WrongDatabaseURL        the URL of the database cannot be read
+├── StoreUnavailable        the database could not be read or written
+│   └── CommitUnanswered    a commit was sent, and it is not known whether it was made
+├── TooManyConnections      the next hop refused a further connection
+└── TransportError          an attempt ended without a reply that accepts the mail
+    ├── NotTaken            the next hop does not have the mail: it refused it, or could not be reached
+    │   └── ConnectionRefused   it refused the connection
+    └── Unanswered          the whole mail was sent and no reply came back
 """
 
 from collections.abc import Sequence
@@ -17,10 +20,10 @@ from urllib.parse import quote
 
 from pydantic_core import PydanticCustomError
 
-#: Wrong fields that are told; a body of a million unknown ones gets an answer that a person can read.
+#: Wrong fields that an answer lists, so that it stays readable however many there are.
 ERRORS_MAX = 20
 
-#: Characters of a name that an answer repeats; a client's own may be as long as its request.
+#: An answer cuts a client's names to this length.
 NAME_MAX_CHARACTERS = 200
 
 
@@ -34,17 +37,14 @@ class MalformedJSON(MailroomError):
 
 @dataclass(frozen=True)
 class FieldError:
-    """A wrong field: where it is, what was expected and what came.
-
-    The place is a JSON pointer as URI fragment (RFC 6901, 6).
-    """
+    """A wrong field: its JSON pointer as a URI fragment (RFC 6901, 6), and what was expected and came."""
 
     pointer: str
     detail: str
 
 
 class InvalidMessage(MailroomError):
-    """A well-formed object that is no message that can be sent; `errors` has every wrong field at once, `code` the kind of mistake."""
+    """The JSON is not a valid request; `errors` has every wrong field, `code` is the problem's code."""
 
     def __init__(self, errors: list[FieldError], *, code: str = "validation_error") -> None:
         self.errors = errors
@@ -60,17 +60,17 @@ class WrongDatabaseURL(MailroomError):
 
 
 class StoreUnavailable(MailroomError):
-    """The database could not be reached, or could not write: nothing that was asked for has happened, unless it is a CommitUnanswered."""
+    """The database could not be read or written; nothing changed, unless it is CommitUnanswered."""
 
 
 class CommitUnanswered(StoreUnavailable):
-    """The database was told to commit, and the link broke before it answered: all that was asked for has happened, or nothing."""
+    """The connection broke while a commit was unanswered: either everything was changed, or nothing."""
 
 
 class TransportError(MailroomError):
-    """An attempt ended without a final reply that takes the mail.
+    """An attempt ended without a final reply that accepts the mail.
 
-    `reply` is the server's last words ("550 5.7.1 no"), or ours where no server spoke.
+    `reply` is the server's last reply ("550 5.7.1 no"), or our own sentence if there was none.
     """
 
     def __init__(self, reply: str, *, code: int = 0) -> None:
@@ -80,17 +80,17 @@ class TransportError(MailroomError):
 
     @property
     def permanent(self) -> bool:
-        """Tell whether trying the same mail again cannot help."""
+        """True if the same mail will be refused again."""
         return 500 <= self.code < 600
 
 
 class NotTaken(TransportError):
-    """The attempt ended before the final dot, or the dot was answered with a refusal: nobody has the mail.
+    """The attempt ended before the final dot, or the dot got a refusal: the next hop does not have the mail.
 
-    `of_message` is False where the trouble came before MAIL (connect, greeting, EHLO, TLS, AUTH): it is the
-    account's or the server's, and no mail fails for it. `code` is then what SMTP would say to it, 5xx where a
-    person has to act; 0: the server was not reached. `after_rcpt` is True where recipients of this mail had
-    been answered for, so that the end may be about them.
+    `of_message` is False if the error came before MAIL (connect, greeting, EHLO, TLS, AUTH): it concerns the
+    account or the server, and no mail fails for it. `code` is then a fitting SMTP code, 5xx if a person must
+    act, or 0 if the server was not reached. `after_rcpt` is True if a reply to RCPT came before, so that the
+    error may concern the recipients.
     """
 
     def __init__(
@@ -106,11 +106,11 @@ class NotTaken(TransportError):
 
 
 class ConnectionRefused(NotTaken):
-    """The next hop took no connection: refused or reset it, hung up, or said that there are too many."""
+    """The next hop refused or reset the connection, hung up, or said that there are too many."""
 
 
 class TooManyConnections(MailroomError):
-    """Raised if a further connection is refused while `open_connections` others can take the mail."""
+    """A further connection was refused, while `open_connections` others are open and can take the mail."""
 
     def __init__(self, reply: str, *, code: int, open_connections: int) -> None:
         self.code = code
@@ -119,24 +119,28 @@ class TooManyConnections(MailroomError):
 
 
 class Unanswered(TransportError):
-    """The link broke after the final dot went out: the next hop may have the mail (RFC 5321, 4.5.3.2.6; RFC 1047)."""
+    """The connection broke after the final dot, so the next hop may have the mail.
+
+    See RFC 5321, 4.5.3.2.6, and RFC 1047.
+    """
 
 
 def refuse(detail: str) -> NoReturn:
-    """Say in a validator what was expected, and what came."""
+    """Refuse a field in a pydantic validator; `detail` says what was expected and what came."""
     raise PydanticCustomError("refused", "{detail}", {"detail": detail})
 
 
-def refuse_items(wrong: Sequence[tuple[list[str | int], str]]) -> NoReturn:
-    """Refuse several places below the field: say where each is, and what was expected there."""
+def refuse_items(errors: Sequence[tuple[list[str | int], str]]) -> NoReturn:
+    """Refuse several items inside a field, each by its path below the field and a detail."""
     raise PydanticCustomError(
-        "refused", "{detail}", {"detail": wrong[0][1], "items": list(wrong[:ERRORS_MAX])}
+        "refused", "{detail}", {"detail": errors[0][1], "items": list(errors[:ERRORS_MAX])}
     )
 
 
 def pointer(parts: list[Any]) -> str:
-    """The end of a JSON pointer as URI fragment (RFC 6901, 6)."""
-    path = "".join(
-        "/" + str(part)[:NAME_MAX_CHARACTERS].replace("~", "~0").replace("/", "~1") for part in parts
-    )
+    """Write the names and indexes of a path as the end of a JSON pointer in a URI fragment (RFC 6901, 6)."""
+    path = ""
+    for part in parts:
+        name = str(part)[:NAME_MAX_CHARACTERS]
+        path += "/" + name.replace("~", "~0").replace("/", "~1")
     return quote(path, safe="/~!$&'()*+,;=:@?", errors="backslashreplace")

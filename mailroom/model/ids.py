@@ -1,4 +1,4 @@
-"""Ids that nobody can guess."""
+"""Makes and checks ids that nobody can guess."""
 
 import os
 import re
@@ -7,17 +7,17 @@ import time
 from collections import deque
 from typing import Self
 
-#: Random numbers of 64 bits at a time: for each call for some the system lets another thread take the interpreter.
-_AT_ONCE = 512
+#: Random 64-bit numbers to read at once: at each system call another thread may take the interpreter.
+_BATCH = 512
 _numbers: deque[int] = deque()
-os.register_at_fork(after_in_child=_numbers.clear)  # Else two processes would make the same ids.
+os.register_at_fork(after_in_child=_numbers.clear)  # Otherwise two processes would make the same ids.
 
 
 class MailId(str):
-    """Id of an accepted mail, which knows the queue of its nudge: `sendMail.delay(id)` need not be told."""
+    """The id of an accepted mail with the queue of its nudge, so that `sendMail.delay(id)` needs no more."""
 
     queue: str
-    is_queued: bool  #: False for a mail that waits, so that nobody has to remember its nudge
+    is_queued: bool  #: False for a mail that waits, whose nudge need not be remembered
 
     def __new__(cls, id: str, *, queue: str, is_queued: bool = True) -> Self:
         made = super().__new__(cls, id)
@@ -26,36 +26,38 @@ class MailId(str):
 
 
 def new_id() -> str:
-    """A UUID of version 7 (RFC 9562, 5.7): ids sort by time, so that new rows are neighbours in the index.
+    """Return a UUID of version 7 (RFC 9562, 5.7), which sorts by time: new rows are neighbours in an index.
 
-    The 12 bits after the millisecond are its fraction (6.2, method 3), so that ids of one process are in the order they were made.
+    The 12 bits after the milliseconds are their fraction (6.2, method 3), so ids of one process sort in the
+    order they were made.
     """
     milliseconds, rest_ns = divmod(time.time_ns(), 1_000_000)
     fraction = rest_ns * 4096 // 1_000_000
-    return _written(
-        (milliseconds & (1 << 48) - 1) << 80 | 0x7 << 76 | fraction << 64 | 0b10 << 62 | _random() >> 2
-    )
+    time_bits = (milliseconds & (1 << 48) - 1) << 80 | 0x7 << 76 | fraction << 64
+    return _uuid_text(time_bits | 0b10 << 62 | _random() >> 2)
 
 
 def random_id() -> str:
-    """A UUID of version 4 (RFC 9562, 5.4)."""
-    return _written((_random() << 64 | _random()) & ~(0xF << 76 | 0b11 << 62) | 0x4 << 76 | 0b10 << 62)
+    """Return a UUID of version 4 (RFC 9562, 5.4)."""
+    version_bits = 0xF << 76 | 0b11 << 62
+    random_bits = (_random() << 64 | _random()) & ~version_bits
+    return _uuid_text(random_bits | 0x4 << 76 | 0b10 << 62)
 
 
 def _random() -> int:
-    """64 bits from the system's source."""
+    """Return 64 random bits from the operating system."""
     while True:
         try:
             return _numbers.popleft()
         except IndexError:
-            _numbers.extend(struct.unpack(f"{_AT_ONCE}Q", os.urandom(8 * _AT_ONCE)))
+            _numbers.extend(struct.unpack(f"{_BATCH}Q", os.urandom(8 * _BATCH)))
 
 
-def _written(value: int) -> str:
+def _uuid_text(value: int) -> str:
     digits = f"{value:032x}"
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 def is_id(text: str) -> bool:
-    """Tell whether `text` can be the id of a message: a client chose it where it is the id of a task."""
+    """Tell whether `text` can be an id: ours, or a Celery client's, which is any printable ASCII."""
     return re.fullmatch(r"[\x20-\x7e]{1,200}", text) is not None

@@ -1,4 +1,4 @@
-"""Says when to try again."""
+"""Computes when a mail is tried again."""
 
 import random
 import re
@@ -8,16 +8,16 @@ from typing import Self
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _STEP = re.compile(r"([0-9]{1,7})([smhd])(?:\*([1-9][0-9]{0,2}))?")
-#: A wait beyond this is a slip of the pen, and no date in the end.
+#: A longer wait is surely a typing error.
 _WAIT_MAX_SECONDS = 30 * 86400
 
-#: Each wait is varied by this part of it, so that mails that failed together do not come back together.
+#: Waits vary by this fraction, up and down, so that mails that failed together do not come back together.
 JITTER = 0.2
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Waits in seconds after attempt 1, 2, …; when they are used up, the mail fails."""
+    """Waits in seconds after attempt 1, 2, …; after one attempt more than there are waits, the mail fails."""
 
     waits: tuple[int, ...]
 
@@ -26,7 +26,7 @@ class Schedule:
         """Read "30s, 2m, 10m, 1h*3".
 
         Raises:
-          ValueError: with what was expected and what came.
+          ValueError: it cannot be read; the text says what was expected and what came.
         """
         waits: list[int] = []
         for step in text.split(","):
@@ -42,7 +42,7 @@ class Schedule:
     def wait_seconds(
         self, attempt: int, *, vary: Callable[[float, float], float] = random.uniform
     ) -> float | None:
-        """Return how long to wait after `attempt` (from 1), jitter included; None when it was the last."""
+        """Return how long to wait after `attempt` (from 1), jitter included; None if it was the last."""
         if attempt > len(self.waits):
             return None
         return self.waits[attempt - 1] * vary(1 - JITTER, 1 + JITTER)

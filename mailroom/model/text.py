@@ -1,11 +1,11 @@
-"""Makes text fit for every reader: one line, without control characters, of letters that UTF-8 can hold."""
+"""Cleans and checks text: one line, no control characters, valid Unicode, a bounded length."""
 
 import json
 import re
 
 from mailroom.model.errors import refuse
 
-#: For a set of a regular expression: the C0 and C1 controls, and the separators of lines and paragraphs.
+#: For a set in a regular expression: the C0 and C1 controls, and the line and paragraph separators.
 CONTROL_CHARACTERS = r"\x00-\x1f\x7f-\x9f\u2028\u2029"
 _CONTROL = re.compile(f"[{CONTROL_CHARACTERS}]")
 _CONTROLS = re.compile(f"[{CONTROL_CHARACTERS}]+")
@@ -17,9 +17,9 @@ _REPR_MAX_CHARACTERS = 80
 
 
 def one_line(text: object, *, most: int | None = None) -> str:
-    """Return the words of `text` on one line, at most `most` characters, fit for a log and every database.
+    """Return `text` on one line, at most `most` characters, safe for a log and every database.
 
-    PostgreSQL takes no NUL, and a terminal obeys escapes.
+    PostgreSQL refuses NUL, and a terminal obeys escape sequences.
     """
     return " ".join(_CONTROL.sub(" ", unicode_text(str(text))).split())[:most]
 
@@ -30,12 +30,12 @@ def without_control(text: str) -> str:
 
 
 def has_control(text: str) -> bool:
-    """Tell whether a control character, or a break of the line, is in the text."""
+    """Tell whether the text has a control character, such as a line break."""
     return _CONTROL.search(text) is not None
 
 
 def refuse_control(text: str, *, expected: str = "one line") -> None:
-    """Refuse text with a control character or a break of the line; the error says which and where.
+    """Refuse text with a control character, such as a line break; the error says which and where.
 
     Raises:
       PydanticCustomError: there is one.
@@ -45,10 +45,10 @@ def refuse_control(text: str, *, expected: str = "one line") -> None:
 
 
 def check_subject(value: str) -> str:
-    """Return `value`, which is one line that a header can hold.
+    """Return a subject, which must be one line that fits into a header field.
 
     Raises:
-      PydanticCustomError: it is not.
+      PydanticCustomError: it does not.
     """
     refuse_control(value)
     if len(value) > SUBJECT_MAX_CHARACTERS:
@@ -57,22 +57,22 @@ def check_subject(value: str) -> str:
 
 
 def is_unicode(value: str) -> bool:
-    """Tell whether UTF-8 can hold `value`."""
+    """Tell whether `value` can be encoded in UTF-8."""
     return _SURROGATE.search(value) is None
 
 
 def unicode_text(text: str) -> str:
-    """Return text that UTF-8 can hold: with U+FFFD for each lone surrogate, such as os.fsdecode() makes."""
+    """Return the text with U+FFFD for each lone surrogate, such as os.fsdecode() makes."""
     if is_unicode(text):
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def encodable(value: str) -> str:
-    """Return `value`, which UTF-8 can hold.
+    """Return `value`, which must be possible in UTF-8.
 
     Raises:
-      PydanticCustomError: it cannot.
+      PydanticCustomError: it has half of a surrogate pair.
     """
     try:
         value.encode()
@@ -83,10 +83,10 @@ def encodable(value: str) -> str:
 
 
 def storable(value: str) -> str:
-    """Return `value`, which UTF-8 and a database can hold.
+    """Return `value`, which must be possible in UTF-8 and in a database.
 
     Raises:
-      PydanticCustomError: they cannot.
+      PydanticCustomError: it has a NUL, or half of a surrogate pair.
     """
     if "\0" in value:
         refuse(f"expected text without NUL, got one at {value.index(chr(0))}")
@@ -94,15 +94,17 @@ def storable(value: str) -> str:
 
 
 def short_repr(value: object) -> str:
-    """Return what came as JSON, cut to a length that a person reads."""
+    """Return a value as JSON, cut to a length that fits into a sentence."""
     try:
         text = json.dumps(value, ensure_ascii=True, default=repr)
     except (RecursionError, TypeError, ValueError):
-        # A queue's client may send what JSON cannot hold, or int() not print.
+        # A client of the queue may send values that JSON cannot hold, or numbers too long to print.
         text = f"a {type(value).__name__} that cannot be shown"
     return short(text)
 
 
 def short(text: str) -> str:
-    """Return the text, cut to a length that a person reads."""
-    return text if len(text) <= _REPR_MAX_CHARACTERS else text[: _REPR_MAX_CHARACTERS - 3] + "..."
+    """Return the text, cut to a length that fits into a sentence."""
+    if len(text) <= _REPR_MAX_CHARACTERS:
+        return text
+    return text[: _REPR_MAX_CHARACTERS - 3] + "..."

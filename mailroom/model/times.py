@@ -1,4 +1,4 @@
-"""Writes and reads moments: RFC 3339 for programs, a few words for people; always in UTC."""
+"""Writes and reads times: as RFC 3339 for programs, and more readable for people; always in UTC."""
 
 from datetime import UTC, datetime
 from typing import overload
@@ -23,15 +23,15 @@ def timestamp_seconds(ms: int | None) -> str | None:
 
 
 def readable_time(ms: int) -> str:
-    """Write milliseconds since 1970 as a sentence has it: 2026-01-31 12:00:00Z."""
+    """Write milliseconds since 1970 for a sentence: 2026-01-31 12:00:00Z."""
     return timestamp_seconds(ms).replace("T", " ")
 
 
 def parse_timestamp(text: str) -> datetime:
-    """Read what `timestamp` writes, and any other moment of ISO 8601.
+    """Read a time as `timestamp` writes it, or any other of ISO 8601.
 
     Raises:
-      ValueError: it is none.
+      ValueError: it is not a time.
     """
     return datetime.fromisoformat(text)
 

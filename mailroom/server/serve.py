@@ -128,7 +128,7 @@ def inbox_blueprint(storage: InboxStorage, chaos: Chaos, *, hint: str = "") -> B
             form_token=form_token,
             refuse_form=refuse_form,
             may_act=partial(web.layout.may, "POST", "/inbox/delete"),
-            access_check=guard.standing,
+            access_check=guard.access_check,
             refuse_waited=guard.check,
         ),
     )

@@ -18,7 +18,7 @@ import yagmail
 
 from mailroom.model.account import NextHop
 from mailroom.model.errors import ConnectionRefused, NotTaken, Unanswered
-from mailroom.model.host_names import default_name
+from mailroom.model.host_names import default_ehlo_name
 from mailroom.smtp.connect_errors import not_taken
 from mailroom.smtp.connection import Connection, Reply, TLSConnection, describe
 from mailroom.smtp.envelope import Envelope, send_envelope
@@ -92,7 +92,7 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
             smtp_skip_login=True,
             soft_email_validation=False,
             timeout=hop.timeout_seconds,
-            local_hostname=hop.ehlo_name or default_name(hop.sender_domain),
+            local_hostname=hop.ehlo_name or default_ehlo_name(hop.sender_domain),
             **(tls if hop.security == "ssl" else {}),
         )
         self.hop = hop

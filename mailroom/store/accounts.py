@@ -129,7 +129,7 @@ class Accounts:
         free = self.free(allowance.account)
         if allowance.messages <= free.mails:
             return allowance
-        return replace(allowance, messages=free.mails, unlimited=False, until=None, words=free.words)
+        return replace(allowance, messages=free.mails, unlimited=False, until=None, words=free.reason)
 
     def _register(self, connection: Connection, items: list[None]) -> list[None]:
         rows = {row.name: row for row in connection.execute(_ALL.with_for_update())}

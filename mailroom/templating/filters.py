@@ -1,6 +1,6 @@
-"""The filters and tests of templates: Jinja's names and arguments, each bounded.
+"""The filters and tests of templates, with Jinja's names and arguments, and with bounds.
 
-None reaches an attribute or calls back. A wrong type is an error, not guessed at.
+None of them reads an attribute or calls a function of a value. A wrong type is an error and is not converted.
 """
 
 import json
@@ -13,9 +13,9 @@ from jinja2 import Undefined, pass_context
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup, escape
 
-#: The longest text that a filter or an operator makes; what is longer can be shown nowhere.
+#: The longest text that a filter or an operator may make; no mail takes a longer one.
 TEXT_MAX_CHARACTERS = 1_000_000
-#: What the filter format takes: %s, %d, %05.2f; no width of more than two digits, nor one in an argument.
+#: The directives of the filter `format`: %s, %d, %05.2f; no width has three digits or comes from an argument.
 _DIRECTIVE = re.compile(r"%(?:[-+ 0#]{0,3}[0-9]{0,2}(?:\.[0-9]{0,2})?[sdifxXeg]|%)")
 _KINDS = {
     str: "a text",
@@ -30,11 +30,11 @@ _KINDS = {
 
 
 class Misfit(Exception):
-    """A value cannot be what a template makes of it; where that was, is known farther up."""
+    """A value has the wrong type or size; the sandbox adds the line of the template."""
 
 
 class Spending(Protocol):
-    """The budget of one rendering: what it may still cost."""
+    """The budget of one rendering, in steps; `size` is the cost of an operation on all variables."""
 
     size: int
 
@@ -42,12 +42,13 @@ class Spending(Protocol):
 
 
 def missing(value: Undefined) -> NoReturn:
+    """Raise Jinja's error for a missing variable."""
     value._fail_with_undefined_error()
     raise AssertionError
 
 
 def scalar(value: Any) -> str:
-    """A value as a mail shows it."""
+    """Return a text, number or boolean as a mail shows it; null is empty. Raises Misfit for other types."""
     if isinstance(value, str):
         return value
     if isinstance(value, Undefined):
@@ -61,20 +62,22 @@ def scalar(value: Any) -> str:
     raise Misfit(f"expected a text or a number, got {_kind(value)}")
 
 
-def sized(value: Any, kind: Any, what: str) -> Any:
-    """The value, if it is of that kind."""
+def checked(value: Any, kind: Any, expected: str) -> Any:
+    """Return the value if it has this type. Raises Misfit with what was `expected`."""
     if isinstance(value, Undefined):
         missing(value)
     if not isinstance(value, kind):
-        raise Misfit(f"expected {what}, got {_kind(value)}")
+        raise Misfit(f"expected {expected}, got {_kind(value)}")
     return value
 
 
 def weight(value: Any) -> int:
+    """Return the cost of a value in steps: one for ten characters."""
     return len(value) // 10 if isinstance(value, str) else 1
 
 
 def joined(context: Spending, parts: Sequence[str], separator: str = "") -> str:
+    """Join texts; the result is safe HTML if a part is, and other parts are escaped then."""
     length = sum(map(len, parts)) + len(separator) * len(parts)
     _allow(context, length)
     if any(isinstance(part, Markup) for part in parts):
@@ -87,6 +90,7 @@ def _kind(value: Any) -> str:
 
 
 def _allow(context: Spending, length: int) -> None:
+    """Pay for a text of this length. Raises Misfit if it is too long or the budget is spent."""
     if length > TEXT_MAX_CHARACTERS:
         raise Misfit(f"expected a text of at most {TEXT_MAX_CHARACTERS:,} characters, got {length:,}")
     context.spend(1 + length // 10)
@@ -98,8 +102,8 @@ def _text(context: Spending, value: Any) -> str:
     return text
 
 
-def _plainly(change: Callable[[str], str]) -> Callable[..., str]:
-    """A filter without arguments that makes a text of a text."""
+def _text_filter(change: Callable[[str], str]) -> Callable[..., str]:
+    """Make a filter without arguments that turns a text into a text."""
 
     @pass_context
     def apply(context: Any, value: Any) -> str:
@@ -115,38 +119,38 @@ def _default(context: Any, value: Any, default_value: Any = "", boolean: bool = 
 
 @pass_context
 def _length(context: Any, value: Any) -> int:
-    return len(sized(value, str | list | tuple | dict, "a text, a list or an object"))
+    return len(checked(value, str | list | tuple | dict, "a text, a list or an object"))
 
 
 @pass_context
 def _join(context: Any, value: Any, d: Any = "") -> str:
-    items = sized(value, list | tuple, "a list")
+    items = checked(value, list | tuple, "a list")
     context.spend(len(items))
     return joined(context, [scalar(item) for item in items], scalar(d))
 
 
 @pass_context
 def _first(context: Any, value: Any) -> Any:
-    items = sized(value, str | list | tuple, "a list or a text")
+    items = checked(value, str | list | tuple, "a list or a text")
     return items[0] if items else ""
 
 
 @pass_context
 def _last(context: Any, value: Any) -> Any:
-    items = sized(value, str | list | tuple, "a list or a text")
+    items = checked(value, str | list | tuple, "a list or a text")
     return items[-1] if items else ""
 
 
 @pass_context
 def _reverse(context: Any, value: Any) -> Any:
-    items = sized(value, list | tuple, "a list")
+    items = checked(value, list | tuple, "a list")
     context.spend(len(items))
     return items[::-1]
 
 
 @pass_context
 def _items(context: Any, value: Any) -> list[tuple[str, Any]]:
-    items = sized(value, dict, "an object")
+    items = checked(value, dict, "an object")
     context.spend(len(items))
     return list(items.items())
 
@@ -165,7 +169,7 @@ def _replace(context: Any, value: Any, old: Any, new: Any) -> str:
 @pass_context
 def _truncate(context: Any, value: Any, length: Any = 255, killwords: Any = False, end: Any = "...") -> str:
     text, ending = _text(context, value), scalar(end)
-    if len(text) <= sized(length, int, "a number of characters"):
+    if len(text) <= checked(length, int, "a number of characters"):
         return text
     cut = text[: max(0, length - len(ending))]
     return (cut if killwords else cut.rsplit(" ", 1)[0]) + ending
@@ -173,18 +177,17 @@ def _truncate(context: Any, value: Any, length: Any = 255, killwords: Any = Fals
 
 @pass_context
 def _round(context: Any, value: Any, precision: Any = 0) -> int | float:
-    number = sized(value, int | float, "a number")
-    digits = sized(precision, int, "a number of digits")
-    rounded = round(
-        number, max(-400, min(digits, 400))
-    )  # No float has more, and an integer would be divided by 10 ** -digits.
+    number = checked(value, int | float, "a number")
+    digits = checked(precision, int, "a number of digits")
+    # No float has more digits, and round() divides an integer by 10 ** -digits.
+    rounded = round(number, max(-400, min(digits, 400)))
     return int(rounded) if digits <= 0 else rounded
 
 
 @pass_context
 def _int(context: Any, value: Any, default: Any = 0) -> Any:
     try:
-        return int(sized(value, str | int | float, "a text or a number"))
+        return int(checked(value, str | int | float, "a text or a number"))
     except (ValueError, OverflowError):
         return default
 
@@ -192,32 +195,32 @@ def _int(context: Any, value: Any, default: Any = 0) -> Any:
 @pass_context
 def _float(context: Any, value: Any, default: Any = 0.0) -> Any:
     try:
-        return float(sized(value, str | int | float, "a text or a number"))
+        return float(checked(value, str | int | float, "a text or a number"))
     except (ValueError, OverflowError):
         return default
 
 
 @pass_context
 def _abs(context: Any, value: Any) -> Any:
-    return abs(sized(value, int | float, "a number"))
+    return abs(checked(value, int | float, "a number"))
 
 
 @pass_context
 def _format(context: Any, value: Any, *arguments: Any) -> str:
-    pattern = sized(value, str, "a text")
-    values = tuple(
-        argument if isinstance(argument, int | float) else scalar(argument) for argument in arguments
-    )
+    pattern = checked(value, str, "a text")
+    values: list[Any] = []
+    text_length = 0
+    for argument in arguments:
+        value = argument if isinstance(argument, int | float) else scalar(argument)
+        values.append(value)
+        text_length += len(value) if isinstance(value, str) else 0
     if "%" in _DIRECTIVE.sub("", pattern):
         raise Misfit("expected %s, %d, %.2f and the like in the text, with at most two digits, got another")
     if any(isinstance(number, int) and number.bit_length() > 256 for number in values):
         raise Misfit("expected numbers of at most 77 digits, got a larger one")
-    # The largest float has 309 digits, and as many behind the point as the directive says.
-    _allow(
-        context,
-        len(pattern) + 410 * pattern.count("%") + sum(len(text) for text in values if isinstance(text, str)),
-    )
-    return str(pattern % values)
+    # The largest float has 309 digits, and after the point as many as the directive says, 99 at most.
+    _allow(context, len(pattern) + 410 * pattern.count("%") + text_length)
+    return str(pattern % tuple(values))
 
 
 @pass_context
@@ -227,7 +230,7 @@ def _tojson(context: Any, value: Any) -> str:
     context.spend(1 + context.size)
     is_html = context.eval_ctx.autoescape
     text = htmlsafe_json_dumps(value) if is_html else json.dumps(value, ensure_ascii=False)
-    _allow(context, len(text))  # Each "\\" of a text becomes two, so a chain of these doubles them each time.
+    _allow(context, len(text))  # Each "\\" becomes two, so a chain of this filter doubles the text each time.
     return text
 
 
@@ -238,12 +241,12 @@ def _safe(context: Any, value: Any) -> Markup:
 
 FILTERS: dict[str, Callable[..., Any]] = {
     "abs": _abs,
-    "capitalize": _plainly(str.capitalize),
+    "capitalize": _text_filter(str.capitalize),
     "count": _length,
     "d": _default,
     "default": _default,
-    "e": _plainly(escape),
-    "escape": _plainly(escape),
+    "e": _text_filter(escape),
+    "escape": _text_filter(escape),
     "first": _first,
     "float": _float,
     "format": _format,
@@ -252,17 +255,17 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "join": _join,
     "last": _last,
     "length": _length,
-    "lower": _plainly(str.lower),
+    "lower": _text_filter(str.lower),
     "replace": _replace,
     "reverse": _reverse,
     "round": _round,
     "safe": _safe,
-    "title": _plainly(str.title),
+    "title": _text_filter(str.title),
     "tojson": _tojson,
-    "trim": _plainly(str.strip),
+    "trim": _text_filter(str.strip),
     "truncate": _truncate,
-    "upper": _plainly(str.upper),
-    "urlencode": _plainly(lambda text: quote(text, safe="")),
+    "upper": _text_filter(str.upper),
+    "urlencode": _text_filter(lambda text: quote(text, safe="")),
 }
 
 
@@ -276,8 +279,8 @@ def _is(kind: Any) -> Callable[[Any], bool]:
 
 
 def _divisibleby(value: Any, num: Any) -> bool:
-    # A text before % would be a format, of any width.
-    return bool(sized(value, int, "a whole number") % sized(num, int, "a whole number") == 0)
+    # With a text on its left, % would format it, with any width.
+    return bool(checked(value, int, "a whole number") % checked(num, int, "a whole number") == 0)
 
 
 TESTS: dict[str, Callable[..., bool]] = {

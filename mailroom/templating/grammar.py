@@ -1,4 +1,4 @@
-"""Lists what a template may say: node by node of Jinja's tree, with bounds for its length and depth."""
+"""The part of Jinja's language that templates may use: node types, and bounds for length and depth."""
 
 import difflib
 import inspect
@@ -15,9 +15,9 @@ from mailroom.model.errors import MailroomError
 from mailroom.model.text import one_line
 from mailroom.templating.filters import FILTERS, TESTS
 
-#: Names, signs and texts between them; 1,000 times `{{ order.number }}`.
+#: Names, operators and texts between them; enough for `{{ order.number }}` 1,000 times.
 TOKENS_MAX = 5000
-#: Brackets in brackets, statements in statements, operators in operators.
+#: Of brackets in brackets, statements in statements, operators in operators.
 DEPTH_MAX = 15
 
 _STATEMENTS = (nodes.Template, nodes.Output, nodes.TemplateData, nodes.For, nodes.If, nodes.Assign)
@@ -65,7 +65,7 @@ _RESERVED = ("self", "super", "caller", "varargs", "kwargs")
 
 
 class Unfit(MailroomError):
-    """A template cannot be read, or not be filled in with what there is; the text says why, in one line."""
+    """A template cannot be read, or cannot be filled in; the text says why, in one line."""
 
     def __init__(self, detail: str, line: int | None = None) -> None:
         self.line = line
@@ -73,16 +73,16 @@ class Unfit(MailroomError):
 
     @property
     def where(self) -> str:
-        """The line, as the end of a sentence; "" where it is not known."""
+        """Return the line as the end of a sentence; "" if it is not known."""
         return f" at line {self.line}" if self.line else ""
 
 
-#: Names and numbers, as in `job.sizes[0]`; None stands for what is computed, as in `sizes[number]`.
+#: Names and indexes, as in `job.sizes[0]`; None stands for a computed one, as in `sizes[number]`.
 Path = tuple[str | int | None, ...]
 
 
 class Reference(NamedTuple):
-    """A variable that a template reads: its name, and the path behind it."""
+    """A variable that a template reads: its name, the path after it, and the line."""
 
     name: str
     path: Path
@@ -90,14 +90,14 @@ class Reference(NamedTuple):
 
 
 class Bounded(Extension):
-    """Ends the reading where a template is too long to be read in time."""
+    """Stops the parser if a template has too many tokens or brackets to be parsed in time."""
 
     def filter_stream(self, stream: TokenStream) -> Iterable[Token]:
         depth = 0
         for token in islice(stream, TOKENS_MAX):
             depth += token.type in ("lparen", "lbracket", "lbrace")
             depth -= token.type in ("rparen", "rbracket", "rbrace")
-            if depth > DEPTH_MAX:  # Not left to Python's stack, which is not as deep at each attempt.
+            if depth > DEPTH_MAX:  # Python's own limit depends on the caller's depth.
                 raise Unfit(f"expected at most {DEPTH_MAX} brackets in brackets, got more", token.lineno)
             yield token
         if not stream.eos:
@@ -106,19 +106,19 @@ class Bounded(Extension):
 
 
 def parse(environment: Environment, source: str) -> nodes.Template:
-    """Return the tree of a template that says nothing but what is listed here.
+    """Parse a template that uses only the node types listed here.
 
     Raises:
-      Unfit: it cannot be read, or says more.
+      Unfit: it cannot be read, or uses others.
     """
-    if source.endswith(("{#", "{#-", "{#+")):  # Jinja would leave it away without a word.
+    if source.endswith(("{#", "{#-", "{#+")):  # Jinja would silently drop it.
         raise Unfit("expected a template, got one that ends in a comment without an end")
     try:
         tree = environment.parse(source)
     except TemplateSyntaxError as e:
-        words = one_line(e.message or "", most=200)
-        raise Unfit(f"expected a template, got one that cannot be read: {words}", e.lineno) from None
-    except ValueError:  # More digits than int() takes.
+        reason = one_line(e.message or "", most=200)
+        raise Unfit(f"expected a template, got one that cannot be read: {reason}", e.lineno) from None
+    except ValueError:  # A number with more digits than int() takes.
         raise Unfit("expected numbers of a few digits, got a larger one") from None
     except RecursionError:
         raise too_deep() from None
@@ -131,7 +131,7 @@ def too_deep() -> Unfit:
 
 
 def references(tree: nodes.Template) -> Iterator[Reference]:
-    """Find the variables that a template reads, in its order, without those that it sets itself."""
+    """Yield the variables that a template reads, in its order, without those that it sets itself."""
     own = {name.name for name in tree.find_all(nodes.Name) if name.ctx == "store"}
     if tree.find(nodes.For):
         own.add("loop")
@@ -148,7 +148,7 @@ def references(tree: nodes.Template) -> Iterator[Reference]:
 
 
 def _chain(node: nodes.Node) -> tuple[nodes.Node, Path, list[nodes.Node]]:
-    """Take `a.b[0][c]` apart: `a`; b, 0 and None; and what is computed in brackets."""
+    """Split `a.b[0][c]` into the base `a`, the path (b, 0, None), and the nodes of computed indexes."""
     path: list[str | int | None] = []
     computed: list[nodes.Node] = []
     while isinstance(node, nodes.Getattr | nodes.Getitem):
@@ -164,7 +164,7 @@ def _chain(node: nodes.Node) -> tuple[nodes.Node, Path, list[nodes.Node]]:
 
 
 def _check(tree: nodes.Template) -> None:
-    """Raises Unfit at the first node that is not in the lists above, or too deep."""
+    """Raise Unfit at the first node that is not allowed, or too deep."""
     waiting: list[tuple[nodes.Node, int]] = [(tree, 0)]
     while waiting:
         node, depth = waiting.pop()
@@ -179,7 +179,7 @@ def _check(tree: nodes.Template) -> None:
 
 
 def _refusal(node: nodes.Node) -> tuple[str, str] | None:
-    """Return what was expected and what came, where a node of the right kind says too much."""
+    """Return what was expected and what came, if a node of an allowed type is used in a way that is not."""
     if isinstance(node, nodes.For) and node.recursive:
         return "a loop that is not recursive", "a recursive one"
     if isinstance(node, nodes.Assign) and not isinstance(node.target, nodes.Name):
@@ -187,7 +187,7 @@ def _refusal(node: nodes.Node) -> tuple[str, str] | None:
     if isinstance(node, nodes.Name) and node.name in _RESERVED:
         return "a variable", f"{node.name}, which has a meaning of its own"
     if _is_list(node) and not all(isinstance(inner, _CONSTANTS) for inner in node.iter_child_nodes()):
-        # Else one could put a list into itself thirty times, and would have a billion of it.
+        # Otherwise a list of twice itself, nested thirty times, would have a billion items.
         return "a list of constants", "another"
     if isinstance(node, nodes.Getitem) and isinstance(node.node, nodes.Const):
         return None if isinstance(node.node.value, str) else ("a variable before the brackets", "a constant")
@@ -206,16 +206,17 @@ def _is_list(node: nodes.Node) -> bool:
 def _wrong_use(
     node: nodes.Filter | nodes.Test, kind: str, known: Mapping[str, Any], *, own_arguments: int
 ) -> tuple[str, str] | None:
+    """Check the name and arguments of a filter or test; Jinja itself passes `own_arguments` more."""
     if node.name not in known:
         near = difflib.get_close_matches(node.name[:80], known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"one of the {kind} {', '.join(sorted(known))}", f"{node.name[:80]}{hint}"
     if node.dyn_args is not None or node.dyn_kwargs is not None:
         return f"arguments of {node.name} without stars", "others"
-    by_place = [None] * (len(node.args) + own_arguments)
-    by_name = {str(word.key): None for word in node.kwargs if isinstance(word, nodes.Keyword)}
+    positional = [None] * (len(node.args) + own_arguments)
+    keywords = {str(pair.key): None for pair in node.kwargs if isinstance(pair, nodes.Keyword)}
     try:
-        inspect.signature(known[node.name]).bind(*by_place, **by_name)
+        inspect.signature(known[node.name]).bind(*positional, **keywords)
     except TypeError as e:
         return f"arguments that {node.name} takes", str(e)
     return None

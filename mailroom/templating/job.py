@@ -1,11 +1,12 @@
-"""Fills in what a mail says of its job, `{{ job.… }}`, by the sandbox and filters of the stored templates.
+"""Fills in the result of a job, `{{ job.… }}`, in its mail, with the sandbox and filters of stored templates.
 
-A template names nothing but `job`, and of that only what there is. A mail was promised, so filling in never
-fails: what cannot be filled in becomes a mail in our words.
+A template may only name `job` and its FIELDS, which is checked when the mail is accepted. Filling in never
+fails, as the mail was promised: if it is not possible, the mail says so in a text of ours.
 """
 
 import difflib
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from mailroom.model.attempt import Claim, JobFacts
@@ -15,14 +16,14 @@ from mailroom.model.text import SUBJECT_MAX_CHARACTERS, short, unicode_text, wit
 from mailroom.templating.grammar import Path, Reference, Unfit
 from mailroom.templating.sandbox import Program, Rules, Unknown, compact_json, program
 
-#: Text or HTML when filled in; a result may be named often.
+#: Of text or HTML when filled in.
 RENDERED_MAX_CHARACTERS = 2_000_000
-#: Steps of the sandbox, each about ten characters that are made on the way there.
+#: Steps of the sandbox; one is about ten characters that are made on the way.
 WORK_MAX = 1_000_000
-#: What our own texts show of a result or an error.
+#: Of a result or an error in a text of ours.
 EXCERPT_MAX_CHARACTERS = 1000
-#: A longer template is compiled each time, and not kept.
-KEPT_MAX_CHARACTERS = 50_000
+#: A longer template is compiled each time, and not cached.
+CACHED_MAX_CHARACTERS = 50_000
 
 FIELDS = ("error", "file.name", "id", "name", "result", "seconds", "status")
 _LISTED = ", ".join(f"job.{field}" for field in FIELDS)
@@ -35,41 +36,44 @@ _RULES = Rules(
 
 
 def check(message: Message, *, at: str = "#") -> None:
-    """Raises InvalidMessage: subject or contents cannot be read, or name what is not there."""
-    wrong = []
+    """Check subject and contents.
+
+    Raises:
+      InvalidMessage: one is not a template, or names something that a job does not have.
+    """
+    errors = []
     for field, source, is_html in _parts(message):
         try:
             _program(source, is_html=is_html)
         except Unfit as e:
-            wrong.append(FieldError(f"{at}/{field}", f"{e}{e.where}"))
-    if wrong:
-        raise InvalidMessage(wrong)
+            errors.append(FieldError(f"{at}/{field}", f"{e}{e.where}"))
+    if errors:
+        raise InvalidMessage(errors)
 
 
 def filled_in(claim: Claim) -> Claim:
-    """Return the claim with everything filled in that its mail says of its job."""
+    """Return the claim with the result of the job filled in in its message."""
     if claim.job is None or not claim.message.template:
         return claim
     return replace(claim, message=fill(claim.message, claim.job))
 
 
 def fill(message: Message, job: JobFacts) -> Message:
-    """Return the message with everything filled in, template=False; never raises.
+    """Return the message with the result of the job filled in, and template=False; never raises.
 
-    Where that cannot be, or the job did not succeed and the message says nothing about that, it is a message
-    in our words.
+    The text is ours if that is not possible, or if the job failed and the template does not provide for that.
     """
     if not (message.subject or message.text or message.html):
         return _ours(message, f"Job {job.name} {_ended(job)}", _report(job))
     subject = _subject(message.subject, job)
-    if job.status != "succeeded" and not _minds_failure(message):
+    if job.status != "succeeded" and not _provides_for_failure(message):
         remark = "The mail you were to get was written for its success, so its text is left out."
         return _ours(message, f"Failed: {subject or job.name}", _report(job, remark))
     ours = _line(f"Job {job.name}: {_ended(job)}", SUBJECT_MAX_CHARACTERS)
     try:
         text = _body(message.text, job, is_html=False)
         html = _body(message.html, job, is_html=True)
-    except Exception as e:  # What a job returned may hold anything; the mail was promised.
+    except Exception as e:  # A job's result may be anything, and the mail was promised.
         remark = f"The text of this mail could not be filled in: {_line(_reason(e), 300)}."
         return _ours(message, subject or ours, _report(job, remark))
     if subject is None:
@@ -78,7 +82,7 @@ def fill(message: Message, job: JobFacts) -> Message:
 
 
 def _parts(message: Message) -> list[tuple[str, str, bool]]:
-    """Return each text of a message with the field that it came in, and whether it is HTML."""
+    """Return the request field of each text of a message, the text, and True if it is HTML."""
     parts = [("subject", message.subject, False)]
     if message.text is not None:
         parts.append(("contents", message.text, False))
@@ -88,22 +92,22 @@ def _parts(message: Message) -> list[tuple[str, str, bool]]:
 
 
 def _program(source: str, *, is_html: bool) -> Program:
-    """Return the program of a template that names nothing but its job.
+    """Compile a template that names nothing but its job.
 
     Raises:
-      Unfit: it is none.
+      Unfit: it is not a template, or names something else.
     """
-    if len(source) <= KEPT_MAX_CHARACTERS:
-        made = program(source, is_html=is_html, rules=_RULES)
+    if len(source) <= CACHED_MAX_CHARACTERS:
+        compiled = program(source, is_html=is_html, rules=_RULES)
     else:
-        made = Program(source, is_html=is_html, rules=_RULES)
-    for reference in made.references:
-        _refuse_others(reference)
-    return made
+        compiled = Program(source, is_html=is_html, rules=_RULES)
+    for reference in compiled.references:
+        _check_reference(reference)
+    return compiled
 
 
-def _refuse_others(reference: Reference) -> None:
-    """Raises Unfit: the template names what is not of a job."""
+def _check_reference(reference: Reference) -> None:
+    """Raise Unfit if the reference is not to one of a job's FIELDS."""
     name, path, line = reference
     if name != "job":
         hint = _did_you_mean(f"job.{name}") if name in FIELDS else ""
@@ -121,38 +125,41 @@ def _did_you_mean(name: str) -> str:
 
 
 def _dotted(path: Path) -> str:
-    return ".".join(["job", *("[…]" if part is None else str(part) for part in path)])
+    dotted = "job"
+    for part in path:
+        dotted += ".[…]" if part is None else f".{part}"
+    return dotted
 
 
-def _minds_failure(message: Message) -> bool:
-    """Tell whether the writer of the message thought of both ends."""
+def _provides_for_failure(message: Message) -> bool:
+    """Tell whether the template names the status or the error, and so has a text for a failed job."""
     try:
         programs = [_program(source, is_html=is_html) for _, source, is_html in _parts(message)]
     except Unfit:
         return False
-    named = {reference.path[0] for made in programs for reference in made.references}
-    return not named.isdisjoint({"status", "error"})
+    references = chain.from_iterable(compiled.references for compiled in programs)
+    return any(reference.path[0] in ("status", "error") for reference in references)
 
 
 def _filled(source: str, job: JobFacts, *, is_html: bool) -> str:
-    """Raises Unfit, and whatever else the result of a job may lead to."""
-    made = _program(source, is_html=is_html)
-    names_result = any(reference.path[0] == "result" for reference in made.references)
-    # What is compared is never longer than the result as JSON; a step is ten of its characters.
+    """Fill in a template. Raises Unfit, and other errors that depend on the result of the job."""
+    compiled = _program(source, is_html=is_html)
+    names_result = any(reference.path[0] == "result" for reference in compiled.references)
+    # Values that are compared are never longer than the result as JSON; ten characters cost a step.
     size = len(compact_json(job.result)) // 10 if names_result else 0
     facts = _facts(job)
     try:
-        return made.fill({"job": facts}, size=size)
+        return compiled.fill({"job": facts}, size=size)
     except Unknown as e:
-        paths = [_missing_part(facts, reference.path) for reference in made.references]
-        path = next((path for path in paths if path and path[-1] == e.name), None)
-        raise Unfit(f"there is no {_dotted(path) if path else e.name}") from None
+        paths = [_missing_part(facts, reference.path) for reference in compiled.references]
+        missing = [_dotted(path) for path in paths if path and path[-1] == e.name]
+        raise Unfit(f"there is no {missing[0] if missing else e.name}") from None
 
 
 def _missing_part(facts: dict[str, Any], path: Path) -> Path | None:
-    """Return the beginning of the path that leads to nothing; None where all of it is there, or not known."""
+    """Return the path up to its first missing part; None if no part is missing, or one is computed."""
     value: Any = facts
-    for number, part in enumerate(path, start=1):
+    for length, part in enumerate(path, start=1):
         if part is None:
             return None
         if isinstance(value, dict) and str(part) in value:
@@ -160,11 +167,12 @@ def _missing_part(facts: dict[str, Any], path: Path) -> Path | None:
         elif isinstance(value, list | str) and isinstance(part, int) and -len(value) <= part < len(value):
             value = value[part]
         else:
-            return path[:number]
+            return path[:length]
     return None
 
 
 def _facts(job: JobFacts) -> dict[str, Any]:
+    """Return the job as the variable `job`."""
     facts = {
         "id": job.id,
         "name": job.name,
@@ -173,14 +181,16 @@ def _facts(job: JobFacts) -> dict[str, Any]:
         "error": job.error,
         "seconds": job.seconds,
     }
-    return facts | ({"file": {"name": job.file.name}} if job.file else {})
+    if job.file:
+        facts["file"] = {"name": job.file.name}
+    return facts
 
 
 def _subject(source: str, job: JobFacts) -> str | None:
-    """Return the subject in one line; None: it cannot be filled in."""
+    """Return the subject on one line; None if it cannot be filled in."""
     try:
         return _line(_filled(source, job, is_html=False), SUBJECT_MAX_CHARACTERS)
-    except Exception:  # As in fill; the text is what says why.
+    except Exception:  # As in fill; the text then says why.
         return None
 
 
@@ -196,18 +206,19 @@ def _reason(error: Exception) -> str:
 
 
 def _ours(message: Message, subject: str, text: str) -> Message:
+    """Return the message with a subject and a text of ours, and without its attachments."""
     line = _line(subject, SUBJECT_MAX_CHARACTERS)
     return replace(message, subject=line, text=text, html=None, template=False, attachments=())
 
 
 def _report(job: JobFacts, *remarks: str) -> str:
-    """Say how the job ended, for the person who gets the mail."""
+    """Write how the job ended, for the reader of the mail."""
     if job.status != "succeeded":
         end = f"Error: {_line(job.error, EXCERPT_MAX_CHARACTERS) or 'none was told'}"
     else:
         end = "Its file is attached." if job.file else f"Result: {_excerpt(job.result)}"
-    took = f" after {job.seconds:.1f} seconds" if job.seconds else ""
-    first = f"Job {_line(job.name, 200)} {_ended(job)}{took}."
+    duration = f" after {job.seconds:.1f} seconds" if job.seconds else ""
+    first = f"Job {_line(job.name, 200)} {_ended(job)}{duration}."
     return "\n\n".join([first, end, *remarks, f"Job id: {_line(job.id, 200)}"]) + "\n"
 
 
@@ -226,5 +237,5 @@ def _ended(job: JobFacts) -> str:
 
 
 def _line(text: str, most: int) -> str:
-    """Return the text in one line; its spaces stay, but at its ends."""
+    """Return the text on one line, without spaces at its ends; other spaces stay."""
     return unicode_text(without_control(text))[:most].strip()

@@ -1,8 +1,8 @@
-"""Makes a program of a template that can reach nothing but its variables, and ends soon.
+"""Compiles templates into programs that can read nothing but their variables, and that end soon.
 
-Jinja's sandbox bounds neither time nor size. So what a template may say is listed, in grammar.py; whatever can
-cost more than a little is done by functions of ours; and these, like each step of a loop, spend of a budget
-that is set before each rendering.
+Jinja's sandbox bounds neither time nor size. So grammar.py lists the parts of the language that are allowed;
+operations that can be expensive are done by functions of ours; and these, like each step of a loop, are paid
+from a budget of each rendering.
 """
 
 import json
@@ -17,14 +17,14 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import missing as MISSING
 
 from mailroom.model.text import one_line
-from mailroom.templating.filters import FILTERS, TESTS, Misfit, joined, missing, scalar, sized, weight
+from mailroom.templating.filters import FILTERS, TESTS, Misfit, checked, joined, missing, scalar, weight
 from mailroom.templating.grammar import Bounded, Reference, Unfit, parse, references, too_deep
 
 SOURCE_MAX_CHARACTERS = 200_000
 RENDERED_MAX_CHARACTERS = 1_000_000
-#: Steps of one rendering: about one for each name and sign that is passed, and for ten characters made.
+#: Steps of one rendering: about one for each name and operator, and for each ten characters made.
 WORK_MAX = 500_000
-#: Distinct texts that are kept as programs.
+#: Compiled programs that are cached.
 PROGRAMS_MAX = 128
 _FILE = "<template>"
 _OPERATORS = {
@@ -35,8 +35,8 @@ _OPERATORS = {
     nodes.FloorDiv: "//",
     nodes.Mod: "%",
 }
-#: What a loop says of itself; `loop.cycle` and `loop.changed` would be called.
-_OF_LOOPS = frozenset(
+#: The attributes of `loop` that a template may read; `cycle` and `changed` are functions.
+_LOOP_ATTRIBUTES = frozenset(
     {
         "index",
         "index0",
@@ -55,18 +55,18 @@ _OF_LOOPS = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """Bounds of the templates of one kind, and how strict they are."""
+    """The bounds of one kind of templates, and how strict these are."""
 
     source_max_characters: int = SOURCE_MAX_CHARACTERS
     rendered_max_characters: int = RENDERED_MAX_CHARACTERS
     work_max: int = WORK_MAX
-    #: Lists and objects are written as JSON, and what is in something missing is missing, too; else both
+    #: Lists and objects are written as JSON, and a part of something missing is missing, too; if False, both
     #: are errors.
     is_lenient: bool = False
 
 
 class Unknown(Unfit):
-    """A template names what is not there: `name` in `holder`, one of the variables' own objects, or None."""
+    """A variable is missing: `name` in the object `holder`, or at the top if that is None."""
 
     def __init__(self, name: object, holder: object, line: int | None) -> None:
         self.name = name
@@ -74,9 +74,9 @@ class Unknown(Unfit):
         super().__init__("got none", line)
 
     def path(self, variables: dict[str, Any]) -> list[Any]:
-        """Return where in the variables the missing one should be.
+        """Return the path in the variables at which the missing one should be.
 
-        That is at their top if it was looked for in what the template made.
+        It is at the top if `holder` is a value that the template made.
         """
         if self.holder is None:
             return [self.name]
@@ -92,7 +92,7 @@ class Unknown(Unfit):
 
 
 class Program:
-    """A text, to be filled in as often as one likes, in any thread."""
+    """A compiled template, which can be filled in many times and in any thread."""
 
     def __init__(self, source: str, *, is_html: bool, rules: Rules) -> None:
         if len(source) > rules.source_max_characters:
@@ -106,17 +106,17 @@ class Program:
         tree = parse(self._environment, source)
         self.references = tuple(references(tree))
         if any(tree.find_all((nodes.For, nodes.If))):
-            _ = self._template  # Now, as it may be nested too deep for Python.
+            _ = self._template  # Compiled now, as it may be nested too deep for Python.
 
     def fill(self, variables: dict[str, Any], *, size: int) -> str:
-        """Return the text; `size` is the cost in steps of whatever looks at all of the variables.
+        """Return the text; `size` is the cost, in steps, of an operation on all variables.
 
         Raises:
-          Unfit: something is missing or has the wrong type, or it would become too long, or take too long.
+          Unfit: a variable is missing or has the wrong type, or the text would be too long, or take too long.
         """
         if self._is_plain:
             return self._source
-        most = self._rules.rendered_max_characters
+        max_characters = self._rules.rendered_max_characters
         context = _Budget(self._environment, variables, self._template.name, self._template.blocks)
         context.size, context.left = size + len(self._source), self._rules.work_max
         chunks, length = [], 0
@@ -124,9 +124,9 @@ class Program:
             for chunk in self._template.root_render_func(context):
                 chunks.append(chunk)
                 length += len(chunk)
-                if length > most:
-                    raise Misfit(f"it would have more than {most:,} characters")
-        except _OF_TEMPLATES as e:
+                if length > max_characters:
+                    raise Misfit(f"it would have more than {max_characters:,} characters")
+        except _TEMPLATE_ERRORS as e:
             _explain(e, self._template)
         return "".join(chunks)
 
@@ -136,28 +136,36 @@ class Program:
 
     @cached_property
     def _template(self) -> Template:
-        """The code, made when first needed: a request only checks the template, a worker fills it in."""
-        tree = self._environment.parse(self._source)  # Afresh, as the tree is changed.
+        """Return the code, compiled when first needed: a request only checks the template."""
+        tree = self._environment.parse(self._source)  # A new tree, as it is changed.
         return Template.from_code(self._environment, _code(self._environment, tree), {})
 
 
-#: What a template raises whose variables are not what it takes them for.
-_OF_TEMPLATES = (Misfit, TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError)
+#: The errors of a template whose variables have other types or values than it expects.
+_TEMPLATE_ERRORS = (
+    Misfit,
+    TemplateError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    RecursionError,
+)
 
 STORED = Rules()
 
 
 @lru_cache(PROGRAMS_MAX)
 def program(source: str, *, is_html: bool, rules: Rules = STORED) -> Program:
-    """Raises Unfit: it is no template, or one that says more than it may."""
+    """Compile a template, or take it from the cache. Raises Unfit if it is not a template, or not allowed."""
     return Program(source, is_html=is_html, rules=rules)
 
 
 class _Budget(Context):
-    """The variables of one rendering, and what it may still cost."""
+    """The variables of one rendering, and the steps that it has left."""
 
     left = 0
-    size = 0  #: of all variables and constants, so that nothing that is compared is larger
+    size = 0  #: of all variables and constants; no value that is compared is larger
 
     def spend(self, steps: int) -> None:
         self.left -= steps
@@ -165,28 +173,28 @@ class _Budget(Context):
             raise Misfit("it would take too long")
 
 
-class _Miss(str):
-    """The words of an error about a name that is missing, for `_explain`."""
+class _MissingMessage(str):
+    """The message of the error about a missing variable, with the variable, for `_explain`."""
 
     name: object
     holder: object
 
 
 class _Missing(StrictUndefined):
-    """A name that is missing; whatever is made of it but `is defined` and `default` raises."""
+    """A missing variable; everything but `is defined` and `default` raises on it."""
 
     __slots__ = ()
 
     @property
     def _undefined_message(self) -> str:
-        words = _Miss(super()._undefined_message)
-        words.name = self._undefined_name
-        words.holder = None if self._undefined_obj is MISSING else self._undefined_obj
-        return words
+        message = _MissingMessage(super()._undefined_message)
+        message.name = self._undefined_name
+        message.holder = None if self._undefined_obj is MISSING else self._undefined_obj
+        return message
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """Knows data only: no attribute of a Python object can be reached, but what a loop says of itself."""
+    """Reads items of data only; no attribute of a Python object, except a few of a loop."""
 
     context_class = _Budget
     intercepted_binops = frozenset(_OPERATORS.values())
@@ -195,7 +203,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return self.getitem(obj, attribute)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        name: Any = argument  # Jinja's own types forget that a number may be missing.
+        name: Any = argument  # Jinja's type hints only allow a str.
         for value in (obj, argument):
             if isinstance(value, Undefined):
                 missing(value)
@@ -204,8 +212,10 @@ class _Environment(ImmutableSandboxedEnvironment):
         if isinstance(obj, dict) and str(argument) in obj:
             return obj[str(argument)]
         if isinstance(obj, list | tuple | str) and isinstance(argument, int):
-            return obj[argument] if -len(obj) <= argument < len(obj) else self.undefined(obj=obj, name=name)
-        if isinstance(obj, LoopContext) and argument in _OF_LOOPS:
+            if -len(obj) <= argument < len(obj):
+                return obj[argument]
+            return self.undefined(obj=obj, name=name)
+        if isinstance(obj, LoopContext) and argument in _LOOP_ATTRIBUTES:
             return getattr(obj, argument)
         return self.undefined(obj=obj, name=name)
 
@@ -214,34 +224,34 @@ class _Environment(ImmutableSandboxedEnvironment):
         if operator == "+" and isinstance(left, str) and isinstance(right, str):
             return joined(context, [left, right])
         for value in (left, right):
-            sized(value, int | float, f"a number beside {operator}")
+            checked(value, int | float, f"a number beside {operator}")
             if isinstance(value, int) and value.bit_length() > 256:
                 raise Misfit(f"expected a number of at most 77 digits beside {operator}, got a larger one")
         return self.binop_table[operator](left, right)
 
 
 class _LenientEnvironment(_Environment):
-    """Takes what is in something missing as missing, so that `a.b.c|default` needs no `a.b`."""
+    """Treats a part of something missing as missing, so that `a.b.c|default` works without `a.b`."""
 
     def getitem(self, obj: Any, argument: Any) -> Any:
         return obj if isinstance(obj, Undefined) else super().getitem(obj, argument)
 
 
-#: Compact JSON; json.dumps would make one of these at each call.
+#: Writes compact JSON; json.dumps would make an encoder at each call.
 compact_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 @pass_context
-def _written(context: _Budget, value: Any) -> Any:
-    """Return what `{{ … }}` becomes."""
+def _output(context: _Budget, value: Any) -> Any:
+    """Return the text of `{{ … }}`."""
     text = scalar(value)
     context.spend(1 + weight(text))
     return text
 
 
 @pass_context
-def _written_as_json(context: _Budget, value: Any) -> Any:
-    """Return what `{{ … }}` becomes, lists and objects as JSON."""
+def _output_json(context: _Budget, value: Any) -> Any:
+    """Return the text of `{{ … }}`, lists and objects as JSON."""
     is_whole = isinstance(value, list | tuple | dict)
     text = compact_json(value) if is_whole else scalar(value)
     context.spend(1 + weight(text))
@@ -250,17 +260,17 @@ def _written_as_json(context: _Budget, value: Any) -> Any:
 
 @pass_context
 def _looped(context: _Budget, value: Any, cost_of_step: int) -> Any:
-    """Return what a loop goes over, paid for before its first step."""
-    sized(value, list | dict | tuple, "a list to loop over")
+    """Return the list of a loop, after paying for all its steps."""
+    checked(value, list | dict | tuple, "a list to loop over")
     context.spend(len(value) * cost_of_step + 1)
     return value
 
 
 @pass_context
 def _weighed(context: _Budget, value: Any) -> Any:
-    """Return what is compared or cut, paid for.
+    """Return a value that is compared or sliced, after paying for that.
 
-    Nothing made in a template has a list in a list, so no value is larger than what came in.
+    Templates cannot put lists into lists, so no value is larger than all variables.
     """
     if isinstance(value, Undefined):
         missing(value)
@@ -271,36 +281,37 @@ def _weighed(context: _Budget, value: Any) -> Any:
 
 @pass_context
 def _concat(context: _Budget, values: Any) -> Any:
+    """Join the values of the operator ~."""
     return joined(context, [scalar(value) for value in values])
 
 
 @cache
 def _environment(is_html: bool, is_lenient: bool) -> _Environment:
-    kind, written = (_LenientEnvironment, _written_as_json) if is_lenient else (_Environment, _written)
-    made = kind(
+    kind, finalize = (_LenientEnvironment, _output_json) if is_lenient else (_Environment, _output)
+    environment = kind(
         autoescape=is_html,
         undefined=_Missing,
         optimized=False,
         keep_trailing_newline=True,
         cache_size=0,
         extensions=[Bounded],
-        finalize=written,
+        finalize=finalize,
     )
-    made.globals.clear()
-    made.filters = {**FILTERS, "_looped": _looped, "_weighed": _weighed, "_concat": _concat}
-    made.tests = dict(TESTS)
-    return made
+    environment.globals.clear()
+    environment.filters = {**FILTERS, "_looped": _looped, "_weighed": _weighed, "_concat": _concat}
+    environment.tests = dict(TESTS)
+    return environment
 
 
 def _code(environment: _Environment, tree: nodes.Template) -> CodeType:
     try:
         return environment.compile(_rewritten(tree), filename=_FILE)
-    except (RecursionError, SyntaxError):  # Twenty loops in each other are too many for Python.
+    except (RecursionError, SyntaxError):  # Python allows twenty nested loops.
         raise too_deep() from None
 
 
 def _rewritten(tree: nodes.Template) -> nodes.Template:
-    """Return the template with what can cost much done by functions of this module."""
+    """Replace the expensive operations of a template by calls of functions of this module."""
     for loop in tree.find_all(nodes.For):
         loop.iter = _through("_looped", loop.iter, nodes.Const(_cost_of_step(loop)))
     _replace(tree)
@@ -312,10 +323,13 @@ def _replace(node: nodes.Node) -> None:
         if isinstance(value, nodes.Node):
             setattr(node, field, _replaced(value))
         elif isinstance(value, list):
-            setattr(node, field, [_replaced(one) if isinstance(one, nodes.Node) else one for one in value])
+            setattr(node, field, [_replaced(item) for item in value])
 
 
-def _replaced(node: nodes.Node) -> nodes.Node:
+def _replaced(node: Any) -> Any:
+    """Return the node to put in the place of this one; a list of Jinja's may also have other values."""
+    if not isinstance(node, nodes.Node):
+        return node
     _replace(node)
     if isinstance(node, nodes.Concat):
         return _through("_concat", nodes.Tuple(node.nodes, "load", lineno=node.lineno))
@@ -328,26 +342,39 @@ def _replaced(node: nodes.Node) -> nodes.Node:
 
 def _through(name: str, node: nodes.Node, *arguments: nodes.Expr) -> nodes.Filter:
     """Return a call of the filter `name` with `node`."""
-    place = {"lineno": node.lineno, "environment": node.environment}
-    return nodes.Filter(node, name, list(arguments), [], None, None, **place)
+    return nodes.Filter(
+        node,
+        name,
+        list(arguments),
+        [],
+        None,
+        None,
+        lineno=node.lineno,
+        environment=node.environment,
+    )
 
 
 def _cost_of_step(loop: nodes.For) -> int:
-    """Return how many steps of the budget one step of a loop takes."""
+    """Return the steps of the budget that one turn of a loop costs."""
     texts = sum(len(data.data) for data in loop.find_all(nodes.TemplateData))
     return 1 + sum(1 for _ in loop.find_all(nodes.Node)) + texts // 100
 
 
 def _explain(error: Exception, template: Template) -> NoReturn:
-    """Raise what was raised in a template as an error of ours, with its line."""
+    """Raise an error of a template as Unknown or Unfit, with its line."""
     line = _line_of(error.__traceback__, template)
-    words = error.args[0] if error.args else None
-    if isinstance(error, UndefinedError) and isinstance(words, _Miss) and words.name is not None:
-        raise Unknown(words.name, words.holder, line) from None
+    message = error.args[0] if error.args else None
+    if (
+        isinstance(error, UndefinedError)
+        and isinstance(message, _MissingMessage)
+        and message.name is not None
+    ):
+        raise Unknown(message.name, message.holder, line) from None
     raise Unfit(one_line(error, most=300) or type(error).__name__, line) from None
 
 
 def _line_of(traceback: TracebackType | None, template: Template) -> int | None:
+    """Return the line of the template at which an error was raised."""
     line = None
     while traceback is not None:
         if traceback.tb_frame.f_code.co_filename == _FILE:

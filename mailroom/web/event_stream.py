@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from flask import Blueprint, Response
 
-from mailroom.api.auth.guard import standing
+from mailroom.api.auth.guard import access_check
 from mailroom.api.http import prefer_wait
 from mailroom.api.problems import problem
 from mailroom.api.services import services
@@ -40,7 +40,7 @@ def live() -> Response:
             headers={"Retry-After": "30"},
         )
     database, lease_seconds = services().outbox.database, services().settings.LEASE_SECONDS
-    stream = _Stream(lambda: pulse(database, lease_seconds), standing())
+    stream = _Stream(lambda: pulse(database, lease_seconds), access_check())
     answer = Response(stream, content_type="text/event-stream")
     answer.call_on_close(stream.close)
     answer.headers["Cache-Control"] = "no-store"

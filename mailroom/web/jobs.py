@@ -7,7 +7,7 @@ from flask import Response, request
 from werkzeug.exceptions import NotFound
 
 from mailroom.api.http.idempotency import form_key
-from mailroom.api.http.pagination import next_place
+from mailroom.api.http.pagination import row_cursor
 from mailroom.api.routes import jobs
 from mailroom.jobs import registry
 from mailroom.model.errors import FieldError, InvalidMessage
@@ -43,7 +43,7 @@ def list_jobs() -> Response:
         states=[*JobState],
         kinds=registry.job_types(),
         rows=listed,
-        next=next_place(rows[limit - 1]) if len(rows) > limit else None,
+        next=row_cursor(rows[limit - 1]) if len(rows) > limit else None,
     )
 
 

@@ -64,7 +64,7 @@ def _page(
     *,
     errors: list[str] | None = None,
     secret: str = "",
-    made: dict[str, object] | None = None,
+    made: keys.KeyJson | None = None,
     is_first: bool = False,
 ) -> Response:
     rows = [keys.key_row_json(row) for row in reversed(services().api_keys.every())]

@@ -14,7 +14,7 @@ from werkzeug.exceptions import Conflict, NotFound
 from mailroom.api.answers import MessageJson
 from mailroom.api.auth.guard import needs_key
 from mailroom.api.http.idempotency import form_key
-from mailroom.api.http.pagination import written
+from mailroom.api.http.pagination import position_cursor
 from mailroom.api.http.serialize import find, message_json, message_summary_json
 from mailroom.api.routes import actions, messages
 from mailroom.api.services import services
@@ -93,7 +93,7 @@ def list_messages() -> Response:
         errors=errors,
         states=[*State],
         rows=rows,
-        next=written(*result.next) if result.next else None,
+        next=position_cursor(*result.next) if result.next else None,
     )
 
 

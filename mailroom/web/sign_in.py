@@ -41,7 +41,7 @@ def sign_in() -> Response:
             403, "This form has expired, or the browser keeps no cookies for this site. Please try again."
         )
     secret = request.form.get("key", "").strip()
-    key = guard.known(secret) if secret else None
+    key = guard.find_key(secret) if secret else None
     if key is None:
         return _refuse(secret)
     g.api_key = key

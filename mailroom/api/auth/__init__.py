@@ -1,1 +1,1 @@
-"""Access control, or who may do what: keys, sessions, scopes, senders, rates."""
+"""Access control: API keys, browser sessions, scopes, senders and rate limits."""

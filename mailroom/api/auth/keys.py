@@ -1,6 +1,6 @@
-"""API keys, as a command or a page asks for one and shows them; there are no routes under /v1 for them."""
+"""API keys for the command line and the web page that make and list them; /v1 has no routes for keys."""
 
-from typing import Any
+from typing import TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, field_validator
 from pydantic_core import PydanticCustomError
@@ -15,8 +15,8 @@ from mailroom.submission.fields import read_fields
 NAME_MAX_CHARACTERS = 100
 
 
-class AskedKey(BaseModel):
-    """A key to be made."""
+class KeyRequest(BaseModel):
+    """A request to make a key."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -35,29 +35,60 @@ class AskedKey(BaseModel):
     @field_validator("senders")
     @classmethod
     def _in_from(cls, value: list[str]) -> list[str]:
-        """In the form in which messages have their From, so that the two can be compared."""
-        found, wrong = list[str](), list[tuple[list[str | int], str]]()
+        """Return the addresses in the form that messages have in From, so that the two can be compared."""
+        senders: list[str] = []
+        errors: list[tuple[list[str | int], str]] = []
         for index, sender in enumerate(value):
             try:
                 address = parse_address(f"any{sender}" if sender.startswith("@") else sender).address
             except PydanticCustomError as e:
-                wrong.append(([index], e.message()))
+                errors.append(([index], e.message()))
                 continue
             if "," in address:
-                wrong.append(([index], f"expected an address without a comma, got {sender!r}"))
-            found.append(address.removeprefix("any") if sender.startswith("@") else address)
-        if wrong:
-            refuse_items(wrong)
-        return found
+                errors.append(([index], f"expected an address without a comma, got {sender!r}"))
+            senders.append(address.removeprefix("any") if sender.startswith("@") else address)
+        if errors:
+            refuse_items(errors)
+        return senders
 
 
 def make(keys: ApiKeys, value: object) -> tuple[str, ApiKey]:
-    """Make a key; the first of the two is its only copy. Raises InvalidMessage."""
-    asked = read_fields(AskedKey, value)
-    return keys.create(asked.name, scopes=asked.scopes, senders=asked.senders, per_minute=asked.per_minute)
+    """Make a key from a request; return its secret, of which there is no other copy, and the key.
+
+    Raises:
+      InvalidMessage: the request is wrong.
+    """
+    wanted = read_fields(KeyRequest, value)
+    return keys.create(
+        wanted.name,
+        scopes=wanted.scopes,
+        senders=wanted.senders,
+        per_minute=wanted.per_minute,
+    )
 
 
-def key_json(key: ApiKey) -> dict[str, Any]:
+#: A class cannot have a field `from`, which is a keyword.
+_KeySendersJson = TypedDict("_KeySendersJson", {"from": list[str]})
+
+
+class KeyJson(_KeySendersJson):
+    """A key, without its secret."""
+
+    id: str
+    name: str
+    scopes: list[Scope]
+    per_minute: int | None
+
+
+class KeyRowJson(KeyJson):
+    """A key with its times."""
+
+    created_at: str
+    used_at: str | None
+    revoked_at: str | None
+
+
+def key_json(key: ApiKey) -> KeyJson:
     return {
         "id": key.id,
         "name": key.name,
@@ -67,9 +98,9 @@ def key_json(key: ApiKey) -> dict[str, Any]:
     }
 
 
-def key_row_json(row: KeyRow) -> dict[str, Any]:
-    """Return the fields of a key, as `key_json` does, with its times."""
-    return key_json(row.key) | {
+def key_row_json(row: KeyRow) -> KeyRowJson:
+    return {
+        **key_json(row.key),
         "created_at": timestamp(row.created_at),
         "used_at": timestamp(row.used_at),
         "revoked_at": timestamp(row.revoked_at),

@@ -1,6 +1,6 @@
-"""Tells whose process is at the other end of a connection within this machine, as the kernel sees it; only Linux does.
+"""Asks the kernel whose process is at the other end of a connection within this machine; only Linux tells.
 
-A proxy that was told nothing more than where to pass requests on makes those of strangers look like this machine's own.
+A proxy with nothing but an upstream address in its configuration makes requests of strangers look local.
 """
 
 import os
@@ -15,21 +15,21 @@ from pathlib import Path
 from typing import Any
 
 ROOT = 0
-#: sock_diag(7) tells of one socket in 10 us; /proc/net/tcp has all of them, and takes 50 ms where there are 1,400.
+#: sock_diag(7) looks up one socket in 10 us; /proc/net/tcp lists all, which takes 50 ms for 1,400 sockets.
 _NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, _ALL_STATES = 4, 20, 1, 0xFFF
 _HEADER, _QUERY, _OWNER = struct.Struct("=IHHII"), struct.Struct("=BBBBI"), struct.Struct("=II")
 _ENDS, _ANY = struct.Struct("!HH16s16s"), struct.pack("=III", 0, 0xFFFFFFFF, 0xFFFFFFFF)
 _LENGTH = _HEADER.size + _QUERY.size + _ENDS.size + len(_ANY)
-#: Where in an answer the owner is: behind its header, four bytes, the ends, and three numbers.
+#: The offset of the owner in an answer: after the header, four bytes, both ends, and three numbers.
 _OWNER_AT = _HEADER.size + 4 + _ENDS.size + len(_ANY) + 12
-#: Files of sockets to the kernel that no thread uses at the moment; as many as there were threads that asked at the same time.
+#: File descriptors of netlink sockets that no thread uses now; at most one for each thread.
 _idle: deque[int] = deque()
 _PROC = ("/proc/net/tcp", "/proc/net/tcp6")
 
 
 @dataclass(frozen=True)
 class End:
-    """An end of a connection."""
+    """An end of a connection: an address in network byte order, and a port."""
 
     family: int
     packed: bytes
@@ -38,7 +38,7 @@ class End:
 
 @dataclass(frozen=True)
 class Owner:
-    """Of a socket; one that was closed has none, whatever its user id says."""
+    """The owner of a socket; `inode` is 0 for a socket that was closed, and `uid` then says nothing."""
 
     uid: int
     inode: int
@@ -48,11 +48,11 @@ Look = Callable[[End, End], Owner | None]
 
 
 def ask_kernel(end: End, other: End) -> Owner | None:
-    """Look for the socket of `end` by one question for it."""
+    """Look up the socket of `end` by sock_diag; None if there is none or the kernel does not answer."""
     ends = _ENDS.pack(end.port, other.port, end.packed, other.packed)
     query = _QUERY.pack(end.family, socket.IPPROTO_TCP, 0, 0, _ALL_STATES) + ends + _ANY
     try:
-        answer = _asked(_HEADER.pack(_LENGTH, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 1, 0) + query)
+        answer = _query_kernel(_HEADER.pack(_LENGTH, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 1, 0) + query)
     except OSError:
         return None
     if _HEADER.unpack_from(answer)[1] != _SOCK_DIAG_BY_FAMILY:
@@ -60,8 +60,11 @@ def ask_kernel(end: End, other: End) -> Owner | None:
     return Owner(*_OWNER.unpack_from(answer, _OWNER_AT))
 
 
-def _asked(question: bytes) -> bytes:
-    """The kernel's answer, which is there when the question has been written; a socket that failed is not used again."""
+def _query_kernel(query: bytes) -> bytes:
+    """Return the kernel's answer, which is ready as soon as the query is written.
+
+    A socket that failed is not used again.
+    """
     try:
         kernel = _idle.pop()
     except IndexError:
@@ -69,7 +72,7 @@ def _asked(question: bytes) -> bytes:
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _NETLINK_SOCK_DIAG
         ).detach()
     try:
-        os.write(kernel, question)
+        os.write(kernel, query)
         answer = os.read(kernel, 4096)
     except OSError:
         os.close(kernel)
@@ -79,8 +82,8 @@ def _asked(question: bytes) -> bytes:
 
 
 def read_proc(end: End, other: End) -> Owner | None:
-    """Look for the socket of `end` among all."""
-    local, remote = _written(end), _written(other)
+    """Look for the socket of `end` in the lists of all sockets; None if it is in none."""
+    local, remote = _proc_texts(end), _proc_texts(other)
     for row in _rows():
         if row[1] in local and row[2] in remote:
             return Owner(uid=int(row[7]), inode=int(row[9]))
@@ -104,32 +107,35 @@ def _rows() -> Iterator[list[str]]:
         yield from (line.split() for line in lines)
 
 
-def _written(end: End) -> tuple[str, str]:
-    """Write an address as /proc/net/tcp and tcp6 do: each word of an address in the order of this machine."""
-    mapped = end.packed if end.family == socket.AF_INET6 else b"\0" * 10 + b"\xff\xff" + end.packed
-    return _in_words(end.packed, end.port), _in_words(mapped, end.port)
+def _proc_texts(end: End) -> tuple[str, str]:
+    """Write an end as /proc/net/tcp does, and as tcp6 does, where an IPv4 address is mapped into IPv6."""
+    mapped = end.packed
+    if end.family == socket.AF_INET:
+        mapped = b"\0" * 10 + b"\xff\xff" + end.packed
+    return _proc_text(end.packed, end.port), _proc_text(mapped, end.port)
 
 
-def _in_words(packed: bytes, port: int) -> str:
+def _proc_text(packed: bytes, port: int) -> str:
+    """Write an address as 32-bit words in this machine's byte order, and the port."""
     words = struct.unpack(f"={len(packed) // 4}I", packed)
     return "".join(f"{word:08X}" for word in words) + f":{port:04X}"
 
 
-#: The quick way first.
+#: The ways to find the owner, the fast one first.
 LOOKS = (ask_kernel, read_proc)
 
 
 def is_own(
     environ: Mapping[str, Any], *, uids: Collection[int] | None = None, looks: tuple[Look, ...] = LOOKS
 ) -> bool | None:
-    """Tell whether the peer of a request is a process of this service's user or of root; None where nobody can tell."""
+    """Tell whether a request's client runs as this service's user or as root; None if no way can tell."""
     peer = _end(environ.get("REMOTE_ADDR"), environ.get("REMOTE_PORT"))
     ours = _end(environ.get("SERVER_NAME"), environ.get("SERVER_PORT"))
     if not peer or not ours:
         return None
     try:
         look = working(looks)
-    except OSError:  # No more files, say; the next request may find out.
+    except OSError:  # Too many open files, for example; the next request may succeed.
         return False
     if look is None:
         return None
@@ -139,9 +145,9 @@ def is_own(
 
 @cache
 def working(looks: tuple[Look, ...] = LOOKS) -> Look | None:
-    """The first way by which this system tells whose a connection is, tried with one of our own; None if there is none.
+    """Return the first way that works on this system, tried with a connection to ourselves; else None.
 
-    Found once and not from a request: a client that is gone before it is looked for is not to be taken for a system that does not tell.
+    A request could not decide that: its client may already be gone, which would look as if no way worked.
 
     Raises:
       OSError: no connection could be made.

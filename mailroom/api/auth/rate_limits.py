@@ -1,4 +1,7 @@
-"""Tells clients of limited keys how much they have left, in the draft's fields and in those of before (ietf-httpapi-ratelimit-headers)."""
+"""Tells clients with a rate limit what they have left.
+
+The header fields are those of draft-ietf-httpapi-ratelimit-headers, and the older `RateLimit-…` ones.
+"""
 
 from flask import Blueprint, Response, g
 
@@ -20,16 +23,16 @@ def limited(error: RateLimited) -> Response:
 
 
 @blueprint.after_app_request
-def tell(answer: Response) -> Response:
-    """Add the fields where messages were charged, accepted or not; a replay was not."""
+def add_headers(response: Response) -> Response:
+    """Add the fields if this request was charged, even if it was refused; a repeated one is free."""
     charge = g.get("charge")
     if charge is not None and charge.rate is not None:
-        answer.headers.update(headers(charge.rate))
-    return answer
+        response.headers.update(headers(charge.rate))
+    return response
 
 
 def headers(rate: Rate) -> dict[str, str]:
-    """Seconds are those until all of it is there again; a part of it is there sooner."""
+    """Return the fields; their seconds are the time until the whole limit is available, a part is earlier."""
     return {
         "RateLimit-Policy": f'"default";q={rate.per_minute};w={WINDOW_SECONDS}',
         "RateLimit": f'"default";r={rate.remaining};t={rate.full_seconds}',

@@ -1,4 +1,4 @@
-"""Lists every route of this service, and the scopes of which one is enough for it. `admin` always is."""
+"""Lists the scopes for every route; a key needs one of them, or `admin`."""
 
 from flask import request
 
@@ -9,7 +9,7 @@ _SEND = (Scope.SEND,)
 _READ = (Scope.READ,)
 _ADMIN = (Scope.ADMIN,)
 
-#: By method and rule, as Flask writes them. Ids cannot be guessed, so who sends may see by its id what became of a mail or job.
+#: By method and rule, as Flask writes them. Ids cannot be guessed, so a key that sends may also read by id.
 SCOPES: dict[str, tuple[Scope, ...]] = {
     "POST /": _SEND,
     "POST /v1/messages": _SEND,
@@ -116,16 +116,18 @@ SCOPES: dict[str, tuple[Scope, ...]] = {
 
 
 def needed(method: str, rule: str) -> tuple[Scope, ...]:
-    """The scopes of which one is enough. A route of somebody's own is read by `read`, and all else on it is for `admin`."""
+    """Return the scopes of which a key needs one.
+
+    A route that is not listed, such as one that an operator added, needs `read` for GET and else `admin`.
+    """
     method = "GET" if method == "HEAD" else method
-    return SCOPES.get(
-        f"{method} {rule}", _ANY if method == "OPTIONS" else _READ if method == "GET" else _ADMIN
-    )
+    unlisted = {"OPTIONS": _ANY, "GET": _READ}.get(method, _ADMIN)
+    return SCOPES.get(f"{method} {rule}", unlisted)
 
 
 def lacking(key: ApiKey) -> tuple[Scope, ...]:
-    """The scopes of which the key would need one for the present request; none where it has one, or there is no such route."""
+    """Return the scopes of which the key lacks one for the current request; empty if it may make it."""
     if request.url_rule is None or Scope.ADMIN in key.scopes:
         return ()
-    wanted = needed(request.method, request.url_rule.rule)
-    return () if key.scopes & set(wanted) else wanted
+    scopes = needed(request.method, request.url_rule.rule)
+    return () if key.scopes & set(scopes) else scopes

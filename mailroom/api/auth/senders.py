@@ -1,4 +1,4 @@
-"""Holds a mail against what the API key of the request may send."""
+"""Checks the sender of a mail against the senders that the API key of the request may use."""
 
 from dataclasses import replace
 
@@ -8,23 +8,19 @@ from mailroom.model.message import Address
 from mailroom.store.messages.outbox import NewMessage
 
 
-def permitted(acceptance: NewMessage, *, at: str = "#") -> NewMessage:
-    """Add the key of this request; answer 403 where that may not send from its address.
+def permitted(mail: NewMessage, *, pointer: str = "#") -> NewMessage:
+    """Return the mail with the key of this request; abort with 403 if the key may not send from its address.
 
-    `at` is where the mail stands.
+    `pointer` is the JSON pointer of the mail in the request.
     """
     key = guard.current_key()
     if key.senders:
-        guard.check_sender(
-            (acceptance.message.sender or account_sender(acceptance.sender)).address, pointer=f"{at}/from"
-        )
-    return replace(acceptance, key_id=key.id) if key.id else acceptance
+        sender = mail.message.sender or account_sender(mail.sender)
+        guard.check_sender(sender.address, pointer=f"{pointer}/from")
+    return replace(mail, key_id=key.id) if key.id else mail
 
 
 def account_sender(account: str | None) -> Address:
-    """Return who the mails of this account are from, where they do not say.
-
-    Where no account has this name, the first one counts.
-    """
-    known = services().known_accounts
-    return next((one.sender for one in known if one.name == account), known[0].sender)
+    """Return the From of an account's mails that name none; the first account's if it is unknown."""
+    accounts = services().known_accounts
+    return next((known.sender for known in accounts if known.name == account), accounts[0].sender)

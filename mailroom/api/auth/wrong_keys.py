@@ -1,8 +1,8 @@
-"""Counts wrong API keys by where they come from: nobody tries them as fast as a connection carries them.
+"""Counts wrong API keys by the address they come from, so that keys cannot be tried at full speed.
 
-Only wrong ones are held up: a right one is served however many wrong ones came from its address, which may be
-that of a proxy for many. What makes a key safe is that nobody can guess it; those of `flask keys create` have
-256 random bits.
+Only requests with wrong keys are refused: a right key is served however many wrong ones came from its
+address, which many clients behind a proxy may share. A key is safe because it cannot be guessed; `flask keys
+create` makes keys of 256 random bits.
 """
 
 import math
@@ -14,37 +14,37 @@ from ipaddress import IPv6Address, ip_address
 
 from flask import current_app, request
 
-#: Wrong keys that one address may send in so many seconds.
+#: An address may send WRONG_MAX wrong keys in WRONG_SECONDS.
 WRONG_MAX = 10
 WRONG_SECONDS = 60.0
-#: Addresses that are remembered.
+#: Addresses that are remembered, those that sent a wrong key last.
 ADDRESSES_MAX = 1000
-#: A host may have all addresses of such a network (RFC 4291, 2.5.4), and send each key from another one.
+#: One host may have all addresses of such an IPv6 network (RFC 4291, 2.5.4), and use a new one for each key.
 NETWORK_BITS = 64
 
 _EXTENSION = "mailasync wrong keys"
 
 
 class WrongKeys:
-    """The times at which wrong keys came from each address of late."""
+    """The times at which wrong keys recently came from each address."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._times: OrderedDict[str, deque[float]] = OrderedDict()
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._times)
 
     def note(self, address: str) -> int:
-        """Count one more of this address; return for how many seconds others are held up, 0 if few came."""
+        """Count a wrong key from this address; return how many seconds it has to wait, 0 if few came."""
         source, now = network(address), self._clock()
-        with self._turn:
+        with self._lock:
             times = self._times.setdefault(source, deque())
             self._times.move_to_end(source)
             while times and times[0] <= now - WRONG_SECONDS:
                 times.popleft()
-            # What is held up is not counted: a client with an old key is told so ten times a minute.
+            # Refused keys are not counted, so a client with an old key still gets ten answers a minute.
             if len(times) >= WRONG_MAX:
                 return max(1, math.ceil(times[0] + WRONG_SECONDS - now))
             times.append(now)
@@ -54,17 +54,17 @@ class WrongKeys:
 
 
 def note_wrong_key() -> int:
-    """Count one more of the address of the present request; return for how many seconds others are held up."""
+    """Count a wrong key from the current request's address; return how many seconds it has to wait."""
     counted: WrongKeys = current_app.extensions.setdefault(_EXTENSION, WrongKeys())
     return counted.note(request.remote_addr or "")
 
 
 def network(address: str) -> str:
-    """The addresses that are counted together: one of IPv4, or a network of IPv6."""
+    """Return the source that an address is counted under: itself, or its network if it is an IPv6 address."""
     try:
-        found = ip_address(address)
+        ip = ip_address(address)
     except ValueError:
         return address
-    if not isinstance(found, IPv6Address):
-        return str(found)
-    return str(found.ipv4_mapped or IPv6Address(int(found) >> NETWORK_BITS << NETWORK_BITS))
+    if not isinstance(ip, IPv6Address):
+        return str(ip)
+    return str(ip.ipv4_mapped or IPv6Address(int(ip) >> NETWORK_BITS << NETWORK_BITS))

@@ -1,1 +1,1 @@
-"""HTTP as every route speaks it: bodies, lists in pages, idempotency keys, answers."""
+"""HTTP as every route speaks it: bodies, pages of lists, idempotency keys, waiting, answers."""

@@ -1,4 +1,4 @@
-"""Pages of a list: `?limit=` rows, those after the cursor that an earlier page gave as `next`."""
+"""Answers lists in pages of `?limit=` items; `?after=` is the cursor that an earlier page gave as `next`."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,90 +11,105 @@ from mailroom.model.ids import is_id
 
 PAGE_DEFAULT = 20
 PAGE_MAX = 100
-#: As people write it. int() takes leading zeros, underscores and every script's digits, and at most 4,300.
+#: As people write it; int() also takes leading zeros, underscores and the digits of every script.
 _LIMIT = re.compile("[1-9][0-9]{0,2}")
 
 T = TypeVar("T")
 
-#: A place in a list, newest first: when the row was made, in milliseconds since 1970, and its id.
-Place = tuple[int, str]
+#: Names a row of a list that is sorted by age: milliseconds since 1970 when it was made, and its id.
+RowPosition = tuple[int, str]
 
 
-def asked_page(
-    place: Callable[[str], T | None],
-    asked: Mapping[str, str],
+def read_page(
+    read_cursor: Callable[[str], T | None],
+    params: Mapping[str, str],
     *,
     expected: str = "`next` of an earlier page",
-    also: Sequence[FieldError] = (),
+    other_errors: Sequence[FieldError] = (),
 ) -> tuple[int, T | None]:
-    """Return how many rows a query asks for, and after which one.
+    """Return how many rows a query wants, and the position after which they begin, None for the first page.
 
-    `place` reads the cursor, and gives None for what is none.
+    `read_cursor` returns None if the text is not a cursor.
 
     Raises:
-      InvalidMessage: the one or the other cannot be read, or `also` has what else is wrong with the query.
+      InvalidMessage: `limit` or `after` cannot be read, or there are `other_errors` in the query.
     """
-    limit, cursor = asked.get("limit", str(PAGE_DEFAULT)), asked.get("after", "")
-    after = place(cursor) if cursor else None
-    wrong = []
+    limit, cursor = params.get("limit", str(PAGE_DEFAULT)), params.get("after", "")
+    after = read_cursor(cursor) if cursor else None
+    errors = []
     if not (_LIMIT.fullmatch(limit) and int(limit) <= PAGE_MAX):
-        wrong.append(FieldError("?limit", f"expected a number from 1 to {PAGE_MAX}, got {limit[:80]!r}"))
+        errors.append(FieldError("?limit", f"expected a number from 1 to {PAGE_MAX}, got {limit[:80]!r}"))
     if cursor and after is None:
-        wrong.append(FieldError("?after", f"expected {expected}, got {cursor[:80]!r}"))
-    if wrong or also:
-        raise InvalidMessage([*wrong, *also])
+        errors.append(FieldError("?after", f"expected {expected}, got {cursor[:80]!r}"))
+    if errors or other_errors:
+        raise InvalidMessage([*errors, *other_errors])
     return int(limit), after
 
 
-def number(cursor: str) -> int | None:
-    """Read a number that a database can count to; None if it is none."""
-    return int(cursor) if cursor.isascii() and cursor.isdigit() and len(cursor) <= 18 else None
+def parse_number(text: str) -> int | None:
+    """Read a number that fits into a database column (18 digits); None if it is not one."""
+    is_number = text.isascii() and text.isdigit() and len(text) <= 18
+    return int(text) if is_number else None
 
 
-def one_of(name: str, words: Iterable[str], asked: Mapping[str, str]) -> list[FieldError]:
-    """Return what is wrong with a filter that takes only these words, if it is there."""
-    given, known = asked.get(name), [*words]
-    return (
-        []
-        if given is None or given in known
-        else [FieldError(f"?{name}", f"expected one of {', '.join(known)}, got {given[:80]!r}")]
-    )
+def choice_errors(name: str, choices: Iterable[str], params: Mapping[str, str]) -> list[FieldError]:
+    """Return the error of a query parameter that is present and is none of the choices, if there is one."""
+    value, allowed = params.get(name), [*choices]
+    if value is None or value in allowed:
+        return []
+    return [FieldError(f"?{name}", f"expected one of {', '.join(allowed)}, got {value[:80]!r}")]
 
 
-def place(cursor: str) -> Place | None:
-    """Read what `next_place` wrote; None if it is no such thing."""
-    at, _, id = cursor.partition(".")
-    created_at = number(at)
-    return (created_at, id) if created_at is not None and is_id(id) else None
+def text_param(name: str, params: Mapping[str, str]) -> str:
+    """Return a query parameter that is compared with a column; "" if it is absent.
+
+    Raises:
+      InvalidMessage: it has a NUL, which no column holds, and which PostgreSQL refuses to look for.
+    """
+    value = params.get(name, "")
+    if "\0" in value:
+        raise InvalidMessage([FieldError(f"?{name}", f"expected a {name}, got {value[:80]!r}")])
+    return value
 
 
-def next_place(row: Any) -> str:
-    return written(row["created_at"], row["id"])
-
-
-def written(created_at: int, id: str) -> str:
-    """A place as a cursor."""
+def position_cursor(created_at: int, id: str) -> str:
+    """Write the position of a row as a cursor."""
     return f"{created_at}.{id}"
 
 
-def page(
-    rows: Sequence[Any], limit: int, shown: Callable[[Any], Any], cursor: Callable[[Any], str] = next_place
+def row_cursor(row: Mapping[str, Any]) -> str:
+    """Return the cursor of the page that begins after this row."""
+    return position_cursor(row["created_at"], row["id"])
+
+
+def read_position(cursor: str) -> RowPosition | None:
+    """Read the text that `position_cursor` writes; None if it is another text."""
+    created_at, _, id = cursor.partition(".")
+    created_at_ms = parse_number(created_at)
+    if created_at_ms is None or not is_id(id):
+        return None
+    return created_at_ms, id
+
+
+def page_response(
+    rows: Sequence[Any],
+    limit: int,
+    row_json: Callable[[Any], Any],
+    cursor: Callable[[Any], str] = row_cursor,
 ) -> Response:
-    """Answer with `limit` of the rows; one more shows that there are others, after the `cursor` of the last."""
-    return page_of(rows[:limit], cursor(rows[limit - 1]) if len(rows) > limit else None, shown)
+    """Answer with the first `limit` rows; a further row means that there is a next page."""
+    next_cursor = None
+    if len(rows) > limit:
+        next_cursor = cursor(rows[limit - 1])
+    return list_response(rows[:limit], next_cursor, row_json)
 
 
-def page_of(rows: Sequence[Any], next: str | None, shown: Callable[[Any], Any]) -> Response:
-    """Answer with these rows; `next` is the cursor of the page after them, None at the end."""
-    return jsonify({"data": [shown(row) for row in rows], "has_more": next is not None, "next": next})
-
-
-def word(name: str, asked: Mapping[str, str]) -> str:
-    """Return what the query says of a column.
-
-    No column holds a NUL, and PostgreSQL would not even look for one.
-    """
-    found = asked.get(name, "")
-    if "\0" in found:
-        raise InvalidMessage([FieldError(f"?{name}", f"expected a {name}, got {found[:80]!r}")])
-    return found
+def list_response(rows: Sequence[Any], next_cursor: str | None, row_json: Callable[[Any], Any]) -> Response:
+    """Answer with these rows; `next_cursor` begins the next page, None if there is none."""
+    return jsonify(
+        {
+            "data": [row_json(row) for row in rows],
+            "has_more": next_cursor is not None,
+            "next": next_cursor,
+        }
+    )

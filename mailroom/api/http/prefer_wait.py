@@ -1,4 +1,4 @@
-"""Lets a client wait for an answer that is not there yet (RFC 7240, 4.3), as long as few do."""
+"""Lets a client wait for an answer that is not ready yet (`Prefer: wait`, RFC 7240, 4.3), if few do."""
 
 import re
 import threading
@@ -7,46 +7,48 @@ from collections.abc import Callable
 
 from flask import request
 
-#: Requests of this process that wait at the same time; whoever comes then is answered at once. app.py has threads for them.
+#: Requests of this process that may wait at the same time; app.py has threads for them. Others do not wait.
 WAITERS_MAX = 64
 WAIT_MAX_SECONDS = 60
-#: Between two looks; the first come sooner, for what is over in a moment.
+#: Between two checks of the condition; each wait is twice the one before.
 LOOK_MIN_SECONDS = 0.02
 LOOK_MAX_SECONDS = 0.25
 
+_WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,9})\"?\s*(?=$|[,;])", re.IGNORECASE)
+
 _stopping = threading.Event()
-_places = threading.BoundedSemaphore(WAITERS_MAX)
+_waiters = threading.BoundedSemaphore(WAITERS_MAX)
 
 
 def preferred_seconds() -> int:
-    """N of the header `Prefer: wait=N`, at most WAIT_MAX_SECONDS; 0 where there is none, or none that can be read."""
-    preferred = request.headers.get("Prefer")  # WSGI joins several with commas.
-    found = preferred and re.search(
-        r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,9})\"?\s*(?=$|[,;])", preferred, re.IGNORECASE
-    )
-    return min(int(found[1]), WAIT_MAX_SECONDS) if found else 0
+    """Return N of `Prefer: wait=N`, at most WAIT_MAX_SECONDS; 0 if it is absent or cannot be read."""
+    preferences = request.headers.get("Prefer")  # WSGI joins several with commas.
+    if not preferences:
+        return 0
+    wait = _WAIT.search(preferences)
+    return min(int(wait[1]), WAIT_MAX_SECONDS) if wait else 0
 
 
-def wait_for(is_so: Callable[[], bool], seconds: float) -> bool:
-    """Wait until it is so, for that long; False at once where too many wait already."""
-    if not _places.acquire(blocking=False):
+def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
+    """Wait that long at most for the condition; return False at once if WAITERS_MAX requests wait already."""
+    if not _waiters.acquire(blocking=False):
         return False
     try:
         deadline, pause = time.monotonic() + seconds, LOOK_MIN_SECONDS
-        while not is_so() and time.monotonic() < deadline:
+        while not condition() and time.monotonic() < deadline:
             if _stopping.wait(min(pause, max(0.0, deadline - time.monotonic()))):
                 break
             pause = min(2 * pause, LOOK_MAX_SECONDS)
         return True
     finally:
-        _places.release()
+        _waiters.release()
 
 
 def is_stopping(seconds: float) -> bool:
-    """Wait for so long, or until this process is asked to end; whether it is."""
+    """Wait that long, or until this process begins to stop; return True if it does."""
     return _stopping.wait(seconds)
 
 
 def stop() -> None:
-    """Answer all who wait: this process is asked to end, and would be killed if it kept them."""
+    """Answer all waiting requests: this process is about to stop, and would be killed if it kept them."""
     _stopping.set()

@@ -12,6 +12,7 @@ from mailroom.api.answers import (
     MessageJson,
     MessageSummaryJson,
     RecipientJson,
+    RecipientWithReplyJson,
 )
 from mailroom.api.http.idempotency import REPLAYED
 from mailroom.api.http.why import why
@@ -23,16 +24,20 @@ from mailroom.store.messages.idempotency import StoredAnswer
 from mailroom.store.messages.outbox import MessageDetails
 from mailroom.store.workers import hanging_accounts
 
-#: When (None: not yet), what, at which attempt, and what more there is to say.
+#: A step of a timeline: its time (milliseconds since 1970, None: not yet), name, attempt, and further detail.
 Step = tuple[int | None, str, int | None, str | None]
 
 
 def find(id: str) -> MessageDetails:
-    """Raises NotFound."""
-    standing = services().outbox.details(id) if is_id(id) else None
-    if standing is None:
+    """Return the message with this id.
+
+    Raises:
+      NotFound: there is none.
+    """
+    details = services().outbox.details(id) if is_id(id) else None
+    if details is None:
         raise unknown(id)
-    return standing
+    return details
 
 
 def unknown(id: str) -> NotFound:
@@ -40,28 +45,29 @@ def unknown(id: str) -> NotFound:
 
 
 def answered(stored: StoredAnswer, replayed: bool) -> Response:
-    """Make the response of an answer, which its client gets, and gets again."""
+    """Make the response of a stored answer; one without a body answers with its message as it is now."""
     body: Mapping[str, Any] | None = stored.body
     if body is None:
         body = message_json(find(stored.location.removeprefix("/v1/messages/")))
-    answer = jsonify(body)
-    answer.status_code = stored.status
+    response = jsonify(body)
+    response.status_code = stored.status
     if stored.location:
-        answer.headers["Location"] = stored.location
-    answer.headers.update(REPLAYED if replayed else {})
-    return answer
+        response.headers["Location"] = stored.location
+    if replayed:
+        response.headers.update(REPLAYED)
+    return response
 
 
-def message_json(standing: MessageDetails) -> MessageJson:
+def message_json(details: MessageDetails) -> MessageJson:
     """Return a message with all that is known of it."""
-    row = standing.row
+    row, content = details.row, details.content
     return {
         "id": row["id"],
         "status": row["state"],
-        "subject": standing.content.get("subject", ""),
-        "tags": standing.content.get("tags", []),
-        "metadata": standing.content.get("metadata", {}),
-        "why": _why(standing),
+        "subject": content.get("subject", ""),
+        "tags": content.get("tags", []),
+        "metadata": content.get("metadata", {}),
+        "why": _why(details),
         "created_at": timestamp(row["created_at"]),
         "next_attempt_at": timestamp(row["next_attempt_at"]),
         "expires_at": timestamp(row["expires_at"]),
@@ -70,12 +76,14 @@ def message_json(standing: MessageDetails) -> MessageJson:
         "message_id": f"<{row['message_id']}>",
         "attempts": attempts(row),
         "uncertain_attempts": row["uncertain_attempts"],
-        "recipients": [
-            {**_recipient_json(person), "reply": person["reply"]} for person in standing.recipients
-        ],
-        "job": _job_json(standing.job) if standing.job else None,
-        "timeline": timeline(standing),
+        "recipients": _recipients_json(details),
+        "job": _job_json(details.job) if details.job else None,
+        "timeline": timeline(details),
     }
+
+
+def _recipients_json(details: MessageDetails) -> list[RecipientWithReplyJson]:
+    return [{**_recipient_json(row), "reply": row["reply"]} for row in details.recipients]
 
 
 def _job_json(job: Mapping[str, Any]) -> JobOfMessageJson:
@@ -88,35 +96,35 @@ def _job_json(job: Mapping[str, Any]) -> JobOfMessageJson:
     }
 
 
-def _why(standing: MessageDetails) -> str:
-    lease_seconds, hanging = services().settings.LEASE_SECONDS, dict[str, str]()
-    if standing.row["state"] not in FINAL:
+def _why(details: MessageDetails) -> str:
+    lease_seconds = services().settings.LEASE_SECONDS
+    hanging: dict[str, str] = {}
+    if details.row["state"] not in FINAL:
         hanging = hanging_accounts(services().outbox.database, lease_seconds)
-    accounts = [account.name for account in services().known_accounts]
     return why(
-        standing,
+        details,
         services().publisher(),
         lease_seconds=lease_seconds,
         hanging=hanging,
-        accounts=accounts,
+        accounts=[account.name for account in services().known_accounts],
         broker_trouble=services().broker_trouble,
     )
 
 
-def timeline(standing: MessageDetails) -> list[EventJson]:
-    """List what happened, in order; the first steps are in the rows themselves."""
-    row, job = standing.row, standing.job
+def timeline(details: MessageDetails) -> list[EventJson]:
+    """List the steps of a message in order; a few of them are not events, but columns of its row."""
+    row, job = details.row, details.job
     steps: list[Step] = [(row["created_at"], "accepted", None, None)]
     if job:
-        steps += [(job["started_at"], "job started", None, job["name"])]
-    steps += [(e.at, e.event, e.attempt, e.detail) for e in standing.events]
-    steps += [(row["published_at"], "queued", None, None)]
-    steps += [(row["next_attempt_at"], "next attempt", None, None)]
+        steps.append((job["started_at"], "job started", None, job["name"]))
+    steps += [(event.at, event.event, event.attempt, event.detail) for event in details.events]
+    steps.append((row["published_at"], "queued", None, None))
+    steps.append((row["next_attempt_at"], "next attempt", None, None))
     return in_order(steps)
 
 
 def in_order(steps: Iterable[Step]) -> list[EventJson]:
-    """List the steps that have come; of two at the same moment, the first given comes first."""
+    """Sort the steps that have a time by it; steps of the same millisecond keep their order."""
     events = []
     for at, name, attempt, detail in sorted(steps, key=lambda step: step[0] or 0):
         if at is None:
@@ -131,7 +139,7 @@ def in_order(steps: Iterable[Step]) -> list[EventJson]:
 
 
 def message_summary_json(row: Mapping[str, Any]) -> MessageSummaryJson:
-    """Return a message as a list has it."""
+    """Return a message as an item of a list."""
     return {
         "id": row["id"],
         "status": row["state"],
@@ -142,20 +150,20 @@ def message_summary_json(row: Mapping[str, Any]) -> MessageSummaryJson:
         "next_attempt_at": timestamp(row["next_attempt_at"]),
         "attempts": attempts(row),
         "reason": row["reason"],
-        "recipients": [_recipient_json(person) for person in row["recipients"]],
+        "recipients": [_recipient_json(recipient) for recipient in row["recipients"]],
     }
 
 
 def attempts(row: Mapping[str, Any]) -> int:
-    """Count the attempts, without those that were given back before anything was sent."""
-    made: int = row["attempt"] - row["given_back"]
-    return made
+    """Count the attempts, without those that a worker gave back before anything was sent."""
+    count: int = row["attempt"] - row["given_back"]
+    return count
 
 
-def _recipient_json(person: Mapping[str, Any]) -> RecipientJson:
+def _recipient_json(row: Mapping[str, Any]) -> RecipientJson:
     return {
-        "email": person["address"],
-        "name": person["name"],
-        "kind": person["kind"],
-        "status": person["state"],
+        "email": row["address"],
+        "name": row["name"],
+        "kind": row["kind"],
+        "status": row["state"],
     }

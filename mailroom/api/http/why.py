@@ -1,6 +1,7 @@
-"""Says in words what a message or a job waits for."""
+"""Says in one sentence what a message or a job waits for."""
 
 from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 from mailroom.broker.publisher import Publisher
 from mailroom.jobs import registry
@@ -9,9 +10,12 @@ from mailroom.model.times import readable_time
 from mailroom.store.jobs.jobs import JobDetails, JobState
 from mailroom.store.messages.outbox import MessageDetails
 
+#: States that last until a time, or until a person acts, whether there are workers or not.
+_PUT_OFF = (State.DEFERRED, State.SCHEDULED, State.HELD)
+
 
 def why(
-    standing: MessageDetails,
+    details: MessageDetails,
     publisher: Publisher | None,
     *,
     lease_seconds: float,
@@ -21,65 +25,111 @@ def why(
 ) -> str:
     """Say in one sentence what a message waits for and since when, or how it ended.
 
-    `hanging` has words about each of the `accounts` whose server hangs; `broker_trouble` is asked what keeps the
-    living workers from their queues, where nothing else is known.
+    `hanging` has a sentence for each of the `accounts` whose server hangs. `broker_trouble` says what keeps
+    the living workers from their queues; it is called only if nothing else explains the wait.
     """
-    row, state = standing.row, State(standing.row["state"])
+    row, state = details.row, State(details.row["state"])
     if state in FINAL:
         return f"{state}: {row['reason']}" if row["reason"] else str(state)
-    if state is State.DEFERRED and row["parked"]:
-        if not row["next_attempt_at"]:
-            return str(row["reason"])
-        return f"waits until an account can send, not before {readable_time(row['next_attempt_at'])}: {row['reason']}"
-    if state is State.DEFERRED:
-        return f"tried again at {readable_time(row['next_attempt_at'])}: {row['reason']}"
-    if state is State.SCHEDULED:
-        return f"to be sent at {readable_time(row['next_attempt_at'])}"
-    if state is State.HELD:
-        return f"held: {row['reason'] or 'until a person lets it go'}"
-    job = standing.job
+    if state in _PUT_OFF:
+        return _why_put_off(row, state)
     if state in (State.SENDING, State.IN_DATA):
-        words = f"; {hanging[row['account']]}" if row["account"] in hanging else ""
-        return f"a worker is handing it to the mail server, attempt {row['attempt']}{words}"
-    if state is State.WAITING and job and job["state"] == "running":
-        return f"its job {job['name']} is running" + (f": {job['step']}" if job["step"] else "")
-    if blocked := faults(
+        return _why_sending(row, hanging)
+    job = details.job if state is State.WAITING else None
+    if job and job["state"] == "running":
+        return _with_detail(f"its job {job['name']} is running", job["step"])
+    causes = _faults_of(details, publisher, lease_seconds, broker_trouble)
+    return "; ".join(causes) or _why_not_taken(row, job, hanging, accounts)
+
+
+def _faults_of(
+    details: MessageDetails,
+    publisher: Publisher | None,
+    lease_seconds: float,
+    broker_trouble: Callable[[], str],
+) -> list[str]:
+    return faults(
         publisher,
-        now=standing.now,
-        seen_at=standing.worker_seen_at,
-        beat_at=standing.worker_beat_at,
+        now=details.now,
+        seen_at=details.worker_seen_at,
+        beat_at=details.worker_beat_at,
         lease_seconds=lease_seconds,
         broker_trouble=broker_trouble,
-    ):
-        return "; ".join(blocked)
-    if state is State.WAITING and job:
+    )
+
+
+def _with_detail(sentence: str, detail: str | None) -> str:
+    return f"{sentence}: {detail}" if detail else sentence
+
+
+def _why_put_off(row: Mapping[str, Any], state: State) -> str:
+    """Say what a message of one of the states _PUT_OFF waits for."""
+    if state is State.HELD:
+        return f"held: {row['reason'] or 'until a person lets it go'}"
+    if state is State.SCHEDULED:
+        return f"to be sent at {readable_time(row['next_attempt_at'])}"
+    if not row["parked"]:
+        return f"tried again at {readable_time(row['next_attempt_at'])}: {row['reason']}"
+    if not row["next_attempt_at"]:
+        return str(row["reason"])
+    time = readable_time(row["next_attempt_at"])
+    return f"waits until an account can send, not before {time}: {row['reason']}"
+
+
+def _why_sending(row: Mapping[str, Any], hanging: Mapping[str, str]) -> str:
+    sentence = f"a worker is handing it to the mail server, attempt {row['attempt']}"
+    if row["account"] in hanging:
+        return f"{sentence}; {hanging[row['account']]}"
+    return sentence
+
+
+def _why_not_taken(
+    row: Mapping[str, Any],
+    job: Mapping[str, Any] | None,
+    hanging: Mapping[str, str],
+    accounts: Collection[str],
+) -> str:
+    """Say what a message waits for though nothing keeps a worker from taking it, or its job."""
+    if job:
         return f"its job {job['name']} is {job['state']}"
-    able = sorted([row["sender"]] if row["sender"] else accounts)
-    if able and all(name in hanging for name in able):
-        waits = [f"a free connection of account {name}: {hanging[name]}" for name in able]
+    usable = sorted([row["sender"]] if row["sender"] else accounts)
+    if usable and all(name in hanging for name in usable):
+        waits = [f"a free connection of account {name}: {hanging[name]}" for name in usable]
         return "waits for " + "; ".join(waits)
     return "waits for a worker to take it" if row["published_at"] else "waits to be handed to the broker"
 
 
-def why_job(standing: JobDetails, publisher: Publisher | None) -> str:
+def why_job(details: JobDetails, publisher: Publisher | None) -> str:
     """Say in one sentence what a job waits for, or how it ended."""
-    row, state = standing.row, JobState(standing.row["state"])
+    row, state = details.row, JobState(details.row["state"])
     if state is JobState.RUNNING:
-        return f"a worker runs it, attempt {row['attempt']}" + (f": {row['step']}" if row["step"] else "")
+        return _with_detail(f"a worker runs it, attempt {row['attempt']}", row["step"])
     if state is not JobState.QUEUED:
-        return f"{state}: {row['error']}" if row["error"] else str(state)
+        return _with_detail(str(state), row["error"])
     if not registry.is_known(row["name"]):
-        return f"no job type is named {row['name']!r} here any more; put its module back into JOBS, or cancel the job"
-    if row["next_attempt_at"] and row["next_attempt_at"] > standing.now:
+        return (
+            f"no job type is named {row['name']!r} here any more; "
+            "put its module back into JOBS, or cancel the job"
+        )
+    if row["next_attempt_at"] and row["next_attempt_at"] > details.now:
         return f"tried again at {readable_time(row['next_attempt_at'])}: {row['error']}"
-    if standing.served:
+    if details.served:
         return "waits for a free slot of a worker"
-    broker = (
-        f"; broker unreachable since {readable_time(int(publisher.down[0] * 1000))} ({publisher.down[1]})"
-        if publisher and publisher.down
-        else ""
-    )
-    return f"no worker serves the queue {row['queue']}; start one with `celery -A mailasync worker -Q {row['queue']}`{broker}"
+    return _why_unserved(row["queue"], publisher)
+
+
+def _why_unserved(queue: str, publisher: Publisher | None) -> str:
+    command = f"celery -A mailasync worker -Q {queue}"
+    sentence = f"no worker serves the queue {queue}; start one with `{command}`"
+    if publisher and publisher.down:
+        return f"{sentence}; {_unreachable(publisher.down)}"
+    return sentence
+
+
+def _unreachable(down: tuple[float, str]) -> str:
+    """Say since when the broker is unreachable; `down` is that time, in seconds since 1970, and a reason."""
+    since, reason = down
+    return f"broker unreachable since {readable_time(int(since * 1000))} ({reason})"
 
 
 def faults(
@@ -91,23 +141,23 @@ def faults(
     lease_seconds: float,
     broker_trouble: Callable[[], str] = str,
 ) -> list[str]:
-    """List what keeps every mail from moving, if something does.
+    """List what keeps every mail from moving; empty if nothing does.
 
-    `seen_at` is when any worker was last seen, and `beat_at` one that has not stopped since, both in milliseconds since 1970.
+    `seen_at` is when any worker was last seen, `beat_at` when one was that has not stopped since. These and
+    `now` are in milliseconds since 1970.
     """
-    found = []
+    causes = []
     if publisher and publisher.down:
-        since, words = publisher.down
-        found.append(f"broker unreachable since {readable_time(int(since * 1000))} ({words})")
+        causes.append(_unreachable(publisher.down))
     is_seen = beat_at is not None and now - beat_at <= lease_seconds * 1000
     if not is_seen and publisher and not publisher.down and publisher.queue and publisher.queue[1]:
-        found.append(
+        causes.append(
             "workers consume the queue, but this outbox has seen none of them: they read another database"
         )
     elif seen_at is None:
-        found.append("no worker was ever seen; start one with `celery -A mailasync worker --loglevel=INFO`")
+        causes.append("no worker was ever seen; start one with `celery -A mailasync worker --loglevel=INFO`")
     elif not is_seen:
-        found.append(f"no worker seen since {readable_time(seen_at)}")
-    elif not found and (trouble := broker_trouble()):
-        found.append(f"no worker can take it: {trouble}")
-    return found
+        causes.append(f"no worker seen since {readable_time(seen_at)}")
+    elif not causes and (trouble := broker_trouble()):
+        causes.append(f"no worker can take it: {trouble}")
+    return causes

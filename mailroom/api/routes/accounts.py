@@ -1,5 +1,6 @@
-"""Sender accounts over HTTP: whether each can send, and how much it still may."""
+"""Sender accounts over HTTP: the state of each, and how much it may still send."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from flask import Blueprint, Response, jsonify
@@ -7,6 +8,7 @@ from werkzeug.exceptions import Conflict, NotFound
 
 from mailroom.api.answers import AccountJson, BudgetJson
 from mailroom.api.services import services
+from mailroom.config.accounts import Account
 from mailroom.model.account import AccountState
 from mailroom.model.times import timestamp
 from mailroom.store.workers import hanging_accounts
@@ -16,18 +18,20 @@ blueprint = Blueprint("accounts", __name__)
 
 @blueprint.get("/v1/accounts")
 def list_accounts() -> Response:
-    """Each account: its state, what it sent in the last 24 hours, and what it may still send."""
+    """List the sender accounts: state, mails sent in the last 24 hours, and what is left of their limits."""
     return jsonify({"data": accounts_json()})
 
 
 @blueprint.post("/v1/accounts/<path:account>/retry")
 def retry_account(account: str) -> Response:
-    """Have one mail try an account that cannot send, at once; 409 if it can."""
-    if account not in {known.name for known in services().known_accounts}:
+    """Let one mail try an account that cannot send, at once; 409 if it can."""
+    names = [known.name for known in services().known_accounts]
+    if account not in names:
         raise NotFound(f"expected the name of an account, got {account[:100]!r}")
     if not services().accounts.try_now(account):
         raise Conflict("expected an account that cannot send, got one that can")
-    return jsonify(next(one for one in accounts_json() if one["name"] == account))
+    by_name = {account_json["name"]: account_json for account_json in accounts_json()}
+    return jsonify(by_name[account])
 
 
 def accounts_json() -> list[AccountJson]:
@@ -38,13 +42,14 @@ def accounts_json() -> list[AccountJson]:
     return [_account_json(row, known[row["name"]], hanging.get(row["name"], "")) for row in rows]
 
 
-def _account_json(row: dict[str, Any], account: Any, hangs: str) -> AccountJson:
+def _account_json(row: Mapping[str, Any], account: Account, hanging: str) -> AccountJson:
+    """Return an account with its state; `hanging` says that its server hangs, "" if it does not."""
     return {
         "name": row["name"],
         "from": account.sender.address,
         "next_hop": str(account.hop),
         "status": row["state"],
-        "why": _why(row, hangs),
+        "why": _why(row, hanging),
         "since": timestamp(row["since"]),
         "tried_again_at": timestamp(row["until"]),
         "messages": _budget(account.messages_per_day, row["messages"]),
@@ -53,19 +58,25 @@ def _account_json(row: dict[str, Any], account: Any, hangs: str) -> AccountJson:
 
 
 def _budget(limit: int, sent: int) -> BudgetJson | None:
-    """Return what counts for the rolling 24 hours; None where there is no limit: nothing is counted then."""
-    return {"limit": limit, "sent": sent, "left": max(0, limit - sent)} if limit else None
+    """Return the use of a limit in the last 24 hours; None if there is no limit."""
+    if not limit:
+        return None
+    return {"limit": limit, "sent": sent, "left": max(0, limit - sent)}
 
 
-def _why(row: dict[str, Any], hangs: str) -> str:
-    """Say in one sentence whether mail goes by an account, and what it waits for."""
-    if row["state"] == AccountState.OK and hangs:
-        return f"all of a worker's connections are taken: {hangs}; its mails wait for a free one"
-    if row["state"] == AccountState.OK:
+_MEANINGS = {
+    AccountState.PAUSED: "no mail goes by it for now",
+    AccountState.HALTED: "the server refuses this account",
+    AccountState.PARKED: "the server's daily limit is reached",
+}
+
+
+def _why(row: Mapping[str, Any], hanging: str) -> str:
+    """Say in one sentence whether an account sends mail, and what its mails wait for."""
+    state = AccountState(row["state"])
+    if state is AccountState.OK and hanging:
+        return f"all of a worker's connections are taken: {hanging}; its mails wait for a free one"
+    if state is AccountState.OK:
         return "mail goes by this account"
-    what = {
-        AccountState.PAUSED: "no mail goes by it for now",
-        AccountState.HALTED: "the server refuses this account",
-        AccountState.PARKED: "the server's daily limit is reached",
-    }[AccountState(row["state"])]
-    return f"{what}: {row['reason']}; its mails are kept, and one is tried at {timestamp(row['until'])}"
+    until = timestamp(row["until"])
+    return f"{_MEANINGS[state]}: {row['reason']}; its mails are kept, and one is tried at {until}"

@@ -1,4 +1,4 @@
-"""A person's actions on a message: take back, stop, let go, try, send at another time or once more."""
+"""Actions on a message over HTTP: cancel, hold, release, retry, reschedule, resend."""
 
 from collections.abc import Callable
 from urllib.parse import quote
@@ -24,75 +24,78 @@ blueprint = Blueprint("actions", __name__)
 
 @blueprint.post("/v1/messages/<id>/cancel")
 def cancel_message(id: str) -> Response:
-    """Take it back before it is sent; a job that it waits for goes on."""
+    """Cancel a message before it is sent; a job that it waits for goes on."""
     return _act(id, services().actions.cancel)
 
 
 @blueprint.post("/v1/messages/<id>/hold")
 def hold_message(id: str) -> Response:
-    """Stop it until somebody releases it."""
+    """Hold a message until somebody releases it."""
     return _act(id, services().actions.hold)
 
 
 @blueprint.post("/v1/messages/<id>/release")
 def release_message(id: str) -> Response:
-    """Let go what was held; send once more what is uncertain."""
+    """Release a message that is held; send one that is uncertain again."""
     return _act(id, services().actions.release)
 
 
 @blueprint.post("/v1/messages/<id>/retry")
 def retry_message(id: str) -> Response:
-    """Try it now; one that failed or expired gets a new round, for those who do not have it."""
+    """Try a message now; one that failed or expired starts again, for the recipients who do not have it."""
     return _act(id, services().actions.retry)
 
 
 @blueprint.post("/v1/messages/<id>/reschedule")
 def reschedule_message(id: str) -> Response:
-    """Send it at another time."""
+    """Send a message at another time."""
     return reschedule(id, json_body())
 
 
 def reschedule(id: str, value: object) -> Response:
-    """Raises what reading the moment does, and what acting does."""
-    asked = read_fields(RescheduleRequest, value)
-    return _act(id, lambda id: services().actions.reschedule(id, at=asked.at, delay_seconds=asked.delay or 0))
+    """Send a message at the time that a request has.
+
+    Raises:
+      InvalidMessage: the request is wrong.
+      HTTPException: there is no such message, or its state does not allow this.
+    """
+    wanted = read_fields(RescheduleRequest, value)
+    delay_seconds = wanted.delay or 0
+    return _act(id, lambda id: services().actions.reschedule(id, at=wanted.at, delay_seconds=delay_seconds))
 
 
 @blueprint.post("/v1/messages/<id>/resend")
 def resend_message(id: str) -> Response:
-    """Send what has ended once more, as a new message; answers 202 with that."""
+    """Send a message that has ended again, as a new message; answers 202 with the new one."""
     return resend(id)
 
 
 def resend(id: str, form: Key | None = None) -> Response:
-    """Send what has ended once more, as a new message, but once only for each form of a page."""
+    """Send a message that has ended again; at most once for the key of a web page's form."""
+    return answered(*once(lambda key: _resend(id, key), form))
 
-    def again(key: Key | None) -> StoredAnswer:
-        new = new_id()
-        answer = StoredAnswer(status=202, location=f"/v1/messages/{new}")
-        kept = Kept(key=key, answer=answer) if key else None
-        may_make(new, location=answer.location)
-        _done(
-            id,
-            lambda id: services().actions.resend(
-                id, new, message_id=services().reader.message_id(new), kept=kept
-            ),
-        )
-        _hand_over(find(new))
-        return answer
 
-    return answered(*once(again, form))
+def _resend(id: str, key: Key | None) -> StoredAnswer:
+    copy_id = new_id()
+    stored = StoredAnswer(status=202, location=f"/v1/messages/{copy_id}")
+    kept = Kept(key=key, answer=stored) if key else None
+    may_make(copy_id, location=stored.location)
+    message_id = services().reader.message_id(copy_id)
+    _do(id, lambda id: services().actions.resend(id, copy_id, message_id=message_id, kept=kept))
+    _hand_over(find(copy_id))
+    return stored
 
 
 def _act(id: str, action: Callable[[str], None]) -> Response:
     may_make(location=f"/v1/messages/{quote(id, safe='')}")
-    _done(id, action)
-    standing = find(id)
-    _hand_over(standing)
-    return jsonify(message_json(standing))
+    _do(id, action)
+    details = find(id)
+    _hand_over(details)
+    return jsonify(message_json(details))
 
 
-def _done(id: str, action: Callable[[str], None]) -> None:
+def _do(id: str, action: Callable[[str], None]) -> None:
+    """Call an action of the store; its errors become 404 and 409."""
     try:
         if not is_id(id):
             raise UnknownMessage
@@ -103,8 +106,11 @@ def _done(id: str, action: Callable[[str], None]) -> None:
         raise Conflict(str(e)) from None
 
 
-def _hand_over(standing: MessageDetails) -> None:
-    """Tell the workers now of what is queued now. A suspect must not share a nudge, and a sweeper sees to that."""
-    row = standing.row
+def _hand_over(details: MessageDetails) -> None:
+    """Tell the workers of a message that is queued now.
+
+    If a worker died with it before, it must be claimed alone; so the sweeper publishes a nudge of its own.
+    """
+    row = details.row
     if row["state"] == State.QUEUED and row["published_at"] is None and not row["crashes"]:
         services().send(MailId(row["id"], queue=row["queue"]))

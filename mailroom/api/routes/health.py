@@ -1,4 +1,4 @@
-"""Tells whether the service lives and is ready."""
+"""Answers health checks: is the process alive, and is the service ready?"""
 
 from contextlib import suppress
 
@@ -14,30 +14,30 @@ from mailroom.store.workers import thread_troubles
 
 blueprint = Blueprint("health", __name__)
 
-_NOT_KNOWN = "not known while the database is away"
+_UNKNOWN = "not known while the database is away"
 
 
 @blueprint.get("/ping")
 def ping() -> Response:
-    """Something answers."""
+    """Return "pong"."""
     return jsonify({"status": "success", "message": "pong"})
 
 
 @blueprint.get("/livez")
 def livez() -> Response:
-    """This process answers; nothing else is looked at."""
+    """Return ok while this process answers; checks nothing else."""
     return jsonify({"status": "ok"})
 
 
 @blueprint.get("/readyz")
 def readyz() -> Response:
-    """200 if a mail would be accepted; a broker or a worker that is away is told, and refuses none.
+    """Return 200 if a mail would be accepted, else 503; a missing broker or worker is only reported.
 
-    A broker with workers of which this outbox has seen none is one: they read another database.
+    Workers on the queue that this outbox has never seen do make it 503: they read another database.
     """
     trouble = services().readiness.trouble()
     publisher = services().publisher()
-    worker, reads_another = _worker(publisher)
+    worker, is_foreign = _worker(publisher)
     checks = {
         "database": trouble or "ok",
         "clock": _clock(),
@@ -45,27 +45,32 @@ def readyz() -> Response:
         "worker": worker,
         "threads": _threads(),
     }
-    if refusal() is not None:  # To strangers no host, no port and no server's words.
-        checks = {name: "ok" if said == "ok" else "not ok" for name, said in checks.items()}
-    is_ready = not trouble and not reads_another and not is_any_down()
-    answer = jsonify({"status": "ok" if is_ready else "unready", "checks": checks})
-    answer.status_code = 200 if is_ready else 503
-    return answer
+    if refusal() is not None:  # Strangers see no host, no port and no server's reply.
+        checks = {name: _without_details(text) for name, text in checks.items()}
+    is_ready = not trouble and not is_foreign and not is_any_down()
+    status = "ok" if is_ready else "unready"
+    response = jsonify({"status": status, "checks": checks})
+    response.status_code = 200 if is_ready else 503
+    return response
+
+
+def _without_details(text: str) -> str:
+    return "ok" if text == "ok" else "not ok"
 
 
 def _clock() -> str:
     try:
         return Clock(services().outbox.database).trouble() or "ok"
     except StoreUnavailable:
-        return _NOT_KNOWN
+        return _UNKNOWN
 
 
 def _threads() -> str:
-    """Say which threads have ended: of this process and, as their heartbeats tell, of workers elsewhere."""
-    words = troubles()
+    """Say which threads have died, in this process and, by their heartbeats, in workers elsewhere."""
+    reasons = troubles()
     with suppress(StoreUnavailable):
-        words += thread_troubles(services().outbox.database, services().settings.LEASE_SECONDS)
-    return "; ".join(words) or "ok"
+        reasons += thread_troubles(services().outbox.database, services().settings.LEASE_SECONDS)
+    return "; ".join(reasons) or "ok"
 
 
 def _broker(publisher: Publisher | None) -> str:
@@ -75,15 +80,15 @@ def _broker(publisher: Publisher | None) -> str:
 
 
 def _worker(publisher: Publisher | None) -> tuple[str, bool]:
-    """Say when a worker was seen, and whether there are some that read another database."""
+    """Say when a worker was last seen, and return True if those on the queue read another database."""
     try:
         seen_ms = services().outbox.worker_seen_ms_ago()
         trouble = services().broker_trouble()
     except StoreUnavailable:
-        return _NOT_KNOWN, False
+        return _UNKNOWN, False
     if seen_ms is not None and seen_ms <= services().settings.LEASE_SECONDS * 1000:
         return f"cannot take mail: {trouble}" if trouble else "ok", False
-    words = "none is running" if seen_ms is None else f"none seen for {seen_ms / 1000:.0f} s"
+    sentence = "none is running" if seen_ms is None else f"none seen for {seen_ms / 1000:.0f} s"
     if publisher is None or publisher.down or not publisher.queue or not publisher.queue[1]:
-        return words, False
-    return f"{words}, but {publisher.queue[1]} consume the queue: they read another database", True
+        return sentence, False
+    return f"{sentence}, but {publisher.queue[1]} consume the queue: they read another database", True

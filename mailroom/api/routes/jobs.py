@@ -1,6 +1,6 @@
-"""Jobs over HTTP: start one, see how far it is, take it back, run it once more; and what types there are.
+"""Jobs over HTTP: start, list, show, cancel and run again; and the list of job types.
 
-`start_job` and `find_job` are for Flask views of one's own that run in this application.
+`start_job` and `find_job` are for Flask views that an operator adds to this application.
 """
 
 import json
@@ -18,10 +18,16 @@ from mailroom.api.answers import AcceptedJson, EventJson, JobFileJson, JobJson, 
 from mailroom.api.auth import guard
 from mailroom.api.auth.senders import permitted
 from mailroom.api.http.idempotency import REPLAYED, once
-from mailroom.api.http.pagination import asked_page, one_of, page, place, word
+from mailroom.api.http.pagination import (
+    choice_errors,
+    page_response,
+    read_page,
+    read_position,
+    text_param,
+)
 from mailroom.api.http.prefer_wait import preferred_seconds, wait_for
 from mailroom.api.http.request import job_body
-from mailroom.api.http.serialize import answered, in_order
+from mailroom.api.http.serialize import Step, answered, in_order
 from mailroom.api.http.why import why_job
 from mailroom.api.problems import may_make
 from mailroom.api.services import services
@@ -36,61 +42,67 @@ from mailroom.submission.reader import JobSubmission
 
 blueprint = Blueprint("jobs", __name__)
 
-#: A longer string in the arguments, such as an image, is told by its length.
+#: A longer string in the arguments, such as an image, is shown cut, with its length.
 SHOWN_MAX_CHARACTERS = 200
 
 
-def start_job(asked: object) -> str:
-    """Accept a job, as `POST /v1/jobs` does, and return its id; it is on disk then.
+def start_job(params: object) -> str:
+    """Accept a job, as `POST /v1/jobs` does, commit it, and return its id.
 
     Raises:
-      InvalidMessage: it is no job. The application answers 422.
-      StoreUnavailable: it was not accepted; CommitUnanswered, which is one, that it may have been. The application answers 503.
+      InvalidMessage: it is not a job. The application answers 422.
+      StoreUnavailable: it was not accepted, or, if it is CommitUnanswered, it may have been. The application
+        answers 503.
     """
-    return _accept(services().reader.job(asked))
+    return _accept(services().reader.job(params))
 
 
 def find_job(id: str) -> JobJson | None:
     """Return where a job is, as `GET /v1/jobs/<id>` shows it; None if there is no such job."""
-    details = _details(id)
+    details = _find(id)
     return None if details is None else job_json(details)
 
 
 @blueprint.post("/v1/jobs")
 def post_job() -> Response:
-    """Accept a job; answers 202 at once, or when it has ended if the client prefers to wait."""
+    """Accept a job; answers 202 at once, or when the job has ended if the client prefers to wait."""
     accepted, replayed = once(lambda key: _kept_answer(_accept(services().reader.job(job_body()), key)))
     id = accepted.location.removeprefix("/v1/jobs/")
-    # For a replayed one, too: it has gone on since, and the client may want to wait for its end.
-    answer = _waited_for(id)
-    # 200 for those only who waited for it: another client shall not see 200 or 202 by chance.
-    answer.status_code = (
-        200 if "Preference-Applied" in answer.headers and answer.json["status"] in FINAL else 202  # type: ignore[index]
-    )
-    answer.headers["Location"] = accepted.location
-    answer.headers.update(REPLAYED if replayed else {})
-    return answer
+    # For a repeated request, too: the job has gone on, and the client may want to wait for its end.
+    response = _response_after_wait(id)
+    # 200 only for a client that waited: for another one 200 or 202 would be a matter of chance.
+    has_waited = "Preference-Applied" in response.headers
+    has_ended = has_waited and response.json["status"] in FINAL  # type: ignore[index]  # it is an object
+    response.status_code = 200 if has_ended else 202
+    response.headers["Location"] = accepted.location
+    if replayed:
+        response.headers.update(REPLAYED)
+    return response
 
 
 @blueprint.get("/v1/jobs")
 def list_jobs() -> Response:
-    """The newest jobs, a page at a time."""
-    return page(*find_jobs(request.args), job_summary_json)
+    """List the newest jobs, a page at a time."""
+    return page_response(*find_jobs(request.args), job_summary_json)
 
 
-def find_jobs(asked: Mapping[str, str]) -> tuple[list[Any], int]:
-    """The rows that a query asks for, and one more where there are others; and how many it asked for. Raises InvalidMessage."""
-    limit, after = asked_page(place, asked, also=one_of("status", JobState, asked))
-    status, name, queue = (word(field, asked) for field in ("status", "name", "queue"))
-    return services().jobs.page(limit=limit + 1, before=after, state=status, name=name, queue=queue), limit
+def find_jobs(params: Mapping[str, str]) -> tuple[list[Any], int]:
+    """Return the jobs that match the parameters of a query, and its limit.
+
+    There is one more than the limit if another page follows. Raises InvalidMessage.
+    """
+    limit, after = read_page(read_position, params, other_errors=choice_errors("status", JobState, params))
+    status, name, queue = (text_param(field, params) for field in ("status", "name", "queue"))
+    rows = services().jobs.page(limit=limit + 1, before=after, state=status, name=name, queue=queue)
+    return rows, limit
 
 
 @blueprint.get("/v1/jobs/<id>")
 def get_job(id: str) -> Response:
     """Return where a job is; `Prefer: wait=N` answers when it has ended, after N seconds at most."""
-    if waited := _wait(id, guard.standing()):
+    if waited := _wait(id, guard.access_check()):
         guard.check_anew()
-    return _answer(find_job(id), id, waited)
+    return _job_response(find_job(id), id, waited)
 
 
 @blueprint.get("/v1/jobs/<id>/file")
@@ -112,63 +124,62 @@ def get_file(id: str) -> Response:
 
 @blueprint.post("/v1/jobs/<id>/cancel")
 def cancel_job(id: str) -> Response:
-    """Take a job back, with the mail that waits for it; 409 if it has ended."""
+    """Cancel a job and the mail that waits for it; 409 if the job has ended."""
     may_make(location=f"/v1/jobs/{quote(id, safe='')}")
-    found = services().jobs.cancel(id) if is_id(id) else None
-    if found is None:
+    state = services().jobs.cancel(id) if is_id(id) else None
+    if state is None:
         raise _unknown(id)
-    if found in FINAL:
-        raise Conflict(f"expected a job that has not ended, got one that is {found}")
+    if state in FINAL:
+        raise Conflict(f"expected a job that has not ended, got one that is {state}")
     return jsonify(find_job(id))
 
 
 @blueprint.post("/v1/jobs/<id>/retry")
 def retry_job(id: str) -> Response:
-    """Run a job that has ended once more, as a new one with a mail of its own; 409 if it has not."""
+    """Run a job that has ended again, as a new job with a new mail; 409 if it has not ended."""
     return retry(id)
 
 
 def retry(id: str, form: Key | None = None) -> Response:
-    """Run a job that has ended once more, but once only for each form of a page."""
-    accepted, replayed = once(lambda key: _kept_answer(_accept(_again(id), key)), form)
-    return answered(replace(accepted, body=find_job(accepted.location.removeprefix("/v1/jobs/"))), replayed)
+    """Run a job that has ended again; at most once for the key of a web page's form."""
+    accepted, replayed = once(lambda key: _kept_answer(_accept(_rerun(id), key)), form)
+    new_job = find_job(accepted.location.removeprefix("/v1/jobs/"))
+    return answered(replace(accepted, body=new_job), replayed)
 
 
-def _again(id: str) -> JobSubmission:
-    """Run the job once more, with its mail on the terms that it had; but no moment, as that may be past."""
-    details = _details(id)
+def _rerun(id: str) -> JobSubmission:
+    """Make a new job of one that has ended; its mail keeps its options, but no time, which may be past."""
+    details = _find(id)
     if details is None:
         raise _unknown(id)
-    if details.row["state"] not in FINAL:
-        raise Conflict(f"expected a job that has ended, got one that is {details.row['state']}")
-    if not registry.is_known(
-        name := details.row["name"]
-    ):  # Nobody would ever run it; it may never have been a job.
+    state, name = details.row["state"], details.row["name"]
+    if state not in FINAL:
+        raise Conflict(f"expected a job that has ended, got one that is {state}")
+    if not registry.is_known(name):  # No worker would ever run it.
         raise Conflict(f"expected a job of a type that is known here, got one of {name!r}")
-    again = services().jobs.again(id, new_id())
+    job = services().jobs.again(id, new_id())
     mail, row = services().outbox.message_of(id), _mail_row(details)
     if mail is None or row is None:
-        return JobSubmission(again, None)
-    terms = SendOptions(max_attempts=row["max_attempts"])
-    return JobSubmission(
-        again,
-        replace(
-            services().reader.mail_of_rerun(mail, again),
-            terms=terms,
-            webhook=row["webhook"],
-            queue=row["queue"],
-        ),
+        return JobSubmission(job, None)
+    new_mail = replace(
+        services().reader.mail_of_rerun(mail, job),
+        terms=SendOptions(max_attempts=row["max_attempts"]),
+        webhook=row["webhook"],
+        queue=row["queue"],
     )
+    return JobSubmission(job, new_mail)
 
 
 def _mail_row(details: JobDetails) -> dict[str, Any] | None:
-    message = services().outbox.details(details.message["id"]) if details.message else None
+    if details.message is None:
+        return None
+    message = services().outbox.details(details.message["id"])
     return message.row if message else None
 
 
 @blueprint.get("/v1/job-types")
 def list_job_types() -> Response:
-    """List what can be run here, with the arguments as JSON Schema."""
+    """List the job types, with their arguments as JSON Schema."""
     return jsonify({"data": [_type_json(kind) for kind in registry.job_types()]})
 
 
@@ -199,12 +210,13 @@ def job_json(details: JobDetails) -> JobJson:
 
 
 def _file_json(details: JobDetails) -> JobFileJson | None:
-    if not details.file:
+    file = details.file
+    if not file:
         return None
     return {
-        "name": details.file["name"],
-        "content_type": details.file["content_type"],
-        "size": details.file["size"],
+        "name": file["name"],
+        "content_type": file["content_type"],
+        "size": file["size"],
         "url": f"/v1/jobs/{details.row['id']}/file",
     }
 
@@ -215,7 +227,7 @@ def _message_json(details: JobDetails) -> AcceptedJson | None:
 
 
 def job_summary_json(row: Mapping[str, Any]) -> JobSummaryJson:
-    """Return a job as a list has it."""
+    """Return a job as an item of a list."""
     return {
         "id": row["id"],
         "name": row["name"],
@@ -238,77 +250,81 @@ def job_summary_json(row: Mapping[str, Any]) -> JobSummaryJson:
 
 def _timeline(details: JobDetails) -> list[EventJson]:
     row = details.row
-    steps = [
+    steps: list[Step] = [
         (row["created_at"], "accepted", None, None),
         (row["started_at"], "job started", row["attempt"], None),
-        *((event["at"], event["event"], event["attempt"], event["detail"]) for event in details.events),
     ]
+    for event in details.events:
+        steps.append((event["at"], event["event"], event["attempt"], event["detail"]))
     return in_order(steps)
 
 
 def _shortened(value: Any) -> Any:
+    """Return a JSON value with its long strings cut."""
     if isinstance(value, dict):
         return {name: _shortened(inner) for name, inner in value.items()}
     if isinstance(value, list):
         return [_shortened(inner) for inner in value]
-    return (
-        f"{value[:60]}… ({len(value)} characters)"
-        if isinstance(value, str) and len(value) > SHOWN_MAX_CHARACTERS
-        else value
-    )
+    if isinstance(value, str) and len(value) > SHOWN_MAX_CHARACTERS:
+        return f"{value[:60]}… ({len(value)} characters)"
+    return value
 
 
-def _accept(order: JobSubmission, key: Key | None = None) -> str:
-    answer = _kept_answer(order.job.id)
-    kept = Kept(key=key, answer=answer) if key else None
-    may_make(order.job.id, location=answer.location)
-    if order.mail:
-        services().outbox.accept(permitted(order.mail), kept, guard.charge())
+def _accept(submission: JobSubmission, key: Key | None = None) -> str:
+    """Commit a job, with its mail if it has one, tell the workers, and return the job's id."""
+    job, mail = submission.job, submission.mail
+    stored = _kept_answer(job.id)
+    kept = Kept(key=key, answer=stored) if key else None
+    may_make(job.id, location=stored.location)
+    if mail:
+        services().outbox.accept(permitted(mail), kept, guard.charge())
     elif kept:
-        services().keys.accept_job(order.job, kept)
+        services().keys.accept_job(job, kept)
     else:
-        services().jobs.accept(order.job)
-    services().run(order.job)
-    return order.job.id
+        services().jobs.accept(job)
+    services().run(job)
+    return job.id
 
 
 def _kept_answer(id: str) -> StoredAnswer:
     return StoredAnswer(status=202, location=f"/v1/jobs/{id}")
 
 
-def _waited_for(id: str) -> Response:
-    """Tell how a job that was accepted stands, after waiting for its end if the client prefers that.
+def _response_after_wait(id: str) -> Response:
+    """Answer with a job, after waiting for its end if the client prefers to.
 
-    One that is no longer served by then, or a database that has gone away, leaves it at what was accepted.
+    If the client is no longer allowed by then, or the database is gone, it gets the job as it was accepted.
     """
-    job, is_served = find_job(id), guard.standing()
+    job, is_served = find_job(id), guard.access_check()
     with suppress(StoreUnavailable):
         if (waited := _wait(id, is_served)) and is_served():
-            return _answer(find_job(id), id, waited)
-    return _answer(job, id, 0)
+            return _job_response(find_job(id), id, waited)
+    return _job_response(job, id, 0)
 
 
 def _wait(id: str, is_served: Callable[[], bool]) -> int:
-    """Wait as the client prefers, until the job has ended or who asks is no longer served.
+    """Wait as long as the client prefers, until the job has ended or the client may no longer see it.
 
-    Return for how many seconds at most; 0: not at all.
+    Returns the seconds that the client prefers; 0 if it did not wait.
     """
     seconds = preferred_seconds()
     if not seconds or _state(id) is None:
         return 0
-    return seconds if wait_for(lambda: _state(id) in FINAL or not is_served(), seconds) else 0
+    has_waited = wait_for(lambda: _state(id) in FINAL or not is_served(), seconds)
+    return seconds if has_waited else 0
 
 
-def _answer(job: JobJson | None, id: str, waited: int) -> Response:
+def _job_response(job: JobJson | None, id: str, waited: int) -> Response:
+    """Answer with a job; `waited` is the number of seconds for `Preference-Applied`, 0 for none."""
     if job is None:
         raise _unknown(id)
-    answer = jsonify(job)
+    response = jsonify(job)
     if waited:
-        answer.headers["Preference-Applied"] = f"wait={waited}"
-    return answer
+        response.headers["Preference-Applied"] = f"wait={waited}"
+    return response
 
 
-def _details(id: str) -> JobDetails | None:
+def _find(id: str) -> JobDetails | None:
     return services().jobs.details(id) if is_id(id) else None
 
 

@@ -1,4 +1,4 @@
-"""Messages over HTTP: accept one or many, list them, tell where each is and what it looks like."""
+"""Messages over HTTP: accept one or many, list them, and say where each is and what it looks like."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -7,11 +7,18 @@ from flask import Blueprint, Response, jsonify, request
 from pydantic_core import PydanticCustomError
 from werkzeug.exceptions import Conflict
 
-from mailroom.api.answers import DryRunJson, FileJson
+from mailroom.api.answers import DryRunJson, FileJson, PersonJson
 from mailroom.api.auth import guard
 from mailroom.api.auth.senders import account_sender, permitted
 from mailroom.api.http.idempotency import once
-from mailroom.api.http.pagination import asked_page, one_of, page_of, place, word, written
+from mailroom.api.http.pagination import (
+    choice_errors,
+    list_response,
+    position_cursor,
+    read_page,
+    read_position,
+    text_param,
+)
 from mailroom.api.http.prefer_wait import preferred_seconds, wait_for
 from mailroom.api.http.request import json_body, mail_body
 from mailroom.api.http.serialize import answered, find, message_json, message_summary_json, timeline
@@ -21,7 +28,7 @@ from mailroom.model.addresses import parse_address
 from mailroom.model.attempt import Claim
 from mailroom.model.errors import FieldError, InvalidMessage, StoreUnavailable
 from mailroom.model.ids import MailId, is_id
-from mailroom.model.message import FINAL, Attachment, State
+from mailroom.model.message import FINAL, Attachment, Message, State
 from mailroom.smtp.mime import both_forms, compose
 from mailroom.store.messages.idempotency import Kept, Key, StoredAnswer
 from mailroom.store.messages.outbox import Batch, NewMessage
@@ -32,9 +39,9 @@ blueprint = Blueprint("messages", __name__)
 
 
 class Submission(NamedTuple):
-    """A request for one mail, once that is on disk."""
+    """A request for one mail, after that mail was committed."""
 
-    mail: NewMessage | None  #: None where none was accepted just now: for a repetition, or a dry run
+    mail: NewMessage | None  #: None if this request accepted none: it repeats another, or is a dry run
     response: Response  #: for a client that does not wait
 
     @property
@@ -44,7 +51,7 @@ class Submission(NamedTuple):
 
 @blueprint.post("/v1/messages")
 def post_message() -> Response:
-    """Accept a mail that goes at once; answers 202."""
+    """Accept a mail and send it at once; answers 202."""
     submission = submit(mail_body, status=202)
     if submission.mail:
         _hand_over(submission.mail)
@@ -54,51 +61,52 @@ def post_message() -> Response:
 @blueprint.post("/v1/messages/batch")
 def post_batch() -> Response:
     """Accept up to 1,000 mails in one commit, or none of them; answers 202."""
+    return answered(*once(_accept_batch))
 
-    def accept(key: Key | None) -> StoredAnswer:
-        body = json_body()
-        at = "#" if isinstance(body, list) else "#/messages"
-        accepted = [
-            permitted(acceptance, at=f"{at}/{index}")
-            for index, acceptance in enumerate(services().reader.batch(body))
-        ]
-        told = {"data": [{"id": acceptance.id, "status": acceptance.state} for acceptance in accepted]}
-        answer = StoredAnswer(status=202, location="", body=told)
-        may_make(*(acceptance.id for acceptance in accepted))
-        services().outbox.accept_all(
-            Batch(accepted, Kept(key=key, answer=answer) if key else None, guard.charge(len(accepted)))
-        )
-        for acceptance in accepted:
-            _hand_over(acceptance)
-        return answer
 
-    return answered(*once(accept))
+def _accept_batch(key: Key | None) -> StoredAnswer:
+    body = json_body()
+    pointer = "#" if isinstance(body, list) else "#/messages"
+    mails = []
+    for index, mail in enumerate(services().reader.batch(body)):
+        mails.append(permitted(mail, pointer=f"{pointer}/{index}"))
+    data = [{"id": mail.id, "status": mail.state} for mail in mails]
+    stored = StoredAnswer(status=202, location="", body={"data": data})
+    may_make(*(mail.id for mail in mails))
+    kept = Kept(key=key, answer=stored) if key else None
+    services().outbox.accept_all(Batch(mails, kept, guard.charge(len(mails))))
+    for mail in mails:
+        _hand_over(mail)
+    return stored
 
 
 @blueprint.get("/v1/messages")
 def list_messages() -> Response:
-    """The newest messages, a page at a time; one may be short, and even empty, though others come after it."""
+    """List the newest messages, a page at a time; a page may be short or empty though others follow."""
     found = find_messages(request.args)
-    return page_of(found.rows, written(*found.next) if found.next else None, message_summary_json)
+    next_cursor = position_cursor(*found.next) if found.next else None
+    return list_response(found.rows, next_cursor, message_summary_json)
 
 
-def find_messages(asked: Mapping[str, str]) -> Page:
-    """Return the messages that a query asks for. Raises InvalidMessage."""
-    limit, after = asked_page(place, asked, also=one_of("status", State, asked))
-    status, to, tag, words = (word(name, asked) for name in ("status", "to", "tag", "q"))
-    return listed(
-        services().outbox.database,
-        Search(
-            status=status,
-            to=_address(to),
-            tag=tag,
-            words=words,
-            since=_time("since", asked),
-            until=_time("until", asked),
-            after=after,
-            limit=limit,
-        ),
+def find_messages(params: Mapping[str, str]) -> Page:
+    """Return the messages that match the parameters of a query.
+
+    Raises:
+      InvalidMessage: a parameter cannot be read.
+    """
+    limit, after = read_page(read_position, params, other_errors=choice_errors("status", State, params))
+    status, to, tag, words = (text_param(name, params) for name in ("status", "to", "tag", "q"))
+    search = Search(
+        status=status,
+        to=_envelope_address(to),
+        tag=tag,
+        words=words,
+        since=_time_param("since", params),
+        until=_time_param("until", params),
+        after=after,
+        limit=limit,
     )
+    return listed(services().outbox.database, search)
 
 
 @blueprint.get("/v1/messages/<id>")
@@ -107,7 +115,12 @@ def get_message(id: str) -> Response:
 
     `Prefer: wait=N` answers when it has ended, after N seconds at most.
     """
-    return _told_after_waiting(id)
+    seconds = preferred_seconds()
+    if not seconds or _state(id) is None:
+        return _message_response(id)
+    waited = _wait(id, seconds, guard.access_check())
+    guard.check_anew()
+    return _message_response(id, waited)
 
 
 @blueprint.get("/v1/messages/<id>/events")
@@ -118,12 +131,13 @@ def get_events(id: str) -> Response:
 
 @blueprint.get("/v1/messages/<id>/raw")
 def get_raw(id: str) -> Response:
-    """The mail as it goes over the wire."""
+    """Return the mail as it is sent to the mail server."""
     row = find(id).row
     message = services().outbox.content(id)
     if message is None or not message.everyone:
         raise Conflict(
-            "expected a message with content, got one that could not be accepted, or whose content is no longer kept"
+            "expected a message with content, got one that could not be accepted, "
+            "or whose content is no longer kept"
         )
     if message.template:
         raise Conflict(
@@ -138,21 +152,21 @@ def get_raw(id: str) -> Response:
         message=message,
         pending=(),
     )
-    # As a download and never as a page: what a client sent may be anything.
-    return Response(
-        compose(claim, sender=account_sender(row["account"] or row["sender"])),
-        content_type="message/rfc822",
-        headers={
-            "Content-Disposition": f'attachment; filename="{row["message_id"].partition("@")[0]}.eml"',
-            "X-Content-Type-Options": "nosniff",
-        },
-    )
+    data = compose(claim, sender=account_sender(row["account"] or row["sender"]))
+    # A download and never a page: a client may have sent any HTML.
+    file_name = f"{row['message_id'].partition('@')[0]}.eml"
+    headers = {
+        "Content-Disposition": f'attachment; filename="{file_name}"',
+        "X-Content-Type-Options": "nosniff",
+    }
+    return Response(data, content_type="message/rfc822", headers=headers)
 
 
 def submit(read: Callable[[], object], *, work_seconds: float = 0, status: int) -> Submission:
-    """Commit the mail of this request to disk; nobody is told of it yet.
+    """Commit the mail of this request, without telling the workers yet; `status` is for one that is accepted.
 
-    Raises what `read`, what reading its mail and what accepting that raise.
+    `work_seconds` is the length of the simulated job before the mail, 0 for none. Raises what `read` raises,
+    and what reading and accepting its mail raise.
     """
     mails: list[NewMessage] = []
 
@@ -170,12 +184,43 @@ def submit(read: Callable[[], object], *, work_seconds: float = 0, status: int) 
 
 
 def answer(submission: Submission) -> Response:
-    """Answer at once, or when the mail has ended if the client prefers to wait."""
-    return _waited_for(submission.response)
+    """Answer at once, or when the mail has ended if the client prefers to wait.
+
+    If the client is no longer allowed by then, or the database is gone, the answer is that to the acceptance.
+    """
+    response, seconds = submission.response, preferred_seconds()
+    # A dry run has no Location.
+    if not seconds or response.status_code >= 300 or "Location" not in response.headers:
+        return response
+    location = response.headers["Location"]
+    ended = _response_after_wait(location.removeprefix("/v1/messages/"), seconds, response.status_code)
+    if ended is None:
+        return response
+    ended.headers["Location"] = location
+    return ended
+
+
+def _response_after_wait(id: str, seconds: int, status: int) -> Response | None:
+    """Wait for the end of a message and return it; None if the client may not see it, or it cannot be read.
+
+    The status is 200 if the message has ended, else `status`.
+    """
+    is_served = guard.access_check()
+    try:
+        waited = _wait(id, seconds, is_served)
+        if not is_served():
+            return None
+        response = _message_response(id, waited)
+    except StoreUnavailable:
+        return None
+    # 200 only for a client that waited: for another one 200 or 202 would be a matter of chance.
+    has_ended = waited and response.json["status"] in FINAL  # type: ignore[index]  # it is an object
+    response.status_code = 200 if has_ended else status
+    return response
 
 
 def accept_mail(params: object, *, key: Key | None = None) -> StoredAnswer:
-    """Accept a mail, and tell the workers, unless it asks only what would be sent."""
+    """Accept a mail and tell the workers, unless it is a dry run."""
     mail, stored = _commit(params, work_seconds=0, status=202, key=key)
     if not mail.dry_run:
         _hand_over(mail)
@@ -185,11 +230,10 @@ def accept_mail(params: object, *, key: Key | None = None) -> StoredAnswer:
 def _commit(
     params: object, *, work_seconds: float, status: int, key: Key | None
 ) -> tuple[NewMessage, StoredAnswer]:
-    """Commit a mail, unless it asks only what would be sent."""
+    """Commit a mail, unless it is a dry run."""
     mail = permitted(services().reader.mail(params, work_seconds=work_seconds))
-    stored = StoredAnswer(
-        status=status, location=f"/v1/messages/{mail.id}", body={"id": mail.id, "status": mail.state}
-    )
+    body = {"id": mail.id, "status": mail.state}
+    stored = StoredAnswer(status=status, location=f"/v1/messages/{mail.id}", body=body)
     if not mail.dry_run:
         may_make(mail.id, location=stored.location)
         kept = Kept(key=key, answer=stored) if key else None
@@ -198,107 +242,83 @@ def _commit(
 
 
 def _hand_over(mail: NewMessage) -> None:
-    """Tell the workers now; what is to be sent later is found when its time has come."""
+    """Tell the workers of a mail, unless it is scheduled: the sweeper finds that when its time has come."""
     if mail.job:
         services().run(mail.job)
     elif mail.state is State.QUEUED:
         services().send(mail.mail_id)
 
 
-def _dry_run(acceptance: NewMessage) -> Response:
-    """Answer with what would be sent; nothing is kept."""
-    message = acceptance.message
-    sender = message.sender or account_sender(acceptance.sender)
+def _dry_run(mail: NewMessage) -> Response:
+    """Answer with the mail that would be sent; nothing is kept."""
+    message = mail.message
+    sender = message.sender or account_sender(mail.sender)
     text, html = both_forms(message)
     claim = Claim(
-        id=acceptance.id,
+        id=mail.id,
         attempt=1,
-        message_id=acceptance.message_id,
+        message_id=mail.message_id,
         created_at_ms=0,
         message=message,
         pending=(),
     )
-    people = zip(message.everyone, message.kinds(), strict=True)
-    answer: DryRunJson = {
+    dry_run_json: DryRunJson = {
         "dry_run": True,
-        "status": acceptance.state,
+        "status": mail.state,
         "from": {"email": sender.address, "name": sender.name},
         "subject": message.subject,
-        "recipients": [{"email": to.address, "name": to.name, "kind": kind} for to, kind in people],
+        "recipients": _recipients_json(message),
         "text": text,
         "html": html,
         "attachments": [_file_json(file) for file in message.attachments],
         "size": len(compose(claim, sender=sender)),
     }
-    return jsonify(answer)
+    return jsonify(dry_run_json)
+
+
+def _recipients_json(message: Message) -> list[PersonJson]:
+    people = zip(message.everyone, message.kinds(), strict=True)
+    return [{"email": to.address, "name": to.name, "kind": kind} for to, kind in people]
 
 
 def _file_json(file: Attachment) -> FileJson:
     return {"filename": file.name, "content_type": file.content_type, "size": len(file.content)}
 
 
-def _waited_for(told: Response) -> Response:
-    """A client that prefers to wait is told how the message stands when it has ended.
-
-    One that is no longer served by then, or a database that has gone away, leaves it at what was accepted.
-    """
-    seconds = preferred_seconds()
-    if not seconds or told.status_code >= 300 or "Location" not in told.headers:  # A dry run has none.
-        return told
-    id, is_served = told.headers["Location"].removeprefix("/v1/messages/"), guard.standing()
-    try:
-        waited = _wait(id, seconds, is_served)
-        if not is_served():
-            return told
-        answer = _told(id, waited)
-    except StoreUnavailable:
-        return told
-    answer.headers["Location"] = told.headers["Location"]
-    # 200 for those only who waited for it: another client shall not see 200 or 202 by chance.
-    ended = waited and answer.json["status"] in FINAL  # type: ignore[index]  # it is an object
-    answer.status_code = 200 if ended else told.status_code
-    return answer
-
-
-def _told_after_waiting(id: str) -> Response:
-    seconds = preferred_seconds()
-    if not seconds or _state(id) is None:
-        return _told(id)
-    waited = _wait(id, seconds, guard.standing())
-    guard.check_anew()
-    return _told(id, waited)
-
-
 def _wait(id: str, seconds: int, is_served: Callable[[], bool]) -> int:
-    """Wait until the message has ended, or who asks is no longer served.
+    """Wait that long at most, until the message has ended or the client is no longer allowed to see it.
 
-    Return for how many seconds at most; 0 where too many wait already.
+    Returns `seconds`, or 0 if it did not wait because too many requests wait already.
     """
-    return seconds if wait_for(lambda: _state(id) in FINAL or not is_served(), seconds) else 0
+    has_waited = wait_for(lambda: _state(id) in FINAL or not is_served(), seconds)
+    return seconds if has_waited else 0
 
 
-def _told(id: str, waited: int = 0) -> Response:
-    answer = jsonify(message_json(find(id)))
+def _message_response(id: str, waited: int = 0) -> Response:
+    """Answer with a message; `waited` is the number of seconds for `Preference-Applied`, 0 for none."""
+    response = jsonify(message_json(find(id)))
     if waited:
-        answer.headers["Preference-Applied"] = f"wait={waited}"
-    return answer
+        response.headers["Preference-Applied"] = f"wait={waited}"
+    return response
 
 
 def _state(id: str) -> State | None:
     return services().outbox.state(id) if is_id(id) else None
 
 
-def _address(text: str) -> str:
-    """Return an address as it is in the envelope, its domain in ASCII."""
+def _envelope_address(text: str) -> str:
+    """Return an address as it is in the envelope, its domain in ASCII; "" stays ""."""
     try:
         return parse_address(text).address if text else ""
     except PydanticCustomError as e:
         raise InvalidMessage([FieldError("?to", e.message())]) from None
 
 
-def _time(name: str, asked: Mapping[str, str]) -> int | None:
-    given = asked.get(name)
+def _time_param(name: str, params: Mapping[str, str]) -> int | None:
+    """Return a parameter's time in milliseconds since 1970; None if it is absent."""
+    if name not in params:
+        return None
     try:
-        return None if given is None else parse_time(given)
+        return parse_time(params[name])
     except PydanticCustomError as e:
         raise InvalidMessage([FieldError(f"?{name}", e.message())]) from None

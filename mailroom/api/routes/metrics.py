@@ -1,6 +1,6 @@
-"""Shows the service to whoever runs it: `/metrics` for Prometheus, and an id for each request.
+"""Shows operators how the service does: `/metrics` for Prometheus, and a log line and an id for each request.
 
-The id is in the request's answer and in the log.
+The id is in the response and in all log lines of the request.
 """
 
 import logging
@@ -36,7 +36,7 @@ blueprint = Blueprint("metrics", __name__)
 
 ID_HEADER = "X-Request-Id"
 
-#: The counters: what each counts, by the name it has in the tallies.
+#: The description of each counter, by its name in the store.
 MESSAGES = {
     "accepted": "Messages that were accepted, and kept",
     "sent": "Messages that the next hop took",
@@ -59,7 +59,7 @@ JOBS = {
 
 @blueprint.get("/metrics")
 def metrics() -> Response:
-    """In Prometheus' text format, or as OpenMetrics for who asks for that."""
+    """Return the metrics, in Prometheus' text format or as OpenMetrics, as the Accept header asks."""
     registry = CollectorRegistry()
     registry.register(_Service(services()))
     encode, content_type = choose_encoder(request.headers.get("Accept", ""))
@@ -67,26 +67,26 @@ def metrics() -> Response:
 
 
 class _Service(Collector):
-    """All that is told. What is not known just now is left out, so that a counter never seems to begin anew."""
+    """Collects the metrics, without those it cannot read, so that no counter seems to start at 0 again."""
 
-    def __init__(self, told_of: Services) -> None:
-        self._services = told_of
-        self._database = told_of.outbox.database
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._database = services.outbox.database
 
     def collect(self) -> Iterator[Metric]:
         try:
-            tallies = Counters(self._database)
-            found = [
-                *_counters(tallies.totals()),
-                *_gauges(tallies.depths(self._services.settings.LEASE_SECONDS)),
+            counters = Counters(self._database)
+            metrics = [
+                *_counters(counters.totals()),
+                *_gauges(counters.depths(self._services.settings.LEASE_SECONDS)),
                 *self._accounts(),
             ]
         except StoreUnavailable as e:
             log.error("%s", e)
-            found = []
-        is_up = bool(found) and not self._services.readiness.trouble()
+            metrics = []
+        is_up = bool(metrics) and not self._services.readiness.trouble()
         yield _gauge("up", "Whether mail is accepted", int(is_up))
-        yield from found
+        yield from metrics
         yield from self._broker()
         yield InfoMetricFamily(
             "mailasync_build",
@@ -102,7 +102,7 @@ class _Service(Collector):
     def _broker(self) -> Iterator[Metric]:
         publisher = self._services.publisher()
         if publisher is None or (publisher.queue is None and publisher.down is None):
-            return  # Not looked at yet.
+            return  # Not known yet.
         yield _gauge("broker_up", "Whether this process reaches the broker", int(publisher.down is None))
         if publisher.queue is not None and publisher.down is None:
             yield _gauge(
@@ -125,12 +125,12 @@ class _Service(Collector):
             "mailasync_account_budget_24h", "The account's limits for any 24 hours", labels=["account", "of"]
         )
         for row in self._services.accounts.details():
-            for one in AccountState:
-                state.add_metric([row["name"], one], int(row["state"] == one))
-            for of in ("messages", "recipients"):
-                if limit := getattr(row["limit"], of):  # Without a limit nothing is counted.
-                    sent.add_metric([row["name"], of], row[of])
-                    limits.add_metric([row["name"], of], limit)
+            for name in AccountState:
+                state.add_metric([row["name"], name], int(row["state"] == name))
+            for unit in ("messages", "recipients"):
+                if limit := getattr(row["limit"], unit):  # Without a limit nothing is counted.
+                    sent.add_metric([row["name"], unit], row[unit])
+                    limits.add_metric([row["name"], unit], limit)
         yield from (state, sent, limits)
 
 
@@ -147,13 +147,14 @@ def _counters(totals: Mapping[str, int]) -> Iterator[Metric]:
     yield CounterMetricFamily(
         "mailasync_tasks_dropped",
         value=totals.get("tasks_dropped", 0),
-        documentation=("Messages of Celery clients that cannot be read, and have no id to record them under"),
+        documentation="Messages of Celery clients that cannot be read, and have no id to record them under",
     )
-    limits = [*(str(float(seconds)) for seconds in LATENCY_SECONDS), "+Inf"]
+    limits = [str(float(seconds)) for seconds in LATENCY_SECONDS] + ["+Inf"]
+    counts = accumulate(totals.get(name, 0) for name in SENT_WITHIN)
     yield HistogramMetricFamily(
         "mailasync_latency_seconds",
         "From a message's acceptance until the next hop took it, with all that it waited for",
-        buckets=list(zip(limits, accumulate(totals.get(name, 0) for name in SENT_WITHIN), strict=True)),
+        buckets=list(zip(limits, counts, strict=True)),
         sum_value=totals.get(SENT_MS, 0) / 1000,
     )
 
@@ -184,24 +185,26 @@ def _gauge(name: str, meaning: str, value: float) -> Metric:
 
 
 def watch(app: Flask) -> None:
-    """Give each request its id, and a line in the log. Before all other hooks, so that they know it."""
+    """Give each request an id and a log line; other hooks are added later, so that they have the id."""
     app.before_request(_begin)
     app.after_request(_end)
     app.teardown_request(_forget)
 
 
 def _begin() -> None:
-    """The client's own id, if it is one that may stand in a header and in a log."""
-    given = request.headers.get(ID_HEADER, "")
+    """Set the request's id: the client's own if it is safe in a header and in a log, else a random one."""
+    id = request.headers.get(ID_HEADER, "")
     g.began = time.monotonic()
-    request_id.set(given if re.fullmatch(r"[A-Za-z0-9._-]{1,128}", given) else random_id())
+    request_id.set(id if re.fullmatch(r"[A-Za-z0-9._-]{1,128}", id) else random_id())
 
 
 def _end(response: Response) -> Response:
-    """The line has the route and not the path, as that may hold an address or a secret."""
+    """Log the request with its route, and not its path, which may contain an address or a secret."""
     response.headers[ID_HEADER] = request_id.get()
     rule = request.url_rule.rule if request.url_rule else "(no route)"
-    message_id = (request.view_args or {}).get("id") if rule.startswith("/v1/messages/") else None
+    message_id = None
+    if rule.startswith("/v1/messages/"):
+        message_id = (request.view_args or {}).get("id")
     access_log.log(
         logging.INFO if response.status_code >= 500 else logging.DEBUG,
         "%s %s %d in %.1f ms",
@@ -215,4 +218,4 @@ def _end(response: Response) -> Response:
 
 
 def _forget(error: BaseException | None) -> None:
-    request_id.set("")  # What this thread logs from now on is about no request.
+    request_id.set("")  # What this thread logs from here on belongs to no request.

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, StrictStr, field_validator, m
 from pydantic_core import PydanticCustomError
 from werkzeug.exceptions import NotFound
 
-from mailroom.api.answers import SuppressionJson
-from mailroom.api.http.pagination import asked_page, number, one_of, page
+from mailroom.api.answers import SuppressionJson, SuppressionsAddedJson
+from mailroom.api.http.pagination import choice_errors, page_response, parse_number, read_page
 from mailroom.api.http.request import json_body
 from mailroom.api.services import services
 from mailroom.model.addresses import parse_address
@@ -29,7 +29,7 @@ blueprint = Blueprint("suppressions", __name__)
 
 
 class AskedSuppressions(BaseModel):
-    """Whom to send nothing any more: one, or many."""
+    """Addresses to suppress: either one or a list."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -65,68 +65,70 @@ class AskedSuppressions(BaseModel):
     @model_validator(mode="after")
     def _either(self) -> Self:
         if (self.address is None) == (self.addresses is None):
-            refuse(
-                "expected either `address` or `addresses`, got "
-                + ("none" if self.address is None else "both")
-            )
+            number = "none" if self.address is None else "both"
+            refuse(f"expected either `address` or `addresses`, got {number}")
         return self
 
 
 @blueprint.get("/v1/suppressions")
 def list_suppressions() -> Response:
-    """List those who get no mail, the newest first, a page at a time."""
-    return page(*find_suppressions(request.args), suppression_json, cursor)
+    """List the suppressed addresses, the newest first, a page at a time."""
+    return page_response(*find_suppressions(request.args), suppression_json, cursor)
 
 
-def find_suppressions(asked: Mapping[str, str]) -> tuple[list[Suppression], int]:
-    """Return the suppressions that a query asks for, and how many it asked for. Raises InvalidMessage.
+def find_suppressions(params: Mapping[str, str]) -> tuple[list[Suppression], int]:
+    """Return the suppressions that match the parameters of a query, and its limit.
 
-    Where there are others, one more comes with them.
+    There is one more than the limit if another page follows. Raises InvalidMessage.
     """
-    limit, after = asked_page(_place, asked, also=one_of("reason", Reason, asked))
-    return services().suppressions.page(limit=limit + 1, after=after, reason=asked.get("reason", "")), limit
+    limit, after = read_page(_read_cursor, params, other_errors=choice_errors("reason", Reason, params))
+    reason = params.get("reason", "")
+    return services().suppressions.page(limit=limit + 1, after=after, reason=reason), limit
 
 
 @blueprint.post("/v1/suppressions")
 def add_suppressions() -> Response:
-    """Send one or many no mail any more. Who is there already stays as it is."""
+    """Suppress one or many addresses; those that are suppressed already stay as they are."""
     return add(json_body())
 
 
 def add(value: object) -> Response:
-    """Raises InvalidMessage."""
-    asked = read_fields(AskedSuppressions, value)
-    if asked.addresses is not None:
-        added = services().suppressions.add_all(asked.addresses, Reason.MANUAL, asked.detail)
-        answer = jsonify(
-            {"added": added, "known": len({address.lower() for address in asked.addresses}) - added}
-        )
-        answer.status_code = 201
-        return answer
-    address = asked.address or ""
-    services().suppressions.add(address, Reason.MANUAL, asked.detail)
-    answer = jsonify(suppression_json(_found(address)))
-    answer.status_code = 201
-    answer.headers["Location"] = f"/v1/suppressions/{quote(address.lower(), safe='@')}"
-    return answer
+    """Suppress the addresses of a request; answers 201. Raises InvalidMessage."""
+    wanted = read_fields(AskedSuppressions, value)
+    if wanted.addresses is not None:
+        response = jsonify(_add_all(wanted.addresses, wanted.detail))
+        response.status_code = 201
+        return response
+    address = wanted.address or ""
+    services().suppressions.add(address, Reason.MANUAL, wanted.detail)
+    response = jsonify(suppression_json(_find(address)))
+    response.status_code = 201
+    response.headers["Location"] = f"/v1/suppressions/{quote(address.lower(), safe='@')}"
+    return response
+
+
+def _add_all(addresses: list[str], detail: str | None) -> SuppressionsAddedJson:
+    added = services().suppressions.add_all(addresses, Reason.MANUAL, detail)
+    distinct = {address.lower() for address in addresses}
+    return {"added": added, "known": len(distinct) - added}
 
 
 @blueprint.get("/v1/suppressions/<path:address>")
 def get_suppression(address: str) -> Response:
-    """Since when and why an address gets no mail; 404 if it does."""
-    return jsonify(suppression_json(_found(_parsed(address))))
+    """Return since when and why an address is suppressed; 404 if it is not."""
+    return jsonify(suppression_json(_find(_stored_form(address))))
 
 
 @blueprint.delete("/v1/suppressions/<path:address>")
 def remove_suppression(address: str) -> Response:
-    """Let an address get mail again. What was suppressed meanwhile is not sent by that."""
-    if not services().suppressions.remove(_parsed(address)):
+    """Let an address get mail again; mails that were suppressed before are not sent."""
+    if not services().suppressions.remove(_stored_form(address)):
         raise _unknown()
     return Response(status=204)
 
 
 def suppression_json(suppression: Suppression) -> SuppressionJson:
-    """Return a suppression; `message` is the id of the one that it came of."""
+    """Return a suppression; `message` is the id of the message that caused it."""
     return {
         "address": suppression.address,
         "reason": suppression.reason,
@@ -137,22 +139,22 @@ def suppression_json(suppression: Suppression) -> SuppressionJson:
 
 
 def find(address: str) -> Suppression | None:
-    """The one of this address, however it is written; None if it gets mail, or is no address."""
+    """Return the suppression of an address in any spelling; None if there is none."""
     try:
-        return services().suppressions.find(_parsed(address))
+        return services().suppressions.find(_stored_form(address))
     except NotFound:
         return None
 
 
-def _found(address: str) -> Suppression:
+def _find(address: str) -> Suppression:
     suppression = services().suppressions.find(address)
     if suppression is None:
         raise _unknown()
     return suppression
 
 
-def _parsed(address: str) -> str:
-    """The address as it is stored: its domain in ASCII."""
+def _stored_form(address: str) -> str:
+    """Return the address as it is stored, its domain in ASCII. Raises NotFound if it is not an address."""
     try:
         return parse_address(address).address
     except PydanticCustomError:
@@ -164,14 +166,18 @@ def _unknown() -> NotFound:
 
 
 def cursor(last: Suppression) -> str:
+    """Return the cursor of the page that begins after this suppression."""
     return urlsafe_b64encode(f"{last.created_at} {last.address}".encode()).decode().rstrip("=")
 
 
-def _place(cursor: str) -> tuple[int, str] | None:
-    """Read what `cursor` wrote; None if it is no such thing."""
+def _read_cursor(cursor: str) -> tuple[int, str] | None:
+    """Read the text that `cursor` writes; None if it is another text."""
+    padding = "=" * (-len(cursor) % 4)
     try:
-        at, _, address = urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode().partition(" ")
+        created_at, _, address = urlsafe_b64decode(cursor + padding).decode().partition(" ")
     except ValueError:
         return None
-    created_at = number(at)
-    return (created_at, address) if created_at is not None and "\0" not in address else None
+    created_at_ms = parse_number(created_at)
+    if created_at_ms is None or "\0" in address:
+        return None
+    return created_at_ms, address

@@ -1,4 +1,4 @@
-"""Stored templates over HTTP: list, save, show, delete, and look at what a mail would say."""
+"""Stored templates over HTTP: list, store, show, delete, and preview a mail."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from flask import Blueprint, Response, jsonify, request
 from werkzeug.exceptions import NotFound
 
 from mailroom.api.answers import PreviewJson, TemplateJson, TemplateSummaryJson
-from mailroom.api.http.pagination import asked_page
+from mailroom.api.http.pagination import read_page
 from mailroom.api.http.request import json_body
 from mailroom.api.services import services
 from mailroom.model.errors import FieldError, InvalidMessage
@@ -22,31 +22,32 @@ blueprint = Blueprint("templates", __name__)
 
 @blueprint.get("/v1/templates")
 def list_templates() -> Response:
-    """The templates by name, a page at a time; `?after=` the last name of the page before."""
-    limit, after = asked_page(
+    """List the templates by name, a page at a time; `?after=` is the last name on the page before."""
+    limit, after = read_page(
         lambda cursor: cursor if is_name(cursor) else None, request.args, expected="the name of a template"
     )
     rows = services().templates.page(limit=limit + 1, after=after or "")
-    return jsonify({"data": [_summary_json(row) for row in rows[:limit]], "has_more": len(rows) > limit})
+    data = [_summary_json(row) for row in rows[:limit]]
+    return jsonify({"data": data, "has_more": len(rows) > limit})
 
 
 @blueprint.put("/v1/templates/<name>")
 def put_template(name: str) -> tuple[Response, int]:
-    """Create or replace a template; its syntax is checked. Messages that were accepted before stay as they are."""
+    """Create or replace a template; messages that were accepted before stay as they are."""
     saved = save(name, json_body())
     return jsonify(template_json(saved.template)), 201 if saved.is_new else 200
 
 
 def save(name: str, value: object) -> Saved:
-    """Raises InvalidMessage, as `read_texts` does."""
-    asked = read_texts(name, value)
-    return services().templates.save(name, subject=asked.subject, text=asked.text, html=asked.html)
+    """Create or replace a template. Raises InvalidMessage, as `read_texts` does."""
+    texts = read_texts(name, value)
+    return services().templates.save(name, subject=texts.subject, text=texts.text, html=texts.html)
 
 
 @blueprint.get("/v1/templates/<name>")
 def get_template(name: str) -> Response:
-    """A template with its texts."""
-    return jsonify(template_json(_found(name)))
+    """Return a template with its texts."""
+    return jsonify(template_json(_find(name)))
 
 
 @blueprint.delete("/v1/templates/<name>")
@@ -59,25 +60,23 @@ def delete_template(name: str) -> Response:
 
 @blueprint.post("/v1/templates/<name>/preview")
 def preview_template(name: str) -> Response:
-    """Show what a mail of this template would say with these variables; nothing is sent."""
-    asked = read_fields(PreviewRequest, json_body())
-    return jsonify(preview_json(_found(name), asked.variables))
+    """Fill in a template with variables and return the result; nothing is sent."""
+    variables = read_fields(PreviewRequest, json_body()).variables
+    return jsonify(preview_json(_find(name), variables))
 
 
 def read_texts(name: str, value: object) -> StoreTemplateRequest:
-    """Raises InvalidMessage: the name is none, fields are wrong, or a text is no template."""
+    """Read the texts of a template and check their syntax.
+
+    Raises:
+      InvalidMessage: the name is not allowed, a field is wrong, or a text is not a template.
+    """
     if not is_name(name):
-        raise InvalidMessage(
-            [
-                FieldError(
-                    "name",
-                    f"expected 1 to 100 of a-z, 0-9, ., _ and -, not . _ or - first, got {name[:80]!r}",
-                )
-            ]
-        )
-    asked = read_fields(StoreTemplateRequest, value)
-    check(asked)
-    return asked
+        detail = f"expected 1 to 100 of a-z, 0-9, ., _ and -, not . _ or - first, got {name[:80]!r}"
+        raise InvalidMessage([FieldError("name", detail)])
+    texts = read_fields(StoreTemplateRequest, value)
+    check(texts)
+    return texts
 
 
 def template_json(template: Template) -> TemplateJson:
@@ -93,10 +92,12 @@ def template_json(template: Template) -> TemplateJson:
 
 
 def preview_json(template: Sources, variables: dict[str, Any]) -> PreviewJson:
-    """The parts of a mail, the text made from the HTML where the template has none, as composing makes it."""
-    letter = merge(template, variables)
-    text = plain_text(letter.html or "") if letter.text is None else letter.text
-    return {"subject": letter.subject, "text": text, "html": letter.html}
+    """Return the parts of a mail; a missing text is made from the HTML, as for a mail that is sent."""
+    rendered = merge(template, variables)
+    text = rendered.text
+    if text is None:
+        text = plain_text(rendered.html or "")
+    return {"subject": rendered.subject, "text": text, "html": rendered.html}
 
 
 def _summary_json(row: dict[str, Any]) -> TemplateSummaryJson:
@@ -108,7 +109,7 @@ def _summary_json(row: dict[str, Any]) -> TemplateSummaryJson:
     }
 
 
-def _found(name: str) -> Template:
+def _find(name: str) -> Template:
     template = services().templates.find(name)
     if template is None:
         raise _unknown(name)

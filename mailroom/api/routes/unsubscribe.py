@@ -1,6 +1,7 @@
-"""Unsubscribing by one click (RFC 8058): open to everybody who has a link, and silent about everything else.
+"""Unsubscribing with one click (RFC 8058): open to everybody who has the link, and reveals nothing else.
 
-A GET changes nothing, as scanners of mail follow every link. A mail program sends the POST by itself; the page's button sends the same.
+A GET changes nothing, as mail scanners follow every link. A mail program sends the POST by itself; the button
+on the page sends the same request.
 """
 
 import base64
@@ -11,14 +12,18 @@ from werkzeug.exceptions import RequestEntityTooLarge
 
 from mailroom.api.services import services
 
-#: More than List-Unsubscribe=One-Click takes in either form.
+#: More than the field List-Unsubscribe=One-Click needs, as a URL-encoded or a multipart form.
 BODY_MAX_BYTES = 4096
-_STYLE = "body{font:1.1rem/1.5 system-ui,sans-serif;max-width:32rem;margin:15vh auto;padding:0 1rem}button{font:inherit;padding:.5rem 1rem}"
-_PAGE = (
-    '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-    '<meta name="robots" content="noindex"><title>Unsubscribe</title><style>{style}</style></head><body>{body}</body></html>'
+_STYLE = (
+    "body{font:1.1rem/1.5 system-ui,sans-serif;max-width:32rem;margin:15vh auto;padding:0 1rem}"
+    "button{font:inherit;padding:.5rem 1rem}"
 )
-_ASKS = (
+_PAGE = (
+    '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+    '<meta name="viewport" content="width=device-width"><meta name="robots" content="noindex">'
+    "<title>Unsubscribe</title><style>{style}</style></head><body>{body}</body></html>"
+)
+_FORM = (
     "<h1>Unsubscribe</h1><p>No more mail to the address that this link was sent to?</p>"
     '<form method="post"><button name="List-Unsubscribe" value="One-Click">Unsubscribe</button></form>'
 )
@@ -26,9 +31,12 @@ _DONE = "<h1>Unsubscribed</h1><p>This address gets no more mail from here.</p>"
 _UNKNOWN = "<h1>Not found</h1><p>This link is not valid, or not any more.</p>"
 _NO_CLICK = "<h1>Nothing was changed</h1><p>Expected the form field List-Unsubscribe=One-Click.</p>"
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+_POLICY = (
+    f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; form-action 'self'; base-uri 'none'; "
+    "frame-ancestors 'none'"
+)
 _HEADERS = {
-    "Content-Security-Policy": f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; form-action 'self'; base-uri 'none'; "
-    "frame-ancestors 'none'",
+    "Content-Security-Policy": _POLICY,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
@@ -39,13 +47,13 @@ blueprint = Blueprint("unsubscribe", __name__)
 
 @blueprint.get("/unsubscribe/<token>")
 def ask(token: str) -> Response:
-    """A page with a button; changes nothing."""
-    return _page(_ASKS) if services().unsubscribes.is_known(token) else _page(_UNKNOWN, 404)
+    """Show a page with a button; changes nothing."""
+    return _page(_FORM) if services().unsubscribes.is_known(token) else _page(_UNKNOWN, 404)
 
 
 @blueprint.post("/unsubscribe/<token>")
 def unsubscribe(token: str) -> Response:
-    """Send the recipient of this link no mail any more."""
+    """Stop all mail to the recipient of this link."""
     if not services().unsubscribes.is_known(token):
         return _page(_UNKNOWN, 404)
     if not _is_click():

@@ -1,4 +1,4 @@
-"""Webhooks over HTTP: who is told what happens to messages, and what became of each telling."""
+"""Webhooks over HTTP: create, change and delete them, and list or repeat their deliveries."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,8 +9,7 @@ from werkzeug.exceptions import Conflict, NotFound
 
 from mailroom.api.answers import DeliveryJson, WebhookJson
 from mailroom.api.auth.guard import current_key
-from mailroom.api.http.pagination import asked_page, page
-from mailroom.api.http.pagination import number as as_number
+from mailroom.api.http.pagination import page_response, parse_number, read_page
 from mailroom.api.http.request import json_body
 from mailroom.api.services import services
 from mailroom.model.errors import FieldError, InvalidMessage, refuse_items
@@ -27,91 +26,107 @@ blueprint = Blueprint("webhooks", __name__)
 
 
 def _known_types(value: list[str] | None) -> list[str] | None:
-    if wrong := [index for index, name in enumerate(value or []) if name not in TYPES]:
-        refuse_items(
-            [
-                ([index], f"expected one of {', '.join(TYPES)}, got {(value or [])[index][:80]!r}")
-                for index in wrong
-            ]
-        )
-    return None if value is None else list(dict.fromkeys(value))
+    """Check the types of events, and drop those that are there twice."""
+    if value is None:
+        return None
+    known = ", ".join(TYPES)
+    errors: list[tuple[list[str | int], str]] = []
+    for index, name in enumerate(value):
+        if name not in TYPES:
+            errors.append(([index], f"expected one of {known}, got {name[:80]!r}"))
+    if errors:
+        refuse_items(errors)
+    return list(dict.fromkeys(value))
 
 
 class AskedWebhook(BaseModel):
-    """Whom to tell, and of what."""
+    """A webhook to create: its URL and its events."""
 
     model_config = ConfigDict(extra="forbid")
 
     url: StrictStr = Field(description="An https URL with a public address; each event is a POST to it.")
-    events: list[StrictStr] = Field(default_factory=list, description="Types like message.sent. None: all.")
+    events: list[StrictStr] = Field(
+        default_factory=list, description="Types like message.sent. An empty list: all."
+    )
 
     _types = field_validator("events")(_known_types)
 
 
 class AskedChange(BaseModel):
-    """Changes to a webhook; what is not there stays."""
+    """Changes to a webhook; fields that are absent stay as they are."""
 
     model_config = ConfigDict(extra="forbid")
 
     url: StrictStr | None = Field(None, description="An https URL with a public address.")
     events: list[StrictStr] | None = Field(None, description="Types like message.sent. An empty list: all.")
-    enabled: StrictBool | None = Field(None, description="Whether it is told anything.")
+    enabled: StrictBool | None = Field(None, description="Whether the webhook gets events.")
 
     _types = field_validator("events")(_known_types)
 
 
 @blueprint.post("/v1/webhooks")
 def post_webhook() -> Response:
-    """Have a URL told of what happens to messages; answers 201 with the secret that signs each POST to it."""
+    """Send the events of messages to a URL; answers 201 with the secret that signs each POST."""
     id = create(json_body())
-    answer = jsonify(webhook_json(find(id), with_secret=True))
-    answer.status_code = 201
-    answer.headers["Location"] = f"/v1/webhooks/{id}"
-    return answer
+    response = jsonify(webhook_json(find(id), with_secret=True))
+    response.status_code = 201
+    response.headers["Location"] = f"/v1/webhooks/{id}"
+    return response
 
 
 def create(value: object) -> str:
-    """The id of a new one. Raises InvalidMessage, Conflict."""
-    asked = read_fields(AskedWebhook, value)
-    _refuse_forbidden(asked.url)
+    """Create the webhook of a request and return its id.
+
+    Raises:
+      InvalidMessage: the request is wrong, or its URL is not allowed.
+      Conflict: there are too many webhooks.
+    """
+    wanted = read_fields(AskedWebhook, value)
+    _refuse_forbidden(wanted.url)
     try:
-        return services().webhooks.create(asked.url, asked.events)
+        return services().webhooks.create(wanted.url, wanted.events)
     except TooMany as e:
         raise Conflict(str(e)) from None
 
 
 @blueprint.get("/v1/webhooks")
 def list_webhooks() -> Response:
-    """All of them, without their secrets."""
+    """List all webhooks, without their secrets."""
     return jsonify({"data": [webhook_json(row) for row in services().webhooks.all()]})
 
 
 @blueprint.get("/v1/webhooks/<id>")
 def get_webhook(id: str) -> Response:
-    """Return a webhook, to an admin with its secret; `own` is that of URLs that messages name themselves."""
+    """Return a webhook, for an admin with its secret; `own` stands for the URLs that messages name."""
     return jsonify(webhook_json(find(id), with_secret=Scope.ADMIN in current_key().scopes))
 
 
 @blueprint.patch("/v1/webhooks/<id>")
 def patch_webhook(id: str) -> Response:
-    """Change its URL or its events, or stop and start it."""
+    """Change the URL or the events of a webhook, or disable and enable it."""
     change(id, json_body())
     return jsonify(webhook_json(find(id)))
 
 
 def change(id: str, value: object) -> None:
-    """Raises InvalidMessage, NotFound, Conflict."""
-    asked = read_fields(AskedChange, value)
+    """Change a webhook as a request says.
+
+    Raises:
+      InvalidMessage: the request is wrong, or its URL is not allowed.
+      NotFound: there is no such webhook.
+      Conflict: it is the webhook `own`, which has no URL.
+    """
+    wanted = read_fields(AskedChange, value)
     find(id)
-    if asked.url is not None:
+    if wanted.url is not None:
         _refuse_own(id)
-        _refuse_forbidden(asked.url)
-    services().webhooks.change(id, url=asked.url, events=asked.events, enabled=asked.enabled)
+        _refuse_forbidden(wanted.url)
+    services().webhooks.change(id, url=wanted.url, events=wanted.events, enabled=wanted.enabled)
 
 
 @blueprint.delete("/v1/webhooks/<id>")
 def delete_webhook(id: str) -> Response:
-    """Forget it and its log; answers 204."""
+    """Delete a webhook and its deliveries; answers 204."""
     if not (is_id(id) and services().webhooks.delete(id)):
         raise _unknown(id)
     return Response(status=204)
@@ -119,7 +134,7 @@ def delete_webhook(id: str) -> Response:
 
 @blueprint.post("/v1/webhooks/<id>/test")
 def post_test(id: str) -> Response:
-    """Have a `webhook.test` delivered; answers 202 with that delivery."""
+    """Send a `webhook.test` event; answers 202 with its delivery."""
     row = find(id)
     _refuse_own(id)
     if row["state"] != ENABLED:
@@ -129,56 +144,60 @@ def post_test(id: str) -> Response:
 
 @blueprint.get("/v1/webhooks/<id>/deliveries")
 def list_deliveries(id: str) -> Response:
-    """List what a webhook was to be told, the newest first, a page at a time."""
-    return page(*find_deliveries(id, request.args), delivery_json, lambda row: str(row["number"]))
+    """List the deliveries of a webhook, the newest first, a page at a time."""
+    rows, limit = find_deliveries(id, request.args)
+    return page_response(rows, limit, delivery_json, lambda row: str(row["number"]))
 
 
-def find_deliveries(id: str, asked: Mapping[str, str]) -> tuple[list[dict[str, Any]], int]:
-    """The rows that a query asks for, and one more where there are others; and how many it asked for. Raises InvalidMessage, NotFound."""
-    limit, after = asked_page(as_number, asked)
+def find_deliveries(id: str, params: Mapping[str, str]) -> tuple[list[dict[str, Any]], int]:
+    """Return the deliveries that match the parameters of a query, and its limit.
+
+    There is one more than the limit if another page follows. Raises InvalidMessage, NotFound.
+    """
+    limit, after = read_page(parse_number, params)
     find(id)
     return services().webhooks.page(id, limit=limit + 1, before=after), limit
 
 
 @blueprint.post("/v1/webhooks/<id>/deliveries/<number>/replay")
 def replay_delivery(id: str, number: str) -> Response:
-    """Tell it once more, under the same id; answers 202."""
+    """Repeat a delivery under the same event id; answers 202."""
     find(id)
-    wanted = as_number(number) or 0
-    if services().webhooks.delivery(id, wanted) is None:
+    delivery_number = parse_number(number) or 0
+    if services().webhooks.delivery(id, delivery_number) is None:
         raise NotFound(f"expected the number of a delivery of this webhook, got {number[:80]!r}")
-    if not services().webhooks.replay(id, wanted):
+    if not services().webhooks.replay(id, delivery_number):
         raise Conflict("expected an enabled webhook and a delivery that no worker is at, got another")
-    return _accepted(services().webhooks.delivery(id, wanted))
+    return _accepted(services().webhooks.delivery(id, delivery_number))
 
 
 def guard() -> AddressGuard:
-    """Return the guard that says which URLs may be named."""
+    """Return the guard that says which URLs are allowed."""
     return AddressGuard(services().settings.WEBHOOKS_TO_LOOPBACK == "on")
 
 
 def _accepted(row: dict[str, Any] | None) -> Response:
     if publisher := services().publisher():
-        publisher.offer(
-            new_id(), queue=QUEUE
-        )  # Any id will do; a worker that does not hear of it looks each second.
-    answer = jsonify(row and delivery_json(row))
-    answer.status_code = 202
-    return answer
+        # Wakes a worker, which looks for due deliveries whatever the id. Without it one looks each second.
+        publisher.offer(new_id(), queue=QUEUE)
+    response = jsonify(row and delivery_json(row))
+    response.status_code = 202
+    return response
 
 
 def webhook_json(row: dict[str, Any], *, with_secret: bool = False) -> WebhookJson:
-    hook: WebhookJson = {
+    events = row["events"].split(",") if row["events"] else []
+    webhook: WebhookJson = {
         "id": row["id"],
         "url": row["url"] or None,
-        "events": row["events"].split(",") if row["events"] else [],
+        "events": events,
         "enabled": row["state"] == ENABLED,
         "reason": row["reason"],
         "created_at": timestamp(row["created_at"]),
     }
     if with_secret:
-        hook["secret"] = row["secret"]
-    return hook
+        webhook["secret"] = row["secret"]
+    return webhook
 
 
 def delivery_json(row: dict[str, Any]) -> DeliveryJson:
@@ -196,6 +215,7 @@ def delivery_json(row: dict[str, Any]) -> DeliveryJson:
 
 
 def find(id: str) -> dict[str, Any]:
+    """Return the row of a webhook. Raises NotFound."""
     row = services().webhooks.get(id) if is_id(id) else None
     if row is None:
         raise _unknown(id)

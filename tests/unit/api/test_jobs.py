@@ -374,7 +374,7 @@ def test_at_most_so_many_wait_and_the_next_is_answered_at_once(
     ]
     for waiter in waiters:
         waiter.start()
-    wait_until(lambda: prefer_wait._places._value == 0, what="all places are taken")
+    wait_until(lambda: prefer_wait._waiters._value == 0, what="all places are taken")
     answer = app.test_client().get(f"/v1/jobs/{id}", headers={"Prefer": "wait=600"})
     assert "Preference-Applied" not in answer.headers
     assert app.test_client().post(f"/v1/jobs/{id}/cancel").status_code == 200

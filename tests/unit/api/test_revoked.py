@@ -122,7 +122,7 @@ def waiting_request(one: Asking, is_waiting: Callable[[], bool]) -> Iterator[Ask
 
 
 def somebody_waits() -> bool:
-    return prefer_wait._places._value < prefer_wait.WAITERS_MAX
+    return prefer_wait._waiters._value < prefer_wait.WAITERS_MAX
 
 
 # --- keys ---------------------------------------------------------------------------------------------

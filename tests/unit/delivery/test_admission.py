@@ -217,7 +217,7 @@ class TestAccounts:
         assert admission.free("one").mails == most - 8
         monkeypatch.setattr(admission_module, "HANGS_AFTER_SECONDS", 0.0)
         assert admission.free("one").mails == 0
-        words = admission.free("one").words
+        words = admission.free("one").reason
         assert "a free connection of account one: its server, a, has taken no mail since 20" in words
 
     def test_one_that_is_the_only_one_takes_all(self) -> None:

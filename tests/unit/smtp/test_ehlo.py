@@ -9,7 +9,7 @@ from mailroom.config.accounts import next_hop
 from mailroom.config.environment import load
 from mailroom.model import host_names
 from mailroom.model.account import NextHop
-from mailroom.model.host_names import default_name, given_name, host_name, literal
+from mailroom.model.host_names import default_ehlo_name, host_name, literal, parse_ehlo_name
 from mailroom.smtp.pool import Sessions
 from tests.services.smtpd import ScriptedSMTP
 
@@ -66,7 +66,7 @@ def test_a_host_name_has_letters_digits_and_hyphens(name: str, taken: str) -> No
     ],
 )
 def test_the_setting_is_a_host_name_or_an_address_in_brackets(text: str, taken: str) -> None:
-    assert given_name(text) == taken
+    assert parse_ehlo_name(text) == taken
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_any_other_setting_is_told_with_what_is_expected(text: str) -> None:
     with pytest.raises(
         ValueError, match=r"expected a host name like mail\.example\.org, or .*, got "
     ) as told:
-        given_name(text)
+        parse_ehlo_name(text)
     assert repr(text) in str(told.value)
 
 
@@ -111,13 +111,13 @@ def test_the_default_is_this_machines_full_name_or_the_senders_domain(
     machine: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(socket, "getfqdn", lambda: machine)
-    assert default_name("example.org") == name
+    assert default_ehlo_name("example.org") == name
 
 
 @pytest.mark.parametrize("domain", ["localhost", "", "[192.0.2.1]", "under_score.example.org"])
 def test_there_may_be_no_name_at_all(domain: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getfqdn", lambda: "laptop")
-    assert default_name(domain) == ""
+    assert default_ehlo_name(domain) == ""
 
 
 @pytest.mark.parametrize(

@@ -298,7 +298,7 @@ def test_a_file_is_known_by_its_name() -> None:
         "{{ 'failed' if job.error else '' }}",
     ],
 )
-def test_a_message_that_minds_failure_goes_out_as_it_was_written(template: str) -> None:
+def test_a_message_that_provides_for_failure_goes_out_as_it_was_written(template: str) -> None:
     for asked in (
         message(f"a {template}", subject="b"),
         message(html=f"<p>{template}</p>"),
@@ -470,7 +470,7 @@ def test_a_template_is_compiled_once_and_a_huge_one_is_not_kept() -> None:
     program.cache_clear()
     for job in (DONE, FAILED, LATE):
         fill(message("{{ job.id }}"), job)
-        fill(message("{{ job.id }}" + "x" * template.KEPT_MAX_CHARACTERS), job)
+        fill(message("{{ job.id }}" + "x" * template.CACHED_MAX_CHARACTERS), job)
     kept = program.cache_info()
     assert kept.misses == kept.currsize == 2  # The empty subject is the other one.
 
