@@ -115,8 +115,8 @@ BROKER_CA_FILE: str = ""
 QUEUE_TYPE: Literal["classic", "quorum"] = "classic"
 
 #: on: workers also take our tasks from `celery`, the queue of Celery clients that name none, until a task of
-#: somebody else turns up there: that one is given back, and the queue left alone. off: never; clients name
-#: `queue="mail"`.
+#: somebody else turns up there: that one is given back, and the queue is not consumed until the worker is
+#: restarted. off: never; clients name `queue="mail"`.
 SERVE_CELERY_QUEUE: Literal["on", "off"] = "on"
 
 #: SQLAlchemy URL, sqlite:////absolute/path or postgresql://user@host/name. "": a file in `instance/`.

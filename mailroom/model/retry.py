@@ -17,7 +17,7 @@ JITTER = 0.2
 
 @dataclass(frozen=True)
 class Schedule:
-    """Waits in seconds after attempt 1, 2, …; after one attempt more than there are waits, the mail fails."""
+    """Waits in seconds after attempt 1, 2, …; the attempt after the last wait is the last one."""
 
     waits: tuple[int, ...]
 

@@ -1,4 +1,4 @@
-"""Fills in the result of a job, `{{ job.… }}`, in its mail, with the sandbox and filters of stored templates.
+"""Fills in `{{ job.… }}` in the mail of a job, with the sandbox and filters of stored templates.
 
 A template may only name `job` and its FIELDS, which is checked when the mail is accepted. Filling in never
 fails, as the mail was promised: if it is not possible, the mail says so in a text of ours.

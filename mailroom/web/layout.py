@@ -1,4 +1,4 @@
-"""Parts that all pages share: blueprint, header fields, tokens of forms, times in words, and errors as pages."""
+"""Parts that all pages share: blueprint, headers, form tokens, times in words, errors as pages."""
 
 import re
 import secrets

@@ -199,7 +199,7 @@ def submission_reader(settings: Settings, database: Database) -> SubmissionReade
 def open_database(settings: Settings, *, file_name: str = "mailasync.sqlite3") -> Database:
     """Open the database, and set it up if it is empty.
 
-    An older schema is upgraded here in the default file only; in any other database `flask db upgrade` does that.
+    An older schema is upgraded here in the default file only; elsewhere `flask db upgrade` does that.
     """
     database = Database(database_url(settings, file_name=file_name))
     try:

@@ -21,8 +21,8 @@ from mailroom.api.openapi.operation import (
 )
 from mailroom.api.openapi.operations import EXAMPLES, OPERATIONS, PATH_SCHEMAS, is_strict
 from mailroom.api.openapi.schemas import answer_schemas, or_null, ref
-from mailroom.api.routes.suppressions import AskedSuppressions
-from mailroom.api.routes.webhooks import AskedChange, AskedWebhook
+from mailroom.api.routes.suppressions import SuppressionsRequest
+from mailroom.api.routes.webhooks import WebhookChange, WebhookRequest
 from mailroom.store.keys.api_keys import Scope
 from mailroom.submission.message import MailAfterJobRequest, MailRequest
 from mailroom.submission.reader import BatchRequest, JobRequest, JobWithMailRequest
@@ -42,9 +42,9 @@ _MODELS: tuple[type[BaseModel], ...] = (
     JobWithMailRequest,
     StoreTemplateRequest,
     PreviewRequest,
-    AskedSuppressions,
-    AskedWebhook,
-    AskedChange,
+    SuppressionsRequest,
+    WebhookRequest,
+    WebhookChange,
 )
 _SECURITY = {
     "Bearer": {"type": "http", "scheme": "bearer", "description": "The API key."},

@@ -36,7 +36,7 @@ INBOX: dict[str, Operation] = {
     ),
     "PUT /inbox/api/failure": Operation(
         group="Inbox",
-        body="AskedFailure",
+        body="FailureRequest",
         answers={200: json_answer("NextFailure", "The new state.")},
         refusals=(415, 422),
     ),

@@ -49,13 +49,13 @@ EXAMPLES: dict[str, dict[str, object]] = {
     },
     "StoreTemplateRequest": {"subject": "Order {{ order }}", "html": "<p>Thank you, <b>{{ name }}</b>.</p>"},
     "PreviewRequest": {"variables": {"order": 42, "name": "Bob"}},
-    "AskedSuppressions": {"address": "bob@example.org", "detail": "asked by phone"},
-    "AskedWebhook": {
+    "SuppressionsRequest": {"address": "bob@example.org", "detail": "asked by phone"},
+    "WebhookRequest": {
         "url": "https://hooks.example.org/mail",
         "events": ["message.sent", "message.failed"],
     },
-    "AskedChange": {"enabled": False},
-    "AskedFailure": {"failure": "defer", "count": 1},
+    "WebhookChange": {"enabled": False},
+    "FailureRequest": {"failure": "defer", "count": 1},
 }
 
 #: The paths of web pages, and of their scripts and styles, begin with one of these; they are not described.

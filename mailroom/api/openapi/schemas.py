@@ -18,7 +18,7 @@ from mailroom.api.answers import Schema, one_of
 _FAILURE = one_of(("defer", "refuse", "drop"))
 #: Schemas that do not come from a type in answers.py.
 _OTHERS: dict[str, Schema] = {
-    "AskedFailure": {
+    "FailureRequest": {
         "description": "null: nothing fails.",
         "type": "object",
         "properties": {

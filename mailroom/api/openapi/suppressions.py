@@ -27,7 +27,7 @@ SUPPRESSIONS: dict[str, Operation] = {
     ),
     "POST /v1/suppressions": Operation(
         group="Suppressions",
-        body="AskedSuppressions",
+        body="SuppressionsRequest",
         answers={
             201: ResponseDescription(
                 description="The suppression; or, for a list, how many were added.",

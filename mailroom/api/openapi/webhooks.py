@@ -5,7 +5,7 @@ from mailroom.api.openapi.operation import AFTER, BODY_REFUSALS, DONE, LIMIT, Op
 WEBHOOKS: dict[str, Operation] = {
     "POST /v1/webhooks": Operation(
         group="Webhooks",
-        body="AskedWebhook",
+        body="WebhookRequest",
         answers={201: json_answer("Webhook", "The new webhook, with its secret.", "Location!")},
         refusals=(*BODY_REFUSALS, 409),
     ),
@@ -20,7 +20,7 @@ WEBHOOKS: dict[str, Operation] = {
     ),
     "PATCH /v1/webhooks/<id>": Operation(
         group="Webhooks",
-        body="AskedChange",
+        body="WebhookChange",
         answers={200: json_answer("Webhook", "The new state.")},
         refusals=(404, 409, *BODY_REFUSALS),
     ),

@@ -28,7 +28,7 @@ DETAIL_MAX_CHARACTERS = 500
 blueprint = Blueprint("suppressions", __name__)
 
 
-class AskedSuppressions(BaseModel):
+class SuppressionsRequest(BaseModel):
     """Addresses to suppress: either one or a list."""
 
     model_config = ConfigDict(extra="forbid")
@@ -94,7 +94,7 @@ def add_suppressions() -> Response:
 
 def add(value: object) -> Response:
     """Suppress the addresses of a request; answers 201. Raises InvalidMessage."""
-    wanted = read_fields(AskedSuppressions, value)
+    wanted = read_fields(SuppressionsRequest, value)
     if wanted.addresses is not None:
         response = jsonify(_add_all(wanted.addresses, wanted.detail))
         response.status_code = 201

@@ -39,7 +39,7 @@ def _known_types(value: list[str] | None) -> list[str] | None:
     return list(dict.fromkeys(value))
 
 
-class AskedWebhook(BaseModel):
+class WebhookRequest(BaseModel):
     """A webhook to create: its URL and its events."""
 
     model_config = ConfigDict(extra="forbid")
@@ -52,7 +52,7 @@ class AskedWebhook(BaseModel):
     _types = field_validator("events")(_known_types)
 
 
-class AskedChange(BaseModel):
+class WebhookChange(BaseModel):
     """Changes to a webhook; fields that are absent stay as they are."""
 
     model_config = ConfigDict(extra="forbid")
@@ -81,7 +81,7 @@ def create(value: object) -> str:
       InvalidMessage: the request is wrong, or its URL is not allowed.
       Conflict: there are too many webhooks.
     """
-    wanted = read_fields(AskedWebhook, value)
+    wanted = read_fields(WebhookRequest, value)
     _refuse_forbidden(wanted.url)
     try:
         return services().webhooks.create(wanted.url, wanted.events)
@@ -116,7 +116,7 @@ def change(id: str, value: object) -> None:
       NotFound: there is no such webhook.
       Conflict: it is the webhook `own`, which has no URL.
     """
-    wanted = read_fields(AskedChange, value)
+    wanted = read_fields(WebhookChange, value)
     find(id)
     if wanted.url is not None:
         _refuse_own(id)
