@@ -58,15 +58,19 @@ def create_app(
             sendMail.delay(submission.id)
         return messages.answer(submission)
 
-    context = CommandContext(
+    for command in commands(command_context(settings, services)):
+        app.cli.add_command(command)
+    return app
+
+
+def command_context(settings: Settings, services: Services) -> CommandContext:
+    """Make what the commands of `flask` work with."""
+    return CommandContext(
         settings=settings,
         up=partial(up, create_app, settings),
         inbox=partial(serve_inbox, settings),
         message_id=services.reader.message_id,
     )
-    for command in commands(context):
-        app.cli.add_command(command)
-    return app
 
 
 def make_services(settings: Settings, database: Database | None) -> Services:

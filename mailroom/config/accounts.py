@@ -71,13 +71,7 @@ def _server(settings: Settings) -> NextHop:
     has_secret = bool(settings.MAIL_PASSWORD or settings.MAIL_OAUTH2_FILE)
     account = has_secret and settings.MAIL_USERNAME != ""
     if not account and not settings.SMTP_HOST:
-        return NextHop(
-            host="127.0.0.1",
-            port=settings.INBOX_SMTP_PORT,
-            security="none",
-            timeout_seconds=settings.SMTP_TIMEOUT_SECONDS,
-            mails_per_connection=settings.SMTP_MAILS_PER_CONNECTION or MAILS_PER_CONNECTION_KNOWN,
-        )
+        return _inbox(settings)
     host = settings.SMTP_HOST or "smtp.gmail.com"
     is_gmail = host.lower().endswith(_GMAIL)
     most = MAILS_PER_CONNECTION_KNOWN if is_gmail else MAILS_PER_CONNECTION
@@ -96,6 +90,16 @@ def _server(settings: Settings) -> NextHop:
         user=settings.MAIL_USERNAME,
         password=settings.MAIL_PASSWORD,
         oauth2_file=settings.MAIL_OAUTH2_FILE,
+    )
+
+
+def _inbox(settings: Settings) -> NextHop:
+    return NextHop(
+        host="127.0.0.1",
+        port=settings.INBOX_SMTP_PORT,
+        security="none",
+        timeout_seconds=settings.SMTP_TIMEOUT_SECONDS,
+        mails_per_connection=settings.SMTP_MAILS_PER_CONNECTION or MAILS_PER_CONNECTION_KNOWN,
     )
 
 

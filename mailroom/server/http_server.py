@@ -34,7 +34,6 @@ def serve(
     host: str, port: int, *, loader: Callable[[], Any], threads: int, limits: Limits, stop_seconds: int
 ) -> None:
     """Serve until a signal; `loader` makes the application in the child process, and opens everything."""
-    files = raise_files_limit(limits.connections + OTHER_FILES)
     server = MPServer(
         "app",
         address=host,
@@ -45,7 +44,7 @@ def serve(
         log_level=LogLevels.error,
         workers=1,
         blocking_threads=threads,
-        backpressure=max(1, min(limits.connections, files - OTHER_FILES)),
+        backpressure=_connections_possible(limits),
         workers_kill_timeout=stop_seconds,
         http1_settings=HTTP1Settings(header_read_timeout=int(limits.header_seconds * 1000)),
     )
@@ -53,6 +52,12 @@ def serve(
     server.serve(
         spawn_target=partial(run_worker, port=port, limits=limits), target_loader=loader, wrap_loader=False
     )
+
+
+def _connections_possible(limits: Limits) -> int:
+    """Return how many connections the process may have at a time; raises its limit of open files."""
+    files = raise_files_limit(limits.connections + OTHER_FILES)
+    return max(1, min(limits.connections, files - OTHER_FILES))
 
 
 def _is_news(server: MPServer, record: logging.LogRecord) -> bool:

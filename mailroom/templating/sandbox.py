@@ -37,7 +37,7 @@ _OPERATORS = {
 }
 #: The attributes of `loop` that a template may read; `cycle` and `changed` are functions.
 _LOOP_ATTRIBUTES = frozenset(
-    {
+    [
         "index",
         "index0",
         "revindex",
@@ -49,7 +49,7 @@ _LOOP_ATTRIBUTES = frozenset(
         "depth0",
         "previtem",
         "nextitem",
-    }
+    ]
 )
 
 

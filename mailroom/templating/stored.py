@@ -97,16 +97,20 @@ def merge(sources: Sources, variables: dict[str, Any], *, at: str = "#/variables
         try:
             text = program(source, is_html=part == "html").fill(variables, size=size)
             rendered[part] = _FINISH[part](text)
-        except Unknown as e:
-            detail = f"expected this variable, named in {part}{e.where}, got none"
-            errors.append(FieldError(at + pointer(e.path(variables)), detail))
-        except InlineError:
-            errors.append(FieldError(at, f"expected HTML whose CSS can be inlined, got another, in {part}"))
-        except Unfit as e:
-            errors.append(FieldError(at, f"{e}, in {part}{e.where}"))
+        except (Unfit, InlineError) as e:
+            errors.append(_error_of(e, part, variables, at))
     if errors:
         raise InvalidMessage(errors)
     return RenderedTemplate(subject=rendered["subject"], text=rendered.get("text"), html=rendered.get("html"))
+
+
+def _error_of(e: Unfit | InlineError, part: str, variables: dict[str, Any], at: str) -> FieldError:
+    if isinstance(e, Unknown):
+        detail = f"expected this variable, named in {part}{e.where}, got none"
+        return FieldError(at + pointer(e.path(variables)), detail)
+    if isinstance(e, Unfit):
+        return FieldError(at, f"{e}, in {part}{e.where}")
+    return FieldError(at, f"expected HTML whose CSS can be inlined, got another, in {part}")
 
 
 def _parts(sources: Sources) -> list[tuple[str, str]]:

@@ -98,9 +98,8 @@ class AddressGuard:
                 f"expected a host name or an address, and a valid port, got {parts.netloc[:80]!r}"
             )
         self._check_host(host, parts.scheme)
-        path = parts.path or "/"
-        if parts.query:
-            path += f"?{parts.query}"
+        query = f"?{parts.query}" if parts.query else ""
+        path = (parts.path or "/") + query
         return Target(parts.scheme, host, port or PORTS[parts.scheme], path)
 
     def _check_host(self, host: str, scheme: str) -> None:

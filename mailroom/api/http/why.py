@@ -13,6 +13,11 @@ from mailroom.store.messages.outbox import MessageDetails
 #: States that last until a time, or until a person acts, whether there are workers or not.
 _PUT_OFF = (State.DEFERRED, State.SCHEDULED, State.HELD)
 
+ON_ANOTHER_DATABASE = (
+    "workers consume the queue, but this outbox has seen none of them: they read another database"
+)
+NO_WORKER_YET = "no worker was ever seen; start one with `celery -A mailasync worker --loglevel=INFO`"
+
 
 def why(
     details: MessageDetails,
@@ -151,11 +156,9 @@ def faults(
         causes.append(_unreachable(publisher.down))
     is_seen = beat_at is not None and now - beat_at <= lease_seconds * 1000
     if not is_seen and publisher and not publisher.down and publisher.queue and publisher.queue[1]:
-        causes.append(
-            "workers consume the queue, but this outbox has seen none of them: they read another database"
-        )
+        causes.append(ON_ANOTHER_DATABASE)
     elif seen_at is None:
-        causes.append("no worker was ever seen; start one with `celery -A mailasync worker --loglevel=INFO`")
+        causes.append(NO_WORKER_YET)
     elif not is_seen:
         causes.append(f"no worker seen since {readable_time(seen_at)}")
     elif not causes and (trouble := broker_trouble()):

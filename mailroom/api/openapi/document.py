@@ -9,8 +9,8 @@ from flask import Blueprint, Flask, Response, current_app
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from mailroom.api.answers import Schema
 from mailroom.api.auth.scopes import needed
+from mailroom.api.json_schemas import Schema
 from mailroom.api.openapi.operation import (
     HEADERS,
     JSON,

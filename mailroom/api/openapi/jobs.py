@@ -1,6 +1,6 @@
 """Describes the routes of jobs and job types."""
 
-from mailroom.api.answers import one_of
+from mailroom.api.json_schemas import one_of
 from mailroom.api.openapi.operation import (
     AFTER,
     BODY_REFUSALS,

@@ -1,6 +1,6 @@
 """Describes the routes of mails: accept, list, read and act on them."""
 
-from mailroom.api.answers import TEXT, TIME, one_of
+from mailroom.api.json_schemas import TEXT, TIME, one_of
 from mailroom.api.openapi.operation import (
     AFTER,
     BODY_REFUSALS,

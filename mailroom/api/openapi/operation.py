@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from mailroom.api.answers import TEXT, Schema
+from mailroom.api.json_schemas import TEXT, Schema
 
 JSON = "application/json"
 PROBLEM = "application/problem+json"

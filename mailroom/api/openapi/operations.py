@@ -1,6 +1,6 @@
 """All operations of this service, for /openapi.json and the Postman collection."""
 
-from mailroom.api.answers import ID, Schema
+from mailroom.api.json_schemas import ID, Schema
 from mailroom.api.openapi.inbox import INBOX
 from mailroom.api.openapi.jobs import JOBS
 from mailroom.api.openapi.messages import MESSAGES

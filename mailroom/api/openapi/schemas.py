@@ -13,7 +13,7 @@ from pydantic_core.core_schema import TypedDictSchema
 from typing_extensions import is_typeddict
 
 from mailroom.api import answers
-from mailroom.api.answers import Schema, one_of
+from mailroom.api.json_schemas import Schema, one_of
 
 _FAILURE = one_of(("defer", "refuse", "drop"))
 #: Schemas that do not come from a type in answers.py.

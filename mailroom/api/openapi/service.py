@@ -1,6 +1,6 @@
 """Describes the routes of the service itself: sender accounts, metrics, health checks, this description."""
 
-from mailroom.api.answers import TEXT
+from mailroom.api.json_schemas import TEXT
 from mailroom.api.openapi.operation import Operation, ResponseDescription, json_answer
 
 SERVICE: dict[str, Operation] = {

@@ -222,16 +222,20 @@ def _values(request: _Request, action: Action) -> dict[str, Any]:
     if action is RESCHEDULE:
         values |= {"next_attempt_at": _time(request), "at_named": None if request.at is None else 1}
     if action.then is State.QUEUED:
-        has_ended = messages.c.state.in_(FINAL)
-        values |= {
-            "state": _queued_or_waiting(),
-            "excused": case((has_ended, messages.c.attempt), else_=messages.c.excused),
-            "crashes": case((and_(has_ended, messages.c.crashes > 1), 1), else_=messages.c.crashes),
-            "expires_at": case(
-                (and_(has_ended, messages.c.expires_at <= now_ms()), null()), else_=messages.c.expires_at
-            ),
-        }
+        values |= _values_of_a_new_start()
     return values
+
+
+def _values_of_a_new_start() -> dict[str, Any]:
+    """Return the new values of a row that is to be sent, perhaps after it had ended."""
+    has_ended = messages.c.state.in_(FINAL)
+    has_expired = and_(has_ended, messages.c.expires_at <= now_ms())
+    return {
+        "state": _queued_or_waiting(),
+        "excused": case((has_ended, messages.c.attempt), else_=messages.c.excused),
+        "crashes": case((and_(has_ended, messages.c.crashes > 1), 1), else_=messages.c.crashes),
+        "expires_at": case((has_expired, null()), else_=messages.c.expires_at),
+    }
 
 
 def _time(request: _Request) -> Any:
