@@ -24,44 +24,68 @@ from mailroom.broker.task_arguments import is_uuid, read_job, read_mail, read_nu
 from mailroom.worker import runtime, signals
 from mailroom.worker.tasks import worker_for
 
-celery_app = Celery("mailasync", set_as_current=False, events="mailroom.broker.events:OptionalEvents")
+celery_app = Celery(
+    "mailasync",
+    set_as_current=False,
+    events="mailroom.broker.events:OptionalEvents",
+)
 
 
-@celery_app.task(name="mailasync.sendMail", bind=True, base=NudgeTask)
+@celery_app.task(
+    name="mailasync.sendMail",
+    bind=True,
+    base=NudgeTask,
+)
 def sendMail(task: Task, *args: Any, **kwargs: Any) -> None:  # type: ignore[type-arg]
     """Deliver the mails with these ids, and wake the jobs that some of them wait for.
 
     Other Celery clients may send a whole mail instead, as the JSON object of `POST /`; it is accepted first.
     """
     with worker_for(task) as worker:
-        if nudge := read_nudge(args, kwargs):
+        nudge = read_nudge(args, kwargs)
+        if nudge:
             is_done = worker.deliver(nudge.ids, outbox_id=nudge.outbox_id)
         else:
-            is_done = worker.accept(str(task.request.id), read_mail(args, kwargs))
+            mail = read_mail(args, kwargs)
+            is_done = worker.accept(str(task.request.id), mail)
     if not is_done:
         raise Reject("not done yet", requeue=True)
 
 
-@celery_app.task(name="mailasync.runJob", bind=True, base=NudgeTask)
+@celery_app.task(
+    name="mailasync.runJob",
+    bind=True,
+    base=NudgeTask,
+)
 def runJob(task: Task, *args: Any, **kwargs: Any) -> None:  # type: ignore[type-arg]
     """Look for jobs to run; or accept one that another Celery client sent, as an object or by name.
 
     The task is acknowledged before the job begins, so that the broker does not wait for the job.
     """
     with worker_for(task) as worker:
-        if kwargs or len(args) != 1 or not is_uuid(args[0]):
-            worker.accept_job(str(task.request.id), read_job(args, kwargs))
+        is_nudge = len(args) == 1 and is_uuid(args[0])
+        if kwargs or not is_nudge:
+            job = read_job(args, kwargs)
+            worker.accept_job(str(task.request.id), job)
         worker.runner.wake()
 
 
-@celery_app.task(name="mailasync.tellClients", bind=True, base=NudgeTask)
+@celery_app.task(
+    name="mailasync.tellClients",
+    bind=True,
+    base=NudgeTask,
+)
 def tellClients(task: Task, *args: Any, **kwargs: Any) -> None:  # type: ignore[type-arg]
     """Look for webhook deliveries that are due; the arguments are not read."""
     with worker_for(task) as worker:
         worker.notifier.wake()
 
 
-@celery_app.task(name=REFUSE, bind=True, base=NudgeTask)
+@celery_app.task(
+    name=REFUSE,
+    bind=True,
+    base=NudgeTask,
+)
 def refuse(task: Task, reason: str, name: str) -> None:  # type: ignore[type-arg]
     """Record why a message on the queue is not a valid task; mailroom/broker/consumer.py calls this."""
     with worker_for(task) as worker:

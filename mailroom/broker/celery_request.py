@@ -12,17 +12,21 @@ class QuietRequest(Request):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._argsrepr, self._kwargsrepr = "()", "{}"
+        self._argsrepr = "()"
+        self._kwargsrepr = "{}"
         _refuse_malformed(self)
         # Celery would drop a task that has expired. The time is left to the task, which records it as failed.
         request: Any = self
-        request._request_dict["expires"] = request.expires and request.expires.isoformat()
+        expires = request.expires
+        request._request_dict["expires"] = expires and expires.isoformat()
         request.expires = None
 
 
 def has_expired(expires: str | None) -> bool:
     """Tell whether the `expires` of a QuietRequest is in the past."""
-    return expires is not None and datetime.fromisoformat(expires) <= datetime.now(UTC)
+    if expires is None:
+        return False
+    return datetime.fromisoformat(expires) <= datetime.now(UTC)
 
 
 def _refuse_malformed(request: Any) -> None:
@@ -30,7 +34,9 @@ def _refuse_malformed(request: Any) -> None:
     if not isinstance(request.id, str | int):
         raise InvalidTaskError("no id")
     embedded = request._payload[2]
-    if not isinstance(request.args, list | tuple) or not isinstance(request.kwargs, dict):
+    has_list = isinstance(request.args, list | tuple)
+    has_object = isinstance(request.kwargs, dict)
+    if not has_list or not has_object:
         raise InvalidTaskError("other arguments than a list and an object")
     if not isinstance(embedded, dict | None):
         raise InvalidTaskError("other options than an object")

@@ -57,7 +57,8 @@ class CarefulConsumer(Consumer):
     def __init__(self, *args: Any, **options: Any) -> None:
         # Both are for remote control and for electing a leader, which is not used, and need further rights.
         disabled = {"without_mingle": True, "without_gossip": True}
-        options["worker_options"] = {**(options.get("worker_options") or {}), **disabled}
+        worker_options = options.get("worker_options") or {}
+        options["worker_options"] = {**worker_options, **disabled}
         super().__init__(*args, **options)
         self._refusal = ""  #: what RabbitMQ refuses now
         self._rest_seconds = REST_MIN_SECONDS
@@ -113,7 +114,9 @@ class CarefulConsumer(Consumer):
         self._refuse(message, "expected a Celery message that names its task, got one that does not")
 
     def on_unknown_task(self, body: object, message: Any, exc: Exception) -> None:
-        self._refuse(message, f"expected the task {' or '.join(TASKS)}, got {task_name(message)[:100]!r}")
+        expected = " or ".join(TASKS)
+        name = task_name(message)[:100]
+        self._refuse(message, f"expected the task {expected}, got {name!r}")
 
     def on_invalid_task(self, body: object, message: Any, exc: Exception) -> None:
         if isinstance(exc, ContentDisallowed):
@@ -205,14 +208,21 @@ class CarefulConsumer(Consumer):
 
 def task_name(message: Any) -> str:
     """Return the name of the task in a message, "" if none can be read."""
-    name = message.headers["task"] if "task" in message.headers else _in_body(message, "task")
-    return name if isinstance(name, str) else ""
+    headers = message.headers
+    name = headers["task"] if "task" in headers else _in_body(message, "task")
+    if not isinstance(name, str):
+        return ""
+    return name
 
 
 def task_id(message: Any) -> str:
     """Return the id of the task in a message, "" if none can be read."""
-    id = message.headers.get("id") or _in_body(message, "id") or message.properties.get("correlation_id")
-    return str(id) if isinstance(id, str | int) else ""
+    id = message.headers.get("id")
+    id = id or _in_body(message, "id")
+    id = id or message.properties.get("correlation_id")
+    if not isinstance(id, str | int):
+        return ""
+    return str(id)
 
 
 def _kind(error: BaseException) -> str:

@@ -41,11 +41,14 @@ class NudgeTask(Task):  # type: ignore[type-arg]  # celery-types makes Task gene
     def apply_async(  # type: ignore[override]  # narrower
         self, args: Any = None, kwargs: Any = None, **options: Any
     ) -> AsyncResult[Any] | HandedOver:
-        id: Any = args[0] if args and len(args) == 1 and not kwargs else None
+        id: Any = None
+        if args and len(args) == 1 and not kwargs:
+            id = args[0]
         if isinstance(id, MailId):
             options.setdefault("queue", id.queue)
         if self.publisher and (isinstance(id, MailId) or is_uuid(id)):
-            queue = options.get("queue") or self.app.conf.task_routes[self.name]["queue"]
+            route = self.app.conf.task_routes[self.name]
+            queue = options.get("queue") or route["queue"]
             self.publisher.offer(id, queue=queue)
             return HandedOver(id)
         options.pop("producer", None)  # Celery beat passes one of its own, which may wait for ever.
@@ -57,4 +60,5 @@ class NudgeTask(Task):  # type: ignore[type-arg]  # celery-types makes Task gene
 
     def publish(self, producer: Producer, args: Any, kwargs: Any = None, **options: Any) -> AsyncResult[Any]:
         """Publish once, and return when the broker has confirmed it; after an error it may have it too."""
-        return super().apply_async(args, kwargs, producer=producer, **(BOUNDS | options))
+        bounded = BOUNDS | options
+        return super().apply_async(args, kwargs, producer=producer, **bounded)

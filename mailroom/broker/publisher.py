@@ -149,22 +149,30 @@ class Publisher:
             self._stopping.wait(GATHER_SECONDS)
 
     def _rest_seconds(self) -> float:
-        return max(0.0, min(self._note_at, self._poll_at) - time.monotonic())
+        until = min(self._note_at, self._poll_at)
+        return max(0.0, until - time.monotonic())
 
     def _next_chunk(self) -> tuple[str, list[str]]:
         """Return the ids of the next nudge and their queue, in the order they were offered."""
         id, queue, alone = self._waiting.popleft()
         ids = [id]
         limit = self._chunks.get(queue, CHUNK_MAX)
-        while not alone and self._waiting and len(ids) < limit and self._waiting[0][1:] == (queue, False):
-            ids.append(self._waiting.popleft()[0])
+        if alone:
+            return queue, ids
+        while self._waiting and len(ids) < limit:
+            next_id, next_queue, next_alone = self._waiting[0]
+            if next_alone or next_queue != queue:
+                break
+            self._waiting.popleft()
+            ids.append(next_id)
         return queue, ids
 
     def _send(self, queue: str, ids: list[str]) -> bool:
         started = time.monotonic()
         if self._try(lambda producer: self._publish(producer, queue, ids), publishes=True):
             if not self._confirmed:
-                self._confirmed_at, self._note_at = started, self._noted_at + NOTE_SECONDS
+                self._confirmed_at = started
+                self._note_at = self._noted_at + NOTE_SECONDS
             self._confirmed += [(id, queue) for id in ids]
             self._poll_at = min(self._poll_at, started + POLL_SECONDS)
             if len(self._confirmed) >= NOTED_MAX or time.monotonic() >= self._note_at:
@@ -172,7 +180,8 @@ class Publisher:
             return True
         # The rows say that these were not published; a sweeper publishes them when the broker is back.
         while self._waiting:
-            ids.append(self._waiting.popleft()[0])
+            id, _, _ = self._waiting.popleft()
+            ids.append(id)
         with suppress(Exception):
             self._on_unpublished(ids)
         return False
@@ -180,15 +189,16 @@ class Publisher:
     def _note(self) -> None:
         """Report the confirmed ids, queue by queue."""
         confirmed, self._confirmed = self._confirmed, []
-        self._note_at, self._noted_at = float("inf"), time.monotonic()
+        self._note_at = float("inf")
+        self._noted_at = time.monotonic()
         ids_by_queue: dict[str, list[str]] = {}
         for id, queue in confirmed:
             ids_by_queue.setdefault(queue, []).append(id)
         for queue, ids in ids_by_queue.items():
-            with suppress(
-                Exception
-            ):  # Ids that are not noted are published again; the worker finds them done.
-                self._on_confirmed(queue, ids, time.monotonic() - self._confirmed_at)
+            seconds = time.monotonic() - self._confirmed_at
+            # Ids that are not noted are published again; the worker finds them done.
+            with suppress(Exception):
+                self._on_confirmed(queue, ids, seconds)
 
     def _poll(self, producer: Producer) -> None:
         connection: Any = producer.connection
@@ -212,7 +222,8 @@ class Publisher:
                 self._producer = Producer(self._connection)
             act(self._producer)
         except Exception as e:  # kombu's errors have no common base, and all are treated alike.
-            self._is_refused = publishes and self._producer is not None and isinstance(e, AccessRefused)
+            is_connected = self._producer is not None
+            self._is_refused = publishes and is_connected and isinstance(e, AccessRefused)
             self._note_outage(broker_error(e))
             self._drop()
             return False
@@ -225,14 +236,17 @@ class Publisher:
 
     def _note_outage(self, reason: str) -> None:
         """Remember since when the outage lasts, and its latest reason; log each reason once."""
-        self.down = (self.down[0] if self.down else time.time(), reason)
-        if reason not in self._reasons and len(self._reasons) < REASONS_MAX:
-            self._reasons.add(reason)
-            log.warning("the broker cannot be reached: %s; mail is kept, and goes on when it is back", reason)
+        since = self.down[0] if self.down else time.time()
+        self.down = (since, reason)
+        if reason in self._reasons or len(self._reasons) >= REASONS_MAX:
+            return
+        self._reasons.add(reason)
+        log.warning("the broker cannot be reached: %s; mail is kept, and goes on when it is back", reason)
 
     def _drop(self) -> None:
         """Drop the socket without an AMQP close, which would wait for a frozen broker for ever."""
         if self._connection is not None:
             with suppress(Exception):
                 self._connection.collect()
-        self._connection = self._producer = None
+        self._connection = None
+        self._producer = None

@@ -18,10 +18,12 @@ class Nudge(NamedTuple):
 
 def read_nudge(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Nudge | None:
     """Return the ids and the outbox that a nudge of ours names; None for a task of any other client."""
-    if kwargs or len(args) != 2 or not isinstance(args[0], list) or not isinstance(args[1], str):
+    if kwargs or len(args) != 2:
         return None
     ids, outbox_id = args
-    if not is_uuid(outbox_id) or not all(isinstance(id, str) and is_id(id) for id in ids):
+    if not is_uuid(outbox_id):
+        return None
+    if not isinstance(ids, list) or not all(map(_is_message_id, ids)):
         return None
     return Nudge(ids, outbox_id)
 
@@ -30,7 +32,9 @@ def read_mail(args: Sequence[Any], kwargs: Mapping[str, Any]) -> object:
     """Return the object of `POST /` in a task of another client: `{...}`, or `to=..., subject=...`."""
     if not args:
         return dict(kwargs)
-    return args[0] if len(args) == 1 else list(args)
+    if len(args) == 1:
+        return args[0]
+    return list(args)
 
 
 def read_job(args: Sequence[Any], kwargs: Mapping[str, Any]) -> object:
@@ -38,11 +42,21 @@ def read_job(args: Sequence[Any], kwargs: Mapping[str, Any]) -> object:
 
     The arguments are `{...}`, or `"coffee"`, or `"coffee", {"cups": 2}`.
     """
-    if args and isinstance(args[0], str) and len(args) <= 2 and not kwargs:
-        return {"name": args[0], "args": args[1] if len(args) == 2 else {}}
+    if kwargs or not args or not isinstance(args[0], str):
+        return read_mail(args, kwargs)
+    if len(args) == 1:
+        return {"name": args[0], "args": {}}
+    if len(args) == 2:
+        return {"name": args[0], "args": args[1]}
     return read_mail(args, kwargs)
 
 
 def is_uuid(value: object) -> bool:
     """Tell whether this is a UUID: the id in a nudge, and not the name of a job."""
-    return isinstance(value, str) and UUID.fullmatch(value) is not None
+    if not isinstance(value, str):
+        return False
+    return UUID.fullmatch(value) is not None
+
+
+def _is_message_id(value: object) -> bool:
+    return isinstance(value, str) and is_id(value)

@@ -14,7 +14,7 @@ from mailroom.model.retry import Schedule
 from mailroom.smtp.mime import compose
 from mailroom.smtp.poller import Dialogue
 from mailroom.smtp.pool import Sessions
-from mailroom.smtp.session import FenceRefused, SessionLost
+from mailroom.smtp.receipt import FenceRefused, SessionLost
 from mailroom.templating.job import filled_in
 
 log = logging.getLogger("mailasync.delivery")
@@ -54,9 +54,11 @@ class AttemptRunner:
           TooManyConnections: the server takes no further connection; nobody has the mail.
         """
         try:
-            payload = compose(filled_in(claim), sender=self.senders[claim.account].address)
+            sender = self.senders[claim.account]
+            payload = compose(filled_in(claim), sender=sender.address)
         except Exception as e:  # It would fail again in each attempt; its text may hold the mail's content.
-            kind, extra = type(e).__name__, {"message_id": claim.id}
+            kind = type(e).__name__
+            extra = {"message_id": claim.id}
             log.error("message %s could not be composed: %s", claim.id, kind, extra=extra)
             return of_all(claim, State.FAILED, f"could not be composed: {kind}")
         if not claim.pending:
@@ -66,15 +68,19 @@ class AttemptRunner:
         outcome = yield from self._hand_over(group, payload, open_only=open_only)
         if group.pending == claim.pending:
             return outcome
-        return of_group(outcome, ends_round=claim.pending[-1] in group.pending)
+        ends_round = claim.pending[-1] in group.pending
+        return of_group(outcome, ends_round=ends_round)
 
     def _hand_over(self, claim: Claim, payload: bytes, *, open_only: bool) -> Dialogue[Outcome]:
         """Hand the mail over for the pending recipients, and judge the replies."""
-        sender, message, everyone = self.senders[claim.account], claim.message, claim.message.everyone
+        sender = self.senders[claim.account]
+        message = claim.message
+        everyone = message.everyone
         recipients = {position: everyone[position].address for position in claim.pending}
+        return_path = message.sender or sender.address
         try:
             receipt = yield from sender.sessions.attempt(
-                (message.sender or sender.address).address,
+                return_path.address,
                 recipients,
                 payload,
                 smtputf8=message.needs_smtputf8,
@@ -88,7 +94,8 @@ class AttemptRunner:
         except NotTaken as e:
             return self.judge.not_taken(claim, e)
         except Exception as e:  # A bug, before the dot: whatever fails after it raises Unanswered.
-            kind, extra = type(e).__name__, {"message_id": claim.id}
+            kind = type(e).__name__
+            extra = {"message_id": claim.id}
             log.error("message %s attempt %d: %s", claim.id, claim.attempt, kind, extra=extra)
             return self.judge.defer_or_fail(claim, f"internal error: {kind}")
         return self.judge.replies(claim, receipt)

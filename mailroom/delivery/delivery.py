@@ -82,7 +82,8 @@ class Delivery:
 
     def _start_loop(self) -> DeliveryLoop:
         with self._lock:
-            self._loop = self._loop or DeliveryLoop(self.recorder, self.admission, self._threads)
+            if self._loop is None:
+                self._loop = DeliveryLoop(self.recorder, self.admission, self._threads)
             return self._loop
 
     def _deliver_one(self, claim: Claim) -> bool:
@@ -103,11 +104,14 @@ class Delivery:
         Its last worker died while it had the mail; if this one does too, no other mail is affected.
         """
         with self.admission.exclusive():
-            claim = None if self._stopping.is_set() else self.recorder.claims.claim_alone(id)
+            if self._stopping.is_set():
+                return False
+            claim = self.recorder.claims.claim_alone(id)
             if claim is None:
                 return not self._stopping.is_set()
             settled = self._threads.submit(self._deliver_without_waiting, claim)
-            wait([settled], HANGS_AFTER_SECONDS if self.admission.is_divided else None)
+            timeout = HANGS_AFTER_SECONDS if self.admission.is_divided else None
+            wait([settled], timeout)
         return not settled.done() or settled.result()
 
     def _deliver_without_waiting(self, claim: Claim) -> bool:

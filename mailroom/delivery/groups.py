@@ -20,16 +20,25 @@ class Groups:
     def choose(self, claim: Claim) -> tuple[int, ...]:
         """Return the positions of the next group among the pending recipients, in rounds over all of them."""
         with self._lock:
-            size, last = self._groups.get(claim.id, (len(claim.pending), -1))
+            group = self._groups.get(claim.id)
+            if group is None:
+                return claim.pending
+            size, last = group
             if size >= len(claim.pending):
                 return claim.pending
-            chosen = sorted(claim.pending, key=lambda position: (position <= last, position))[:size]
+            untried_first = sorted(
+                claim.pending,
+                key=lambda position: (position <= last, position),
+            )
+            chosen = untried_first[:size]
             self._groups[claim.id] = (size, chosen[-1])
             return tuple(chosen)
 
     def shrink(self, id: str, positions: Sequence[int], *, answered: int) -> None:
         """Try fewer next time; `answered` of the recipients at `positions` had a reply before the end."""
-        size = len(positions) // 2 if answered == len(positions) else answered - 1
+        size = answered - 1
+        if answered == len(positions):
+            size = len(positions) // 2
         with self._lock:
             self._groups[id] = (max(1, size), -1)
             self._groups.move_to_end(id)

@@ -17,7 +17,7 @@ from mailroom.model.attempt import Claim, Outcome
 from mailroom.model.errors import StoreUnavailable, TooManyConnections
 from mailroom.process.supervisor import SupervisedThread
 from mailroom.smtp.poller import Dialogue, Poller
-from mailroom.smtp.session import SessionLost
+from mailroom.smtp.receipt import SessionLost
 
 log = logging.getLogger("mailasync.delivery")
 
@@ -43,9 +43,8 @@ class DeliveryLoop:
         self.admission = admission
         self.threads = threads
         self.admitted: Queue = deque()
-        self.withdrawn: Queue = (
-            deque()
-        )  #: they wait no longer for a connection; their rows are to be released
+        #: They wait no longer for a connection; their rows are to be released.
+        self.withdrawn: Queue = deque()
         self.poller: Poller[StartedAttempt, Outcome | None] = Poller()
         self.unrecorded: list[tuple[StartedAttempt, Outcome]] = []
         self.gather_seconds = 0.0
@@ -55,13 +54,18 @@ class DeliveryLoop:
 
     def add(self, claims: Sequence[Claim]) -> Countdown:
         """Queue claims for a connection of their account, from any thread."""
-        countdown, by_account = Countdown(len(claims)), defaultdict[str, deque[Claim]](deque)
+        countdown = Countdown(len(claims))
+        by_account = defaultdict[str, deque[Claim]](deque)
         for claim in claims:
             by_account[claim.account].append(claim)
         for account, queue in by_account.items():
-            on_granted = partial(self._move, queue, countdown, self.admitted)
-            on_withdrawn = partial(self._move, queue, countdown, self.withdrawn)
-            self.admission.request(account, len(queue), on_granted, on_withdrawn, single=len(claims) == 1)
+            self.admission.request(
+                account,
+                len(queue),
+                partial(self._move, queue, countdown, self.admitted),
+                partial(self._move, queue, countdown, self.withdrawn),
+                single=len(claims) == 1,
+            )
         return countdown
 
     def close(self) -> None:
@@ -71,7 +75,8 @@ class DeliveryLoop:
         self._thread.join()
 
     def _move(self, queue: deque[Claim], countdown: Countdown, target: Queue, count: int) -> None:
-        target.extend((queue.popleft(), countdown) for _ in range(count))
+        for _ in range(count):
+            target.append((queue.popleft(), countdown))
         self.poller.wake()
 
     def _run(self) -> None:
@@ -102,40 +107,55 @@ class DeliveryLoop:
         if self.poller.at_fence or self.unrecorded:
             self._commit()
         elif not self.poller.ended and (self.poller or not self._closing.is_set()):
-            max_seconds = HANGING_CHECK_SECONDS if has_waiting else float("inf")
+            max_seconds = float("inf")
+            if has_waiting:
+                max_seconds = HANGING_CHECK_SECONDS
             self.poller.wait(self.gather_seconds, max_seconds=max_seconds)
         self._collect_ended()
 
     def _release_withdrawn(self) -> None:
         while self.withdrawn:
-            attempt = StartedAttempt(*self.withdrawn.popleft(), time.monotonic())
-            self._run_in_thread(attempt, partial(self.recorder.release, attempt.claim), connected=False)
+            claim, countdown = self.withdrawn.popleft()
+            attempt = StartedAttempt(claim, countdown, time.monotonic())
+            release = partial(self.recorder.release, claim)
+            self._run_in_thread(attempt, release, connected=False)
 
     def _start_admitted(self) -> None:
         while self.admitted:
-            attempt = StartedAttempt(*self.admitted.popleft(), time.monotonic())
-            if attempt.claim.has_attachments:
-                self._run_in_thread(attempt, partial(self.recorder.attempt_and_record, attempt.claim))
-            else:
-                dialogue = self.recorder.attempt(attempt.claim, open_only=True)
-                self.poller.resume(attempt, dialogue, partial(dialogue.send, None))
+            claim, countdown = self.admitted.popleft()
+            attempt = StartedAttempt(claim, countdown, time.monotonic())
+            if claim.has_attachments:
+                self._attempt_in_thread(attempt)
+                continue
+            dialogue = self.recorder.attempt(claim, open_only=True)
+            begin = partial(dialogue.send, None)
+            self.poller.resume(attempt, dialogue, begin)
 
     def _commit(self) -> None:
         """Pass fences and record outcomes, all in one commit."""
-        at_fence, outcomes, stopping = self.poller.at_fence, self.unrecorded, self.recorder.stopping.is_set()
-        fences = [attempt.claim for attempt, _ in at_fence]
+        at_fence = self.poller.at_fence
+        outcomes = self.unrecorded
+        stopping = self.recorder.stopping.is_set()
+        fences: list[Claim] = []
+        if not stopping:
+            fences = [attempt.claim for attempt, _ in at_fence]
         ended = [(attempt.claim, outcome) for attempt, outcome in outcomes]
         started_at = time.monotonic()
-        passed, written = self.recorder.claims.fence_and_finish([] if stopping else fences, ended)
-        seconds = time.monotonic() - started_at
-        self.gather_seconds = min(seconds / 2, GATHER_MAX_SECONDS) if seconds > SLOW_COMMIT_SECONDS else 0
-        self.poller.at_fence, self.unrecorded = [], []
+        passed, written = self.recorder.claims.fence_and_finish(fences, ended)
+        self._set_gathering(time.monotonic() - started_at)
+        self.poller.at_fence = []
+        self.unrecorded = []
         if stopping:
             passed = [_refused] * len(at_fence)
         for (attempt, dialogue), may_send in zip(at_fence, passed, strict=True):
             self._resume_at_fence(attempt, dialogue, may_send)
         for (attempt, outcome), is_written in zip(outcomes, written, strict=True):
             self._log_outcome(attempt, outcome, is_written)
+
+    def _set_gathering(self, commit_seconds: float) -> None:
+        self.gather_seconds = 0
+        if commit_seconds > SLOW_COMMIT_SECONDS:
+            self.gather_seconds = min(commit_seconds / 2, GATHER_MAX_SECONDS)
 
     def _resume_at_fence(
         self, attempt: StartedAttempt, dialogue: Dialogue[Outcome | None], may_send: Written
@@ -147,7 +167,8 @@ class DeliveryLoop:
         self.poller.resume(attempt, dialogue, step)
 
     def _log_outcome(self, attempt: StartedAttempt, outcome: Outcome, is_written: Written) -> None:
-        claim, started_at = attempt.claim, attempt.started_at
+        claim = attempt.claim
+        started_at = attempt.started_at
         try:
             self.recorder.log_outcome(claim, outcome, started_at, written=is_written())
         except StoreUnavailable:
@@ -160,14 +181,14 @@ class DeliveryLoop:
 
     def _collect_ended(self) -> None:
         """Take the outcomes of attempts that have ended; their connections are free for the next."""
-        ended, self.poller.ended = self.poller.ended, []
+        ended = self.poller.ended
+        self.poller.ended = []
         for attempt, result in ended:
             try:
                 outcome = self.recorder.outcome_of(attempt.claim, result)
-            except (
-                SessionLost
-            ):  # No session was open, or the server had closed it; a new one may take the mail.
-                self._run_in_thread(attempt, partial(self.recorder.attempt_and_record, attempt.claim))
+            except SessionLost:
+                # No session was open, or the server had closed it; a new one may take the mail.
+                self._attempt_in_thread(attempt)
             except BaseException as e:
                 self._finish(attempt, error=e)
             else:
@@ -175,10 +196,15 @@ class DeliveryLoop:
 
     def _keep_or_release(self, attempt: StartedAttempt, outcome: Outcome | None) -> None:
         if outcome is None:
-            self._run_in_thread(attempt, partial(self.recorder.release, attempt.claim))
-        else:
-            self.unrecorded.append((attempt, outcome))
-            self._release_connection(attempt)
+            release = partial(self.recorder.release, attempt.claim)
+            self._run_in_thread(attempt, release)
+            return
+        self.unrecorded.append((attempt, outcome))
+        self._release_connection(attempt)
+
+    def _attempt_in_thread(self, attempt: StartedAttempt) -> None:
+        whole = partial(self.recorder.attempt_and_record, attempt.claim)
+        self._run_in_thread(attempt, whole)
 
     def _run_in_thread(
         self, attempt: StartedAttempt, act: Callable[[], bool], *, connected: bool = True
@@ -199,7 +225,8 @@ class DeliveryLoop:
 
     def _request_again(self, attempt: StartedAttempt, refusal: TooManyConnections) -> None:
         """Put a mail that got no connection back into the queue, before all others."""
-        queue, account = deque([attempt.claim]), attempt.claim.account
+        queue = deque([attempt.claim])
+        account = attempt.claim.account
         on_granted = partial(self._move, queue, attempt.countdown, self.admitted)
         on_withdrawn = partial(self._move, queue, attempt.countdown, self.withdrawn)
         self._release_connection(attempt, refusal=refusal)
@@ -222,8 +249,13 @@ class DeliveryLoop:
         if error is None:
             return
         with suppress(Exception):  # Logged here as well: perhaps nobody waits for the countdown.
-            extra, kind = {"message_id": claim.id}, type(error).__name__
-            log.error("message %s attempt %d: not on record: %s", claim.id, claim.attempt, kind, extra=extra)
+            log.error(
+                "message %s attempt %d: not on record: %s",
+                claim.id,
+                claim.attempt,
+                type(error).__name__,
+                extra={"message_id": claim.id},
+            )
 
     def _release_connection(
         self, attempt: StartedAttempt, *, refusal: TooManyConnections | None = None

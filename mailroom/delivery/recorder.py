@@ -11,7 +11,7 @@ from mailroom.delivery.claim_store import ClaimStore
 from mailroom.model.attempt import Claim, Outcome
 from mailroom.model.errors import StoreUnavailable, TooManyConnections
 from mailroom.smtp.poller import Dialogue, run
-from mailroom.smtp.session import FenceRefused
+from mailroom.smtp.receipt import FenceRefused
 
 log = logging.getLogger("mailasync.delivery")
 
@@ -35,8 +35,9 @@ class Recorder:
         """Make one attempt, as `AttemptRunner.attempt` does; None if we stop and it was not begun."""
         if self.stopping.is_set():
             return None
-        whole = self.claims.with_attachments(claim) if claim.has_attachments else claim
-        return (yield from self.runner.attempt(whole, open_only=open_only))
+        if claim.has_attachments:
+            claim = self.claims.with_attachments(claim)
+        return (yield from self.runner.attempt(claim, open_only=open_only))
 
     def attempt_and_record(self, claim: Claim) -> bool:
         """Make one attempt in this thread and record its outcome; False if the row was released.
@@ -44,7 +45,8 @@ class Recorder:
         Raises:
           TooManyConnections: the server takes no further connection; the row is still ours.
         """
-        started_at, dialogue = time.monotonic(), self.attempt(claim)
+        started_at = time.monotonic()
+        dialogue = self.attempt(claim)
         try:
             outcome = self.outcome_of(claim, lambda: run(dialogue, lambda: self._pass_fence(claim)))
         except TooManyConnections:
@@ -87,9 +89,13 @@ class Recorder:
         """Log a recorded outcome; `written` is False if the row was no longer this attempt's."""
         extra = {"message_id": claim.id}
         if written:
-            seconds, result = time.monotonic() - started_at, _state_and_code(outcome)
             log.info(
-                "message %s attempt %d: %s in %.2fs", claim.id, claim.attempt, result, seconds, extra=extra
+                "message %s attempt %d: %s in %.2fs",
+                claim.id,
+                claim.attempt,
+                _state_and_code(outcome),
+                time.monotonic() - started_at,
+                extra=extra,
             )
         else:
             log.error(
@@ -126,4 +132,6 @@ class Recorder:
 def _state_and_code(outcome: Outcome) -> str:
     """Return what the log may say; the rest of a reply may hold an address."""
     code = re.match(r"\d{3} ", outcome.reason)
-    return f"{outcome.state} ({code[0].strip()})" if code else str(outcome.state)
+    if code is None:
+        return str(outcome.state)
+    return f"{outcome.state} ({code[0].strip()})"

@@ -51,9 +51,11 @@ class Job:
             return
         if self._unwanted.is_set():
             raise Interrupted
-        if math.isfinite(number := float(fraction)):
+        number = float(fraction)
+        if math.isfinite(number):
             self._fraction = number
-        self.send({"progress": self._fraction, "step": str(step)[:STEP_MAX_CHARACTERS]})
+        short_step = str(step)[:STEP_MAX_CHARACTERS]
+        self.send({"progress": self._fraction, "step": short_step})
 
     def wait(self, seconds: float) -> None:
         if self.is_in_fork():
@@ -176,7 +178,8 @@ def _run(job: Job) -> dict[str, Any]:
         if kind.app_context:
             context = _application().app_context()
         with context:
-            return _result_message(result_of(_call(kind, args, job)))
+            returned = _call(kind, args, job)
+            return _result_message(result_of(returned))
     except BaseException as e:  # sys.exit() in a job must not end the child without a reply.
         return {"error": _describe(e)}
 
@@ -220,10 +223,12 @@ def _result_message(result: Result) -> dict[str, Any]:
     Raises:
       TypeError: the file's name or type is not text.
     """
-    if (file := result.file) is None:
+    file = result.file
+    if file is None:
         return {"result": result.value}
-    name, content_type = file.name, file.content_type
-    if not (isinstance(name, str) and isinstance(content_type, str)):
+    name = file.name
+    content_type = file.content_type
+    if not isinstance(name, str) or not isinstance(content_type, str):
         raise TypeError(f"a file's name and type are text, got {name!r:.100} and {content_type!r:.100}")
     content = base64.b64encode(file.content).decode()
     fields = {"name": name, "content_type": content_type, "content": content}

@@ -103,8 +103,12 @@ class PooledProcess:
             return "its process ended"
         if code >= 0:
             return f"its process ended: exit status {code}"
-        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-        return f"its process ended: {name}" + (" (memory may have run out)" if name == "SIGKILL" else "")
+        name = f"signal {-code}"
+        if -code in set(signal.Signals):
+            name = signal.Signals(-code).name
+        if name == "SIGKILL":
+            name += " (memory may have run out)"
+        return f"its process ended: {name}"
 
     def kill(self) -> None:
         """Kill the process at once, with everything it started: it leads a process group of its own."""

@@ -126,7 +126,8 @@ class Children:
 def _result(reply: dict[str, Any]) -> Result:
     if "error" in reply:
         raise ChildError(reply["error"])
-    if not (file := reply.get("file")):
+    file = reply.get("file")
+    if not file:
         return Result(value=reply["result"])
     content = base64.b64decode(file["content"])
     return Result(value=reply["result"], file=File(file["name"], content, file["content_type"]))

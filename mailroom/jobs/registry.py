@@ -80,18 +80,28 @@ def result_of(returned: Any) -> Result:
       ValueError, TypeError: it is no JSON, or too large.
     """
     if isinstance(returned, File):
-        if not isinstance(returned.content, bytes):
-            raise TypeError(f"a file's content is bytes, got {type(returned.content).__name__}")
-        if len(returned.content) > FILE_MAX_BYTES:
-            raise ValueError(f"its file has {len(returned.content)} bytes; {FILE_MAX_BYTES} are the most")
-        size = len(returned.content)
-        description = {"name": returned.name, "content_type": returned.content_type, "size": size}
-        return Result(value=_unicode(description), file=returned)
-    if (size := len(json.dumps(returned, allow_nan=False))) > RESULT_MAX_BYTES:
+        return _file_result(returned)
+    size = len(json.dumps(returned, allow_nan=False))
+    if size > RESULT_MAX_BYTES:
         raise ValueError(f"its result has {size} bytes as JSON; {RESULT_MAX_BYTES} are the most")
     if _is_too_deep(returned):
         raise ValueError(f"its result is nested too deeply; {RESULT_DEPTH_MAX} levels are the most")
     return Result(value=_unicode(returned))
+
+
+def _file_result(file: File) -> Result:
+    content = file.content
+    if not isinstance(content, bytes):
+        raise TypeError(f"a file's content is bytes, got {type(content).__name__}")
+    size = len(content)
+    if size > FILE_MAX_BYTES:
+        raise ValueError(f"its file has {size} bytes; {FILE_MAX_BYTES} are the most")
+    description = {
+        "name": file.name,
+        "content_type": file.content_type,
+        "size": size,
+    }
+    return Result(value=_unicode(description), file=file)
 
 
 def _unicode(value: Any) -> Any:
@@ -162,8 +172,11 @@ class JobType:
 
     def _field_error(self, error: Any) -> FieldError:
         """Translate an error of pydantic into the wording of a message's field errors."""
-        path = "".join(f"/{quote(str(part)[:NAME_MAX_CHARACTERS])}" for part in error["loc"])
-        return FieldError(f"#/args{path}", self._detail(error))
+        path = "#/args"
+        for part in error["loc"]:
+            name = str(part)[:NAME_MAX_CHARACTERS]
+            path += f"/{quote(name)}"
+        return FieldError(path, self._detail(error))
 
     def _detail(self, error: Any) -> str:
         if error["type"] == "missing":
@@ -174,10 +187,12 @@ class JobType:
         value = json.dumps(error["input"], default=repr)
         if len(value) > VALUE_MAX_CHARACTERS:
             value = value[: VALUE_MAX_CHARACTERS - 3] + "..."
-        return f"{_EXPECTED.sub('expected ', error['msg'])}, got {value}"
+        expected = _EXPECTED.sub("expected ", error["msg"])
+        return f"{expected}, got {value}"
 
 
 _types: dict[str, JobType] = {}
+_NEEDS_PROCESS = "an application context is for jobs in a process of their own"
 
 
 def job(
@@ -191,8 +206,7 @@ def job(
 ) -> Callable[[F], F]:
     """Register a function under `name`: its annotations are its arguments, its docstring describes it."""
     if app_context and not isolated:
-        reason = "an application context is for jobs in a process of their own"
-        raise ValueError(f"job {name!r}: {reason}; leave isolated=False away")
+        raise ValueError(f"job {name!r}: {_NEEDS_PROCESS}; leave isolated=False away")
 
     def register(function: F) -> F:
         _check_name(name, function)
@@ -265,4 +279,6 @@ def modules(listed: str) -> list[str]:
     names = ["mailroom.jobs.builtin"]
     if find_spec("PIL"):
         names.append("mailroom.jobs.thumbnail")
-    return [*names, *(name.strip() for name in listed.split(",") if name.strip())]
+    stripped = (name.strip() for name in listed.split(","))
+    names += [name for name in stripped if name]
+    return names

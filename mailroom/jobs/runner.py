@@ -132,8 +132,11 @@ class Runner:
         begun = 0
         for kind in list(self._kinds):
             queue, isolated = kind
-            limit, names = self._free(queue, isolated), _names(queue, isolated=isolated)
-            claims = self._claim(queue, names, limit) if limit and names else []
+            limit = self._free(queue, isolated)
+            names = _names(queue, isolated=isolated)
+            if not limit or not names:
+                continue
+            claims = self._claim(queue, names, limit)
             for claim in claims:
                 self._begin(JobAttempt(claim, isolated))
             if claims:
@@ -144,12 +147,16 @@ class Runner:
 
     def _claim(self, queue: str, names: list[str], limit: int) -> list[JobClaim]:
         with self._claim_lock:
-            return [] if self._stopping.is_set() else self._claims.claim(queue, names, limit=limit)
+            if self._stopping.is_set():
+                return []
+            return self._claims.claim(queue, names, limit=limit)
 
     def _free(self, queue: str, isolated: bool) -> int:
         with self._lock:
             free = self._slots.free(queue)
-            return min(free, self._processes.free(queue)) if isolated else free
+            if not isolated:
+                return free
+            return min(free, self._processes.free(queue))
 
     def _begin(self, attempt: JobAttempt) -> None:
         with self._lock:
@@ -193,34 +200,50 @@ class Runner:
         end = self._end(attempt)
         if not self._stopping.is_set():
             return end
-        if end is None or (attempt.interrupted.is_set() and end.state is not JobState.SUCCEEDED):
-            return JobEnd(state=JobState.FAILED, error=STOPPED) if attempt.claim.is_last else None
-        return end
+        if end is not None:
+            has_succeeded = end.state is JobState.SUCCEEDED
+            if has_succeeded or not attempt.interrupted.is_set():
+                return end
+        if not attempt.claim.is_last:
+            return None
+        return JobEnd(state=JobState.FAILED, error=STOPPED)
 
     def _end(self, attempt: JobAttempt) -> JobEnd | None:
         """Run a job and return how it ended; None if it was interrupted before its timeout."""
         try:
-            return _succeeded(self._call(job_type(attempt.claim.name), attempt))
+            kind = job_type(attempt.claim.name)
+            result = self._call(kind, attempt)
+            return _succeeded(result)
         except Interrupted:
             if not attempt.interrupted.is_set():
                 error = "it raised Interrupted, and nobody had interrupted it"
                 return JobEnd(state=JobState.FAILED, error=error)
             is_late = not attempt.isolated and attempt.overdue_seconds > 0
-            return _timed_out(attempt.claim) if is_late else None
+            if not is_late:
+                return None
+            return _timed_out(attempt.claim)
         except ChildTimeout as e:
             return JobEnd(state=JobState.TIMED_OUT, error=short_text(e))
         except MailroomError as e:
             return JobEnd(state=JobState.FAILED, error=short_text(e))
         except Exception as e:
-            return JobEnd(state=JobState.FAILED, error=short_text(f"{type(e).__name__}: {e}"))
+            error = f"{type(e).__name__}: {e}"
+            return JobEnd(state=JobState.FAILED, error=short_text(error))
 
     def _call(self, kind: JobType, attempt: JobAttempt) -> Result:
-        claim, progress = attempt.claim, ProgressRecorder(self._claims, attempt)
+        claim = attempt.claim
+        progress = ProgressRecorder(self._claims, attempt)
         if attempt.isolated:
             return self._children.run(
-                claim.id, claim.name, claim.args, timeout_seconds=claim.timeout_seconds, progress=progress
+                claim.id,
+                claim.name,
+                claim.args,
+                timeout_seconds=claim.timeout_seconds,
+                progress=progress,
             )
-        return result_of(kind.call(kind.check(claim.args), progress))
+        args = kind.check(claim.args)
+        returned = kind.call(args, progress)
+        return result_of(returned)
 
     def _interrupt(self, attempt: JobAttempt) -> None:
         attempt.interrupted.set()
@@ -236,7 +259,11 @@ class Runner:
         claim = attempt.claim
         ProgressRecorder(self._claims, attempt).flush()
         if end.state is not JobState.SUCCEEDED and not claim.is_last:
-            end = JobEnd(state=end.state, error=end.error, wait_seconds=_wait_seconds(claim))
+            end = JobEnd(
+                state=end.state,
+                error=end.error,
+                wait_seconds=_wait_seconds(claim),
+            )
         released = self._until_committed(lambda: self._finish(claim, end))
         _log_end(attempt, end, is_recorded=released is not None)
         for id in released or ():
@@ -276,7 +303,11 @@ def _names(queue: str, *, isolated: bool) -> list[str]:
 
 def _succeeded(result: Result) -> JobEnd:
     attachment = _attachment(result.file) if result.file else None
-    return JobEnd(state=JobState.SUCCEEDED, result=json.dumps(result.value), file=attachment)
+    return JobEnd(
+        state=JobState.SUCCEEDED,
+        result=json.dumps(result.value),
+        file=attachment,
+    )
 
 
 def _attachment(file: File) -> Attachment:
@@ -289,11 +320,14 @@ def _timed_out(claim: JobClaim) -> JobEnd:
 
 def _wait_seconds(claim: JobClaim) -> float:
     schedule = Schedule.parse(claim.retry or RETRY)
-    return schedule.wait_seconds(min(claim.counted, len(schedule.waits))) or 0.0
+    last = len(schedule.waits)
+    return schedule.wait_seconds(min(claim.counted, last)) or 0.0
 
 
 def _log_end(attempt: JobAttempt, end: JobEnd, *, is_recorded: bool) -> None:
-    claim, seconds, result = attempt.claim, time.monotonic() - attempt.started_at, str(end.state)
+    claim = attempt.claim
+    seconds = time.monotonic() - attempt.started_at
+    result = str(end.state)
     if not is_recorded:
         result += ", as is on record already, or it was canceled or given to others,"
     log.info("job %s (%s) attempt %d: %s in %.2fs", claim.id, claim.name, claim.attempt, result, seconds)

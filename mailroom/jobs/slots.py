@@ -21,9 +21,11 @@ class Slots:
 
     def free(self, queue: str) -> int:
         """Return how many more jobs of this queue may begin now."""
-        idle = sum(1 for other in self.queues if other != queue and not self._used[other])
-        reserved = idle if self.total >= 2 * len(self.queues) else 0
-        return max(0, self.total - self._used.total() - reserved)
+        unused = self.total - self._used.total()
+        if self.total >= 2 * len(self.queues):
+            others = (other for other in self.queues if other != queue)
+            unused -= sum(1 for other in others if not self._used[other])
+        return max(0, unused)
 
     def acquire(self, queue: str) -> None:
         self._used[queue] += 1

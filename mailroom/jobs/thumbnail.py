@@ -48,8 +48,10 @@ def thumbnail(
         raise ValueError(f"expected a whole image, got one that cannot be read: {reason}") from None
     progress(0.9, "write")
     written = BytesIO()
-    small.save(written, format, quality=QUALITY, icc_profile=small.info.get("icc_profile"))
-    return File(f"thumbnail.{ENDINGS[format]}", written.getvalue(), f"image/{format.lower()}")
+    profile = small.info.get("icc_profile")
+    small.save(written, format, quality=QUALITY, icc_profile=profile)
+    name = f"thumbnail.{ENDINGS[format]}"
+    return File(name, written.getvalue(), f"image/{format.lower()}")
 
 
 def _read(image: bytes, width: int) -> tuple[Image.Image, str]:
@@ -57,13 +59,19 @@ def _read(image: bytes, width: int) -> tuple[Image.Image, str]:
     with Image.open(BytesIO(image), formats=[*ENDINGS]) as opened:
         # MPO is a JPEG with several pictures, as some cameras write it; the first one is a plain JPEG.
         format = "JPEG" if opened.format == "MPO" else str(opened.format)
-        is_swapped = opened.getexif().get(ExifTags.Base.Orientation, 1) >= SWAPPED_ORIENTATION
+        orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
+        is_swapped = orientation >= SWAPPED_ORIENTATION
         visible_width = opened.height if is_swapped else opened.width
         scale = min(1.0, width / visible_width)
-        size = max(1, round(opened.width * scale)), max(1, round(opened.height * scale))
+        new_width = max(1, round(opened.width * scale))
+        new_height = max(1, round(opened.height * scale))
         # A JPEG is then decoded at a fraction of its size, in a fraction of the memory.
-        opened.draft(None, (2 * size[0], 2 * size[1]))
-        resized = _plain(opened).resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
+        opened.draft(None, (2 * new_width, 2 * new_height))
+        resized = _plain(opened).resize(
+            (new_width, new_height),
+            Image.Resampling.LANCZOS,
+            reducing_gap=2.0,
+        )
         small = ImageOps.exif_transpose(resized)
         # The colour profile is valid only for the mode it was made for.
         profile = opened.info.get("icc_profile") if small.mode == opened.mode else None
@@ -80,4 +88,5 @@ def _plain(image: Image.Image) -> Image.Image:
         return image.convert("RGBA")
     if image.mode in ("L", "RGB"):
         return image
-    return image.convert("L" if image.mode == "1" else "RGB")
+    mode = "L" if image.mode == "1" else "RGB"
+    return image.convert(mode)

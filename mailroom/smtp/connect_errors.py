@@ -17,22 +17,29 @@ def not_taken(error: Exception, hop: NextHop) -> NotTaken:
     It is a ConnectionRefused if we may have too many connections.
     """
     if isinstance(error, smtplib.SMTPResponseException):
-        reply = Reply(max(error.smtp_code, 0), describe(error))
-        kind = ConnectionRefused if may_be_about_connections(reply) else NotTaken
-        return kind(str(reply), code=reply.code, of_message=False)
+        code = max(error.smtp_code, 0)
+        reply = Reply(code, describe(error))
+        kind = NotTaken
+        if may_be_about_connections(reply):
+            kind = ConnectionRefused
+        return kind(str(reply), code=code, of_message=False)
     if isinstance(error, TokenError):
-        return NotTaken(f"no access token: {error}", code=error.code, of_message=False)
+        reason = f"no access token: {error}"
+        return NotTaken(reason, code=error.code, of_message=False)
     if isinstance(error, NoMechanism):
         return NotTaken(f"{hop} {error}", code=504, of_message=False)
     if isinstance(error, UnicodeError):
-        return NotTaken(f"expected the name of a host, got {hop.host!r}", of_message=False)
+        reason = f"expected the name of a host, got {hop.host!r}"
+        return NotTaken(reason, of_message=False)
     if isinstance(error, smtplib.SMTPNotSupportedError):
         return NotTaken(f"{hop} offers no STARTTLS", of_message=False)
     if isinstance(error, ssl.SSLCertVerificationError):
         reason = f"the certificate of {hop} is not to be trusted: {error.verify_message}"
         return NotTaken(reason, of_message=False)
-    kind = ConnectionRefused if _hangs_up(error) else NotTaken
-    return kind(f"{hop} could not be reached: {describe(error)}", of_message=False)
+    reason = f"{hop} could not be reached: {describe(error)}"
+    if _hangs_up(error):
+        return ConnectionRefused(reason, of_message=False)
+    return NotTaken(reason, of_message=False)
 
 
 def _hangs_up(error: Exception) -> bool:

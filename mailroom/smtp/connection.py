@@ -36,7 +36,9 @@ class Reply(NamedTuple):
     text: str
 
     def __str__(self) -> str:
-        return f"{self.code} {self.text}".strip() if self.code > 0 else self.text
+        if self.code <= 0:
+            return self.text
+        return f"{self.code} {self.text}".strip()
 
     @property
     def text_without_names(self) -> str:
@@ -54,8 +56,9 @@ class Reply(NamedTuple):
 
 def reply_text(text: bytes | str) -> str:
     """Return a server's text on one line, cut to REPLY_MAX_CHARACTERS."""
-    decoded = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
-    return one_line(decoded, most=REPLY_MAX_CHARACTERS)
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "replace")
+    return one_line(text, most=REPLY_MAX_CHARACTERS)
 
 
 def describe(error: Exception) -> str:
@@ -98,8 +101,10 @@ class Connection(smtplib.SMTP):
         if reply[0] // 100 == 2:
             return reply
         with suppress(smtplib.SMTPServerDisconnected):
-            if reply[0] // 100 == 5 and (helo_reply := self.helo(name))[0] // 100 == 2:
-                return helo_reply
+            if reply[0] // 100 == 5:
+                helo_reply = self.helo(name)
+                if helo_reply[0] // 100 == 2:
+                    return helo_reply
         raise smtplib.SMTPHeloError(*reply)
 
     def starttls(self, *, context: Any = None) -> RawReply:  # type: ignore[override]  # narrower
@@ -114,7 +119,9 @@ class Connection(smtplib.SMTP):
         """Send `data` without blocking; `broken` is set if the connection is lost."""
         if not self.sock:
             raise smtplib.SMTPServerDisconnected("please run connect() first")
-        unsent = memoryview(data.encode(self.command_encoding) if isinstance(data, str) else data)
+        if isinstance(data, str):
+            data = data.encode(self.command_encoding)
+        unsent = memoryview(data)
         try:
             while unsent:
                 deadline = time.monotonic() + self.reply_timeout_seconds
@@ -122,7 +129,8 @@ class Connection(smtplib.SMTP):
                 sent = yield from _when_ready(self.sock, send, deadline, event=select.POLLOUT)
                 unsent = unsent[sent:]
         except OSError:
-            self.broken, self.reply_timeout_seconds = True, 0.0  # Nothing more will come.
+            self.broken = True
+            self.reply_timeout_seconds = 0.0  # Nothing more will come.
 
     def auth(self, *args: Any, **kwargs: Any) -> RawReply:
         """Authenticate as smtplib does, but raise the refusal if the server hung up after it.
@@ -146,7 +154,8 @@ class Connection(smtplib.SMTP):
     def read_raw_reply(self) -> Dialogue[RawReply]:
         """Read a reply as `getreply` does, without blocking."""
         try:
-            return (yield from self._read_lines(time.monotonic() + self.reply_timeout_seconds))
+            deadline = time.monotonic() + self.reply_timeout_seconds
+            return (yield from self._read_lines(deadline))
         except OSError as e:
             self.close()
             reason = e.strerror or str(e)
@@ -163,11 +172,12 @@ class Connection(smtplib.SMTP):
         """Return the refusal that has arrived from a server that is hanging up, if there is one."""
         self.reply_timeout_seconds = 0.0
         try:
-            while not (reply := (yield from self.read_reply())).refuses:
-                pass
+            while True:
+                reply = yield from self.read_reply()
+                if reply.refuses:
+                    return reply
         except smtplib.SMTPServerDisconnected:
             return None
-        return reply
 
     @property
     def has_unexpected_data(self) -> bool:
@@ -209,7 +219,10 @@ class _LineReader:
         Raises:
           OSError: there was none at `deadline`, on the clock of time.monotonic; or the connection was lost.
         """
-        while (end := self._received.find(b"\n")) < 0:
+        while True:
+            end = self._received.find(b"\n")
+            if end >= 0:
+                break
             if len(self._received) > LINE_MAX_BYTES:
                 raise ConnectionError("a line of the reply had no end")
             if not isinstance(self._sock, ssl.SSLSocket) or not self._sock.pending():

@@ -27,11 +27,14 @@ class Envelope:
 
     @property
     def refused(self) -> dict[int, Reply]:
-        return {position: reply for position, reply in self.rcpt.items() if not reply.accepts}
+        replies = self.rcpt.items()
+        return {position: reply for position, reply in replies if not reply.accepts}
 
     @property
     def data(self) -> Reply | None:
-        return self.replies[-1] if len(self.replies) == len(self.positions) + 2 else None
+        if len(self.replies) < len(self.positions) + 2:
+            return None
+        return self.replies[-1]
 
 
 def send_envelope(
@@ -41,9 +44,10 @@ def send_envelope(
 
     `mail` is the whole MAIL command. A lost connection raises nothing; it is the envelope's `hangup`.
     """
-    commands = [mail, *(f"RCPT TO:<{address}>" for address in recipients.values()), "DATA"]
+    commands = _commands(mail, recipients)
     replies: list[Reply] = []
-    hangup, timed_out = None, False
+    hangup = None
+    timed_out = False
     try:
         if pipelined:
             yield from connection.write("".join(f"{command}\r\n" for command in commands))
@@ -58,8 +62,17 @@ def send_envelope(
                 break
             replies.append(reply)
     except (OSError, smtplib.SMTPException) as e:
-        hangup, timed_out = Reply(0, describe(e)), isinstance(e.__cause__, TimeoutError)
+        hangup = Reply(0, describe(e))
+        timed_out = isinstance(e.__cause__, TimeoutError)
     return Envelope(positions=tuple(recipients), replies=tuple(replies), hangup=hangup, timed_out=timed_out)
+
+
+def _commands(mail: str, recipients: dict[int, str]) -> list[str]:
+    commands = [mail]
+    for address in recipients.values():
+        commands.append(f"RCPT TO:<{address}>")
+    commands.append("DATA")
+    return commands
 
 
 def _is_over(command: str, replies: list[Reply]) -> bool:

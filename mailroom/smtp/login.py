@@ -37,7 +37,8 @@ class Login:
     def __init__(self, user: str, password: str = "", tokens: TokenSource | None = None) -> None:
         self.user = user
         self.tokens = tokens
-        self._user, self._password = prepare(user).encode(), prepare(password).encode()
+        self._user = prepare(user).encode()
+        self._password = prepare(password).encode()
         self._last_mechanism = ""  #: the one that worked last
         self._works = False
         self._lock = threading.Lock()
@@ -69,7 +70,9 @@ class Login:
             self._try_each(connect)
         except Exception as e:
             if not self._works or _is_about_login(e):
-                self._works, self._failure, self._failed_at = False, e, time.monotonic()
+                self._works = False
+                self._failure = e
+                self._failed_at = time.monotonic()
             raise
         self._works = True
 
@@ -86,7 +89,8 @@ class Login:
                 return
             refusals.append((code, text))
             is_about_mechanism = code in _MECHANISM_CODES
-            if 400 <= code < 500 or (mechanism == self._last_mechanism and not is_about_mechanism):
+            has_worked = mechanism == self._last_mechanism
+            if 400 <= code < 500 or (has_worked and not is_about_mechanism):
                 break  # The server cannot do it now, or the password is no longer right.
             if mechanism == "LOGIN" and is_about_mechanism:
                 untried.insert(0, LOGIN_WITH_USER)
@@ -100,12 +104,14 @@ class Login:
 
     def _common_mechanisms(self, connection: Connection) -> list[str]:
         """Return the mechanisms that both sides know, the one that worked last first."""
-        offered = reply_text(connection.esmtp_features.get("auth", "")).upper().split()
+        announced = connection.esmtp_features.get("auth", "")
+        offered = reply_text(announced).upper().split()
         known = ("XOAUTH2",) if self.tokens else MECHANISMS
         common = [mechanism for mechanism in known if mechanism in offered]
         if not common:
-            none = "none before STARTTLS" if connection.has_extn("starttls") else "none"
-            offer = ", ".join(offered) or none
+            offer = ", ".join(offered) or "none"
+            if not offered and connection.has_extn("starttls"):
+                offer = "none before STARTTLS"
             raise NoMechanism(f"offers no way to log in that we know (it offers {offer})")
         last = self._last_mechanism.split(" ")[0]
         if last in common:
@@ -121,7 +127,8 @@ class Login:
             if mechanism == "LOGIN":
                 return _exchange(connection, "AUTH LOGIN", self._user, self._password)
             if mechanism == LOGIN_WITH_USER:
-                return _exchange(connection, f"AUTH LOGIN {_base64(self._user)}", self._password)
+                command = f"AUTH LOGIN {_base64(self._user)}"
+                return _exchange(connection, command, self._password)
             if mechanism == "CRAM-MD5":
                 return self._cram_md5(connection)
             # Gmail says in a 334 why it refuses a token; the code comes after an empty answer.
@@ -145,14 +152,18 @@ class Login:
         code, challenge = connection.docmd("AUTH CRAM-MD5")
         if code != 334:
             return code, challenge
-        digest = hmac.new(self._password, base64.b64decode(challenge), "md5").hexdigest()
-        return connection.docmd(_base64(self._user + b" " + digest.encode()))
+        text = base64.b64decode(challenge)
+        digest = hmac.new(self._password, text, "md5").hexdigest()
+        answer = self._user + b" " + digest.encode()
+        return connection.docmd(_base64(answer))
 
 
 def _is_about_login(error: Exception) -> bool:
     """Tell a login that no longer works from a server with too many sessions."""
     if isinstance(error, smtplib.SMTPAuthenticationError):
-        return not may_be_about_connections(Reply(error.smtp_code, reply_text(error.smtp_error)))
+        text = reply_text(error.smtp_error)
+        reply = Reply(error.smtp_code, text)
+        return not may_be_about_connections(reply)
     return isinstance(error, (NoMechanism, TokenError))
 
 
@@ -168,12 +179,15 @@ def _exchange(connection: Connection, command: str, *answers: bytes) -> RawReply
 
 def _most_telling(refusals: list[RawReply]) -> RawReply:
     """Return the first refusal that is about user or password, or else the first of all."""
-    about_user = (refusal for refusal in refusals if refusal[0] not in _MECHANISM_CODES)
-    return next(about_user, refusals[0])
+    for code, text in refusals:
+        if code not in _MECHANISM_CODES:
+            return code, text
+    return refusals[0]
 
 
 def _base64(text: bytes) -> str:
-    return base64.b64encode(text).decode()
+    encoded = base64.b64encode(text)
+    return encoded.decode()
 
 
 def prepare(text: str) -> str:
@@ -182,7 +196,8 @@ def prepare(text: str) -> str:
     SASLprep (RFC 4013) is left to the server, which compares (RFC 4616, 2). For a server that compares bytes
     it would spoil a µ or ² in a password.
     """
-    return unicodedata.normalize("NFC", "".join(map(_plain_space, text)))
+    plain = "".join(map(_plain_space, text))
+    return unicodedata.normalize("NFC", plain)
 
 
 def _plain_space(letter: str) -> str:

@@ -37,15 +37,22 @@ def compose(claim: Claim, *, sender: Address) -> bytes:
     files = _files(claim)
     boundary = _boundary(claim.message_id)
     head = _multipart("alternative", boundary)
-    body = _join([_text_part("plain", text), _text_part("html", html)], boundary)
+    parts = [
+        _text_part("plain", text),
+        _text_part("html", html),
+    ]
+    body = _join(parts, boundary)
     inline = [file for file in files if file.content_id]
     attached = [file for file in files if not file.content_id]
     for kind, members in (("related", inline), ("mixed", attached)):
         if members:
             boundary = _boundary(claim.message_id, kind)
-            body = _join([head + b"\r\n" + body, *map(_file_part, members)], boundary)
+            first = head + b"\r\n" + body
+            parts = [first, *map(_file_part, members)]
+            body = _join(parts, boundary)
             head = _multipart(kind, boundary)
-    return head + b"".join(_headers(claim, message, sender)) + b"\r\n" + body
+    headers = b"".join(_headers(claim, message, sender))
+    return head + headers + b"\r\n" + body
 
 
 def _files(claim: Claim) -> list[Attachment]:
@@ -59,11 +66,18 @@ def _files(claim: Claim) -> list[Attachment]:
 
 def _headers(claim: Claim, message: Message, sender: Address) -> Iterator[bytes]:
     yield _people("From", [message.sender or sender])
-    for name, people in (("To", message.to), ("Cc", message.cc), ("Reply-To", message.reply_to)):
+    recipients = {
+        "To": message.to,
+        "Cc": message.cc,
+        "Reply-To": message.reply_to,
+    }
+    for name, people in recipients.items():
         if people:
             yield _people(name, people)
-    yield _header("Subject", _text(message.subject, "Subject"))
-    yield _header("Date", _date((claim.first_attempt_at_ms or claim.created_at_ms) // 1000))
+    subject = _text(message.subject, "Subject")
+    yield _header("Subject", subject)
+    date_ms = claim.first_attempt_at_ms or claim.created_at_ms
+    yield _header("Date", _date(date_ms // 1000))
     yield _unfolded("Message-ID", f"<{claim.message_id}>", spaces=False)
     if message.unsubscribe:
         yield _unfolded("List-Unsubscribe", f"<{message.unsubscribe}>")
@@ -92,12 +106,15 @@ def _folded(name: str, value: str) -> bytes:
     """
     if not value.isascii() or not value.isprintable():
         raise ValueError("expected a header of printable ASCII")
-    lines = [f"{name}:"]
+    start = f"{name}:"
+    lines = [start]
     for word in re.findall(r" +[^ ]+", f" {value}"):
-        if len(lines[-1]) + len(word) > _LINE_MAX and lines[-1] != f"{name}:":
+        is_full = len(lines[-1]) + len(word) > _LINE_MAX
+        if is_full and lines[-1] != start:
             lines.append("")
         lines[-1] += word
-    return "\r\n".join(lines).encode("ascii") + b"\r\n"
+    folded = "\r\n".join(lines)
+    return folded.encode("ascii") + b"\r\n"
 
 
 def _shortened(references: str) -> str:
@@ -119,7 +136,8 @@ def _shortened(references: str) -> str:
 @lru_cache(maxsize=128)
 def _date(seconds: int) -> str:
     """Write a Date; cached, as mails that were accepted together have the same."""
-    return format_datetime(datetime.fromtimestamp(seconds, UTC))
+    moment = datetime.fromtimestamp(seconds, UTC)
+    return format_datetime(moment)
 
 
 def _header(name: str, value: str | Header) -> bytes:
@@ -130,23 +148,28 @@ def _header(name: str, value: str | Header) -> bytes:
 
 
 def _fits_as_it_is(name: str, value: str) -> bool:
-    return value.isascii() and value.isprintable() and len(name) + 2 + len(value) <= _LINE_MAX
+    length = len(name) + len(": ") + len(value)
+    return length <= _LINE_MAX and value.isascii() and value.isprintable()
 
 
 def _unfolded(name: str, value: str, *, spaces: bool = True) -> bytes:
     """Write a field on one line, however long: some readers lose a folded Message-ID."""
-    pattern, without = (r"[!-~]+( +[!-~]+)*", "") if spaces else (r"[!-~]+", " without spaces")
-    if not re.fullmatch(pattern, value):
-        raise ValueError(f"expected a header of printable ASCII{without}")
+    if spaces and not re.fullmatch(r"[!-~]+( +[!-~]+)*", value):
+        raise ValueError("expected a header of printable ASCII")
+    if not spaces and not re.fullmatch(r"[!-~]+", value):
+        raise ValueError("expected a header of printable ASCII without spaces")
     return f"{name}: {value}\r\n".encode("ascii")
 
 
 def both_forms(message: Message) -> tuple[str, str]:
     """Return (text, html); one that is missing is made from the other, by escaping or by removing tags."""
-    text = plain_text(message.html or "") if message.text is None else message.text
-    if message.html is not None:
-        return text, message.html
-    return text, _as_html(text)
+    text = message.text
+    if text is None:
+        text = plain_text(message.html or "")
+    html = message.html
+    if html is None:
+        html = _as_html(text)
+    return text, html
 
 
 def _as_html(text: str) -> str:
@@ -155,8 +178,10 @@ def _as_html(text: str) -> str:
     `dir="auto"` lets a text in Hebrew or Arabic begin at the right.
     """
     escaped = escape(text, quote=False)
-    lines = escaped.replace("\r\n", "\n").replace("\r", "\n").replace("\t", " " * 8).split("\n")
-    body = "<br>\n".join(map(_keep_spaces, lines))
+    unix = escaped.replace("\r\n", "\n").replace("\r", "\n")
+    expanded = unix.replace("\t", " " * 8)
+    lines = map(_keep_spaces, expanded.split("\n"))
+    body = "<br>\n".join(lines)
     return f'<div dir="auto">{body}</div>'
 
 
@@ -172,8 +197,9 @@ def _multipart(kind: str, boundary: str) -> bytes:
 
 def _join(parts: Sequence[bytes], boundary: str) -> bytes:
     delimiter = f"--{boundary}\r\n".encode()
+    end = f"--{boundary}--\r\n".encode()
     delimited = b"".join(delimiter + part + b"\r\n" for part in parts)
-    return delimited + f"--{boundary}--\r\n".encode()
+    return delimited + end
 
 
 def _text_part(subtype: str, content: str) -> bytes:
@@ -181,9 +207,12 @@ def _text_part(subtype: str, content: str) -> bytes:
     # Quoted-printable stays readable, and keeps lines under RFC 5322's 998; base64 is for text that is hardly
     # ASCII.
     if len(content.encode()) < 1.2 * len(content):
-        encoding, body = "quoted-printable", _quoted_printable(lines).replace(b"\n", b"\r\n")
+        encoding = "quoted-printable"
+        body = _quoted_printable(lines)
+        body = body.replace(b"\n", b"\r\n")
     else:
-        encoding, body = "base64", _base64(lines.replace(b"\n", b"\r\n"))
+        encoding = "base64"
+        body = _base64(lines.replace(b"\n", b"\r\n"))
     head = (
         f'Content-Type: text/{subtype}; charset="utf-8"\r\n'
         f"MIME-Version: 1.0\r\nContent-Transfer-Encoding: {encoding}\r\n\r\n"
@@ -196,7 +225,8 @@ def _quoted_printable(text: bytes) -> bytes:
     encoded = b2a_qp(text, istext=True)
     if b"From " not in encoded:
         return encoded
-    return b"\n".join(map(_without_from, encoded.split(b"\n")))
+    lines = encoded.split(b"\n")
+    return b"\n".join(map(_without_from, lines))
 
 
 def _without_from(line: bytes) -> bytes:
@@ -205,23 +235,30 @@ def _without_from(line: bytes) -> bytes:
         return line
     if len(line) <= _LINE_MAX - 2:
         return b"=46" + line[1:]
-    return b"=46rom=20=\n" + _without_from(line[5:])
+    rest = line[5:]
+    return b"=46rom=20=\n" + _without_from(rest)
 
 
 def _text(value: str, name: str) -> str | Header:
     # A first word that does not fit beside the name would go to the next line, and get a space before it.
-    fits = len(name) + 2 + len(value.partition(" ")[0]) <= _LINE_MAX
+    first_word = value.partition(" ")[0]
+    fits = len(name) + 2 + len(first_word) <= _LINE_MAX
     if fits and _survives(value):
         return value
     return Header(value, "utf-8", header_name=name)
 
 
 def _people(name: str, people: Sequence[Address]) -> bytes:
-    if all(person.is_ascii and " " not in person.address for person in people):
-        return _header(name, ", ".join(_mailbox(person) for person in people))
+    if all(map(_is_foldable, people)):
+        mailboxes = ", ".join(map(_mailbox, people))
+        return _header(name, mailboxes)
     # Bytes beyond ASCII go out unencoded (RFC 6532), and a quoted address is not folded at its spaces.
     mailboxes = ",\r\n ".join(_mailbox(person, linesep="\r\n") for person in people)
     return f"{name}: {mailboxes}\r\n".encode("ascii", "surrogateescape")
+
+
+def _is_foldable(person: Address) -> bool:
+    return person.is_ascii and " " not in person.address
 
 
 def _survives(text: str) -> bool:
@@ -238,11 +275,15 @@ def _survives(text: str) -> bool:
 def _mailbox(person: Address, *, linesep: str = "") -> str:
     """Write name and address (RFC 5322, 3.4)."""
     address = person.address.encode().decode("ascii", "surrogateescape")
-    if not person.name or (_survives(person.name) and person.is_ascii):
-        return formataddr((person.name, address)) if person.is_ascii else address
+    if not person.name and not person.is_ascii:
+        return address
+    if person.is_ascii and (not person.name or _survives(person.name)):
+        return formataddr((person.name, address))
+    header_name = "Reply-To" if linesep else None
     # Encoded words have at most 75 characters (RFC 2047, 2); formataddr makes longer ones.
-    words = Header(person.name, "utf-8", header_name="Reply-To" if linesep else None)
-    return f"{words.encode(linesep=linesep, maxlinelen=_LINE_MAX - 1)} <{address}>"
+    header = Header(person.name, "utf-8", header_name=header_name)
+    words = header.encode(linesep=linesep, maxlinelen=_LINE_MAX - 1)
+    return f"{words} <{address}>"
 
 
 def _boundary(message_id: str, kind: str = "") -> str:
@@ -252,14 +293,18 @@ def _boundary(message_id: str, kind: str = "") -> str:
     another one.
     """
     prefix = f"{kind}_" if kind else ""
-    return f"=_{prefix}{sha256(message_id.encode()).hexdigest()[:32]}"
+    digest = sha256(message_id.encode()).hexdigest()
+    return f"=_{prefix}{digest[:32]}"
 
 
 def _file_part(file: Attachment) -> bytes:
     name = file_name(file.name)
     kind = parse_media_type(file.content_type) or MediaType(OCTET_STREAM)
-    identity = f"Content-ID: <{file.content_id}>\r\n" if file.content_id else ""
-    disposition = "inline" if identity else "attachment"
+    identity = ""
+    disposition = "attachment"
+    if file.content_id:
+        identity = f"Content-ID: <{file.content_id}>\r\n"
+        disposition = "inline"
     full_type = ";\r\n ".join([kind.name, *kind.parameters, *_encoded_name(name)])
     head = (
         f"Content-Type: {full_type}\r\n"
@@ -277,14 +322,18 @@ def _encoded_name(name: str) -> list[str]:
     """
     if _is_plain_name(name):
         return []
-    words = Header(name, "utf-8").encode(linesep="\r\n", maxlinelen=_LINE_MAX - len(' name=""'))
+    header = Header(name, "utf-8")
+    length = _LINE_MAX - len(' name=""')
+    words = header.encode(linesep="\r\n", maxlinelen=length)
     return [f'name="{words}"']
 
 
 def _base64(content: bytes) -> bytes:
     """Encode in lines of 76 characters (RFC 2045, 6.8), without a line end after the last."""
     encoded = b2a_base64(content, newline=False)
-    return b"\r\n".join(encoded[at : at + _LINE_MAX] for at in range(0, max(1, len(encoded)), _LINE_MAX))
+    starts = range(0, max(1, len(encoded)), _LINE_MAX)
+    lines = [encoded[start : start + _LINE_MAX] for start in starts]
+    return b"\r\n".join(lines)
 
 
 def _filename(name: str) -> str:

@@ -24,9 +24,12 @@ class Pipelining:
 
     def doubts(self, envelope: Envelope) -> bool:
         """Tell whether the server seems to have lost or garbled what came in one write with MAIL."""
-        if envelope.data is not None and envelope.data.code == 354 and not _is_garbled(envelope):
+        if _is_garbled(envelope):
+            return True
+        data = envelope.data
+        if data is not None and data.code == 354:
             self._is_proven = True
-        return _is_garbled(envelope) or (_is_silent(envelope) and not self._is_proven)
+        return _is_silent(envelope) and not self._is_proven
 
     def give_up(self, refused: Iterable[Reply]) -> None:
         """Send commands one by one from now on, as a doubted mail went through that way.
@@ -46,8 +49,10 @@ class Pipelining:
 
 
 def _is_garbled(envelope: Envelope) -> bool:
-    replies = [*envelope.replies, *([envelope.hangup] if envelope.hangup else [])]
-    if any(reply.refuses and _OUT_OF_STEP.search(reply.text_without_names) for reply in replies):
+    replies = [*envelope.replies]
+    if envelope.hangup:
+        replies.append(envelope.hangup)
+    if any(map(_says_out_of_step, replies)):
         return True
     if envelope.mail is None or not envelope.mail.accepts:
         return False
@@ -55,6 +60,12 @@ def _is_garbled(envelope: Envelope) -> bool:
     if envelope.data and any(reply.accepts for reply in answers):
         answers.append(envelope.data)
     return any(reply.code in _GARBLED_CODES for reply in answers)
+
+
+def _says_out_of_step(reply: Reply) -> bool:
+    if not reply.refuses:
+        return False
+    return _OUT_OF_STEP.search(reply.text_without_names) is not None
 
 
 def _is_silent(envelope: Envelope) -> bool:

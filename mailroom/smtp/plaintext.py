@@ -7,11 +7,13 @@ from typing import Any
 from mailroom.process.lazy_import import Lazy
 
 # Together they take 60 ms to load, which only HTML mail needs.
-lxml_html, etree = Lazy("lxml.html"), Lazy("lxml.etree")
-engine, config = Lazy("inscriptis.html_engine"), Lazy("inscriptis.model.config")
-profiles, elements, properties = (
-    Lazy(f"inscriptis.{name}") for name in ("css_profiles", "model.html_element", "html_properties")
-)
+lxml_html = Lazy("lxml.html")
+etree = Lazy("lxml.etree")
+engine = Lazy("inscriptis.html_engine")
+config = Lazy("inscriptis.model.config")
+profiles = Lazy("inscriptis.css_profiles")
+elements = Lazy("inscriptis.model.html_element")
+properties = Lazy("inscriptis.html_properties")
 
 #: Columns are made equally wide, so a table's text can grow to rows times its longest cell; in characters.
 TABLES_MAX_CHARACTERS_TIMES_ROWS = 50_000_000
@@ -36,18 +38,29 @@ def plain_text(html: str) -> str:
     if tree is None:
         return ""
     _write_out(tree)
-    is_huge = len(html) * html.lower().count("<tr") > TABLES_MAX_CHARACTERS_TIMES_ROWS
+    rows = html.lower().count("<tr")
+    is_huge = len(html) * rows > TABLES_MAX_CHARACTERS_TIMES_ROWS
     text = _text_lines(tree) if is_huge else _layout(tree)
-    lines = (line.rstrip() for line in text.replace("\xa0", " ").split("\n"))
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n")
+    text = text.replace("\xa0", " ")
+    stripped = "\n".join(line.rstrip() for line in text.split("\n"))
+    compact = re.sub(r"\n{3,}", "\n\n", stripped)
+    return compact.strip("\n")
 
 
 def _parse(html: str) -> Any:
     """Return the tree that lxml makes of any input; None if there is nothing in it."""
-    data = _NOT_XML.sub("\ufffd", html.removeprefix("\ufeff")).strip().encode()
-    parser = lxml_html.HTMLParser(encoding="utf-8", huge_tree=True, remove_comments=True, remove_pis=True)
+    without_mark = html.removeprefix("\ufeff")
+    data = _NOT_XML.sub("\ufffd", without_mark).strip().encode()
+    if not data:
+        return None
+    parser = lxml_html.HTMLParser(
+        encoding="utf-8",
+        huge_tree=True,
+        remove_comments=True,
+        remove_pis=True,
+    )
     try:
-        return lxml_html.document_fromstring(data, parser=parser) if data else None
+        return lxml_html.document_fromstring(data, parser=parser)
     except etree.LxmlError:  # It has tags and comments, and nothing to be seen.
         return None
 
@@ -55,17 +68,24 @@ def _parse(html: str) -> Any:
 def _write_out(tree: Any) -> None:
     """Put into words what would be lost without HTML: pictures, rules, links; mark what is hidden."""
     for styled in tree.iter():
-        if declared := _DISPLAY.findall(style := styled.get("style") or ""):
-            styled.set("style", f"{_DISPLAY.sub('', style)};{_display(declared[-1].lower())}")
+        style = styled.get("style") or ""
+        declared = _DISPLAY.findall(style)
+        if declared:
+            others = _DISPLAY.sub("", style)
+            display = _display(declared[-1].lower())
+            styled.set("style", f"{others};{display}")
         if styled.get("hidden") is not None:
             styled.set("style", "display:none")
     for image in [*tree.iter("img")]:
-        image.tag, image.text = "span", image.get("alt") or ""
+        image.tag = "span"
+        image.text = image.get("alt") or ""
     for rule in [*tree.iter("hr")]:
-        rule.tag, rule.text = "p", _RULE
+        rule.tag = "p"
+        rule.text = _RULE
     for link in [*tree.iter("a")]:
         target = (link.get("href") or "").strip()
-        if target.lower().startswith(_LINKS) and not _says_target(link, target):
+        is_link = target.lower().startswith(_LINKS)
+        if is_link and not _says_target(link, target):
             link.append(_span(f" ({target})"))
 
 
@@ -78,7 +98,9 @@ def _display(value: str) -> str:
     """Return the declaration that inscriptis knows; "": the default of the element's name."""
     if value in _KNOWN_DISPLAYS:
         return f"display:{value}"
-    return "display:block" if value in _LIKE_BLOCKS else ""
+    if value in _LIKE_BLOCKS:
+        return "display:block"
+    return ""
 
 
 def _span(text: str) -> Any:
@@ -99,15 +121,24 @@ def _text_lines(tree: Any) -> str:
     """Return the texts alone, each on a line of its own."""
     for hidden in [*tree.iter("script", "style", "title", "template")]:
         hidden.drop_tree()
-    return "\n".join(words for text in tree.itertext() if (words := " ".join(text.split())))
+    lines = (" ".join(text.split()) for text in tree.itertext())
+    return "\n".join(filter(None, lines))
 
 
 @cache
 def _config() -> Any:
     """Return inscriptis' browser-like profile with the elements that it lacks."""
-    element, display = elements.HtmlElement, properties.Display
+    element = elements.HtmlElement
+    display = properties.Display
     css = profiles.CSS_PROFILES["strict"].copy()
-    css |= {name: element(display=display.block) for name in _BLOCKS.split()}
-    css |= {name: element(display=display.none) for name in ("datalist", "template", "object")}
-    css["blockquote"] = element(display=display.block, margin_before=1, margin_after=1, padding_inline=2)
+    for name in _BLOCKS.split():
+        css[name] = element(display=display.block)
+    for name in ("datalist", "template", "object"):
+        css[name] = element(display=display.none)
+    css["blockquote"] = element(
+        display=display.block,
+        margin_before=1,
+        margin_after=1,
+        padding_inline=2,
+    )
     return config.ParserConfig(css=css)

@@ -58,7 +58,8 @@ def run(dialogue: Dialogue[R], fence: Callable[[], bool] = lambda: False) -> R:
 def _wait_for(request: Wait) -> None:
     poll = select.poll()
     poll.register(request.sock, request.event)
-    if not poll.poll(max(0.0, request.deadline - time.monotonic()) * 1000):
+    seconds = max(0.0, request.deadline - time.monotonic())
+    if not poll.poll(seconds * 1000):
         raise TimeoutError("timed out")
 
 
@@ -89,15 +90,19 @@ class Poller(Generic[K, R]):
         try:
             request = step()
         except StopIteration as e:
-            self.ended.append((key, partial(_return, e.value)))
+            result = partial(_return, e.value)
+            self.ended.append((key, result))
+            return
         except BaseException as e:
-            self.ended.append((key, partial(_raise, e)))
-        else:
-            if request is FENCE:
-                self.at_fence.append((key, dialogue))
-            else:
-                self._waiting[request.sock.fileno()] = (key, dialogue, request.deadline)
-                self._poll.register(request.sock, request.event)
+            failure = partial(_raise, e)
+            self.ended.append((key, failure))
+            return
+        if request is FENCE:
+            self.at_fence.append((key, dialogue))
+            return
+        descriptor = request.sock.fileno()
+        self._waiting[descriptor] = (key, dialogue, request.deadline)
+        self._poll.register(request.sock, request.event)
 
     def wake(self) -> None:
         """Make `wait` return, now or when it is called next; from any thread."""
@@ -117,14 +122,17 @@ class Poller(Generic[K, R]):
                 self._is_woken = False  # All that others woke us for is already there to be seen.
                 continue
             key, dialogue, _ = self._forget(descriptor)
-            self.resume(key, dialogue, partial(dialogue.send, None))
+            step = partial(dialogue.send, None)
+            self.resume(key, dialogue, step)
         self._time_out()
 
     def _ready_events(self, gather_seconds: float, max_seconds: float) -> list[tuple[int, int]]:
         deadlines = (deadline for _, _, deadline in self._waiting.values())
         first = min(deadlines, default=float("inf"))
-        seconds = min(max(0.0, first - time.monotonic()), max_seconds)
-        ready = self._poll.poll(None if seconds == float("inf") else seconds * 1000)
+        until_first = max(0.0, first - time.monotonic())
+        seconds = min(until_first, max_seconds)
+        timeout_ms = None if seconds == float("inf") else seconds * 1000
+        ready = self._poll.poll(timeout_ms)
         if gather_seconds and 0 < len(ready) < len(self._waiting):
             time.sleep(gather_seconds)
             ready = self._poll.poll(0)
@@ -132,19 +140,25 @@ class Poller(Generic[K, R]):
 
     def _time_out(self) -> None:
         now = time.monotonic()
-        overdue = [number for number, (_, _, deadline) in self._waiting.items() if deadline <= now]
+        overdue = [descriptor for descriptor, (_, _, deadline) in self._waiting.items() if deadline <= now]
         for descriptor in overdue:
             key, dialogue, _ = self._forget(descriptor)
-            self.resume(key, dialogue, partial(dialogue.throw, TimeoutError("timed out")))
+            error = TimeoutError("timed out")
+            step = partial(dialogue.throw, error)
+            self.resume(key, dialogue, step)
 
     def abort_all(self) -> list[K]:
         """Close all dialogues where they stand; return their keys and those left in `ended`."""
-        waiting = [self._forget(descriptor) for descriptor in [*self._waiting]]
-        running = [*self.at_fence, *((key, dialogue) for key, dialogue, _ in waiting)]
+        running = [*self.at_fence]
+        for descriptor in [*self._waiting]:
+            key, dialogue, _ = self._forget(descriptor)
+            running.append((key, dialogue))
         for _, dialogue in running:
             dialogue.close()
-        keys = [key for key, _ in [*running, *self.ended]]
-        self.at_fence, self.ended = [], []
+        keys = [key for key, _ in running]
+        keys += [key for key, _ in self.ended]
+        self.at_fence = []
+        self.ended = []
         self._is_woken = False  # The thread may have failed before it noted that.
         return keys
 

@@ -9,7 +9,8 @@ from mailroom.model.account import NextHop
 from mailroom.model.errors import ConnectionRefused, NotTaken, TooManyConnections
 from mailroom.smtp.connection import describe
 from mailroom.smtp.poller import Dialogue
-from mailroom.smtp.session import PipeliningDoubted, Receipt, Session, SessionLost, login_for, pipelining_for
+from mailroom.smtp.receipt import PipeliningDoubted, Receipt, SessionLost
+from mailroom.smtp.session import Session, login_for, pipelining_for
 
 
 class Sessions:
@@ -27,7 +28,11 @@ class Sessions:
         self._opened_ever = 0
 
     def attempt(
-        self, *mail: Any, smtputf8: bool = False, open_only: bool = False, since: float | None = None
+        self,
+        *mail: Any,
+        smtputf8: bool = False,
+        open_only: bool = False,
+        since: float | None = None,
     ) -> Dialogue[Receipt]:
         """Make an attempt as `Session.attempt` does, on a session that is kept open.
 
@@ -38,11 +43,7 @@ class Sessions:
         the mail. `since`: see `Session.open`.
         """
         if open_only:
-            session = self._reuse()
-            if session is None:
-                raise SessionLost("no session is open", of_message=False)
-            with self._borrowed(session, close_later=True):
-                return (yield from session.attempt(*mail, smtputf8=smtputf8))
+            return (yield from self._attempt_on_open(*mail, smtputf8=smtputf8))
         fresh = one_by_one = False
         while True:
             try:
@@ -50,10 +51,18 @@ class Sessions:
                     receipt = yield from session.attempt(*mail, smtputf8=smtputf8, one_by_one=one_by_one)
                     break
             except SessionLost as e:  # Of a new session only PipeliningDoubted can be raised, and only once.
-                fresh, one_by_one = True, one_by_one or isinstance(e, PipeliningDoubted)
+                fresh = True
+                one_by_one = one_by_one or isinstance(e, PipeliningDoubted)
         if one_by_one and receipt.final is not None and receipt.final.accepts:
             self._pipelining.give_up(receipt.refused.values())
         return receipt
+
+    def _attempt_on_open(self, *mail: Any, smtputf8: bool) -> Dialogue[Receipt]:
+        session = self._reuse()
+        if session is None:
+            raise SessionLost("no session is open", of_message=False)
+        with self._borrowed(session, close_later=True):
+            return (yield from session.attempt(*mail, smtputf8=smtputf8))
 
     @contextmanager
     def borrow(self, *, fresh: bool = False, since: float | None = None) -> Iterator[Session]:
@@ -134,7 +143,9 @@ class Sessions:
             self._counts.wait_for(lambda: self._has_others(opened_before) or not self._opening)
             if self._has_others(opened_before):
                 raise TooManyConnections(
-                    refusal.reply, code=refusal.code, open_connections=self._open
+                    refusal.reply,
+                    code=refusal.code,
+                    open_connections=self._open,
                 ) from refusal
 
     def _has_others(self, opened_before: int) -> bool:

@@ -55,8 +55,10 @@ def state_of(reply: Reply) -> State:
     """Return what a reply means for the recipient or the message that it answers."""
     if reply.accepts:
         return State.SENT
-    is_permanent = 500 <= reply.code < 600 and not _is_about_account(reply)
-    return State.FAILED if is_permanent else State.DEFERRED
+    is_permanent = 500 <= reply.code < 600
+    if is_permanent and not _is_about_account(reply):
+        return State.FAILED
+    return State.DEFERRED
 
 
 def account_error_of(reply: Reply, schedule: Schedule, *, of_message: bool = True) -> AccountError | None:
@@ -66,12 +68,19 @@ def account_error_of(reply: Reply, schedule: Schedule, *, of_message: bool = Tru
     the server said nothing (code 0).
     """
     reason = str(reply)
-    if limit := sending_limit_of(reply):
+    limit = sending_limit_of(reply)
+    if limit:
         return limit
-    if reply.code not in _LOGIN_CODES and says_too_many_connections(reply):
+    is_about_login = reply.code in _LOGIN_CODES
+    if not is_about_login and says_too_many_connections(reply):
         return AccountError(state=AccountState.PAUSED, reason=reason, waits=CONNECTIONS_WAITS_SECONDS)
-    if reply.code in _LOGIN_CODES or (500 <= reply.code < 600 and not of_message):
-        return AccountError(state=AccountState.HALTED, reason=reason, waits=LOGIN_WAITS_SECONDS)
+    is_permanent = 500 <= reply.code < 600
+    if is_about_login or (is_permanent and not of_message):
+        return AccountError(
+            state=AccountState.HALTED,
+            reason=reason,
+            waits=LOGIN_WAITS_SECONDS,
+        )
     if reply.code == _BUSY_CODE or not of_message:
         # 421 to a mail uses up an attempt: one that the server always hangs up on must not block others.
         return AccountError(
@@ -85,8 +94,16 @@ def account_error_of(reply: Reply, schedule: Schedule, *, of_message: bool = Tru
 
 def sending_limit_of(reply: Reply) -> AccountError | None:
     """Return the sending limit that a reply speaks of, if it speaks of one."""
-    limit = find_limit(reply.text_without_names) if reply.refuses else None
-    return limit and AccountError(state=limit.state, reason=str(reply), waits=limit.waits)
+    if not reply.refuses:
+        return None
+    limit = find_limit(reply.text_without_names)
+    if limit is None:
+        return None
+    return AccountError(
+        state=limit.state,
+        reason=str(reply),
+        waits=limit.waits,
+    )
 
 
 def _pause_waits(reply: Reply, schedule: Schedule, of_message: bool) -> tuple[float, ...]:
@@ -95,7 +112,9 @@ def _pause_waits(reply: Reply, schedule: Schedule, of_message: bool) -> tuple[fl
         return LOGIN_RATE_WAITS_SECONDS
     if reply.code == _BUSY_CODE and reply.text.startswith("4.7."):
         return PACE_WAITS_SECONDS
-    longest = float("inf") if of_message else CONNECT_WAIT_MAX_SECONDS
+    longest = float("inf")
+    if not of_message:
+        longest = CONNECT_WAIT_MAX_SECONDS
     return tuple(min(float(wait), longest) for wait in schedule.waits)
 
 
@@ -105,8 +124,10 @@ def says_bad_address(reply: Reply) -> bool:
 
 
 def _is_about_account(reply: Reply) -> bool:
-    is_limited = find_limit(reply.text_without_names) is not None or says_too_many_connections(reply)
-    return is_limited or reply.code in _LOGIN_CODES
+    if reply.code in _LOGIN_CODES or says_too_many_connections(reply):
+        return True
+    limit = find_limit(reply.text_without_names)
+    return limit is not None
 
 
 def says_too_many_recipients(reply: Reply) -> bool:
@@ -128,4 +149,6 @@ def says_too_many_connections(reply: Reply) -> bool:
 
 def may_be_about_connections(reply: Reply) -> bool:
     """Tell whether a reply before MAIL may mean too many connections, as 421 or a hangup (0) may."""
-    return reply.code in (0, _BUSY_CODE) or says_too_many_connections(reply)
+    if reply.code in (0, _BUSY_CODE):
+        return True
+    return says_too_many_connections(reply)

@@ -10,7 +10,6 @@ import smtplib
 import ssl
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NoReturn
 
@@ -26,6 +25,7 @@ from mailroom.smtp.login import Login, NoMechanism
 from mailroom.smtp.oauth2 import TokenError, TokenSource
 from mailroom.smtp.pipelining import Pipelining
 from mailroom.smtp.poller import FENCE, Dialogue
+from mailroom.smtp.receipt import FenceRefused, PipeliningDoubted, Receipt, SessionLost
 from mailroom.smtp.replies import is_about_session, says_too_many_connections
 
 #: RFC 5321, 4.5.3.2.6: if we hung up earlier, mails that were accepted would be sent twice.
@@ -45,32 +45,6 @@ _quiet = logging.getLogger("mailroom.yagmail")
 _quiet.setLevel(logging.CRITICAL + 1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Receipt:
-    """The replies to one attempt. `final` answers the last step that was reached: MAIL, DATA or the dot.
-
-    `refused` has the refused recipients, by position. `final` is None if all were refused, or if the server
-    hung up at RCPT.
-    """
-
-    refused: dict[int, Reply]
-    final: Reply | None
-    hangup: Reply | None = None  #: how the server hung up at RCPT after some answers; nobody has the mail
-    answered: int = 0  #: recipients that it had answered by then
-
-
-class FenceRefused(Exception):
-    """Raised before the payload if the row is no longer ours or we are stopping; nobody has the mail."""
-
-
-class SessionLost(NotTaken):
-    """Raised if the server has closed a kept session; nobody has the mail, and a new one may take it."""
-
-
-class PipeliningDoubted(SessionLost):
-    """Raised if commands in one write may have been lost; a new session may send them one by one."""
-
-
 class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
     """A connection to the next hop, logged in, for many mails one after the other.
 
@@ -82,7 +56,8 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
     ) -> None:
         tls: dict[str, Any] = {}
         if hop.security != "none":  # yagmail alone would verify no certificate.
-            tls["context"] = _tls_context(hop.ca_file, int(time.monotonic() // TLS_AGE_MAX_SECONDS))
+            period = int(time.monotonic() // TLS_AGE_MAX_SECONDS)
+            tls["context"] = _tls_context(hop.ca_file, period)
         super().__init__(
             user=hop.user or "nobody@localhost",
             host=hop.host,
@@ -172,48 +147,73 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
 
     def _send_data(self, mail: Reply, envelope: Envelope, payload: bytes) -> Dialogue[Receipt]:
         """Send the payload if the server accepted a recipient and is ready for it (354)."""
-        refused, data = envelope.refused, envelope.data
-        if not mail.accepts or len(refused) == len(envelope.positions):
+        refused = envelope.refused
+        data = envelope.data
+        refuses_all = len(refused) == len(envelope.positions)
+        if not mail.accepts or refuses_all:
             yield from self._end_refused(mail, refused.values(), data)
-            return Receipt(refused=refused, final=None) if mail.accepts else Receipt(refused={}, final=mail)
+        if not mail.accepts:
+            return Receipt(refused={}, final=mail)
+        if refuses_all:
+            return Receipt(refused=refused, final=None)
         if data is None or data.code != 354:
-            final = yield from self._reset_after(self._data_refusal(data))
+            refusal = self._data_refusal(data)
+            final = yield from self._reset_after(refusal)
         else:
             final = yield from self._send_payload(payload)
         return Receipt(refused=refused, final=final)
 
     def _send_envelope(
-        self, sender: str, recipients: dict[int, str], size: int, smtputf8: bool, one_by_one: bool
+        self,
+        sender: str,
+        recipients: dict[int, str],
+        size: int,
+        smtputf8: bool,
+        one_by_one: bool,
     ) -> Dialogue[Envelope]:
-        options = f" SIZE={size}" if self.smtp.has_extn("size") else ""
-        options += " BODY=8BITMIME SMTPUTF8" if smtputf8 else ""
-        self.smtp.command_encoding = "utf-8" if smtputf8 else "ascii"
-        pipelined = self.pipelining.is_used and self.smtp.has_extn("pipelining") and not one_by_one
-        mail = f"MAIL FROM:<{sender}>{options}"
-        envelope: Envelope = yield from send_envelope(self.smtp, mail, recipients, pipelined=pipelined)
+        mail = f"MAIL FROM:<{sender}>"
+        if self.smtp.has_extn("size"):
+            mail += f" SIZE={size}"
+        self.smtp.command_encoding = "ascii"
+        if smtputf8:
+            mail += " BODY=8BITMIME SMTPUTF8"
+            self.smtp.command_encoding = "utf-8"
+        pipelined = self.pipelining.is_used and not one_by_one
+        pipelined = pipelined and self.smtp.has_extn("pipelining")
+        envelope: Envelope = yield from send_envelope(
+            self.smtp,
+            mail,
+            recipients,
+            pipelined=pipelined,
+        )
         if pipelined and self.pipelining.doubts(envelope):
             self.drop()
-            raise PipeliningDoubted(str(envelope.hangup or envelope.replies[-1]))
+            last = envelope.hangup or envelope.replies[-1]
+            raise PipeliningDoubted(str(last))
         return envelope
 
     def _judge_hangup(self, envelope: Envelope) -> Receipt:
         """Return the replies that came before the hangup; raise NotTaken if they settle nothing."""
         self.drop()
-        mail, hangup = envelope.mail, envelope.hangup or Reply(0, "no reply")
-        for reply in (mail, hangup):
-            if reply is not None:
-                self._check_connection_limit(reply)
+        mail = envelope.mail
+        hangup = envelope.hangup or Reply(0, "no reply")
+        if mail is not None:
+            self._check_connection_limit(mail)
+        self._check_connection_limit(hangup)
         if mail is not None and mail.refuses:
             return Receipt(refused={}, final=mail)
-        refused = {position: reply for position, reply in envelope.refused.items() if reply.refuses}
+        answers = envelope.refused.items()
+        refused = {position: reply for position, reply in answers if reply.refuses}
         if len(refused) == len(envelope.positions):
             return Receipt(refused=refused, final=None)
-        if refused or (not self.was_idle and envelope.rcpt and len(envelope.positions) > 1):
-            return Receipt(refused=refused, final=None, hangup=hangup, answered=len(envelope.rcpt))
+        answered = len(envelope.rcpt)
+        has_several = len(envelope.positions) > 1
+        if refused or (answered and has_several and not self.was_idle):
+            return Receipt(refused=refused, final=None, hangup=hangup, answered=answered)
         if self.was_idle:
             raise SessionLost(str(hangup), code=hangup.code)
         # It may be about this very mail: some servers hang up on what they do not like.
-        raise NotTaken(str(hangup), code=hangup.code, after_rcpt=bool(envelope.rcpt))
+        raise NotTaken(str(hangup), code=hangup.code, after_rcpt=answered > 0)
 
     def _check_connection_limit(self, reply: Reply) -> None:
         """Raise ConnectionRefused if the server says only now, at MAIL, that there are too many sessions."""
@@ -223,12 +223,14 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
 
     def _check_session_limit(self, mail: Reply, envelope: Envelope) -> None:
         """Raise SessionLost if the server takes no more mails on a session that has sent some."""
-        replies, refused = [mail], envelope.refused
+        replies = [mail]
+        refused = envelope.refused
         if len(refused) == len(envelope.positions):
             replies += refused.values()
         if self.was_idle and any(map(is_about_session, replies)):
             self.drop()
-            raise SessionLost(str(replies[-1]), code=replies[-1].code)
+            last = replies[-1]
+            raise SessionLost(str(last), code=last.code)
 
     def _end_refused(self, mail: Reply, refused: Iterable[Reply], data: Reply | None) -> Dialogue[None]:
         """Bring the session back to its start after MAIL, or all recipients, were refused."""
@@ -305,7 +307,8 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
             return None
         self.smtp.send("RSET\r\nRSET\r\nNOOP\r\n")
         try:
-            return [self.smtp.getreply()[0] for _ in range(3)] == [250] * 3
+            codes = [self.smtp.getreply()[0] for _ in range(3)]
+            return codes == [250] * 3
         except smtplib.SMTPException:
             return False
 
@@ -345,8 +348,12 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
 
 
 def login_for(hop: NextHop) -> Login | None:
-    tokens = TokenSource(hop.oauth2_file, hop.timeout_seconds) if hop.oauth2_file else None
-    return Login(hop.user, hop.password, tokens) if hop.user else None
+    if not hop.user:
+        return None
+    tokens = None
+    if hop.oauth2_file:
+        tokens = TokenSource(hop.oauth2_file, hop.timeout_seconds)
+    return Login(hop.user, hop.password, tokens)
 
 
 def pipelining_for(hop: NextHop) -> Pipelining:
@@ -358,7 +365,9 @@ def _with_dot(payload: bytes) -> bytes:
     stuffed = payload.replace(b"\r\n.", b"\r\n..")
     if stuffed.startswith(b"."):
         stuffed = b"." + stuffed
-    return stuffed + (b".\r\n" if stuffed.endswith(b"\r\n") else b"\r\n.\r\n")
+    if not stuffed.endswith(b"\r\n"):
+        return stuffed + b"\r\n.\r\n"
+    return stuffed + b".\r\n"
 
 
 @lru_cache(maxsize=8)

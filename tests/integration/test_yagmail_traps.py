@@ -31,7 +31,8 @@ from mailroom.model.message import Address
 from mailroom.smtp.mime import compose
 from mailroom.smtp.poller import run
 from mailroom.smtp.pool import Sessions
-from mailroom.smtp.session import Receipt, Session
+from mailroom.smtp.receipt import Receipt
+from mailroom.smtp.session import Session
 from mailroom.submission.message import message_from
 from tests.measure import hold_to
 from tests.services import wait_until

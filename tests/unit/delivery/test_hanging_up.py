@@ -19,7 +19,7 @@ from mailroom.model.message import Address, Message
 from mailroom.smtp.connection import Reply
 from mailroom.smtp.poller import run
 from mailroom.smtp.pool import Sessions
-from mailroom.smtp.session import Receipt
+from mailroom.smtp.receipt import Receipt
 from mailroom.store.db.database import Database
 from mailroom.store.messages.outbox import MessageDetails
 from tests.services.certificates import make_certificates

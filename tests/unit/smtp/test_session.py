@@ -13,7 +13,8 @@ from mailroom.smtp import session as session_module
 from mailroom.smtp.connection import LINE_MAX_BYTES, REPLY_LINES_MAX, REPLY_MAX_CHARACTERS, Reply
 from mailroom.smtp.poller import run
 from mailroom.smtp.pool import Sessions
-from mailroom.smtp.session import FenceRefused, Receipt, Session
+from mailroom.smtp.receipt import FenceRefused, Receipt
+from mailroom.smtp.session import Session
 from tests.services import wait_until
 from tests.services.certificates import Certificates, make_certificates
 from tests.services.smtpd import ScriptedSMTP
