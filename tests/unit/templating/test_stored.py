@@ -773,9 +773,9 @@ def test_commands_tell_in_json(app: Flask) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["show", "nobody"], "no template of this name"),
-        (["delete", "nobody"], "no template of this name"),
-        (["preview", "nobody"], "no template of this name"),
+        (["show", "nobody"], "there is no template with this name"),
+        (["delete", "nobody"], "there is no template with this name"),
+        (["preview", "nobody"], "there is no template with this name"),
         (["save", "A", "--subject", "a", "--text", "-"], "expected 1 to 100"),
         (["save", "a", "--subject", "{{ a", "--text", "-"], "#/subject"),
         (["save", "a", "--subject", "a"], "expected text, html or both"),
