@@ -53,7 +53,9 @@ def create_app(
     @app.post("/")
     def post_mail() -> Response:
         """Accept a mail, which goes out after the simulated heavy work; answer 200 once it is on disk."""
-        submission = messages.submit(mail_body, work_seconds=settings.SIMULATED_WORK_SECONDS, status=200)
+        submission = messages.submit(
+            mail_body, work_seconds=settings.SIMULATED_WORK_SECONDS, status=200
+        )
         if submission.id:
             sendMail.delay(submission.id)
         return messages.answer(submission)

@@ -59,7 +59,9 @@ def posts(bench: Bench, name: str, *, clients: int, seconds: float) -> Figures:
         return told_by(bench, ["commit", "--seconds", str(seconds)])
     if name == PUBLISH:
         with bench.vhost() as broker_url:
-            return told_by(bench, ["publish", "--broker-url", broker_url, "--seconds", str(seconds)])
+            return told_by(
+                bench, ["publish", "--broker-url", broker_url, "--seconds", str(seconds)]
+            )
     with made(bench, name) as one, one.web():
         post(one.port, one.path, BODY, clients=clients, seconds=1)
         return vars(post(one.port, one.path, BODY, clients=clients, seconds=seconds))
@@ -111,7 +113,9 @@ def delivered(
             one.fill(mails)
             with (
                 one.worker(sink, connections=connections) as process,
-                one.worker(sink, connections=connections) if name == TWO_WORKERS else nullcontext() as second,
+                one.worker(sink, connections=connections)
+                if name == TWO_WORKERS
+                else nullcontext() as second,
             ):
                 return watched([process, *([second] if second else [])], sink, mails)
 
@@ -165,7 +169,10 @@ class Measure:
     slow: Mapping[str, int] = field(default_factory=dict)
 
 
-GMAIL_25, GMAIL_100 = functools.partial(gmail_like, delay_ms=25), functools.partial(gmail_like, delay_ms=100)
+GMAIL_25, GMAIL_100 = (
+    functools.partial(gmail_like, delay_ms=25),
+    functools.partial(gmail_like, delay_ms=100),
+)
 MEASURES = (
     Measure(
         "posts",
@@ -236,18 +243,26 @@ def main() -> None:
         action="append",
         help="as often as you like; nothing is written then",
     )
-    parser.add_argument("--of", action="append", default=[], help="only of those whose name begins so")
+    parser.add_argument(
+        "--of", action="append", default=[], help="only of those whose name begins so"
+    )
     options = parser.parse_args()
     chosen = [
         replace(
             measure,
-            names=[name for name in measure.names if not options.of or name.startswith(tuple(options.of))],
+            names=[
+                name
+                for name in measure.names
+                if not options.of or name.startswith(tuple(options.of))
+            ],
         )
         for measure in MEASURES
         if not options.only or measure.key in options.only
     ]
     began = time.monotonic()
-    with bench(postgres=any("PostgreSQL" in name for measure in chosen for name in measure.names)) as rig:
+    with bench(
+        postgres=any("PostgreSQL" in name for measure in chosen for name in measure.names)
+    ) as rig:
         results = measured(rig, chosen, options.rounds)
         all_of_it = not options.only and not options.of
         told = report.written(

@@ -73,7 +73,9 @@ class Tutorial(Contender):
 
     def fill(self, mails: int) -> None:
         program = f"from tasks import sendMail\nfor _ in range({mails}): sendMail.delay('bob@example.org', 'News', {TEXT!r})"
-        with self.bench.process(["python", "-c", program], name="fill", env=self.environment()) as process:
+        with self.bench.process(
+            ["python", "-c", program], name="fill", env=self.environment()
+        ) as process:
             assert process.process.wait(120) == 0, process.text()
 
     @contextmanager
@@ -156,7 +158,11 @@ class Node(Contender):
 
     @contextmanager
     def worker(self, sink: Sink, *, connections: int) -> Iterator[Process]:
-        environment = {**self._environment(), **sink.environment(self.bench), "CONNECTIONS": str(connections)}
+        environment = {
+            **self._environment(),
+            **sink.environment(self.bench),
+            "CONNECTIONS": str(connections),
+        }
         with self.bench.process(
             ["node", "worker.js"], name="worker", env=environment, cwd=node_project()
         ) as process:
@@ -181,7 +187,9 @@ class Ours(Contender):
             poolclass=NullPool,
         )
 
-    def environment(self, sink: Sink | None = None, *, connections: int = CONNECTIONS) -> dict[str, str]:
+    def environment(
+        self, sink: Sink | None = None, *, connections: int = CONNECTIONS
+    ) -> dict[str, str]:
         hop = {
             "SMTP_HOST": "127.0.0.1",
             "SMTP_PORT": str(sink.port if sink else 9),
@@ -211,7 +219,9 @@ class Ours(Contender):
 
     @contextmanager
     def web(self) -> Iterator[Process]:
-        with self.bench.process(["python", "app.py"], name="web", env=self.environment()) as process:
+        with self.bench.process(
+            ["python", "app.py"], name="web", env=self.environment()
+        ) as process:
             process.serves(self.port)
             yield process
 

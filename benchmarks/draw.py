@@ -34,7 +34,12 @@ def bars(title: str, values: Mapping[str, float], *, ours: str) -> str:
 
 
 def curves(
-    title: str, lines: Mapping[str, Sequence[tuple[float, float]]], *, across: str, up: str, log: bool = False
+    title: str,
+    lines: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    across: str,
+    up: str,
+    log: bool = False,
 ) -> str:
     """A line for each, through its points; `log`: the numbers across grow by factors."""
     left, right, top, bottom = 70, 20, 60, 300
@@ -47,9 +52,9 @@ def curves(
     most = _round_up(max(y for _, y in points))
 
     def at(x: float, y: float) -> tuple[float, float]:
-        return left + (WIDTH - left - right) * ((place(x) - first) / ((last - first) or 1)), bottom - (
-            bottom - top
-        ) * y / most
+        return left + (WIDTH - left - right) * (
+            (place(x) - first) / ((last - first) or 1)
+        ), bottom - (bottom - top) * y / most
 
     drawn = [
         f'<text class="title" x="8" y="20">{escape(title)}</text>',

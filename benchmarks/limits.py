@@ -52,7 +52,10 @@ def _connected(port: int, ca_file: str) -> smtplib.SMTP:
         link.ehlo()
         return link
     link = smtplib.SMTP_SSL(
-        "127.0.0.1", port, local_hostname="[127.0.0.1]", context=ssl.create_default_context(cafile=ca_file)
+        "127.0.0.1",
+        port,
+        local_hostname="[127.0.0.1]",
+        context=ssl.create_default_context(cafile=ca_file),
     )
     link.login("alice@example.org", "secret")
     return link
@@ -90,7 +93,8 @@ def publish(broker_url: str, *, seconds: float) -> dict[str, float]:
         Queue("limit", durable=True)(connection.default_channel).queue_declare()
         producer = Producer(connection)
         return _timed(
-            lambda: producer.publish({"id": "x" * 36}, routing_key="limit", delivery_mode=2), seconds
+            lambda: producer.publish({"id": "x" * 36}, routing_key="limit", delivery_mode=2),
+            seconds,
         )
 
 
@@ -115,7 +119,9 @@ def main() -> None:
         one.add_argument(name, type=int, required=True)
     one.add_argument("--ca-file", default="", help="TLS from the first byte, and a login")
     one = commands.add_parser("commit")
-    one.add_argument("--database", default="sqlite", help="sqlite, or the URL of a PostgreSQL database")
+    one.add_argument(
+        "--database", default="sqlite", help="sqlite, or the URL of a PostgreSQL database"
+    )
     one.add_argument("--seconds", type=float, default=3)
     one = commands.add_parser("publish")
     one.add_argument("--broker-url", required=True)
@@ -123,7 +129,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.command == "deliver":
         found = deliver(
-            options.port, mails=options.mails, connections=options.connections, ca_file=options.ca_file
+            options.port,
+            mails=options.mails,
+            connections=options.connections,
+            ca_file=options.ca_file,
         )
     elif options.command == "commit":
         found = commit(options.database, seconds=options.seconds)

@@ -36,7 +36,9 @@ def fill(database: Database, count: int) -> None:
     """Store so many messages, as a day of a service makes them: to some thousand people, and most of them to one."""
     outbox = Outbox(database)
     for first in range(0, count, BATCH):
-        outbox.accept_all(Batch([_acceptance(number) for number in range(first, min(first + BATCH, count))]))
+        outbox.accept_all(
+            Batch([_acceptance(number) for number in range(first, min(first + BATCH, count))])
+        )
     with database.engine.begin() as connection:
         now = connection.scalar(text("SELECT max(created_at) FROM messages"))
         ids = list(connection.scalars(text("SELECT id FROM messages ORDER BY id")))
@@ -51,7 +53,9 @@ def fill(database: Database, count: int) -> None:
                     "due": now + 3600_000 if state == "deferred" else None,
                     "published": created_at + 5,
                     "attempt": int(state in ("sent", "failed", "deferred", "uncertain")),
-                    "reason": {"sent": "250 2.0.0 ok", "failed": "550 5.1.1 no such user"}.get(state),
+                    "reason": {"sent": "250 2.0.0 ok", "failed": "550 5.1.1 no such user"}.get(
+                        state
+                    ),
                 }
             )
         connection.execute(
@@ -124,7 +128,12 @@ def _tallies(minute: int, count: int) -> Iterator[dict[str, object]]:
     for ago in range(2 * 24 * 60):
         for name in names:
             for source in ("a", "b"):
-                yield {"minute": minute - ago, "event": name, "source": source, "count": 1 + count // 5760}
+                yield {
+                    "minute": minute - ago,
+                    "event": name,
+                    "source": source,
+                    "count": 1 + count // 5760,
+                }
 
 
 def paths(client: FlaskClient) -> list[str]:
@@ -197,7 +206,8 @@ def measure(url: str, count: int, rounds: int) -> float:
         for number in range(200):
             client.post("/v1/jobs", json={"name": "simulate", "args": {"seconds": number}})
         client.put(
-            "/v1/templates/receipt", json={"subject": "Order {{ order }}", "text": "Thank you, {{ name }}."}
+            "/v1/templates/receipt",
+            json={"subject": "Order {{ order }}", "text": "Thank you, {{ name }}."},
         )
         slowest = 0.0
         for path in paths(client):
@@ -216,7 +226,9 @@ def main() -> None:
     options = parser.parse_args()
     slowest = 0.0
     with tempfile.TemporaryDirectory() as directory:
-        Path(directory).chmod(0o755)  # PostgreSQL, which refuses to run as root, has to reach its own.
+        Path(directory).chmod(
+            0o755
+        )  # PostgreSQL, which refuses to run as root, has to reach its own.
         cluster = Postgres(Path(directory) / "postgres")
         cluster.start()
         try:
@@ -226,7 +238,8 @@ def main() -> None:
                 ("PostgreSQL", cluster.url("pages")),
             ):
                 print(
-                    f"{name}, {options.messages:,} messages; median of {options.rounds} requests", flush=True
+                    f"{name}, {options.messages:,} messages; median of {options.rounds} requests",
+                    flush=True,
                 )
                 slowest = max(slowest, measure(url, options.messages, options.rounds))
         finally:

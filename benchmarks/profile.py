@@ -35,7 +35,9 @@ def posting(rig: Bench, name: str, seconds: float) -> Iterator[Running]:
         assert isinstance(one, Ours)
         post(one.port, one.path, BODY, clients=CLIENTS, seconds=1)
         load = threading.Thread(
-            target=post, args=(one.port, one.path, BODY), kwargs={"clients": CLIENTS, "seconds": seconds + 2}
+            target=post,
+            args=(one.port, one.path, BODY),
+            kwargs={"clients": CLIENTS, "seconds": seconds + 2},
         )
         load.start()
         # The first process of granian only watches the other.
@@ -57,7 +59,9 @@ def by_thread(pid: int) -> dict[int, tuple[float, float, int]]:
     found = {}
     for task in Path(f"/proc/{pid}/task").iterdir():
         fields = (task / "stat").read_text().rpartition(")")[2].split()
-        changes = sum(map(int, re.findall(r"ctxt_switches:\s+(\d+)", (task / "status").read_text())))
+        changes = sum(
+            map(int, re.findall(r"ctxt_switches:\s+(\d+)", (task / "status").read_text()))
+        )
         found[int(task.name)] = (
             int(fields[11]) / TICKS_PER_SECOND,
             int(fields[12]) / TICKS_PER_SECOND,
@@ -118,7 +122,9 @@ def told(pid: int, done: Callable[[], float], seconds: float, file: Path) -> Ite
         for place, (now, then) in enumerate(zip(spent, before.get(id, (0, 0, 0)), strict=True)):
             sums[known.get(id, "other")][place] += now - then
         sums[known.get(id, "other")][3] += 1
-    for name, (user, system, changes, threads) in sorted(sums.items(), key=lambda item: -item[1][0]):
+    for name, (user, system, changes, threads) in sorted(
+        sums.items(), key=lambda item: -item[1][0]
+    ):
         if changes > count / 100:
             yield (
                 f"  {name:<24}{threads:>4.0f} threads{user / count * 1e6:>7.0f} us in Python{system / count * 1e6:>6.0f} in the system"

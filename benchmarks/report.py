@@ -43,7 +43,9 @@ class Row:
         return f"| {self.what} | {self.target} | {self.shown.format(value)} | {'yes' if reached else 'no'} |"
 
 
-def ratio(measure: str, one: str, other: str, figure: str = "per_second") -> Callable[[Results], float]:
+def ratio(
+    measure: str, one: str, other: str, figure: str = "per_second"
+) -> Callable[[Results], float]:
     return lambda results: results[measure][one][figure] / results[measure][other][figure]
 
 
@@ -104,7 +106,9 @@ ROWS = (
     Row(
         "batch POST, mails accepted/s, SQLite",
         "≥ 2.5 × Node.js's single POSTs",
-        lambda results: results["batches"][SQLITE]["per_second"] / results["posts"][NODE]["per_second"],
+        lambda results: (
+            results["batches"][SQLITE]["per_second"] / results["posts"][NODE]["per_second"]
+        ),
         least(2.5),
         "{:.2f} ×",
     ),
@@ -175,7 +179,9 @@ SCALE_ROWS = tuple(
         Row(
             f"processor for a mail, with 1,000,000 queued as with 1,000 ({name})",
             "≤ 1.2 ×",
-            lambda results, name=name: results["1000000"][name]["cpu_us"] / results["1000"][name]["cpu_us"],  # type: ignore[misc]
+            lambda results, name=name: (
+                results["1000000"][name]["cpu_us"] / results["1000"][name]["cpu_us"]
+            ),  # type: ignore[misc]
             least(1.2),
             "{:.2f} ×",
             most=True,
@@ -221,14 +227,19 @@ def written(results: Results, versions: str, *, rounds: int) -> str:
     ]
     for key, names in results.items():
         figures = list(
-            dict.fromkeys(figure for found in names.values() for figure in found if figure in _SHOWN)
+            dict.fromkeys(
+                figure for found in names.values() for figure in found if figure in _SHOWN
+            )
         )
         lines = [
             "| | " + " | ".join(_SHOWN[figure][0] for figure in figures) + " |",
             "|---|" + "---|" * len(figures),
         ]
         for name, found in names.items():
-            told = (_SHOWN[figure][1].format(found[figure]) if figure in found else "" for figure in figures)
+            told = (
+                _SHOWN[figure][1].format(found[figure]) if figure in found else ""
+                for figure in figures
+            )
             lines.append(f"| {name} | {' | '.join(told)} |")
         parts.append(f"## {TITLES[key]}\n\n" + "\n".join(lines))
     return "\n\n".join([*parts, f"## With what\n\n{versions}"]) + "\n"
@@ -239,7 +250,9 @@ def keep(told: str, results: Results) -> None:
     (HERE / "results.md").write_text(told)
     for key in ("posts", "gmail25", "immediate"):
         drawn = bars(
-            TITLES[key], {name: found["per_second"] for name, found in results[key].items()}, ours="mailasync"
+            TITLES[key],
+            {name: found["per_second"] for name, found in results[key].items()},
+            ours="mailasync",
         )
         (DRAWINGS / f"bench-{key}.svg").write_text(drawn)
 
@@ -295,7 +308,10 @@ def keep_curve(key: str, lines: Mapping[str, Sequence[Point]], versions: str) ->
         "|---|---|" + "---|" * len(figures),
     ]
     for name, points in lines.items():
-        for point in [*points[:: max(1, len(points) // 8)], *([points[-1]] if len(points) > 8 else [])]:
+        for point in [
+            *points[:: max(1, len(points) // 8)],
+            *([points[-1]] if len(points) > 8 else []),
+        ]:
             told = " | ".join(_SHOWN[figure][1].format(point.figures[figure]) for figure in figures)
             table.append(f"| {name} | {point.at:,.0f} | {told} |")
     if key == "costs":

@@ -47,12 +47,15 @@ def tool(name: str, package: str, *, libraries: str = "") -> Tool:
         raise Unavailable(f"{name} is not here: brew install {package}")
     root = debian.unpack(package, family=package)
     program = next(
-        (place for place in (root / "usr/bin" / name, root / "usr/sbin" / name) if place.exists()), None
+        (place for place in (root / "usr/bin" / name, root / "usr/sbin" / name) if place.exists()),
+        None,
     )
     if program is None:
         raise Unavailable(f"Debian's package {package} has no {name}")
     environment = debian.library_path(root)
-    environment["LD_LIBRARY_PATH"] = os.pathsep.join([environment["LD_LIBRARY_PATH"], str(root / libraries)])
+    environment["LD_LIBRARY_PATH"] = os.pathsep.join(
+        [environment["LD_LIBRARY_PATH"], str(root / libraries)]
+    )
     return Tool(str(program), environment)
 
 
@@ -124,7 +127,9 @@ class Process:
 
     @property
     def cpu_seconds(self) -> float:
-        fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in self.tree]
+        fields = [
+            Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in self.tree
+        ]
         return sum(int(found[11]) + int(found[12]) for found in fields) / TICKS_PER_SECOND
 
     @property
@@ -188,7 +193,12 @@ class Bench:
 
     @contextmanager
     def process(
-        self, command: Sequence[str], *, name: str, env: Mapping[str, str] | None = None, cwd: Path = PROJECT
+        self,
+        command: Sequence[str],
+        *,
+        name: str,
+        env: Mapping[str, str] | None = None,
+        cwd: Path = PROJECT,
     ) -> Iterator[Process]:
         """Run it until the end; its first word may be the name of a Python module's command, like `python`."""
         log = self.path(name).with_suffix(".log")
@@ -252,7 +262,10 @@ def node_project() -> Path:
     source, target = HERE / "contenders" / "node", cache_directory() / "bench-node"
     with locked(target.with_suffix(".lock")):
         wanted = (source / "package.json").read_text()
-        if not (target / "installed.json").exists() or (target / "installed.json").read_text() != wanted:
+        if (
+            not (target / "installed.json").exists()
+            or (target / "installed.json").read_text() != wanted
+        ):
             target.mkdir(parents=True, exist_ok=True)
             shutil.copy(source / "package.json", target)
             subprocess.run(

@@ -36,7 +36,9 @@ class Queue:
         began = time.perf_counter()
         id = ask(self.one.port, "/v1/messages", BODY)["id"]
         wait_until(
-            lambda: self.one.count(f"id = '{id}' AND state = 'sent'"), 60, what="a single mail is sent"
+            lambda: self.one.count(f"id = '{id}' AND state = 'sent'"),
+            60,
+            what="a single mail is sent",
         )
         return time.perf_counter() - began
 
@@ -49,18 +51,24 @@ class Queue:
 
 
 @contextmanager
-def working(bench: Bench, name: str, sink: Sink, *, workers: int) -> Iterator[tuple[Queue, list[Process]]]:
+def working(
+    bench: Bench, name: str, sink: Sink, *, workers: int
+) -> Iterator[tuple[Queue, list[Process]]]:
     """An empty queue, and workers that wait for it."""
     with made(bench, name) as one, ExitStack() as stack:
         assert isinstance(one, Ours)
         stack.enter_context(one.web())
-        processes = [stack.enter_context(one.worker(sink, connections=CONNECTIONS)) for _ in range(workers)]
+        processes = [
+            stack.enter_context(one.worker(sink, connections=CONNECTIONS)) for _ in range(workers)
+        ]
         template = ask(one.port, "/v1/messages", BODY | {"priority": "low"})["id"]
         wait_until(lambda: one.count("state = 'sent'"), 60, what="a first mail is sent")
         yield Queue(one, sink, template), processes
 
 
-def worked(queue: Queue, processes: Sequence[Process], *, queued: int, seconds: float) -> report.Point:
+def worked(
+    queue: Queue, processes: Sequence[Process], *, queued: int, seconds: float
+) -> report.Point:
     """Mails a second, and microseconds of the workers' processors for one, while so many wait; and the longest wait of a single mail."""
     queue.hold(queued)
     before = queue.sink.count().mails
@@ -125,7 +133,9 @@ def run(bench: Bench, name: str, mails: int) -> Iterator[report.Point]:
 def main() -> None:
     end_on_sigterm()
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
-    parser.add_argument("--mails", type=int, default=1_000_000, help="in the long run, on each database")
+    parser.add_argument(
+        "--mails", type=int, default=1_000_000, help="in the long run, on each database"
+    )
     parser.add_argument("--seconds", type=float, default=20, help="of each other measure")
     parser.add_argument(
         "--only",
@@ -149,7 +159,9 @@ def main() -> None:
                 for point in measure(rig, name, size):
                     print(
                         f"{key}, {name}, {point.at:,}: "
-                        + ", ".join(f"{what} {value:,.5g}" for what, value in point.figures.items()),
+                        + ", ".join(
+                            f"{what} {value:,.5g}" for what, value in point.figures.items()
+                        ),
                         flush=True,
                     )
                     lines.setdefault(name, []).append(point)

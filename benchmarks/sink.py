@@ -96,7 +96,9 @@ class Session(asyncio.Protocol):
             _, mechanism, *given = line.upper().split()
             # LOGIN asks for the user's name, unless it came, and then for the password.
             questions = (
-                ["334 VXNlcm5hbWU6\r\n", "334 UGFzc3dvcmQ6\r\n"][len(given) :] if mechanism == "LOGIN" else []
+                ["334 VXNlcm5hbWU6\r\n", "334 UGFzc3dvcmQ6\r\n"][len(given) :]
+                if mechanism == "LOGIN"
+                else []
             )
             self.asked_for = [*questions, "235 2.7.0 welcome\r\n"]
             return self.asked_for.pop(0)
@@ -124,7 +126,11 @@ async def serve(options: argparse.Namespace) -> None:
         context.load_cert_chain(options.certificate)
     loop = asyncio.get_running_loop()
     sink = await loop.create_server(
-        lambda: Session(counts, options.delay / 1000), "127.0.0.1", options.port, ssl=context, backlog=200
+        lambda: Session(counts, options.delay / 1000),
+        "127.0.0.1",
+        options.port,
+        ssl=context,
+        backlog=200,
     )
 
     async def tell(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -140,8 +146,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sink", description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--counts-port", type=int, required=True)
-    parser.add_argument("--delay", type=float, default=0, help="milliseconds before each group of replies")
-    parser.add_argument("--certificate", help="a PEM file with key and chain: TLS from the first byte")
+    parser.add_argument(
+        "--delay", type=float, default=0, help="milliseconds before each group of replies"
+    )
+    parser.add_argument(
+        "--certificate", help="a PEM file with key and chain: TLS from the first byte"
+    )
     uvloop.run(serve(parser.parse_args()))
 
 

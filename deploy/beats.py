@@ -23,7 +23,10 @@ def living(host: str) -> int:
 
     def count(connection: Connection) -> int:
         ours = workers.c.name.endswith(f"@{host}", autoescape=True)
-        return connection.scalar(select(func.count()).where(is_alive(settings.LEASE_SECONDS), ours)) or 0
+        return (
+            connection.scalar(select(func.count()).where(is_alive(settings.LEASE_SECONDS), ours))
+            or 0
+        )
 
     try:
         return database.read(count)

@@ -131,7 +131,9 @@ def send_mail(url: str, key: str, mail: dict[str, object]) -> None:
     retries = Retry(4, backoff_factor=1, status_forcelist=[502, 503, 504], allowed_methods=None)
     session.mount(url, HTTPAdapter(max_retries=retries))
     headers = {"Authorization": f"Bearer {key}"} if key else None
-    response = session.post(f"{url.rstrip('/')}/v1/messages", json=mail, headers=headers, timeout=15)
+    response = session.post(
+        f"{url.rstrip('/')}/v1/messages", json=mail, headers=headers, timeout=15
+    )
     if response.status_code != 202:
         raise requests.HTTPError(response.text)
 

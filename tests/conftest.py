@@ -109,13 +109,19 @@ def names_slow(function: Callable[..., Any]) -> bool:
     left: list[object] = [function]
     while left:
         one = left.pop()
-        if one in seen or not isinstance(one, FunctionType) or not one.__module__.startswith("tests."):
+        if (
+            one in seen
+            or not isinstance(one, FunctionType)
+            or not one.__module__.startswith("tests.")
+        ):
             continue
         seen.add(one)
         names = {*names_of(one.__code__)}
         if SLOW & names:
             return True
-        left += [value for name in names if isinstance(value := one.__globals__.get(name), FunctionType)]
+        left += [
+            value for name in names if isinstance(value := one.__globals__.get(name), FunctionType)
+        ]
     return False
 
 
@@ -305,7 +311,9 @@ def to_smtpd(smtpd: ScriptedSMTP) -> dict[str, str]:
 
 
 @pytest.fixture
-def pair(tmp_path: Path, broker_url: str, database_url: str, to_smtpd: dict[str, str]) -> Iterator[Service]:
+def pair(
+    tmp_path: Path, broker_url: str, database_url: str, to_smtpd: dict[str, str]
+) -> Iterator[Service]:
     """Web and worker, to be started, on RabbitMQ and on each of the databases."""
     with service(tmp_path, BROKER_URL=broker_url, DATABASE_URL=database_url, **to_smtpd) as made:
         made.upgrade()

@@ -192,14 +192,18 @@ def prints(lines: list[str], megabytes: int = 0) -> str:
     print("to stderr", file=sys.stderr)
     subprocess.run(["sh", "-c", "printf 'by a child of its own: \\377'"], check=True)
     if megabytes:
-        subprocess.run(["dd", "if=/dev/zero", "bs=1000000", f"count={megabytes}", "status=none"], check=True)
+        subprocess.run(
+            ["dd", "if=/dev/zero", "bs=1000000", f"count={megabytes}", "status=none"], check=True
+        )
     return "printed"
 
 
 @job("print later")
 def print_later(go: str) -> None:
     """Leave a process behind, which prints when there is a file `go`, and makes another one when it has."""
-    subprocess.Popen(["sh", "-c", f"while [ ! -e {go} ]; do sleep 0.02; done; echo later; touch {go}.done"])
+    subprocess.Popen(
+        ["sh", "-c", f"while [ ! -e {go} ]; do sleep 0.02; done; echo later; touch {go}.done"]
+    )
 
 
 @job("made")
@@ -320,5 +324,7 @@ def burn(seconds: float) -> None:
 
 @job("in flask", app_context=True)
 def in_flask() -> str:
-    name: str = sys.modules["flask"].current_app.name  # Not imported here: most children need no Flask.
+    name: str = sys.modules[
+        "flask"
+    ].current_app.name  # Not imported here: most children need no Flask.
     return name

@@ -22,7 +22,9 @@ def hold_to(at_most: float, work: Work) -> None:
       AssertionError: it did in each try; only the time of this thread counts.
     """
     found = min_ratio(work, reference, enough=at_most, clock=own_clock)
-    assert found <= at_most, f"expected at most {at_most:g} times the cost of the reference, got {found:.1f}"
+    assert found <= at_most, (
+        f"expected at most {at_most:g} times the cost of the reference, got {found:.1f}"
+    )
 
 
 def reference() -> None:

@@ -6,7 +6,9 @@ from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[1]
 #: `[words](../path "title")`, with or without a title.
-_OUTSIDE = re.compile(r'\[(?P<words>[^\]]+)\]\((?P<path>\.\./[^)# ]+)(?:#[^) ]*)?(?: "(?P<title>[^"]*)")?\)')
+_OUTSIDE = re.compile(
+    r'\[(?P<words>[^\]]+)\]\((?P<path>\.\./[^)# ]+)(?:#[^) ]*)?(?: "(?P<title>[^"]*)")?\)'
+)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:

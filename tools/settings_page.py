@@ -43,8 +43,12 @@ MORE = {
     "JOB_SLOTS": "jobs.md#slots-and-queues",
     "LOG_FILE": "operations.md#logs",
 }
-_BLOCK = re.compile(r"^# --- (?P<title>.+) ---$|(?P<comment>(?:^#:.*\n)+)(?P<name>[A-Z0-9_]+):", re.MULTILINE)
-_NAMES = re.compile(rf"(?<![\w`/])({'|'.join(sorted(default_settings.__annotations__, key=len)[::-1])})\b")
+_BLOCK = re.compile(
+    r"^# --- (?P<title>.+) ---$|(?P<comment>(?:^#:.*\n)+)(?P<name>[A-Z0-9_]+):", re.MULTILINE
+)
+_NAMES = re.compile(
+    rf"(?<![\w`/])({'|'.join(sorted(default_settings.__annotations__, key=len)[::-1])})\b"
+)
 
 
 class Setting(NamedTuple):
@@ -61,7 +65,9 @@ def settings() -> list[Setting]:
         if block["title"]:
             title = block["title"]
         else:
-            words = " ".join(line.removeprefix("#:").strip() for line in block["comment"].splitlines())
+            words = " ".join(
+                line.removeprefix("#:").strip() for line in block["comment"].splitlines()
+            )
             found.append(Setting(title, block["name"], words))
     return found
 
@@ -76,8 +82,12 @@ def default(name: str) -> str:
 def meaning(setting: Setting) -> str:
     """Return a setting's comment as Markdown, with a link to where there is more."""
     text = setting.meaning.replace('"": ', "Empty: ")
-    text = re.sub(r"(?<!\S)([\w+]+://\S*|\[\S+\])(?=[,;.:]*(?:\s|$))", lambda found: code(found[0]), text)
-    text = re.sub(r"(?:(?<=^)|(?<=[.;] ))(ssl|starttls|none|on|off|auto|resend|hold)(?=: )", r"`\1`", text)
+    text = re.sub(
+        r"(?<!\S)([\w+]+://\S*|\[\S+\])(?=[,;.:]*(?:\s|$))", lambda found: code(found[0]), text
+    )
+    text = re.sub(
+        r"(?:(?<=^)|(?<=[.;] ))(ssl|starttls|none|on|off|auto|resend|hold)(?=: )", r"`\1`", text
+    )
     text = _NAMES.sub(r"`\1`", text)
     more = MORE.get(setting.name)
     return f"{text} [More]({more})" if more else text

@@ -52,7 +52,9 @@ def status(id: str) -> dict[str, Any]:
 def number(body: object) -> int:
     """Read `{"number": "4"}`, or 4 without quotes; InvalidMessage becomes a 422."""
     if not isinstance(body, dict) or "number" not in body:
-        raise InvalidMessage([FieldError("#/number", f"expected a whole number up to {N_MAX}, got none")])
+        raise InvalidMessage(
+            [FieldError("#/number", f"expected a whole number up to {N_MAX}, got none")]
+        )
     value = body["number"]
     is_number = isinstance(value, int | str) and not isinstance(value, bool)
     # int() alone would also accept digits of other scripts, spaces and underscores.

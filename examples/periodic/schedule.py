@@ -48,7 +48,9 @@ app.conf.update(
     beat_schedule={
         "daily report": {
             "task": "mailasync.runJob",
-            "args": [REPORT],  # On the queue `celery`, as none is named; workers without -Q read it.
+            "args": [
+                REPORT
+            ],  # On the queue `celery`, as none is named; workers without -Q read it.
             "schedule": EVERY or crontab(hour=7, minute=0),
         }
     },

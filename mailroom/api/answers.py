@@ -113,7 +113,9 @@ class MessageJson(TypedDict):
     attempts: Count
     uncertain_attempts: Count
     recipients: list[RecipientWithReplyJson]
-    job: Annotated[JobOfMessageJson | None, Field(description="The job that the message waits for.")]
+    job: Annotated[
+        JobOfMessageJson | None, Field(description="The job that the message waits for.")
+    ]
     timeline: list[EventJson]
 
 
@@ -288,7 +290,9 @@ class SuppressionsAddedJson(TypedDict):
 
 
 class WebhookSummaryJson(TypedDict):
-    id: Annotated[str, Field(description=f"`{OWN}` stands for the URLs that messages name themselves.")]
+    id: Annotated[
+        str, Field(description=f"`{OWN}` stands for the URLs that messages name themselves.")
+    ]
     url: str | None
     events: Annotated[list[EventWord], Field(description="An empty list: all.")]
     enabled: bool

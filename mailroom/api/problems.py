@@ -52,7 +52,9 @@ def malformed(error: MalformedJSON) -> Response:
 def invalid(error: InvalidMessage) -> Response:
     errors = [{"pointer": e.pointer, "detail": e.detail} for e in error.errors]
     count = "1 field is" if len(errors) == 1 else f"{len(errors)} fields are"
-    return problem(422, error.code, "The request is not valid", f"{count} wrong: {error}", errors=errors)
+    return problem(
+        422, error.code, "The request is not valid", f"{count} wrong: {error}", errors=errors
+    )
 
 
 @blueprint.before_app_request
@@ -74,7 +76,9 @@ def may_repeat(how: str) -> None:
 def unavailable(error: StoreUnavailable) -> Response:
     """Answer 503: nothing was done; or it may have been, after a commit that was or may have been made."""
     log.error("%s", error)
-    if isinstance(error, CommitUnanswered) or written.get() > g.get("written_before", written.get()):
+    if isinstance(error, CommitUnanswered) or written.get() > g.get(
+        "written_before", written.get()
+    ):
         return _unconfirmed()
     return problem(
         503,
@@ -141,9 +145,7 @@ def http(error: HTTPException) -> Response:
     code = (error.name or "error").lower().replace(" ", "_")
     detail = error.description or ""
     if isinstance(error, RequestEntityTooLarge):
-        detail = (
-            f"expected at most {request.max_content_length} bytes, got {request.content_length or 'more'}"
-        )
+        detail = f"expected at most {request.max_content_length} bytes, got {request.content_length or 'more'}"
     return problem(status, code, error.name or "Error", detail, headers=headers)
 
 

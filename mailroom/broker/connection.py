@@ -14,7 +14,9 @@ def bounded_connection(celery_app: Celery) -> Connection:
     connection = celery_app.connection_for_write(connect_timeout=2)
     # connect() would sleep for 2 s and try again. Retries are only for the other URLs, if there are several.
     other_brokers = max(0, len(connection.alt or ()) - 1)
-    return connection.ensure_connection(max_retries=other_brokers, interval_start=0, interval_step=0)
+    return connection.ensure_connection(
+        max_retries=other_brokers, interval_start=0, interval_step=0
+    )
 
 
 def refuse_other_queues(celery_app: Celery) -> None:

@@ -62,7 +62,9 @@ class CarefulConsumer(Consumer):
         super().__init__(*args, **options)
         self._refusal = ""  #: what RabbitMQ refuses now
         self._rest_seconds = REST_MIN_SECONDS
-        self._shared_tag: str | None = None  #: the tag of the consumer of SHARED_QUEUE, once that is to end
+        self._shared_tag: str | None = (
+            None  #: the tag of the consumer of SHARED_QUEUE, once that is to end
+        )
         self._held: list[Any] = []  #: messages of SHARED_QUEUE, until its consumer has ended
 
     def create_task_handler(self, *args: Any) -> Any:
@@ -111,7 +113,9 @@ class CarefulConsumer(Consumer):
         self._rest_seconds = min(2 * self._rest_seconds, REST_MAX_SECONDS)
 
     def on_unknown_message(self, body: object, message: Any) -> None:
-        self._refuse(message, "expected a Celery message that names its task, got one that does not")
+        self._refuse(
+            message, "expected a Celery message that names its task, got one that does not"
+        )
 
     def on_unknown_task(self, body: object, message: Any, exc: Exception) -> None:
         expected = " or ".join(TASKS)
@@ -122,11 +126,15 @@ class CarefulConsumer(Consumer):
         if isinstance(exc, ContentDisallowed):
             self._refuse(message, f"expected a task in JSON, got {message.content_type!r}")
         else:
-            self._refuse(message, f"expected a task as Celery's clients send it, got one with {exc}")
+            self._refuse(
+                message, f"expected a task as Celery's clients send it, got one with {exc}"
+            )
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         kinds = f"{message.content_type!r}, {message.content_encoding!r}"
-        reason = f"expected a task in JSON, got bytes that cannot be decoded as {kinds} ({_kind(exc)})"
+        reason = (
+            f"expected a task in JSON, got bytes that cannot be decoded as {kinds} ({_kind(exc)})"
+        )
         self._refuse(message, reason)
 
     def _receive(self, message: Any) -> None:
@@ -149,7 +157,9 @@ class CarefulConsumer(Consumer):
         except Exception as e:
             if message.acknowledged:
                 raise
-            self._refuse(message, f"expected a task as Celery's clients send it, got a {_kind(e)} from it")
+            self._refuse(
+                message, f"expected a task as Celery's clients send it, got a {_kind(e)} from it"
+            )
 
     def _refuse(self, message: Any, reason: str) -> None:
         """Have the pool run the task that records the reason, instead of the one that was sent."""
@@ -200,7 +210,9 @@ class CarefulConsumer(Consumer):
         )
 
     def _cancel_shared(self) -> None:
-        self.cancel_task_queue(SHARED_QUEUE)  # Waits for the reply; messages until then are held as well.
+        self.cancel_task_queue(
+            SHARED_QUEUE
+        )  # Waits for the reply; messages until then are held as well.
         held, self._held = self._held, []
         for message in held:
             message.reject_log_error(log, self.connection_errors, requeue=True)

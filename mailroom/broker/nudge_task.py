@@ -58,7 +58,9 @@ class NudgeTask(Task):  # type: ignore[type-arg]  # celery-types makes Task gene
         finally:
             connection.collect()
 
-    def publish(self, producer: Producer, args: Any, kwargs: Any = None, **options: Any) -> AsyncResult[Any]:
+    def publish(
+        self, producer: Producer, args: Any, kwargs: Any = None, **options: Any
+    ) -> AsyncResult[Any]:
         """Publish once, and return when the broker has confirmed it; after an error it may have it too."""
         bounded = BOUNDS | options
         return super().apply_async(args, kwargs, producer=producer, **bounded)

@@ -78,7 +78,11 @@ class Publisher:
         that is not CHUNK_MAX. `on_poll` is called after each poll, whether the broker answered or not.
         """
         self._connect, self._publish = connect, publish
-        self._on_confirmed, self._on_unpublished, self._on_poll = on_confirmed, on_unpublished, on_poll
+        self._on_confirmed, self._on_unpublished, self._on_poll = (
+            on_confirmed,
+            on_unpublished,
+            on_poll,
+        )
         self.polled_queues = polled_queues
         #: The nudges on each polled queue and the workers that consume it, as they were at the last poll.
         self.queues: dict[str, tuple[int, int]] = {}
@@ -203,7 +207,9 @@ class Publisher:
     def _poll(self, producer: Producer) -> None:
         connection: Any = producer.connection
         for name in self.polled_queues:
-            channel = connection.channel()  # For one queue: RabbitMQ closes it where the queue is missing.
+            channel = (
+                connection.channel()
+            )  # For one queue: RabbitMQ closes it where the queue is missing.
             try:
                 declared = channel.queue_declare(name, passive=True)
             except ChannelError as e:
@@ -241,7 +247,9 @@ class Publisher:
         if reason in self._reasons or len(self._reasons) >= REASONS_MAX:
             return
         self._reasons.add(reason)
-        log.warning("the broker cannot be reached: %s; mail is kept, and goes on when it is back", reason)
+        log.warning(
+            "the broker cannot be reached: %s; mail is kept, and goes on when it is back", reason
+        )
 
     def _drop(self) -> None:
         """Drop the socket without an AMQP close, which would wait for a frozen broker for ever."""

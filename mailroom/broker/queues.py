@@ -88,7 +88,10 @@ def queues_of(names: Sequence[str], queue_type: str) -> list[Queue]:
     """Return queues with these names, each with an exchange of its own that leads to it."""
     # A classic queue has no argument, as Celery's defaults declare it so, and RabbitMQ compares.
     arguments = {"x-queue-type": queue_type} if queue_type != "classic" else None
-    return [OptionalQueue(name, Exchange(name, "direct"), name, queue_arguments=arguments) for name in names]
+    return [
+        OptionalQueue(name, Exchange(name, "direct"), name, queue_arguments=arguments)
+        for name in names
+    ]
 
 
 def broker_error(error: Exception) -> str:

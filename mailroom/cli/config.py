@@ -33,7 +33,9 @@ def config_command(context: CommandContext, as_json: bool) -> None:
     for name, value, source in rows:
         if as_json:
             secret = name in SECRETS
-            click.echo(json.dumps({"name": name, "value": value, "source": source, "secret": secret}))
+            click.echo(
+                json.dumps({"name": name, "value": value, "source": source, "secret": secret})
+            )
         else:
             click.echo(f"{name:{name_width}}  {value!s:{value_width}}  {source}")
 

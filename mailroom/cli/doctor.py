@@ -96,11 +96,15 @@ class Doctor:
         for account in self.accounts:
             yield from bounded(f"login of account {account.name}", partial(self._login, account))
             if database_ok:
-                yield from bounded(f"budget of account {account.name}", partial(self._account, account))
+                yield from bounded(
+                    f"budget of account {account.name}", partial(self._account, account)
+                )
 
     def _versions(self) -> Finding:
         packages = [f"{name} {version(name)}" for name in PACKAGES]
-        return Finding("versions", True, ", ".join([f"Python {platform.python_version()}", *packages]))
+        return Finding(
+            "versions", True, ", ".join([f"Python {platform.python_version()}", *packages])
+        )
 
     def _database(self) -> Iterator[Finding]:
         is_sqlite = self.database.url.get_backend_name() == "sqlite"
@@ -126,7 +130,9 @@ class Doctor:
     def _durability(self) -> Iterator[Finding]:
         settings = durability(self.database)
         dangers = settings.dangers() if settings else []
-        yield Finding("durability", not dangers, "; ".join(dangers) or "what is committed is on disk")
+        yield Finding(
+            "durability", not dangers, "; ".join(dangers) or "what is committed is on disk"
+        )
 
     def _broker(self) -> Iterator[Finding]:
         if self.connect is None:
@@ -197,7 +203,9 @@ class Doctor:
                 yield Finding("worker", False, f"{row['name']} cannot take mail: {trouble}")
             if reason := row["celery_queue_left"]:
                 yield Finding(
-                    "queue celery", False, f"{row['name']} takes nothing from it, as {reason}; {CELERY_QUEUE}"
+                    "queue celery",
+                    False,
+                    f"{row['name']} takes nothing from it, as {reason}; {CELERY_QUEUE}",
                 )
 
     def _login(self, account: Account) -> Iterator[Finding]:
@@ -226,7 +234,9 @@ class Doctor:
         words = f"{' and '.join(left)} left for these 24 hours" if left else "no limit"
         is_well = row["state"] == AccountState.OK
         if not is_well:
-            words = f"{row['state']}: {row['reason']}; its mails wait, and go on by themselves; {words}"
+            words = (
+                f"{row['state']}: {row['reason']}; its mails wait, and go on by themselves; {words}"
+            )
         yield Finding(f"budget of account {account.name}", is_well, words)
 
 

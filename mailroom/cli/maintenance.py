@@ -93,7 +93,9 @@ def delete(rounds: Iterable[tuple[int, int]], *, expected: int) -> tuple[int, in
     deleted_messages = deleted_jobs = 0
     # Jobs that go with their message were not counted beforehand, so the bar follows only the counted rows.
     is_hidden = not sys.stderr.isatty()
-    with click.progressbar(length=expected, label="purge", file=sys.stderr, hidden=is_hidden) as bar:
+    with click.progressbar(
+        length=expected, label="purge", file=sys.stderr, hidden=is_hidden
+    ) as bar:
         for messages, jobs in rounds:
             deleted_messages += messages
             deleted_jobs += jobs

@@ -50,7 +50,9 @@ def retry_command(context: CommandContext, id: str, as_json: bool) -> None:
 
 @click.command("release")
 @click.argument("id", required=False, default="")
-@click.option("--all", "every", is_flag=True, help="All mail that is held, as after `flask db restored`.")
+@click.option(
+    "--all", "every", is_flag=True, help="All mail that is held, as after `flask db restored`."
+)
 @AS_JSON
 @click.pass_obj
 def release_command(context: CommandContext, id: str, every: bool, as_json: bool) -> None:
@@ -139,7 +141,11 @@ def act(
 def find_row(outbox: Outbox, id: str) -> Mapping[str, Any]:
     """Return the row of a mail, or one without a state if there is no such mail."""
     details = outbox.details(id) if is_id(id) else None
-    return details.row if details else {"id": id, "state": None, "resent_of": None, "next_attempt_at": None}
+    return (
+        details.row
+        if details
+        else {"id": id, "state": None, "resent_of": None, "next_attempt_at": None}
+    )
 
 
 def as_object(row: Mapping[str, Any], error: str) -> dict[str, Any]:

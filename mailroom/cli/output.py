@@ -11,7 +11,9 @@ from mailroom.model.addresses import parse_address
 from mailroom.model.errors import InvalidMessage, MailroomError
 
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-AS_JSON_LINES = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+AS_JSON_LINES = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object a line."
+)
 
 
 @contextmanager

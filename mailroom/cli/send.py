@@ -30,7 +30,9 @@ class WaitSeconds(click.ParamType[float]):
 
     name = "seconds"
 
-    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> float:
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> float:
         try:
             seconds = float(value)
         except ValueError:
@@ -51,7 +53,9 @@ class WaitSeconds(click.ParamType[float]):
 @click.option("--cc", multiple=True, metavar="ADDRESS")
 @click.option("--bcc", multiple=True, metavar="ADDRESS")
 @click.option("--reply-to", multiple=True, metavar="ADDRESS")
-@click.option("--from", "sender", metavar="ADDRESS", help="An address that an account may send from.")
+@click.option(
+    "--from", "sender", metavar="ADDRESS", help="An address that an account may send from."
+)
 @click.option("--subject", "-s")
 @click.option(
     "--text",
@@ -63,16 +67,25 @@ class WaitSeconds(click.ParamType[float]):
 @click.option("--header", "headers", multiple=True, metavar="'X-A: b'")
 @click.option("--tag", multiple=True)
 @click.option("--template", metavar="NAME", help="Use a stored template instead of a text.")
-@click.option("--variables", metavar="JSON", help='Variables for the template, like {"name": "Bob"}.')
+@click.option(
+    "--variables", metavar="JSON", help='Variables for the template, like {"name": "Bob"}.'
+)
 @click.option("--at", metavar="TIME", help="Send no earlier than this, like 2027-01-31T12:00:00Z.")
 @click.option(
-    "--delay", type=float, metavar="SECONDS", help="Send no earlier than this many seconds from now."
+    "--delay",
+    type=float,
+    metavar="SECONDS",
+    help="Send no earlier than this many seconds from now.",
 )
 @click.option("--low", is_flag=True, help="Use the queue for bulk mail.")
 @click.option(
-    "--request", metavar="FILE", help="Read the whole request, the JSON object of POST /v1/messages."
+    "--request",
+    metavar="FILE",
+    help="Read the whole request, the JSON object of POST /v1/messages.",
 )
-@click.option("--dry-run", is_flag=True, help="Show the mail as it would be sent, and accept nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Show the mail as it would be sent, and accept nothing."
+)
 @click.option(
     "--wait",
     type=WaitSeconds(),
@@ -128,13 +141,9 @@ def accept(services: Services, mail: NewMessage) -> str:
         elif mail.state is State.QUEUED:
             services.send(mail.mail_id)
     except Exception as e:  # kombu's errors have no common base, and the mail is kept in any case.
-        return (
-            f"the broker cannot be reached ({type(e).__name__}); the mail is kept, and goes when it is back"
-        )
+        return f"the broker cannot be reached ({type(e).__name__}); the mail is kept, and goes when it is back"
     if services.outbox.worker_seen_ms_ago() is None:
-        return (
-            "no worker is running; the mail is kept until one is: celery -A mailasync worker --loglevel=INFO"
-        )
+        return "no worker is running; the mail is kept until one is: celery -A mailasync worker --loglevel=INFO"
     return ""
 
 
@@ -160,7 +169,9 @@ def print_mail(mail: NewMessage, *, as_json: bool) -> None:
         message=message,
         pending=(),
     )
-    raw = compose(claim, sender=message.sender or account_sender(mail.sender)).decode(errors="replace")
+    raw = compose(claim, sender=message.sender or account_sender(mail.sender)).decode(
+        errors="replace"
+    )
     recipients = [
         {"email": recipient.address, "kind": kind}
         for recipient, kind in zip(message.everyone, message.kinds(), strict=True)

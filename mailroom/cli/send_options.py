@@ -47,7 +47,9 @@ def refuse_contradictions(options: Options) -> None:
     if options["request"] is not None:
         others = [name for name, value in options.items() if name != "request" and value]
         if others:
-            raise click.UsageError(f"expected everything in --request, got {', '.join(others)} beside it")
+            raise click.UsageError(
+                f"expected everything in --request, got {', '.join(others)} beside it"
+            )
         return
     if options["variables"] is not None and not options["template"]:
         raise click.UsageError("expected --template with --variables, got none")
@@ -98,7 +100,9 @@ def parse_headers(lines: Sequence[str]) -> dict[str, str]:
     for line in lines:
         name, colon, value = line.partition(":")
         if not colon or name in headers:
-            raise click.UsageError(f"expected --header 'Name: value', each name once, got {line[:80]!r}")
+            raise click.UsageError(
+                f"expected --header 'Name: value', each name once, got {line[:80]!r}"
+            )
         headers[name] = value.strip()
     return headers
 
@@ -108,7 +112,9 @@ def read_text(file: str) -> str:
         return read_bytes(file).decode()
     except UnicodeDecodeError as e:
         byte = e.object[e.start]
-        raise click.UsageError(f"expected UTF-8 in {file}, got byte 0x{byte:02x} at {e.start}") from None
+        raise click.UsageError(
+            f"expected UTF-8 in {file}, got byte 0x{byte:02x} at {e.start}"
+        ) from None
 
 
 def read_bytes(file: str) -> bytes:

@@ -7,7 +7,9 @@ from mailroom.cli.context import CommandContext
 
 @click.command("up")
 @click.option(
-    "--deliver", is_flag=True, help="Hand mail to the configured account or SMTP host, not to the inbox."
+    "--deliver",
+    is_flag=True,
+    help="Hand mail to the configured account or SMTP host, not to the inbox.",
 )
 @click.pass_obj
 def up_command(context: CommandContext, deliver: bool) -> None:

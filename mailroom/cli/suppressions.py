@@ -22,7 +22,9 @@ def suppressions_group() -> None:
 
 @suppressions_group.command("list")
 @click.option(
-    "--reason", type=click.Choice([reason.value for reason in Reason]), help="Only those with this reason."
+    "--reason",
+    type=click.Choice([reason.value for reason in Reason]),
+    help="Only those with this reason.",
 )
 @AS_JSON_LINES
 @click.pass_obj
@@ -38,7 +40,9 @@ def list_suppressions(context: CommandContext, reason: str | None, as_json: bool
 @click.option("--detail", help="Why, in one line.")
 @AS_JSON
 @click.pass_obj
-def add_suppression(context: CommandContext, address: str, detail: str | None, as_json: bool) -> None:
+def add_suppression(
+    context: CommandContext, address: str, detail: str | None, as_json: bool
+) -> None:
     """Send no more mail to ADDRESS, not even mail that is already on its way."""
     address = parsed_address(address)
     with errors_in_a_line(), context.open_database() as database:
@@ -76,7 +80,9 @@ def every_suppression(suppressions: Suppressions, reason: str) -> Iterator[Suppr
     while page:
         yield from page
         last = page[-1]
-        page = suppressions.page(limit=PAGE_SIZE, after=(last.created_at, last.address), reason=reason)
+        page = suppressions.page(
+            limit=PAGE_SIZE, after=(last.created_at, last.address), reason=reason
+        )
 
 
 def as_object(suppression: Suppression) -> dict[str, Any]:

@@ -54,7 +54,9 @@ def show_template(context: CommandContext, name: str, as_json: bool) -> None:
 @click.argument("name")
 @click.option("--subject", required=True, help="One line, which may have {{ variables }} too.")
 @click.option(
-    "--text", type=click.File(encoding="utf-8"), help="A file with the text part; - for standard input."
+    "--text",
+    type=click.File(encoding="utf-8"),
+    help="A file with the text part; - for standard input.",
 )
 @click.option("--html", type=click.File(encoding="utf-8"), help="A file with the HTML part.")
 @AS_JSON
@@ -69,7 +71,9 @@ def save_template(
             params[part] = read_text(file)
     with errors_in_a_line(), context.open_database() as database:
         texts = read_texts(name, params)
-        saved = Templates(database).save(name, subject=texts.subject, text=texts.text, html=texts.html)
+        saved = Templates(database).save(
+            name, subject=texts.subject, text=texts.text, html=texts.html
+        )
     if as_json:
         click.echo(json.dumps(template_json(saved.template)))
     else:

@@ -36,7 +36,9 @@ PROGRESS_MAX_CHARACTERS = 100
 @click.command("status")
 @click.argument("id")
 @click.option(
-    "--watch", is_flag=True, help="Keep watching until the mail has ended; exits with 0 only if it was sent."
+    "--watch",
+    is_flag=True,
+    help="Keep watching until the mail has ended; exits with 0 only if it was sent.",
 )
 @click.option(
     "--json",
@@ -65,7 +67,10 @@ def status_command(context: CommandContext, id: str, watch: bool, as_json: bool)
     help="How many of the newest to list.",
 )
 @click.option(
-    "-f", "--follow", is_flag=True, help="Then print new mail, and what happens to any mail, until Ctrl-C."
+    "-f",
+    "--follow",
+    is_flag=True,
+    help="Then print new mail, and what happens to any mail, until Ctrl-C.",
 )
 @click.option(
     "--status",
@@ -76,7 +81,12 @@ def status_command(context: CommandContext, id: str, watch: bool, as_json: bool)
 @AS_JSON_LINES
 @click.pass_obj
 def tail_command(
-    context: CommandContext, lines: int, follow: bool, status: str | None, to: str | None, as_json: bool
+    context: CommandContext,
+    lines: int,
+    follow: bool,
+    status: str | None,
+    to: str | None,
+    as_json: bool,
 ) -> None:
     """List the newest mail, one a line, the newest last."""
     search = Search(status=status or "", to=parsed_address(to) if to else "", limit=lines)
@@ -89,7 +99,9 @@ def read_message(services: Services, id: str) -> MessageJson:
     """Return the mail as the API shows it; end the command if there is none with this id."""
     details = services.outbox.details(id) if is_id(id) else None
     if details is None:
-        raise click.ClickException(f"there is no message with this id in {services.outbox.database}")
+        raise click.ClickException(
+            f"there is no message with this id in {services.outbox.database}"
+        )
     return message_json(details)
 
 
@@ -101,7 +113,11 @@ def step_printer(id: str, *, as_json: bool) -> PrintStep:
 
 
 def wait_until_final(
-    services: Services, id: str, *, print_step: PrintStep | None = None, seconds: float | None = None
+    services: Services,
+    id: str,
+    *,
+    print_step: PrintStep | None = None,
+    seconds: float | None = None,
 ) -> MessageJson:
     """Read the mail until it has ended, or for `seconds`; return it as it is then.
 
@@ -156,7 +172,9 @@ def tail(database: Database, search: Search, *, follows: bool) -> Iterator[Mappi
         for change in changes.look():
             yield change_json(change)
         since = max([since, *seen.values()])
-        seen = {id: created_at for id, created_at in seen.items() if created_at >= since - COMMIT_MAX_MS}
+        seen = {
+            id: created_at for id, created_at in seen.items() if created_at >= since - COMMIT_MAX_MS
+        }
         time.sleep(POLL_SECONDS)
 
 

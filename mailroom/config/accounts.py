@@ -30,7 +30,9 @@ def sender(settings: Settings) -> Address:
             f"MAILASYNC_MAIL_FROM: {e}; set it if MAILASYNC_MAIL_USERNAME is no address"
         ) from None
     if not address.is_ascii:  # Every mail would need a server with SMTPUTF8.
-        raise SettingsError("MAILASYNC_MAIL_FROM: expected an address with ASCII letters before the @-sign")
+        raise SettingsError(
+            "MAILASYNC_MAIL_FROM: expected an address with ASCII letters before the @-sign"
+        )
     return address
 
 
@@ -78,7 +80,8 @@ def _server(settings: Settings) -> NextHop:
     hop = NextHop(
         host=host,
         mails_per_connection=settings.SMTP_MAILS_PER_CONNECTION or most,
-        port=settings.SMTP_PORT or {"ssl": 465, "starttls": 587, "none": 25}[settings.SMTP_SECURITY],
+        port=settings.SMTP_PORT
+        or {"ssl": 465, "starttls": 587, "none": 25}[settings.SMTP_SECURITY],
         security=settings.SMTP_SECURITY,
         ca_file=settings.SMTP_CA_FILE,
         timeout_seconds=settings.SMTP_TIMEOUT_SECONDS,
@@ -124,7 +127,9 @@ class Account:
             return True
         address = address.lower()
         domain = address.rpartition("@")[2]
-        return address in (self.sender.address.lower(), *self.aliases) or f"@{domain}" in self.aliases
+        return (
+            address in (self.sender.address.lower(), *self.aliases) or f"@{domain}" in self.aliases
+        )
 
     @property
     def sending_limit(self) -> SendingLimit:
@@ -191,13 +196,20 @@ def accounts(settings: Settings) -> list[Account]:
             "MAILASYNC_ACCOUNTS_FILE: expected one [[account]] or more "
             f"in {settings.ACCOUNTS_FILE!r}, got none"
         )
-    listed = [_read_account(number, table, settings, path.parent) for number, table in enumerate(tables, 1)]
+    listed = [
+        _read_account(number, table, settings, path.parent)
+        for number, table in enumerate(tables, 1)
+    ]
     if len({account.name for account in listed}) < len(listed):
-        raise SettingsError("MAILASYNC_ACCOUNTS_FILE: expected another name for each account, got one twice")
+        raise SettingsError(
+            "MAILASYNC_ACCOUNTS_FILE: expected another name for each account, got one twice"
+        )
     return listed
 
 
-def _read_account(number: int, table: dict[str, Any], settings: Settings, directory: Path) -> Account:
+def _read_account(
+    number: int, table: dict[str, Any], settings: Settings, directory: Path
+) -> Account:
     """Read one [[account]]; `number` counts from 1, and relative paths begin at `directory`."""
     try:
         _check_fields(table)

@@ -71,7 +71,9 @@ def check_files(settings: Settings) -> None:
     try:
         Path(log_file).expanduser().open("ab").close()
     except OSError as e:
-        message = f"{PREFIX}LOG_FILE: expected a file that can be written, got {log_file!r}: {e.strerror}"
+        message = (
+            f"{PREFIX}LOG_FILE: expected a file that can be written, got {log_file!r}: {e.strerror}"
+        )
         raise SettingsError(message) from None
 
 

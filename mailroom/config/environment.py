@@ -23,7 +23,9 @@ _KUBERNETES = re.compile(
 )
 
 
-def load(environ: Mapping[str, str] | None = None, *, defaults: ModuleType = default_settings) -> Settings:
+def load(
+    environ: Mapping[str, str] | None = None, *, defaults: ModuleType = default_settings
+) -> Settings:
     """Return the settings in force.
 
     `.env` beside default_settings.py is read unless MAILASYNC_ENV_FILE names another file, or none ("").
@@ -130,7 +132,9 @@ def is_kubernetes(variable: str, variables: Mapping[str, str]) -> bool:
 
 def kubernetes_variables(environ: Mapping[str, str]) -> list[str]:
     """Return the variables that are ignored because Kubernetes made them."""
-    return sorted(name for name in environ if name.startswith(PREFIX) and is_kubernetes(name, environ))
+    return sorted(
+        name for name in environ if name.startswith(PREFIX) and is_kubernetes(name, environ)
+    )
 
 
 def refuse_unknown(variables: Mapping[str, str], *, known: Mapping[str, Any]) -> None:
@@ -138,11 +142,17 @@ def refuse_unknown(variables: Mapping[str, str], *, known: Mapping[str, Any]) ->
     names = {f"{PREFIX}{name}" for name in known} | {f"{PREFIX}ENV_FILE"}
     names |= {file_variable(name) for name in SECRETS}
     for variable in sorted(variables):
-        if not variable.startswith(PREFIX) or variable in names or is_kubernetes(variable, variables):
+        if (
+            not variable.startswith(PREFIX)
+            or variable in names
+            or is_kubernetes(variable, variables)
+        ):
             continue
         nearest = difflib.get_close_matches(variable, names, n=1, cutoff=0.5)
         suggestion = f"; did you mean {nearest[0]}?" if nearest else ";"
-        raise SettingsError(f"{variable} is no setting{suggestion} default_settings.py lists them all")
+        raise SettingsError(
+            f"{variable} is no setting{suggestion} default_settings.py lists them all"
+        )
 
 
 def hint_unprefixed(environ: Mapping[str, str]) -> list[str]:

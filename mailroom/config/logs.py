@@ -104,7 +104,9 @@ def finish_setup(settings: Settings, logger: logging.Logger) -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.raiseExceptions = False  # A line that cannot be written is dropped without a traceback.
     _replace_file_handlers(logger)
-    if settings.LOG_FILE and not any(isinstance(handler, LogFileHandler) for handler in logger.handlers):
+    if settings.LOG_FILE and not any(
+        isinstance(handler, LogFileHandler) for handler in logger.handlers
+    ):
         file_handler = LogFileHandler(str(Path(settings.LOG_FILE).expanduser()))
         file_handler.setFormatter(formatter(settings))
         logger.addHandler(file_handler)

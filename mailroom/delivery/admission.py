@@ -55,9 +55,13 @@ class _AccountShare:
     singles: deque[ConnectionRequest] = field(default_factory=deque)
     batches: deque[ConnectionRequest] = field(default_factory=deque)
     single_was_last: bool = False  #: True if the last connection went to a single mail
-    progress_at: float = field(default_factory=time.monotonic)  #: a connection was last taken or released
+    progress_at: float = field(
+        default_factory=time.monotonic
+    )  #: a connection was last taken or released
     is_fast: bool = True  #: True if the last mail took less than HANGS_AFTER_SECONDS
-    connections: int = 0  #: as many as the server takes, as far as we know; at most `connections_max`
+    connections: int = (
+        0  #: as many as the server takes, as far as we know; at most `connections_max`
+    )
     limited_at: float = 0.0  #: `connections` last changed
 
     def __post_init__(self) -> None:
@@ -115,12 +119,17 @@ class _AccountShare:
     def _add_connection(self) -> None:
         """Allow one more connection if their number was limited a while ago."""
         waited_seconds = time.monotonic() - self.limited_at
-        if self.connections < self.connections_max and waited_seconds > ADD_CONNECTION_AFTER_SECONDS:
+        if (
+            self.connections < self.connections_max
+            and waited_seconds > ADD_CONNECTION_AFTER_SECONDS
+        ):
             self.connections += 1
             self.limited_at = time.monotonic()
 
     def _next_queue(self) -> deque[ConnectionRequest]:
-        return self.batches or self.singles if self.single_was_last else self.singles or self.batches
+        return (
+            self.batches or self.singles if self.single_was_last else self.singles or self.batches
+        )
 
 
 class Admission:
@@ -292,7 +301,9 @@ class Admission:
     def hanging(self) -> dict[str, str]:
         """Return the accounts that hang, each with a description for people."""
         with self._lock:
-            return {account: share.description for account, share in self._shares.items() if share.hangs}
+            return {
+                account: share.description for account, share in self._shares.items() if share.hangs
+            }
 
     def _admit(self, share: _AccountShare) -> None:
         if self._is_closed:

@@ -26,7 +26,9 @@ class Recorder:
     Once `stopping` is set no attempt is begun and no fence is passed: rows that are not past it are released.
     """
 
-    def __init__(self, claims: ClaimStore, runner: AttemptRunner, stopping: threading.Event) -> None:
+    def __init__(
+        self, claims: ClaimStore, runner: AttemptRunner, stopping: threading.Event
+    ) -> None:
         self.claims = claims
         self.runner = runner
         self.stopping = stopping
@@ -68,7 +70,9 @@ class Recorder:
             return None
         except StoreUnavailable as e:
             extra = {"message_id": claim.id}
-            log.error("message %s attempt %d: not sent: %s", claim.id, claim.attempt, e, extra=extra)
+            log.error(
+                "message %s attempt %d: not sent: %s", claim.id, claim.attempt, e, extra=extra
+            )
             return None
 
     def release(self, claim: Claim) -> bool:
@@ -85,7 +89,9 @@ class Recorder:
         self.log_outcome(claim, outcome, started_at, written=written)
         return True
 
-    def log_outcome(self, claim: Claim, outcome: Outcome, started_at: float, *, written: bool) -> None:
+    def log_outcome(
+        self, claim: Claim, outcome: Outcome, started_at: float, *, written: bool
+    ) -> None:
         """Log a recorded outcome; `written` is False if the row was no longer this attempt's."""
         extra = {"message_id": claim.id}
         if written:

@@ -92,17 +92,25 @@ class Api:
         """Defer, refuse or drop the next mails after their final dot; null lets all mail through."""
         coding = request.headers.get("Content-Encoding", "").strip()
         if coding.lower() not in ("", "identity"):
-            response = _problem(415, f"expected a body without Content-Encoding, got {coding[:80]!r}")
+            response = _problem(
+                415, f"expected a body without Content-Encoding, got {coding[:80]!r}"
+            )
             response.headers["Accept-Encoding"] = "identity"
             return response
         body = request.get_json(silent=True)
         if not isinstance(body, dict) or not body.keys() <= {"failure", "count"}:
-            return _problem(422, "expected a JSON object with failure and count, got something else")
+            return _problem(
+                422, "expected a JSON object with failure and count, got something else"
+            )
         failure, count = body.get("failure"), body.get("count", 1)
         if failure is not None and (not isinstance(failure, str) or failure not in set(Failure)):
-            return _problem(422, f"failure: expected null or one of {', '.join(Failure)}, got another")
+            return _problem(
+                422, f"failure: expected null or one of {', '.join(Failure)}, got another"
+            )
         if type(count) is not int or not 1 <= count <= COUNT_MAX:
-            return _problem(422, f"count: expected a whole number from 1 to {COUNT_MAX}, got another")
+            return _problem(
+                422, f"count: expected a whole number from 1 to {COUNT_MAX}, got another"
+            )
         self._chaos.set(None if failure is None else Failure(failure), count)
         return self.failure()
 

@@ -44,7 +44,11 @@ _LABELS = {
 }
 #: Codecs that we ignore: ASCII says nothing about other bytes; Python decodes the others in quadratic time.
 _IGNORED = {"ascii", "idna", "punycode"}
-_BOMS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
+_BOMS = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
 #: How far a browser looks for <meta charset> (WHATWG HTML, 13.2.3.2).
 _META_IN_BYTES = 1024
 _META = re.compile(

@@ -35,7 +35,9 @@ _LONE_DOT = b".\r\n"
 _END = b"\r\n" + _LONE_DOT
 _STARTS_OF_END = tuple(_END[:n] for n in range(1, len(_END)))
 #: Keeps a quoted local part quoted; the parser of aiosmtpd removes the quotes.
-_PLAIN_ADDRESS = re.compile(r"""<((?:[\w.!#$%&'*+/=?^`{|}~-]+|"(?:[^"\\]|\\.)+")@[\w.-]+)>(.*)""", re.ASCII)
+_PLAIN_ADDRESS = re.compile(
+    r"""<((?:[\w.!#$%&'*+/=?^`{|}~-]+|"(?:[^"\\]|\\.)+")@[\w.-]+)>(.*)""", re.ASCII
+)
 
 
 class PortTaken(OSError):
@@ -97,7 +99,9 @@ class Inbox:
         if self._thread is None:
             return
         self._stopping.set()
-        with suppress(RuntimeError):  # The event loop is closed: the thread has just ended by itself.
+        with suppress(
+            RuntimeError
+        ):  # The event loop is closed: the thread has just ended by itself.
             self._wake()
         self._thread.join()
         self._thread = None
@@ -131,7 +135,9 @@ class Inbox:
         server = await loop.create_server(lambda: _Connection(handler, transports), sock=listener)
         try:
             self._ready.set()
-            if not self._stopping.is_set():  # Checked after `_wake` is set, so that no stop() is missed.
+            if (
+                not self._stopping.is_set()
+            ):  # Checked after `_wake` is set, so that no stop() is missed.
                 await woken.wait()
         finally:
             server.close()

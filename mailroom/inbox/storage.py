@@ -200,7 +200,9 @@ class InboxStorage:
 
     def _prune(self) -> None:
         # The mail that has just arrived stays, however big it is.
-        while len(self._mails) > self._max_count or (self._bytes > self._max_bytes and len(self._mails) > 1):
+        while len(self._mails) > self._max_count or (
+            self._bytes > self._max_bytes and len(self._mails) > 1
+        ):
             oldest = self._mails.pop(next(iter(self._mails)))
             self._bytes -= len(oldest.raw)
 

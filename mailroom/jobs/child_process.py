@@ -78,7 +78,9 @@ class Job:
 
 
 def main(modules: list[str]) -> NoReturn:
-    requests, replies, output, null = (_high(fd) for fd in (0, 1, 2, os.open(os.devnull, os.O_RDWR)))
+    requests, replies, output, null = (
+        _high(fd) for fd in (0, 1, 2, os.open(os.devnull, os.O_RDWR))
+    )
     home = Path.cwd()
     send = partial(_send, replies, threading.Lock())
     jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
@@ -91,7 +93,9 @@ def main(modules: list[str]) -> NoReturn:
         while True:
             job = jobs.get()
             _restore(output, null, home)
-            job.send({"begun": True})  # From here on no other child may get the job as if it had not run.
+            job.send(
+                {"begun": True}
+            )  # From here on no other child may get the job as if it had not run.
             reply = _run(job)
             _flush()
             job.stop()
@@ -214,7 +218,11 @@ def _end_fork(error: BaseException | None) -> NoReturn:
 def _application() -> Any:
     """Return the Flask application of FLASK_APP, or of app.py, as `flask run` does."""
     # Imported only here: a child whose jobs need no application starts without Flask.
-    return import_module("flask.cli").ScriptInfo(app_import_path=os.environ.get("FLASK_APP")).load_app()
+    return (
+        import_module("flask.cli")
+        .ScriptInfo(app_import_path=os.environ.get("FLASK_APP"))
+        .load_app()
+    )
 
 
 def _result_message(result: Result) -> dict[str, Any]:
@@ -229,7 +237,9 @@ def _result_message(result: Result) -> dict[str, Any]:
     name = file.name
     content_type = file.content_type
     if not isinstance(name, str) or not isinstance(content_type, str):
-        raise TypeError(f"a file's name and type are text, got {name!r:.100} and {content_type!r:.100}")
+        raise TypeError(
+            f"a file's name and type are text, got {name!r:.100} and {content_type!r:.100}"
+        )
     content = base64.b64encode(file.content).decode()
     fields = {"name": name, "content_type": content_type, "content": content}
     return {"result": result.value, "file": fields}

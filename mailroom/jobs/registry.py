@@ -151,7 +151,9 @@ class JobType:
             raise InvalidMessage([self._field_error(error) for error in errors]) from None
         except (TypeError, ValueError, RecursionError) as e:
             # The queue also carries what JSON does not have: NaN, and any depth.
-            raise InvalidMessage([FieldError("#/args", f"expected JSON, got what is none: {e}")]) from None
+            raise InvalidMessage(
+                [FieldError("#/args", f"expected JSON, got what is none: {e}")]
+            ) from None
 
     @property
     def description(self) -> str:

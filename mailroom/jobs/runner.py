@@ -54,7 +54,9 @@ class Runner:
         #: end.
         self._kinds = [(queue, isolated) for queue in queues for isolated in (False, True)]
         self._slots = Slots(slots, queues)
-        self._processes = Slots(processes, [queue for queue in queues if _names(queue, isolated=True)])
+        self._processes = Slots(
+            processes, [queue for queue in queues if _names(queue, isolated=True)]
+        )
         self._children = children
         self._on_queued = on_queued
         self._running: set[JobAttempt] = set()
@@ -82,7 +84,9 @@ class Runner:
             if is_late or attempt.claim.id in taken_away:
                 self._interrupt(attempt)
             if is_late and attempt.overdue_seconds > NOTICE_SECONDS:
-                self._settle(attempt, _timed_out(attempt.claim))  # Its thread is lost until the job returns.
+                self._settle(
+                    attempt, _timed_out(attempt.claim)
+                )  # Its thread is lost until the job returns.
         self.wake()
 
     def stop(self) -> None:
@@ -104,7 +108,9 @@ class Runner:
         self._wait_until_none_runs(NOTICE_SECONDS)
         self._children.close()
         self._wait_until_none_runs(NOTICE_SECONDS)
-        for attempt in list(self._running):  # Threads that notice nothing; they end with this process.
+        for attempt in list(
+            self._running
+        ):  # Threads that notice nothing; they end with this process.
             if attempt.claim.is_last:
                 self._settle(attempt, JobEnd(state=JobState.FAILED, error=STOPPED))
             else:
@@ -298,7 +304,11 @@ class Runner:
 
 
 def _names(queue: str, *, isolated: bool) -> list[str]:
-    return [kind.name for kind in registry.job_types() if kind.queue == queue and kind.isolated is isolated]
+    return [
+        kind.name
+        for kind in registry.job_types()
+        if kind.queue == queue and kind.isolated is isolated
+    ]
 
 
 def _succeeded(result: Result) -> JobEnd:
@@ -330,4 +340,6 @@ def _log_end(attempt: JobAttempt, end: JobEnd, *, is_recorded: bool) -> None:
     result = str(end.state)
     if not is_recorded:
         result += ", as is on record already, or it was canceled or given to others,"
-    log.info("job %s (%s) attempt %d: %s in %.2fs", claim.id, claim.name, claim.attempt, result, seconds)
+    log.info(
+        "job %s (%s) attempt %d: %s in %.2fs", claim.id, claim.name, claim.attempt, result, seconds
+    )

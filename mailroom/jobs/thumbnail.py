@@ -39,7 +39,9 @@ def thumbnail(
             small, format = _read(image, width)
     except UnidentifiedImageError:
         size = len(image)
-        raise ValueError(f"expected a PNG, JPEG, WebP or GIF image, got {size} bytes that are none") from None
+        raise ValueError(
+            f"expected a PNG, JPEG, WebP or GIF image, got {size} bytes that are none"
+        ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         most = Image.MAX_IMAGE_PIXELS
         raise ValueError(f"expected an image of at most {most} pixels, got a larger one") from None

@@ -86,7 +86,9 @@ def _from_object(value: dict[Any, Any]) -> Address:
 def _refuse_line(value: str) -> None:
     refuse_control(value, expected="an address")
     if len(value) > ADDRESS_MAX_CHARACTERS:
-        refuse(f"expected an address of at most {ADDRESS_MAX_CHARACTERS} characters, got {len(value)}")
+        refuse(
+            f"expected an address of at most {ADDRESS_MAX_CHARACTERS} characters, got {len(value)}"
+        )
     encodable(value)
 
 
@@ -94,7 +96,9 @@ def _refuse_line(value: str) -> None:
 def _plain_domain(domain: str) -> str:
     """Return the domain for the envelope; "" if it is wrong, and the parser has to say why."""
     try:
-        parsed = validate_email(f"a@{domain}", check_deliverability=False, globally_deliverable=False)
+        parsed = validate_email(
+            f"a@{domain}", check_deliverability=False, globally_deliverable=False
+        )
     except EmailNotValidError:
         return ""
     return "" if _no_mail_domain(parsed.ascii_domain) else str(parsed.ascii_domain)

@@ -6,10 +6,12 @@ from typing import NamedTuple
 OCTET_STREAM = "application/octet-stream"
 #: Not message/… and multipart/…, which may not be in base64 (RFC 2045, 6.4).
 _NAME = re.compile(
-    r"(?!message/|multipart/)[a-z0-9][a-z0-9!#$&^_.+-]{0,126}/[a-z0-9][a-z0-9!#$&^_.+-]{0,126}", re.IGNORECASE
+    r"(?!message/|multipart/)[a-z0-9][a-z0-9!#$&^_.+-]{0,126}/[a-z0-9][a-z0-9!#$&^_.+-]{0,126}",
+    re.IGNORECASE,
 )
 _PARAMETER = re.compile(
-    r"""\s*;\s*([A-Za-z0-9!#$%&'*+.^_`{|}~-]+)=([A-Za-z0-9!#$%&'*+.^_`{|}~-]+|"[ !#-\[\]-~]*")""", re.ASCII
+    r"""\s*;\s*([A-Za-z0-9!#$%&'*+.^_`{|}~-]+)=([A-Za-z0-9!#$%&'*+.^_`{|}~-]+|"[ !#-\[\]-~]*")""",
+    re.ASCII,
 )
 #: The parameter with the file's name, also as in RFC 2231 (name*, name*0); composing writes it itself.
 _FILE_NAME = re.compile(r"name(?:\*.*)?")

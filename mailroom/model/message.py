@@ -40,12 +40,15 @@ FINAL = frozenset(
 #: The limit of file systems (NAME_MAX).
 _FILE_NAME_MAX_BYTES = 255
 #: Control characters, lone surrogates, and direction marks, which make "gpj.exe" look like "exe.jpg".
-_NOT_IN_NAMES = re.compile(f"[{CONTROL_CHARACTERS}\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_NOT_IN_NAMES = re.compile(
+    f"[{CONTROL_CHARACTERS}\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 #: Header fields with a grammar in which no word may be encoded (RFC 2047, 5).
 STRUCTURED = re.compile(
-    r"list-.*|in-reply-to|references|auto-submitted|precedence|priority|importance|sensitivity", re.IGNORECASE
+    r"list-.*|in-reply-to|references|auto-submitted|precedence|priority|importance|sensitivity",
+    re.IGNORECASE,
 )
 
 
@@ -83,12 +86,16 @@ class Message:
     subject: str = ""
     text: str | None = None
     html: str | None = None
-    template: bool = False  #: `{{ job.… }}` in it is filled in when its job ends; see templating/job.py
+    template: bool = (
+        False  #: `{{ job.… }}` in it is filled in when its job ends; see templating/job.py
+    )
     cc: tuple[Address, ...] = ()
     bcc: tuple[Address, ...] = ()
     sender: Address | None = None  #: the address in From; None: the account's
     reply_to: tuple[Address, ...] = ()
-    headers: tuple[tuple[str, str], ...] = ()  #: further header fields, checked when the mail was accepted
+    headers: tuple[
+        tuple[str, str], ...
+    ] = ()  #: further header fields, checked when the mail was accepted
     attachments: tuple[Attachment, ...] = ()
     tags: tuple[str, ...] = ()  #: the client's, to find the mail by
     metadata: Mapping[str, str] = field(default_factory=dict)  #: the client's, repeated in webhooks

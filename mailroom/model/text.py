@@ -41,7 +41,9 @@ def refuse_control(text: str, *, expected: str = "one line") -> None:
       PydanticCustomError: there is one.
     """
     if match := _CONTROL.search(text):
-        refuse(f"expected {expected} without control characters, got {match[0]!r} at {match.start()}")
+        refuse(
+            f"expected {expected} without control characters, got {match[0]!r} at {match.start()}"
+        )
 
 
 def check_subject(value: str) -> str:

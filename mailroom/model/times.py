@@ -37,4 +37,6 @@ def parse_timestamp(text: str) -> datetime:
 
 
 def _iso(ms: int, precision: str) -> str:
-    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec=precision).replace("+00:00", "Z")
+    return (
+        datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec=precision).replace("+00:00", "Z")
+    )

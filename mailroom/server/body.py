@@ -39,7 +39,10 @@ class Bodies:
         """Count a long body, which is read in a thread. Raises TooManyRequests."""
         address = network(body.address)
         with self._lock:
-            if sum(other == address for other in self._read.values()) >= self.limits.bodies_per_address:
+            if (
+                sum(other == address for other in self._read.values())
+                >= self.limits.bodies_per_address
+            ):
                 raise self._too_many()
             if len(self._read) >= LONG_BODIES_MAX:
                 raise TooManyRequests(
@@ -186,7 +189,9 @@ class Body(io.RawIOBase):
         arrived.acquire()
         self._pending = pending = self._ask()
         pending.add_done_callback(lambda future: arrived.release())
-        if self._bodies.is_stopping or not arrived.acquire(timeout=max(0.0, self.due - self._bodies.clock())):
+        if self._bodies.is_stopping or not arrived.acquire(
+            timeout=max(0.0, self.due - self._bodies.clock())
+        ):
             pending.cancel()
         self._pending = None
         if pending.cancelled():
@@ -242,4 +247,6 @@ class Body(io.RawIOBase):
             expected = "its last chunk"
         else:
             expected = f"{self._length} bytes, as Content-Length says"
-        self._error = ClientDisconnected(f"expected {expected}, got {self.received} bytes and then no more")
+        self._error = ClientDisconnected(
+            f"expected {expected}, got {self.received} bytes and then no more"
+        )

@@ -38,7 +38,9 @@ class Gateway:
     """Runs the application for each request, in the thread that granian calls it in."""
 
     def __init__(self, application: Application, bodies: Bodies) -> None:
-        self.running: set[str] = set()  #: the clients whose request has no whole response yet, as "host:port"
+        self.running: set[str] = (
+            set()
+        )  #: the clients whose request has no whole response yet, as "host:port"
         self._application = application
         self._bodies = bodies
 
@@ -115,7 +117,9 @@ class Exchange:
 
     def respond(self, content: Iterable[bytes]) -> None:
         """Send the response: in one piece if its length is known, else part by part."""
-        if self._status in _EMPTY or any(name.lower() == "content-length" for name, _ in self._headers):
+        if self._status in _EMPTY or any(
+            name.lower() == "content-length" for name, _ in self._headers
+        ):
             self.protocol.response_bytes(self._status, self._headers, b"".join(content))
             return
         transport = self.protocol.response_stream(self._status, self._headers)

@@ -31,7 +31,13 @@ OTHER_FILES = 256
 
 
 def serve(
-    host: str, port: int, *, loader: Callable[[], Any], threads: int, limits: Limits, stop_seconds: int
+    host: str,
+    port: int,
+    *,
+    loader: Callable[[], Any],
+    threads: int,
+    limits: Limits,
+    stop_seconds: int,
 ) -> None:
     """Serve until a signal; `loader` makes the application in the child process, and opens everything."""
     server = MPServer(
@@ -50,7 +56,9 @@ def serve(
     )
     granian_log.addFilter(partial(_is_news, server))
     server.serve(
-        spawn_target=partial(run_worker, port=port, limits=limits), target_loader=loader, wrap_loader=False
+        spawn_target=partial(run_worker, port=port, limits=limits),
+        target_loader=loader,
+        wrap_loader=False,
     )
 
 
@@ -72,7 +80,9 @@ def _is_news(server: MPServer, record: logging.LogRecord) -> bool:
 class _Loop:
     """Takes the place of granian's event loop: calls back at once, in the thread that has the result."""
 
-    def call_soon(self, call: Callable[..., object], *values: object, context: object = None) -> None:
+    def call_soon(
+        self, call: Callable[..., object], *values: object, context: object = None
+    ) -> None:
         call(*values)
 
     call_soon_threadsafe = call_soon

@@ -34,7 +34,9 @@ def start_child(settings: Settings, *at_signal: Callable[[], None]) -> None:
     SupervisedThread("parent", partial(end_with_parent, os.getppid(), orphaned), orphaned).start()
 
 
-def end_at_signal(signals: int, stops: Sequence[Callable[[], None]], ending: threading.Event) -> None:
+def end_at_signal(
+    signals: int, stops: Sequence[Callable[[], None]], ending: threading.Event
+) -> None:
     """Call `stops` when SIGTERM or SIGINT arrives on the pipe `signals`, and set `ending`."""
     while os.read(signals, 1) not in (bytes([signal.SIGTERM]), bytes([signal.SIGINT])):
         pass

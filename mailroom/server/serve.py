@@ -40,14 +40,19 @@ server = Lazy("mailroom.server.http_server")
 STOP_SECONDS = 20
 #: Threads for requests that wait: for a message or job, for events, for a mail in the inbox, and for the rest
 #: of a long body.
-WAITING_THREADS = prefer_wait.WAITERS_MAX + web.event_stream.STREAMS_MAX + INBOX_WAITERS_MAX + LONG_BODIES_MAX
+WAITING_THREADS = (
+    prefer_wait.WAITERS_MAX + web.event_stream.STREAMS_MAX + INBOX_WAITERS_MAX + LONG_BODIES_MAX
+)
 
 
 class CreateApp(Protocol):
     """Makes the application; app.py's `create_app` is it."""
 
     def __call__(
-        self, settings: Settings | None = None, *blueprints: Blueprint, database: Database | None = None
+        self,
+        settings: Settings | None = None,
+        *blueprints: Blueprint,
+        database: Database | None = None,
     ) -> Flask: ...
 
 
@@ -98,7 +103,11 @@ def serve_inbox(settings: Settings) -> None:
 
 
 def serve(
-    settings: Settings, *, loader: "partial[Flask]", port_setting: str = "PORT", limits: Limits = LIMITS
+    settings: Settings,
+    *,
+    loader: "partial[Flask]",
+    port_setting: str = "PORT",
+    limits: Limits = LIMITS,
 ) -> None:
     """Run granian until a signal; its child process makes the application and opens everything."""
     terminal.keep_open()
@@ -163,7 +172,9 @@ def set_up_inbox(app: Flask, settings: Settings) -> None:
     app.json.sort_keys = False  # type: ignore[attr-defined]  # of the default provider
     BrowserSessions(partial(token_bytes, 32)).attach(app)
     metrics.watch(app)
-    app.before_request(partial(guard.check_alone, "" if settings.listens_on_loopback else settings.API_KEY))
+    app.before_request(
+        partial(guard.check_alone, "" if settings.listens_on_loopback else settings.API_KEY)
+    )
     app.add_url_rule("/livez", view_func=health.livez)
     app.register_blueprint(web.layout.assets)
 
@@ -172,7 +183,10 @@ def inbox_hooks(served: Settings) -> AppHooks:
     """Adapt the inbox alone to the web process at `served`, to which its links lead."""
 
     def links(message_id: str) -> list[tuple[str, str]]:
-        return [(f"{url(served)}/messages/{id}", "its message") for id in web.messages.ids_in(message_id)]
+        return [
+            (f"{url(served)}/messages/{id}", "its message")
+            for id in web.messages.ids_in(message_id)
+        ]
 
     return AppHooks(
         hint=curl(served),
@@ -211,7 +225,9 @@ def refuse_taken_port(host: str, port: int, setting: str) -> None:
 
 
 def url(settings: Settings) -> str:
-    host = {"localhost": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.HOST, settings.HOST)
+    host = {"localhost": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(
+        settings.HOST, settings.HOST
+    )
     return f"http://{host_and_port(host, settings.PORT)}"
 
 

@@ -89,7 +89,11 @@ def start_worker(database: Database) -> Callable[[], None]:
 
 def say_addresses(settings: Settings, deliver: bool) -> None:
     remark = "" if deliver else ", the inbox; --deliver sends it for real"
-    broker = "in this process; set MAILASYNC_BROKER_URL for RabbitMQ" if settings.embedded else "RabbitMQ"
+    broker = (
+        "in this process; set MAILASYNC_BROKER_URL for RabbitMQ"
+        if settings.embedded
+        else "RabbitMQ"
+    )
     say(
         f"mailasync runs at  {url(settings)}",
         f"how it goes        {url(settings)}/dashboard",

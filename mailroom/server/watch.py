@@ -20,7 +20,9 @@ _stopping = threading.Event()
 
 def watch(gateway: Gateway, bodies: Bodies, connections: Connections) -> None:
     """Start the thread that does this until the process ends."""
-    SupervisedThread("late bodies", partial(_watch, gateway, bodies, connections), _stopping).start()
+    SupervisedThread(
+        "late bodies", partial(_watch, gateway, bodies, connections), _stopping
+    ).start()
 
 
 def stop() -> None:
@@ -41,4 +43,6 @@ def _check(gateway: Gateway, bodies: Bodies, connections: Connections) -> None:
     if late := bodies.give_up_late():
         log.warning("%d requests were given up, as their bodies did not arrive in time", late)
     if connections.are_too_many() and (closed := connections.close_idle(gateway.running)):
-        log.warning("%d idle connections of the busiest address were closed, as there were too many", closed)
+        log.warning(
+            "%d idle connections of the busiest address were closed, as there were too many", closed
+        )

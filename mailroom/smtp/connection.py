@@ -23,7 +23,8 @@ REPLY_MAX_CHARACTERS = 500
 T = TypeVar("T")
 #: URLs, addresses and host names.
 _NAMES = re.compile(
-    r"""https?://\S+|<[^<>]*>|"[^"]*"@\S+|\S*@\S+|\b[\w-]+(?:\.[\w-]+)*\.[a-z]{2,}\b""", re.IGNORECASE
+    r"""https?://\S+|<[^<>]*>|"[^"]*"@\S+|\S*@\S+|\b[\w-]+(?:\.[\w-]+)*\.[a-z]{2,}\b""",
+    re.IGNORECASE,
 )
 
 RawReply = tuple[int, bytes]  #: a reply as smtplib returns it: its code and its text
@@ -165,7 +166,9 @@ class Connection(smtplib.SMTP):
         """Read a reply; raise SMTPServerDisconnected also if what comes is none."""
         code, text = yield from self.read_raw_reply()
         if code < 200 or code >= 600:
-            raise smtplib.SMTPServerDisconnected(f"expected an SMTP reply, got {reply_text(text)!r}")
+            raise smtplib.SMTPServerDisconnected(
+                f"expected an SMTP reply, got {reply_text(text)!r}"
+            )
         return Reply(code, reply_text(text))
 
     def read_refusal(self) -> Dialogue[Reply | None]:

@@ -13,7 +13,9 @@ class Envelope:
 
     positions: tuple[int, ...]
     replies: tuple[Reply, ...]
-    hangup: Reply | None = None  #: why there are no more: 421, or how the connection was lost (code 0)
+    hangup: Reply | None = (
+        None  #: why there are no more: 421, or how the connection was lost (code 0)
+    )
     timed_out: bool = False  #: True if they did not come in time
 
     @property
@@ -64,7 +66,9 @@ def send_envelope(
     except (OSError, smtplib.SMTPException) as e:
         hangup = Reply(0, describe(e))
         timed_out = isinstance(e.__cause__, TimeoutError)
-    return Envelope(positions=tuple(recipients), replies=tuple(replies), hangup=hangup, timed_out=timed_out)
+    return Envelope(
+        positions=tuple(recipients), replies=tuple(replies), hangup=hangup, timed_out=timed_out
+    )
 
 
 def _commands(mail: str, recipients: dict[int, str]) -> list[str]:

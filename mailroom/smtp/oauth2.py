@@ -60,7 +60,9 @@ class TokenSource:
     def _fetch(self) -> None:
         form = self._form()
         try:
-            response = requests.post(self.url, data=form, timeout=self.timeout_seconds, allow_redirects=False)
+            response = requests.post(
+                self.url, data=form, timeout=self.timeout_seconds, allow_redirects=False
+            )
         except requests.RequestException as e:
             reason = f"the token endpoint could not be reached: {type(e).__name__}"
             raise TokenError(reason, code=421) from None
@@ -86,7 +88,9 @@ class TokenSource:
                 "grant_type": "refresh_token",
             }
         except (OSError, ValueError, KeyError, TypeError) as e:
-            raise TokenError(f"expected a yagmail OAuth2 file at {self.path!r}: {type(e).__name__}") from None
+            raise TokenError(
+                f"expected a yagmail OAuth2 file at {self.path!r}: {type(e).__name__}"
+            ) from None
 
 
 def _error_code(response: Any) -> str:

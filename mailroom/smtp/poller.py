@@ -108,7 +108,9 @@ class Poller(Generic[K, R]):
         """Make `wait` return, now or when it is called next; from any thread."""
         if not self._is_woken:
             self._is_woken = True
-            with suppress(OSError):  # The polling thread may just have ended, and closed the socket.
+            with suppress(
+                OSError
+            ):  # The polling thread may just have ended, and closed the socket.
                 self._waker.send(b"!")
 
     def wait(self, gather_seconds: float = 0, *, max_seconds: float = float("inf")) -> None:
@@ -140,7 +142,9 @@ class Poller(Generic[K, R]):
 
     def _time_out(self) -> None:
         now = time.monotonic()
-        overdue = [descriptor for descriptor, (_, _, deadline) in self._waiting.items() if deadline <= now]
+        overdue = [
+            descriptor for descriptor, (_, _, deadline) in self._waiting.items() if deadline <= now
+        ]
         for descriptor in overdue:
             key, dialogue, _ = self._forget(descriptor)
             error = TimeoutError("timed out")

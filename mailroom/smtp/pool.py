@@ -48,9 +48,13 @@ class Sessions:
         while True:
             try:
                 with self.borrow(fresh=fresh, since=since) as session:
-                    receipt = yield from session.attempt(*mail, smtputf8=smtputf8, one_by_one=one_by_one)
+                    receipt = yield from session.attempt(
+                        *mail, smtputf8=smtputf8, one_by_one=one_by_one
+                    )
                     break
-            except SessionLost as e:  # Of a new session only PipeliningDoubted can be raised, and only once.
+            except (
+                SessionLost
+            ) as e:  # Of a new session only PipeliningDoubted can be raised, and only once.
                 fresh = True
                 one_by_one = one_by_one or isinstance(e, PipeliningDoubted)
         if one_by_one and receipt.final is not None and receipt.final.accepts:
@@ -105,7 +109,9 @@ class Sessions:
     def _reuse(self) -> Session | None:
         while True:
             try:
-                session = self._idle.pop()  # The last one in: the others may grow old and be closed.
+                session = (
+                    self._idle.pop()
+                )  # The last one in: the others may grow old and be closed.
             except IndexError:
                 return None
             if session.is_reusable:
@@ -114,7 +120,9 @@ class Sessions:
 
     def _new(self, since: float | None) -> Session:
         with suppress(IndexError):
-            self._close(self._used_up.pop())  # So that there are never more than can be borrowed at a time.
+            self._close(
+                self._used_up.pop()
+            )  # So that there are never more than can be borrowed at a time.
         with self._counts:
             self._opening += 1
             opened_before = self._opened_ever

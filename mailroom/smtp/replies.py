@@ -19,7 +19,9 @@ _LOGIN_RATE_CODE = 454
 _BUSY_CODE = 421
 #: More recipients than the server takes at a time: any refusal that says x.5.3 or "too many recipients".
 #: RFC 5321, 4.5.3.1.10 has 452 for it, and 552 of old servers; the code itself is not compared.
-_TOO_MANY_RECIPIENTS = re.compile(r"[45]\.5\.3(?![\d.])|.*too many recipients", re.IGNORECASE | re.DOTALL)
+_TOO_MANY_RECIPIENTS = re.compile(
+    r"[45]\.5\.3(?![\d.])|.*too many recipients", re.IGNORECASE | re.DOTALL
+)
 
 #: As Postfix, Exim, Exchange ("maximum number of concurrent server connections", "sender thread limit"),
 #: Orange ("too many connexions, slow down") and QQ ("connection frequency limited") say it.
@@ -61,7 +63,9 @@ def state_of(reply: Reply) -> State:
     return State.DEFERRED
 
 
-def account_error_of(reply: Reply, schedule: Schedule, *, of_message: bool = True) -> AccountError | None:
+def account_error_of(
+    reply: Reply, schedule: Schedule, *, of_message: bool = True
+) -> AccountError | None:
     """Return what a reply means for the account; None: nothing.
 
     `of_message`: the reply came to MAIL or later. All before that is about the account or the server, even if
@@ -73,7 +77,9 @@ def account_error_of(reply: Reply, schedule: Schedule, *, of_message: bool = Tru
         return limit
     is_about_login = reply.code in _LOGIN_CODES
     if not is_about_login and says_too_many_connections(reply):
-        return AccountError(state=AccountState.PAUSED, reason=reason, waits=CONNECTIONS_WAITS_SECONDS)
+        return AccountError(
+            state=AccountState.PAUSED, reason=reason, waits=CONNECTIONS_WAITS_SECONDS
+        )
     is_permanent = 500 <= reply.code < 600
     if is_about_login or (is_permanent and not of_message):
         return AccountError(
@@ -139,7 +145,10 @@ def is_about_session(reply: Reply) -> bool:
     """Tell whether the mail was refused for what the session has sent before; a new one has sent nothing."""
     if not reply.refuses:
         return False
-    return says_too_many_recipients(reply) or _SESSION_LIMIT.search(reply.text_without_names) is not None
+    return (
+        says_too_many_recipients(reply)
+        or _SESSION_LIMIT.search(reply.text_without_names) is not None
+    )
 
 
 def says_too_many_connections(reply: Reply) -> bool:

@@ -9,9 +9,13 @@ from mailroom.model.account import AccountState
 class LimitPattern(NamedTuple):
     """A provider's reply for a sending limit, and what it means for the account."""
 
-    pattern: str  #: a regular expression, searched in `Reply.text_without_names`, in any case of letters
+    pattern: (
+        str  #: a regular expression, searched in `Reply.text_without_names`, in any case of letters
+    )
     state: AccountState
-    waits: tuple[float, ...]  #: seconds until the account is tried again, after the first such reply, …
+    waits: tuple[
+        float, ...
+    ]  #: seconds until the account is tried again, after the first such reply, …
 
 
 #: A limit over a rolling window ends at a moment that no server says.
@@ -38,12 +42,16 @@ _TIMES = r"(?:daily|hourly|weekly|monthly|hour|(?:24|one)[- ]hours?|per[- ](?:ho
 LIMITS = (
     # Gmail, Workspace: support.google.com/a/answer/3726730
     LimitPattern(
-        r"^5\.4\.5(?![\d.])|daily smtp relay limit|daily user sending (?:limit|quota)", _PARKED, OF_A_DAY
+        r"^5\.4\.5(?![\d.])|daily smtp relay limit|daily user sending (?:limit|quota)",
+        _PARKED,
+        OF_A_DAY,
     ),
     # Exchange Online: learn.microsoft.com, "Fix NDR error 550 5.1.90", "… SubmissionQuotaExceededException"
     LimitPattern(r"^5\.1\.90\s|submissionquotaexceeded", _PARKED, OF_A_DAY),
     # Exchange Online: learn.microsoft.com, "Email non-delivery reports": a user or tenant who may not send
-    LimitPattern(r"^5\.1\.8 .*bad outbound sender|^5\.7\.(?:50[123]|70[58]|750) ", _HALTED, UNTIL_MENDED),
+    LimitPattern(
+        r"^5\.1\.8 .*bad outbound sender|^5\.7\.(?:50[123]|70[58]|750) ", _HALTED, UNTIL_MENDED
+    ),
     # Amazon SES: docs.aws.amazon.com/ses/latest/dg/troubleshoot-error-messages.html
     LimitPattern(r"throttling failure: daily message quota", _PARKED, OF_A_DAY),
     LimitPattern(r"throttling failure: maximum sending rate", _PAUSED, OF_A_SECOND),
@@ -68,15 +76,21 @@ LIMITS = (
     LimitPattern(r"exceeded your messaging limits", _PARKED, OF_AN_HOUR),
     # SMTP2GO: "552 Your account has been suspended. Please contact us"; a recipient's is not "your" account
     LimitPattern(
-        r"\byour account (?:has been|is|was) (?:suspended|blocked|disabled|paused)", _HALTED, UNTIL_MENDED
+        r"\byour account (?:has been|is|was) (?:suspended|blocked|disabled|paused)",
+        _HALTED,
+        UNTIL_MENDED,
     ),
     # OVH: "sorry, too many emails (#5.7.1)"; Mailu: "You are sending too many emails too fast"
     LimitPattern(
-        r"sorry, too many e?-?mails|\b(?:sent|sending) too many (?:e?-?mails|messages)", _PARKED, OF_AN_HOUR
+        r"sorry, too many e?-?mails|\b(?:sent|sending) too many (?:e?-?mails|messages)",
+        _PARKED,
+        OF_AN_HOUR,
     ),
     # Other providers, in any wording: a sending limit or quota; a limit per day, hour, …; or a number of
     # mails in some time, as "limit of 400 rcpts per 24 hours", "only 10 messages per day".
-    LimitPattern(rf"{_OURS}.*\b{_SENDING}(?: {_COUNTED})? (?:limit|quota|allowance)", _PARKED, OF_A_DAY),
+    LimitPattern(
+        rf"{_OURS}.*\b{_SENDING}(?: {_COUNTED})? (?:limit|quota|allowance)", _PARKED, OF_A_DAY
+    ),
     LimitPattern(rf"{_OURS}.*\b{_TIMES}\b.*\b(?:limit|quota|allowance)", _PARKED, OF_A_DAY),
     LimitPattern(rf"{_OURS}.*\b(?:limit|quota|allowance)\b.*\b{_TIMES}", _PARKED, OF_A_DAY),
     LimitPattern(

@@ -74,7 +74,9 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
         self.auth = login or login_for(hop)  #: None: the server wants no login
         self.pipelining = pipelining or pipelining_for(hop)
         self.opened_at = time.monotonic()
-        self.was_idle = False  #: True after the first mail: the server may have closed the session meanwhile
+        self.was_idle = (
+            False  #: True after the first mail: the server may have closed the session meanwhile
+        )
 
     def set_logging(self, log_level: int | None = None, file_path_name: str | None = None) -> None:
         """Log nothing: yagmail logs addresses, and has just replaced the handlers of its logger."""
@@ -96,7 +98,9 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
             if self.auth is None:
                 self._connect()
             elif self.auth.tokens and self.hop.security == "none":
-                raise TokenError("an access token goes over TLS only: set SMTP_SECURITY to ssl or starttls")
+                raise TokenError(
+                    "an access token goes over TLS only: set SMTP_SECURITY to ssl or starttls"
+                )
             else:
                 self.auth.log_in(self._connect, since=time.monotonic() if since is None else since)
         except (OSError, smtplib.SMTPException, TokenError, NoMechanism, ValueError) as e:
@@ -137,7 +141,9 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
         """
         if smtputf8 and not self.smtp.has_extn("smtputf8"):
             return Receipt(refused={}, final=NO_SMTPUTF8)
-        envelope = yield from self._send_envelope(sender, recipients, len(payload), smtputf8, one_by_one)
+        envelope = yield from self._send_envelope(
+            sender, recipients, len(payload), smtputf8, one_by_one
+        )
         mail = envelope.mail
         if envelope.hangup is not None or mail is None:
             return self._judge_hangup(envelope)
@@ -232,7 +238,9 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
             last = replies[-1]
             raise SessionLost(str(last), code=last.code)
 
-    def _end_refused(self, mail: Reply, refused: Iterable[Reply], data: Reply | None) -> Dialogue[None]:
+    def _end_refused(
+        self, mail: Reply, refused: Iterable[Reply], data: Reply | None
+    ) -> Dialogue[None]:
         """Bring the session back to its start after MAIL, or all recipients, were refused."""
         if data is not None and data.code == 354:
             yield from self._send_empty_mail(mail, *refused)
@@ -246,7 +254,9 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
             self.drop()  # After 354 there is no other way to take a mail back.
             raise
         if self.smtp.has_unexpected_data:
-            return (yield from self._payload_refusal("the server spoke or hung up before the payload"))
+            return (
+                yield from self._payload_refusal("the server spoke or hung up before the payload")
+            )
         yield from self.smtp.write(_with_dot(payload))
         if self.smtp.broken:  # The dot goes out last, so the server does not have the whole mail.
             return (yield from self._payload_refusal("the server hung up within the payload"))
@@ -281,7 +291,9 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
     def _send_empty_mail(self, mail: Reply, *recipients: Reply) -> Dialogue[None]:
         """End a DATA that got 354 with no recipient: the server has to refuse the mail (RFC 2920, 3.1)."""
         if not mail.accepts or not all(reply.refuses for reply in recipients):
-            return self.drop()  # The replies contradict each other, so somebody might get the empty mail.
+            return (
+                self.drop()
+            )  # The replies contradict each other, so somebody might get the empty mail.
         try:
             yield from self.smtp.write(".\r\n")
             yield from self.smtp.read_reply()

@@ -24,7 +24,12 @@ PROBE_MS = 60_000
 #: An allowance without a limit.
 PLENTY = 1_000_000_000
 #: While an account cannot send, another error changes its state only if it is worse.
-_SEVERITY = {AccountState.OK: 0, AccountState.PAUSED: 1, AccountState.PARKED: 2, AccountState.HALTED: 3}
+_SEVERITY = {
+    AccountState.OK: 0,
+    AccountState.PAUSED: 1,
+    AccountState.PARKED: 2,
+    AccountState.HALTED: 3,
+}
 
 
 @dataclass
@@ -61,7 +66,9 @@ class Accounts:
 
     database: Database
     limits: Sequence[SendingLimit]
-    free: Callable[[str], Capacity] | None = None  #: how many more mails of an account this worker can take
+    free: Callable[[str], Capacity] | None = (
+        None  #: how many more mails of an account this worker can take
+    )
 
     def register(self) -> None:
         """Make the rows that are missing, and let an account whose login was refused try again.
@@ -90,7 +97,10 @@ class Accounts:
     def capacity(self) -> dict[str, int]:
         """Return how many waiting messages may be queued now, by account, without accounts that have none."""
         allowances = self.database.read(self.allowances)
-        most = {allowance.account: min(allowance.messages, allowance.recipients) for allowance in allowances}
+        most = {
+            allowance.account: min(allowance.messages, allowance.recipients)
+            for allowance in allowances
+        }
         return {account: count for account, count in most.items() if count > 0}
 
     def details(self) -> list[dict[str, Any]]:
@@ -102,11 +112,15 @@ class Accounts:
         is_ours = name in {limit.account for limit in self.limits}
         return is_ours and self.database.write(_try_now, name, alone=True)
 
-    def _allowance(self, connection: Connection, limit: SendingLimit, row: Any, now: int) -> Allowance:
+    def _allowance(
+        self, connection: Connection, limit: SendingLimit, row: Any, now: int
+    ) -> Allowance:
         if row is not None and row.state != AccountState.OK:
             words = f"account {limit.account}, {row.state}: {row.reason}"
             if row.until is not None and row.until <= now:
-                return Allowance(limit.account, 1, PLENTY, is_probe=True, until=now + PROBE_MS, words=words)
+                return Allowance(
+                    limit.account, 1, PLENTY, is_probe=True, until=now + PROBE_MS, words=words
+                )
             return Allowance(limit.account, 0, 0, until=row.until, words=words)
         if not limit.is_limited:
             return Allowance(limit.account, PLENTY, PLENTY, unlimited=True)
@@ -129,7 +143,9 @@ class Accounts:
         free = self.free(allowance.account)
         if allowance.messages <= free.mails:
             return allowance
-        return replace(allowance, messages=free.mails, unlimited=False, until=None, words=free.reason)
+        return replace(
+            allowance, messages=free.mails, unlimited=False, until=None, words=free.reason
+        )
 
     def _register(self, connection: Connection, items: list[None]) -> list[None]:
         rows = {row.name: row for row in connection.execute(_ALL.with_for_update())}
@@ -154,7 +170,10 @@ class Accounts:
 
 _ALL = select(accounts, now_ms().label("now")).order_by(accounts.c.name)
 #: The rows of all accounts, by whether they are locked.
-_STATES = {False: Prepared(lambda dialect: _ALL), True: Prepared(lambda dialect: _ALL.with_for_update())}
+_STATES = {
+    False: Prepared(lambda dialect: _ALL),
+    True: Prepared(lambda dialect: _ALL.with_for_update()),
+}
 
 
 def _new_row(name: str) -> dict[str, Any]:
@@ -232,7 +251,9 @@ def note_ends(connection: Connection, reports: Iterable[AccountReport]) -> dict[
     relevant = [report for report in reports if report.error or report.is_probe]
     for account, is_probe, error in sorted(relevant, key=lambda report: report.account):
         row = connection.execute(
-            select(accounts, now_ms().label("now")).where(accounts.c.name == account).with_for_update()
+            select(accounts, now_ms().label("now"))
+            .where(accounts.c.name == account)
+            .with_for_update()
         ).one_or_none()
         if row is None:
             continue
@@ -250,7 +271,15 @@ def _is_worse(error: AccountError, row: Any) -> bool:
 
 
 def _resume(connection: Connection, account: str) -> None:
-    _set(connection, account, state=AccountState.OK, reason=None, since=now_ms(), until=None, failures=0)
+    _set(
+        connection,
+        account,
+        state=AccountState.OK,
+        reason=None,
+        since=now_ms(),
+        until=None,
+        failures=0,
+    )
 
 
 def _suspend(connection: Connection, row: Any, error: AccountError) -> int:
@@ -322,7 +351,9 @@ def _under_way(connection: Connection, account: str) -> tuple[int, int]:
 
 def _oldest(connection: Connection, account: str) -> int | None:
     """Return the first interval of the last 24 hours in which the account sent."""
-    oldest: int | None = connection.scalar(select(func.min(usage.c.bucket)).where(*_of_a_day(account)))
+    oldest: int | None = connection.scalar(
+        select(func.min(usage.c.bucket)).where(*_of_a_day(account))
+    )
     return oldest
 
 

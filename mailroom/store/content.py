@@ -15,7 +15,9 @@ from mailroom.store.db.statements import Rows, inserted
 _CONTENTS = inserted(contents, ("id", "content"))
 _RECIPIENTS = inserted(recipients, ("id", "position", "address", "name", "kind", "state"))
 _TAGS = inserted(tags, ("tag", "id"))
-_CONTENTS_OF = Rows(contents, ("id",), lambda row: select(contents).where(contents.c.id == row["id"]))
+_CONTENTS_OF = Rows(
+    contents, ("id",), lambda row: select(contents).where(contents.c.id == row["id"])
+)
 _RECIPIENTS_OF = Rows(
     recipients,
     ("id",),
@@ -34,7 +36,9 @@ def write(connection: Connection, accepted: Sequence[tuple[str, Message, Sequenc
     for id, message, states in accepted:
         people += _recipient_rows(id, message, states)
     _RECIPIENTS(connection, people)
-    _TAGS(connection, [{"tag": tag, "id": id} for id, message, _ in accepted for tag in message.tags])
+    _TAGS(
+        connection, [{"tag": tag, "id": id} for id, message, _ in accepted for tag in message.tags]
+    )
     for id, message, _ in accepted:
         for position, file in enumerate(message.attachments):
             # One by one, as a driver copies all that is executed together.
@@ -44,7 +48,14 @@ def write(connection: Connection, accepted: Sequence[tuple[str, Message, Sequenc
 def _recipient_rows(id: str, message: Message, states: Sequence[State]) -> list[dict[str, Any]]:
     people = zip(message.everyone, message.kinds(), states, strict=True)
     return [
-        {"id": id, "position": n, "address": to.address, "name": to.name, "kind": kind, "state": state}
+        {
+            "id": id,
+            "position": n,
+            "address": to.address,
+            "name": to.name,
+            "kind": kind,
+            "state": state,
+        }
         for n, (to, kind, state) in enumerate(people)
     ]
 
@@ -89,7 +100,9 @@ def load(
     return {id: _content(row, people[id], attached.get(id, ())) for id, row in rows.items()}
 
 
-def _content(row: dict[str, Any], people: Sequence[Any], attachments: tuple[Attachment, ...]) -> Content:
+def _content(
+    row: dict[str, Any], people: Sequence[Any], attachments: tuple[Attachment, ...]
+) -> Content:
     addresses = [(person.kind, Address(person.address, person.name)) for person in people]
     return Content(
         Message.from_row(row, addresses, attachments),
@@ -98,7 +111,9 @@ def _content(row: dict[str, Any], people: Sequence[Any], attachments: tuple[Atta
     )
 
 
-def load_attachments(connection: Connection, ids: Sequence[str]) -> dict[str, tuple[Attachment, ...]]:
+def load_attachments(
+    connection: Connection, ids: Sequence[str]
+) -> dict[str, tuple[Attachment, ...]]:
     """Return the files of these messages or jobs, in order, by id."""
     attachments: dict[str, tuple[Attachment, ...]] = {}
     if not ids:

@@ -57,7 +57,12 @@ class Templates:
     def page(self, *, limit: int, after: str = "") -> list[dict[str, Any]]:
         """List the templates after that name, by name, without their text and HTML."""
         page = (
-            select(templates.c.name, templates.c.subject, templates.c.created_at, templates.c.updated_at)
+            select(
+                templates.c.name,
+                templates.c.subject,
+                templates.c.created_at,
+                templates.c.updated_at,
+            )
             .where(templates.c.name > after)
             .order_by(templates.c.name)
             .limit(limit)

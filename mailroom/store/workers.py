@@ -35,13 +35,19 @@ def dead_owners(connection: Connection, owner: Column[Any], lease_seconds: float
 
 def alive(database: Database, lease_seconds: float) -> list[dict[str, Any]]:
     """Return the rows of the workers within their lease, the oldest first."""
-    by_age = select(workers).where(is_alive(lease_seconds)).order_by(workers.c.started_at, workers.c.id)
-    return database.read(lambda connection: [dict(row) for row in connection.execute(by_age).mappings()])
+    by_age = (
+        select(workers).where(is_alive(lease_seconds)).order_by(workers.c.started_at, workers.c.id)
+    )
+    return database.read(
+        lambda connection: [dict(row) for row in connection.execute(by_age).mappings()]
+    )
 
 
 def hanging_accounts(database: Database, lease_seconds: float) -> dict[str, str]:
     """Return the accounts whose server hangs for some worker, each with a description."""
-    hanging = select(workers.c.hanging).where(is_alive(lease_seconds), workers.c.hanging.is_not(None))
+    hanging = select(workers.c.hanging).where(
+        is_alive(lease_seconds), workers.c.hanging.is_not(None)
+    )
     rows = database.read(lambda connection: connection.scalars(hanging).all())
     return {account: words for row in rows for account, words in json.loads(row).items()}
 
@@ -97,7 +103,9 @@ class Heartbeat:
         self.database.write(self._stop_others, None)
 
     def _stop(self, connection: Connection, items: list[None]) -> list[None]:
-        connection.execute(workers.update().values(stopped_at=now_ms()).where(workers.c.id == self.id))
+        connection.execute(
+            workers.update().values(stopped_at=now_ms()).where(workers.c.id == self.id)
+        )
         return items
 
     def _stop_others(self, connection: Connection, items: list[None]) -> list[None]:

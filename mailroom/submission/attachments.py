@@ -4,7 +4,15 @@ import re
 from base64 import b64decode
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictStr, WithJsonSchema, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictStr,
+    WithJsonSchema,
+    field_validator,
+)
 
 from mailroom.model.errors import refuse
 from mailroom.model.media_types import parse_media_type
@@ -27,7 +35,9 @@ def _decoded(value: object) -> bytes:
 
 
 _Base64 = Annotated[
-    bytes, BeforeValidator(_decoded), WithJsonSchema({"type": "string", "contentEncoding": "base64"})
+    bytes,
+    BeforeValidator(_decoded),
+    WithJsonSchema({"type": "string", "contentEncoding": "base64"}),
 ]
 
 
@@ -67,8 +77,12 @@ class AttachmentRequest(BaseModel):
     @classmethod
     def _check_content_id(cls, value: str) -> str:
         if value and not _CONTENT_ID.fullmatch(value):
-            refuse(f"expected at most 200 letters, digits and signs without spaces, got {short_repr(value)}")
+            refuse(
+                f"expected at most 200 letters, digits and signs without spaces, got {short_repr(value)}"
+            )
         return value
 
     def attachment(self) -> Attachment:
-        return Attachment(file_name(self.filename), self.content_type, self.content, self.content_id)
+        return Attachment(
+            file_name(self.filename), self.content_type, self.content, self.content_id
+        )

@@ -25,14 +25,18 @@ class BatchReader:
     common_at: str  #: JSON pointer to `common`
     errors: list[FieldError] = field(default_factory=list)
     _base: MailSubmission | None = None  #: an earlier mail that set only _CHEAP_FIELDS itself
-    _make_message: Callable[..., Message] = Message  #: copies the message of `_base` with another `to`
+    _make_message: Callable[..., Message] = (
+        Message  #: copies the message of `_base` with another `to`
+    )
     #: copies `_base` with another message and template
     _make_submission: Callable[..., MailSubmission] = MailSubmission
 
     def read(self, index: int, item: object) -> MailSubmission | None:
         """Read the mail at this position of the list; None if it is wrong, and `errors` say why."""
         if not isinstance(item, dict):
-            self.errors.append(FieldError(f"{self.at}/{index}", "expected an object, got something else"))
+            self.errors.append(
+                FieldError(f"{self.at}/{index}", "expected an object, got something else")
+            )
             return None
         try:
             if self._base and item.keys() <= _CHEAP_FIELDS and "to" in item:
@@ -103,5 +107,9 @@ def _copier(value: Any, *, without: Set[str]) -> Callable[..., Any]:
     dataclasses.replace takes four times as long.
     """
     kind: Callable[..., Any] = type(value)
-    kept = {field.name: getattr(value, field.name) for field in fields(value) if field.name not in without}
+    kept = {
+        field.name: getattr(value, field.name)
+        for field in fields(value)
+        if field.name not in without
+    }
     return partial(kind, **kept)

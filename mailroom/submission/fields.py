@@ -37,7 +37,10 @@ def read_fields(model: type[M], value: object, *, at: str = "#") -> M:
     unusable = [name for name in value if not isinstance(name, str) or not is_unicode(name)]
     if unusable:
         raise InvalidMessage(
-            [FieldError(at + pointer([name]), _unknown(name, model)) for name in unusable[:ERRORS_MAX]]
+            [
+                FieldError(at + pointer([name]), _unknown(name, model))
+                for name in unusable[:ERRORS_MAX]
+            ]
         )
     try:
         return model.model_validate(value)

@@ -41,7 +41,9 @@ def check_headers(headers: dict[str, str]) -> None:
     counts = Counter(map(str.lower, headers))
     for name in headers:
         if counts[name.lower()] > 1:
-            errors.append(([name], "expected each field once, whatever its case, got it more often"))
+            errors.append(
+                ([name], "expected each field once, whatever its case, got it more often")
+            )
     if errors:
         refuse_items(errors)
 
@@ -50,7 +52,9 @@ def check_tags(tags: list[str]) -> None:
     errors: ItemErrors = []
     for index, tag in enumerate(tags):
         if not 1 <= len(tag) <= TAG_MAX_CHARACTERS or not tag.isprintable():
-            detail = f"expected 1 to {TAG_MAX_CHARACTERS} printable characters, got {short_repr(tag)}"
+            detail = (
+                f"expected 1 to {TAG_MAX_CHARACTERS} printable characters, got {short_repr(tag)}"
+            )
             errors.append(([index], detail))
     if errors:
         refuse_items(errors)
@@ -61,9 +65,7 @@ def check_metadata(metadata: dict[str, str]) -> None:
     for name, value in metadata.items():
         pair = name + value
         if len(pair) > METADATA_MAX_CHARACTERS or "\0" in pair or not is_unicode(pair):
-            detail = (
-                f"expected at most {METADATA_MAX_CHARACTERS} characters without NUL, got {short_repr(value)}"
-            )
+            detail = f"expected at most {METADATA_MAX_CHARACTERS} characters without NUL, got {short_repr(value)}"
             errors.append(([name], detail))
     if errors:
         refuse_items(errors)
@@ -82,8 +84,13 @@ def _header_problem(name: str, value: str) -> str:
             f"expected one line of at most {most} characters, without spaces at its ends, "
             f"got {short_repr(value)}"
         )
-    if most > HEADER_MAX_CHARACTERS and max(map(len, value.split()), default=0) > HEADER_MAX_CHARACTERS:
+    if (
+        most > HEADER_MAX_CHARACTERS
+        and max(map(len, value.split()), default=0) > HEADER_MAX_CHARACTERS
+    ):
         return f"expected ids of at most {HEADER_MAX_CHARACTERS} characters, got a longer one"
-    if STRUCTURED.fullmatch(name) and (not value or not value.isascii() or _ENCODED_WORD.search(value)):
+    if STRUCTURED.fullmatch(name) and (
+        not value or not value.isascii() or _ENCODED_WORD.search(value)
+    ):
         return f"expected ASCII text without encoded words, got {short_repr(value)}"
     return ""

@@ -91,7 +91,9 @@ class TemplateRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: StrictStr = Field(max_length=100)
-    variables: dict[str, Any] = Field(default_factory=dict, description="The values for {{ name }} in it.")
+    variables: dict[str, Any] = Field(
+        default_factory=dict, description="The values for {{ name }} in it."
+    )
 
 
 class MailRequest(BaseModel):
@@ -100,37 +102,57 @@ class MailRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     to: _Recipients = Field(description='An address, {"email", "name"}, or a list of up to 100.')
-    cc: _Addresses = Field(default_factory=list, description="Further recipients, whom all others see.")
-    bcc: _Addresses = Field(default_factory=list, description="Further recipients, whom nobody else sees.")
+    cc: _Addresses = Field(
+        default_factory=list, description="Further recipients, whom all others see."
+    )
+    bcc: _Addresses = Field(
+        default_factory=list, description="Further recipients, whom nobody else sees."
+    )
     reply_to: _Addresses = Field(default_factory=list, description="Where replies go.")
     sender: _OptionalAddress = Field(
-        None, alias="from", description="One of the addresses that the account, and the key, may send from."
+        None,
+        alias="from",
+        description="One of the addresses that the account, and the key, may send from.",
     )
     subject: StrictStr = Field("", description="One line.")
-    contents: StrictStr | None = Field(None, description="Text; HTML if it begins with < and ends with >.")
+    contents: StrictStr | None = Field(
+        None, description="Text; HTML if it begins with < and ends with >."
+    )
     text: StrictStr | None = Field(None, description="The text form, instead of contents.")
     html: StrictStr | None = Field(None, description="The HTML form, instead of contents.")
-    template: TemplateRequest | None = Field(None, description="A stored template, instead of a text.")
+    template: TemplateRequest | None = Field(
+        None, description="A stored template, instead of a text."
+    )
     attachments: list[AttachmentRequest] = Field(
-        default_factory=list, max_length=ATTACHMENTS_MAX, description="The whole mail may have 25 MB at most."
+        default_factory=list,
+        max_length=ATTACHMENTS_MAX,
+        description="The whole mail may have 25 MB at most.",
     )
     headers: dict[StrictStr, StrictStr] = Field(
-        default_factory=dict, max_length=HEADERS_MAX, description="X-…, List-…, References and the like."
+        default_factory=dict,
+        max_length=HEADERS_MAX,
+        description="X-…, List-…, References and the like.",
     )
     tags: list[StrictStr] = Field(
         default_factory=list, max_length=TAGS_MAX, description="Words to find the mail by."
     )
     metadata: dict[StrictStr, StrictStr] = Field(
-        default_factory=dict, max_length=METADATA_MAX, description="Your own data, repeated in webhooks."
+        default_factory=dict,
+        max_length=METADATA_MAX,
+        description="Your own data, repeated in webhooks.",
     )
     priority: Literal["normal", "low"] = Field(
         "normal", description="low: on the queue for bulk mail, which other mail overtakes."
     )
-    scheduled_at: Moment | None = Field(None, description="RFC 3339, with an offset: not sent before.")
+    scheduled_at: Moment | None = Field(
+        None, description="RFC 3339, with an offset: not sent before."
+    )
     delay: float | None = Field(
         None, ge=0, le=AHEAD_MAX_SECONDS, strict=True, description="The same, in seconds from now."
     )
-    expires_at: Moment | None = Field(None, description="RFC 3339, with an offset: not sent from then on.")
+    expires_at: Moment | None = Field(
+        None, description="RFC 3339, with an offset: not sent from then on."
+    )
     expires_in: float | None = Field(
         None, gt=0, le=AHEAD_MAX_SECONDS, strict=True, description="The same, in seconds from now."
     )
@@ -141,10 +163,13 @@ class MailRequest(BaseModel):
         description="The most attempts, instead of as many as RETRY_SCHEDULE has.",
     )
     unsubscribe: StrictBool = Field(
-        False, description="Add a link for one click (RFC 8058); needs PUBLIC_URL, and one recipient."
+        False,
+        description="Add a link for one click (RFC 8058); needs PUBLIC_URL, and one recipient.",
     )
     webhook_url: StrictStr | None = Field(
-        None, max_length=URL_MAX_CHARACTERS, description="Gets a POST at every change of the mail's status."
+        None,
+        max_length=URL_MAX_CHARACTERS,
+        description="Gets a POST at every change of the mail's status.",
     )
     dry_run: StrictBool = Field(False, description="Say what would be sent, and accept nothing.")
 

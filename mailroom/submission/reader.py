@@ -46,10 +46,15 @@ class JobRequest(BaseModel):
         None, ge=0.001, le=TIMEOUT_MAX_SECONDS, description="After how long an attempt is killed."
     )
     max_attempts: StrictInt | None = Field(
-        None, ge=1, le=ATTEMPTS_MAX, description="More than 1 only if running it twice does no harm."
+        None,
+        ge=1,
+        le=ATTEMPTS_MAX,
+        description="More than 1 only if running it twice does no harm.",
     )
     retry: StrictStr | None = Field(
-        None, max_length=RETRY_MAX_CHARACTERS, description="The waits after attempt 1, 2, …, like 30s, 2m."
+        None,
+        max_length=RETRY_MAX_CHARACTERS,
+        description="The waits after attempt 1, 2, …, like 30s, 2m.",
     )
 
 
@@ -86,7 +91,9 @@ class SubmissionReader:
     """Reads submissions, with what it needs to know of this service."""
 
     domain: str  #: of Message-IDs
-    account_of: Callable[[str], str | None]  #: the name of the account that may send from an address
+    account_of: Callable[
+        [str], str | None
+    ]  #: the name of the account that may send from an address
     template: Callable[[str], Sources | None]  #: a stored template by its name
     unsubscribe_url: Callable[
         [str], str
@@ -107,7 +114,9 @@ class SubmissionReader:
             job = _read_job(read_fields(JobRequest, value["job"], at="#/job"), at="#/job")
             return self._after_job(submission, job, at="#", id=id)
         simulates = work_seconds and not submission.options.is_scheduled
-        return self._accept(submission, simulated(work_seconds) if simulates else None, at="#", id=id)
+        return self._accept(
+            submission, simulated(work_seconds) if simulates else None, at="#", id=id
+        )
 
     def job(self, value: object, *, id: str = "") -> JobSubmission:
         """Read the object of `POST /v1/jobs`; raises what `mail` raises."""
@@ -164,7 +173,9 @@ class SubmissionReader:
         local = id if re.fullmatch(r"[A-Za-z0-9-]{1,64}", id) else new_id()
         return f"{local}@{self.domain}"
 
-    def _after_job(self, submission: MailSubmission, job: NewJob, *, at: str, id: str = "") -> NewMessage:
+    def _after_job(
+        self, submission: MailSubmission, job: NewJob, *, at: str, id: str = ""
+    ) -> NewMessage:
         """Return a mail that is sent when the job has ended, and may contain its result: {{ job.result }}."""
         if submission.options.is_scheduled:
             detail = "expected a mail without a job, which goes when that ends, got both"
@@ -173,7 +184,9 @@ class SubmissionReader:
         check(mail.message, at=at)
         return replace(mail, message=replace(mail.message, template=True))
 
-    def _accept(self, submission: MailSubmission, job: NewJob | None, *, at: str, id: str = "") -> NewMessage:
+    def _accept(
+        self, submission: MailSubmission, job: NewJob | None, *, at: str, id: str = ""
+    ) -> NewMessage:
         """Check what depends on this service, and return the message to be stored, with its Message-ID."""
         id = id or new_id()
         message = submission.message
@@ -184,7 +197,9 @@ class SubmissionReader:
         if url and (problem := self.webhook_problem(url)):
             raise InvalidMessage([FieldError(f"{at}/webhook_url", problem)])
         if submission.unsubscribe:
-            message = replace(message, unsubscribe=self._unsubscribe_link(message, id, f"{at}/unsubscribe"))
+            message = replace(
+                message, unsubscribe=self._unsubscribe_link(message, id, f"{at}/unsubscribe")
+            )
         return NewMessage(
             id=id,
             message=message,
@@ -221,7 +236,9 @@ class SubmissionReader:
 
     def _unsubscribe_link(self, message: Message, id: str, at: str) -> str:
         if len(message.everyone) > 1:
-            detail = f"expected one recipient, as the link in it is for one, got {len(message.everyone)}"
+            detail = (
+                f"expected one recipient, as the link in it is for one, got {len(message.everyone)}"
+            )
             raise InvalidMessage([FieldError(at, detail)])
         url = self.unsubscribe_url(id)
         if not url:
@@ -238,9 +255,13 @@ def _read_batch(value: object) -> tuple[dict[str, Any], list[Any], str]:
         request = read_fields(BatchRequest, value)
         common, value, at = request.common, request.messages, "#/messages"
     if not isinstance(value, list):
-        raise MalformedJSON("expected a list of messages, or an object with `common` and `messages`")
+        raise MalformedJSON(
+            "expected a list of messages, or an object with `common` and `messages`"
+        )
     if not 1 <= len(value) <= BATCH_MAX:
-        raise InvalidMessage([FieldError(at, f"expected 1 to {BATCH_MAX} messages, got {len(value)}")])
+        raise InvalidMessage(
+            [FieldError(at, f"expected 1 to {BATCH_MAX} messages, got {len(value)}")]
+        )
     return common, value, at
 
 
@@ -275,7 +296,9 @@ def _read_job(request: JobRequest, *, at: str, id: str = "") -> NewJob:
     try:
         kind.check(request.args)
     except InvalidMessage as e:
-        errors = [FieldError(at + error.pointer.removeprefix("#"), error.detail) for error in e.errors]
+        errors = [
+            FieldError(at + error.pointer.removeprefix("#"), error.detail) for error in e.errors
+        ]
         raise InvalidMessage(errors) from None
     if request.retry:
         try:

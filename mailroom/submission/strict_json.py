@@ -20,9 +20,13 @@ def parse_json(data: bytes) -> object:
     try:
         value = _DECODER.decode(_refuse_bom(data.decode("utf-8")))
     except UnicodeDecodeError as e:
-        raise MalformedJSON(f"expected UTF-8, got byte 0x{data[e.start]:02x} at {e.start}") from None
+        raise MalformedJSON(
+            f"expected UTF-8, got byte 0x{data[e.start]:02x} at {e.start}"
+        ) from None
     except json.JSONDecodeError as e:
-        raise MalformedJSON(f"expected JSON: {e.msg} at line {e.lineno}, column {e.colno}") from None
+        raise MalformedJSON(
+            f"expected JSON: {e.msg} at line {e.lineno}, column {e.colno}"
+        ) from None
     except RecursionError:
         raise MalformedJSON(f"expected at most {JSON_DEPTH_MAX} levels, got far more") from None
     except ValueError as e:  # A number with more digits than int() accepts.

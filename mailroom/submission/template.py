@@ -19,7 +19,9 @@ class StoreTemplateRequest(BaseModel):
     subject: StrictStr = Field(
         max_length=_SUBJECT_SOURCE_MAX_CHARACTERS, description="One line, once it is rendered."
     )
-    text: StrictStr | None = Field(None, max_length=SOURCE_MAX_CHARACTERS, description="The text form.")
+    text: StrictStr | None = Field(
+        None, max_length=SOURCE_MAX_CHARACTERS, description="The text form."
+    )
     html: StrictStr | None = Field(
         None, max_length=SOURCE_MAX_CHARACTERS, description="The HTML form; its CSS is inlined."
     )

@@ -15,7 +15,9 @@ AHEAD_MAX_SECONDS = 366 * 86400
 ATTEMPTS_MAX = 100
 
 #: RFC 3339, 5.6: with an offset; T and Z may be lower case, and a space may stand for the T.
-_MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+_MOMENT = re.compile(
+    r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII
+)
 
 
 def parse_moment(value: object) -> int:
@@ -34,7 +36,9 @@ def parse_moment(value: object) -> int:
 def parse_time(value: object) -> int:
     """Read a time as `parse_moment` does, past ones as well."""
     if not isinstance(value, str) or not _MOMENT.fullmatch(value):
-        refuse(f"expected a time like 2026-01-31T12:00:00Z, with its offset, got {short_repr(value)}")
+        refuse(
+            f"expected a time like 2026-01-31T12:00:00Z, with its offset, got {short_repr(value)}"
+        )
     try:
         return int(parse_timestamp(value.upper()).timestamp() * 1000)
     except (ValueError, OverflowError):

@@ -92,7 +92,9 @@ def _kind(value: Any) -> str:
 def _allow(context: Spending, length: int) -> None:
     """Pay for a text of this length. Raises Misfit if it is too long or the budget is spent."""
     if length > TEXT_MAX_CHARACTERS:
-        raise Misfit(f"expected a text of at most {TEXT_MAX_CHARACTERS:,} characters, got {length:,}")
+        raise Misfit(
+            f"expected a text of at most {TEXT_MAX_CHARACTERS:,} characters, got {length:,}"
+        )
     context.spend(1 + length // 10)
 
 
@@ -167,7 +169,9 @@ def _replace(context: Any, value: Any, old: Any, new: Any) -> str:
 
 
 @pass_context
-def _truncate(context: Any, value: Any, length: Any = 255, killwords: Any = False, end: Any = "...") -> str:
+def _truncate(
+    context: Any, value: Any, length: Any = 255, killwords: Any = False, end: Any = "..."
+) -> str:
     text, ending = _text(context, value), scalar(end)
     if len(text) <= checked(length, int, "a number of characters"):
         return text
@@ -215,7 +219,9 @@ def _format(context: Any, value: Any, *arguments: Any) -> str:
         values.append(value)
         text_length += len(value) if isinstance(value, str) else 0
     if "%" in _DIRECTIVE.sub("", pattern):
-        raise Misfit("expected %s, %d, %.2f and the like in the text, with at most two digits, got another")
+        raise Misfit(
+            "expected %s, %d, %.2f and the like in the text, with at most two digits, got another"
+        )
     if any(isinstance(number, int) and number.bit_length() > 256 for number in values):
         raise Misfit("expected numbers of at most 77 digits, got a larger one")
     # The largest float has 309 digits, and after the point as many as the directive says, 99 at most.
@@ -230,7 +236,9 @@ def _tojson(context: Any, value: Any) -> str:
     context.spend(1 + context.size)
     is_html = context.eval_ctx.autoescape
     text = htmlsafe_json_dumps(value) if is_html else json.dumps(value, ensure_ascii=False)
-    _allow(context, len(text))  # Each "\\" becomes two, so a chain of this filter doubles the text each time.
+    _allow(
+        context, len(text)
+    )  # Each "\\" becomes two, so a chain of this filter doubles the text each time.
     return text
 
 

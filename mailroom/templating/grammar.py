@@ -98,7 +98,9 @@ class Bounded(Extension):
             depth += token.type in ("lparen", "lbracket", "lbrace")
             depth -= token.type in ("rparen", "rbracket", "rbrace")
             if depth > DEPTH_MAX:  # Python's own limit depends on the caller's depth.
-                raise Unfit(f"expected at most {DEPTH_MAX} brackets in brackets, got more", token.lineno)
+                raise Unfit(
+                    f"expected at most {DEPTH_MAX} brackets in brackets, got more", token.lineno
+                )
             yield token
         if not stream.eos:
             line = stream.current.lineno
@@ -117,7 +119,9 @@ def parse(environment: Environment, source: str) -> nodes.Template:
         tree = environment.parse(source)
     except TemplateSyntaxError as e:
         reason = one_line(e.message or "", most=200)
-        raise Unfit(f"expected a template, got one that cannot be read: {reason}", e.lineno) from None
+        raise Unfit(
+            f"expected a template, got one that cannot be read: {reason}", e.lineno
+        ) from None
     except ValueError:  # A number with more digits than int() takes.
         raise Unfit("expected numbers of a few digits, got a larger one") from None
     except RecursionError:
@@ -169,10 +173,14 @@ def _check(tree: nodes.Template) -> None:
     while waiting:
         node, depth = waiting.pop()
         if depth > 2 * DEPTH_MAX:
-            raise Unfit(f"expected at most {2 * DEPTH_MAX} parts in each other, got more", node.lineno)
+            raise Unfit(
+                f"expected at most {2 * DEPTH_MAX} parts in each other, got more", node.lineno
+            )
         if not isinstance(node, _STATEMENTS + _EXPRESSIONS):
             listed = "if, for, set and expressions of names, constants, operators and filters"
-            _refuse(listed, _NAMES_OF_KINDS.get(type(node), f"a {type(node).__name__.lower()}"), node)
+            _refuse(
+                listed, _NAMES_OF_KINDS.get(type(node), f"a {type(node).__name__.lower()}"), node
+            )
         if refusal := _refusal(node):
             _refuse(*refusal, node)
         waiting.extend((child, depth + 1) for child in reversed(list(node.iter_child_nodes())))
@@ -186,11 +194,17 @@ def _refusal(node: nodes.Node) -> tuple[str, str] | None:
         return "one name before =", "others"
     if isinstance(node, nodes.Name) and node.name in _RESERVED:
         return "a variable", f"{node.name}, which has a meaning of its own"
-    if _is_list(node) and not all(isinstance(inner, _CONSTANTS) for inner in node.iter_child_nodes()):
+    if _is_list(node) and not all(
+        isinstance(inner, _CONSTANTS) for inner in node.iter_child_nodes()
+    ):
         # Otherwise a list of twice itself, nested thirty times, would have a billion items.
         return "a list of constants", "another"
     if isinstance(node, nodes.Getitem) and isinstance(node.node, nodes.Const):
-        return None if isinstance(node.node.value, str) else ("a variable before the brackets", "a constant")
+        return (
+            None
+            if isinstance(node.node.value, str)
+            else ("a variable before the brackets", "a constant")
+        )
     if isinstance(node, nodes.Filter):
         return _wrong_use(node, "filters", FILTERS, own_arguments=2)
     if isinstance(node, nodes.Test):

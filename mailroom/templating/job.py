@@ -164,7 +164,11 @@ def _missing_part(facts: dict[str, Any], path: Path) -> Path | None:
             return None
         if isinstance(value, dict) and str(part) in value:
             value = value[str(part)]
-        elif isinstance(value, list | str) and isinstance(part, int) and -len(value) <= part < len(value):
+        elif (
+            isinstance(value, list | str)
+            and isinstance(part, int)
+            and -len(value) <= part < len(value)
+        ):
             value = value[part]
         else:
             return path[:length]

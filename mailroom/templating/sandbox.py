@@ -11,13 +11,30 @@ from functools import cache, cached_property, lru_cache
 from types import CodeType, TracebackType
 from typing import Any, NoReturn
 
-from jinja2 import StrictUndefined, Template, TemplateError, Undefined, UndefinedError, nodes, pass_context
+from jinja2 import (
+    StrictUndefined,
+    Template,
+    TemplateError,
+    Undefined,
+    UndefinedError,
+    nodes,
+    pass_context,
+)
 from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import missing as MISSING
 
 from mailroom.model.text import one_line
-from mailroom.templating.filters import FILTERS, TESTS, Misfit, checked, joined, missing, scalar, weight
+from mailroom.templating.filters import (
+    FILTERS,
+    TESTS,
+    Misfit,
+    checked,
+    joined,
+    missing,
+    scalar,
+    weight,
+)
 from mailroom.templating.grammar import Bounded, Reference, Unfit, parse, references, too_deep
 
 SOURCE_MAX_CHARACTERS = 200_000
@@ -96,7 +113,9 @@ class Program:
 
     def __init__(self, source: str, *, is_html: bool, rules: Rules) -> None:
         if len(source) > rules.source_max_characters:
-            raise Unfit(f"expected at most {rules.source_max_characters:,} characters, got {len(source):,}")
+            raise Unfit(
+                f"expected at most {rules.source_max_characters:,} characters, got {len(source):,}"
+            )
         self.references: tuple[Reference, ...] = ()
         self._rules = rules
         self._source = source
@@ -226,7 +245,9 @@ class _Environment(ImmutableSandboxedEnvironment):
         for value in (left, right):
             checked(value, int | float, f"a number beside {operator}")
             if isinstance(value, int) and value.bit_length() > 256:
-                raise Misfit(f"expected a number of at most 77 digits beside {operator}, got a larger one")
+                raise Misfit(
+                    f"expected a number of at most 77 digits beside {operator}, got a larger one"
+                )
         return self.binop_table[operator](left, right)
 
 

@@ -34,7 +34,9 @@ _TAG = re.compile(r"<[a-zA-Z]")
 _INLINER = CSSInliner(load_remote_stylesheets=False, keep_style_tags=True)
 #: The inliner's parser rewrites these (WHATWG HTML, 13.2.5.41 and 13.2.5.53): the doctype, with what may come
 #: before it, and conditional comments that all programs read.
-_DOCTYPE = re.compile(r"(?>\s+|<!--.*?-->|<\?[^>]*>)*+(<!doctype\b[^>]*>)", re.IGNORECASE | re.DOTALL)
+_DOCTYPE = re.compile(
+    r"(?>\s+|<!--.*?-->|<\?[^>]*>)*+(<!doctype\b[^>]*>)", re.IGNORECASE | re.DOTALL
+)
 _CONDITION = re.compile(r"<!(\[(?:if|endif)\b[^<>]*)>", re.IGNORECASE)
 #: A style element for some media only, whose rules are not inlined.
 _STYLE_FOR_MEDIA = re.compile(
@@ -79,7 +81,9 @@ def check(sources: Sources, *, at: str = "#") -> None:
         raise InvalidMessage(errors)
 
 
-def merge(sources: Sources, variables: dict[str, Any], *, at: str = "#/variables") -> RenderedTemplate:
+def merge(
+    sources: Sources, variables: dict[str, Any], *, at: str = "#/variables"
+) -> RenderedTemplate:
     """Fill in one mail; `at` is the JSON pointer of the variables in the request.
 
     Raises:
@@ -101,7 +105,9 @@ def merge(sources: Sources, variables: dict[str, Any], *, at: str = "#/variables
             errors.append(_error_of(e, part, variables, at))
     if errors:
         raise InvalidMessage(errors)
-    return RenderedTemplate(subject=rendered["subject"], text=rendered.get("text"), html=rendered.get("html"))
+    return RenderedTemplate(
+        subject=rendered["subject"], text=rendered.get("text"), html=rendered.get("html")
+    )
 
 
 def _error_of(e: Unfit | InlineError, part: str, variables: dict[str, Any], at: str) -> FieldError:
@@ -122,7 +128,9 @@ def _parts(sources: Sources) -> list[tuple[str, str]]:
 def _subject_line(text: str) -> str:
     line = one_line(text)
     if len(line) > SUBJECT_MAX_CHARACTERS:
-        raise Unfit(f"expected a subject of at most {SUBJECT_MAX_CHARACTERS} characters, got {len(line)}")
+        raise Unfit(
+            f"expected a subject of at most {SUBJECT_MAX_CHARACTERS} characters, got {len(line)}"
+        )
     return line
 
 
@@ -134,7 +142,10 @@ def _inlined(html: str) -> str:
     tags, css = len(_TAG.findall(html)), max(0, _css_end(html) - first.start())
     if tags > TAGS_MAX:
         raise Unfit(f"expected at most {TAGS_MAX} tags beside a style element, got {tags}")
-    if css * tags > CSS_MAX_CHARACTERS_TIMES_TAGS or len(html) * tags > HTML_MAX_CHARACTERS_TIMES_TAGS:
+    if (
+        css * tags > CSS_MAX_CHARACTERS_TIMES_TAGS
+        or len(html) * tags > HTML_MAX_CHARACTERS_TIMES_TAGS
+    ):
         raise Unfit(
             f"expected less CSS or fewer tags, got {css} characters in style elements and {tags} tags"
         )
@@ -150,7 +161,9 @@ def _inline(html: str) -> str:
     """Inline the CSS; the doctype and conditional comments stay exactly as they are."""
     mark = secrets.token_hex(8)  # In comments and attributes, which the parser keeps.
     ignored = f' data-css-inline="ignore" data-{mark}=""'
-    marked = _CONDITION.sub(rf"<!--{mark}\g<1>{mark}-->", _STYLE_FOR_MEDIA.sub(rf"\g<0>{ignored}", html))
+    marked = _CONDITION.sub(
+        rf"<!--{mark}\g<1>{mark}-->", _STYLE_FOR_MEDIA.sub(rf"\g<0>{ignored}", html)
+    )
     inlined = _INLINER.inline(marked)
     inlined = inlined.replace(f"--{mark}", "").replace(f"{mark}--", "").replace(ignored, "")
     before, after = _DOCTYPE.match(html), _DOCTYPE.match(inlined)

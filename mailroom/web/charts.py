@@ -44,7 +44,9 @@ def chart(title: str, lines: Sequence[Line], times: Times, *, unit: str = "") ->
         plot = Markup('<text class="empty" x="{}" y="{}">nothing in this time</text>').format(
             (LEFT + WIDTH) // 2, HEIGHT // 2
         )
-    legend = Markup("").join(Markup('<li class="{}">{}</li>').format(line.look, line.name) for line in lines)
+    legend = Markup("").join(
+        Markup('<li class="{}">{}</li>').format(line.look, line.name) for line in lines
+    )
     return Markup(
         '<figure class="chart"><figcaption>{title}</figcaption>'
         '<svg viewBox="0 0 {width} {height}" role="img" aria-label="{description}">{grid}{plot}</svg>'
@@ -86,7 +88,9 @@ def amount(value: float) -> str:
     for size, sign in ((1_000_000, "M"), (1000, "k")):
         if value >= size:
             return f"{value / size:.1f}".removesuffix(".0") + sign
-    return f"{value:.2f}".rstrip("0").rstrip(".") if value < 1 else f"{value:.1f}".removesuffix(".0")
+    return (
+        f"{value:.2f}".rstrip("0").rstrip(".") if value < 1 else f"{value:.1f}".removesuffix(".0")
+    )
 
 
 def _grid(times: Times, most: float, unit: str) -> Markup:
@@ -102,9 +106,9 @@ def _grid(times: Times, most: float, unit: str) -> Markup:
 
 def _grid_row(value: float, most: float, unit: str) -> Markup:
     y = _y(value, most)
-    return Markup('<path d="M{} {:.1f}H{}"/><text x="{}" y="{:.1f}" text-anchor="end">{}{}</text>').format(
-        LEFT, y, WIDTH - RIGHT, LEFT - 5, y + 4, amount(value), unit
-    )
+    return Markup(
+        '<path d="M{} {:.1f}H{}"/><text x="{}" y="{:.1f}" text-anchor="end">{}{}</text>'
+    ).format(LEFT, y, WIDTH - RIGHT, LEFT - 5, y + 4, amount(value), unit)
 
 
 def _clock(minute: int, x: float, anchor: str) -> Markup:
@@ -135,7 +139,9 @@ def _piece(line: Line, points: list[str], most: float) -> Markup:
     area = Markup("")
     if line.is_area:
         left = points[0].split()[0]
-        area = Markup('<path class="area {}" d="{}V{:.1f}H{}Z"/>').format(line.look, path, _y(0, most), left)
+        area = Markup('<path class="area {}" d="{}V{:.1f}H{}Z"/>').format(
+            line.look, path, _y(0, most), left
+        )
     return area + Markup('<path class="line {}" d="{}"/>').format(line.look, path)
 
 

@@ -21,7 +21,9 @@ class Code:
     postman: str
 
 
-def code_of(base: str, body: Mapping[str, Any], *, files: Sequence[str] = (), needs_key: bool) -> Code:
+def code_of(
+    base: str, body: Mapping[str, Any], *, files: Sequence[str] = (), needs_key: bool
+) -> Code:
     """Return programs that send this mail to the service at `base`; `files` are names of attachments."""
     return Code(
         _curl(base, body, files, needs_key),

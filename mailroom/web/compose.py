@@ -71,7 +71,9 @@ def send() -> Response:
         refusal: Any = current_app.handle_user_exception(e)
         response = current_app.make_response(refusal)
         detail = (response.get_json(silent=True) or {}).get("detail", str(e))
-        return _page(fields, errors=[FieldError("#", detail)], names=names, status=response.status_code)
+        return _page(
+            fields, errors=[FieldError("#", detail)], names=names, status=response.status_code
+        )
     return see(f"/compose?sent={accepted.location.rpartition('/')[2]}")
 
 
@@ -105,7 +107,9 @@ def _page(
         fields=fields,
         errors=_by_field(errors or []),
         sent=sent,
-        code=code_of(base_url(), _body(fields, strict=False), files=names or [], needs_key=needs_key()),
+        code=code_of(
+            base_url(), _body(fields, strict=False), files=names or [], needs_key=needs_key()
+        ),
         shows_code=shows_code,
         kinds=registry.job_types(),
         inbox="inbox" in current_app.blueprints and may("GET", "/inbox/"),
@@ -128,7 +132,9 @@ def _body(fields: Mapping[str, str], *, strict: bool) -> dict[str, Any]:
         if text := fields.get(name, "").replace("\r\n", "\n"):
             body[name] = text
     if template := fields.get("template", "").strip():
-        body["template"] = {"name": template} | _json(fields, "variables", "#/template/variables", strict)
+        body["template"] = {"name": template} | _json(
+            fields, "variables", "#/template/variables", strict
+        )
     if job := fields.get("job", ""):
         body["job"] = {"name": job} | _json(fields, "job_args", "#/job/args", strict)
     if tags := _split(fields.get("tags", "").split(",")):
@@ -163,7 +169,9 @@ def _files() -> list[dict[str, Any]]:
     for file in request.files.getlist("attachments"):
         if file.filename:
             content_type = file.content_type or "application/octet-stream"
-            files.append({"filename": file.filename, "content": file.read(), "content_type": content_type})
+            files.append(
+                {"filename": file.filename, "content": file.read(), "content_type": content_type}
+            )
     return files
 
 

@@ -35,7 +35,16 @@ NEWEST_MAX = 8
 #: Counting stops here: the page then says "1000 or more".
 COUNTED_MAX = 1000
 #: The events that the table counts.
-COUNTS = ("accepted", "sent", "failed", "deferred", "uncertain", "suppressed", "canceled", "expired")
+COUNTS = (
+    "accepted",
+    "sent",
+    "failed",
+    "deferred",
+    "uncertain",
+    "suppressed",
+    "canceled",
+    "expired",
+)
 
 
 @blueprint.get("/dashboard")
@@ -105,7 +114,9 @@ def _needs(all_accounts: list[AccountJson]) -> dict[str, Any]:
     """Return what does not continue without a person's decision."""
     database = services().outbox.database
     needs: dict[str, Any] = {}
-    needs["accounts"] = [account for account in all_accounts if account["status"] == AccountState.HALTED]
+    needs["accounts"] = [
+        account for account in all_accounts if account["status"] == AccountState.HALTED
+    ]
     for state in (State.HELD, State.UNCERTAIN):
         rows = listed(database, Search(status=state, limit=LISTED_MAX)).rows
         needs[state.value] = [message_summary_json(row) for row in rows]
@@ -125,7 +136,10 @@ def _verdict(
     """Say whether mail flows: the CSS class good, late or bad, and a sentence."""
     stopped = [account["name"] for account in all_accounts if account["status"] != AccountState.OK]
     if current_faults:
-        return "bad", "Mail does not flow. It is accepted and kept, and will be sent once this is fixed."
+        return (
+            "bad",
+            "Mail does not flow. It is accepted and kept, and will be sent once this is fixed.",
+        )
     if len(stopped) == len(all_accounts):
         return (
             "bad",
@@ -135,7 +149,9 @@ def _verdict(
         return "late", f"Mail flows, but not by {' or '.join(stopped)}."
     if depths.oldest_seconds > LATE_SECONDS:
         return "late", "Mail is delayed: the workers can't keep up."
-    summary_of_hour = f"{sent:,} sent in the last hour" if sent else "none was sent in the last hour"
+    summary_of_hour = (
+        f"{sent:,} sent in the last hour" if sent else "none was sent in the last hour"
+    )
     return "good", f"Mail flows; {summary_of_hour}."
 
 
@@ -145,14 +161,20 @@ def _over_time(database: Database, span: str, minute: int) -> dict[str, dict[int
     return Counters(database).over_time(minute - minutes + 1, stretch=stretch)
 
 
-def _charts(counts: Mapping[str, Mapping[int, int]], depths: Depths, span: str, minute: int) -> Iterator[Any]:
+def _charts(
+    counts: Mapping[str, Mapping[int, int]], depths: Depths, span: str, minute: int
+) -> Iterator[Any]:
     """Yield the charts; `counts` are by event and interval."""
     minutes, stretch = SPANS[span]
     last = minute // stretch
     intervals = range(last - minutes // stretch + 1, last + 1)
     times = Times(first=intervals[0] * stretch, stretch=stretch, count=len(intervals))
-    yield chart("Throughput, mails a minute", [*_throughput(counts, intervals, stretch, minute)], times)
-    yield chart("Latency, from POST to the server's 250", [*_latency(counts, intervals)], times, unit=" s")
+    yield chart(
+        "Throughput, mails a minute", [*_throughput(counts, intervals, stretch, minute)], times
+    )
+    yield chart(
+        "Latency, from POST to the server's 250", [*_latency(counts, intervals)], times, unit=" s"
+    )
     waiting, oldest = _queue_history(intervals, stretch, depths)
     yield chart(
         "Waiting to be sent",

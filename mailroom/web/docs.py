@@ -11,7 +11,13 @@ blueprint.after_request(for_people)
 
 #: Complete programs, with the default address of `python3 app.py` in them.
 CLIENTS = Path(__file__).resolve().parents[2] / "docs" / "clients"
-LANGUAGES = {"send.sh": "curl", "send.py": "Python", "send.mjs": "Node", "send.go": "Go", "send.php": "PHP"}
+LANGUAGES = {
+    "send.sh": "curl",
+    "send.py": "Python",
+    "send.mjs": "Node",
+    "send.go": "Go",
+    "send.php": "PHP",
+}
 _ADDRESS = "http://127.0.0.1:5000"
 #: The programs by language; none if only the code was installed. Read at the start, so that no request does.
 _PROGRAMS = {

@@ -43,7 +43,9 @@ def create() -> Response:
     try:
         secret, key = keys.make(services().api_keys, values)
     except InvalidMessage as e:
-        return _page(errors=[f"{error.pointer.removeprefix('#/')}: {error.detail}" for error in e.errors])
+        return _page(
+            errors=[f"{error.pointer.removeprefix('#/')}: {error.detail}" for error in e.errors]
+        )
     response = _page(secret=secret, made=keys.key_json(key), is_first=was_open)
     if was_open and Scope.ADMIN in key.scopes:
         return enter(response, key, hashed(secret))

@@ -8,7 +8,16 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
-from flask import Blueprint, Response, current_app, g, make_response, redirect, render_template, request
+from flask import (
+    Blueprint,
+    Response,
+    current_app,
+    g,
+    make_response,
+    redirect,
+    render_template,
+    request,
+)
 from markupsafe import Markup
 
 from mailroom.api.auth import sessions
@@ -24,7 +33,11 @@ from mailroom.store.keys.api_keys import Scope
 
 #: The static files of all pages; they need no key, as they are in every copy of this project.
 assets = Blueprint(
-    "web", __name__, template_folder="templates", static_folder="static", static_url_path="/static/web"
+    "web",
+    __name__,
+    template_folder="templates",
+    static_folder="static",
+    static_url_path="/static/web",
 )
 
 SCRIPTS = ("/static/web/htmx/htmx.min.js", "/static/web/pages.js")
@@ -78,7 +91,9 @@ def pages(name: str) -> Blueprint:
     return blueprint
 
 
-def page(template: str, *, status: int = 200, live: bool = False, once: str = "", **values: Any) -> Response:
+def page(
+    template: str, *, status: int = 200, live: bool = False, once: str = "", **values: Any
+) -> Response:
     """Render a page.
 
     `live`: it refreshes itself when something has happened. `once`: the idempotency key of a form that is
@@ -184,7 +199,11 @@ def decimal(text: str) -> float | None:
 
 def here(path: str) -> str:
     """Return the path if it leads to this site; "" if not, as a link may have brought any in its query."""
-    return path if path.startswith("/") and not path.startswith(("//", "/\\")) and path.isprintable() else ""
+    return (
+        path
+        if path.startswith("/") and not path.startswith(("//", "/\\")) and path.isprintable()
+        else ""
+    )
 
 
 def home() -> str:

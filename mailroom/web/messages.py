@@ -33,7 +33,17 @@ from mailroom.store.messages.actions import (
 )
 from mailroom.store.messages.search import Page
 from mailroom.web.code_samples import body_of, code_of, is_short
-from mailroom.web.layout import base_url, decimal, done, item_path, page, pages, query_params, see, status_of
+from mailroom.web.layout import (
+    base_url,
+    decimal,
+    done,
+    item_path,
+    page,
+    pages,
+    query_params,
+    see,
+    status_of,
+)
 
 blueprint = pages("messages")
 
@@ -60,7 +70,9 @@ def _resend(id: str) -> Response:
 
 ACTIONS = {
     "release": MessageAction(RELEASE.states, actions.release_message, "released"),
-    "retry": MessageAction((*RETRY_NOW.states, *RETRY_ENDED.states), actions.retry_message, "retried"),
+    "retry": MessageAction(
+        (*RETRY_NOW.states, *RETRY_ENDED.states), actions.retry_message, "retried"
+    ),
     "hold": MessageAction(HOLD.states, actions.hold_message, "held"),
     "cancel": MessageAction(CANCEL.states, actions.cancel_message, "canceled"),
     "resend": MessageAction(RESENDABLE, _resend, "resent"),
@@ -145,7 +157,9 @@ def act(id: str, action: str) -> Response:
         actions.reschedule(id, {"delay": _seconds()})
         return done(item_path("messages", id), "rescheduled")
     if action not in ACTIONS:
-        raise NotFound(f"expected one of {', '.join([*ACTIONS, 'reschedule'])}, got {action[:40]!r}")
+        raise NotFound(
+            f"expected one of {', '.join([*ACTIONS, 'reschedule'])}, got {action[:40]!r}"
+        )
     response = ACTIONS[action].do(id)
     path = item_path("messages", id)
     if action == "resend":  # Shows the new message.
@@ -155,7 +169,9 @@ def act(id: str, action: str) -> Response:
 
 def ids_in(message_id: str) -> list[str]:
     """Return the id of the message with this Message-ID; [] if it cannot be one of ours."""
-    match = re.fullmatch(r"<?([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})@[^\s<>]+>?", message_id.strip())
+    match = re.fullmatch(
+        r"<?([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})@[^\s<>]+>?", message_id.strip()
+    )
     return [match[1]] if match else []
 
 
@@ -173,7 +189,9 @@ def origin(message_id: str) -> list[tuple[str, str]]:
 
 def _possible(state: State, message: MessageJson) -> Iterator[str]:
     """Yield the actions possible in this state; after the end, retry only if a recipient failed."""
-    has_failed = any(person["status"] in (State.FAILED, State.EXPIRED) for person in message["recipients"])
+    has_failed = any(
+        person["status"] in (State.FAILED, State.EXPIRED) for person in message["recipients"]
+    )
     for name, action in ACTIONS.items():
         is_useful = name != "retry" or state in RETRY_NOW.states or has_failed
         if state in action.states and is_useful:

@@ -38,7 +38,8 @@ def sign_in() -> Response:
     is_valid = hmac.compare_digest(request.form.get(sessions.FIELD, "").encode(), token.encode())
     if not token or not is_valid:
         return _form(
-            403, "This form has expired, or the browser keeps no cookies for this site. Please try again."
+            403,
+            "This form has expired, or the browser keeps no cookies for this site. Please try again.",
         )
     secret = request.form.get("key", "").strip()
     key = guard.find_key(secret) if secret else None

@@ -192,7 +192,11 @@ class WebhookExchange:
             raise TimeoutError
 
     def _send(
-        self, connection: http.client.HTTPConnection, target: Target, body: bytes, headers: dict[str, str]
+        self,
+        connection: http.client.HTTPConnection,
+        target: Target,
+        body: bytes,
+        headers: dict[str, str],
     ) -> WebhookResponse:
         connection.putrequest("POST", target.path, skip_host=True, skip_accept_encoding=True)
         connection.putheader("Host", target.authority)

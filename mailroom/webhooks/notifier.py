@@ -121,7 +121,9 @@ class Notifier:
 
     def _deliver_one(self) -> bool:
         """Deliver the delivery that has been due longest; return False if there is none."""
-        with self._claiming:  # One thread at a time, so that no webhook gets more than THREADS_PER_WEBHOOK.
+        with (
+            self._claiming
+        ):  # One thread at a time, so that no webhook gets more than THREADS_PER_WEBHOOK.
             full = [id for id, count in list(self._busy.items()) if count >= THREADS_PER_WEBHOOK]
             due_delivery = self._deliveries.claim(busy=full)
             if due_delivery is None:
@@ -160,7 +162,9 @@ class Notifier:
 
     def _post(self, due_delivery: DueDelivery) -> WebhookResponse:
         exchange = self._exchange()
-        self._open.add(exchange)  # Before `_stopping` is checked, so that stop() either aborts it or is seen.
+        self._open.add(
+            exchange
+        )  # Before `_stopping` is checked, so that stop() either aborts it or is seen.
         try:
             if self._stopping.is_set():
                 return WebhookResponse(None, "")
@@ -171,7 +175,11 @@ class Notifier:
 
 def signed(due_delivery: DueDelivery) -> tuple[bytes, dict[str, str]]:
     """Return body and headers of a POST: the body is the same in every attempt, the signature is of now."""
-    payload = {"type": due_delivery.event, "timestamp": timestamp(due_delivery.at), "data": due_delivery.data}
+    payload = {
+        "type": due_delivery.event,
+        "timestamp": timestamp(due_delivery.at),
+        "data": due_delivery.data,
+    }
     body = json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
     now = datetime.now(UTC)  # Aware, as the library reads naive times as local ones.
     return body.encode(), {
@@ -183,7 +191,9 @@ def signed(due_delivery: DueDelivery) -> tuple[bytes, dict[str, str]]:
     }
 
 
-def judge(response: WebhookResponse, attempt: int, *, schedule: Schedule = SCHEDULE) -> DeliveryResult:
+def judge(
+    response: WebhookResponse, attempt: int, *, schedule: Schedule = SCHEDULE
+) -> DeliveryResult:
     """Decide what this response to attempt 1, 2, … means: delivered, tried again, or given up."""
     code = response.code
     if code is not None and 200 <= code < 300:

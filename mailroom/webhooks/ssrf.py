@@ -27,12 +27,15 @@ _NOT_PUBLIC_4 = [
 #: The only part of IPv6 that is allocated to the public …
 _ALLOCATED_6 = IPv6Network("2000::/3")
 #: … without Teredo and other assignments, documentation, and 6to4, which embeds an IPv4 address.
-_NOT_PUBLIC_6 = [ip_network(net) for net in ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")]
+_NOT_PUBLIC_6 = [
+    ip_network(net) for net in ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")
+]
 _NAT64 = IPv6Network("64:ff9b::/96")
 #: The characters of a URL (RFC 3986, 2); no space, control character or backslash, on which parsers differ.
 _CHARACTERS = re.compile(r"[A-Za-z0-9\-._~:/?\[\]@!$&'()*+,;=%]+", re.ASCII)
 _NAME = re.compile(
-    r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*\.?", re.ASCII
+    r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*\.?",
+    re.ASCII,
 )
 
 #: A function like socket.getaddrinfo.
@@ -84,7 +87,9 @@ class AddressGuard:
         schemes = ("https", "http") if self.to_loopback else ("https",)
         if not _CHARACTERS.fullmatch(url) or url.partition("://")[0].lower() not in schemes:
             expected = " or ".join(schemes)
-            raise ForbiddenURL(f"expected an {expected} URL in ASCII, without a fragment, got {url[:80]!r}")
+            raise ForbiddenURL(
+                f"expected an {expected} URL in ASCII, without a fragment, got {url[:80]!r}"
+            )
         try:
             parts = urlsplit(url)
             host, port = parts.hostname or "", parts.port
@@ -144,7 +149,11 @@ def is_public(address: IPv4Address | IPv6Address) -> bool:
         return is_public(address.ipv4_mapped)
     if address in _NAT64:
         return is_public(IPv4Address(int(address) & 0xFFFF_FFFF))
-    return address.is_global and address in _ALLOCATED_6 and not any(address in net for net in _NOT_PUBLIC_6)
+    return (
+        address.is_global
+        and address in _ALLOCATED_6
+        and not any(address in net for net in _NOT_PUBLIC_6)
+    )
 
 
 def _address(text: str) -> IPv4Address | IPv6Address | None:

@@ -33,7 +33,13 @@ from mailroom.store.templates import Templates
 from mailroom.submission.reader import SubmissionReader
 from mailroom.webhooks import notifier
 from mailroom.webhooks.ssrf import AddressGuard
-from mailroom.worker.celery_config import MAIL_QUEUES, RUN_JOB, SEND_MAIL, TELL_CLIENTS, celery_settings
+from mailroom.worker.celery_config import (
+    MAIL_QUEUES,
+    RUN_JOB,
+    SEND_MAIL,
+    TELL_CLIENTS,
+    celery_settings,
+)
 from mailroom.worker.worker import Worker, WorkerOptions
 
 log = logging.getLogger("mailasync")
@@ -185,7 +191,9 @@ def submission_reader(settings: Settings, database: Database) -> SubmissionReade
     configured, links = accounts(settings), Unsubscribes(database, settings.PUBLIC_URL)
 
     def account_of(address: str) -> str | None:
-        return next((account.name for account in configured if account.may_send_from(address)), None)
+        return next(
+            (account.name for account in configured if account.may_send_from(address)), None
+        )
 
     return SubmissionReader(
         domain=configured[0].sender.address.rpartition("@")[2],
@@ -216,5 +224,7 @@ def open_database(settings: Settings, *, file_name: str = "mailasync.sqlite3") -
 
 
 def sweeps_of(settings: Settings, database: Database) -> Sweeps:
-    limited = frozenset(account.name for account in accounts(settings) if account.sending_limit.is_limited)
+    limited = frozenset(
+        account.name for account in accounts(settings) if account.sending_limit.is_limited
+    )
     return Sweeps(database, settings.LEASE_SECONDS, settings.ON_UNCERTAIN, limited)

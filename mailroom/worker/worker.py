@@ -95,7 +95,11 @@ class Worker:
 
     def _make_claims(self) -> Claims:
         return Claims(
-            self.database, self._owner, self.settings.LEASE_SECONDS, self._limits, self._admission.free
+            self.database,
+            self._owner,
+            self.settings.LEASE_SECONDS,
+            self._limits,
+            self._admission.free,
         )
 
     def _make_heartbeat(self) -> Heartbeat:
@@ -110,7 +114,10 @@ class Worker:
         )
 
     def _make_delivery(self) -> Delivery:
-        senders = {account.name: Sender(account.sender, Sessions(account.hop)) for account in self._accounts}
+        senders = {
+            account.name: Sender(account.sender, Sessions(account.hop))
+            for account in self._accounts
+        }
         attempts = AttemptRunner(senders, schedule(self.settings), self.settings.ON_UNCERTAIN)
         return Delivery(self._claims, attempts, self._admission, on_unclaimed=self._wake_awaited)
 
@@ -182,10 +189,14 @@ class Worker:
         If it is no mail, a failed mail with the task's id is recorded, with the reason.
         """
         if isinstance(mail, str) and is_id(mail) and self.outbox.details(mail):
-            return self.delivery.deliver([mail])  # sendMail.delay(id), from a process that runs no publisher
+            return self.delivery.deliver(
+                [mail]
+            )  # sendMail.delay(id), from a process that runs no publisher
         id = self._usable(id, is_id(id))
         try:
-            accepted = self.reader.mail(mail, work_seconds=self.settings.SIMULATED_WORK_SECONDS, id=id)
+            accepted = self.reader.mail(
+                mail, work_seconds=self.settings.SIMULATED_WORK_SECONDS, id=id
+            )
             if accepted.dry_run:
                 detail = "expected a mail to be sent, as nobody is told here what would be"
                 raise InvalidMessage([FieldError("#/dry_run", detail)])
@@ -229,13 +240,22 @@ class Worker:
     def _fail_mail(self, id: str, reason: str) -> None:
         log.error("task %s is no mail that can be accepted; see GET /v1/messages/%s", id, id)
         self.outbox.accept(
-            NewMessage(id=id, message=Message(to=()), message_id=f"{new_id()}@localhost", failed=reason)
+            NewMessage(
+                id=id, message=Message(to=()), message_id=f"{new_id()}@localhost", failed=reason
+            )
         )
 
     def _fail_job(self, id: str, reason: str) -> None:
         log.error("task %s is no job that can be accepted; see GET /v1/jobs/%s", id, id)
         self.jobs.accept(
-            NewJob(id=id, name="", args={}, queue=registry.DEFAULT_QUEUE, timeout_seconds=0, failed=reason)
+            NewJob(
+                id=id,
+                name="",
+                args={},
+                queue=registry.DEFAULT_QUEUE,
+                timeout_seconds=0,
+                failed=reason,
+            )
         )
 
     def _wake_awaited(self, ids: Sequence[str]) -> None:
@@ -259,7 +279,9 @@ class Worker:
         if is_usable:
             return id
         new = new_id()
-        log.error("a task's id of %d characters cannot be stored; it is recorded as %s", len(id), new)
+        log.error(
+            "a task's id of %d characters cannot be stored; it is recorded as %s", len(id), new
+        )
         return new
 
     def close(self) -> None:

@@ -13,7 +13,10 @@ def upgrade() -> None:
     op.create_table(
         "events",
         sa.Column(
-            "number", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False
+            "number",
+            sa.BigInteger().with_variant(sa.Integer(), "sqlite"),
+            autoincrement=True,
+            nullable=False,
         ),
         sa.Column("id", sa.String(length=200), nullable=False),
         sa.Column("at", sa.BigInteger(), nullable=False),

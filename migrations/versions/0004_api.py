@@ -25,7 +25,9 @@ def upgrade() -> None:
         sqlite_where=LISTED,
         postgresql_where=LISTED,
     )
-    op.add_column("recipients", sa.Column("kind", sa.String(length=3), server_default="to", nullable=False))
+    op.add_column(
+        "recipients", sa.Column("kind", sa.String(length=3), server_default="to", nullable=False)
+    )
     op.create_index("recipients_of", "recipients", ["address", "id"])
     op.add_column("files", sa.Column("content_id", sa.String(length=200), nullable=True))
     op.create_table(
@@ -79,7 +81,10 @@ def upgrade() -> None:
     op.create_table(
         "deliveries",
         sa.Column(
-            "number", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False
+            "number",
+            sa.BigInteger().with_variant(sa.Integer(), "sqlite"),
+            autoincrement=True,
+            nullable=False,
         ),
         sa.Column("webhook_id", sa.String(length=36), nullable=False),
         sa.Column("message_id", sa.String(length=200), nullable=True),
@@ -104,7 +109,9 @@ def upgrade() -> None:
         sqlite_where=DUE,
         postgresql_where=DUE,
     )
-    op.create_index("deliveries_owned", "deliveries", ["owner"], sqlite_where=OWNED, postgresql_where=OWNED)
+    op.create_index(
+        "deliveries_owned", "deliveries", ["owner"], sqlite_where=OWNED, postgresql_where=OWNED
+    )
     op.create_index("deliveries_of", "deliveries", ["message_id"])
     op.create_index("deliveries_to", "deliveries", ["webhook_id", "number"])
     op.create_table(

@@ -6,7 +6,12 @@ from alembic import op
 revision = "0006"
 down_revision = "0005"
 
-COUNTS = (("messages", "given_back"), ("messages", "settled"), ("jobs", "excused"), ("deliveries", "excused"))
+COUNTS = (
+    ("messages", "given_back"),
+    ("messages", "settled"),
+    ("jobs", "excused"),
+    ("deliveries", "excused"),
+)
 
 
 def upgrade() -> None:

@@ -40,7 +40,9 @@ def browser() -> Iterator[Browser]:
 
 
 @contextmanager
-def visit(browser: Browser, url: str, *, but: str = "nothing else", **options: Any) -> Iterator[Page]:
+def visit(
+    browser: Browser, url: str, *, but: str = "nothing else", **options: Any
+) -> Iterator[Page]:
     """A page of a visitor of its own. Nothing may go wrong on it, and nobody else be asked, `but` what the test brings about."""
     context = browser.new_context(base_url=url, **options)
     context.set_default_timeout(60_000)
@@ -50,7 +52,9 @@ def visit(browser: Browser, url: str, *, but: str = "nothing else", **options: A
     page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
     page.on(
         "request",
-        lambda asked: wrong.append(asked.url) if not asked.url.startswith((url, "data:", "about:")) else None,
+        lambda asked: (
+            wrong.append(asked.url) if not asked.url.startswith((url, "data:", "about:")) else None
+        ),
     )
     yield page
     context.close()
@@ -99,7 +103,9 @@ def test_a_mail_sent_from_the_form_appears_in_the_inbox_beside_it(page: Page) ->
     page.fill("#to", "form@example.org")
     page.fill("#subject", "From the form")
     page.fill("#contents", "It works.")
-    expect(page.locator("#as-curl")).to_contain_text('"subject": "From the form"')  # While it is being typed.
+    expect(page.locator("#as-curl")).to_contain_text(
+        '"subject": "From the form"'
+    )  # While it is being typed.
     page.get_by_role("button", name="Send").click()
     expect(page.locator(".card.sent")).to_contain_text("sent", ignore_case=True)
     mail = beside(page).get_by_role("link", name="From the form")
@@ -281,7 +287,9 @@ def test_a_look_that_fails_leaves_what_was_shown(browser: Browser, up: Service) 
         expect(page.get_by_role("link", name="Still here")).to_be_visible()
         page.route(
             "**/messages?*",
-            lambda route: route.fulfill(status=503, content_type="text/html", body="<div id=live>away</div>"),
+            lambda route: route.fulfill(
+                status=503, content_type="text/html", body="<div id=live>away</div>"
+            ),
         )
         with page.expect_response(lambda answer: answer.status == 503):
             page.evaluate("document.body.dispatchEvent(new CustomEvent('changed'))")
@@ -302,7 +310,9 @@ def test_all_can_be_read_and_done_without_a_script(browser: Browser, up: Service
         page.get_by_role("button", name="Send").click()
         expect(page.locator(".card.sent")).to_contain_text("Accepted")
         page.click("text=See what happens to it")
-        until(page, lambda: bool(page.reload()) and page.locator("h1 .badge").text_content() == "sent")
+        until(
+            page, lambda: bool(page.reload()) and page.locator("h1 .badge").text_content() == "sent"
+        )
         page.click("text=See it in the inbox")
         page.get_by_role("link", name="Without a script").click()
         page.get_by_role("link", name="Headers").click()
@@ -424,7 +434,9 @@ def test_a_hostile_mail_runs_nothing_and_fetches_nothing(browser: Browser, up: S
 # --- signing in ----------------------------------------------------------------------------------------------------
 
 
-def test_who_signs_in_is_let_in_and_who_may_only_read_cannot_act(browser: Browser, tmp_path: Path) -> None:
+def test_who_signs_in_is_let_in_and_who_may_only_read_cannot_act(
+    browser: Browser, tmp_path: Path
+) -> None:
     with service(
         tmp_path,
         INBOX_SMTP_PORT=str(free_port()),
@@ -468,7 +480,9 @@ def test_who_signs_in_is_let_in_and_who_may_only_read_cannot_act(browser: Browse
             expect(stranger).to_have_title("Sign in")
 
 
-def test_an_open_page_is_sent_to_sign_in_when_its_session_is_over(browser: Browser, tmp_path: Path) -> None:
+def test_an_open_page_is_sent_to_sign_in_when_its_session_is_over(
+    browser: Browser, tmp_path: Path
+) -> None:
     with service(
         tmp_path,
         INBOX_SMTP_PORT=str(free_port()),
@@ -491,9 +505,14 @@ def test_an_open_page_is_sent_to_sign_in_when_its_session_is_over(browser: Brows
 
 
 @pytest.fixture
-def two(tmp_path: Path, broker_url: str, sqlite_url: str, to_smtpd: dict[str, str]) -> Iterator[Service]:
+def two(
+    tmp_path: Path, broker_url: str, sqlite_url: str, to_smtpd: dict[str, str]
+) -> Iterator[Service]:
     with service(
-        tmp_path, BROKER_URL=broker_url, DATABASE_URL=sqlite_url, **to_smtpd | {"RETRY_SCHEDULE": "1h*3"}
+        tmp_path,
+        BROKER_URL=broker_url,
+        DATABASE_URL=sqlite_url,
+        **to_smtpd | {"RETRY_SCHEDULE": "1h*3"},
     ) as made:
         made.upgrade()
         yield made

@@ -13,7 +13,17 @@ from flask.testing import FlaskClient
 from tests.services import free_port
 from tests.services.processes import PROJECT, Service, service
 from tests.tools import check_clients
-from tests.tools.check_clients import ALL, CLIENTS, ORDER, RECIPIENT, URL, Client, Failed, run, start
+from tests.tools.check_clients import (
+    ALL,
+    CLIENTS,
+    ORDER,
+    RECIPIENT,
+    URL,
+    Client,
+    Failed,
+    run,
+    start,
+)
 
 PAGE = (PROJECT / "docs/clients.md").read_text()
 IN_ANY_CASE = [client for client in ALL if client.name in ("curl", "Python")]
@@ -22,7 +32,9 @@ IN_ANY_CASE = [client for client in ALL if client.name in ("curl", "Python")]
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Service]:
     database = f"sqlite:///{tmp_path}/clients.sqlite3"
-    with service(tmp_path, INBOX_SMTP_PORT=str(free_port()), DATABASE_URL=database, API_KEY="s3cret") as made:
+    with service(
+        tmp_path, INBOX_SMTP_PORT=str(free_port()), DATABASE_URL=database, API_KEY="s3cret"
+    ) as made:
         made.upgrade()
         made.up()
         yield made
@@ -34,7 +46,8 @@ def test_the_docs_show_each_program_as_it_is(client: Client) -> None:
     language = client.file.partition(".")[2].replace("py", "python").replace("mjs", "js")
     assert f"```{language}\n{text}```\n" in PAGE and f"docs/clients/{client.file}" in PAGE
     assert all(
-        word in text for word in (URL, RECIPIENT, ORDER, "MAILASYNC_API_KEY", "wait=30", "Idempotency-Key")
+        word in text
+        for word in (URL, RECIPIENT, ORDER, "MAILASYNC_API_KEY", "wait=30", "Idempotency-Key")
     )
 
 
@@ -72,7 +85,10 @@ def test_a_mail_that_does_not_arrive_fails(
 
 
 def test_a_service_that_does_not_start_is_said(tmp_path: Path) -> None:
-    with service(tmp_path, SMTP_SECURITY="tls") as wrong, pytest.raises(Failed, match="flask db upgrade"):
+    with (
+        service(tmp_path, SMTP_SECURITY="tls") as wrong,
+        pytest.raises(Failed, match="flask db upgrade"),
+    ):
         start(wrong)
     with (
         service(
@@ -86,7 +102,11 @@ def test_a_service_that_does_not_start_is_said(tmp_path: Path) -> None:
 def test_without_npm_it_says_what_to_install(tmp_path: Path) -> None:
     for name in ("curl", "node"):
         (tmp_path / name).symlink_to("/bin/true")
-    environment = {**os.environ, "PATH": str(tmp_path), "TEST_SERVERS_CACHE": str(tmp_path / "cache")}
+    environment = {
+        **os.environ,
+        "PATH": str(tmp_path),
+        "TEST_SERVERS_CACHE": str(tmp_path / "cache"),
+    }
     done = subprocess.run(
         [sys.executable, "-m", "tests.tools.check_clients"],
         cwd=PROJECT,

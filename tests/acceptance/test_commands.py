@@ -87,7 +87,9 @@ def test_a_person_at_a_terminal_sees_what_it_waits_for(pair: Service) -> None:
 # --- flask send ----------------------------------------------------------------------------------------------------
 
 
-def test_what_is_sent_arrives_as_it_was_asked_for(pair: Service, smtpd: ScriptedSMTP, tmp_path: Path) -> None:
+def test_what_is_sent_arrives_as_it_was_asked_for(
+    pair: Service, smtpd: ScriptedSMTP, tmp_path: Path
+) -> None:
     (tmp_path / "näme.csv").write_bytes(b"a,b\n1,2\n")
     (tmp_path / "mail.html").write_text("<p>Grüße</p>")
     pair.worker()
@@ -118,8 +120,20 @@ def test_what_is_sent_arrives_as_it_was_asked_for(pair: Service, smtpd: Scripted
     )
     assert (done.code, done.err.strip()) == (0, "sent: 250 2.0.0 ok"), done
     [mail], [told] = received(smtpd), smtpd.messages
-    assert sorted(told.rcpt_tos) == [BOB, "carol@example.org", "dave@example.org", "eve@example.org"]
-    assert (mail["To"], mail["Cc"], mail["Bcc"], mail["Reply-To"], mail["Subject"], mail["X-A"]) == (
+    assert sorted(told.rcpt_tos) == [
+        BOB,
+        "carol@example.org",
+        "dave@example.org",
+        "eve@example.org",
+    ]
+    assert (
+        mail["To"],
+        mail["Cc"],
+        mail["Bcc"],
+        mail["Reply-To"],
+        mail["Subject"],
+        mail["X-A"],
+    ) == (
         "Bob <bob@example.org>, carol@example.org",
         "dave@example.org",
         None,
@@ -147,17 +161,28 @@ def test_a_worker_is_told_at_once(pair: Service, smtpd: ScriptedSMTP) -> None:
     pair.worker()
     id = flask(pair, "send", BOB, "hello", "--json").json["id"]
     steps = wait_until(
-        lambda: [now for now in [flask(pair, "status", id, "--json").json] if now["status"] == "sent"]
+        lambda: [
+            now for now in [flask(pair, "status", id, "--json").json] if now["status"] == "sent"
+        ]
     )[0]["timeline"]
     assert [step["event"] for step in steps] == ["accepted", "queued", "sent"]
 
 
-def test_while_the_broker_is_away_it_is_kept_and_goes_later(pair: Service, smtpd: ScriptedSMTP) -> None:
+def test_while_the_broker_is_away_it_is_kept_and_goes_later(
+    pair: Service, smtpd: ScriptedSMTP
+) -> None:
     done = flask(
-        pair, "send", BOB, "hello", "--json", BROKER_URL=f"pyamqp://guest:geheim@127.0.0.1:{free_port()}//"
+        pair,
+        "send",
+        BOB,
+        "hello",
+        "--json",
+        BROKER_URL=f"pyamqp://guest:geheim@127.0.0.1:{free_port()}//",
     )
     assert (done.code, done.json["status"]) == (0, "queued")
-    assert done.json["remark"].startswith("the broker cannot be reached (OperationalError); the mail is kept")
+    assert done.json["remark"].startswith(
+        "the broker cannot be reached (OperationalError); the mail is kept"
+    )
     assert "geheim" not in done.out + done.err
     pair.worker()
     assert flask(pair, "status", done.json["id"], "--watch").code == 0
@@ -168,7 +193,11 @@ def test_the_end_decides_what_waiting_ends_with(pair: Service, smtpd: ScriptedSM
     pair.worker()
     smtpd.reply("RCPT", "550 5.7.1 not you", times=1)
     done = flask(pair, "send", BOB, "hello", "--wait", "--json")
-    assert (done.code, done.json["status"], done.json["why"]) == (1, "failed", "failed: 550 5.7.1 not you")
+    assert (done.code, done.json["status"], done.json["why"]) == (
+        1,
+        "failed",
+        "failed: 550 5.7.1 not you",
+    )
     done = flask(pair, "send", BOB, "hello", "--delay", "3600", "--wait=0.5")
     assert (done.code, len(done.lines)) == (1, 1)
     assert done.err.startswith("scheduled; to be sent at 20")
@@ -183,7 +212,9 @@ def test_text_and_request_come_from_standard_input(here: FlaskCliRunner) -> None
         "priority": "low",
         "metadata": {"order": "4711"},
     }
-    done = here.invoke(args=["send", "--request", "-", "--json"], input=json.dumps(request).encode())
+    done = here.invoke(
+        args=["send", "--request", "-", "--json"], input=json.dumps(request).encode()
+    )
     assert (done.exit_code, json.loads(done.stdout)["status"]) == (0, "queued")
     told = json.loads(
         here.invoke(args=["send", BOB, "--text", "-", "--dry-run", "--json"], input=b"text").stdout
@@ -194,7 +225,10 @@ def test_text_and_request_come_from_standard_input(here: FlaskCliRunner) -> None
         True,
     )
     assert here.invoke(args=["send", BOB, "--dry-run"]).stdout.count("Message-ID: ") == 1
-    assert [line.split()[-1] for line in here.invoke(args=["tail"]).stdout.splitlines()] == [BOB, "S"]
+    assert [line.split()[-1] for line in here.invoke(args=["tail"]).stdout.splitlines()] == [
+        BOB,
+        "S",
+    ]
 
 
 def test_a_template_is_filled_in(here: FlaskCliRunner) -> None:
@@ -215,7 +249,10 @@ def test_a_template_is_filled_in(here: FlaskCliRunner) -> None:
         ((), "#/to: expected this field, got none"),
         ((BOB, "--at", "tomorrow"), "#/scheduled_at: expected a time like"),
         ((BOB, "--at", "2100-01-01T00:00:00Z", "--delay", "5"), "#/scheduled_at"),
-        ((BOB, "--from", "x@example.net", "--header", "Bcc: y@example.net"), "#/headers/Bcc: expected X-"),
+        (
+            (BOB, "--from", "x@example.net", "--header", "Bcc: y@example.net"),
+            "#/headers/Bcc: expected X-",
+        ),
         ((BOB, "--header", "X-A"), "expected --header 'Name: value'"),
         ((BOB, "--text", "/nowhere.txt"), "/nowhere.txt: No such file"),
         ((BOB, "--file", "/"), "/: Is a directory"),
@@ -256,7 +293,11 @@ def test_a_database_that_is_not_ready_is_one_sentence(tmp_path: Path) -> None:
     with service(tmp_path, DATABASE_URL=f"sqlite:///{tmp_path}/none.sqlite3") as made:
         for command in (("send", BOB), ("status", "x"), ("tail",)):
             done = flask(made, *command)
-            assert done.code == 1 and "run `flask db upgrade`" in done.err and "Traceback" not in done.err
+            assert (
+                done.code == 1
+                and "run `flask db upgrade`" in done.err
+                and "Traceback" not in done.err
+            )
 
 
 # --- flask status, flask tail --------------------------------------------------------------------------------------
@@ -270,23 +311,33 @@ def test_status_tells_what_the_api_tells(pair: Service, smtpd: ScriptedSMTP) -> 
     watched = flask(pair, "status", id, "--watch", "--json")
     *steps, last = [json.loads(line) for line in watched.lines]
     assert (watched.code, last) == (0, pair.message(id))
-    assert [step["event"] for step in steps if step["event"] in ("accepted", "deferred", "sent")] == [
+    assert [
+        step["event"] for step in steps if step["event"] in ("accepted", "deferred", "sent")
+    ] == [
         "accepted",
         "deferred",
         "sent",
     ]
     assert {step["id"] for step in steps} == {id}
     said = flask(pair, "status", id)
-    assert said.lines[:2] == [f"{id}: sent: 250 2.0.0 ok", "  to bob@example.org: sent, 250 2.0.0 ok"]
+    assert said.lines[:2] == [
+        f"{id}: sent: 250 2.0.0 ok",
+        "  to bob@example.org: sent, 250 2.0.0 ok",
+    ]
     assert len(said.lines) == 2 + len(last["timeline"])
     assert said.lines[-1] == f"{last['timeline'][-1]['at']}  sent, attempt 2: 250 2.0.0 ok"
     done = flask(pair, "status", "nothing")
-    assert (done.code, done.err.startswith("Error: there is no message with this id in ")) == (1, True)
+    assert (done.code, done.err.startswith("Error: there is no message with this id in ")) == (
+        1,
+        True,
+    )
 
 
 @pytest.mark.parametrize("database_url", ["postgres_url"], indirect=True)
 def test_tail_shows_the_newest_last_and_follows(pair: Service, smtpd: ScriptedSMTP) -> None:
-    first, second = (flask(pair, "send", to, "-s", to).out.strip() for to in (BOB, "carol@example.org"))
+    first, second = (
+        flask(pair, "send", to, "-s", to).out.strip() for to in (BOB, "carol@example.org")
+    )
     assert [line.split()[0] for line in flask(pair, "tail").lines] == [first, second]
     assert [line.split()[0] for line in flask(pair, "tail", "-n", "1").lines] == [second]
     assert [line.split()[0] for line in flask(pair, "tail", "--to", BOB).lines] == [first]
@@ -319,9 +370,15 @@ def write(database: Database, id: str, event: str) -> None:
 def test_each_change_is_told_once_even_where_it_was_committed_late(database: Database) -> None:
     ids = [new_id() for _ in range(3)]
     for id, to in zip(ids, (BOB, BOB, "carol@example.org"), strict=True):
-        Outbox(database).accept(NewMessage(id=id, message=message_from({"to": to}), message_id=f"{id}@x"))
+        Outbox(database).accept(
+            NewMessage(id=id, message=message_from({"to": to}), message_id=f"{id}@x")
+        )
     write(database, ids[0], "before")
-    changes, theirs, sent = Changes(database), Changes(database, to=BOB), Changes(database, status="sent")
+    changes, theirs, sent = (
+        Changes(database),
+        Changes(database, to=BOB),
+        Changes(database, status="sent"),
+    )
     for one in (changes, theirs, sent):
         one.start()
     assert changes.look() == []
@@ -331,7 +388,11 @@ def test_each_change_is_told_once_even_where_it_was_committed_late(database: Dat
         (ids[0], "one", "queued"),
         (ids[2], "two", "queued"),
     ]
-    assert ([row["event"] for row in theirs.look()], sent.look(), changes.look()) == (["one"], [], [])
+    assert ([row["event"] for row in theirs.look()], sent.look(), changes.look()) == (
+        ["one"],
+        [],
+        [],
+    )
     for number in range(OVERLAP + 10):
         write(database, ids[1], f"{number}")
     assert len(changes.look()) == OVERLAP + 10
@@ -366,7 +427,9 @@ def test_config_tells_each_value_and_its_source_and_no_secret(tmp_path: Path) ->
         "MAIL_PASSWORD": ("***", f"MAILASYNC_MAIL_PASSWORD in {tmp_path / 'my env'}"),
     }
     assert {name: (told[name]["value"], told[name]["source"]) for name in wanted} == wanted
-    assert plain.lines[0].startswith("MAIL_USERNAME") and len(plain.lines) == len(told) == len(origins())
+    assert plain.lines[0].startswith("MAIL_USERNAME") and len(plain.lines) == len(told) == len(
+        origins()
+    )
 
 
 def test_what_flask_copied_into_the_environment_comes_from_the_file(tmp_path: Path) -> None:

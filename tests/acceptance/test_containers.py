@@ -76,15 +76,22 @@ def commands() -> list[tuple[str, list[str]]]:
     return [
         *((name, shlex.split(command)) for name, command in lines),
         *((name, one["command"]) for name, one in OURS.items()),
-        ("Dockerfile", YAML(typ="safe", pure=True).load(next(what for step, what in STEPS if step == "CMD"))),
+        (
+            "Dockerfile",
+            YAML(typ="safe", pure=True).load(next(what for step, what in STEPS if step == "CMD")),
+        ),
     ]
 
 
 def checks() -> list[tuple[str, list[str]]]:
     """The health checks of our services, as programs with their arguments."""
-    inline = next(re.findall(r"CMD (\[.*\])", what)[0] for step, what in STEPS if step == "HEALTHCHECK")
+    inline = next(
+        re.findall(r"CMD (\[.*\])", what)[0] for step, what in STEPS if step == "HEALTHCHECK"
+    )
     ours = [
-        (name, one["healthcheck"]["test"][1:]) for name, one in OURS.items() if "test" in one["healthcheck"]
+        (name, one["healthcheck"]["test"][1:])
+        for name, one in OURS.items()
+        if "test" in one["healthcheck"]
     ]
     return [*ours, ("web", YAML(typ="safe", pure=True).load(inline))]
 
@@ -116,11 +123,13 @@ def test_only_the_three_secrets_have_to_be_set_and_each_of_them_has() -> None:
 def test_no_secret_is_written_down() -> None:
     for name, one in SERVICES.items():
         for key, value in one.get("environment", {}).items():
-            assert not re.search(r"(PASS|KEY|AUTH|BROKER_URL|DATABASE_URL)", key) or _VARIABLE.search(
-                value
-            ), f"{name}: {key}"
+            assert not re.search(
+                r"(PASS|KEY|AUTH|BROKER_URL|DATABASE_URL)", key
+            ) or _VARIABLE.search(value), f"{name}: {key}"
     assert not [
-        step for step in STEPS if step[0] in ("ARG", "ENV") and any(secret in step[1] for secret in SECRETS)
+        step
+        for step in STEPS
+        if step[0] in ("ARG", "ENV") and any(secret in step[1] for secret in SECRETS)
     ]
 
 
@@ -146,13 +155,21 @@ def test_no_secret_is_written_down() -> None:
         ),
     ],
 )
-def test_mail_goes_to_the_inbox_until_an_account_or_a_host_is_set(dotenv: dict[str, str], hop: str) -> None:
+def test_mail_goes_to_the_inbox_until_an_account_or_a_host_is_set(
+    dotenv: dict[str, str], hop: str
+) -> None:
     assert {str(next_hop(settings_of(name, **dotenv))) for name in ("web", "worker")} == {hop}
 
 
 def test_the_inbox_listens_where_the_worker_sends_and_the_checks_look() -> None:
-    inbox, web = settings_of("inbox"), settings_of("web", MAILASYNC_PORT="5001", MAILASYNC_HOST="127.0.0.1")
-    assert next_hop(settings_of("worker")).port == inbox.INBOX_SMTP_PORT and inbox.INBOX_HOST == "0.0.0.0"
+    inbox, web = (
+        settings_of("inbox"),
+        settings_of("web", MAILASYNC_PORT="5001", MAILASYNC_HOST="127.0.0.1"),
+    )
+    assert (
+        next_hop(settings_of("worker")).port == inbox.INBOX_SMTP_PORT
+        and inbox.INBOX_HOST == "0.0.0.0"
+    )
     ports = {
         "web": web.PORT,
         "inbox": inbox.INBOX_PORT,
@@ -189,12 +206,14 @@ def test_every_command_is_one_that_exists(name: str, command: list[str], tmp_pat
         program, arguments = "flask", [*arguments, "--help"]
     elif program == "celery":
         assert arguments[:2] == ["-A", "mailasync"]
-        assert all((PROJECT / file).exists() for file in re.findall(r"--conf=(\S+)", " ".join(arguments)))
+        assert all(
+            (PROJECT / file).exists() for file in re.findall(r"--conf=(\S+)", " ".join(arguments))
+        )
         arguments = [*arguments[:3], "--help"]
     else:
-        assert program in ("python", "python3") and [(PROJECT / file).exists() for file in arguments] == [
-            True
-        ]
+        assert program in ("python", "python3") and [
+            (PROJECT / file).exists() for file in arguments
+        ] == [True]
         return
     done = Service(tmp_path, {}).call("-m", program, *arguments)
     assert done.code == 0, f"{name}: {done.out}{done.err}"
@@ -210,7 +229,9 @@ def test_every_service_that_runs_on_is_looked_after() -> None:
             assert one["healthcheck"] == {"disable": True} and one["restart"] == "no"
         else:
             assert (
-                one["healthcheck"]["test"] and one["restart"] == "unless-stopped" and one["stop_grace_period"]
+                one["healthcheck"]["test"]
+                and one["restart"] == "unless-stopped"
+                and one["stop_grace_period"]
             ), name
         for needed, how in one.get("depends_on", {}).items():
             assert how["condition"] == (
@@ -248,10 +269,17 @@ def test_an_image_holds_what_it_needs_and_none_of_ours_runs_as_root() -> None:
         for source in what.split()[:-1]
     ]
     assert all((PROJECT / source).exists() for source in copied)
-    assert {"app.py", "mailasync.py", "default_settings.py", "mailroom", "migrations", "deploy"} <= set(
-        copied
+    assert {
+        "app.py",
+        "mailasync.py",
+        "default_settings.py",
+        "mailroom",
+        "migrations",
+        "deploy",
+    } <= set(copied)
+    assert (
+        set(re.findall(r"-r (\S+)", DOCKERFILE)) <= set(copied) and "--require-hashes" in DOCKERFILE
     )
-    assert set(re.findall(r"-r (\S+)", DOCKERFILE)) <= set(copied) and "--require-hashes" in DOCKERFILE
     users = [what for step, what in STEPS if step == "USER"]
     assert users == ["10001:10001"] and "--uid 10001" in DOCKERFILE
     assert (
@@ -299,7 +327,9 @@ def test_passwords_history_and_data_never_get_into_an_image(path: str) -> None:
 def test_the_python_of_the_image_is_one_that_the_project_runs_on() -> None:
     bases = {what.split()[0] for step, what in STEPS if step == "FROM"}
     [(major, minor)] = [re.findall(r"python:(\d+)\.(\d+)-slim-\w+$", base)[0] for base in bases]
-    least = re.findall(r'requires-python = ">=(\d+)\.(\d+)"', (PROJECT / "pyproject.toml").read_text())[0]
+    least = re.findall(
+        r'requires-python = ">=(\d+)\.(\d+)"', (PROJECT / "pyproject.toml").read_text()
+    )[0]
     assert (int(major), int(minor)) >= (int(least[0]), int(least[1]))
 
 

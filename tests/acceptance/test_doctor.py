@@ -74,14 +74,19 @@ def test_what_is_not_well_says_what_to_do(tmp_path: Path) -> None:
         SMTP_SECURITY="none",
     ) as made:
         code, found = examined(made)
-        assert (code, [what for what, one in found.items() if one["ok"]]) == (1, ["versions", "PUBLIC_URL"])
+        assert (code, [what for what, one in found.items() if one["ok"]]) == (
+            1,
+            ["versions", "PUBLIC_URL"],
+        )
         assert "run `flask db upgrade`" in found["database"]["words"]
         assert "start RabbitMQ" in found["broker"]["words"]
         assert "check MAILASYNC_SMTP_HOST" in found["login of account default"]["words"]
         made.upgrade()
         code, found = examined(made)
         assert (code, found["database"]["ok"]) == (1, True)
-        assert found["worker"]["words"].startswith("none is running on this database; start one: celery")
+        assert found["worker"]["words"].startswith(
+            "none is running on this database; start one: celery"
+        )
         assert "geheim" not in json.dumps(found)
 
 
@@ -115,7 +120,9 @@ def test_a_login_that_is_refused_is_told_and_halts_the_account(
         made.web()
         made.worker()
         _, found = examined(made)
-        assert "lets us in as alice@example.org; TLSv1" in found["login of account default"]["words"]
+        assert (
+            "lets us in as alice@example.org; TLSv1" in found["login of account default"]["words"]
+        )
         assert re.fullmatch(r"valid for \d+ days", found["certificate of account default"]["words"])
         smtpd.reply("AUTH", reply, times=None)
         assert words in examined(made)[1]["login of account default"]["words"]
@@ -151,7 +158,9 @@ def test_accounts_show_what_is_left(
         made.worker()
         ids = [made.post("/v1/messages") for _ in range(3)]
         wait_until(
-            lambda: sorted(made.message(id)["status"] for id in ids) == ["deferred", "sent", "sent"],
+            lambda: (
+                sorted(made.message(id)["status"] for id in ids) == ["deferred", "sent", "sent"]
+            ),
             what="two are sent",
         )
         [account] = made.get("/v1/accounts")["data"]
@@ -192,7 +201,11 @@ def test_a_server_that_hangs_is_told_and_keeps_nobody_long(
             code, found = examined(made)
         finally:
             private_rabbitmq.resume()
-        assert (code, found["broker"]["ok"], found["login of account default"]["ok"]) == (1, False, False)
+        assert (code, found["broker"]["ok"], found["login of account default"]["ok"]) == (
+            1,
+            False,
+            False,
+        )
         assert (
             "Connection" in found["login of account default"]["words"]
             or "timed out" in found["login of account default"]["words"]
@@ -207,7 +220,9 @@ def test_a_mail_that_waits_for_long_and_a_missing_key_are_told(database: Databas
     earlier = messages.update().values(created_at=messages.c.created_at - 400_000)
     database.write(lambda connection, items: [connection.execute(earlier) and None], None)
     url = database.url.render_as_string(hide_password=False)
-    settings = load({"MAILASYNC_ENV_FILE": "", "MAILASYNC_DATABASE_URL": url, "MAILASYNC_HOST": "0.0.0.0"})
+    settings = load(
+        {"MAILASYNC_ENV_FILE": "", "MAILASYNC_DATABASE_URL": url, "MAILASYNC_HOST": "0.0.0.0"}
+    )
     doctor = Doctor(settings, database, [], None)
     found = {one.what: one for one in doctor.examine()}
     assert (found["queue"].ok, found["keys"].ok) == (False, False)
@@ -234,10 +249,15 @@ def test_a_certificate_that_ends_soon_is_told(tmp_path: Path, sqlite_url: str) -
             }
         )
         database = Database(sqlite_url)
-        found = {one.what: one for one in Doctor(settings, database, accounts(settings), None).examine()}
+        found = {
+            one.what: one for one in Doctor(settings, database, accounts(settings), None).examine()
+        }
         database.close()
     assert found["login of account default"].ok
-    assert (found["certificate of account default"].ok, found["certificate of account default"].words) == (
+    assert (
+        found["certificate of account default"].ok,
+        found["certificate of account default"].words,
+    ) == (
         False,
         "valid for 3 days: whoever runs that server has to renew it",
     )
@@ -254,7 +274,9 @@ def test_a_certificate_that_ends_soon_is_told(tmp_path: Path, sqlite_url: str) -
         ("local", "two", 2, "no commit waits for the stand-by"),
     ],
 )
-def test_what_a_commit_may_not_outlive_is_told(commits: str, standbys: str, hosts: int, told: str) -> None:
+def test_what_a_commit_may_not_outlive_is_told(
+    commits: str, standbys: str, hosts: int, told: str
+) -> None:
     found = Durability(
         fsync="on", synchronous_commit=commits, synchronous_standby_names=standbys, hosts=hosts
     )
@@ -267,16 +289,22 @@ def test_commits_that_wait_for_no_disk_and_no_stand_by_are_told(
     database = ready(postgres_url)
     assert found_durable(postgres_url) == (True, "what is committed is on disk")
     with database.engine.begin() as connection:
-        connection.execute(text(f"ALTER DATABASE {database.url.database} SET synchronous_commit = off"))
+        connection.execute(
+            text(f"ALTER DATABASE {database.url.database} SET synchronous_commit = off")
+        )
     database.close()
     host = f"host=127.0.0.1:{postgres.ports['postgres']}"
     is_well, words = found_durable(f"postgresql://postgres@/{database.url.database}?{host}&{host}")
-    assert not is_well and "synchronous_commit is off" in words and "run `flask db restored`" in words
+    assert (
+        not is_well and "synchronous_commit is off" in words and "run `flask db restored`" in words
+    )
 
 
 def found_durable(url: str) -> tuple[bool, str]:
     database = Database(url)
     settings = load({"MAILASYNC_ENV_FILE": "", "MAILASYNC_DATABASE_URL": url})
-    [found] = [one for one in Doctor(settings, database, [], None).examine() if one.what == "durability"]
+    [found] = [
+        one for one in Doctor(settings, database, [], None).examine() if one.what == "durability"
+    ]
     database.close()
     return found.ok, found.words

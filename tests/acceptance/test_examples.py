@@ -54,7 +54,9 @@ def start(example: Service, name: str, *processes: str, **env: str) -> list[Prog
     # As a shell runs it, which finds programs in PATH.
     run = ("-c", "import os, sys; os.execvp(sys.argv[1], sys.argv[1:])")
     started = {
-        process: example.run(*run, *shlex.split(commands[process]), name=process, env={"PATH": PATH, **env})
+        process: example.run(
+            *run, *shlex.split(commands[process]), name=process, env={"PATH": PATH, **env}
+        )
         for process in processes or commands
     }
 
@@ -96,7 +98,9 @@ def try_documented(example: Service, file: str) -> list[str]:
         if command[0] == "curl":
             tasks = re.findall(r'"task_id": ?"([^"]+)"', " ".join(answers))
             line = [
-                word.replace("http://127.0.0.1:5000", example.url).replace("<task_id>", "".join(tasks[-1:]))
+                word.replace("http://127.0.0.1:5000", example.url).replace(
+                    "<task_id>", "".join(tasks[-1:])
+                )
                 for word in command
             ]
             ran = call(example, *line, "-fsS")
@@ -141,17 +145,23 @@ def files(name: str) -> list[Path]:
 def test_every_file_is_read_in_two_minutes(name: str) -> None:
     assert files(name)
     assert {
-        str(file): lines for file in files(name) if (lines := len(file.read_text().splitlines())) > LINES_MAX
+        str(file): lines
+        for file in files(name)
+        if (lines := len(file.read_text().splitlines())) > LINES_MAX
     } == {}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_command_that_a_file_tells_to_type_exists(name: str) -> None:
     processes = [
-        shlex.split(command) for command in procfile(PROJECT / "examples" / name / "Procfile").values()
+        shlex.split(command)
+        for command in procfile(PROJECT / "examples" / name / "Procfile").values()
     ]
     typed = [
-        command for file in files(name) if file.suffix in (".py", "", ".sh") for command in commands_in(file)
+        command
+        for file in files(name)
+        if file.suffix in (".py", "", ".sh")
+        for command in commands_in(file)
     ]
     assert ["make", "example", f"NAME={name}"] in typed
     for command in processes + typed:
@@ -166,8 +176,12 @@ def refuse_missing(command: list[str]) -> None:
         command = command[1 + len(settings) :]
     program, *arguments = command
     if program == "make":
-        assert re.search(rf"^{arguments[0]}:", (PROJECT / "Makefile").read_text(), re.MULTILINE), command
-        assert (PROJECT / "examples" / arguments[1].removeprefix("NAME=") / "Procfile").is_file(), command
+        assert re.search(rf"^{arguments[0]}:", (PROJECT / "Makefile").read_text(), re.MULTILINE), (
+            command
+        )
+        assert (PROJECT / "examples" / arguments[1].removeprefix("NAME=") / "Procfile").is_file(), (
+            command
+        )
     elif program == "python":
         file = f"{arguments[1].replace('.', '/')}.py" if arguments[0] == "-m" else arguments[0]
         assert (PROJECT / file).is_file(), command
@@ -246,14 +260,21 @@ def test_fibonacci_has_the_routes_and_the_json_of_its_tutorial(example: Service)
     ran = call(example, "examples/fibonacci/integration.sh")
     # Then the script ends with the result, and every line of the docstring does what it says
     assert ran.returncode == 0, (ran.stdout, ran.stderr)
-    assert ran.stdout.splitlines()[-1].replace(" ", "") == '{"status":"SUCCESS","result":[0,1,1,2,3]}'
+    assert (
+        ran.stdout.splitlines()[-1].replace(" ", "") == '{"status":"SUCCESS","result":[0,1,1,2,3]}'
+    )
     assert '"pong"' in try_documented(example, "examples/fibonacci/app.py")[0]
     # And the numbers are those of a plain call, whether they come with quotes or without
     asked = {create(example, given): n for n in NUMBERS for given in (n, str(n))}
     for id, n in asked.items():
-        assert ended(example, f"/status/{id}", "status") == {"status": "SUCCESS", "result": NUMBERS[n]}
+        assert ended(example, f"/status/{id}", "status") == {
+            "status": "SUCCESS",
+            "result": NUMBERS[n],
+        }
     # And what failed says why, and the worker's log is in the file
-    too_much = example.request("POST", "/v1/jobs", {"name": "fibonacci", "args": {"n": N_MAX + 1}})[1]["id"]
+    too_much = example.request("POST", "/v1/jobs", {"name": "fibonacci", "args": {"n": N_MAX + 1}})[
+        1
+    ]["id"]
     failed = ended(example, f"/status/{too_much}", "status")
     assert failed["status"] == "FAILURE"
     assert f"expected n up to {N_MAX}" in failed["result"]
@@ -273,7 +294,10 @@ def test_fibonacci_refuses_what_is_no_number_and_knows_its_tasks(example: Servic
     assert example.request("POST", "/create", b"{")[0] == 400
     assert (
         example.request(
-            "POST", "/create", b"number=4", headers={"Content-Type": "application/x-www-form-urlencoded"}
+            "POST",
+            "/create",
+            b"number=4",
+            headers={"Content-Type": "application/x-www-form-urlencoded"},
         )[0]
         == 415
     )
@@ -292,7 +316,10 @@ def create(example: Service, number: object) -> str:
 
 def ended(example: Service, path: str, key: str) -> Any:
     """What the tutorial's status route tells once the task has ended."""
-    wait_until(lambda: example.get(path)[key] in ("SUCCESS", "FAILURE", "REVOKED"), what=f"{path} has ended")
+    wait_until(
+        lambda: example.get(path)[key] in ("SUCCESS", "FAILURE", "REVOKED"),
+        what=f"{path} has ended",
+    )
     return example.get(path)
 
 
@@ -330,7 +357,9 @@ def test_the_page_of_buttons_needs_nothing_but_its_own_files(example: Service) -
         ("2", "Medium"),
         ("3", "Long"),
     ]
-    policy = dict(rule.split(" ", 1) for rule in page.headers["Content-Security-Policy"].split("; "))
+    policy = dict(
+        rule.split(" ", 1) for rule in page.headers["Content-Security-Policy"].split("; ")
+    )
     assert {*policy.values()} == {"'none'", "'self'"} and policy["default-src"] == "'none'"
     assert {
         name for name, value in policy.items() if value == "'self'"

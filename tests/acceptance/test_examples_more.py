@@ -29,14 +29,14 @@ NOTIFY = "examples/notify.py"
 RUN = "import os, sys; os.execvp(sys.argv[1], sys.argv[1:])"
 #: As a terminal starts a command. What a script puts in the background ignores SIGINT (POSIX, shell, 2.11), under
 #: nohup SIGHUP as well; all that it starts inherits that, and a shell may not even trap such a signal (2.14, trap).
-RUN_IN_FOREGROUND = (
-    f"import signal; [signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGHUP)]; {RUN}"
-)
+RUN_IN_FOREGROUND = f"import signal; [signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGHUP)]; {RUN}"
 VENV = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
 @pytest.fixture
-def stack(tmp_path: Path, broker_url: str, sqlite_url: str, to_smtpd: dict[str, str]) -> Iterator[Service]:
+def stack(
+    tmp_path: Path, broker_url: str, sqlite_url: str, to_smtpd: dict[str, str]
+) -> Iterator[Service]:
     """Settings alone, of which no example knows; the processes are for the test to start."""
     with service(tmp_path, BROKER_URL=broker_url, DATABASE_URL=sqlite_url, **to_smtpd) as made:
         made.upgrade()
@@ -76,7 +76,12 @@ def test_make_example_lists_them_and_knows_no_other() -> None:
     named = {line.split()[2].removeprefix("NAME=") for line in listed}
     assert named == {file.parent.name for file in PROJECT.glob("examples/*/Procfile")}
     unknown = subprocess.run(
-        ["make", "example", "NAME=tea"], cwd=PROJECT, capture_output=True, text=True, check=False, timeout=60
+        ["make", "example", "NAME=tea"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
     assert unknown.returncode
     assert unknown.stderr.startswith("there is no example tea; make example lists them")
@@ -89,10 +94,20 @@ def is_ready(honcho: Program, name: str) -> bool:
 def test_control_c_ends_all_that_make_example_started(stack: Service) -> None:
     stack.settings |= {"INBOX_PORT": str(free_port()), "INBOX_SMTP_PORT": str(free_port())}
     honcho = stack.run(
-        "-m", "honcho", "-e", os.devnull, "-f", "examples/cafe/Procfile", "start", name="honcho", env=VENV
+        "-m",
+        "honcho",
+        "-e",
+        os.devnull,
+        "-f",
+        "examples/cafe/Procfile",
+        "start",
+        name="honcho",
+        env=VENV,
     )
     for name in ("beer", "coffee", "mail"):
-        wait_until(partial(is_ready, honcho, name), what=f"{name} is ready: {honcho.text()[-2000:]}")
+        wait_until(
+            partial(is_ready, honcho, name), what=f"{name} is ready: {honcho.text()[-2000:]}"
+        )
     stack._answers(honcho)
     honcho.process.send_signal(signal.SIGINT)
     assert honcho.process.wait(60) == 130
@@ -120,12 +135,18 @@ def test_a_coffee_does_not_wait_behind_twenty_beers(stack: Service, smtpd: Scrip
     ids = [line.split() for line in told.stdout.splitlines()]
     assert [drink for drink, _ in ids] == ["beer"] * 20 + ["coffee"]
     coffee = finished(stack, ids[-1][1])
-    assert (coffee["status"], coffee["result"], coffee["queue"]) == ("succeeded", "1 cup of coffee", "coffee")
+    assert (coffee["status"], coffee["result"], coffee["queue"]) == (
+        "succeeded",
+        "1 cup of coffee",
+        "coffee",
+    )
     beers = stack.get("/v1/jobs?name=beer&limit=100")["data"]
     assert len(beers) == 20
-    assert [beer for beer in beers if not beer["started_at"] or beer["started_at"] > coffee["finished_at"]], (
-        "all were served first"
-    )
+    assert [
+        beer
+        for beer in beers
+        if not beer["started_at"] or beer["started_at"] > coffee["finished_at"]
+    ], "all were served first"
     wait_until(lambda: smtpd.messages, what="the mail is there")
     [mail] = smtpd.messages
     assert mail.rcpt_tos == ("bob@example.org",)
@@ -158,10 +179,13 @@ def test_beat_mails_a_report_and_two_of_it_mail_no_more(
     for name in ("web", "worker"):
         start(stack, "periodic", name)
     beats = [
-        start(stack, "periodic", "beat", REPORT_STATE_FILE=f"{tmp_path}/beat-{n}", **every) for n in range(2)
+        start(stack, "periodic", "beat", REPORT_STATE_FILE=f"{tmp_path}/beat-{n}", **every)
+        for n in range(2)
     ]
     for beat in beats:
-        wait_until(lambda: beat.text().count("Sending due task daily report") >= 4, what="it has ticked")  # noqa: B023  # at once
+        wait_until(
+            lambda: beat.text().count("Sending due task daily report") >= 4, what="it has ticked"
+        )  # noqa: B023  # at once
     for beat in beats:
         assert beat.stop() == 0
     ticks = [beat.text().count("Sending due task daily report") for beat in beats]
@@ -175,19 +199,30 @@ def test_beat_mails_a_report_and_two_of_it_mail_no_more(
     for mail in smtpd.messages:
         assert mail.rcpt_tos == ("bob@example.org",)
         assert re.search(
-            rb"The disk is [\d.]+ % full: [\d.]+ of [\d.]+ GB are free\.", mail.data.replace(b"=\r\n", b"")
+            rb"The disk is [\d.]+ % full: [\d.]+ of [\d.]+ GB are free\.",
+            mail.data.replace(b"=\r\n", b""),
         )
     assert len({mail.message_id for mail in smtpd.messages}) == len(smtpd.messages)
 
 
 def test_a_broker_that_is_away_does_not_end_beat(
-    tmp_path: Path, private_rabbitmq: RabbitMQ, sqlite_url: str, to_smtpd: dict[str, str], smtpd: ScriptedSMTP
+    tmp_path: Path,
+    private_rabbitmq: RabbitMQ,
+    sqlite_url: str,
+    to_smtpd: dict[str, str],
+    smtpd: ScriptedSMTP,
 ) -> None:
-    with service(tmp_path, BROKER_URL=private_rabbitmq.url(), DATABASE_URL=sqlite_url, **to_smtpd) as stack:
+    with service(
+        tmp_path, BROKER_URL=private_rabbitmq.url(), DATABASE_URL=sqlite_url, **to_smtpd
+    ) as stack:
         stack.upgrade()
         private_rabbitmq.kill()
         beat = start(
-            stack, "periodic", "beat", REPORT_EVERY_SECONDS="1", REPORT_STATE_FILE=f"{tmp_path}/beat"
+            stack,
+            "periodic",
+            "beat",
+            REPORT_EVERY_SECONDS="1",
+            REPORT_STATE_FILE=f"{tmp_path}/beat",
         )
         beat.says("beat: Connection error")
         private_rabbitmq.start()
@@ -200,7 +235,11 @@ def test_without_being_hurried_beat_ticks_each_day_at_seven(stack: Service, tmp_
     beat = start(stack, "periodic", "beat", REPORT_STATE_FILE=str(tmp_path / "new" / "beat"))
     beat.says("beat: Starting...")
     told = subprocess.run(
-        [sys.executable, "-c", "from examples.periodic.schedule import app; print(app.conf.beat_schedule)"],
+        [
+            sys.executable,
+            "-c",
+            "from examples.periodic.schedule import app; print(app.conf.beat_schedule)",
+        ],
         cwd=PROJECT,
         env=stack.environment,
         capture_output=True,
@@ -246,7 +285,9 @@ def told(process: "subprocess.Popen[bytes]") -> tuple[int, bytes, bytes]:
         try:
             out, err = process.communicate(timeout=60)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # Else `with` waits for it, and its pipes, for ever.
+            os.killpg(
+                process.pid, signal.SIGKILL
+            )  # Else `with` waits for it, and its pipes, for ever.
             raise
     return process.returncode, out, err
 
@@ -254,7 +295,9 @@ def told(process: "subprocess.Popen[bytes]") -> tuple[int, bytes, bytes]:
 @pytest.fixture
 def in_background() -> Iterator[None]:
     """Ignore what a script's background ignores, and nohup, as does all that is started meanwhile."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
+    before = {
+        number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)
+    }
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -275,7 +318,9 @@ def mails(smtpd: ScriptedSMTP, count: int) -> dict[str, str]:
     return found
 
 
-def test_a_command_is_passed_through_and_its_end_is_mailed(up: Service, smtpd: ScriptedSMTP) -> None:
+def test_a_command_is_passed_through_and_its_end_is_mailed(
+    up: Service, smtpd: ScriptedSMTP
+) -> None:
     up.up("--deliver")
     noisy = "import sys\nfor n in range(1, 61): print('line', n)\nsys.exit('no more')"
     assert told(notify(up, sys.executable, "-c", noisy)) == (
@@ -302,7 +347,10 @@ def test_a_command_is_passed_through_and_its_end_is_mailed(up: Service, smtpd: S
     assert {f"line {n}" for n in range(12, 61)} <= {*lines}
     assert "no more" in lines
     assert "line 10" not in lines
-    assert "no-such-command: No such file or directory" in found["failed (127): no-such-command --to x"]
+    assert (
+        "no-such-command: No such file or directory"
+        in found["failed (127): no-such-command --to x"]
+    )
     assert {*found} == {
         "ok: true",
         "failed (127): no-such-command --to x",
@@ -311,14 +359,20 @@ def test_a_command_is_passed_through_and_its_end_is_mailed(up: Service, smtpd: S
     }
 
 
-def test_garbage_colours_and_a_gigabyte_of_output_do_no_harm(up: Service, smtpd: ScriptedSMTP) -> None:
+def test_garbage_colours_and_a_gigabyte_of_output_do_no_harm(
+    up: Service, smtpd: ScriptedSMTP
+) -> None:
     up.up("--deliver")
     garbage = r"printf '\033[31mred\033[0m\000\377\376\n10%%\r20%%\r30%%\n{{ job }} \302\240\n'; printf '%10000d\n' 7"
     code, out, _ = told(notify(up, "sh", "-c", garbage))
     assert (code, out[:14]) == (0, b"\x1b[31mred\x1b[0m\0\xff")
     with open(os.devnull, "wb") as nothing:
         large = notify(
-            up, "sh", "-c", "yes 0123456789 | head -c 1000000000; echo; echo the end", stdout=nothing
+            up,
+            "sh",
+            "-c",
+            "yes 0123456789 | head -c 1000000000; echo; echo the end",
+            stdout=nothing,
         )
         assert told(large)[0] == 0
     texts = list(mails(smtpd, 2).values())
@@ -337,7 +391,10 @@ def test_a_signal_reaches_the_command_and_the_mail_goes_all_the_same(
         [(signal.SIGTERM, 7), (signal.SIGINT, 130), (signal.SIGHUP, 129)], start=1
     ):
         process = notify(
-            up, "sh", "-c", "trap 'echo gone; exit 7' TERM; echo ready; while :; do sleep 0.05; done"
+            up,
+            "sh",
+            "-c",
+            "trap 'echo gone; exit 7' TERM; echo ready; while :; do sleep 0.05; done",
         )
         assert process.stdout
         assert process.stdout.readline() == b"ready\n"
@@ -393,7 +450,10 @@ class Busy(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.asked.append(
-            (self.headers["Authorization"], json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            (
+                self.headers["Authorization"],
+                json.loads(self.rfile.read(int(self.headers["Content-Length"]))),
+            )
         )
         self.send_response(503 if len(self.asked) < 3 else 202)
         self.send_header("Content-Length", "0")
@@ -402,7 +462,9 @@ class Busy(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None: ...
 
 
-def test_a_service_that_is_away_is_tried_again_and_what_was_not_sent_is_said(tmp_path: Path) -> None:
+def test_a_service_that_is_away_is_tried_again_and_what_was_not_sent_is_said(
+    tmp_path: Path,
+) -> None:
     lost = notify(Service(tmp_path, {}), "sh", "-c", "exit 3")  # nobody listens there
     with HTTPServer(("127.0.0.1", 0), Busy) as busy:
         threading.Thread(target=busy.serve_forever, daemon=True).start()

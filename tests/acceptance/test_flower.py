@@ -17,11 +17,10 @@ from tests.services.processes import PROJECT, Program, Service, service
 
 #: What `make flower` runs after `python -m`, without the port.
 [COMMAND] = re.findall(
-    r"\(RUN\) (celery -A mailasync flower .*) --port=5555 \$\(ARGS\)\n", (PROJECT / "Makefile").read_text()
+    r"\(RUN\) (celery -A mailasync flower .*) --port=5555 \$\(ARGS\)\n",
+    (PROJECT / "Makefile").read_text(),
 )
-TASKS = (
-    "/tasks/datatable?draw=1&start=0&length=100&order[0][column]=0&order[0][dir]=asc&columns[0][data]=name"
-)
+TASKS = "/tasks/datatable?draw=1&start=0&length=100&order[0][column]=0&order[0][dir]=asc&columns[0][data]=name"
 
 
 class Flower:
@@ -30,7 +29,12 @@ class Flower:
     def __init__(self, stack: Service, *arguments: str, **environment: str) -> None:
         self.port = free_port()
         self.program: Program = stack.run(
-            "-m", *COMMAND.split(), f"--port={self.port}", *arguments, name="flower", env=environment
+            "-m",
+            *COMMAND.split(),
+            f"--port={self.port}",
+            *arguments,
+            name="flower",
+            env=environment,
         )
         self.program.says(f"Visit me at http://127.0.0.1:{self.port}")
 
@@ -71,7 +75,9 @@ class Flower:
 
 
 @pytest.fixture
-def stack(tmp_path: Path, broker_url: str, sqlite_url: str, to_smtpd: dict[str, str]) -> Iterator[Service]:
+def stack(
+    tmp_path: Path, broker_url: str, sqlite_url: str, to_smtpd: dict[str, str]
+) -> Iterator[Service]:
     with service(
         tmp_path,
         BROKER_URL=broker_url,
@@ -95,7 +101,9 @@ def test_flower_shows_workers_and_tasks_and_nobodys_mail(stack: Service) -> None
     direct = stock.send_task(
         "mailasync.sendMail", [{"to": "bob@example.org", "subject": "geheim", "contents": "geheim"}]
     ).id
-    refused = stock.send_task("mailasync.sendMail", [{"to": "geheim"}], {"geheim": "bob@example.org"}).id
+    refused = stock.send_task(
+        "mailasync.sendMail", [{"to": "geheim"}], {"geheim": "bob@example.org"}
+    ).id
     stock.close()
     assert stack.final(sent)["status"] == "sent"
 
@@ -127,7 +135,8 @@ def test_flower_shows_workers_and_tasks_and_nobodys_mail(stack: Service) -> None
 
     worker.stop()
     wait_until(
-        lambda: not flower.data("/workers?json=true")[0]["status"], what="the worker is shown as offline"
+        lambda: not flower.data("/workers?json=true")[0]["status"],
+        what="the worker is shown as offline",
     )
     assert flower.program.stop() == 0
 
@@ -169,7 +178,9 @@ def test_a_password_closes_the_pages_and_the_environment_may_set_it(stack: Servi
 
 
 def test_no_password_of_the_broker_is_told_when_it_is_refused(stack: Service) -> None:
-    stack.settings["BROKER_URL"] = stack.settings["BROKER_URL"].replace("guest:guest@", "guest:s3cret@")
+    stack.settings["BROKER_URL"] = stack.settings["BROKER_URL"].replace(
+        "guest:guest@", "guest:s3cret@"
+    )
     flower = Flower(stack)
     flower.program.says("Failed to capture events")
     assert flower.ask("/broker")[0] == 200

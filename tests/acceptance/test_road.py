@@ -42,7 +42,10 @@ def test_a_mail_goes_from_post_to_the_mail_server_once(pair: Service, smtpd: Scr
     assert told["recipients"][0]["status"] == "sent"
     assert told["recipients"][0]["reply"].startswith("250")
     wait_until(
-        lambda: [step["event"] for step in pair.message(id)["timeline"]] == ["accepted", "queued", "sent"],
+        lambda: (
+            [step["event"] for step in pair.message(id)["timeline"]]
+            == ["accepted", "queued", "sent"]
+        ),
         what="all is told",
     )
     assert [mail.rcpt_tos for mail in smtpd.messages] == [("bob@example.org",)]
@@ -55,7 +58,12 @@ def test_the_answer_does_not_wait_for_the_work(
 ) -> None:
     with service(
         tmp_path,
-        **{**to_smtpd, "BROKER_URL": broker_url, "DATABASE_URL": sqlite_url, "SIMULATED_WORK_SECONDS": "5"},
+        **{
+            **to_smtpd,
+            "BROKER_URL": broker_url,
+            "DATABASE_URL": sqlite_url,
+            "SIMULATED_WORK_SECONDS": "5",
+        },
     ) as pair:
         # Given the pair, warm, with five seconds of simulated work
         pair.upgrade()
@@ -66,7 +74,8 @@ def test_the_answer_does_not_wait_for_the_work(
         ids = [pair.post(subject=f"mail {number}") for number in range(20)]
         # Then the answers come before the work is done, the job is seen at work, and each mail comes once, after it
         wait_until(
-            lambda: "simulate is running: step" in pair.message(ids[-1])["why"], what="why tells of the job"
+            lambda: "simulate is running: step" in pair.message(ids[-1])["why"],
+            what="why tells of the job",
         )
         for id in ids:
             told = pair.final(id)
@@ -76,7 +85,9 @@ def test_the_answer_does_not_wait_for_the_work(
 
 
 @on_sqlite
-def test_a_stock_celery_client_sends_a_mail_by_task_name(pair: Service, smtpd: ScriptedSMTP) -> None:
+def test_a_stock_celery_client_sends_a_mail_by_task_name(
+    pair: Service, smtpd: ScriptedSMTP
+) -> None:
     # Given the pair, and a script that knows only the broker's URL
     pair.web()
     pair.worker()
@@ -92,7 +103,8 @@ def test_a_stock_celery_client_sends_a_mail_by_task_name(pair: Service, smtpd: S
     # Then each arrives once under the id of its task, and what is no mail is told, with the reason
     wait_until(
         lambda: all(
-            pair.request("GET", f"/v1/messages/{task}")[0] == 200 for task in (id, named, wrong, nothing)
+            pair.request("GET", f"/v1/messages/{task}")[0] == 200
+            for task in (id, named, wrong, nothing)
         ),
         what="all five tasks were read",
     )
@@ -106,7 +118,9 @@ def test_a_stock_celery_client_sends_a_mail_by_task_name(pair: Service, smtpd: S
 
 
 @on_postgresql
-def test_whatever_a_stock_client_sends_is_recorded_and_not_logged(pair: Service, smtpd: ScriptedSMTP) -> None:
+def test_whatever_a_stock_client_sends_is_recorded_and_not_logged(
+    pair: Service, smtpd: ScriptedSMTP
+) -> None:
     pair.web()
     worker = pair.worker()
     stock = Celery(broker=pair.settings["BROKER_URL"])
@@ -125,7 +139,9 @@ def test_whatever_a_stock_client_sends_is_recorded_and_not_logged(pair: Service,
         stock.send_task("mailasync.sendMail", [mail], task_id=unusable)
     last = stock.send_task("mailasync.sendMail", [mail]).id
     stock.close()
-    wait_until(lambda: pair.request("GET", f"/v1/messages/{last}")[0] == 200, what="the last task was read")
+    wait_until(
+        lambda: pair.request("GET", f"/v1/messages/{last}")[0] == 200, what="the last task was read"
+    )
     assert pair.final(last)["status"] == "sent"
     for id in ids:
         assert pair.final(id)["why"].startswith("failed: ")
@@ -156,10 +172,16 @@ def test_events_for_flower_tell_no_mail(pair: Service, smtpd: ScriptedSMTP) -> N
 
 
 def test_a_worker_may_start_before_the_broker_knows_it(
-    tmp_path: Path, rabbitmq: RabbitMQ, sqlite_url: str, to_smtpd: dict[str, str], smtpd: ScriptedSMTP
+    tmp_path: Path,
+    rabbitmq: RabbitMQ,
+    sqlite_url: str,
+    to_smtpd: dict[str, str],
+    smtpd: ScriptedSMTP,
 ) -> None:
     vhost = f"late-{secrets.token_hex(4)}"
-    with service(tmp_path, BROKER_URL=rabbitmq.url(vhost), DATABASE_URL=sqlite_url, **to_smtpd) as pair:
+    with service(
+        tmp_path, BROKER_URL=rabbitmq.url(vhost), DATABASE_URL=sqlite_url, **to_smtpd
+    ) as pair:
         pair.upgrade()
         pair.web()
         worker = pair.worker(wait=False)
@@ -171,14 +193,23 @@ def test_a_worker_may_start_before_the_broker_knows_it(
 
 
 def test_an_outage_of_the_database_longer_than_the_lease_loses_and_doubles_nothing(
-    tmp_path: Path, run_directory: Path, broker_url: str, to_smtpd: dict[str, str], smtpd: ScriptedSMTP
+    tmp_path: Path,
+    run_directory: Path,
+    broker_url: str,
+    to_smtpd: dict[str, str],
+    smtpd: ScriptedSMTP,
 ) -> None:
     cluster = Postgres(run_directory / f"postgres-{secrets.token_hex(4)}")
     cluster.start()
     cluster.create_database("mail")
     with service(
         tmp_path,
-        **{**to_smtpd, "BROKER_URL": broker_url, "DATABASE_URL": cluster.url("mail"), "LEASE_SECONDS": "4"},
+        **{
+            **to_smtpd,
+            "BROKER_URL": broker_url,
+            "DATABASE_URL": cluster.url("mail"),
+            "LEASE_SECONDS": "4",
+        },
     ) as pair:
         pair.upgrade()
         pair.web()
@@ -199,7 +230,11 @@ def test_an_outage_of_the_database_longer_than_the_lease_loses_and_doubles_nothi
         cluster.start()
         for id in ids:
             told = pair.final(id)
-            assert (told["status"], told["uncertain_attempts"], smtpd.copies(told["message_id"])) == (
+            assert (
+                told["status"],
+                told["uncertain_attempts"],
+                smtpd.copies(told["message_id"]),
+            ) == (
                 "sent",
                 0,
                 1,
@@ -231,9 +266,15 @@ def test_mails_that_were_there_when_a_worker_died_are_not_taken_for_its_cause(
 
 
 def test_mail_is_accepted_while_rabbitmq_is_down_and_goes_when_it_is_back(
-    tmp_path: Path, private_rabbitmq: RabbitMQ, sqlite_url: str, to_smtpd: dict[str, str], smtpd: ScriptedSMTP
+    tmp_path: Path,
+    private_rabbitmq: RabbitMQ,
+    sqlite_url: str,
+    to_smtpd: dict[str, str],
+    smtpd: ScriptedSMTP,
 ) -> None:
-    with service(tmp_path, BROKER_URL=private_rabbitmq.url(), DATABASE_URL=sqlite_url, **to_smtpd) as pair:
+    with service(
+        tmp_path, BROKER_URL=private_rabbitmq.url(), DATABASE_URL=sqlite_url, **to_smtpd
+    ) as pair:
         pair.upgrade()
         pair.web()
         pair.worker()
@@ -245,7 +286,8 @@ def test_mail_is_accepted_while_rabbitmq_is_down_and_goes_when_it_is_back(
         # Then answers come as fast as ever, and the mail says what it waits for
         assert pace.ratio("during", to="before") < MUCH
         wait_until(
-            lambda: "broker unreachable since" in pair.message(ids[0])["why"], what="why tells of the broker"
+            lambda: "broker unreachable since" in pair.message(ids[0])["why"],
+            what="why tells of the broker",
         )
         assert pair.request("GET", "/readyz")[0] == 200
         assert pair.get("/readyz")["checks"]["broker"].startswith("unreachable")
@@ -257,9 +299,15 @@ def test_mail_is_accepted_while_rabbitmq_is_down_and_goes_when_it_is_back(
 
 
 def test_a_worker_that_was_busy_when_rabbitmq_died_goes_on_and_ends(
-    tmp_path: Path, private_rabbitmq: RabbitMQ, sqlite_url: str, to_smtpd: dict[str, str], smtpd: ScriptedSMTP
+    tmp_path: Path,
+    private_rabbitmq: RabbitMQ,
+    sqlite_url: str,
+    to_smtpd: dict[str, str],
+    smtpd: ScriptedSMTP,
 ) -> None:
-    with service(tmp_path, BROKER_URL=private_rabbitmq.url(), DATABASE_URL=sqlite_url, **to_smtpd) as pair:
+    with service(
+        tmp_path, BROKER_URL=private_rabbitmq.url(), DATABASE_URL=sqlite_url, **to_smtpd
+    ) as pair:
         pair.upgrade()
         pair.web()
         worker = pair.worker()
@@ -277,9 +325,15 @@ def test_a_worker_that_was_busy_when_rabbitmq_died_goes_on_and_ends(
 
 
 def test_a_frozen_broker_slows_no_answer(
-    tmp_path: Path, private_rabbitmq: RabbitMQ, sqlite_url: str, to_smtpd: dict[str, str], smtpd: ScriptedSMTP
+    tmp_path: Path,
+    private_rabbitmq: RabbitMQ,
+    sqlite_url: str,
+    to_smtpd: dict[str, str],
+    smtpd: ScriptedSMTP,
 ) -> None:
-    with service(tmp_path, BROKER_URL=private_rabbitmq.url(), DATABASE_URL=sqlite_url, **to_smtpd) as pair:
+    with service(
+        tmp_path, BROKER_URL=private_rabbitmq.url(), DATABASE_URL=sqlite_url, **to_smtpd
+    ) as pair:
         pair.upgrade()
         pair.web()
         pair.worker()
@@ -289,7 +343,8 @@ def test_a_frozen_broker_slows_no_answer(
         ids = posted(pair, pace, "during")
         assert pace.ratio("during", to="before") < MUCH
         wait_until(
-            lambda: "broker unreachable since" in pair.message(ids[0])["why"], what="why tells of the broker"
+            lambda: "broker unreachable since" in pair.message(ids[0])["why"],
+            what="why tells of the broker",
         )
         private_rabbitmq.resume()
         for id in ids:
@@ -339,7 +394,9 @@ def test_a_worker_killed_after_the_final_dot_sends_again_and_says_so(
 
 
 @on_postgresql
-def test_a_web_process_killed_after_its_answer_loses_nothing(pair: Service, smtpd: ScriptedSMTP) -> None:
+def test_a_web_process_killed_after_its_answer_loses_nothing(
+    pair: Service, smtpd: ScriptedSMTP
+) -> None:
     web = pair.web()
     ids = [pair.post(subject=f"mail {number}") for number in range(20)]
     web.kill()
@@ -359,7 +416,9 @@ def test_a_worker_stopped_by_sigterm_gives_back_at_once_what_it_has_not_sent(
     first = pair.worker()
     past, before = smtpd.hold("DOT", match="past"), smtpd.hold("RCPT", match="before@example.org")
     ids = [pair.post(subject="past"), pair.post(to="before@example.org")]
-    wait_until(lambda: past.reached.is_set() and before.reached.is_set(), what="both are on their way")
+    wait_until(
+        lambda: past.reached.is_set() and before.reached.is_set(), what="both are on their way"
+    )
     # When it is told to stop, and the mail server goes on
     first.process.terminate()
     first.says("shutdown")
@@ -380,7 +439,12 @@ def test_a_job_of_a_stopped_worker_is_taken_over(
 ) -> None:
     with service(
         tmp_path,
-        **{**to_smtpd, "BROKER_URL": broker_url, "DATABASE_URL": sqlite_url, "SIMULATED_WORK_SECONDS": "4"},
+        **{
+            **to_smtpd,
+            "BROKER_URL": broker_url,
+            "DATABASE_URL": sqlite_url,
+            "SIMULATED_WORK_SECONDS": "4",
+        },
     ) as pair:
         pair.upgrade()
         pair.web()
@@ -419,7 +483,9 @@ def test_no_address_and_no_body_reaches_a_log_at_debug(pair: Service, smtpd: Scr
             headers={"bob@example.org": "geheim"},
         )
     stock.close()
-    wait_until(lambda: pair.request("GET", f"/v1/messages/{ids[-1]}")[0] == 200, what="the task was read")
+    wait_until(
+        lambda: pair.request("GET", f"/v1/messages/{ids[-1]}")[0] == 200, what="the task was read"
+    )
     assert [pair.final(id)["status"] for id in ids] == ["sent", "failed", "sent"]
     worker.says("the queue celery is not consumed")
     worker.stop()
@@ -432,7 +498,9 @@ def test_no_address_and_no_body_reaches_a_log_at_debug(pair: Service, smtpd: Scr
 @on_sqlite
 def test_a_worker_on_another_database_is_noticed(tmp_path: Path, pair: Service) -> None:
     pair.web()
-    other = Service(tmp_path, {**pair.settings, "DATABASE_URL": f"sqlite:///{tmp_path}/other.sqlite3"})
+    other = Service(
+        tmp_path, {**pair.settings, "DATABASE_URL": f"sqlite:///{tmp_path}/other.sqlite3"}
+    )
     try:
         other.upgrade()
         worker = other.worker()

@@ -72,7 +72,11 @@ def subjects(smtpd: ScriptedSMTP) -> dict[str, str]:
 @pytest.fixture
 def jobs_pair(tmp_path: Path, broker_url: str, sqlite_url: str, to_smtpd: dict[str, str]) -> Any:
     with service(
-        tmp_path, BROKER_URL=broker_url, DATABASE_URL=sqlite_url, JOBS="tests.jobs_for_tests", **to_smtpd
+        tmp_path,
+        BROKER_URL=broker_url,
+        DATABASE_URL=sqlite_url,
+        JOBS="tests.jobs_for_tests",
+        **to_smtpd,
     ) as made:
         made.upgrade()
         made.web()
@@ -109,16 +113,25 @@ def test_whatever_a_job_does_its_end_can_be_read_and_its_mail_comes_once(
         assert words in (job["error"] or ""), job
         assert jobs_pair.final(job["message"]["id"])["status"] == "sent"
     assert subjects(smtpd) == {
-        f"{name.replace(' ', '-')}@example.org": f"{name} {status}" for name, (_, status, _) in worst.items()
+        f"{name.replace(' ', '-')}@example.org": f"{name} {status}"
+        for name, (_, status, _) in worst.items()
     }
     # And what is no job is refused
     add = {"name": "add", "args": {"a": 1}}
-    for wrong in ({"name": "brew"}, add | {"args": {"a": "x"}}, {"name": "add"}, {}, add | {"notify": 5}):
+    for wrong in (
+        {"name": "brew"},
+        add | {"args": {"a": "x"}},
+        {"name": "add"},
+        {},
+        add | {"notify": 5},
+    ):
         assert jobs_pair.request("POST", "/v1/jobs", wrong)[0] == 422
 
 
 @pytest.mark.parametrize(
-    ("database_url", "name"), [("sqlite", "nap"), ("postgresql", "patient")], indirect=["database_url"]
+    ("database_url", "name"),
+    [("sqlite", "nap"), ("postgresql", "patient")],
+    indirect=["database_url"],
 )
 def test_a_killed_workers_job_ends_and_its_failure_mail_comes_once(
     pair: Service, smtpd: ScriptedSMTP, name: str
@@ -135,12 +148,19 @@ def test_a_killed_workers_job_ends_and_its_failure_mail_comes_once(
     worker.kill()
     pair.worker()
     job = ended(pair, once)
-    assert (job["status"], job["error"], job["attempts"]) == ("failed", "the worker that ran it died", 1)
+    assert (job["status"], job["error"], job["attempts"]) == (
+        "failed",
+        "the worker that ran it died",
+        1,
+    )
     assert pair.final(job["message"]["id"])["status"] == "sent"
     again = ended(pair, twice)
     assert (again["status"], again["attempts"]) == ("succeeded", 2)
     assert pair.final(again["message"]["id"])["status"] == "sent"
-    assert subjects(smtpd) == {"once@example.org": f"{name} failed", "twice@example.org": f"{name} succeeded"}
+    assert subjects(smtpd) == {
+        "once@example.org": f"{name} failed",
+        "twice@example.org": f"{name} succeeded",
+    }
 
 
 @pytest.mark.parametrize("name", ["nap", "patient"])
@@ -200,7 +220,9 @@ def test_a_stock_celery_client_starts_jobs(jobs_pair: Service, smtpd: ScriptedSM
         task, [{"name": "add", "args": {"a": 1, "b": 2}, "notify": {"to": "bob@example.org"}}]
     ).id
     stock.send_task(
-        task, [{"name": "add", "args": {"a": 1, "b": 2}, "notify": {"to": "bob@example.org"}}], task_id=whole
+        task,
+        [{"name": "add", "args": {"a": 1, "b": 2}, "notify": {"to": "bob@example.org"}}],
+        task_id=whole,
     )
     short = stock.send_task(task, ["add", {"a": 5}]).id
     bare = stock.send_task(task, ["whoami"], queue="jobs").id
@@ -275,7 +297,9 @@ def see_who_holds_a_message_ended(node: RabbitMQ) -> None:
     """
     with Connection(node.url()) as connection:
         channel: Any = connection.channel()
-        channel.queue_declare("held", durable=True, auto_delete=False, arguments={"x-queue-type": "quorum"})
+        channel.queue_declare(
+            "held", durable=True, auto_delete=False, arguments={"x-queue-type": "quorum"}
+        )
         channel.basic_publish(amqp.Message("x"), routing_key="held")
         channel.basic_consume("held", callback=lambda message: None)
         with pytest.raises((amqp.exceptions.PreconditionFailed, amqp.exceptions.ConsumerCancelled)):
@@ -321,7 +345,11 @@ def test_a_long_queue_of_beers_holds_up_neither_coffee_nor_mail(
 ) -> None:
     # Given two workers for everything
     with service(
-        tmp_path, BROKER_URL=broker_url, DATABASE_URL=sqlite_url, JOBS="examples.cafe.jobs", **to_smtpd
+        tmp_path,
+        BROKER_URL=broker_url,
+        DATABASE_URL=sqlite_url,
+        JOBS="examples.cafe.jobs",
+        **to_smtpd,
     ) as pair:
         pair.upgrade()
         pair.web()
@@ -356,7 +384,10 @@ def test_a_cpu_bound_job_in_flask_up_leaves_the_answers_fast(
     tmp_path: Path, to_smtpd: dict[str, str]
 ) -> None:
     with service(
-        tmp_path, DATABASE_URL=f"sqlite:///{tmp_path}/up.sqlite3", JOBS="tests.jobs_for_tests", **to_smtpd
+        tmp_path,
+        DATABASE_URL=f"sqlite:///{tmp_path}/up.sqlite3",
+        JOBS="tests.jobs_for_tests",
+        **to_smtpd,
     ) as up:
         up.upgrade()
         up.up("--deliver")

@@ -24,16 +24,19 @@ def alone(tmp_path: Path) -> Iterator[Service]:
     scratch = (".git", ".venv", ".hypothesis", "instance", "__pycache__", ".*_cache", ".env")
     shutil.copytree(PROJECT, project, ignore=shutil.ignore_patterns(*scratch))
     with service(
-        tmp_path, INBOX_SMTP_PORT=str(free_port()), INBOX_PORT=str(free_port()), SIMULATED_WORK_SECONDS="1"
+        tmp_path,
+        INBOX_SMTP_PORT=str(free_port()),
+        INBOX_PORT=str(free_port()),
+        SIMULATED_WORK_SECONDS="1",
     ) as made:
         made.project = project
         yield made
 
 
 def arrived(alone: Service, to: str = "bob@example.org", wait: int = 20) -> list[dict[str, str]]:
-    found: list[dict[str, str]] = alone.get(f"/inbox/api/messages?to={to}&wait={wait}", timeout=wait + 5)[
-        "data"
-    ]
+    found: list[dict[str, str]] = alone.get(
+        f"/inbox/api/messages?to={to}&wait={wait}", timeout=wait + 5
+    )["data"]
     return found
 
 
@@ -110,7 +113,10 @@ def test_up_never_falls_back_in_silence(alone: Service) -> None:
     alone.settings["SIMULATED_WORK_SECONDS"] = "0"
     alone.up()
     id = alone.post()
-    wait_until(lambda: "broker unreachable since" in alone.message(id)["why"], what="why tells of the broker")
+    wait_until(
+        lambda: "broker unreachable since" in alone.message(id)["why"],
+        what="why tells of the broker",
+    )
     assert alone.message(id)["status"] == "queued"
 
 
@@ -147,14 +153,16 @@ def test_the_inbox_serves_others_with_the_api_key_only(alone: Service) -> None:
         basic("any", "other"),
     ):
         for path in ("/inbox/", "/inbox/api/messages", "/livez/../inbox/"):
-            assert inbox.request("GET", path, headers={**others, "Authorization": wrong})[0] == 401, wrong
+            assert (
+                inbox.request("GET", path, headers={**others, "Authorization": wrong})[0] == 401
+            ), wrong
     for right in ("Bearer s3cret", basic("any", "s3cret"), basic("", "s3cret")):
         assert inbox.request("GET", "/inbox/", headers={**others, "Authorization": right})[0] == 200
     with smtplib.SMTP("127.0.0.1", int(alone.settings["INBOX_SMTP_PORT"])) as client:
         client.sendmail("alice@example.org", "bob@example.org", b"Subject: Hello\r\n\r\nhello\r\n")
-    [mail] = inbox.request("GET", "/inbox/api/messages?wait=10", headers={"Authorization": "Bearer s3cret"})[
-        1
-    ]["data"]
+    [mail] = inbox.request(
+        "GET", "/inbox/api/messages?wait=10", headers={"Authorization": "Bearer s3cret"}
+    )[1]["data"]
     assert mail["subject"] == "Hello"
     assert "s3cret" not in program.text()
 
@@ -171,7 +179,9 @@ def test_a_post_does_not_wait_for_the_work(alone: Service) -> None:
 
 
 @pytest.mark.parametrize("command", [("app.py",), ("-m", "flask", "up"), ("-m", "flask", "inbox")])
-def test_a_taken_port_is_one_sentence_with_the_way_out(alone: Service, command: tuple[str, ...]) -> None:
+def test_a_taken_port_is_one_sentence_with_the_way_out(
+    alone: Service, command: tuple[str, ...]
+) -> None:
     setting = "INBOX_PORT" if "inbox" in command else "PORT"
     port = int(alone.settings.get("INBOX_PORT", 0)) if "inbox" in command else alone.port
     with socket.socket() as taken:

@@ -10,7 +10,9 @@ STEP = 100_000
 def copy(engine: Engine, template: str, *, first: int, count: int) -> None:
     """Add `count` queued and unpublished copies of the message with the id `template`, numbered from `first`."""
     sqlite = engine.dialect.name == "sqlite"
-    number = f"printf('{ID}%012x', series.n)" if sqlite else f"'{ID}' || lpad(to_hex(series.n), 12, '0')"
+    number = (
+        f"printf('{ID}%012x', series.n)" if sqlite else f"'{ID}' || lpad(to_hex(series.n), 12, '0')"
+    )
     series = (
         "WITH RECURSIVE series(n) AS (SELECT :low UNION ALL SELECT n + 1 FROM series WHERE n < :high)"
         if sqlite
@@ -42,9 +44,7 @@ def copy(engine: Engine, template: str, *, first: int, count: int) -> None:
                     ),
                     {"low": low, "high": high, "template": template},
                 )
-    if (
-        not sqlite
-    ):  # PostgreSQL would do that soon; SQLite never does, and keeps to plans for what it counted once.
+    if not sqlite:  # PostgreSQL would do that soon; SQLite never does, and keeps to plans for what it counted once.
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(text("ANALYZE"))
 

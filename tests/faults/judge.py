@@ -23,7 +23,9 @@ class Verdict:
     accepted: int = 0
     ok: int = 0  #: accepted, and each recipient has what is due to it
     lost: int = 0  #: accepted, and a recipient that was not refused has nothing
-    recovered: int = 0  #: not accepted as far as the client knows, and it arrived: the answer got lost
+    recovered: int = (
+        0  #: not accepted as far as the client knows, and it arrived: the answer got lost
+    )
     unexpected: int = 0  #: arrived, and nobody asked for it
     duplicated: int = (
         0  #: more than one copy for a recipient, each further one by a recorded uncertain attempt
@@ -71,7 +73,9 @@ def judge(port: int, posts: Sequence[Post], smtpd: ScriptedSMTP) -> Verdict:
     return verdict
 
 
-def _judge_accepted(verdict: Verdict, post: Post, told: dict[str, Any], copies: Counter[str]) -> None:
+def _judge_accepted(
+    verdict: Verdict, post: Post, told: dict[str, Any], copies: Counter[str]
+) -> None:
     uncertain = told.get("uncertain_attempts", 0)
     verdict.uncertain_attempts += uncertain
     wanted = [address for address in post.to if not address.startswith(REFUSED)]
@@ -85,7 +89,11 @@ def _judge_accepted(verdict: Verdict, post: Post, told: dict[str, Any], copies: 
         faults.append("unexplained")
     elif most > 1:
         verdict.duplicated += 1
-    if told.get("status") != ("sent" if wanted else "failed") and not missing and "unfinished" not in faults:
+    if (
+        told.get("status") != ("sent" if wanted else "failed")
+        and not missing
+        and "unfinished" not in faults
+    ):
         faults.append("unexpected")  # Its sender is told something else than what happened.
     if not faults:
         verdict.ok += 1
@@ -102,7 +110,9 @@ def copies_by_subject(smtpd: ScriptedSMTP) -> dict[str, Counter[str]]:
     for payload in list(smtpd.payloads):
         if not payload.refused:
             subject = _SUBJECT.search(payload.data)
-            found.setdefault(subject[1].decode() if subject else "", Counter()).update(payload.rcpt_tos)
+            found.setdefault(subject[1].decode() if subject else "", Counter()).update(
+                payload.rcpt_tos
+            )
     return found
 
 

@@ -39,7 +39,9 @@ def install(engine: Engine) -> None:
 def recovered(engine: Engine) -> Counter[str]:
     """How many nudges were recovered, by kind."""
     with engine.connect() as connection:
-        rows = connection.execute(text("SELECT kind, count(*) AS many FROM faults_ledger GROUP BY kind"))
+        rows = connection.execute(
+            text("SELECT kind, count(*) AS many FROM faults_ledger GROUP BY kind")
+        )
         return Counter({str(row.kind): int(row.many) for row in rows})
 
 

@@ -108,7 +108,9 @@ class Load:
         port = self.ports[client % len(self.ports)]
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_SECONDS)
         while (number := self._may_post()) is not None:
-            made = _ask(connection, self.path, f"mail {self._token}-{number}", people(number), self._label)
+            made = _ask(
+                connection, self.path, f"mail {self._token}-{number}", people(number), self._label
+            )
             with self._turn:
                 self.posts.append(made)
                 self._asked -= 1

@@ -23,7 +23,9 @@ class Mutation:
 
     name: str
     edits: tuple[tuple[str, str, str], ...]
-    scenario: Callable[[Rig], object]  #: returns how many nudges the broker lost, where it is judged by that
+    scenario: Callable[
+        [Rig], object
+    ]  #: returns how many nudges the broker lost, where it is judged by that
     database: str
     by: str = "mails"  #: mails, that are lost or doubled; nudges, that the sweeper had to recover; or what the scenario returns
 
@@ -39,7 +41,11 @@ MUTATIONS = (
     Mutation(
         "no fence",
         (
-            (RECORDER, "return not self.stopping.is_set() and self.claims.fence(claim)", "return True"),
+            (
+                RECORDER,
+                "return not self.stopping.is_set() and self.claims.fence(claim)",
+                "return True",
+            ),
             (LOOP, "partial(dialogue.send, may_send())", "partial(dialogue.send, True)"),
         ),
         scenarios.worker_frozen_past_its_lease,
@@ -106,7 +112,13 @@ MUTATIONS = (
     ),
     Mutation(
         "no confirm",
-        (("mailroom/worker/celery_config.py", '"confirm_publish": True,', '"confirm_publish": False,'),),
+        (
+            (
+                "mailroom/worker/celery_config.py",
+                '"confirm_publish": True,',
+                '"confirm_publish": False,',
+            ),
+        ),
         scenarios.broker_killed_with_nudges_in_it,
         "postgresql",
         by="nudges",
@@ -120,7 +132,13 @@ MUTATIONS = (
     ),
     Mutation(
         "no acks_late",
-        (("mailroom/worker/celery_config.py", '"task_acks_late": True,', '"task_acks_late": False,'),),
+        (
+            (
+                "mailroom/worker/celery_config.py",
+                '"task_acks_late": True,',
+                '"task_acks_late": False,',
+            ),
+        ),
         scenarios.nudges_met_by_a_locked_database,
         "sqlite",
         by="scenario",
@@ -179,7 +197,9 @@ def reds(project: Path, directory: Path, mutation: Mutation) -> str:
 
 def attempt(mutation: Mutation) -> tuple[str, str]:
     """What is wrong without the mutation, and with it."""
-    with tempfile.TemporaryDirectory(prefix="mailasync-mutation-", ignore_cleanup_errors=True) as name:
+    with tempfile.TemporaryDirectory(
+        prefix="mailasync-mutation-", ignore_cleanup_errors=True
+    ) as name:
         directory = Path(name)
         directory.chmod(0o755)  # PostgreSQL, which refuses to run as root, has to reach its own.
         project = copy_tree(directory)

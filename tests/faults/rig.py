@@ -61,7 +61,9 @@ class Rig:
             Service(self.directory, QUICK | hop | urls | self.settings, project=self.project)
             for _ in range(self.web_count)
         ]
-        url = make_url(self.database_url).set(drivername="sqlite" if self.is_sqlite else "postgresql+psycopg")
+        url = make_url(self.database_url).set(
+            drivername="sqlite" if self.is_sqlite else "postgresql+psycopg"
+        )
         self.engine: Engine = create_engine(url, poolclass=NullPool)
         self.load = Load([service.port for service in self.services], self.rate)
         self.smtpd.reply("RCPT", "550 5.1.1 no such user", match=REFUSED, times=None)
@@ -91,12 +93,22 @@ class Rig:
     def add_worker_with_clock(self, shift_seconds: float) -> Program:
         """Start a worker on a host whose clock is wrong by so much."""
         return self.add_worker_with(
-            {"PYTHONPATH": str(Path(__file__).with_name("clock")), "CLOCK_SHIFT_SECONDS": str(shift_seconds)}
+            {
+                "PYTHONPATH": str(Path(__file__).with_name("clock")),
+                "CLOCK_SHIFT_SECONDS": str(shift_seconds),
+            }
         )
 
     def add_worker_with(self, environment: dict[str, str]) -> Program:
         worker = self.service.run(
-            "-m", "celery", "-A", "mailasync", "worker", "--loglevel=INFO", name="worker", env=environment
+            "-m",
+            "celery",
+            "-A",
+            "mailasync",
+            "worker",
+            "--loglevel=INFO",
+            name="worker",
+            env=environment,
         )
         self.workers.append(worker)
         worker.says(" ready.", 60)
@@ -154,7 +166,11 @@ class Rig:
         told = subprocess.run(
             ["ps", "-eo", "pid=,pgid="], capture_output=True, text=True, check=True
         ).stdout.split("\n")
-        return [int(pid) for pid, group in (line.split() for line in told if line) if int(group) in groups]
+        return [
+            int(pid)
+            for pid, group in (line.split() for line in told if line)
+            if int(group) in groups
+        ]
 
     @contextmanager
     def disk_full(self) -> Iterator[None]:
@@ -177,7 +193,9 @@ class Rig:
     def is_locked(self) -> bool:
         """Whether some process holds SQLite's write lock for longer than a commit takes."""
         with contextlib.closing(
-            sqlite3.connect(str(make_url(self.database_url).database), isolation_level=None, timeout=0.5)
+            sqlite3.connect(
+                str(make_url(self.database_url).database), isolation_level=None, timeout=0.5
+            )
         ) as probe:
             try:
                 probe.execute("BEGIN IMMEDIATE")
@@ -194,7 +212,9 @@ class Rig:
             yield
             self.postgres.start()
             return
-        lock = sqlite3.connect(str(make_url(self.database_url).database), isolation_level=None, timeout=60)
+        lock = sqlite3.connect(
+            str(make_url(self.database_url).database), isolation_level=None, timeout=60
+        )
         lock.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -261,7 +281,11 @@ def end_on_sigterm() -> None:
 
 
 def _started(directory: Path, nodes: int, stack: contextlib.ExitStack) -> RabbitMQ | Cluster:
-    broker = rabbitmq_node(directory / "rabbitmq") if nodes == 1 else Cluster(directory / "rabbitmq", nodes)
+    broker = (
+        rabbitmq_node(directory / "rabbitmq")
+        if nodes == 1
+        else Cluster(directory / "rabbitmq", nodes)
+    )
     stack.callback(broker.close)
     broker.start()
     return broker
@@ -269,7 +293,12 @@ def _started(directory: Path, nodes: int, stack: contextlib.ExitStack) -> Rabbit
 
 @contextmanager
 def private_servers(
-    directory: Path, *, database: str, rabbitmq: int = 1, node: RabbitMQ | None = None, fsync: bool = True
+    directory: Path,
+    *,
+    database: str,
+    rabbitmq: int = 1,
+    node: RabbitMQ | None = None,
+    fsync: bool = True,
 ) -> Iterator[dict[str, Any]]:
     """Start a database and a broker for one run, unless that is `node`; yields what a Rig needs to know of them."""
     directory.mkdir(parents=True, exist_ok=True)

@@ -120,8 +120,12 @@ def measure(rig: Rig, options: argparse.Namespace) -> dict[str, tuple[float, flo
     for worker in list(rig.workers):
         rig.stop_worker(worker)
     rows = int(rig.scalar("SELECT count(DISTINCT message) FROM faults_publishes"))
-    publishes = int(rig.scalar("SELECT coalesce(sum(many), 0) FROM faults_publishes WHERE many > 0"))
-    taken_back = int(rig.scalar("SELECT coalesce(-sum(many), 0) FROM faults_publishes WHERE many < 0"))
+    publishes = int(
+        rig.scalar("SELECT coalesce(sum(many), 0) FROM faults_publishes WHERE many > 0")
+    )
+    taken_back = int(
+        rig.scalar("SELECT coalesce(-sum(many), 0) FROM faults_publishes WHERE many < 0")
+    )
     middle = max(1, len(memory) // 3)
     return {
         "claim ms per mail, 1,000 rows": (small, None),
@@ -152,8 +156,12 @@ def main() -> int:
     options = parser.parse_args()
     missed = 0
     for database in ["sqlite", "postgresql"] if options.database == "both" else [options.database]:
-        with tempfile.TemporaryDirectory(prefix="mailasync-scale-", ignore_cleanup_errors=True) as name:
-            Path(name).chmod(0o755)  # PostgreSQL, which refuses to run as root, has to reach its own.
+        with tempfile.TemporaryDirectory(
+            prefix="mailasync-scale-", ignore_cleanup_errors=True
+        ) as name:
+            Path(name).chmod(
+                0o755
+            )  # PostgreSQL, which refuses to run as root, has to reach its own.
             say(
                 f"python -m tests.faults.scale --database {database} --rows {options.rows} --seconds {options.seconds:g}"
             )
@@ -168,7 +176,11 @@ def main() -> int:
                     missed += not good
                     say(
                         f"{what:<34} {figure:>12.3f}"
-                        + ("" if bound is None else f"  at most {bound:.3f}  {'ok' if good else 'MISSED'}")
+                        + (
+                            ""
+                            if bound is None
+                            else f"  at most {bound:.3f}  {'ok' if good else 'MISSED'}"
+                        )
                     )
     return 1 if missed else 0
 

@@ -234,12 +234,16 @@ def poison(rig: Rig, mails: int = 300) -> str:
     rig.load.wait_posted(mails // 3)
     id = rig.load.post("poison@example.org", label="poison").id
     stopped = threading.Event()
-    killer = threading.Thread(target=_kill_whoever_reaches, args=(rig, held, stopped, id), daemon=True)
+    killer = threading.Thread(
+        target=_kill_whoever_reaches, args=(rig, held, stopped, id), daemon=True
+    )
     killer.start()
     try:
         rig.load.end()
         wait_until(
-            lambda: rig.service.message(id)["status"] == "failed", timeout=120, what="the poison failed"
+            lambda: rig.service.message(id)["status"] == "failed",
+            timeout=120,
+            what="the poison failed",
         )
     finally:
         stopped.set()

@@ -32,7 +32,9 @@ class Facts:
     posts: int = 0
     refused: int = 0  #: answers that were not 2xx, or none
     accept_p99: float = 0.0  #: the worst round's, in seconds
-    delivered_after: float = 0.0  #: the longest wait from a fault's end until all was final, in seconds
+    delivered_after: float = (
+        0.0  #: the longest wait from a fault's end until all was final, in seconds
+    )
 
 
 @dataclass
@@ -184,12 +186,21 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--mails", type=int, default=10_000, help="how many have to be accepted")
     parser.add_argument("--faults", type=int, default=100)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--webs", type=int, default=1, help="web processes; more than one needs postgresql")
-    parser.add_argument("--rabbitmq", type=int, default=1, help="nodes; with 3 the queues are quorum queues")
-    parser.add_argument("--rate", type=float, default=60.0, help="posts per second at most")
-    parser.add_argument("--lease", type=int, default=3, help="LEASE_SECONDS; the product's default is 20")
     parser.add_argument(
-        "--settle", type=float, default=60.0, help="seconds after a fault in which all has to be final"
+        "--webs", type=int, default=1, help="web processes; more than one needs postgresql"
+    )
+    parser.add_argument(
+        "--rabbitmq", type=int, default=1, help="nodes; with 3 the queues are quorum queues"
+    )
+    parser.add_argument("--rate", type=float, default=60.0, help="posts per second at most")
+    parser.add_argument(
+        "--lease", type=int, default=3, help="LEASE_SECONDS; the product's default is 20"
+    )
+    parser.add_argument(
+        "--settle",
+        type=float,
+        default=60.0,
+        help="seconds after a fault in which all has to be final",
     )
     parser.add_argument("--only", default="", help="only faults with this in their name")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1_000_000))

@@ -22,7 +22,11 @@ pytestmark = pytest.mark.timeout(600)
 
 @pytest.fixture
 def rig(
-    request: pytest.FixtureRequest, tmp_path: Path, broker_url: str, rabbitmq: RabbitMQ, smtpd: ScriptedSMTP
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    broker_url: str,
+    rabbitmq: RabbitMQ,
+    smtpd: ScriptedSMTP,
 ) -> Iterator[Rig]:
     """Web and a worker, on a vhost of the shared node and on the database that the test's mark names."""
     kind = getattr(request, "param", "sqlite")
@@ -45,13 +49,20 @@ def assert_good(verdict: Verdict, *, duplicated: int = 0) -> None:
 
 @pytest.mark.parametrize(
     ("rig", "moments"),
-    [("sqlite", ("after RCPT", "in the payload")), ("postgresql", ("before the fence", "after the dot"))],
+    [
+        ("sqlite", ("after RCPT", "in the payload")),
+        ("postgresql", ("before the fence", "after the dot")),
+    ],
     indirect=["rig"],
 )
-def test_a_worker_killed_in_the_middle_of_a_mail_loses_nothing(rig: Rig, moments: tuple[str, str]) -> None:
+def test_a_worker_killed_in_the_middle_of_a_mail_loses_nothing(
+    rig: Rig, moments: tuple[str, str]
+) -> None:
     for moment in moments:
         scenarios.worker_killed(rig, moment)
-        assert_good(rig.verdict(), duplicated=1 if moment in ("in the payload", "after the dot") else 0)
+        assert_good(
+            rig.verdict(), duplicated=1 if moment in ("in the payload", "after the dot") else 0
+        )
 
 
 @on_sqlite
@@ -61,7 +72,9 @@ def test_a_worker_killed_before_it_claimed_its_nudges_doubles_nothing(rig: Rig) 
 
 
 @on_sqlite
-def test_a_worker_killed_between_the_reply_and_its_commit_says_that_it_is_uncertain(rig: Rig) -> None:
+def test_a_worker_killed_between_the_reply_and_its_commit_says_that_it_is_uncertain(
+    rig: Rig,
+) -> None:
     scenarios.worker_killed_before_commit(rig)
     assert_good(rig.verdict(), duplicated=1)
 
@@ -73,7 +86,9 @@ def test_a_worker_that_is_asked_to_stop_finishes_what_is_past_the_fence(rig: Rig
 
 
 @on_sqlite
-def test_a_worker_frozen_for_longer_than_its_lease_sends_nothing_that_others_have_sent(rig: Rig) -> None:
+def test_a_worker_frozen_for_longer_than_its_lease_sends_nothing_that_others_have_sent(
+    rig: Rig,
+) -> None:
     scenarios.worker_frozen_past_its_lease(rig)
     assert_good(rig.verdict())
 
@@ -200,7 +215,8 @@ def assert_accepts_at_once(rig: Rig, quiet: list[Post]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("database", "faults"), [("sqlite", ("killed", "memory alarm")), ("postgresql", ("restarted", "frozen"))]
+    ("database", "faults"),
+    [("sqlite", ("killed", "memory alarm")), ("postgresql", ("restarted", "frozen"))],
 )
 def test_no_fault_of_the_broker_slows_an_answer_or_loses_a_mail(
     tmp_path: Path, private_rabbitmq: RabbitMQ, database: str, faults: tuple[str, ...]
@@ -218,13 +234,18 @@ def test_no_fault_of_the_broker_slows_an_answer_or_loses_a_mail(
                 "killed": (node.kill, node.start),
                 "restarted": (node.stop, node.start),
                 "frozen": (node.pause, node.resume),
-                "memory alarm": (lambda: node.set_memory_alarm(True), lambda: node.set_memory_alarm(False)),
+                "memory alarm": (
+                    lambda: node.set_memory_alarm(True),
+                    lambda: node.set_memory_alarm(False),
+                ),
             }[fault]
             begin()
             rig.load.end()
             rig.post(10, fault)
             end()
-            assert rig.settle(60), f"60 s after the broker was {fault} {rig.unfinished()} are not final"
+            assert rig.settle(60), (
+                f"60 s after the broker was {fault} {rig.unfinished()} are not final"
+            )
         assert_accepts_at_once(rig, quiet)
         assert_good(rig.verdict())
 

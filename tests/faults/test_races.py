@@ -24,12 +24,16 @@ def test_of_twenty_workers_that_want_a_mail_one_gets_it_in_two_thousand_races(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Twenty threads take turns in this process, and on a busy machine each has to wait for long.
-    monkeypatch.setattr(postgresql, "SERVER_LIMITS", "SET idle_in_transaction_session_timeout = '60s'")
+    monkeypatch.setattr(
+        postgresql, "SERVER_LIMITS", "SET idle_in_transaction_session_timeout = '60s'"
+    )
     monkeypatch.setattr(postgresql.BoundedConnection, "answer_seconds", 60.0)
     template = new_id()
     Outbox(database).accept(
         NewMessage(
-            id=template, message=Message(to=(Address("bob@example.org", ""),)), message_id="a@example.org"
+            id=template,
+            message=Message(to=(Address("bob@example.org", ""),)),
+            message_id="a@example.org",
         )
     )
     backlog.copy(database.engine, template, first=0, count=RACES)

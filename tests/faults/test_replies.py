@@ -25,7 +25,9 @@ def test_what_is_temporary_at_any_phase_ends_in_one_copy(rig: Rig) -> None:
 
 
 @on_postgresql
-def test_a_link_lost_after_the_dot_and_replies_that_are_none_are_uncertain_and_told(rig: Rig) -> None:
+def test_a_link_lost_after_the_dot_and_replies_that_are_none_are_uncertain_and_told(
+    rig: Rig,
+) -> None:
     rig.smtpd.drop("DOT", times=3)
     rig.smtpd.drop("DOT", reset=True)
     for phase in PHASES:

@@ -227,7 +227,10 @@ FAULTS = (
     Fault("PostgreSQL frozen", "database", 3, freeze_postgresql, "postgresql"),
     Fault("SMTP link dropped after the dot", "smtp", 3, scripted(("DOT", ""))),
     Fault(
-        "SMTP link dropped before the dot", "smtp", 3, scripted(*((phase, "") for phase in PHASES_BEFORE_DOT))
+        "SMTP link dropped before the dot",
+        "smtp",
+        3,
+        scripted(*((phase, "") for phase in PHASES_BEFORE_DOT)),
     ),
     Fault("SMTP hangs after the dot", "smtp", 2, hang_after_dot),
     Fault(
@@ -242,7 +245,12 @@ FAULTS = (
             ("MAIL", "451 4.3.0 later"),
         ),
     ),
-    Fault("SMTP 421", "smtp", 2, scripted(*((phase, "421 4.3.2 closing") for phase in REPLIES), times=2)),
+    Fault(
+        "SMTP 421",
+        "smtp",
+        2,
+        scripted(*((phase, "421 4.3.2 closing") for phase in REPLIES), times=2),
+    ),
     Fault("SMTP garbage", "smtp", 2, scripted(*((phase, "\u20ac what?") for phase in REPLIES))),
     Fault("SMTP server gone", "smtp", 2, stop_smtp),
 )

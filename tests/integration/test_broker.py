@@ -34,7 +34,9 @@ def secured(rabbitmq: RabbitMQ, broker_url: str) -> Iterator[str]:
 
 def log_in(url: str, ca_file: Path | None) -> str:
     """Return "" where we are let in, else why not."""
-    connection = Connection(url, ssl={"ca_certs": str(ca_file)} if ca_file else False, connect_timeout=10)
+    connection = Connection(
+        url, ssl={"ca_certs": str(ca_file)} if ca_file else False, connect_timeout=10
+    )
     try:
         retries = max(0, len(connection.alt) - 1)
         connection.ensure_connection(max_retries=retries, interval_start=0, interval_step=0)
@@ -49,19 +51,26 @@ def test_a_certificate_for_another_host_gets_no_password(
     rabbitmq: RabbitMQ, secured: str, certificates: Certificates
 ) -> None:
     with TLSFront(certificates.wrong_host, rabbitmq.ports["amqp"]) as front:
-        for host, reason in (("127.0.0.1", "IP address mismatch"), ("localhost", "Hostname mismatch")):
+        for host, reason in (
+            ("127.0.0.1", "IP address mismatch"),
+            ("localhost", "Hostname mismatch"),
+        ):
             said = log_in(secured.format(f"{host}:{front.port}"), certificates.ca_file)
             assert reason in said and "set MAILASYNC_BROKER_CA_FILE" in said
             assert front.received == b""
 
 
-@pytest.mark.parametrize("kind", ["expired", "self_signed", "unknown_ca", "valid, and nobody known"])
+@pytest.mark.parametrize(
+    "kind", ["expired", "self_signed", "unknown_ca", "valid, and nobody known"]
+)
 def test_a_certificate_that_nobody_vouches_for_gets_no_password(
     rabbitmq: RabbitMQ, secured: str, certificates: Certificates, kind: str
 ) -> None:
     known, _, is_unknown = kind.partition(", and ")
     with TLSFront(getattr(certificates, known), rabbitmq.ports["amqp"]) as front:
-        said = log_in(secured.format(f"localhost:{front.port}"), None if is_unknown else certificates.ca_file)
+        said = log_in(
+            secured.format(f"localhost:{front.port}"), None if is_unknown else certificates.ca_file
+        )
         assert (said.startswith("its certificate is not trusted: "), front.received) == (True, b"")
 
 
@@ -71,7 +80,10 @@ def test_the_host_of_each_of_several_brokers_is_compared(
     gone = secured.format(f"broker-1.invalid:{free_port()}")
     with TLSFront(certificates.valid, rabbitmq.ports["amqp"]) as front:
         for host in ("localhost", "127.0.0.1"):
-            assert log_in(f"{gone};{secured.format(f'{host}:{front.port}')}", certificates.ca_file) == ""
+            assert (
+                log_in(f"{gone};{secured.format(f'{host}:{front.port}')}", certificates.ca_file)
+                == ""
+            )
     with TLSFront(certificates.wrong_host, rabbitmq.ports["amqp"]) as front:
         said = log_in(f"{gone};{secured.format(f'localhost:{front.port}')}", certificates.ca_file)
         assert ("Hostname mismatch" in said, front.received) == (True, b"")
@@ -97,7 +109,11 @@ def test_mail_goes_over_tls_and_a_server_in_its_place_is_told_of(
         # When another answers at that address
         front.answer_with(certificates.wrong_host)
         # Then it gets nothing, and web, worker and doctor say why
-        wait_until(lambda: "not trusted" in pair.get("/readyz")["checks"]["broker"], 60, what="readyz tells")
+        wait_until(
+            lambda: "not trusted" in pair.get("/readyz")["checks"]["broker"],
+            60,
+            what="readyz tells",
+        )
         worker.says("Hostname mismatch")
         doctor = pair.run("-m", "flask", "doctor", name="doctor")
         doctor.says("its certificate is not trusted")
@@ -110,13 +126,22 @@ def test_mail_goes_over_tls_and_a_server_in_its_place_is_told_of(
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"BROKER_URL": "amqps://b//?ca_certs=/ca.pem"}, "got 'ca_certs'; certificates are always verified"),
-        ({"BROKER_URL": "amqps://a//;amqps://b//?ssl_cert_reqs=none"}, "by MAILASYNC_BROKER_CA_FILE"),
+        (
+            {"BROKER_URL": "amqps://b//?ca_certs=/ca.pem"},
+            "got 'ca_certs'; certificates are always verified",
+        ),
+        (
+            {"BROKER_URL": "amqps://a//;amqps://b//?ssl_cert_reqs=none"},
+            "by MAILASYNC_BROKER_CA_FILE",
+        ),
         (
             {"BROKER_URL": "pyamqp://b//?connect_timeout=1"},
             "expected no option but heartbeat or login_method",
         ),
-        ({"BROKER_URL": "amqps://alice:s3?cret@b//"}, "write %3F for a question mark in the password"),
+        (
+            {"BROKER_URL": "amqps://alice:s3?cret@b//"},
+            "write %3F for a question mark in the password",
+        ),
         ({"BROKER_URL": "pyamqp://b//", "BROKER_CA_FILE": __file__}, "nothing is encrypted"),
         ({"BROKER_CA_FILE": __file__}, "nothing is encrypted"),
         (
@@ -125,7 +150,9 @@ def test_mail_goes_over_tls_and_a_server_in_its_place_is_told_of(
         ),
     ],
 )
-def test_what_would_be_trusted_by_mistake_stops_the_start(settings: dict[str, str], told: str) -> None:
+def test_what_would_be_trusted_by_mistake_stops_the_start(
+    settings: dict[str, str], told: str
+) -> None:
     given = {f"MAILASYNC_{name}": value for name, value in settings.items()}
     with pytest.raises(SettingsError) as e:
         load({"MAILASYNC_ENV_FILE": "", "MAILASYNC_DATABASE_URL": "postgresql://db/mail", **given})

@@ -63,7 +63,9 @@ def accept(database: Database, **terms: int) -> str:
     id = new_id()
     message = Message(to=(Address("bob@example.org"),), subject="Hello", text="Hi")
     assert Outbox(database).accept(
-        NewMessage(id=id, message=message, message_id=f"{id}@example.org", terms=SendOptions(**terms))
+        NewMessage(
+            id=id, message=message, message_id=f"{id}@example.org", terms=SendOptions(**terms)
+        )
     )
     return id
 
@@ -137,7 +139,9 @@ def job(database: Database) -> IsOver:
     Heartbeat(database, "worker-1", "worker-1@host", ["jobs"]).beat()
     runs = JobClaims(database, "worker-1", LEASE_SECONDS)
     Jobs(database, LEASE_SECONDS).accept(
-        NewJob(id=new_id(), name="simulate", args={}, queue="jobs", timeout_seconds=10, max_attempts=9)
+        NewJob(
+            id=new_id(), name="simulate", args={}, queue="jobs", timeout_seconds=10, max_attempts=9
+        )
     )
     [claim] = runs.claim("jobs", ["simulate"], limit=1)
     runs.finish(claim, JobEnd(state=JobState.FAILED, error="ValueError", wait_seconds=60))
@@ -202,7 +206,9 @@ def test_a_moment_that_a_client_named_stays_what_it_is(
     assert bool(sweeps(moved).due()) is (seconds == -1)
 
 
-def test_a_step_while_nothing_ran_is_noticed_at_the_next_start(clock: MovableClock, moved: Database) -> None:
+def test_a_step_while_nothing_ran_is_noticed_at_the_next_start(
+    clock: MovableClock, moved: Database
+) -> None:
     is_over = deferred(moved)
     clock.move(-HOUR + 30)  # Half a minute after the last look.
     Clock(clock.open()).watch()
@@ -210,7 +216,9 @@ def test_a_step_while_nothing_ran_is_noticed_at_the_next_start(clock: MovableClo
     assert is_over()
 
 
-def test_processes_that_notice_it_together_move_what_waits_once(clock: MovableClock, moved: Database) -> None:
+def test_processes_that_notice_it_together_move_what_waits_once(
+    clock: MovableClock, moved: Database
+) -> None:
     id = accept(moved, delay=60_000)
     before = row(moved, id)["next_attempt_at"]
     clock.move(-HOUR)
@@ -221,7 +229,9 @@ def test_processes_that_notice_it_together_move_what_waits_once(clock: MovableCl
     assert Clock(moved).watch() == now(moved)
 
 
-def test_what_ended_keeps_its_times_and_what_waits_its_age(clock: MovableClock, moved: Database) -> None:
+def test_what_ended_keeps_its_times_and_what_waits_its_age(
+    clock: MovableClock, moved: Database
+) -> None:
     claims = claims_of(moved, "worker-1")
     ended, waits = accept(moved), accept(moved)
     [claim] = claims.claim([ended])
@@ -276,7 +286,9 @@ def test_a_step_in_the_first_second_of_the_first_worker_is_noticed(clock: Movabl
     sweeper = a_sweeper(database)
     sweeper.start()
     clock.move(-HOUR)
-    wait_until(lambda: Clock(database).trouble().startswith("set back by 3,"), 60, what="it is told")
+    wait_until(
+        lambda: Clock(database).trouble().startswith("set back by 3,"), 60, what="it is told"
+    )
     sweeper.stop()
 
 
@@ -327,7 +339,11 @@ def test_a_step_is_told_for_a_day(clock: MovableClock, moved: Database) -> None:
 
 
 def test_a_mail_that_waits_goes_as_the_clock_of_postgresql_is_set_back(
-    tmp_path: Path, postgres_url: str, broker_url: str, to_smtpd: dict[str, str], smtpd: ScriptedSMTP
+    tmp_path: Path,
+    postgres_url: str,
+    broker_url: str,
+    to_smtpd: dict[str, str],
+    smtpd: ScriptedSMTP,
 ) -> None:
     clock = MovableClock(postgres_url, is_stopped=False)
     with service(tmp_path, BROKER_URL=broker_url, DATABASE_URL=postgres_url, **to_smtpd) as made:
@@ -337,9 +353,14 @@ def test_a_mail_that_waits_goes_as_the_clock_of_postgresql_is_set_back(
         delayed, refused = made.post("/v1/messages", delay=2), made.post("/v1/messages")
         wait_until(lambda: made.message(refused)["status"] == "deferred", 60, what="it is deferred")
         clock.move(-HOUR)
-        assert [made.final(id, timeout=60)["status"] for id in (delayed, refused)] == ["sent", "sent"]
+        assert [made.final(id, timeout=60)["status"] for id in (delayed, refused)] == [
+            "sent",
+            "sent",
+        ]
         wait_until(
-            lambda: made.get("/readyz")["checks"]["clock"].startswith("set back by 3,"), 60, what="it is told"
+            lambda: made.get("/readyz")["checks"]["clock"].startswith("set back by 3,"),
+            60,
+            what="it is told",
         )
         assert made.get("/readyz")["status"] == "ok"
     clock.close()

@@ -35,18 +35,48 @@ class Trap:
 
 #: Task id, headers, body and properties of messages that are no task of this service, and a part of the reason of each.
 UNREADABLE: list[tuple[str, dict[str, Any], bytes, dict[str, Any], str]] = [
-    ("name", {"task": "mailasync.sendmail"}, b"[[], {}, {}]", JSON, "expected the task mailasync.sendMail"),
-    ("shop", {"task": "shop.tasks.charge_card"}, b"[[], {}, {}]", JSON, "got 'shop.tasks.charge_card'"),
-    ("built-in", {"task": "celery.backend_cleanup"}, b"[[], {}, {}]", JSON, "got 'celery.backend_cleanup'"),
+    (
+        "name",
+        {"task": "mailasync.sendmail"},
+        b"[[], {}, {}]",
+        JSON,
+        "expected the task mailasync.sendMail",
+    ),
+    (
+        "shop",
+        {"task": "shop.tasks.charge_card"},
+        b"[[], {}, {}]",
+        JSON,
+        "got 'shop.tasks.charge_card'",
+    ),
+    (
+        "built-in",
+        {"task": "celery.backend_cleanup"},
+        b"[[], {}, {}]",
+        JSON,
+        "got 'celery.backend_cleanup'",
+    ),
     ("ours", {"task": "mailasync.refuse"}, b'[["x", "y"], {}, {}]', JSON, "got 'mailasync.refuse'"),
     ("number", {"task": 17}, b"[[], {}, {}]", JSON, "names its task"),
     ("list", {"task": [17]}, b"[[], {}, {}]", JSON, "names its task"),
-    ("yaml", SEND, b"[]", {**JSON, "content_type": "application/x-yaml"}, "got 'application/x-yaml'"),
+    (
+        "yaml",
+        SEND,
+        b"[]",
+        {**JSON, "content_type": "application/x-yaml"},
+        "got 'application/x-yaml'",
+    ),
     ("nothing", SEND, b"", {}, "as Celery's clients send it"),
     ("half", SEND, b"[[], {", JSON, "cannot be decoded as 'application/json', 'utf-8'"),
     ("bytes", SEND, b"\xff\xfe", JSON, "cannot be decoded"),
     ("deep", SEND, b"[" * 100_000, JSON, "cannot be decoded"),
-    ("encoding", SEND, b"\xff[[], {}, {}]", {**JSON, "content_encoding": "klingon"}, "cannot be decoded"),
+    (
+        "encoding",
+        SEND,
+        b"\xff[[], {}, {}]",
+        {**JSON, "content_encoding": "klingon"},
+        "cannot be decoded",
+    ),
     ("compressed", {**SEND, "compression": "zlib"}, b"not zlib", JSON, "cannot be decoded"),
     ("compressor", {**SEND, "compression": "nobody's"}, b"[[], {}, {}]", JSON, "cannot be decoded"),
     ("scalar", SEND, b"17", JSON, "as Celery's clients send it"),
@@ -57,8 +87,20 @@ UNREADABLE: list[tuple[str, dict[str, Any], bytes, dict[str, Any], str]] = [
     ("eta", {**SEND, "eta": "soon"}, b"[[], {}, {}]", JSON, "invalid ETA value 'soon'"),
     ("expiry", {**SEND, "expires": [1]}, b"[[], {}, {}]", JSON, "invalid expires value [1]"),
     ("limits", {**SEND, "timelimit": 5}, b"[[], {}, {}]", JSON, "as Celery's clients send it"),
-    ("stamps", {**SEND, "stamped_headers": 5}, b"[[], {}, {}]", JSON, "as Celery's clients send it"),
-    ("first", {}, b'{"task": "mailasync.sendMail", "id": "first", "args": 5}', JSON, "other arguments"),
+    (
+        "stamps",
+        {**SEND, "stamped_headers": 5},
+        b"[[], {}, {}]",
+        JSON,
+        "as Celery's clients send it",
+    ),
+    (
+        "first",
+        {},
+        b'{"task": "mailasync.sendMail", "id": "first", "args": 5}',
+        JSON,
+        "other arguments",
+    ),
 ]
 #: Messages without an id.
 NAMELESS: list[tuple[dict[str, Any], bytes]] = [
@@ -82,8 +124,12 @@ def put(channel: Any, queue: str, headers: dict[str, Any], body: bytes, **proper
 
 
 @pytest.fixture
-def served(tmp_path: Path, broker_url: str, sqlite_url: str, to_smtpd: dict[str, str]) -> Iterator[Service]:
-    with service(tmp_path, **{**to_smtpd, "BROKER_URL": broker_url, "DATABASE_URL": sqlite_url}) as made:
+def served(
+    tmp_path: Path, broker_url: str, sqlite_url: str, to_smtpd: dict[str, str]
+) -> Iterator[Service]:
+    with service(
+        tmp_path, **{**to_smtpd, "BROKER_URL": broker_url, "DATABASE_URL": sqlite_url}
+    ) as made:
         made.upgrade()
         made.web()
         yield made
@@ -180,14 +226,20 @@ def assert_shop_is_left_alone(
 ) -> None:
     url = made.settings["BROKER_URL"]
     for worker in workers:
-        worker.says("the queue celery is not consumed until this worker is restarted, as a task on it is")
+        worker.says(
+            "the queue celery is not consumed until this worker is restarted, as a task on it is"
+        )
     wait_until(lambda: is_left(rabbitmq, url), 60, what="all is given back")
-    assert [worker.text().count("Canceling queue celery") for worker in workers] == [1] * len(workers)
+    assert [worker.text().count("Canceling queue celery") for worker in workers] == [1] * len(
+        workers
+    )
     # Our clients that name our queue are served as ever.
     stock = Celery(broker=url)
     named = stock.send_task("mailasync.sendMail", [MAIL], queue="mail").id
     stock.close()
-    wait_until(lambda: made.request("GET", f"/v1/messages/{named}")[0] == 200, 60, what="it was read")
+    wait_until(
+        lambda: made.request("GET", f"/v1/messages/{named}")[0] == 200, 60, what="it was read"
+    )
     assert made.final(named)["status"] == "sent"
     # No task of the shop is gone, and of ours none that was not sent.
     left = names_on(url, "celery")
@@ -204,7 +256,9 @@ def test_tasks_of_somebody_else_are_given_back_and_their_queue_left_alone(
     assert_shop_is_left_alone(served, rabbitmq, workers, ours)
     # The doctor says why.
     doctor = served.run("-m", "flask", "doctor", name="doctor")
-    doctor.says("as a task on it is not ours: 'shop.tasks.charge_card'; set MAILASYNC_SERVE_CELERY_QUEUE=off")
+    doctor.says(
+        "as a task on it is not ours: 'shop.tasks.charge_card'; set MAILASYNC_SERVE_CELERY_QUEUE=off"
+    )
     assert doctor.process.wait(60) == 1
     # A worker that is started anew serves the queue again.
     workers[0].stop()
@@ -212,7 +266,9 @@ def test_tasks_of_somebody_else_are_given_back_and_their_queue_left_alone(
     stock = Celery(broker=served.settings["BROKER_URL"])
     id = stock.send_task("mailasync.sendMail", [MAIL]).id
     stock.close()
-    wait_until(lambda: served.request("GET", f"/v1/messages/{id}")[0] == 200, 60, what="it was read")
+    wait_until(
+        lambda: served.request("GET", f"/v1/messages/{id}")[0] == 200, 60, what="it was read"
+    )
 
 
 def test_a_broken_connection_brings_no_worker_back_to_the_queue(
@@ -249,7 +305,9 @@ def test_what_nobody_can_read_on_the_shared_queue_is_given_back_too(
 def test_the_shared_queue_can_be_left_alone_from_the_start(
     tmp_path: Path, broker_url: str, rabbitmq: RabbitMQ, sqlite_url: str
 ) -> None:
-    with service(tmp_path, BROKER_URL=broker_url, DATABASE_URL=sqlite_url, SERVE_CELERY_QUEUE="off") as made:
+    with service(
+        tmp_path, BROKER_URL=broker_url, DATABASE_URL=sqlite_url, SERVE_CELERY_QUEUE="off"
+    ) as made:
         made.upgrade()
         made.worker()
         assert "celery" not in rabbitmq.queues(broker_url.rpartition("/")[2])
@@ -269,7 +327,9 @@ def test_flask_up_on_rabbitmq_gives_tasks_of_somebody_else_back(
     smtpd: ScriptedSMTP,
 ) -> None:
     ours = shop_and_ours(broker_url)
-    with service(tmp_path, **{**to_smtpd, "BROKER_URL": broker_url, "DATABASE_URL": sqlite_url}) as made:
+    with service(
+        tmp_path, **{**to_smtpd, "BROKER_URL": broker_url, "DATABASE_URL": sqlite_url}
+    ) as made:
         made.upgrade()
         up = made.up("--deliver")
         assert_shop_is_left_alone(made, rabbitmq, [up], ours)

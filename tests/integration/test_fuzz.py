@@ -92,7 +92,9 @@ class TestTheWatch:
         assert self.seen(call) == ["socket.getaddrinfo", "socket.connect"]
 
     def test_sees_a_process(self) -> None:
-        assert "subprocess.Popen" in self.seen(lambda: subprocess.run([sys.executable, "-c", ""], check=True))
+        assert "subprocess.Popen" in self.seen(
+            lambda: subprocess.run([sys.executable, "-c", ""], check=True)
+        )
 
 
 @pytest.mark.parametrize(
@@ -124,7 +126,9 @@ def test_the_oracle_sees_what_is_not_as_it_was_asked_for(old: bytes, new: bytes,
     arrived.data = data.replace(old, new)
     assert any(told in difference for difference in differences(arrived, wanted, "#c0ffee"))
     arrived.data, arrived.rcpt_tos = data, (BOB, "eve@example.net")
-    assert [difference[:15] for difference in differences(arrived, wanted, "#c0ffee")] == ["the envelope is"]
+    assert [difference[:15] for difference in differences(arrived, wanted, "#c0ffee")] == [
+        "the envelope is"
+    ]
 
 
 def test_a_body_that_ended_too_soon_is_no_mail(client: FlaskClient) -> None:
@@ -164,7 +168,10 @@ def test_a_header_with_a_grammar_is_not_empty(client: FlaskClient, name: str) ->
 )
 def test_no_word_is_encoded_where_none_may_be(client: FlaskClient, value: str) -> None:
     answer = client.post("/v1/messages", json={"to": BOB, "headers": {"References": value}})
-    assert answer.status_code == 422 and "without encoded words" in errors(answer)["#/headers/References"]
+    assert (
+        answer.status_code == 422
+        and "without encoded words" in errors(answer)["#/headers/References"]
+    )
     assert (
         client.post(
             "/v1/messages", json={"to": BOB, "headers": {"List-Help": "<https://example.org/?=?a>"}}
@@ -176,9 +183,13 @@ def test_no_word_is_encoded_where_none_may_be(client: FlaskClient, value: str) -
 @pytest.mark.parametrize("name", ["List-Unsubscribe", "list-unsubscribe-post"])
 def test_a_mail_has_one_link_to_unsubscribe(client: FlaskClient, name: str) -> None:
     answer = client.post(
-        "/v1/messages", json={"to": BOB, "unsubscribe": True, "headers": {name: "<https://evil.example>"}}
+        "/v1/messages",
+        json={"to": BOB, "unsubscribe": True, "headers": {name: "<https://evil.example>"}},
     )
-    assert answer.status_code == 422 and f"expected unsubscribe or the header {name}, got both" in answer.text
+    assert (
+        answer.status_code == 422
+        and f"expected unsubscribe or the header {name}, got both" in answer.text
+    )
 
 
 @pytest.mark.parametrize(
@@ -200,7 +211,9 @@ def test_a_value_does_not_begin_on_the_line_after_its_name(value: str) -> None:
         "X-" + "a" * 49
     )
     mail = email.message_from_bytes(
-        composed(Message(to=(ALICE,), subject=value, headers=tuple((name, value) for name in names))),
+        composed(
+            Message(to=(ALICE,), subject=value, headers=tuple((name, value) for name in names))
+        ),
         policy=policy.default,
     )
     assert {str(mail[name]) for name in ("Subject", *names)} == {value}
@@ -209,7 +222,11 @@ def test_a_value_does_not_begin_on_the_line_after_its_name(value: str) -> None:
 class TestSmallRequestsThatAskForMuch:
     def test_a_long_name_is_not_told_at_length(self, client: FlaskClient) -> None:
         def post() -> None:
-            body = {"to": BOB, "ü" * 500_000: 1, "headers": {"ü" * 500_000 + str(n): "" for n in range(2)}}
+            body = {
+                "to": BOB,
+                "ü" * 500_000: 1,
+                "headers": {"ü" * 500_000 + str(n): "" for n in range(2)},
+            }
             answer = client.post("/v1/messages", json=body)
             assert answer.status_code == 422 and len(answer.data) < 10_000
 
@@ -218,14 +235,19 @@ class TestSmallRequestsThatAskForMuch:
     def test_thirty_long_names_of_headers_are_compared_once(self) -> None:
         def read() -> None:
             with pytest.raises(Exception, match="expected X-"):
-                message_from({"to": BOB, "headers": {f"{n}" + "Ü" * 200_000: "" for n in range(30)}})
+                message_from(
+                    {"to": BOB, "headers": {f"{n}" + "Ü" * 200_000: "" for n in range(30)}}
+                )
 
         hold_to(400, read)
 
-    def test_a_batch_that_is_wrong_throughout_is_not_read_to_its_end(self, client: FlaskClient) -> None:
+    def test_a_batch_that_is_wrong_throughout_is_not_read_to_its_end(
+        self, client: FlaskClient
+    ) -> None:
         def post() -> None:
             answer = client.post(
-                "/v1/messages/batch", json=[{f"f{n}_{m}": 1 for m in range(20)} for n in range(1000)]
+                "/v1/messages/batch",
+                json=[{f"f{n}_{m}": 1 for m in range(20)} for n in range(1000)],
             )
             common = client.post(
                 "/v1/messages/batch",
@@ -235,7 +257,9 @@ class TestSmallRequestsThatAskForMuch:
 
         hold_to(800, post)
 
-    def test_a_batch_of_slow_letters_ends(self, client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_batch_of_slow_letters_ends(
+        self, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr("mailroom.submission.reader.BATCH_MAX_SECONDS", 0.2)
         bomb = "{% for a in l %}{% for b in l %}{% if a < b %}{% endif %}{% endfor %}{% endfor %}"
         client.put("/v1/templates/bomb", json={"subject": "x", "text": bomb})

@@ -55,25 +55,36 @@ class Bench:
         self.admission = Admission(connections, {name: str(hop) for name, hop in hops.items()})
         self.accounts = Accounts(database, limits, self.admission.free)
         self.accounts.register()
-        self.database, self.outbox, self.sweeps = database, Outbox(database), Sweeps(database, 20, "resend")
+        self.database, self.outbox, self.sweeps = (
+            database,
+            Outbox(database),
+            Sweeps(database, 20, "resend"),
+        )
         self.heartbeat = Heartbeat(
             database, new_id(), "worker@here", ["mail"], hanging=self.admission.hanging
         )
         self.heartbeat.beat()
         self.claims = Claims(database, self.heartbeat.id, 20, limits, self.admission.free)
-        senders = {name: Sender(Address(f"{name}@example.org"), Sessions(hop)) for name, hop in hops.items()}
+        senders = {
+            name: Sender(Address(f"{name}@example.org"), Sessions(hop))
+            for name, hop in hops.items()
+        }
         self.delivery = Delivery(
             self.claims, AttemptRunner(senders, Schedule.parse("10s*5"), "resend"), self.admission
         )
         self.threads = ThreadPoolExecutor(connections)
 
-    def accept(self, count: int, account: str | None = None, to: str = "bob@example.org") -> list[str]:
+    def accept(
+        self, count: int, account: str | None = None, to: str = "bob@example.org"
+    ) -> list[str]:
         """Mails that `account` has to send; None: any."""
         ids = [new_id() for _ in range(count)]
         for id in ids:
             message = Message(to=(Address(to),), subject=id, text="x")
             message_id = f"{id}@example.org"
-            self.outbox.accept(NewMessage(id=id, message=message, message_id=message_id, sender=account))
+            self.outbox.accept(
+                NewMessage(id=id, message=message, message_id=message_id, sender=account)
+            )
         return ids
 
     def nudge(self, ids: list[str], size: int = 1) -> list[Future[bool]]:
@@ -123,7 +134,9 @@ class Bench:
 
 
 @contextmanager
-def bench(database: Database, servers: Servers, *, connections: int = CONNECTIONS) -> Iterator[Bench]:
+def bench(
+    database: Database, servers: Servers, *, connections: int = CONNECTIONS
+) -> Iterator[Bench]:
     made = Bench(database, servers, connections)
     try:
         yield made
@@ -132,7 +145,11 @@ def bench(database: Database, servers: Servers, *, connections: int = CONNECTION
 
 
 def two(
-    database: Database, smtpd: ScriptedSMTP, healthy: ScriptedSMTP, *, connections: int = CONNECTIONS
+    database: Database,
+    smtpd: ScriptedSMTP,
+    healthy: ScriptedSMTP,
+    *,
+    connections: int = CONNECTIONS,
 ) -> AbstractContextManager[Bench]:
     """Make a bench with the accounts "stuck", whose server is `smtpd`, and "well"."""
     servers = {"stuck": (smtpd.port, "none"), "well": (healthy.port, "none")}
@@ -182,7 +199,9 @@ def test_all_of_an_account_goes_while_the_server_of_another_hangs(
     with two(sqlite_database, smtpd, healthy) as made, hanging(smtpd, phase) as hold:
         stuck = made.accept(24, "stuck")
         made.nudge(stuck, size)
-        wait_until(lambda: len(hold.connections) == SHARE, 60, what="its share of the connections hangs")
+        wait_until(
+            lambda: len(hold.connections) == SHARE, 60, what="its share of the connections hangs"
+        )
         ids = made.accept(20, "well")
         made.nudge(ids[:10], 10)
         made.nudge(ids[10:])
@@ -190,7 +209,9 @@ def test_all_of_an_account_goes_while_the_server_of_another_hangs(
         assert not hold.released.is_set()
         assert smtpd.max_open_connections == SHARE
         hold.release()
-        wait_until(lambda: made.comes_to("sent", stuck, 24), 60, what="its own are sent when it answers")
+        wait_until(
+            lambda: made.comes_to("sent", stuck, 24), 60, what="its own are sent when it answers"
+        )
     assert len(smtpd.payloads) == len({mail.message_id for mail in smtpd.payloads}) == 24
 
 
@@ -216,17 +237,25 @@ def test_what_waits_for_a_server_that_hangs_says_so_and_goes_when_it_answers(
         ids = made.accept(12, "stuck")
         made.nudge(ids, 6)
         wait_until(lambda: made.states(ids).count("in_data") == SHARE, 60, what="its share hangs")
-        wait_until(lambda: made.states(ids).count("queued") == 10, 60, what="what was in line is given back")
+        wait_until(
+            lambda: made.states(ids).count("queued") == 10,
+            60,
+            what="what was in line is given back",
+        )
         made.grow_old()
         wait_until(lambda: made.comes_to("deferred", ids, 10), 60, what="it waits in the outbox")
         assert made.sweep() == []
         waiting = next(row for row in map(made.row, ids) if row["state"] == "deferred")
         words = why(made.details(waiting["id"]), None, lease_seconds=20, hanging={}, accounts=[])
-        assert words.startswith(f"waits for a free connection of account stuck: {server_of(smtpd)}, {HANGS}")
+        assert words.startswith(
+            f"waits for a free connection of account stuck: {server_of(smtpd)}, {HANGS}"
+        )
         assert (waiting["attempt"] - waiting["given_back"], waiting["next_attempt_at"]) == (0, None)
         hold.release()
         wait_until(lambda: made.comes_to("sent", ids, 12), 60, what="all are sent when it answers")
-    assert sorted(mail.message_id for mail in smtpd.payloads) == sorted(f"<{id}@example.org>" for id in ids)
+    assert sorted(mail.message_id for mail in smtpd.payloads) == sorted(
+        f"<{id}@example.org>" for id in ids
+    )
 
 
 @pytest.mark.usefixtures("hasty")
@@ -250,7 +279,9 @@ def test_a_mail_with_no_connection_free_waits_in_the_outbox_and_no_client_is_tol
     with two(database, smtpd, healthy) as made, hanging(smtpd, "RCPT") as hold:
         ids = made.accept(12, "stuck")
         made.nudge(ids, 12)
-        wait_until(lambda: made.states(ids).count("deferred") == 12 - 2 * SHARE, 60, what="the rest waits")
+        wait_until(
+            lambda: made.states(ids).count("deferred") == 12 - 2 * SHARE, 60, what="the rest waits"
+        )
         reasons = {row["reason"] for row in map(made.row, ids) if row["state"] == "deferred"}
         assert reasons == {"waits for a free connection of account stuck"}
         hold.release()
@@ -278,9 +309,13 @@ def test_a_worker_that_stops_gives_back_at_once_what_was_not_sent_and_finishes_t
         nudges = made.nudge(first, size)
         wait_until(lambda: bool(dot.connections), 60, what="one is past its fence")
         nudges += made.nudge([id for id in ids if id not in first], size)
-        wait_until(lambda: len(dot.connections + envelopes.connections) == most, 60, what="all hang")
+        wait_until(
+            lambda: len(dot.connections + envelopes.connections) == most, 60, what="all hang"
+        )
         made.delivery.stop()
-        wait_until(lambda: made.states(ids) == ["queued"] * 11, 60, what="all others are given back")
+        wait_until(
+            lambda: made.states(ids) == ["queued"] * 11, 60, what="all others are given back"
+        )
         assert made.states(sent) == ["in_data"]
         assert {made.row(id)["published_at"] for id in ids} == {None}
         dot.release()
@@ -301,16 +336,23 @@ def test_one_that_must_be_alone_keeps_no_other_account_waiting_for_its_server(
         made.nudge(begun)
         wait_until(lambda: len(hold.connections) == 1, 60, what="one hangs that was there before")
         made.nudge(suspect)
-        wait_until(lambda: len(hold.connections) == 2, 60, what="the one that has to be alone hangs")
+        wait_until(
+            lambda: len(hold.connections) == 2, 60, what="the one that has to be alone hangs"
+        )
         ids = made.accept(10, "well")
         made.nudge(ids)
         wait_until(lambda: made.are_sent(ids), 60, what="the other account's mails are sent")
         hold.release()
-        wait_until(lambda: made.are_sent(begun + suspect), 60, what="its own are sent when it answers")
+        wait_until(
+            lambda: made.are_sent(begun + suspect), 60, what="its own are sent when it answers"
+        )
 
 
 def test_one_that_must_be_alone_holds_the_only_thread_for_a_moment(
-    sqlite_database: Database, smtpd: ScriptedSMTP, healthy: ScriptedSMTP, monkeypatch: pytest.MonkeyPatch
+    sqlite_database: Database,
+    smtpd: ScriptedSMTP,
+    healthy: ScriptedSMTP,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(delivery_module, "HANGS_AFTER_SECONDS", 0.2)
     monkeypatch.setattr(admission_module, "HANGS_AFTER_SECONDS", 0.2)
@@ -347,7 +389,10 @@ def test_the_pair_sends_all_of_one_account_while_the_server_of_another_hangs(
     pair.web()
     worker = pair.worker()
     with hanging(smtpd, "DOT") as hold:
-        stuck = [pair.post("/v1/messages", **{"from": "stuck@example.org"}) for _ in range(3 * CONNECTIONS)]
+        stuck = [
+            pair.post("/v1/messages", **{"from": "stuck@example.org"})
+            for _ in range(3 * CONNECTIONS)
+        ]
         wait_until(lambda: len(hold.connections) == SHARE, 60, what="its share hangs")
         ids = [pair.post("/v1/messages", **{"from": "well@example.org"}) for _ in range(10)]
         assert {pair.final(id, 60)["status"] for id in ids} == {"sent"}
@@ -375,8 +420,12 @@ def test_where_the_only_account_hangs_it_is_named_to_all_that_wait_until_it_answ
         assert told(client, waiting[0]) == "waits for a worker to take it"
         made.heartbeat.beat()
         words = f"{server_of(smtpd)}, {HANGS}"
-        assert told(client, waiting[0]).startswith(f"waits for a free connection of account default: {words}")
-        assert f"a worker is handing it to the mail server, attempt 1; {words}" in told(client, begun[0])
+        assert told(client, waiting[0]).startswith(
+            f"waits for a free connection of account default: {words}"
+        )
+        assert f"a worker is handing it to the mail server, attempt 1; {words}" in told(
+            client, begun[0]
+        )
         assert f"all of a worker's connections are taken: {words}" in account(client)
         hold.release()
         wait_until(lambda: made.are_sent(begun), 60, what="they are sent")
@@ -387,7 +436,9 @@ def test_where_the_only_account_hangs_it_is_named_to_all_that_wait_until_it_answ
 
 def test_what_a_worker_says_of_an_account_is_forgotten_with_it(database: Database) -> None:
     for id in ("one", "two"):
-        Heartbeat(database, id, f"{id}@here", ["mail"], hanging=lambda: {"ops": "its server hangs"}).beat()
+        Heartbeat(
+            database, id, f"{id}@here", ["mail"], hanging=lambda: {"ops": "its server hangs"}
+        ).beat()
     assert hanging_accounts(database, 20) == {"ops": "its server hangs"}
     Heartbeat(database, "one", "one@here", ["mail"]).beat()
     assert hanging_accounts(database, 20) == {"ops": "its server hangs"}

@@ -21,7 +21,9 @@ def published(database: Database) -> bool:
     if database.read(lambda connection: connection.scalar(text(waits))):
         return False
     return bool(
-        database.write(run, text("UPDATE messages SET published_at = published_at - 60000 RETURNING id"))
+        database.write(
+            run, text("UPDATE messages SET published_at = published_at - 60000 RETURNING id")
+        )
     )
 
 
@@ -40,7 +42,9 @@ def test_nudges_that_were_lost_on_any_queue_are_made_again_soon(
         pair.worker().stop()
         rabbitmq.set_policy(vhost_of(broker_url), r"^mail\.bulk$", max_length=1)
         mails = [*bulk(pair, 40), pair.post("/v1/messages")]
-        job = pair.request("POST", "/v1/jobs", {"name": "simulate", "args": {"seconds": 0}})[1]["id"]
+        job = pair.request("POST", "/v1/jobs", {"name": "simulate", "args": {"seconds": 0}})[1][
+            "id"
+        ]
         database = Database(sqlite_url)
         wait_until(lambda: published(database), 60, what="all are on their queues")
         database.close()
@@ -49,7 +53,9 @@ def test_nudges_that_were_lost_on_any_queue_are_made_again_soon(
         # Then all goes when a worker is back
         pair.worker()
         assert {pair.final(id, timeout=60)["status"] for id in mails} == {"sent"}
-        wait_until(lambda: pair.get(f"/v1/jobs/{job}")["status"] == "succeeded", 60, what="the job has run")
+        wait_until(
+            lambda: pair.get(f"/v1/jobs/{job}")["status"] == "succeeded", 60, what="the job has run"
+        )
         assert len(smtpd.payloads) == 41
 
 

@@ -13,7 +13,9 @@ from tests.services.smtpd import ScriptedSMTP
 
 
 @pytest.fixture
-def stack(tmp_path: Path, broker_url: str, sqlite_url: str, to_smtpd: dict[str, str]) -> Iterator[Service]:
+def stack(
+    tmp_path: Path, broker_url: str, sqlite_url: str, to_smtpd: dict[str, str]
+) -> Iterator[Service]:
     """Web and worker, to be started, with the tutorial's five seconds of work before a mail of `POST /`."""
     settings = to_smtpd | {"SIMULATED_WORK_SECONDS": "5"}
     with service(tmp_path, BROKER_URL=broker_url, DATABASE_URL=sqlite_url, **settings) as made:
@@ -39,7 +41,9 @@ def steps(stack: Service, id: str) -> list[str]:
     return [step["event"] for step in stack.get(f"/v1/messages/{id}")["timeline"]]
 
 
-def test_a_mail_that_waits_for_its_work_is_a_send_mail_at_once(stack: Service, wire: Connection) -> None:
+def test_a_mail_that_waits_for_its_work_is_a_send_mail_at_once(
+    stack: Service, wire: Connection
+) -> None:
     for queue in ("mail", "mail.bulk"):
         wire.SimpleQueue(queue).close()
     stack.web()

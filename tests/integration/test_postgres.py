@@ -62,7 +62,9 @@ def on_cluster(
     tmp_path: Path, cluster: Postgres, broker_url: str, to_smtpd: dict[str, str]
 ) -> Iterator[Service]:
     """Web and worker on that server."""
-    with service(tmp_path, BROKER_URL=broker_url, DATABASE_URL=cluster.url("mail"), **to_smtpd) as made:
+    with service(
+        tmp_path, BROKER_URL=broker_url, DATABASE_URL=cluster.url("mail"), **to_smtpd
+    ) as made:
         made.upgrade()
         yield made
 
@@ -123,7 +125,9 @@ def test_a_webhook_is_disabled_and_deleted_beside_whoever_delivers_to_it(shared:
     with (
         shared.engine.begin() as other
     ):  # As a worker that claims one; it may want another of these rows next.
-        other.execute(text("UPDATE deliveries SET owner = 'other', next_attempt_at = NULL WHERE number = 1"))
+        other.execute(
+            text("UPDATE deliveries SET owner = 'other', next_attempt_at = NULL WHERE number = 1")
+        )
         assert webhooks.change(id, enabled=False)
         assert [row["state"] for row in webhooks.page(id, limit=9)] == ["failed", "pending"]
         assert webhooks.delete(id)
@@ -135,7 +139,9 @@ def one(connection: Connection) -> int:
 
 
 def insert(connection: Connection, ids: list[str]) -> list[str]:
-    connection.execute(text("INSERT INTO identity (outbox_id) VALUES (:id)"), [{"id": id} for id in ids])
+    connection.execute(
+        text("INSERT INTO identity (outbox_id) VALUES (:id)"), [{"id": id} for id in ids]
+    )
     return ids
 
 
@@ -155,7 +161,11 @@ def accept(outbox: Outbox, id: str = "") -> str:
 
 
 def test_several_web_and_worker_processes_send_each_mail_once(
-    tmp_path: Path, cluster: Postgres, broker_url: str, to_smtpd: dict[str, str], smtpd: ScriptedSMTP
+    tmp_path: Path,
+    cluster: Postgres,
+    broker_url: str,
+    to_smtpd: dict[str, str],
+    smtpd: ScriptedSMTP,
 ) -> None:
     settings = {**to_smtpd, "BROKER_URL": broker_url, "DATABASE_URL": cluster.url("mail")}
     with service(tmp_path, **settings) as first, service(tmp_path, **settings) as second:
@@ -165,7 +175,8 @@ def test_several_web_and_worker_processes_send_each_mail_once(
             webs = list(threads.map(Service.web, (first, second)))
             ids = list(
                 threads.map(
-                    lambda n: (first, second)[n % 2].post("/v1/messages", subject=f"mail {n}"), range(300)
+                    lambda n: (first, second)[n % 2].post("/v1/messages", subject=f"mail {n}"),
+                    range(300),
                 )
             )
         wait_until(lambda: len(smtpd.payloads) >= 300, what="all were sent")
@@ -177,7 +188,9 @@ def test_several_web_and_worker_processes_send_each_mail_once(
     assert "deadlock" not in cluster.log_tail(10_000)
 
 
-def test_transactions_that_lock_the_same_rows_in_another_order_both_succeed(postgres_url: str) -> None:
+def test_transactions_that_lock_the_same_rows_in_another_order_both_succeed(
+    postgres_url: str,
+) -> None:
     databases = [Database(postgres_url) for _ in range(2)]
     upgrade(databases[0])
     outbox = Outbox(databases[0])
@@ -189,7 +202,9 @@ def test_transactions_that_lock_the_same_rows_in_another_order_both_succeed(post
             connection.execute(
                 text("UPDATE messages SET attempt = attempt + 1 WHERE id = :id"), {"id": first}
             )
-            with suppress(threading.BrokenBarrierError):  # The one that is undone comes here a second time.
+            with suppress(
+                threading.BrokenBarrierError
+            ):  # The one that is undone comes here a second time.
                 both_have_one.wait(1)
             connection.execute(
                 text("UPDATE messages SET attempt = attempt + 1 WHERE id = :id"), {"id": second}
@@ -213,7 +228,9 @@ def test_claims_marks_ends_and_sweeps_of_the_same_rows_disturb_nobody(postgres_u
     errors: list[Any] = []
     for database in databases:
         event.listen(
-            database.engine, "handle_error", lambda context: errors.append(context.original_exception)
+            database.engine,
+            "handle_error",
+            lambda context: errors.append(context.original_exception),
         )
     outbox = Outbox(databases[0])
     ids = [accept(outbox) for _ in range(120)]
@@ -245,14 +262,19 @@ def test_claims_marks_ends_and_sweeps_of_the_same_rows_disturb_nobody(postgres_u
 def test_marks_of_the_same_mails_in_opposite_orders_do_not_deadlock(postgres_url: str) -> None:
     # One server plans as it likes; here one of two looks at the rows by their ids, and one as they lie in the table.
     plans = ("seqscan", "indexscan")
-    urls = [f"{postgres_url}?options=-cenable_bitmapscan%3Doff%20-cenable_{plan}%3Doff" for plan in plans]
+    urls = [
+        f"{postgres_url}?options=-cenable_bitmapscan%3Doff%20-cenable_{plan}%3Doff"
+        for plan in plans
+    ]
     databases = [Database(url) for url in urls]
     upgrade(databases[0])
     ids = [accept(Outbox(databases[0]), f"mail-{n}") for n in range(99, 49, -1)]
     errors: list[Any] = []
     for database in databases:
         event.listen(
-            database.engine, "handle_error", lambda context: errors.append(context.original_exception)
+            database.engine,
+            "handle_error",
+            lambda context: errors.append(context.original_exception),
         )
     together = threading.Barrier(2)
 
@@ -331,7 +353,9 @@ def test_a_frozen_server_is_given_up_and_used_again_when_it_answers(
     cluster.pause()
     with pytest.raises(StoreUnavailable, match="no answer within 1 s"):
         database.write(insert, "during")
-    with pytest.raises(StoreUnavailable, match="timeout"):  # A new connection has a limit of its own.
+    with pytest.raises(
+        StoreUnavailable, match="timeout"
+    ):  # A new connection has a limit of its own.
         database.read(one)
     cluster.resume()
     assert database.write(insert, "after") == "after"
@@ -347,7 +371,9 @@ def test_a_frozen_server_hangs_no_request_and_no_heartbeat(
     cluster.pause()
     with ThreadPoolExecutor(4) as threads:
         asked = [
-            threads.submit(on_cluster.request, "POST", "/v1/messages", {"to": "bob@example.org"}, timeout=60),
+            threads.submit(
+                on_cluster.request, "POST", "/v1/messages", {"to": "bob@example.org"}, timeout=60
+            ),
             threads.submit(on_cluster.request, "GET", f"/v1/messages/{new_id()}", timeout=60),
         ]
         assert [answer.result()[0] for answer in asked] == [503, 503]
@@ -368,9 +394,12 @@ def test_a_process_that_was_stopped_in_a_transaction_holds_nobody_up_for_long(
         connection.execute(text("UPDATE messages SET attempt = 1 WHERE id = :id"), {"id": id})
         [claim] = Claims(other, "worker-1", 20).claim([id])
         assert claim.attempt == 1
-        with pytest.raises(StoreUnavailable):  # What it then wants to do is told, and can be done again.
+        with pytest.raises(
+            StoreUnavailable
+        ):  # What it then wants to do is told, and can be done again.
             stopped.write(
-                lambda _, items: [connection.execute(text("SELECT 1")).rowcount for _ in items], None
+                lambda _, items: [connection.execute(text("SELECT 1")).rowcount for _ in items],
+                None,
             )
     assert stopped.read(one) == 1
     stopped.close()
@@ -419,7 +448,8 @@ def test_what_a_frozen_stand_by_keeps_from_being_confirmed_may_have_been_accepte
             # Then it is there as soon as that goes on
             follower.resume()
             wait_until(
-                lambda: client.get(answer.headers["Location"]).status_code == 200, what="it is accepted"
+                lambda: client.get(answer.headers["Location"]).status_code == 200,
+                what="it is accepted",
             )
             assert len(json.loads(client.get("/v1/messages").data)["data"]) == 2
             cluster.wait_for_stand_by(False)
@@ -443,7 +473,9 @@ def test_a_server_that_became_a_stand_by_is_left(cluster: Postgres) -> None:
     pid = database.read(lambda connection: connection.scalar(text("SELECT pg_backend_pid()")))
     with pytest.raises(StoreUnavailable, match="read-only transaction"):
         database.write(work, True)
-    assert database.read(lambda connection: connection.scalar(text("SELECT pg_backend_pid()"))) != pid
+    assert (
+        database.read(lambda connection: connection.scalar(text("SELECT pg_backend_pid()"))) != pid
+    )
     database.close()
 
 

@@ -47,7 +47,9 @@ class Post:
 
     def publish(self, producer: Producer, queue: str, ids: Sequence[str]) -> None:
         assert self.hold.wait(60)
-        producer.publish(list(ids), routing_key=queue, serializer="json", mandatory=True, confirm_timeout=2)
+        producer.publish(
+            list(ids), routing_key=queue, serializer="json", mandatory=True, confirm_timeout=2
+        )
         self.nudges.append((queue, list(ids)))
 
     def has_nudged(self, count: int) -> bool:
@@ -161,14 +163,19 @@ def test_a_nudge_that_no_queue_takes_is_not_published(post: Post) -> None:
     until(lambda: post.published == ["next"], "the publisher goes on")
 
 
-def test_a_broker_that_dies_idle_is_noticed_and_so_is_its_return(private_rabbitmq: RabbitMQ) -> None:
+def test_a_broker_that_dies_idle_is_noticed_and_so_is_its_return(
+    private_rabbitmq: RabbitMQ,
+) -> None:
     post = Post(private_rabbitmq.url())
     post.declare("mail")
     try:
         post.publisher.offer("before", queue="mail")
         until(lambda: post.published == ["before"], "it is published")
         until(lambda: post.publisher.queue == (1, 0), "the queue is looked at")
-        until(lambda: post.publisher.empty_queues == ["mail.bulk"], "and the other, which is not there")
+        until(
+            lambda: post.publisher.empty_queues == ["mail.bulk"],
+            "and the other, which is not there",
+        )
         private_rabbitmq.kill()
         until(lambda: post.publisher.down, "the outage is noticed")
         private_rabbitmq.start()
@@ -179,7 +186,9 @@ def test_a_broker_that_dies_idle_is_noticed_and_so_is_its_return(private_rabbitm
         post.publisher.stop()
 
 
-def test_a_frozen_broker_does_not_hold_the_publisher_when_it_stops(private_rabbitmq: RabbitMQ) -> None:
+def test_a_frozen_broker_does_not_hold_the_publisher_when_it_stops(
+    private_rabbitmq: RabbitMQ,
+) -> None:
     post = Post(private_rabbitmq.url())
     post.declare("mail")
     post.publisher.offer("before", queue="mail")

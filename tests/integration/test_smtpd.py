@@ -126,7 +126,9 @@ def test_copies_count_every_final_dot(smtpd: ScriptedSMTP) -> None:
         (b"Subject: x\r\n\r\nMessage-ID: <in@the.body>\r\n", ""),
     ],
 )
-def test_message_id_is_that_of_the_header(smtpd: ScriptedSMTP, header: bytes, message_id: str) -> None:
+def test_message_id_is_that_of_the_header(
+    smtpd: ScriptedSMTP, header: bytes, message_id: str
+) -> None:
     with client(smtpd) as smtp:
         smtp.sendmail(ALICE, BOB, header + b"\r\nHello\r\n")
     assert smtpd.messages[0].message_id == message_id
@@ -203,7 +205,9 @@ def test_ten_megabytes_arrive_whole(smtpd: ScriptedSMTP) -> None:
 
 
 @pytest.mark.parametrize("phase", CONVERSATION)
-def test_each_phase_says_what_the_script_says_and_only_that_often(smtpd: ScriptedSMTP, phase: str) -> None:
+def test_each_phase_says_what_the_script_says_and_only_that_often(
+    smtpd: ScriptedSMTP, phase: str
+) -> None:
     smtpd.reply(phase, "471 4.9.9 scripted", times=2)
     replies = []
     for _ in range(3):
@@ -312,7 +316,9 @@ def test_a_drop_closes_the_link_and_nothing_is_delivered(
 
 
 @pytest.mark.parametrize("reset", [False, True])
-def test_after_a_drop_at_the_dot_the_payload_counts_but_no_message(smtpd: ScriptedSMTP, reset: bool) -> None:
+def test_after_a_drop_at_the_dot_the_payload_counts_but_no_message(
+    smtpd: ScriptedSMTP, reset: bool
+) -> None:
     smtpd.drop("DOT", reset=reset)
     with pytest.raises((smtplib.SMTPServerDisconnected, ConnectionResetError)):
         send(smtpd)
@@ -604,7 +610,9 @@ def test_starttls_can_be_refused_dropped_or_not_offered(certificates: Certificat
 def test_a_tls_link_is_cut_without_a_goodbye(certificates: Certificates, reset: bool) -> None:
     with ScriptedSMTP(tls="ssl", certificate=certificates.valid) as smtpd:
         smtpd.drop("DOT", reset=reset)
-        smtp = smtplib.SMTP_SSL(smtpd.host, smtpd.port, timeout=60, context=certificates.client_context())
+        smtp = smtplib.SMTP_SSL(
+            smtpd.host, smtpd.port, timeout=60, context=certificates.client_context()
+        )
         with pytest.raises((smtplib.SMTPServerDisconnected, OSError)):
             smtp.sendmail(ALICE, BOB, MAIL)
         smtp.close()

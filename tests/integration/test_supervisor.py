@@ -70,10 +70,16 @@ def test_whatever_ends_a_thread_it_is_started_anew_and_told(
     assert (client.get("/readyz").json or {})["checks"]["threads"] == "ok"
 
 
-def test_while_one_is_down_nothing_is_ready(start: Callable[..., Loop], client: FlaskClient) -> None:
+def test_while_one_is_down_nothing_is_ready(
+    start: Callable[..., Loop], client: FlaskClient
+) -> None:
     loop = start(*[ValueError("no")] * 100)
     wait_until(lambda: loop.thread.restarts > 1 and client.get("/readyz").status_code == 503, 60)
-    wait_until(lambda: "loop: down, restarted" in client.get("/readyz").text, 60, what="it names the thread")
+    wait_until(
+        lambda: "loop: down, restarted" in client.get("/readyz").text,
+        60,
+        what="it names the thread",
+    )
 
 
 def test_one_that_is_cut_short_at_the_end_is_run_once_more_and_not_again() -> None:
@@ -89,7 +95,11 @@ def test_one_that_is_cut_short_at_the_end_is_run_once_more_and_not_again() -> No
     stopping.set()
     thread.join(60)
     assert not thread.is_alive() and supervisor.troubles() == []
-    assert runs.acquire(blocking=False) and runs.acquire(blocking=False) and not runs.acquire(blocking=False)
+    assert (
+        runs.acquire(blocking=False)
+        and runs.acquire(blocking=False)
+        and not runs.acquire(blocking=False)
+    )
 
 
 def test_one_that_was_never_started_is_not_missed() -> None:
@@ -99,12 +109,16 @@ def test_one_that_was_never_started_is_not_missed() -> None:
 
 
 def test_a_worker_tells_of_its_threads_with_its_heartbeat(client: FlaskClient, app: Flask) -> None:
-    database, troubles = app.extensions["mailasync"].outbox.database, ["jobs: down, restarted once so far"]
+    database, troubles = (
+        app.extensions["mailasync"].outbox.database,
+        ["jobs: down, restarted once so far"],
+    )
     heartbeat = Heartbeat(database, "worker-1", "worker@there", ["mail"], threads=lambda: troubles)
     heartbeat.beat()
     answer = client.get("/readyz")
     assert (
-        answer.json and answer.json["checks"]["threads"] == "worker@there: jobs: down, restarted once so far"
+        answer.json
+        and answer.json["checks"]["threads"] == "worker@there: jobs: down, restarted once so far"
     )
     assert (answer.status_code, answer.json["checks"]["worker"]) == (200, "ok")
     troubles.clear()
@@ -125,7 +139,10 @@ def test_the_pair_tells_of_its_workers_threads(
         pair.web()
         pair.worker()
         assert (
-            pair.request("POST", "/v1/jobs", {"name": "end thread", "args": {"name": "heartbeat"}})[0] == 202
+            pair.request("POST", "/v1/jobs", {"name": "end thread", "args": {"name": "heartbeat"}})[
+                0
+            ]
+            == 202
         )
         wait_until(partial(was_restarted, pair, "heartbeat"), 60, what="it is reported")
         assert pair.final(pair.post(), timeout=60)["status"] == "sent"
@@ -153,11 +170,16 @@ def was_restarted(alone: Service, name: str) -> bool:
     return f"{name}: restarted once" in alone.get("/readyz")["checks"]["threads"]
 
 
-def test_each_thread_of_the_service_that_ends_is_started_anew_and_mail_goes_on(alone: Service) -> None:
+def test_each_thread_of_the_service_that_ends_is_started_anew_and_mail_goes_on(
+    alone: Service,
+) -> None:
     alone.up("--deliver")
     for names in (LASTING[:-1], LASTING[-1:]):
         for name in names:
-            assert alone.request("POST", "/v1/jobs", {"name": "end thread", "args": {"name": name}})[0] == 202
+            assert (
+                alone.request("POST", "/v1/jobs", {"name": "end thread", "args": {"name": name}})[0]
+                == 202
+            )
         for name in names:
             wait_until(partial(was_restarted, alone, name), 60, what=f"{name} is reported")
     assert alone.final(alone.post(), timeout=60)["status"] == "sent"
@@ -166,8 +188,13 @@ def test_each_thread_of_the_service_that_ends_is_started_anew_and_mail_goes_on(a
 
 def test_the_thread_of_the_inbox_is_started_anew_too(alone: Service) -> None:
     alone.up("--deliver")
-    assert alone.request("POST", "/v1/jobs", {"name": "end thread", "args": {"name": "inbox"}})[0] == 202
-    wait_until(lambda: call_inbox(alone) and was_restarted(alone, "inbox"), 60, what="it is reported")
+    assert (
+        alone.request("POST", "/v1/jobs", {"name": "end thread", "args": {"name": "inbox"}})[0]
+        == 202
+    )
+    wait_until(
+        lambda: call_inbox(alone) and was_restarted(alone, "inbox"), 60, what="it is reported"
+    )
     wait_until(lambda: call_inbox(alone).startswith("220 "), 60, what="it takes mail again")
 
 

@@ -118,7 +118,9 @@ class Ours:
         self.sessions = Sessions(NextHop(**made))
         self.number = 0
 
-    def __call__(self, contents: str = "Hello", *, subject: str = "Hello", to: Any = BOB) -> Receipt:
+    def __call__(
+        self, contents: str = "Hello", *, subject: str = "Hello", to: Any = BOB
+    ) -> Receipt:
         self.number += 1
         message = message_from({"to": to, "subject": subject, "contents": contents})
         claim = Claim(
@@ -131,7 +133,8 @@ class Ours:
         )
         recipients = {position: address.address for position, address in enumerate(message.to)}
         return run(
-            self.sessions.attempt(ALICE, recipients, compose(claim, sender=Address(ALICE))), lambda: True
+            self.sessions.attempt(ALICE, recipients, compose(claim, sender=Address(ALICE))),
+            lambda: True,
         )
 
     def end(self) -> None:
@@ -190,12 +193,16 @@ def said(smtpd: ScriptedSMTP, verb: str) -> int:
 
 
 class Test1CopiesAfterALostLink:
-    def test_stock_sends_three_and_says_that_it_sent_none(self, smtpd: ScriptedSMTP, stock: Stock) -> None:
+    def test_stock_sends_three_and_says_that_it_sent_none(
+        self, smtpd: ScriptedSMTP, stock: Stock
+    ) -> None:
         smtpd.drop("DOT", times=None)
         assert stock() is False
         assert len(smtpd.payloads) == 3
 
-    def test_ours_sends_one_and_says_that_nobody_knows(self, smtpd: ScriptedSMTP, ours: Ours) -> None:
+    def test_ours_sends_one_and_says_that_nobody_knows(
+        self, smtpd: ScriptedSMTP, ours: Ours
+    ) -> None:
         smtpd.drop("DOT", times=None)
         with pytest.raises(Unanswered):
             ours()
@@ -213,12 +220,16 @@ class Test2RepliesAreTold:
     def test_ours_tells_who_was_refused_and_why(self, smtpd: ScriptedSMTP, ours: Ours) -> None:
         smtpd.reply("RCPT", "550 5.1.1 no", match="carol@")
         receipt = ours(to=[BOB, CAROL])
-        assert {position: str(reply) for position, reply in receipt.refused.items()} == {1: "550 5.1.1 no"}
+        assert {position: str(reply) for position, reply in receipt.refused.items()} == {
+            1: "550 5.1.1 no"
+        }
         assert receipt.final is not None and receipt.final.accepts
 
 
 class Test3And25NothingIsKeptOrSharedBetweenMails:
-    def test_stock_keeps_each_mail_that_it_could_not_send(self, smtpd: ScriptedSMTP, stock: Stock) -> None:
+    def test_stock_keeps_each_mail_that_it_could_not_send(
+        self, smtpd: ScriptedSMTP, stock: Stock
+    ) -> None:
         smtpd.drop("MAIL", times=None)
         stock()
         assert len(stock.smtp.unsent) == 1
@@ -229,7 +240,9 @@ class Test3And25NothingIsKeptOrSharedBetweenMails:
             run(session.attempt(ALICE, {0: BOB}, b""))
         assert session.unsent == []
 
-    def test_ours_gives_each_thread_a_session_of_its_own(self, smtpd: ScriptedSMTP, ours: Ours) -> None:
+    def test_ours_gives_each_thread_a_session_of_its_own(
+        self, smtpd: ScriptedSMTP, ours: Ours
+    ) -> None:
         smtpd.hang("DOT")
         threads = [threading.Thread(target=ours) for _ in range(3)]
         for thread in threads:
@@ -242,7 +255,9 @@ class Test3And25NothingIsKeptOrSharedBetweenMails:
 
 
 class Test4Logins:
-    def test_stock_logs_in_for_each_mail_and_never_says_quit(self, smtpd: ScriptedSMTP, stock: Stock) -> None:
+    def test_stock_logs_in_for_each_mail_and_never_says_quit(
+        self, smtpd: ScriptedSMTP, stock: Stock
+    ) -> None:
         for _ in range(3):
             stock()
         assert (smtpd.connections, smtpd.logins, said(smtpd, "QUIT")) == (3, 3, 0)
@@ -251,11 +266,18 @@ class Test4Logins:
         for _ in range(10):
             ours()
         ours.end()
-        assert (smtpd.connections, smtpd.logins, said(smtpd, "QUIT"), len(smtpd.messages)) == (1, 1, 1, 10)
+        assert (smtpd.connections, smtpd.logins, said(smtpd, "QUIT"), len(smtpd.messages)) == (
+            1,
+            1,
+            1,
+            10,
+        )
 
 
 class Test5TheMailIsReadyBeforeTheLogin:
-    def test_stock_logs_in_for_a_mail_that_it_cannot_write(self, smtpd: ScriptedSMTP, stock: Stock) -> None:
+    def test_stock_logs_in_for_a_mail_that_it_cannot_write(
+        self, smtpd: ScriptedSMTP, stock: Stock
+    ) -> None:
         with pytest.raises(Exception, match="header"):
             stock(subject="a\r\nBcc: eve@example.org")
         assert smtpd.logins == 1
@@ -268,8 +290,12 @@ class Test5TheMailIsReadyBeforeTheLogin:
 
 @pytest.mark.parametrize("bad", ["self_signed", "unknown_ca", "expired", "wrong_host"])
 class Test6Certificates:
-    def test_stock_gives_the_password_to_anybody(self, certificates: Certificates, bad: str) -> None:
-        with ScriptedSMTP(tls="ssl", certificate=getattr(certificates, bad), auth=PASSWORD) as smtpd:
+    def test_stock_gives_the_password_to_anybody(
+        self, certificates: Certificates, bad: str
+    ) -> None:
+        with ScriptedSMTP(
+            tls="ssl", certificate=getattr(certificates, bad), auth=PASSWORD
+        ) as smtpd:
             stock = Stock(smtpd, smtp_ssl=True)
             stock()
             stock.end()
@@ -279,7 +305,9 @@ class Test6Certificates:
     def test_ours_says_nothing_to_a_server_that_is_not_who_it_should_be(
         self, certificates: Certificates, bad: str, security: Any
     ) -> None:
-        with ScriptedSMTP(tls=security, certificate=getattr(certificates, bad), auth=PASSWORD) as smtpd:
+        with ScriptedSMTP(
+            tls=security, certificate=getattr(certificates, bad), auth=PASSWORD
+        ) as smtpd:
             with pytest.raises(NotTaken, match="is not to be trusted") as told:
                 Ours(smtpd, security=security, ca_file=str(certificates.ca_file))()
             wait_until(lambda: smtpd.tls_failures == 1)
@@ -331,7 +359,11 @@ class Test8OAuth2:
         file = tmp_path / "oauth2.json"
         file.write_text(
             json.dumps(
-                {"google_client_id": "the-client", "google_client_secret": "x", "google_refresh_token": "y"}
+                {
+                    "google_client_id": "the-client",
+                    "google_client_secret": "x",
+                    "google_refresh_token": "y",
+                }
             )
         )
         monkeypatch.setattr(
@@ -347,7 +379,11 @@ class Test8OAuth2:
 
 class Test9Prompts:
     def test_stock_asks_for_the_oauth2_secrets(
-        self, smtpd: ScriptedSMTP, tmp_path: Path, prompts: list[str], capsys: pytest.CaptureFixture[str]
+        self,
+        smtpd: ScriptedSMTP,
+        tmp_path: Path,
+        prompts: list[str],
+        capsys: pytest.CaptureFixture[str],
     ) -> None:
         with pytest.raises(EOFError):
             Stock(smtpd, oauth2_file=str(tmp_path / "none.json"))
@@ -362,7 +398,8 @@ class Test9Prompts:
         stock.end()
 
     @pytest.mark.parametrize(
-        "settings", [{"password": ""}, {"oauth2_file": "/nowhere", "security": "ssl"}, {"password": "wrong"}]
+        "settings",
+        [{"password": ""}, {"oauth2_file": "/nowhere", "security": "ssl"}, {"password": "wrong"}],
     )
     def test_ours_never_asks_anybody(
         self,
@@ -387,7 +424,9 @@ class Test10FilesOfTheWorker:
         self, smtpd: ScriptedSMTP, stock: Stock, file: Path
     ) -> None:
         stock(str(file))
-        assert any("the content" in str(part.get_payload(decode=True)) for part in last(smtpd).walk())
+        assert any(
+            "the content" in str(part.get_payload(decode=True)) for part in last(smtpd).walk()
+        )
 
     def test_ours_sends_the_name_as_the_text_that_it_is(
         self, smtpd: ScriptedSMTP, ours: Ours, file: Path
@@ -426,13 +465,17 @@ class Test11TextIsText:
         stock(self.TEXT)
         assert "<script>alert(1)</script>" in texts(last(smtpd))[1]
 
-    def test_ours_escapes_it_into_html_and_keeps_it_as_text(self, smtpd: ScriptedSMTP, ours: Ours) -> None:
+    def test_ours_escapes_it_into_html_and_keeps_it_as_text(
+        self, smtpd: ScriptedSMTP, ours: Ours
+    ) -> None:
         ours(self.TEXT)
         text, html = texts(last(smtpd))
         assert text.replace("\r\n", "\n") == self.TEXT
         assert "&lt;script&gt;alert(1)&lt;/script&gt; is &lt;test&gt; &amp; more<br>" in html
 
-    def test_stock_puts_the_tags_of_html_into_the_text(self, smtpd: ScriptedSMTP, stock: Stock) -> None:
+    def test_stock_puts_the_tags_of_html_into_the_text(
+        self, smtpd: ScriptedSMTP, stock: Stock
+    ) -> None:
         stock("<p>Hello <b>Bob</b></p>")
         assert "<b>" in texts(last(smtpd))[0]
 
@@ -446,7 +489,9 @@ class Test12Fetching:
         self, smtpd: ScriptedSMTP, stock: Stock, website: tuple[str, list[str]]
     ) -> None:
         url, fetched = website
-        stock(f'<html><head><link rel="stylesheet" href="{url}/inside.css"></head><body>Hello</body></html>')
+        stock(
+            f'<html><head><link rel="stylesheet" href="{url}/inside.css"></head><body>Hello</body></html>'
+        )
         assert fetched == ["/inside.css"]
 
     def test_ours_fetches_nothing(
@@ -488,7 +533,10 @@ class Test14MessageIds:
     def test_ours_has_one_for_each_mail(self, smtpd: ScriptedSMTP, ours: Ours) -> None:
         ours("one")
         ours("one")
-        assert [delivery.message_id for delivery in smtpd.messages] == ["<1@example.org>", "<2@example.org>"]
+        assert [delivery.message_id for delivery in smtpd.messages] == [
+            "<1@example.org>",
+            "<2@example.org>",
+        ]
 
 
 class Test15And16Headers:
@@ -537,7 +585,9 @@ class Test18And20Addresses:
         stock(to={BOB: "Carol <carol@example.org>"})
         assert last(smtpd)["To"] == "Carol <carol@example.org>"
 
-    def test_ours_shows_the_address_that_gets_the_mail(self, smtpd: ScriptedSMTP, ours: Ours) -> None:
+    def test_ours_shows_the_address_that_gets_the_mail(
+        self, smtpd: ScriptedSMTP, ours: Ours
+    ) -> None:
         ours(to='"Carol <carol@example.org>" <bob@example.org>')
         assert [to.addr_spec for to in last(smtpd)["To"].addresses] == [BOB]
 
@@ -555,11 +605,15 @@ class Test18And20Addresses:
 
 
 class Test19WhoGetsIt:
-    def test_stock_mails_the_sender_when_there_is_only_a_bcc(self, smtpd: ScriptedSMTP, stock: Stock) -> None:
+    def test_stock_mails_the_sender_when_there_is_only_a_bcc(
+        self, smtpd: ScriptedSMTP, stock: Stock
+    ) -> None:
         stock.smtp.send(bcc=BOB, contents="Hello")
         assert smtpd.messages[0].rcpt_tos == (ALICE, BOB)
 
-    def test_ours_mails_those_who_are_named_and_nobody_else(self, smtpd: ScriptedSMTP, ours: Ours) -> None:
+    def test_ours_mails_those_who_are_named_and_nobody_else(
+        self, smtpd: ScriptedSMTP, ours: Ours
+    ) -> None:
         ours(to=[BOB, CAROL])
         assert smtpd.messages[0].rcpt_tos == (BOB, CAROL)
 
@@ -573,7 +627,10 @@ class Test22Loggers:
         ]
 
     def test_ours_adds_no_handler_and_says_nothing(
-        self, smtpd: ScriptedSMTP, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+        self,
+        smtpd: ScriptedSMTP,
+        caplog: pytest.LogCaptureFixture,
+        capsys: pytest.CaptureFixture[str],
     ) -> None:
         caplog.set_level(logging.DEBUG)
         ours = Ours(smtpd)
@@ -596,7 +653,9 @@ class Test23TheEndOfASession:
         stock.end()
 
     def test_ours_does_not(self, smtpd: ScriptedSMTP) -> None:
-        session = Session(NextHop(host=smtpd.host, port=smtpd.port, security="none", timeout_seconds=5))
+        session = Session(
+            NextHop(host=smtpd.host, port=smtpd.port, security="none", timeout_seconds=5)
+        )
         session.open()
         session.__del__()
         assert session.smtp.noop()[0] == 250

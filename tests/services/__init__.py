@@ -114,7 +114,11 @@ def scratch() -> Path:
     Settings of durability are those of the service all the same; a killed process loses nothing that it wrote to either.
     """
     memory = Path("/dev/shm")
-    if memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > SCRATCH_MIN_BYTES:
+    if (
+        memory.is_dir()
+        and os.access(memory, os.W_OK)
+        and shutil.disk_usage(memory).free > SCRATCH_MIN_BYTES
+    ):
         return memory
     return Path(tempfile.gettempdir())
 
@@ -155,7 +159,9 @@ def accepts(port: int) -> bool:
     return True
 
 
-def wait_until(condition: Callable[[], T], timeout: float = DEADLINE_SECONDS, *, what: str = "it holds") -> T:
+def wait_until(
+    condition: Callable[[], T], timeout: float = DEADLINE_SECONDS, *, what: str = "it holds"
+) -> T:
     """Poll `condition` until it returns something true, and return that.
 
     Raises:
@@ -217,7 +223,9 @@ def is_alive(pid: int) -> bool:
         is_dead = (process / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
         if not is_dead or len(list((process / "task").iterdir())) > 1:
             return True
-        _collect(pid)  # It has ended since: else its id stays taken, and a server's lock file names it.
+        _collect(
+            pid
+        )  # It has ended since: else its id stays taken, and a server's lock file names it.
         return False
     except (FileNotFoundError, ProcessLookupError):
         return not process.parent.joinpath("self").exists()
@@ -242,8 +250,13 @@ def freeze(pid: int) -> None:
 def _states(pid: int) -> list[str]:
     threads = Path(f"/proc/{pid}/task")
     if threads.exists():
-        return [(thread / "stat").read_text().rpartition(")")[2].split()[0] for thread in threads.iterdir()]
-    told = subprocess.run(["ps", "-o", "state=", "-p", str(pid)], capture_output=True, text=True, check=True)
+        return [
+            (thread / "stat").read_text().rpartition(")")[2].split()[0]
+            for thread in threads.iterdir()
+        ]
+    told = subprocess.run(
+        ["ps", "-o", "state=", "-p", str(pid)], capture_output=True, text=True, check=True
+    )
     return [told.stdout.strip()[:1]]
 
 
@@ -253,7 +266,9 @@ def end(pid: int, which: signal.Signals, *, timeout: float = DEADLINE_SECONDS) -
         return
     send_signal(pid, which)
     send_signal(pid, signal.SIGCONT)
-    wait_until(lambda: not is_alive(pid), timeout=timeout, what=f"process {pid} ended on {which.name}")
+    wait_until(
+        lambda: not is_alive(pid), timeout=timeout, what=f"process {pid} ended on {which.name}"
+    )
 
 
 @contextlib.contextmanager

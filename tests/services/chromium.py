@@ -55,13 +55,18 @@ def find_chromium() -> Chromium:
             reasons.append(str(e))
     raise Unavailable(
         "Chromium is not here. On Debian and Ubuntu: apt install chromium. On a Mac: brew install --cask chromium. "
-        "Elsewhere: install it, or name it by TEST_CHROMIUM." + "".join(f" ({reason})" for reason in reasons)
+        "Elsewhere: install it, or name it by TEST_CHROMIUM."
+        + "".join(f" ({reason})" for reason in reasons)
     )
 
 
 def _installed() -> Chromium | None:
     named = os.environ.get("TEST_CHROMIUM", "")
-    places = [named] if named else [found for name in NAMES if (found := shutil.which(name))] + [*ON_A_MAC]
+    places = (
+        [named]
+        if named
+        else [found for name in NAMES if (found := shutil.which(name))] + [*ON_A_MAC]
+    )
     return next((Chromium(Path(place)) for place in places if _works(Path(place), {})), None)
 
 

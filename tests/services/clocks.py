@@ -38,7 +38,9 @@ class MovableClock:
         if database.engine.dialect.name == "postgresql":
             with database.engine.begin() as connection:
                 connection.exec_driver_sql(
-                    POSTGRESQL.format(name=database.url.database, stopped_at=self._stopped_at or "NULL")
+                    POSTGRESQL.format(
+                        name=database.url.database, stopped_at=self._stopped_at or "NULL"
+                    )
                 )
         database.close()
 
@@ -64,7 +66,9 @@ class MovableClock:
             database.close()
 
     def _set(self, connection: sqlite3.Connection, record: object) -> None:
-        connection.create_function("julianday", 1, lambda now: EPOCH_DAYS + self._now() / DAY_SECONDS)
+        connection.create_function(
+            "julianday", 1, lambda now: EPOCH_DAYS + self._now() / DAY_SECONDS
+        )
 
     def _now(self) -> float:
         return (self._stopped_at or time.time()) + self.seconds

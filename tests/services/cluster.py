@@ -49,7 +49,9 @@ class Cluster:
         self.directory = directory
         self.nodes = [ClusterNode(directory / "node0", programs, epmd_port=epmd_port)]
         self.nodes += [
-            ClusterNode(directory / f"node{n}", programs, epmd_port=epmd_port, seed=self.nodes[0].name)
+            ClusterNode(
+                directory / f"node{n}", programs, epmd_port=epmd_port, seed=self.nodes[0].name
+            )
             for n in range(1, size)
         ]
 
@@ -58,7 +60,8 @@ class Cluster:
         for node in self.nodes:
             node.start()
         wait_until(
-            lambda: self.running() == {node.name for node in self.nodes}, what="the nodes are a cluster"
+            lambda: self.running() == {node.name for node in self.nodes},
+            what="the nodes are a cluster",
         )
 
     def running(self) -> set[str]:

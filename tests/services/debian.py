@@ -62,7 +62,9 @@ def install(package: str, *more: str) -> None:
     try:
         for file in ours:
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text("create_main_cluster = false\n" if file == clusters else "#!/bin/sh\nexit 101\n")
+            file.write_text(
+                "create_main_cluster = false\n" if file == clusters else "#!/bin/sh\nexit 101\n"
+            )
             file.chmod(0o755)
         _run("apt-get", "update")
         keep = "Dpkg::Options::=--force-confold"

@@ -151,7 +151,9 @@ def _fork() -> int:
     ready, is_ready = os.pipe()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     pid = os.fork()
-    _ended.pop(pid, None)  # A busy machine soon gives the id of a program that has ended to another one.
+    _ended.pop(
+        pid, None
+    )  # A busy machine soon gives the id of a program that has ended to another one.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
     if not pid:
         os.setsid()
@@ -174,7 +176,10 @@ def _become(asked: dict[str, Any]) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for number, file in enumerate(asked["files"]):
         os.dup2(
-            os.open(file, (os.O_WRONLY | os.O_CREAT | os.O_APPEND) if number else os.O_RDONLY, 0o644), number
+            os.open(
+                file, (os.O_WRONLY | os.O_CREAT | os.O_APPEND) if number else os.O_RDONLY, 0o644
+            ),
+            number,
         )
     os.closerange(3, 256)
     os.environ.clear()

@@ -90,7 +90,13 @@ class Locks:
             event.remove(Engine, "before_cursor_execute", self._look)
 
     def _look(
-        self, connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, many: bool
+        self,
+        connection: Connection,
+        cursor: Any,
+        statement: str,
+        parameters: Any,
+        context: Any,
+        many: bool,
     ) -> None:
         if connection.dialect.name != "postgresql" or not _is_ours():
             return

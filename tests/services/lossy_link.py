@@ -66,10 +66,14 @@ class LossyLink:
                 (self._to_server, client, server),
                 (self._to_client, server, client),
             ):
-                self._threads.append(threading.Thread(target=carry, args=(source, target, unanswered)))
+                self._threads.append(
+                    threading.Thread(target=carry, args=(source, target, unanswered))
+                )
                 self._threads[-1].start()
 
-    def _to_server(self, client: socket.socket, server: socket.socket, unanswered: threading.Event) -> None:
+    def _to_server(
+        self, client: socket.socket, server: socket.socket, unanswered: threading.Event
+    ) -> None:
         said = b""  # in this transaction
         with suppress(OSError):
             while data := client.recv(65536):
@@ -95,7 +99,9 @@ class LossyLink:
             self._fates.popleft()
             return fate
 
-    def _to_client(self, server: socket.socket, client: socket.socket, unanswered: threading.Event) -> None:
+    def _to_client(
+        self, server: socket.socket, client: socket.socket, unanswered: threading.Event
+    ) -> None:
         with suppress(OSError):
             while (data := server.recv(65536)) and not unanswered.is_set():
                 client.sendall(data)

@@ -76,7 +76,9 @@ class Postgres(Server):
 
     port_names = ("postgres",)
 
-    def __init__(self, directory: Path, programs: Path | None = None, *, fsync: bool = True) -> None:
+    def __init__(
+        self, directory: Path, programs: Path | None = None, *, fsync: bool = True
+    ) -> None:
         """`programs` is the directory that find_postgres returned; without it, it is called."""
         self._bin = programs or find_postgres()
         super().__init__(directory)
@@ -134,7 +136,9 @@ class Postgres(Server):
         """Let each commit wait until a stand-by has it, or no longer."""
         with psycopg.connect(self.url(), autocommit=True) as connection:
             connection.execute(
-                sql.SQL("ALTER SYSTEM SET synchronous_standby_names = {}").format("*" if waits else "")
+                sql.SQL("ALTER SYSTEM SET synchronous_standby_names = {}").format(
+                    "*" if waits else ""
+                )
             )
             connection.execute("SELECT pg_reload_conf()")
         wait_until(lambda: self._waits() is waits, 60, what="it is configured so")
@@ -176,7 +180,9 @@ class Postgres(Server):
     def _processes(self) -> list[int]:
         """The server first, so that it starts no other child meanwhile."""
         server = self.pids["server"]
-        told = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True)
+        told = subprocess.run(
+            ["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True
+        )
         children = [
             int(pid)
             for pid, parent in (line.split() for line in told.stdout.splitlines())
@@ -283,7 +289,9 @@ def create_database(
         statement: LiteralString = "CREATE DATABASE {} TEMPLATE {} ENCODING '" + encoding + "'"
         if connection.info.server_version >= 150_000:
             statement += " STRATEGY FILE_COPY"
-        connection.execute(sql.SQL(statement).format(sql.Identifier(name), sql.Identifier(template)))
+        connection.execute(
+            sql.SQL(statement).format(sql.Identifier(name), sql.Identifier(template))
+        )
 
 
 def _installed() -> Path | None:

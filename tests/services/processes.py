@@ -159,7 +159,11 @@ class Service:
                 environment=environment,
                 files=(str(files[0]), str(files[1]), str(files[2])),
             )
-        with files[0].open("rb") as stdin, files[1].open("ab") as stdout, files[2].open("ab") as stderr:
+        with (
+            files[0].open("rb") as stdin,
+            files[1].open("ab") as stdout,
+            files[2].open("ab") as stderr,
+        ):
             return subprocess.Popen(
                 [sys.executable, *command],
                 cwd=self.project,
@@ -194,7 +198,13 @@ class Service:
     def worker(self, *arguments: str, wait: bool = True) -> Program:
         """`celery -A mailasync worker`, when it is ready."""
         program = self.run(
-            "-m", "celery", "-A", "mailasync", "worker", *(arguments or ("--loglevel=INFO",)), name="worker"
+            "-m",
+            "celery",
+            "-A",
+            "mailasync",
+            "worker",
+            *(arguments or ("--loglevel=INFO",)),
+            name="worker",
         )
         if wait:
             program.says(" ready.")
@@ -222,9 +232,14 @@ class Service:
         timeout: float = DEADLINE_SECONDS,
     ) -> tuple[int, Any]:
         """Return status and JSON (or text) of the answer, whatever the status."""
-        data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
+        data = (
+            body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
+        )
         request = urllib.request.Request(
-            self.url + path, data, {"Content-Type": "application/json", **(headers or {})}, method=method
+            self.url + path,
+            data,
+            {"Content-Type": "application/json", **(headers or {})},
+            method=method,
         )
         try:
             with urllib.request.urlopen(request, timeout=timeout) as answer:

@@ -296,7 +296,9 @@ class RabbitMQ(Server):
         login = base64.b64encode(b"guest:guest").decode()
         headers = {"Authorization": f"Basic {login}", "Content-Type": "application/json"}
         try:
-            connection.request(method, f"/api{path}", None if value is None else json.dumps(value), headers)
+            connection.request(
+                method, f"/api{path}", None if value is None else json.dumps(value), headers
+            )
             response = connection.getresponse()
             return response.status, response.read()
         finally:

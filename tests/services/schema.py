@@ -68,7 +68,9 @@ def _copy_database(at: URL) -> None:
             create_database(server, TEMPLATE)
             bring_up(at.set(database=TEMPLATE).render_as_string(hide_password=False))
     with psycopg.connect(server, autocommit=True) as link:
-        link.execute(psycopg.sql.SQL("DROP DATABASE {}").format(psycopg.sql.Identifier(str(at.database))))
+        link.execute(
+            psycopg.sql.SQL("DROP DATABASE {}").format(psycopg.sql.Identifier(str(at.database)))
+        )
     create_database(server, str(at.database), template=TEMPLATE)
     with psycopg.connect(at.render_as_string(hide_password=False), autocommit=True) as link:
         link.execute("UPDATE identity SET outbox_id = %s", [str(uuid4())])

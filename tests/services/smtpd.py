@@ -30,7 +30,18 @@ from typing import Literal, NoReturn, Self, TypeVar
 #: AUTH; AUTH: when the credentials have), when the final dot has (DOT), or within the payload
 #: (PAYLOAD).
 PHASES = {
-    *("GREETING", "EHLO", "STARTTLS", "MECHANISM", "AUTH", "MAIL", "RCPT", "DATA", "PAYLOAD", "DOT"),
+    *(
+        "GREETING",
+        "EHLO",
+        "STARTTLS",
+        "MECHANISM",
+        "AUTH",
+        "MAIL",
+        "RCPT",
+        "DATA",
+        "PAYLOAD",
+        "DOT",
+    ),
     *("RSET", "NOOP", "QUIT", "OTHER"),
 }
 #: Before these replies nothing more may come, whatever was offered (RFC 2920, 3.1).
@@ -184,7 +195,9 @@ class Script:
         said = f"{reply}\r\n".encode() if reply else b""
         self.limit = (limit, at, Answer(at, reply=said, close=close, reset=reset))
 
-    def hang_up_after(self, count: int, phase: str, reply: str, *, match: str = "", last: str = "") -> None:
+    def hang_up_after(
+        self, count: int, phase: str, reply: str, *, match: str = "", last: str = ""
+    ) -> None:
         """Answer `reply` always, and after so many of them in a session say `last` and close it."""
         self.reply(phase, reply, match=match, times=None)
         self.errors_max = (count, f"{last}\r\n".encode())
@@ -279,7 +292,9 @@ class Session(asyncio.Protocol):
         self.smtpd.connections += 1
         self.number = self.smtpd.connections
         self.smtpd.sessions.add(self)
-        self.smtpd.max_open_connections = max(self.smtpd.max_open_connections, len(self.smtpd.sessions))
+        self.smtpd.max_open_connections = max(
+            self.smtpd.max_open_connections, len(self.smtpd.sessions)
+        )
         if self.smtpd.tls == "ssl":
             transport.pause_reading()  # The ClientHello is start_tls's to read.
         self.task = asyncio.get_running_loop().create_task(self.talk())

@@ -32,7 +32,10 @@ class TLSFront:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(60)
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -69,7 +72,9 @@ class TLSFront:
     async def _serve(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         server, to_server = await asyncio.open_connection("127.0.0.1", self._behind)
         try:
-            await asyncio.gather(self._pump(client, to_server, notes=True), self._pump(server, to_client))
+            await asyncio.gather(
+                self._pump(client, to_server, notes=True), self._pump(server, to_client)
+            )
         finally:
             for writer in (to_client, to_server):
                 writer.close()

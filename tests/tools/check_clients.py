@@ -79,7 +79,11 @@ def run(client: Client, served: Service) -> str:
     """
     recipient = f"{client.name.lower()}@example.org"
     text = (CLIENTS / client.file).read_text()
-    for theirs, ours in ((URL, served.url), (RECIPIENT, recipient), (ORDER, f"order-{client.name}")):
+    for theirs, ours in (
+        (URL, served.url),
+        (RECIPIENT, recipient),
+        (ORDER, f"order-{client.name}"),
+    ):
         if theirs not in text:
             raise Failed(f"{client.file} has no {theirs}")
         text = text.replace(theirs, ours)
@@ -98,10 +102,17 @@ def run(client: Client, served: Service) -> str:
 def _output(command: Sequence[str], served: Service, *, seconds: float = RUN_SECONDS) -> str:
     """What it prints; the environment holds the key alone of all settings."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MAILASYNC_")}
-    kept |= {"MAILASYNC_API_KEY": served.settings["API_KEY"]} if served.settings.get("API_KEY") else {}
+    kept |= (
+        {"MAILASYNC_API_KEY": served.settings["API_KEY"]} if served.settings.get("API_KEY") else {}
+    )
     try:
         done = subprocess.run(
-            command, env=kept, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds
+            command,
+            env=kept,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
         )
     except subprocess.TimeoutExpired as e:
         raise Failed(f"it had not ended after {e.timeout:.0f} s") from e
@@ -118,7 +129,9 @@ def _arrived(recipient: str, served: Service) -> None:
 
 
 def json_at(path: str, served: Service) -> dict[str, list[dict[str, str]]]:
-    status, answer = served.request("GET", path, headers={"X-API-Key": served.settings.get("API_KEY", "")})
+    status, answer = served.request(
+        "GET", path, headers={"X-API-Key": served.settings.get("API_KEY", "")}
+    )
     if status != 200:
         raise Failed(f"{path} answered {status}: {answer}")
     found: dict[str, list[dict[str, str]]] = answer
@@ -233,7 +246,9 @@ def check_all(newman: Path, clients: Sequence[Client], *, api_key: str) -> list[
             if not check(f"flask up, {how}", partial(start, served)):
                 return [False]
             done = [check(f"Postman collection, {how}", lambda: run_collection(newman, served))]
-            return done + [check(f"{client.name}, {how}", partial(run, client, served)) for client in clients]
+            return done + [
+                check(f"{client.name}, {how}", partial(run, client, served)) for client in clients
+            ]
 
 
 def start(served: Service) -> str:
@@ -256,13 +271,17 @@ def main() -> int:
     try:
         if lacking := [client for client in absent if client.is_needed]:
             raise Unavailable(
-                "\n".join(f"{client.program} is not here; install {client.install}" for client in lacking)
+                "\n".join(
+                    f"{client.program} is not here; install {client.install}" for client in lacking
+                )
             )
         newman = find_newman()
     except Unavailable as e:
         print(f"{e}\nnothing was checked", file=sys.stderr)
         return 1
-    done = check_all(newman, here, api_key="") + check_all(newman, here, api_key=secrets.token_urlsafe())
+    done = check_all(newman, here, api_key="") + check_all(
+        newman, here, api_key=secrets.token_urlsafe()
+    )
     for client in absent:
         print(
             f"not run {client.name}: {client.program} is not here; install {client.install} to have docs/clients/{client.file} checked"

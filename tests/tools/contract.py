@@ -95,7 +95,12 @@ def served(directory: Path) -> Iterator[Flask]:
 
 
 def run(
-    app: Flask, *, examples: int, seconds: float | None = None, phases: tuple[str, ...], seed: int = 1
+    app: Flask,
+    *,
+    examples: int,
+    seconds: float | None = None,
+    phases: tuple[str, ...],
+    seed: int = 1,
 ) -> Found:
     """All checks, in process. `examples` are requests for each operation and phase."""
     config = SchemathesisConfig.from_dict(
@@ -103,7 +108,11 @@ def run(
             "seed": seed,
             "headers": {"Authorization": f"Bearer {API_KEY}"},
             "continue-on-failure": True,
-            "generation": {"max-examples": examples, "database": "none", "with-security-parameters": False},
+            "generation": {
+                "max-examples": examples,
+                "database": "none",
+                "with-security-parameters": False,
+            },
             "checks": {"positive_data_acceptance": {"expected-statuses": REFUSED}},
             # A message may have the id "batch", as clients choose those of tasks: GET is allowed there, by another path of the description.
             "operations": [
@@ -124,7 +133,9 @@ def run(
         if isinstance(event, events.ScenarioFinished):
             _look(event, found)
         elif isinstance(event, events.NonFatalError | events.FatalError):
-            found.errors.append(str(getattr(event, "value", None) or getattr(event, "exception", event)))
+            found.errors.append(
+                str(getattr(event, "value", None) or getattr(event, "exception", event))
+            )
     return found
 
 
@@ -153,7 +164,9 @@ def main() -> None:
     parser.add_argument("--phases", default="examples,coverage,fuzzing,stateful")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory, served(Path(directory)) as app:
-        found = run(app, examples=asked.examples, phases=tuple(asked.phases.split(",")), seed=asked.seed)
+        found = run(
+            app, examples=asked.examples, phases=tuple(asked.phases.split(",")), seed=asked.seed
+        )
     for what, how in found.failures.items():
         print(f"{what}\n{how}\n")
     for error in found.errors:

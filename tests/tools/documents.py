@@ -37,7 +37,9 @@ def prose(text: str) -> str:
 def anchors(text: str) -> list[str]:
     """Return the anchors of a page's headings, as GitHub and MkDocs make them."""
     headings = re.findall(r"^#+ (.+)$", prose(text), re.MULTILINE)
-    return [re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings]
+    return [
+        re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings
+    ]
 
 
 def links(text: str) -> list[tuple[str, str]]:

@@ -117,7 +117,11 @@ class Watch:
     def _is_code(self, path: object) -> bool:
         """Whether it is a module of somebody else's that is imported late, or a page of ours."""
         name = str(path)
-        return isinstance(path, int) or name.startswith(self.roots) or name in ("/dev/urandom", "/dev/null")
+        return (
+            isinstance(path, int)
+            or name.startswith(self.roots)
+            or name in ("/dev/urandom", "/dev/null")
+        )
 
     def _is_known(self, event: str, args: tuple[Any, ...]) -> bool:
         if event in ("open", "os.listdir"):
@@ -153,7 +157,9 @@ class Fuzz:
     wrong: int = 0
     mails: int = 0
     slowest: float = 0.0
-    _due: dict[str, Asked] = field(default_factory=dict)  #: by the id of the message, until it was looked at
+    _due: dict[str, Asked] = field(
+        default_factory=dict
+    )  #: by the id of the message, until it was looked at
     _judged: int = 0
 
     def __post_init__(self) -> None:
@@ -191,7 +197,9 @@ class Fuzz:
             self.watch.on = True
             try:
                 self.send(request)
-            except Exception as e:  # A request that kills the application is a find, not the end of the run.
+            except (
+                Exception
+            ) as e:  # A request that kills the application is a find, not the end of the run.
                 self.tell(request, f"{type(e).__name__}: {e}"[:500])
             finally:
                 self.watch.on = False
@@ -254,7 +262,9 @@ class Fuzz:
             self.mails += 1
             delivery = by_id.pop(f"<{row.message_id}>", None)
             for fault in (
-                ["it did not arrive"] if delivery is None else differences(delivery, asked, self.maker.secret)
+                ["it did not arrive"]
+                if delivery is None
+                else differences(delivery, asked, self.maker.secret)
             ):
                 self.tell(asked.request, fault)
             if delivery is not None and self.mails % 10 == 0 and asked.job is None:
@@ -275,13 +285,19 @@ class Fuzz:
         for claim in self.runs.claim("jobs", ["simulate"], limit=10_000):
             self.runs.finish(
                 claim,
-                JobEnd(state=JobState.SUCCEEDED, result=json.dumps(self.maker.hostile_result(claim.id))),
+                JobEnd(
+                    state=JobState.SUCCEEDED, result=json.dumps(self.maker.hostile_result(claim.id))
+                ),
             )
         with self.database.engine.begin() as connection:
-            connection.execute(text("UPDATE messages SET next_attempt_at = 1 WHERE state = 'scheduled'"))
+            connection.execute(
+                text("UPDATE messages SET next_attempt_at = 1 WHERE state = 'scheduled'")
+            )
         while self.sweeps.due():
             pass
-        ids = [id for id in self._due if (row := self._row(id)) is not None and row.state == "queued"]
+        ids = [
+            id for id in self._due if (row := self._row(id)) is not None and row.state == "queued"
+        ]
         for at in range(0, len(ids), DELIVER_EVERY):
             self.delivery.deliver(ids[at : at + DELIVER_EVERY])
 
@@ -322,11 +338,15 @@ def faults_of(answer: Any, seconds: float, request: Request, secret: str) -> Ite
         yield f"took {seconds:.1f} s of the processor"
     if secret.encode() in answer.data or secret in str(answer.headers):
         yield "the answer holds what is in the canary's file"
-    is_document = request.path.split("?")[0] == "/openapi.json"  # As long as it is, whatever was sent.
+    is_document = (
+        request.path.split("?")[0] == "/openapi.json"
+    )  # As long as it is, whatever was sent.
     if not is_document and len(answer.data) > 20 * len(request.data) + 200_000:
         yield f"{len(request.data)} bytes led to an answer of {len(answer.data)}"
     if any(
-        ord(character) < 32 or ord(character) == 127 for _, value in answer.headers for character in value
+        ord(character) < 32 or ord(character) == 127
+        for _, value in answer.headers
+        for character in value
     ):
         yield f"a control character in the headers {answer.headers}"
     if (
@@ -345,7 +365,11 @@ def faults_of_problem(answer: Any) -> Iterator[str]:
         yield f"a 400 says nothing: {answer.data[:300]!r}"
     for error in told.get("errors", []):
         is_placed = error.get("pointer") or error.get("parameter")
-        if not is_placed or "expected" not in error["detail"].lower() or "got" not in error["detail"]:
+        if (
+            not is_placed
+            or "expected" not in error["detail"].lower()
+            or "got" not in error["detail"]
+        ):
             yield f"an error does not say what was expected and what came: {error}"
     if answer.status_code == 422 and not told.get("errors"):
         yield f"a 422 names no field: {answer.data[:300]!r}"
@@ -435,7 +459,9 @@ def read_options() -> argparse.Namespace:
 
 def main() -> int:
     options = read_options()
-    logging.disable(logging.CRITICAL)  # What the application logs of each refusal would hide the bar.
+    logging.disable(
+        logging.CRITICAL
+    )  # What the application logs of each refusal would hide the bar.
     started = time.monotonic()
     with (
         tempfile.TemporaryDirectory(prefix="mailasync-fuzz-") as directory,

@@ -15,7 +15,11 @@ from tests.unit.smtp.test_mime import NAMES, PIECES
 
 #: Stored before the first request; each variable is `name`.
 TEMPLATES: dict[str, dict[str, str]] = {
-    "letter": {"subject": "For {{ name }}", "text": "Dear {{ name }}!", "html": "<p>Dear {{ name }}!</p>"},
+    "letter": {
+        "subject": "For {{ name }}",
+        "text": "Dear {{ name }}!",
+        "html": "<p>Dear {{ name }}!</p>",
+    },
     "plain": {"subject": "Plain", "text": "{{ name }}"},
     "styled": {"subject": "Styled", "html": "<style>p {color: red}</style><p>{{ name }}</p>"},
 }
@@ -296,7 +300,14 @@ HEADER_VALUES = (
     "<https://example.org/u>, <mailto:u@example.org>",
     "",
 )
-MEDIA_TYPES = ("text/plain", "application/pdf", "image/png", "image/svg+xml", "text/html", "application/x-sh")
+MEDIA_TYPES = (
+    "text/plain",
+    "application/pdf",
+    "image/png",
+    "image/svg+xml",
+    "text/html",
+    "application/x-sh",
+)
 FILE_NAMES = (
     "a.txt",
     "Grüße.pdf",
@@ -407,7 +418,11 @@ class Maker:
         }
         (made,) = self._dice.choices([*kinds], [*kinds.values()])
         request = made(number)
-        for chance, change in ((0.12, self._garbled), (0.05, self._mislabeled), (0.06, self._with_header)):
+        for chance, change in (
+            (0.12, self._garbled),
+            (0.05, self._mislabeled),
+            (0.06, self._with_header),
+        ):
             if self._dice.random() < chance:
                 request = change(request)
         return request
@@ -483,7 +498,16 @@ class Maker:
         files = tuple(
             (
                 dice.choice(
-                    ("attachments", "attachments", "logo@x", "<x>", "a b", "..", "message", "\u202e")
+                    (
+                        "attachments",
+                        "attachments",
+                        "logo@x",
+                        "<x>",
+                        "a b",
+                        "..",
+                        "message",
+                        "\u202e",
+                    )
                 ),
                 self._own(dice.choice(FILE_NAMES)),
                 dice.choice((*MEDIA_TYPES, "message/rfc822", "", "a/b; c=d")),
@@ -493,7 +517,9 @@ class Maker:
         )
         boundary = f"b{dice.getrandbits(64):x}"
         field = dice.choice(("message", "message", "message", "job", "x"))
-        parts = [f'Content-Disposition: form-data; name="{field}"\r\n\r\n'.encode() + self._written(mail)]
+        parts = [
+            f'Content-Disposition: form-data; name="{field}"\r\n\r\n'.encode() + self._written(mail)
+        ]
         for name, file, kind, content in files:
             about = f'Content-Disposition: form-data; name="{_quoted(name)}"; filename="{_quoted(file)}"\r\n'
             about += f"Content-Type: {kind}\r\n" if kind else ""
@@ -534,10 +560,14 @@ class Maker:
 
     def _suppression(self, number: int) -> Request:
         gone = f"gone{number}@example.org"  # With other domains in the end, as all the others shall get their mail.
-        asked: dict[str, Any] = self._dice.choice(({"address": gone}, {"addresses": [gone, f"x{gone}"]}))
+        asked: dict[str, Any] = self._dice.choice(
+            ({"address": gone}, {"addresses": [gone, f"x{gone}"]})
+        )
         spoiled = json.dumps(self._spoiled({**asked, "detail": self._text(20)}), ensure_ascii=False)
         return self._json(
-            number, "/v1/suppressions", json.loads(spoiled.replace("@", "@gone.").replace("＠", "＠gone."))
+            number,
+            "/v1/suppressions",
+            json.loads(spoiled.replace("@", "@gone.").replace("＠", "＠gone.")),
         )
 
     def _webhook(self, number: int) -> Request:
@@ -561,16 +591,22 @@ class Maker:
             number,
             "/v1/webhooks",
             self._spoiled(
-                {"url": self._dice.choice(urls), "events": self._dice.choice(([], ["message.sent"], ["x"]))}
+                {
+                    "url": self._dice.choice(urls),
+                    "events": self._dice.choice(([], ["message.sent"], ["x"])),
+                }
             ),
         )
 
     def _list(self, number: int) -> Request:
         dice = self._dice
         names = dice.sample(
-            ("limit", "after", "status", "to", "tag", "since", "until", "reason", "name", "queue"), 3
+            ("limit", "after", "status", "to", "tag", "since", "until", "reason", "name", "queue"),
+            3,
         )
-        values = dice.choices((*STRINGS, *ADDRESSES, "0", "-1", "10000000000000", "1.x", "9" * 30), k=3)
+        values = dice.choices(
+            (*STRINGS, *ADDRESSES, "0", "-1", "10000000000000", "1.x", "9" * 30), k=3
+        )
         query = "&".join(
             f"{name}={quote(value.encode('utf-8', 'surrogatepass'))}"
             for name, value in zip(names, values, strict=True)
@@ -629,7 +665,12 @@ class Maker:
                 {"html": f"<p>{self._text(500)}</p>"},
                 {"contents": self._text(500)},
                 {"text": self._text(300), "html": f"<div>{self._text(300)}</div>"},
-                {"template": {"name": dice.choice([*TEMPLATES]), "variables": {"name": self._text(60)}}},
+                {
+                    "template": {
+                        "name": dice.choice([*TEMPLATES]),
+                        "variables": {"name": self._text(60)},
+                    }
+                },
                 {},
             )
         )
@@ -658,7 +699,11 @@ class Maker:
             "max_attempts": lambda: dice.choice((1, 100, 101)),
             "unsubscribe": lambda: True,
             "webhook_url": lambda: dice.choice(
-                ("https://example.org/h", f"http://127.0.0.1:{self.port}/canary", f"file://{self.canary}")
+                (
+                    "https://example.org/h",
+                    f"http://127.0.0.1:{self.port}/canary",
+                    f"file://{self.canary}",
+                )
             ),
             "dry_run": lambda: True,
         }
@@ -683,7 +728,8 @@ class Maker:
     def _attachments(self) -> list[dict[str, Any]]:
         dice = self._dice
         content = [
-            dice.randbytes(dice.choice((0, 1, 56, 57, 58, 4000))) for _ in range(dice.choice((1, 2, 21)))
+            dice.randbytes(dice.choice((0, 1, 56, 57, 58, 4000)))
+            for _ in range(dice.choice((1, 2, 21)))
         ]
         return [
             {
@@ -773,12 +819,16 @@ class Maker:
 
     def _value(self) -> Any:
         dice = self._dice
-        value = dice.choice((dice.choice(VALUES), self._own(dice.choice(STRINGS)), dice.choice(ADDRESSES)))
+        value = dice.choice(
+            (dice.choice(VALUES), self._own(dice.choice(STRINGS)), dice.choice(ADDRESSES))
+        )
         return json.loads(self._own(json.dumps(value)))
 
     def _written(self, asked: Any) -> bytes:
         if self._dice.random() < 0.5 and not _has_surrogates(asked):
-            return json.dumps(asked, ensure_ascii=False, indent=self._dice.choice((None, 2))).encode()
+            return json.dumps(
+                asked, ensure_ascii=False, indent=self._dice.choice((None, 2))
+            ).encode()
         return json.dumps(asked).encode()
 
     def _json(self, number: int, path: str, asked: Any, *, method: str = "POST") -> Request:
@@ -828,7 +878,9 @@ class Maker:
         if dice.random() < 0.6:
             kind = dice.choice(CONTENT_TYPES)
             is_json = kind.lower().startswith("application/json")
-            return replace(request, content_type=kind, asked=request.asked if is_json else None, files=())
+            return replace(
+                request, content_type=kind, asked=request.asked if is_json else None, files=()
+            )
         lie = dice.choice(
             (
                 {"CONTENT_LENGTH": "0"},
@@ -849,7 +901,13 @@ class Maker:
 
 def _places(value: Any) -> Iterator[tuple[Any, Any]]:
     """Each place in it, as what holds it and its key there."""
-    for key in [*value] if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+    for key in (
+        [*value]
+        if isinstance(value, dict)
+        else range(len(value))
+        if isinstance(value, list)
+        else ()
+    ):
         yield value, key
         yield from _places(value[key])
 

@@ -33,12 +33,17 @@ Tree = dict[str, str]  #: the service's files, and README, by name
 
 def read(root: Path) -> Tree:
     found = {file for pattern in SERVICE for file in root.glob(pattern)}
-    return {str(file.relative_to(root)): file.read_text() for file in [*sorted(found), root / "README.md"]}
+    return {
+        str(file.relative_to(root)): file.read_text()
+        for file in [*sorted(found), root / "README.md"]
+    }
 
 
 def read_at(revision: str) -> Tree:
     """Read them as they were at a commit."""
-    packed = subprocess.run(["git", "archive", revision], cwd=PROJECT, check=True, capture_output=True).stdout
+    packed = subprocess.run(
+        ["git", "archive", revision], cwd=PROJECT, check=True, capture_output=True
+    ).stdout
     with tempfile.TemporaryDirectory() as directory:
         with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
             archive.extractall(directory, filter="data")
@@ -59,8 +64,12 @@ def nodes(tree: Tree) -> list[ast.AST]:
 
 def modules_in_a_folder(tree: Tree) -> str:
     """Count the fullest folder, and the loose modules of mailroom/."""
-    sizes = Counter(name.rpartition("/")[0] for name in code(tree) if not name.endswith("__init__.py"))
-    folder, size = max(((folder, size) for folder, size in sizes.items() if folder), key=lambda pair: pair[1])
+    sizes = Counter(
+        name.rpartition("/")[0] for name in code(tree) if not name.endswith("__init__.py")
+    )
+    folder, size = max(
+        ((folder, size) for folder, size in sizes.items() if folder), key=lambda pair: pair[1]
+    )
     return f"{size} ({folder.removeprefix('mailroom/')}), {sizes['mailroom']} loose"
 
 
@@ -87,7 +96,10 @@ def tokens_a_code_line(tree: Tree) -> str:
     for name, text in code(tree).items():
         before = tokenize.NEWLINE
         for token in tokenize.generate_tokens(io.StringIO(text).readline):
-            is_docstring = token.type == tokenize.STRING and before in (tokenize.NEWLINE, tokenize.INDENT)
+            is_docstring = token.type == tokenize.STRING and before in (
+                tokenize.NEWLINE,
+                tokenize.INDENT,
+            )
             if token.type not in NO_CODE and not is_docstring:
                 count += 1
                 used |= {(name, line) for line in range(token.start[0], token.end[0] + 1)}

@@ -103,7 +103,13 @@ def differences(delivery: Delivery, asked: Asked, secret: str) -> Iterator[str]:
     reply_to = once(people(mail.get("reply_to")))
     headers = {} if asked.job and not mail.get("headers") else mail.get("headers") or {}
     unsubscribe = ["List-Unsubscribe", "List-Unsubscribe-Post"] if mail.get("unsubscribe") else []
-    wanted = [*OURS, *(["Cc"] if cc else []), *(["Reply-To"] if reply_to else []), *unsubscribe, *headers]
+    wanted = [
+        *OURS,
+        *(["Cc"] if cc else []),
+        *(["Reply-To"] if reply_to else []),
+        *unsubscribe,
+        *headers,
+    ]
     if Counter(plain.keys()) != Counter(wanted):
         yield f"the header fields are {plain.keys()}, expected {wanted}"
         return
@@ -132,7 +138,8 @@ def _text_differences(seen: EmailMessage, asked: Asked) -> Iterator[str]:
             subject
             or " ".join(
                 re.split(
-                    r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029]+", source["subject"].replace("{{ name }}", name)
+                    r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029]+",
+                    source["subject"].replace("{{ name }}", name),
                 )
             ).strip()
         )
@@ -173,7 +180,8 @@ def _unescaped(text: str, template: object) -> str:
 def _file_differences(seen: EmailMessage, mail: dict[str, Any]) -> Iterator[str]:
     parts = [part for part in seen.walk() if part.get_content_disposition()]
     found = Counter(
-        (part.get_content_type(), _bytes_of(part), (part["Content-ID"] or "").strip("<>")) for part in parts
+        (part.get_content_type(), _bytes_of(part), (part["Content-ID"] or "").strip("<>"))
+        for part in parts
     )
     wanted = Counter(
         (
@@ -190,7 +198,10 @@ def _file_differences(seen: EmailMessage, mail: dict[str, Any]) -> Iterator[str]
         yield f"the files are {told}, expected {expected}"
     names = [part["Content-Disposition"].params["filename"] for part in parts]
     for name in names:
-        if re.search(r"[/\\\x00-\x1f\x7f\u202a-\u202e\u2066-\u2069]", name) or name.strip(". ") == "":
+        if (
+            re.search(r"[/\\\x00-\x1f\x7f\u202a-\u202e\u2066-\u2069]", name)
+            or name.strip(". ") == ""
+        ):
             yield f"a file is named {name!r}"
     plain = Counter(
         file["filename"]
@@ -260,4 +271,7 @@ def _quoted(local: str) -> str:
 def addresses(field: str, text: str) -> list[Person]:
     """As a reader shows them: encoded words joined (RFC 2047, 6.2)."""
     unfolded = re.sub(r"\r?\n(?=[ \t])", "", field)
-    return [(address, str(make_header(decode_header(name)))) for name, address in getaddresses([unfolded])]
+    return [
+        (address, str(make_header(decode_header(name))))
+        for name, address in getaddresses([unfolded])
+    ]

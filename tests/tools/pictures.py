@@ -40,7 +40,9 @@ def fill(up: Service) -> dict[str, str]:
         )
     up.final(sent)
     up.request("PUT", "/inbox/api/failure", {"failure": "refuse", "count": 2})
-    failed = [up.post("/v1/messages", to="gone@example.org", subject="Your invoice") for _ in range(2)]
+    failed = [
+        up.post("/v1/messages", to="gone@example.org", subject="Your invoice") for _ in range(2)
+    ]
     assert {up.final(id)["status"] for id in failed} == {"failed"}
     up.request("PUT", "/inbox/api/failure", {"failure": "defer"})
     deferred = up.post("/v1/messages", to="busy@example.org", subject="Reset your password")
@@ -49,7 +51,9 @@ def fill(up: Service) -> dict[str, str]:
     up.request("POST", f"/v1/messages/{held}/hold")
     up.post("/v1/messages", to="later@example.org", subject="Renew by Friday", delay=7200)
     ended = up.request(
-        "POST", "/v1/jobs", {"name": "simulate", "args": {"seconds": 1}, "notify": {"to": "ops@example.org"}}
+        "POST",
+        "/v1/jobs",
+        {"name": "simulate", "args": {"seconds": 1}, "notify": {"to": "ops@example.org"}},
     )[1]["id"]
     waiting = up.post(
         "/v1/messages",
@@ -65,7 +69,9 @@ def fill(up: Service) -> dict[str, str]:
             "html": "<style>b { color: #14672c }</style><p>Thank you, <b>{{ name }}</b>.</p>",
         },
     )
-    up.request("POST", "/v1/suppressions", {"address": "nomore@example.org", "detail": "asked by phone"})
+    up.request(
+        "POST", "/v1/suppressions", {"address": "nomore@example.org", "detail": "asked by phone"}
+    )
     hook = up.request(
         "POST",
         "/v1/webhooks",
@@ -73,7 +79,9 @@ def fill(up: Service) -> dict[str, str]:
     )[1]["id"]
     up.request("POST", f"/v1/webhooks/{hook}/test")
     letter = up.get("/inbox/api/messages?to=customer1011@example.org&wait=10")["data"][0]["id"]
-    wait_until(lambda: up.get(f"/v1/jobs/{ended}")["status"] == "succeeded", what="the job has ended")
+    wait_until(
+        lambda: up.get(f"/v1/jobs/{ended}")["status"] == "succeeded", what="the job has ended"
+    )
     return {
         "home": "/",
         "dashboard": "/dashboard",
@@ -136,7 +144,9 @@ def take(
         browser = playwright.chromium.launch(
             executable_path=found.program, args=ARGUMENTS, env={**os.environ, **found.environment}
         )
-        page = browser.new_context(viewport={"width": width, "height": 860}, color_scheme=scheme).new_page()  # type: ignore[arg-type]  # a word
+        page = browser.new_context(
+            viewport={"width": width, "height": 860}, color_scheme=scheme
+        ).new_page()  # type: ignore[arg-type]  # a word
         for name, path in paths.items():
             page.goto(url + path)
             page.wait_for_timeout(
@@ -173,7 +183,14 @@ def main() -> None:
         paths = fill(up)
         if options.to is None:
             DOCS.mkdir(parents=True, exist_ok=True)
-            take(up.url, {name: paths[name] for name in SHOWN}, DOCS, width=1280, scheme="light", whole=False)
+            take(
+                up.url,
+                {name: paths[name] for name in SHOWN},
+                DOCS,
+                width=1280,
+                scheme="light",
+                whole=False,
+            )
             return
         options.to.mkdir(parents=True, exist_ok=True)
         for width in (320, 1280):

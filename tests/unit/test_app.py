@@ -15,7 +15,10 @@ def functions(file: str) -> dict[str, ast.FunctionDef]:
         for node in ast.walk(ast.parse((PROJECT / file).read_text()))
         if isinstance(node, ast.FunctionDef)
     ]
-    return {ast.unparse(node.decorator_list[0]) if node.decorator_list else node.name: node for node in found}
+    return {
+        ast.unparse(node.decorator_list[0]) if node.decorator_list else node.name: node
+        for node in found
+    }
 
 
 def test_the_route_of_the_tutorial_calls_send_mail_delay_with_the_id_of_every_mail() -> None:

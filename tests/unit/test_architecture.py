@@ -13,14 +13,20 @@ from graphlib import TopologicalSorter
 
 from tests.services.processes import PROJECT
 
-FILES = [*PROJECT.glob("*.py"), *PROJECT.glob("mailroom/**/*.py"), *PROJECT.glob("migrations/**/*.py")]
+FILES = [
+    *PROJECT.glob("*.py"),
+    *PROJECT.glob("mailroom/**/*.py"),
+    *PROJECT.glob("migrations/**/*.py"),
+]
 TREES = {
     ".".join(file.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__"): ast.parse(
         file.read_text()
     )
     for file in FILES
 }
-PACKAGES = {".".join(file.relative_to(PROJECT).parts[:-1]) for file in FILES if file.name == "__init__.py"}
+PACKAGES = {
+    ".".join(file.relative_to(PROJECT).parts[:-1]) for file in FILES if file.name == "__init__.py"
+}
 MODULES_MAX = 15  #: in a folder
 
 DOCUMENTED = [
@@ -30,7 +36,9 @@ DOCUMENTED = [
     *PROJECT.glob("tools/**/*.py"),
 ]
 #: A docstring begins with a verb, or names the thing; these do neither.
-IDLE_WORDS = re.compile(r"(What|Whether|Who|Which|How|Where|When|Why|The same|It|Those|They|As|One|Any)\b")
+IDLE_WORDS = re.compile(
+    r"(What|Whether|Who|Which|How|Where|When|Why|The same|It|Those|They|As|One|Any)\b"
+)
 
 STORE = "store store.db store.events store.jobs store.keys store.messages store.maintenance"
 API = "api api.auth api.http api.routes"
@@ -168,7 +176,9 @@ def test_imports_obey_the_picture() -> None:
 def test_the_picture_has_one_direction_and_nothing_that_is_not_there() -> None:
     assert {folder(name) for name in TREES} == MAY_IMPORT.keys()
     assert list(
-        TopologicalSorter({name: others.split() for name, others in MAY_IMPORT.items()}).static_order()
+        TopologicalSorter(
+            {name: others.split() for name, others in MAY_IMPORT.items()}
+        ).static_order()
     )
     assert list(TopologicalSorter({name: ours(name) for name in TREES}).static_order()), (
         "raises where there is a circle"
@@ -179,11 +189,15 @@ def test_packages_of_others_are_known_where_they_belong() -> None:
     for name in TREES:
         for other in imports(name):
             package = other.split(".")[0]
-            assert package not in MAY_KNOW or is_in(name, MAY_KNOW[package]), f"{name} knows {other}"
+            assert package not in MAY_KNOW or is_in(name, MAY_KNOW[package]), (
+                f"{name} knows {other}"
+            )
 
 
 def test_folders_are_small_and_no_module_is_loose() -> None:
-    sizes = Counter(folder(name) for name in TREES if name.startswith("mailroom.") and name not in PACKAGES)
+    sizes = Counter(
+        folder(name) for name in TREES if name.startswith("mailroom.") and name not in PACKAGES
+    )
     assert {name: size for name, size in sizes.items() if size > MODULES_MAX} == {}
     assert sizes["mailroom"] == 0
 
@@ -191,16 +205,20 @@ def test_folders_are_small_and_no_module_is_loose() -> None:
 def test_every_module_is_short_and_imports_at_its_top_by_name() -> None:
     for name, tree in TREES.items():
         functions = [
-            node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            node
+            for node in ast.walk(tree)
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         ]
         inside = [node for function in functions for node in ast.walk(function)]
         assert not any(isinstance(node, ast.Import | ast.ImportFrom) for node in inside), (
             f"{name} imports inside a function"
         )
-        assert not any(isinstance(node, ast.alias) and node.name == "*" for node in ast.walk(tree)), (
-            f"{name} imports *"
-        )
-    assert {str(file): lines for file in FILES if (lines := len(file.read_text().splitlines())) > 400} == {}
+        assert not any(
+            isinstance(node, ast.alias) and node.name == "*" for node in ast.walk(tree)
+        ), f"{name} imports *"
+    assert {
+        str(file): lines for file in FILES if (lines := len(file.read_text().splitlines())) > 400
+    } == {}
 
 
 def test_docstrings_begin_with_a_verb_or_name_the_thing() -> None:
@@ -226,7 +244,10 @@ def test_other_docstrings_are_left_alone() -> None:
 
 def test_each_class_has_a_name_of_its_own() -> None:
     names = Counter(
-        node.name for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)
+        node.name
+        for tree in TREES.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
     )
     assert [name for name, count in names.items() if count > 1] == []
 

@@ -91,9 +91,15 @@ def test_the_docs_name_every_route_once_and_no_other(served: Flask) -> None:
 
 
 def test_each_route_of_the_api_and_of_the_inbox_is_on_its_page(served: Flask) -> None:
-    rules = {rule.rule.rstrip("/") for rule in served.url_map.iter_rules() if "static" not in rule.endpoint}
+    rules = {
+        rule.rule.rstrip("/")
+        for rule in served.url_map.iter_rules()
+        if "static" not in rule.endpoint
+    }
     for page, start in (("docs/http-api.md", "/v1/"), ("docs/inbox.md", "/inbox")):
-        assert [rule for rule in rules if rule.startswith(start) and f" {rule}` |" not in PAGES[page]] == []
+        assert [
+            rule for rule in rules if rule.startswith(start) and f" {rule}` |" not in PAGES[page]
+        ] == []
 
 
 def test_the_docs_name_every_setting_with_its_default() -> None:
@@ -146,12 +152,16 @@ def test_contributing_names_only_make_targets_that_exist() -> None:
 
 
 def test_the_example_of_an_env_file_has_only_settings_that_exist() -> None:
-    named = set(re.findall(r"^#?MAILASYNC_(\w+)=", (PROJECT / ".env.example").read_text(), re.MULTILINE))
+    named = set(
+        re.findall(r"^#?MAILASYNC_(\w+)=", (PROJECT / ".env.example").read_text(), re.MULTILINE)
+    )
     assert named and named <= {setting.name for setting in fields(Settings)}
 
 
 def test_the_workflow_of_a_pull_request_is_the_command_of_this_repository() -> None:
-    assert re.search(r"^ +- run: \.ci/run$", (PROJECT / ".github/workflows/ci.yml").read_text(), re.MULTILINE)
+    assert re.search(
+        r"^ +- run: \.ci/run$", (PROJECT / ".github/workflows/ci.yml").read_text(), re.MULTILINE
+    )
     assert (PROJECT / ".ci/run").stat().st_mode & 0o100
 
 
@@ -183,7 +193,11 @@ def test_files_in_the_docs_exist() -> None:
     named = re.findall(r"(?<![\w/.])((?:\w+/)*\w[\w.]*\.(?:py|json|md))\b(?!\()", CODE)
     assert (
         named
-        and [name for name in named if not any((PROJECT / folder / name).exists() for folder in ("", "docs"))]
+        and [
+            name
+            for name in named
+            if not any((PROJECT / folder / name).exists() for folder in ("", "docs"))
+        ]
         == []
     )
 
@@ -300,7 +314,9 @@ def test_python_in_the_docs_compiles() -> None:
 
 
 def test_celery_client_in_the_docs_names_the_task_and_a_mail_that_is_accepted() -> None:
-    found = re.search(r'send_task\(\s*"([^"]+)", \[(\{.*\})\]\s*\)', block_with("python", "send_task"))
+    found = re.search(
+        r'send_task\(\s*"([^"]+)", \[(\{.*\})\]\s*\)', block_with("python", "send_task")
+    )
     assert found and found[1] == mailasync.sendMail.name and read_message(found[2].encode()).to
 
 
@@ -308,7 +324,9 @@ def test_the_version_is_in_one_place_and_the_changelog_has_it() -> None:
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())
     assert project["project"]["dynamic"] == ["version"] and "version" not in project["project"]
     assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "mailroom.__version__"}
-    released = re.findall(r"^## (\d+\.\d+\.\d+)", (PROJECT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    released = re.findall(
+        r"^## (\d+\.\d+\.\d+)", (PROJECT / "CHANGELOG.md").read_text(), re.MULTILINE
+    )
     assert released[0] == mailroom.__version__
 
 
@@ -318,7 +336,8 @@ def test_changelog_has_a_place_for_what_is_not_released() -> None:
 
 def test_no_file_names_a_machine_or_a_package_index() -> None:
     index = re.compile(
-        r"py[p]i\.|pythonhoste[d]\.|registry\.npm[j]s|(?:extra-)?index-ur[l]|find-link[s]", re.IGNORECASE
+        r"py[p]i\.|pythonhoste[d]\.|registry\.npm[j]s|(?:extra-)?index-ur[l]|find-link[s]",
+        re.IGNORECASE,
     )
     home = re.compile(r"(?<![\w.])/(?:root|home|work|Users)/[\w.]+")
     found = {name: [*index.findall(text), *home.findall(text)] for name, text in tracked().items()}
@@ -330,6 +349,9 @@ def test_the_speed_that_the_docs_tell_is_what_make_bench_measured() -> None:
         ("what", report.ROWS, "results.md"),
         ("at scale", report.SCALE_ROWS, "scale.md"),
     ):
-        told, measured = table("docs/speed.md", heading), (PROJECT / "benchmarks" / file).read_text()
+        told, measured = (
+            table("docs/speed.md", heading),
+            (PROJECT / "benchmarks" / file).read_text(),
+        )
         assert [row[:2] for row in told] == [[expected.what, expected.target] for expected in rows]
         assert [row for row in told if f"| {' | '.join(row)} |" not in measured] == []

@@ -16,7 +16,10 @@ from tools import settings_page
 #: Markdown that a reader opens on GitHub.
 READ = {
     **PAGES,
-    **{name: (PROJECT / name).read_text() for name in ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")},
+    **{
+        name: (PROJECT / name).read_text()
+        for name in ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
+    },
 }
 
 
@@ -95,12 +98,18 @@ def test_what_leads_into_the_code_finds_it(page: str) -> None:
     for what, file, names in rows:
         text = (PROJECT / file.strip("`")).read_text()
         for name in re.findall(r"`(\w+)`", names):
-            assert re.search(rf"^ *(?:def|class) {name}\b", text, re.MULTILINE), f"{what}: {name} in {file}"
+            assert re.search(rf"^ *(?:def|class) {name}\b", text, re.MULTILINE), (
+                f"{what}: {name} in {file}"
+            )
 
 
 def test_the_folders_that_the_architecture_names_are_those_of_the_code() -> None:
-    named = [folder.strip("`") for folder, _ in table("docs/architecture.md", "folder of `mailroom/`")]
-    assert sorted(named) == sorted(file.parent.name for file in (PROJECT / "mailroom").glob("*/__init__.py"))
+    named = [
+        folder.strip("`") for folder, _ in table("docs/architecture.md", "folder of `mailroom/`")
+    ]
+    assert sorted(named) == sorted(
+        file.parent.name for file in (PROJECT / "mailroom").glob("*/__init__.py")
+    )
 
 
 def test_the_words_of_the_architecture_are_those_of_the_map() -> None:

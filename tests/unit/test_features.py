@@ -26,7 +26,9 @@ def names_in(file: Path) -> set[str]:
             found.add(node.name)
         elif isinstance(node, ast.ClassDef):
             found |= {
-                f"{node.name}::{inner.name}" for inner in node.body if isinstance(inner, ast.FunctionDef)
+                f"{node.name}::{inner.name}"
+                for inner in node.body
+                if isinstance(inner, ast.FunctionDef)
             }
     return {name for name in found if name.rpartition("::")[2].startswith("test_")}
 

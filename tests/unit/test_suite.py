@@ -69,7 +69,9 @@ def faults(tree: ast.Module, file: str) -> Iterator[str]:
                 yield f"{file}:{node.lineno} reads time.{name}: count, or compare by tests/measure.py"
             case ast.ImportFrom(module="time"):
                 yield f"{file}:{node.lineno} imports from time: import time itself, so that what it reads is seen"
-            case ast.Call(func=ast.Attribute(attr=name)) if name in SLEEPS and file not in MAY_SLEEP:
+            case ast.Call(func=ast.Attribute(attr=name)) if (
+                name in SLEEPS and file not in MAY_SLEEP
+            ):
                 yield f"{file}:{node.lineno} sleeps: use wait_until, or let_pass for a fault that lasts"
             case ast.FunctionDef() | ast.AsyncFunctionDef():
                 yield from (f"{file}:{line} judges by the clock" for line in judgements(node))
@@ -87,13 +89,22 @@ def judgements(function: ast.AST) -> Iterator[int]:
     for node in ast.walk(function):
         if isinstance(node, ast.Assign) and is_time(node.value, read):
             read |= {
-                name.id for target in node.targets for name in ast.walk(target) if isinstance(name, ast.Name)
+                name.id
+                for target in node.targets
+                for name in ast.walk(target)
+                if isinstance(name, ast.Name)
             }
     for node in ast.walk(function):
-        raises = isinstance(node, ast.If) and any(isinstance(inner, ast.Raise) for inner in ast.walk(node))
+        raises = isinstance(node, ast.If) and any(
+            isinstance(inner, ast.Raise) for inner in ast.walk(node)
+        )
         if isinstance(node, ast.Assert) or raises:
             assert isinstance(node, ast.Assert | ast.If)
-            if any(is_elapsed(part, read) for compare in compares(node.test) for part in ast.walk(compare)):
+            if any(
+                is_elapsed(part, read)
+                for compare in compares(node.test)
+                for part in ast.walk(compare)
+            ):
                 yield node.lineno
 
 
@@ -140,7 +151,9 @@ def is_short(call: ast.Call) -> bool:
     )
 
 
-@pytest.mark.parametrize("file", [file.relative_to(TESTS).as_posix() for file in sorted(TESTS.rglob("*.py"))])
+@pytest.mark.parametrize(
+    "file", [file.relative_to(TESTS).as_posix() for file in sorted(TESTS.rglob("*.py"))]
+)
 def test_no_test_judges_by_the_clock(file: str) -> None:
     assert [*faults(ast.parse((TESTS / file).read_text()), file)] == []
 

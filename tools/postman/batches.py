@@ -11,7 +11,10 @@ MANY = (
         description="Up to 1,000 in one commit, or none of them; `common` is what they share.",
         body={
             "common": {"subject": "News", "text": "All is well.", "tags": ["{{tag}}"]},
-            "messages": [{"to": "bob@example.org"}, {"to": "carol@example.org", "subject": "News for Carol"}],
+            "messages": [
+                {"to": "bob@example.org"},
+                {"to": "carol@example.org", "subject": "News for Carol"},
+            ],
         },
         expects={
             "all are accepted": """

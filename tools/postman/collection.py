@@ -40,7 +40,9 @@ def collection() -> dict[str, Any]:
     """Return the collection, in the format 2.1."""
     return {
         "info": {"name": "mailasync", "description": _DESCRIPTION, "schema": SCHEMA},
-        "event": [{"listen": "prerequest", "script": {"type": "text/javascript", "exec": _SEND_KEY}}],
+        "event": [
+            {"listen": "prerequest", "script": {"type": "text/javascript", "exec": _SEND_KEY}}
+        ],
         "variable": [{"key": name, "value": value} for name, value in _variables().items()],
         "item": [_folder(name, requests) for name, requests in FOLDERS.items()],
     }

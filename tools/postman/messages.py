@@ -109,7 +109,11 @@ MESSAGES = (
             "text": "The logo is in the other form.",
             "html": '<p>Look: <img src="cid:logo"></p>',
             "attachments": [
-                {"filename": "note.txt", "content": "SGVsbG8sIHdvcmxkIQ==", "content_type": "text/plain"},
+                {
+                    "filename": "note.txt",
+                    "content": "SGVsbG8sIHdvcmxkIQ==",
+                    "content_type": "text/plain",
+                },
                 {
                     "filename": "logo.gif",
                     "content": "R0lGODlhAQABAAAAACwAAAAAAQABAAA=",

@@ -138,9 +138,7 @@ def _needed_key(method: str, rule: str) -> str:
     if OPERATIONS[f"{method} {rule}"].is_open:
         return "Needs no key."
     scopes = dict.fromkeys([*needed(method, rule), Scope.ADMIN])
-    return (
-        f"Needs a key with the scope {' or '.join(f'`{scope}`' for scope in scopes)}, where there are keys."
-    )
+    return f"Needs a key with the scope {' or '.join(f'`{scope}`' for scope in scopes)}, where there are keys."
 
 
 def _event(listen: str, lines: Sequence[str]) -> dict[str, Any]:

@@ -31,9 +31,7 @@ KEY_HEADER = "X-API-Key"
 BODY_SECONDS = CACHE_SECONDS
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _ADVICE = "set MAILASYNC_API_KEY, or make a key with `flask keys create`"
-_EXPECTED_KEY = (
-    "expected an API key as `Authorization: Bearer <API key>`, as `X-API-Key`, or as the password of any user"
-)
+_EXPECTED_KEY = "expected an API key as `Authorization: Bearer <API key>`, as `X-API-Key`, or as the password of any user"
 _CHALLENGES = ('Bearer realm="mailasync"', 'Basic realm="mailasync", charset="UTF-8"')
 
 #: Stands for the key in the setting API_KEY.
@@ -62,7 +60,9 @@ def refusal() -> Response | None:
     """Return the refusal of a client without a valid key, or None if it has one or needs none."""
     ours = services()
     try:
-        return _refusal(ours.settings.API_KEY, ours.api_keys, always=not ours.settings.listens_on_loopback)
+        return _refusal(
+            ours.settings.API_KEY, ours.api_keys, always=not ours.settings.listens_on_loopback
+        )
     except StoreUnavailable as e:
         return unavailable(e)
 
@@ -207,7 +207,11 @@ def needs_key() -> bool:
 
 
 def _needs_key(ours: Services) -> bool:
-    return bool(ours.settings.API_KEY) or not ours.settings.listens_on_loopback or ours.api_keys.are_there()
+    return (
+        bool(ours.settings.API_KEY)
+        or not ours.settings.listens_on_loopback
+        or ours.api_keys.are_there()
+    )
 
 
 def _find_key(secret: str, api_key: str, keys: ApiKeys | None) -> ApiKey | None:
@@ -228,7 +232,9 @@ def _session_key(api_key: str, keys: ApiKeys | None) -> ApiKey | None:
         return None
     else:
         key, hash = row.key, row.hash
-    if not hmac.compare_digest(session.mark, sessions.mark(hash)) or (key is DEFAULT and not api_key):
+    if not hmac.compare_digest(session.mark, sessions.mark(hash)) or (
+        key is DEFAULT and not api_key
+    ):
         return None
     if keys and key is not DEFAULT:
         keys.note_used(key.id)

@@ -40,7 +40,9 @@ class KeyRequest(BaseModel):
         errors: list[tuple[list[str | int], str]] = []
         for index, sender in enumerate(value):
             try:
-                address = parse_address(f"any{sender}" if sender.startswith("@") else sender).address
+                address = parse_address(
+                    f"any{sender}" if sender.startswith("@") else sender
+                ).address
             except PydanticCustomError as e:
                 errors.append(([index], e.message()))
                 continue

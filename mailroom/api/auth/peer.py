@@ -52,7 +52,9 @@ def ask_kernel(end: End, other: End) -> Owner | None:
     ends = _ENDS.pack(end.port, other.port, end.packed, other.packed)
     query = _QUERY.pack(end.family, socket.IPPROTO_TCP, 0, 0, _ALL_STATES) + ends + _ANY
     try:
-        answer = _query_kernel(_HEADER.pack(_LENGTH, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 1, 0) + query)
+        answer = _query_kernel(
+            _HEADER.pack(_LENGTH, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 1, 0) + query
+        )
     except OSError:
         return None
     if _HEADER.unpack_from(answer)[1] != _SOCK_DIAG_BY_FAMILY:
@@ -126,7 +128,10 @@ LOOKS = (ask_kernel, read_proc)
 
 
 def is_own(
-    environ: Mapping[str, Any], *, uids: Collection[int] | None = None, looks: tuple[Look, ...] = LOOKS
+    environ: Mapping[str, Any],
+    *,
+    uids: Collection[int] | None = None,
+    looks: tuple[Look, ...] = LOOKS,
 ) -> bool | None:
     """Tell whether a request's client runs as this service's user or as root; None if no way can tell."""
     peer = _end(environ.get("REMOTE_ADDR"), environ.get("REMOTE_PORT"))

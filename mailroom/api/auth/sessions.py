@@ -82,7 +82,9 @@ class BrowserSessions:
         return response
 
     def token(self, key_id: str, nonce: str) -> str:
-        return hmac.digest(self._secret, f"form {key_id} {nonce}".encode(), hashlib.sha256).hex()[:32]
+        return hmac.digest(self._secret, f"form {key_id} {nonce}".encode(), hashlib.sha256).hex()[
+            :32
+        ]
 
     @cached_property
     def _secret(self) -> bytes:

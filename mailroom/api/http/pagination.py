@@ -38,7 +38,9 @@ def read_page(
     after = read_cursor(cursor) if cursor else None
     errors = []
     if not (_LIMIT.fullmatch(limit) and int(limit) <= PAGE_MAX):
-        errors.append(FieldError("?limit", f"expected a number from 1 to {PAGE_MAX}, got {limit[:80]!r}"))
+        errors.append(
+            FieldError("?limit", f"expected a number from 1 to {PAGE_MAX}, got {limit[:80]!r}")
+        )
     if cursor and after is None:
         errors.append(FieldError("?after", f"expected {expected}, got {cursor[:80]!r}"))
     if errors or other_errors:
@@ -104,7 +106,9 @@ def page_response(
     return list_response(rows[:limit], next_cursor, row_json)
 
 
-def list_response(rows: Sequence[Any], next_cursor: str | None, row_json: Callable[[Any], Any]) -> Response:
+def list_response(
+    rows: Sequence[Any], next_cursor: str | None, row_json: Callable[[Any], Any]
+) -> Response:
     """Answer with these rows; `next_cursor` begins the next page, None if there is none."""
     return jsonify(
         {

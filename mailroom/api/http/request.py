@@ -32,7 +32,9 @@ def json_body() -> object:
     _check_access_again()
     if length is None and len(body) >= services().settings.REQUEST_MAX_BYTES:
         raise RequestEntityTooLarge  # Without a length werkzeug cuts a longer body off, in silence.
-    if len(body) < (length or 0):  # The server does not report a client that hung up in the middle, either.
+    if len(body) < (
+        length or 0
+    ):  # The server does not report a client that hung up in the middle, either.
         raise MalformedJSON(f"expected {length} bytes, as Content-Length says, got {len(body)}")
     return parse_json(body)
 
@@ -67,7 +69,9 @@ def job_body() -> object:
     args = {**job.get("args", {})}
     for name, files in uploads.items():
         if name in args or len(files) > 1:
-            raise InvalidMessage([FieldError(f"#/args/{name}", "expected it once, got it more often")])
+            raise InvalidMessage(
+                [FieldError(f"#/args/{name}", "expected it once, got it more often")]
+            )
         args[name] = base64.b64encode(files[0].read()).decode()
     return {**job, "args": args}
 
@@ -92,7 +96,9 @@ def _form(field: str) -> tuple[object, Uploads]:
     _check_access_again()
     if [*fields] != [field] or len(fields[field]) != 1:
         names = ", ".join(sorted(fields))[:200] or "none"
-        raise MalformedJSON(f"expected one form field `{field}` with JSON beside the files, got {names}")
+        raise MalformedJSON(
+            f"expected one form field `{field}` with JSON beside the files, got {names}"
+        )
     return parse_json(fields[field][0].encode()), uploads
 
 

@@ -16,7 +16,9 @@ _PUT_OFF = (State.DEFERRED, State.SCHEDULED, State.HELD)
 ON_ANOTHER_DATABASE = (
     "workers consume the queue, but this outbox has seen none of them: they read another database"
 )
-NO_WORKER_YET = "no worker was ever seen; start one with `celery -A mailasync worker --loglevel=INFO`"
+NO_WORKER_YET = (
+    "no worker was ever seen; start one with `celery -A mailasync worker --loglevel=INFO`"
+)
 
 
 def why(
@@ -101,7 +103,11 @@ def _why_not_taken(
     if usable and all(name in hanging for name in usable):
         waits = [f"a free connection of account {name}: {hanging[name]}" for name in usable]
         return "waits for " + "; ".join(waits)
-    return "waits for a worker to take it" if row["published_at"] else "waits to be handed to the broker"
+    return (
+        "waits for a worker to take it"
+        if row["published_at"]
+        else "waits to be handed to the broker"
+    )
 
 
 def why_job(details: JobDetails, publisher: Publisher | None) -> str:

@@ -93,7 +93,9 @@ def document(app: Flask) -> Schema:
         if operation := OPERATIONS.get(route):
             method, _, rule = route.partition(" ")
             path = _PATH_PARAMETER.sub(r"{\1}", rule)
-            paths.setdefault(path, {})[method.lower()] = _operation_json(operation, route, endpoint, app)
+            paths.setdefault(path, {})[method.lower()] = _operation_json(
+                operation, route, endpoint, app
+            )
     groups = dict.fromkeys(operation.group for operation in OPERATIONS.values())
     schemas = {**_request_schemas(), **answer_schemas()}
     return {
@@ -192,7 +194,11 @@ def _request_body(operation: Operation) -> Schema:
         schema = {"anyOf": [schema, mails]}
     content: dict[str, Schema] = {JSON: {"schema": schema, "example": EXAMPLES[operation.body]}}
     if operation.form:
-        file = {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"}
+        file = {
+            "type": "string",
+            "format": "binary",
+            "contentMediaType": "application/octet-stream",
+        }
         form = {
             "type": "object",
             "properties": {operation.form: schema},
@@ -229,10 +235,14 @@ def _parameter_json(parameter: Parameter) -> Schema:
 def _response_json(response: ResponseDescription, status: int) -> Schema:
     described: Schema = {
         "description": response.description or HTTPStatus(status).phrase,
-        "headers": {name.rstrip("!"): _header_json(name) for name in ("X-Request-Id!", *response.headers)},
+        "headers": {
+            name.rstrip("!"): _header_json(name) for name in ("X-Request-Id!", *response.headers)
+        },
     }
     if response.content:
-        content = {media: {"schema": _resolved(schema)} for media, schema in response.content.items()}
+        content = {
+            media: {"schema": _resolved(schema)} for media, schema in response.content.items()
+        }
         described["content"] = content
     return described
 

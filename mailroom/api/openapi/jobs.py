@@ -24,7 +24,9 @@ JOBS: dict[str, Operation] = {
         form="job",
         parameters=(IDEMPOTENCY_KEY, PREFER),
         answers={
-            200: json_answer("Job", "The job has ended; the client preferred to wait.", *_ACCEPTED_HEADERS),
+            200: json_answer(
+                "Job", "The job has ended; the client preferred to wait.", *_ACCEPTED_HEADERS
+            ),
             202: json_answer("Job", "The job is accepted.", *_ACCEPTED_HEADERS),
         },
         refusals=(*BODY_REFUSALS, 409, 429),
@@ -34,7 +36,9 @@ JOBS: dict[str, Operation] = {
         parameters=(
             LIMIT,
             AFTER,
-            Parameter(name="status", description="Only jobs in this state.", schema=one_of(JobState)),
+            Parameter(
+                name="status", description="Only jobs in this state.", schema=one_of(JobState)
+            ),
             Parameter(name="name", description="Only jobs of this type."),
             Parameter(name="queue", description="Only jobs on this queue."),
         ),
@@ -65,7 +69,9 @@ JOBS: dict[str, Operation] = {
         group="Jobs",
         parameters=(IDEMPOTENCY_KEY,),
         answers={
-            202: json_answer("Job", "The new job.", "Location!", "Idempotency-Replayed", *RATE_LIMIT_HEADERS)
+            202: json_answer(
+                "Job", "The new job.", "Location!", "Idempotency-Replayed", *RATE_LIMIT_HEADERS
+            )
         },
         refusals=(400, 404, 409, 422, 429),
     ),

@@ -75,7 +75,10 @@ MESSAGES: dict[str, Operation] = {
         parameters=(IDEMPOTENCY_KEY,),
         answers={
             202: json_answer(
-                "AcceptedBatch", "All mails are accepted.", "Idempotency-Replayed", *RATE_LIMIT_HEADERS
+                "AcceptedBatch",
+                "All mails are accepted.",
+                "Idempotency-Replayed",
+                *RATE_LIMIT_HEADERS,
             )
         },
         refusals=(*BODY_REFUSALS, 409, 429),
@@ -85,15 +88,23 @@ MESSAGES: dict[str, Operation] = {
         parameters=(
             LIMIT,
             AFTER,
-            Parameter(name="status", description="Only messages in this state.", schema=one_of(State)),
+            Parameter(
+                name="status", description="Only messages in this state.", schema=one_of(State)
+            ),
             Parameter(name="to", description="Only messages to this address."),
             Parameter(name="tag", description="Only messages with this tag."),
             Parameter(
                 name="q",
                 description="Only messages with these words in the subject or in a recipient's address.",
             ),
-            Parameter(name="since", description="Only messages accepted at this time or later.", schema=TIME),
-            Parameter(name="until", description="Only messages accepted before this time.", schema=TIME),
+            Parameter(
+                name="since",
+                description="Only messages accepted at this time or later.",
+                schema=TIME,
+            ),
+            Parameter(
+                name="until", description="Only messages accepted before this time.", schema=TIME
+            ),
         ),
         answers={200: json_answer("MessagePage", "One page of the list.")},
         refusals=(422,),
@@ -111,7 +122,9 @@ MESSAGES: dict[str, Operation] = {
     ),
     "GET /v1/messages/<id>/raw": Operation(
         group="Messages",
-        answers={200: ResponseDescription(description="The mail.", content={"message/rfc822": TEXT})},
+        answers={
+            200: ResponseDescription(description="The mail.", content={"message/rfc822": TEXT})
+        },
         refusals=(404, 409),
     ),
     "POST /v1/messages/<id>/cancel": _action(),
@@ -122,7 +135,9 @@ MESSAGES: dict[str, Operation] = {
     "POST /v1/messages/<id>/resend": Operation(
         group="Messages",
         parameters=(IDEMPOTENCY_KEY,),
-        answers={202: json_answer("Message", "The new message.", "Location!", "Idempotency-Replayed")},
+        answers={
+            202: json_answer("Message", "The new message.", "Location!", "Idempotency-Replayed")
+        },
         refusals=(400, 404, 409),
     ),
 }

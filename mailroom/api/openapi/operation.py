@@ -28,7 +28,10 @@ HEADERS: dict[str, tuple[str, Schema]] = {
     "RateLimit-Remaining": ("Messages that are left.", {"type": "integer"}),
     "RateLimit-Reset": ("Seconds until the whole limit is available again.", {"type": "integer"}),
     "Retry-After": ("Seconds to wait.", {"type": "integer"}),
-    "Accept-Encoding": ("The content codings that a request may have: none.", {"const": "identity"}),
+    "Accept-Encoding": (
+        "The content codings that a request may have: none.",
+        {"const": "identity"},
+    ),
     "WWW-Authenticate": ("How to send the API key.", TEXT),
 }
 RATE_LIMIT_HEADERS = (
@@ -56,7 +59,9 @@ class ResponseDescription:
 
     description: str
     content: dict[str, Schema | str]  #: a string is the name of one of `answer_schemas()`
-    headers: tuple[str, ...] = ()  #: names in HEADERS; with a "!" at the end if the field is always present
+    headers: tuple[
+        str, ...
+    ] = ()  #: names in HEADERS; with a "!" at the end if the field is always present
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +78,9 @@ class Operation:
 
 
 def _refusal(description: str, *headers: str) -> ResponseDescription:
-    return ResponseDescription(description=description, content={PROBLEM: "Problem"}, headers=headers)
+    return ResponseDescription(
+        description=description, content={PROBLEM: "Problem"}, headers=headers
+    )
 
 
 #: Responses with problem details, by status.

@@ -32,7 +32,11 @@ PATH_SCHEMAS: dict[str, Schema] = {
 
 #: Examples of bodies, by the name of their schema.
 EXAMPLES: dict[str, dict[str, object]] = {
-    "MailAfterJobRequest": {"to": "you@example.org", "subject": "Hello", "contents": "The work is done."},
+    "MailAfterJobRequest": {
+        "to": "you@example.org",
+        "subject": "Hello",
+        "contents": "The work is done.",
+    },
     "BatchRequest": {
         "common": {"subject": "News", "text": "All is well."},
         "messages": [{"to": "bob@example.org"}, {"to": "carol@example.org"}],
@@ -47,7 +51,10 @@ EXAMPLES: dict[str, dict[str, object]] = {
             "contents": "It took {{ job.seconds }} seconds.",
         },
     },
-    "StoreTemplateRequest": {"subject": "Order {{ order }}", "html": "<p>Thank you, <b>{{ name }}</b>.</p>"},
+    "StoreTemplateRequest": {
+        "subject": "Order {{ order }}",
+        "html": "<p>Thank you, <b>{{ name }}</b>.</p>",
+    },
     "PreviewRequest": {"variables": {"order": 42, "name": "Bob"}},
     "SuppressionsRequest": {"address": "bob@example.org", "detail": "asked by phone"},
     "WebhookRequest": {

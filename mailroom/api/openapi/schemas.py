@@ -49,7 +49,9 @@ def answer_schemas() -> dict[str, Schema]:
             types.append(kind)
     every: Any = GenericAlias(tuple, tuple(types))
     adapter: TypeAdapter[Any] = TypeAdapter(every)
-    generated = adapter.json_schema(ref_template="#/components/schemas/{model}", schema_generator=_Exact)
+    generated = adapter.json_schema(
+        ref_template="#/components/schemas/{model}", schema_generator=_Exact
+    )
     schemas = {name.removesuffix("Json"): schema for name, schema in generated["$defs"].items()}
     text = re.sub(r'(#/components/schemas/\w+)Json"', r'\1"', json.dumps(schemas))
     return {**json.loads(text), **_OTHERS}

@@ -17,7 +17,8 @@ SERVICE: dict[str, Operation] = {
         group="Service",
         answers={
             200: ResponseDescription(
-                description="The metrics.", content={"text/plain": TEXT, "application/openmetrics-text": TEXT}
+                description="The metrics.",
+                content={"text/plain": TEXT, "application/openmetrics-text": TEXT},
             )
         },
     ),
@@ -40,7 +41,8 @@ SERVICE: dict[str, Operation] = {
         answers={
             200: json_answer("Readiness", "Ready: mail would be accepted."),
             503: json_answer(
-                "Readiness", "Not ready: mail would not be accepted, or the workers read another database."
+                "Readiness",
+                "Not ready: mail would not be accepted, or the workers read another database.",
             ),
         },
         is_open=True,

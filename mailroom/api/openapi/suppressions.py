@@ -20,7 +20,11 @@ SUPPRESSIONS: dict[str, Operation] = {
         parameters=(
             LIMIT,
             AFTER,
-            Parameter(name="reason", description="Only suppressions for this reason.", schema=one_of(Reason)),
+            Parameter(
+                name="reason",
+                description="Only suppressions for this reason.",
+                schema=one_of(Reason),
+            ),
         ),
         answers={200: json_answer("SuppressionPage", "One page of the list.")},
         refusals=(422,),

@@ -1,11 +1,21 @@
 """Describes the routes of stored templates."""
 
-from mailroom.api.openapi.operation import BODY_REFUSALS, DONE, LIMIT, Operation, Parameter, json_answer
+from mailroom.api.openapi.operation import (
+    BODY_REFUSALS,
+    DONE,
+    LIMIT,
+    Operation,
+    Parameter,
+    json_answer,
+)
 
 TEMPLATES: dict[str, Operation] = {
     "GET /v1/templates": Operation(
         group="Templates",
-        parameters=(LIMIT, Parameter(name="after", description="The last name on the page before.")),
+        parameters=(
+            LIMIT,
+            Parameter(name="after", description="The last name on the page before."),
+        ),
         answers={200: json_answer("TemplatePage", "One page of the list.")},
         refusals=(422,),
     ),

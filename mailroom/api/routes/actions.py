@@ -61,7 +61,9 @@ def reschedule(id: str, value: object) -> Response:
     """
     wanted = read_fields(RescheduleRequest, value)
     delay_seconds = wanted.delay or 0
-    return _act(id, lambda id: services().actions.reschedule(id, at=wanted.at, delay_seconds=delay_seconds))
+    return _act(
+        id, lambda id: services().actions.reschedule(id, at=wanted.at, delay_seconds=delay_seconds)
+    )
 
 
 @blueprint.post("/v1/messages/<id>/resend")

@@ -91,4 +91,7 @@ def _worker(publisher: Publisher | None) -> tuple[str, bool]:
     sentence = "none is running" if seen_ms is None else f"none seen for {seen_ms / 1000:.0f} s"
     if publisher is None or publisher.down or not publisher.queue or not publisher.queue[1]:
         return sentence, False
-    return f"{sentence}, but {publisher.queue[1]} consume the queue: they read another database", True
+    return (
+        f"{sentence}, but {publisher.queue[1]} consume the queue: they read another database",
+        True,
+    )

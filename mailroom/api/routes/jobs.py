@@ -14,7 +14,14 @@ from urllib.parse import quote
 from flask import Blueprint, Response, jsonify, request, send_file
 from werkzeug.exceptions import Conflict, NotFound
 
-from mailroom.api.answers import AcceptedJson, EventJson, JobFileJson, JobJson, JobSummaryJson, JobTypeJson
+from mailroom.api.answers import (
+    AcceptedJson,
+    EventJson,
+    JobFileJson,
+    JobJson,
+    JobSummaryJson,
+    JobTypeJson,
+)
 from mailroom.api.auth import guard
 from mailroom.api.auth.senders import permitted
 from mailroom.api.http.idempotency import REPLAYED, once
@@ -66,7 +73,9 @@ def find_job(id: str) -> JobJson | None:
 @blueprint.post("/v1/jobs")
 def post_job() -> Response:
     """Accept a job; answers 202 at once, or when the job has ended if the client prefers to wait."""
-    accepted, replayed = once(lambda key: _kept_answer(_accept(services().reader.job(job_body()), key)))
+    accepted, replayed = once(
+        lambda key: _kept_answer(_accept(services().reader.job(job_body()), key))
+    )
     id = accepted.location.removeprefix("/v1/jobs/")
     # For a repeated request, too: the job has gone on, and the client may want to wait for its end.
     response = _response_after_wait(id)
@@ -91,7 +100,9 @@ def find_jobs(params: Mapping[str, str]) -> tuple[list[Any], int]:
 
     There is one more than the limit if another page follows. Raises InvalidMessage.
     """
-    limit, after = read_page(read_position, params, other_errors=choice_errors("status", JobState, params))
+    limit, after = read_page(
+        read_position, params, other_errors=choice_errors("status", JobState, params)
+    )
     status, name, queue = (text_param(field, params) for field in ("status", "name", "queue"))
     rows = services().jobs.page(limit=limit + 1, before=after, state=status, name=name, queue=queue)
     return rows, limit

@@ -41,7 +41,9 @@ blueprint = Blueprint("messages", __name__)
 class Submission(NamedTuple):
     """A request for one mail, after that mail was committed."""
 
-    mail: NewMessage | None  #: None if this request accepted none: it repeats another, or is a dry run
+    mail: (
+        NewMessage | None
+    )  #: None if this request accepted none: it repeats another, or is a dry run
     response: Response  #: for a client that does not wait
 
     @property
@@ -94,7 +96,9 @@ def find_messages(params: Mapping[str, str]) -> Page:
     Raises:
       InvalidMessage: a parameter cannot be read.
     """
-    limit, after = read_page(read_position, params, other_errors=choice_errors("status", State, params))
+    limit, after = read_page(
+        read_position, params, other_errors=choice_errors("status", State, params)
+    )
     status, to, tag, words = (text_param(name, params) for name in ("status", "to", "tag", "q"))
     search = Search(
         status=status,
@@ -193,7 +197,9 @@ def answer(submission: Submission) -> Response:
     if not seconds or response.status_code >= 300 or "Location" not in response.headers:
         return response
     location = response.headers["Location"]
-    ended = _response_after_wait(location.removeprefix("/v1/messages/"), seconds, response.status_code)
+    ended = _response_after_wait(
+        location.removeprefix("/v1/messages/"), seconds, response.status_code
+    )
     if ended is None:
         return response
     ended.headers["Location"] = location

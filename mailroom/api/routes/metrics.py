@@ -28,7 +28,14 @@ from mailroom.config.logs import request_id
 from mailroom.model.account import AccountState
 from mailroom.model.errors import StoreUnavailable
 from mailroom.model.ids import random_id
-from mailroom.store.events.counters import DEPTH_MAX, LATENCY_SECONDS, SENT_MS, SENT_WITHIN, Counters, Depths
+from mailroom.store.events.counters import (
+    DEPTH_MAX,
+    LATENCY_SECONDS,
+    SENT_MS,
+    SENT_WITHIN,
+    Counters,
+    Depths,
+)
 
 access_log = logging.getLogger("mailasync.access")
 log = logging.getLogger("mailasync.api")
@@ -103,13 +110,19 @@ class _Service(Collector):
         publisher = self._services.publisher()
         if publisher is None or (publisher.queue is None and publisher.down is None):
             return  # Not known yet.
-        yield _gauge("broker_up", "Whether this process reaches the broker", int(publisher.down is None))
+        yield _gauge(
+            "broker_up", "Whether this process reaches the broker", int(publisher.down is None)
+        )
         if publisher.queue is not None and publisher.down is None:
             yield _gauge(
-                "broker_nudges", f"Nudges on the queue {publisher.polled_queues[0]}", publisher.queue[0]
+                "broker_nudges",
+                f"Nudges on the queue {publisher.polled_queues[0]}",
+                publisher.queue[0],
             )
             yield _gauge(
-                "broker_consumers", f"Consumers of the queue {publisher.polled_queues[0]}", publisher.queue[1]
+                "broker_consumers",
+                f"Consumers of the queue {publisher.polled_queues[0]}",
+                publisher.queue[1],
             )
 
     def _accounts(self) -> Iterator[Metric]:
@@ -119,10 +132,14 @@ class _Service(Collector):
             labels=["account", "state"],
         )
         sent = GaugeMetricFamily(
-            "mailasync_account_sent_24h", "What counts against the account's limits", labels=["account", "of"]
+            "mailasync_account_sent_24h",
+            "What counts against the account's limits",
+            labels=["account", "of"],
         )
         limits = GaugeMetricFamily(
-            "mailasync_account_budget_24h", "The account's limits for any 24 hours", labels=["account", "of"]
+            "mailasync_account_budget_24h",
+            "The account's limits for any 24 hours",
+            labels=["account", "of"],
         )
         for row in self._services.accounts.details():
             for name in AccountState:
@@ -138,7 +155,9 @@ def _counters(totals: Mapping[str, int]) -> Iterator[Metric]:
     for name, meaning in MESSAGES.items():
         yield CounterMetricFamily(f"mailasync_messages_{name}", meaning, value=totals.get(name, 0))
     for name, meaning in JOBS.items():
-        yield CounterMetricFamily(f"mailasync_jobs_{name}", meaning, value=totals.get(f"jobs_{name}", 0))
+        yield CounterMetricFamily(
+            f"mailasync_jobs_{name}", meaning, value=totals.get(f"jobs_{name}", 0)
+        )
     yield CounterMetricFamily(
         "mailasync_nudges_recovered",
         "Messages whose nudge got lost or was never published, and was made again",
@@ -166,7 +185,9 @@ def _gauges(depths: Depths) -> Iterator[Metric]:
         labels=["state"],
     )
     jobs = GaugeMetricFamily(
-        "mailasync_jobs", f"Jobs that have not ended, by state; {DEPTH_MAX} at most", labels=["state"]
+        "mailasync_jobs",
+        f"Jobs that have not ended, by state; {DEPTH_MAX} at most",
+        labels=["state"],
     )
     for family, counts in ((waiting, depths.messages), (jobs, depths.jobs)):
         for state, count in counts.items():

@@ -81,7 +81,9 @@ def find_suppressions(params: Mapping[str, str]) -> tuple[list[Suppression], int
 
     There is one more than the limit if another page follows. Raises InvalidMessage.
     """
-    limit, after = read_page(_read_cursor, params, other_errors=choice_errors("reason", Reason, params))
+    limit, after = read_page(
+        _read_cursor, params, other_errors=choice_errors("reason", Reason, params)
+    )
     reason = params.get("reason", "")
     return services().suppressions.page(limit=limit + 1, after=after, reason=reason), limit
 

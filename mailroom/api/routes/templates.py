@@ -24,7 +24,9 @@ blueprint = Blueprint("templates", __name__)
 def list_templates() -> Response:
     """List the templates by name, a page at a time; `?after=` is the last name on the page before."""
     limit, after = read_page(
-        lambda cursor: cursor if is_name(cursor) else None, request.args, expected="the name of a template"
+        lambda cursor: cursor if is_name(cursor) else None,
+        request.args,
+        expected="the name of a template",
     )
     rows = services().templates.page(limit=limit + 1, after=after or "")
     data = [_summary_json(row) for row in rows[:limit]]

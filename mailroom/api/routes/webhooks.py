@@ -44,7 +44,9 @@ class WebhookRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    url: StrictStr = Field(description="An https URL with a public address; each event is a POST to it.")
+    url: StrictStr = Field(
+        description="An https URL with a public address; each event is a POST to it."
+    )
     events: list[StrictStr] = Field(
         default_factory=list, description="Types like message.sent. An empty list: all."
     )
@@ -58,7 +60,9 @@ class WebhookChange(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     url: StrictStr | None = Field(None, description="An https URL with a public address.")
-    events: list[StrictStr] | None = Field(None, description="Types like message.sent. An empty list: all.")
+    events: list[StrictStr] | None = Field(
+        None, description="Types like message.sent. An empty list: all."
+    )
     enabled: StrictBool | None = Field(None, description="Whether the webhook gets events.")
 
     _types = field_validator("events")(_known_types)
@@ -167,7 +171,9 @@ def replay_delivery(id: str, number: str) -> Response:
     if services().webhooks.delivery(id, delivery_number) is None:
         raise NotFound(f"expected the number of a delivery of this webhook, got {number[:80]!r}")
     if not services().webhooks.replay(id, delivery_number):
-        raise Conflict("expected an enabled webhook and a delivery that no worker is at, got another")
+        raise Conflict(
+            "expected an enabled webhook and a delivery that no worker is at, got another"
+        )
     return _accepted(services().webhooks.delivery(id, delivery_number))
 
 

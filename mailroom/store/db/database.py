@@ -124,7 +124,9 @@ class Database:
         written.set(written.get() + 1)
         return outcome
 
-    def write_all(self, *requests: tuple[Work[Any, Any], Sequence[Any]]) -> list[list[Callable[[], Any]]]:
+    def write_all(
+        self, *requests: tuple[Work[Any, Any], Sequence[Any]]
+    ) -> list[list[Callable[[], Any]]]:
         """Do each work with each of its items, at once, as `write` does one.
 
         Each result is a function to call: it returns or raises what `write` would.
@@ -192,7 +194,9 @@ class Database:
         try:
             with self._committed() as connection:
                 for work, group in _grouped(writes).items():
-                    results |= zip(group, work(connection, [write.item for write in group]), strict=True)
+                    results |= zip(
+                        group, work(connection, [write.item for write in group]), strict=True
+                    )
         except _Conflict as e:  # Alone, each has fewer locks, and for a shorter time.
             for write in writes:
                 self._commit([write], tries=tries - 1) if tries > 1 else write.fail(e)
@@ -216,12 +220,16 @@ class Database:
             try:
                 connection.commit()
             except BaseException as e:
-                with suppress(Exception):  # Else SQLAlchemy would return the connection to the pool as it is.
+                with suppress(
+                    Exception
+                ):  # Else SQLAlchemy would return the connection to the pool as it is.
                     connection.rollback()
                 if _is_undone(e):
                     raise
                 words = getattr(e, "orig", None) or type(e).__name__
-                raise CommitUnanswered(f"database: no answer to COMMIT: {one_line(words)}") from None
+                raise CommitUnanswered(
+                    f"database: no answer to COMMIT: {one_line(words)}"
+                ) from None
 
 
 def _is_undone(error: BaseException) -> bool:
@@ -255,7 +263,9 @@ class _Write:
         self.item = item
         self.is_done = False
         self.leads = False  #: whether its thread has to lead, as the last leader decided
-        self.woken = threading.Lock()  # A Future's condition takes ten times as long to make and to wake.
+        self.woken = (
+            threading.Lock()
+        )  # A Future's condition takes ten times as long to make and to wake.
         self.woken.acquire()
         self._result: Any = None
         self._error: BaseException | None = None
@@ -312,7 +322,9 @@ class _translated:
         if isinstance(error, _AWAY) or kind in (DatabaseError, sqlite3.DatabaseError):
             # SQLAlchemy's text ends in the statement and its values; the driver's has neither.
             driver = getattr(error, "orig", error)
-            kind_of = _Conflict if getattr(driver, "sqlstate", None) in CONFLICTS else StoreUnavailable
+            kind_of = (
+                _Conflict if getattr(driver, "sqlstate", None) in CONFLICTS else StoreUnavailable
+            )
             raise kind_of(f"database: {one_line(driver)}") from None
 
 
@@ -336,7 +348,9 @@ def _prepare_sqlite(connection: sqlite3.Connection, record: object) -> None:
     # We execute BEGIN ourselves: that of the driver is deferred, with which writers deadlock.
     connection.isolation_level = None
     _switch_to_wal(connection)
-    connection.execute("PRAGMA synchronous=FULL")  # NORMAL may lose the last commits in a power cut.
+    connection.execute(
+        "PRAGMA synchronous=FULL"
+    )  # NORMAL may lose the last commits in a power cut.
     connection.execute("PRAGMA foreign_keys=ON")
     if sys.platform == "darwin":
         connection.execute("PRAGMA fullfsync=ON")  # On a Mac, fsync alone does not reach the disk.

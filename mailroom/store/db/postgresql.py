@@ -76,7 +76,9 @@ def postgresql_engine(url: URL) -> Engine:
         options = engine.dialect.create_connect_args(url)[1]
         make_conninfo(**{name: value for name, value in options.items() if name != "context"})
     except psycopg.ProgrammingError as e:
-        raise WrongDatabaseURL(f"expected options that libpq knows, got one that it does not: {e}") from None
+        raise WrongDatabaseURL(
+            f"expected options that libpq knows, got one that it does not: {e}"
+        ) from None
     event.listen(engine, "do_connect", _connect)
     event.listen(engine, "checkout", _refuse_closed)
     event.listen(engine, "handle_error", _drop_useless)
@@ -124,5 +126,7 @@ def _drop_useless(context: Any) -> None:
 
     The URL may name another server, which does.
     """
-    if isinstance(context.original_exception, (ReadOnlySqlTransaction, IdleInTransactionSessionTimeout)):
+    if isinstance(
+        context.original_exception, (ReadOnlySqlTransaction, IdleInTransactionSessionTimeout)
+    ):
         context.is_disconnect = True

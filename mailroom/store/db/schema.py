@@ -40,7 +40,9 @@ clock = Table(
     "clock",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("latest_at", BigInteger, nullable=False),  # the latest time that was read, noted every few seconds
+    Column(
+        "latest_at", BigInteger, nullable=False
+    ),  # the latest time that was read, noted every few seconds
     Column("stepped_at", BigInteger),  # when it was last found to be earlier than that
     Column("step_ms", BigInteger),  # and by how much
 )
@@ -61,9 +63,13 @@ messages = Table(
     Column("at_named", Integer),  # 1 if a client named that time, and not a delay
     Column("published_at", BigInteger),  # a nudge was confirmed, or is being made by a sweeper
     Column("owner", String(36)),  # the worker that has it, while sending or in_data
-    Column("attempt", Integer, nullable=False),  # the number of the last one; none is ever used again
+    Column(
+        "attempt", Integer, nullable=False
+    ),  # the number of the last one; none is ever used again
     Column("uncertain_attempts", Integer, nullable=False),
-    Column("crashes", Integer, nullable=False),  # how often its owner died; if ever, it is claimed alone
+    Column(
+        "crashes", Integer, nullable=False
+    ),  # how often its owner died; if ever, it is claimed alone
     Column("job_id", String(36)),
     Column("reason", Text),  # the last thing worth saying: a server's words, a job's error
     Column("account", String(100)),  # the sender account of its last attempt
@@ -85,13 +91,17 @@ messages = Table(
     _partial_index("messages_due", "next_attempt_at", where=Column("next_attempt_at").is_not(None)),
     _partial_index("messages_queued", "published_at", where=Column("state") == "queued"),
     _partial_index("messages_owned", "owner", where=Column("owner").is_not(None)),
-    _partial_index("messages_parked", "attempt", "created_at", "id", where=Column("parked").is_not(None)),
+    _partial_index(
+        "messages_parked", "attempt", "created_at", "id", where=Column("parked").is_not(None)
+    ),
     _partial_index("messages_expiring", "expires_at", where=Column("expires_at").is_not(None)),
     Index("messages_created", "created_at", "id"),
     _partial_index("messages_job", "job_id", where=Column("job_id").is_not(None)),
     # Lists by state. The states that every mail passes through are left out, which saves a write each time:
     # messages in those states are found by age.
-    _partial_index("messages_listed", "state", "created_at", "id", where=Column("state").not_in(PASSING)),
+    _partial_index(
+        "messages_listed", "state", "created_at", "id", where=Column("state").not_in(PASSING)
+    ),
     sqlite_with_rowid=False,
 )
 
@@ -110,7 +120,9 @@ recipients = Table(
     Column("position", Integer, primary_key=True),
     Column("address", String(320), nullable=False),
     Column("name", Text, nullable=False),
-    Column("state", String(12), nullable=False),  # queued, sent, deferred, failed, uncertain or suppressed
+    Column(
+        "state", String(12), nullable=False
+    ),  # queued, sent, deferred, failed, uncertain or suppressed
     Column("reply", Text),
     Column("kind", String(3), nullable=False, server_default="to"),  # to, cc or bcc
     Index("recipients_of", "address", "id"),
@@ -147,7 +159,9 @@ jobs = Table(
     Column("name", String(100), nullable=False),
     Column("args", Text, nullable=False),  # JSON object
     Column("queue", String(40), nullable=False),
-    Column("state", String(12), nullable=False),  # queued, running, succeeded, failed, timed_out, canceled
+    Column(
+        "state", String(12), nullable=False
+    ),  # queued, running, succeeded, failed, timed_out, canceled
     Column("progress", Integer, nullable=False),  # per mille
     Column("step", Text),
     Column("result", Text),  # JSON
@@ -158,7 +172,9 @@ jobs = Table(
     Column("excused", Integer, nullable=False, server_default="0"),
     Column("max_attempts", Integer, nullable=False),  # of those that count
     Column("retry", Text),  # how long to wait after attempt 1, 2, …, as in RETRY_SCHEDULE
-    Column("notify_on", String(8)),  # success, failure or both: when the message that waits for it goes
+    Column(
+        "notify_on", String(8)
+    ),  # success, failure or both: when the message that waits for it goes
     Column("retry_of", String(36)),  # the job that a client had run once more
     Column("next_attempt_at", BigInteger),  # set while queued for another attempt
     Column("owner", String(36)),
@@ -285,13 +301,18 @@ deliveries = Table(
     Column("attempt", Integer, nullable=False, server_default="0"),
     # Attempts that were given back, or came before a replay.
     Column("excused", Integer, nullable=False, server_default="0"),
-    Column("state", String(10), nullable=False, server_default="pending"),  # pending, delivered or failed
+    Column(
+        "state", String(10), nullable=False, server_default="pending"
+    ),  # pending, delivered or failed
     Column("next_attempt_at", BigInteger),  # set while pending and without an owner
     Column("owner", String(36)),  # the worker that delivers it now
     Column("code", Integer),  # of the last answer
     Column("reply", Text),  # the last answer's first words, or what went wrong
     _partial_index(
-        "deliveries_due", "next_attempt_at", "webhook_id", where=Column("next_attempt_at").is_not(None)
+        "deliveries_due",
+        "next_attempt_at",
+        "webhook_id",
+        where=Column("next_attempt_at").is_not(None),
     ),
     _partial_index("deliveries_owned", "owner", where=Column("owner").is_not(None)),
     Index("deliveries_of", "message_id"),
@@ -352,7 +373,9 @@ samples = Table(
     "samples",
     metadata,
     Column("minute", BigInteger, primary_key=True, autoincrement=False),  # since 1970
-    Column("waiting", Integer, nullable=False),  # messages that are queued, with a worker, or deferred
+    Column(
+        "waiting", Integer, nullable=False
+    ),  # messages that are queued, with a worker, or deferred
     # How long the message that was queued first had waited for a worker.
     Column("oldest_ms", BigInteger, nullable=False),
 )

@@ -105,7 +105,9 @@ def _prepare(file: Path) -> None:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = file if file.exists() else file.parent
     except OSError as e:
-        raise StoreUnavailable(f"database: {file} cannot be opened: {e.filename}: {e.strerror}") from None
+        raise StoreUnavailable(
+            f"database: {file} cannot be opened: {e.filename}: {e.strerror}"
+        ) from None
     if not os.access(path, os.R_OK | os.W_OK):
         raise StoreUnavailable(
             f"database: {file} cannot be opened: {_user(os.getuid())} may not read and write {path}, "

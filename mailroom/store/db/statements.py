@@ -97,7 +97,9 @@ class Rows:
 
         self._prepared = Prepared(statement)
 
-    def __call__(self, connection: Connection, rows: Sequence[Mapping[str, Any]], **values: Any) -> list[Any]:
+    def __call__(
+        self, connection: Connection, rows: Sequence[Mapping[str, Any]], **values: Any
+    ) -> list[Any]:
         """Run it for these rows, in their order, and return its rows; a value that a row lacks is NULL."""
         returned: list[Any] = []
         if rows:
@@ -160,7 +162,9 @@ def inserted(table: Table, names: Sequence[str], **also: ColumnElement[Any]) -> 
     return Rows(
         table,
         names,
-        lambda row: table.insert().from_select([*row, *also], select(*row.values(), *also.values())),
+        lambda row: table.insert().from_select(
+            [*row, *also], select(*row.values(), *also.values())
+        ),
     )
 
 

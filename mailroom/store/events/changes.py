@@ -7,7 +7,15 @@ from typing import Any
 from sqlalchemy import Connection, Select, func, literal_column, select
 
 from mailroom.store.db.database import Database
-from mailroom.store.db.schema import accounts, deliveries, events, jobs, messages, recipients, workers
+from mailroom.store.db.schema import (
+    accounts,
+    deliveries,
+    events,
+    jobs,
+    messages,
+    recipients,
+    workers,
+)
 from mailroom.store.workers import is_alive
 
 #: The last lines of timelines are read again, as a lower number may be committed after a higher one.
@@ -28,7 +36,9 @@ def _signs(lease_seconds: float) -> list[Select[Any]]:
 
     Each is read from the end of an index, or from the few rows that workers own.
     """
-    queued = messages.c.state == literal_column("'queued'")  # The index's own condition, as it stands there.
+    queued = messages.c.state == literal_column(
+        "'queued'"
+    )  # The index's own condition, as it stands there.
     return [
         select(func.max(events.c.number)),
         select(func.max(messages.c.created_at)),
@@ -43,7 +53,9 @@ def _signs(lease_seconds: float) -> list[Select[Any]]:
         select(func.sum(accounts.c.since + func.coalesce(accounts.c.until, 0))),
         select(func.count()).select_from(workers).where(is_alive(lease_seconds)),
         select(func.max(deliveries.c.number)),
-        select(func.count()).select_from(deliveries).where(deliveries.c.next_attempt_at.is_not(None)),
+        select(func.count())
+        .select_from(deliveries)
+        .where(deliveries.c.next_attempt_at.is_not(None)),
     ]
 
 

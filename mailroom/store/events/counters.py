@@ -89,7 +89,9 @@ def count_events(connection: Connection, happened: Iterable[str]) -> None:
 def count_latencies(connection: Connection, milliseconds: Iterable[int]) -> None:
     """Count how long messages took from acceptance until they were sent."""
     latencies = [max(0, latency) for latency in milliseconds]
-    count(connection, Counter(SENT_WITHIN[bisect_left(_LATENCY_MS, latency)] for latency in latencies))
+    count(
+        connection, Counter(SENT_WITHIN[bisect_left(_LATENCY_MS, latency)] for latency in latencies)
+    )
     count(connection, {SENT_MS: sum(latencies)})
 
 
@@ -101,7 +103,9 @@ def _write(connection: Connection) -> None:
     """
     if counts := _counted.pop(connection, None):
         source = _sources.setdefault(connection.engine, str(uuid4()))
-        rows = [{"event": name, "source": source, "count": n} for name, n in sorted(counts.items()) if n]
+        rows = [
+            {"event": name, "source": source, "count": n} for name, n in sorted(counts.items()) if n
+        ]
         if rows:
             _ADD[connection.dialect.name](connection, rows)
 
@@ -125,9 +129,12 @@ def _adding(insert: Any, minute: Any) -> Rows:
     def build(row: RowValues) -> Any:
         # Without a WHERE, SQLite would take ON CONFLICT for a join's condition (sqlite.org/lang_upsert.html,
         # 2.2).
-        new = insert(tallies).from_select(["minute", *row], select(minute, *row.values()).where(true()))
+        new = insert(tallies).from_select(
+            ["minute", *row], select(minute, *row.values()).where(true())
+        )
         return new.on_conflict_do_update(
-            index_elements=["minute", "event", "source"], set_={"count": tallies.c.count + new.excluded.count}
+            index_elements=["minute", "event", "source"],
+            set_={"count": tallies.c.count + new.excluded.count},
         )
 
     return Rows(tallies, ("event", "source", "count"), build)
@@ -177,7 +184,9 @@ class Counters:
         return counts
 
     def depths(self, lease_seconds: float) -> Depths:
-        row = self.database.read(lambda connection: connection.execute(_depths(lease_seconds)).one())
+        row = self.database.read(
+            lambda connection: connection.execute(_depths(lease_seconds)).one()
+        )
         times = [time for time in (row.published, row.unpublished) if time is not None]
         since = min(times, default=row.now)
         running = {name: getattr(row, f"jobs_{name}") for name in _JOBS}
@@ -207,12 +216,16 @@ def _depths(lease_seconds: float) -> Select[Any]:
     A message waits since its nudge was last published, or, as long as it has none, since it was accepted.
     """
     waiting = [
-        _number(select(messages.c.id).where(*conditions)).label(name) for name, conditions in _QUEUES.items()
+        _number(select(messages.c.id).where(*conditions)).label(name)
+        for name, conditions in _QUEUES.items()
     ]
     running = [
-        _number(select(jobs.c.id).where(condition)).label(f"jobs_{name}") for name, condition in _JOBS.items()
+        _number(select(jobs.c.id).where(condition)).label(f"jobs_{name}")
+        for name, condition in _JOBS.items()
     ]
-    published = select(func.min(messages.c.published_at)).where(_queued, messages.c.published_at.is_not(None))
+    published = select(func.min(messages.c.published_at)).where(
+        _queued, messages.c.published_at.is_not(None)
+    )
     unpublished = (
         select(messages.c.created_at)
         .where(_queued, messages.c.published_at.is_(None))

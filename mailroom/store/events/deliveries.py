@@ -56,7 +56,9 @@ class WebhookDeliveries:
     database: Database
     owner: str
     lease_seconds: float
-    _in_hand: set[Attempt] = field(default_factory=set, repr=False)  #: those that some thread works on
+    _in_hand: set[Attempt] = field(
+        default_factory=set, repr=False
+    )  #: those that some thread works on
     #: Those that were ours at the last look though no thread worked on them.
     _suspects: set[Attempt] = field(default_factory=set, repr=False)
 
@@ -115,17 +117,23 @@ class WebhookDeliveries:
         """
         lost = self._lost()
         owner = deliveries.c.owner
-        dead = self.database.read(lambda connection: dead_owners(connection, owner, self.lease_seconds))
+        dead = self.database.read(
+            lambda connection: dead_owners(connection, owner, self.lease_seconds)
+        )
         dead = dead - {self.owner}
         if not (dead or lost):
             return 0
-        is_lost = and_(owner == self.owner, tuple_(deliveries.c.number, deliveries.c.attempt).in_(lost))
+        is_lost = and_(
+            owner == self.owner, tuple_(deliveries.c.number, deliveries.c.attempt).in_(lost)
+        )
         statement = _giving_back(or_(owner.in_(dead), is_lost), counts=True)
         return len(self.database.write(run_in_order, statement, alone=True))
 
     def _lost(self) -> set[Attempt]:
         """Return what is ours and idle, and was so at the last look."""
-        ours = select(deliveries.c.number, deliveries.c.attempt).where(deliveries.c.owner == self.owner)
+        ours = select(deliveries.c.number, deliveries.c.attempt).where(
+            deliveries.c.owner == self.owner
+        )
         rows = self.database.read(lambda connection: connection.execute(ours).all())
         idle = {(row.number, row.attempt) for row in rows} - self._in_hand
         lost = idle & self._suspects
@@ -136,19 +144,26 @@ class WebhookDeliveries:
     def _loaded(self, row: Any) -> DueDelivery:
         self._in_hand.add((row.number, row.attempt))
         try:
-            return self.database.read(lambda connection: _load(connection, row, self.database.outbox_id))
+            return self.database.read(
+                lambda connection: _load(connection, row, self.database.outbox_id)
+            )
         except BaseException:
             self._in_hand.discard((row.number, row.attempt))
             raise
 
-    def _finish(self, connection: Connection, ended: list[tuple[DueDelivery, DeliveryResult]]) -> list[bool]:
+    def _finish(
+        self, connection: Connection, ended: list[tuple[DueDelivery, DeliveryResult]]
+    ) -> list[bool]:
         done: dict[int, bool] = {}
         for number, (due, result) in sorted(enumerate(ended), key=lambda item: item[1][0].number):
             done[number] = self._finish_one(connection, due, result)
         return [done[number] for number in range(len(ended))]
 
     def _finish_one(self, connection: Connection, due: DueDelivery, result: DeliveryResult) -> bool:
-        values: dict[str, Any] = {"state": DELIVERED if result.delivered else FAILED, "next_attempt_at": None}
+        values: dict[str, Any] = {
+            "state": DELIVERED if result.delivered else FAILED,
+            "next_attempt_at": None,
+        }
         if result.wait_seconds is not None:
             wait_ms = int(1000 * result.wait_seconds)
             values = {"state": PENDING, "next_attempt_at": now_ms() + wait_ms}
@@ -209,7 +224,9 @@ def _due(busy: Collection[str]) -> Any:
 def _giving_back(*conditions: Any, counts: bool) -> Any:
     return (
         update(deliveries)
-        .values(owner=None, next_attempt_at=now_ms(), excused=deliveries.c.excused + int(not counts))
+        .values(
+            owner=None, next_attempt_at=now_ms(), excused=deliveries.c.excused + int(not counts)
+        )
         .where(*conditions)
         .returning(deliveries.c.number)
     )

@@ -34,12 +34,16 @@ class QueueHistory:
         this_minute = now_ms() // MINUTE_MS
         existing = select(samples.c.minute).where(samples.c.minute == this_minute)
         if self.database.read(lambda connection: connection.scalar(existing)) is None:
-            self.database.write(_write, Counters(self.database).depths(self.lease_seconds), alone=True)
+            self.database.write(
+                _write, Counters(self.database).depths(self.lease_seconds), alone=True
+            )
 
     def since(self, minute: int) -> list[QueueMinute]:
         """Return the rows from this minute on, in the order of time."""
         rows = select(samples).where(samples.c.minute >= minute).order_by(samples.c.minute)
-        return self.database.read(lambda connection: [QueueMinute(*row) for row in connection.execute(rows)])
+        return self.database.read(
+            lambda connection: [QueueMinute(*row) for row in connection.execute(rows)]
+        )
 
 
 def _write(connection: Connection, items: list[Depths]) -> list[None]:

@@ -64,7 +64,9 @@ def enqueue_webhooks(connection: Connection, happened: Sequence[Mapping[str, Any
         _new_row(row, known[row["id"]], webhook_id)
         for row in new
         for webhook_id, types in wanted.items()
-        if row["id"] in known and _type(row) in types and (webhook_id != OWN or known[row["id"]].webhook)
+        if row["id"] in known
+        and _type(row) in types
+        and (webhook_id != OWN or known[row["id"]].webhook)
     ]
     if new_deliveries:
         connection.execute(_NEW, new_deliveries)
@@ -124,5 +126,7 @@ def _known(connection: Connection, ids: list[str], *, only_own: bool) -> dict[st
     known: dict[str, Any] = {}
     for start in range(0, len(ids), CHUNK):
         chunk = ids[start : start + CHUNK]
-        known |= {row.id: row for row in connection.execute(statement.where(messages.c.id.in_(chunk)))}
+        known |= {
+            row.id: row for row in connection.execute(statement.where(messages.c.id.in_(chunk)))
+        }
     return known

@@ -124,13 +124,18 @@ def _own(connection: Connection, items: list[None]) -> list[None]:
 
 
 def _change(
-    connection: Connection, requests: list[tuple[str, str | None, Sequence[str] | None, bool | None]]
+    connection: Connection,
+    requests: list[tuple[str, str | None, Sequence[str] | None, bool | None]],
 ) -> list[bool]:
     return [_change_one(connection, *request) for request in requests]
 
 
 def _change_one(
-    connection: Connection, id: str, url: str | None, events: Sequence[str] | None, enabled: bool | None
+    connection: Connection,
+    id: str,
+    url: str | None,
+    events: Sequence[str] | None,
+    enabled: bool | None,
 ) -> bool:
     values: dict[str, Any] = {}
     if url is not None:
@@ -146,18 +151,26 @@ def _change_one(
 
 
 def _delete(connection: Connection, ids: list[str]) -> list[bool]:
-    done = [connection.execute(delete(webhooks).where(webhooks.c.id == id)).rowcount > 0 for id in ids]
+    done = [
+        connection.execute(delete(webhooks).where(webhooks.c.id == id)).rowcount > 0 for id in ids
+    ]
     forget(connection, ids)
     return done
 
 
 def _test(connection: Connection, ids: list[str]) -> list[dict[str, Any]]:
-    new = insert(deliveries).values(event=TEST, at=now_ms(), next_attempt_at=now_ms()).returning(deliveries)
+    new = (
+        insert(deliveries)
+        .values(event=TEST, at=now_ms(), next_attempt_at=now_ms())
+        .returning(deliveries)
+    )
     return [dict(connection.execute(new.values(webhook_id=id)).mappings().one()) for id in ids]
 
 
 def _delivery(connection: Connection, id: str, number: int) -> dict[str, Any] | None:
-    delivery = select(deliveries).where(deliveries.c.number == number, deliveries.c.webhook_id == id)
+    delivery = select(deliveries).where(
+        deliveries.c.number == number, deliveries.c.webhook_id == id
+    )
     row = connection.execute(delivery).mappings().one_or_none()
     return None if row is None else dict(row)
 

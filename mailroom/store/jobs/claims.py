@@ -67,7 +67,9 @@ class JobClaims:
         if not self.database.read(lambda connection: connection.scalars(due.limit(1)).first()):
             return []  # Looking takes no write lock, and most of the time there is nothing.
         # Without a condition more, or all jobs that wait would be looked at.
-        claiming = _CLAIM.values(owner=self.owner).where(jobs.c.id.in_(skip_locked(due.limit(limit))))
+        claiming = _CLAIM.values(owner=self.owner).where(
+            jobs.c.id.in_(skip_locked(due.limit(limit)))
+        )
         rows = self.database.write(run, claiming.returning(jobs))
         self._in_hand.update((row.id, row.attempt) for row in rows)
         return [_claim(row) for row in sorted(rows, key=lambda row: (row.created_at, row.id))]
@@ -87,7 +89,9 @@ class JobClaims:
     def progress(self, claim: JobClaim, fraction: float, step: str) -> bool:
         """Note how far the job is, from 0 to 1; False if it is no longer ours and should end."""
         per_mille = int(1000 * min(1.0, max(0.0, fraction)))
-        progress = update(jobs).values(progress=per_mille, step=step or None).where(*self._mine(claim))
+        progress = (
+            update(jobs).values(progress=per_mille, step=step or None).where(*self._mine(claim))
+        )
         return bool(self.database.write(run, progress.returning(jobs.c.id)))
 
     def finish(self, claim: JobClaim, end: JobEnd) -> list[str] | None:
@@ -109,7 +113,9 @@ class JobClaims:
 
     def taken_away(self) -> set[str]:
         """Return the jobs that our threads run though they were canceled, or given to others."""
-        in_hand = set(self._in_hand)  # Read first: a job that is claimed in between is in neither list.
+        in_hand = set(
+            self._in_hand
+        )  # Read first: a job that is claimed in between is in neither list.
         if not in_hand:
             return set()
         return {id for id, _ in in_hand - self._owned()}
@@ -163,7 +169,9 @@ class JobClaims:
             jobs.c.state == JobState.RUNNING,
         ]
 
-    def _finish(self, connection: Connection, ended: list[tuple[JobClaim, JobEnd]]) -> list[list[str] | None]:
+    def _finish(
+        self, connection: Connection, ended: list[tuple[JobClaim, JobEnd]]
+    ) -> list[list[str] | None]:
         released: dict[int, list[str] | None] = {}
         for number, (claim, end) in sorted(enumerate(ended), key=lambda item: item[1][0].id):
             work = self._end if end.wait_seconds is None else self._try_again
@@ -174,7 +182,11 @@ class JobClaims:
         values: dict[str, Any] = {"state": end.state, "error": end.error, "result": end.result}
         if end.state is JobState.SUCCEEDED:
             values["progress"] = 1000
-        ended = update(jobs).values(owner=None, finished_at=now_ms(), **values).where(*self._mine(claim))
+        ended = (
+            update(jobs)
+            .values(owner=None, finished_at=now_ms(), **values)
+            .where(*self._mine(claim))
+        )
         if connection.scalar(ended.returning(jobs.c.id)) is None:
             return None
         if end.file:
@@ -183,7 +195,12 @@ class JobClaims:
 
     def _try_again(self, connection: Connection, claim: JobClaim, end: JobEnd) -> list[str] | None:
         due = now_ms() + int(1000 * (end.wait_seconds or 0))
-        values = {"state": JobState.QUEUED, "owner": None, "error": end.error, "next_attempt_at": due}
+        values = {
+            "state": JobState.QUEUED,
+            "owner": None,
+            "error": end.error,
+            "next_attempt_at": due,
+        }
         queued = update(jobs).values(**values).where(*self._mine(claim)).returning(jobs.c.id)
         if connection.scalar(queued) is None:
             return None
@@ -253,7 +270,8 @@ def _requeue(connection: Connection, ids: Any, end: JobEnd) -> None:
         .returning(jobs.c.id, jobs.c.attempt)
     ).all()
     lines = [
-        {"id": row.id, "event": "worker lost", "attempt": row.attempt, "detail": end.error} for row in rows
+        {"id": row.id, "event": "worker lost", "attempt": row.attempt, "detail": end.error}
+        for row in rows
     ]
     record(connection, lines)
 
@@ -267,7 +285,9 @@ def _giving_back(*conditions: ColumnElement[bool]) -> Any:
     """Queue jobs again; their attempts do not count."""
     return (
         update(jobs)
-        .values(state=JobState.QUEUED, owner=None, excused=jobs.c.excused + 1, progress=0, step=None)
+        .values(
+            state=JobState.QUEUED, owner=None, excused=jobs.c.excused + 1, progress=0, step=None
+        )
         .where(*conditions)
         .returning(jobs.c.id)
     )

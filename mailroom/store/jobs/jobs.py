@@ -33,7 +33,9 @@ SUMMARY = [column for column in jobs.c if column.name not in ("args", "result")]
 class JobState(StrEnum):
     """The state of a job. From SUCCEEDED on it is final."""
 
-    QUEUED = "queued"  #: for a free slot of a worker that serves its queue, or for `next_attempt_at`
+    QUEUED = (
+        "queued"  #: for a free slot of a worker that serves its queue, or for `next_attempt_at`
+    )
     RUNNING = "running"  #: a worker runs it
     SUCCEEDED = "succeeded"  #: it returned
     FAILED = "failed"  #: it raised, or its worker died, in its last attempt
@@ -127,7 +129,9 @@ class Jobs:
         )
         rows = self.database.read(lambda connection: connection.execute(queues).all())
         return {
-            row.queue for row in rows if row.message_state == State.WAITING and row.state == JobState.QUEUED
+            row.queue
+            for row in rows
+            if row.message_state == State.WAITING and row.state == JobState.QUEUED
         }
 
     def details(self, id: str) -> JobDetails | None:
@@ -232,12 +236,17 @@ def _new_row(job: NewJob) -> dict[str, Any]:
     }
 
 
-def let_go(connection: Connection, job_id: str, end: JobEnd, *, attempt: int | None = None) -> list[str]:
+def let_go(
+    connection: Connection, job_id: str, end: JobEnd, *, attempt: int | None = None
+) -> list[str]:
     """Let the messages that wait for a job go, or end them, as its end demands.
 
     Return the ids of those that are queued now.
     """
-    record(connection, [{"id": job_id, "event": f"job {end.state}", "attempt": attempt, "detail": end.error}])
+    record(
+        connection,
+        [{"id": job_id, "event": f"job {end.state}", "attempt": attempt, "detail": end.error}],
+    )
     notify_on = connection.scalar(select(jobs.c.notify_on).where(jobs.c.id == job_id))
     state, reason = _next_state(end, notify_on)
     released = (

@@ -63,7 +63,8 @@ class ApiKey:
         """A domain's subdomains are other domains; case does not matter."""
         address = address.lower()
         return not self.senders or any(
-            address == sender or (sender[0] == "@" and address.endswith(sender)) for sender in self.senders
+            address == sender or (sender[0] == "@" and address.endswith(sender))
+            for sender in self.senders
         )
 
 
@@ -116,7 +117,9 @@ class ApiKeys:
         )
         secret = f"ma_{key.id}_{secrets.token_urlsafe(32)}"
         self.database.write(_insert, (key, hashed(secret)))
-        self._last = _Read(float("-inf"), self._last.usable)  # So that this process knows it at once.
+        self._last = _Read(
+            float("-inf"), self._last.usable
+        )  # So that this process knows it at once.
         return secret, key
 
     def every(self) -> list[KeyRow]:
@@ -130,7 +133,9 @@ class ApiKeys:
         row = self.database.write(_revoke, id) if _ID.fullmatch(id) else None
         self._last = _Read(float("-inf"), self._last.usable)
         if row is None:
-            raise UnknownKey(f"there is no key with the id {id[:80]!r}; `flask keys list` shows all")
+            raise UnknownKey(
+                f"there is no key with the id {id[:80]!r}; `flask keys list` shows all"
+            )
         return row
 
     def are_there(self) -> bool:
@@ -159,7 +164,9 @@ class ApiKeys:
         last = self._last
         if time.monotonic() - last.at > max_age_seconds:
             # While one thread reads, the others use the last result, unless they need a newer one.
-            if not self._reading.acquire(blocking=last.usable is None or max_age_seconds < CACHE_SECONDS):
+            if not self._reading.acquire(
+                blocking=last.usable is None or max_age_seconds < CACHE_SECONDS
+            ):
                 return last.usable or {}
             try:
                 if time.monotonic() - self._last.at > max_age_seconds:
@@ -187,7 +194,9 @@ class ApiKeys:
         """Record a use of a key, at most once a minute, in a thread of its own, so that no answer waits."""
         now = time.monotonic()
         if id not in self._noted or now - self._noted[id][0] >= USED_SECONDS:
-            writer = threading.Thread(target=self._write_used, args=(id,), name=f"key-{id}", daemon=True)
+            writer = threading.Thread(
+                target=self._write_used, args=(id,), name=f"key-{id}", daemon=True
+            )
             writer.start()
             self._noted[id] = now, writer
 
@@ -227,7 +236,9 @@ def _row(row: Any) -> KeyRow:
 
 
 def _insert(connection: Connection, made: list[tuple[ApiKey, str]]) -> list[None]:
-    connection.execute(keys.insert().values(created_at=now_ms()), [_new_row(*pair) for pair in made])
+    connection.execute(
+        keys.insert().values(created_at=now_ms()), [_new_row(*pair) for pair in made]
+    )
     return [None] * len(made)
 
 

@@ -110,7 +110,9 @@ def _lock(connection: Connection, ids: Iterable[str]) -> tuple[dict[str, int], i
 
 
 def _lock_one(connection: Connection, id: str) -> Any:
-    locked = select(rates.c.full_at, now_ms().label("now")).where(rates.c.key_id == id).with_for_update()
+    locked = (
+        select(rates.c.full_at, now_ms().label("now")).where(rates.c.key_id == id).with_for_update()
+    )
     row = connection.execute(locked).one_or_none()
     if row is None:
         new = insertion(connection, rates).values(key_id=id, full_at=0).on_conflict_do_nothing()

@@ -25,7 +25,9 @@ def _make(connection: Connection, purposes: list[str]) -> list[str]:
     # A second process waits here for the commit of the first, and then reads its value.
     for purpose in purposes:
         connection.execute(
-            insertion(connection, secrets).values(name=purpose, value=token_hex(32)).on_conflict_do_nothing()
+            insertion(connection, secrets)
+            .values(name=purpose, value=token_hex(32))
+            .on_conflict_do_nothing()
         )
     return [
         connection.scalars(select(secrets.c.value).where(secrets.c.name == purpose)).one()

@@ -49,9 +49,7 @@ class Clock:
             return f"set back by {_seconds(latest - now)}; what waits is moved by that in a moment"
         if stepped_at is None or now - stepped_at > REPORTED_MS:
             return ""
-        return (
-            f"set back by {_seconds(step_ms)} at {readable_time(stepped_at)}; what waited was moved by that"
-        )
+        return f"set back by {_seconds(step_ms)} at {readable_time(stepped_at)}; what waited was moved by that"
 
     def _look(self) -> tuple[int, int, int | None, int]:
         """Return now, the latest time that was noted, when the last step was noticed, and its length."""
@@ -69,7 +67,9 @@ def _seconds(ms: int) -> str:
 
 
 def _note(connection: Connection, times: list[int]) -> list[None]:
-    connection.execute(update(clock).where(clock.c.latest_at < max(times)).values(latest_at=max(times)))
+    connection.execute(
+        update(clock).where(clock.c.latest_at < max(times)).values(latest_at=max(times))
+    )
     return [None] * len(times)
 
 
@@ -80,15 +80,21 @@ def _move(connection: Connection) -> None:
     if step <= STEP_MIN_MS:
         return
     for column, *conditions in _COMING:
-        moved = update(column.table).where(column > now, *conditions).values({column: column - step})
+        moved = (
+            update(column.table).where(column > now, *conditions).values({column: column - step})
+        )
         connection.execute(in_order(connection, moved))
     for column, *conditions in _GONE:
         past = _not_after(now, column - step)
         moved = update(column.table).where(column > now, *conditions).values({column: past})
         connection.execute(in_order(connection, moved))
-    connection.execute(in_order(connection, delete(samples).where(samples.c.minute > now // MINUTE_MS)))
+    connection.execute(
+        in_order(connection, delete(samples).where(samples.c.minute > now // MINUTE_MS))
+    )
     connection.execute(update(clock).values(latest_at=now, stepped_at=now, step_ms=step))
-    log.warning("the database's clock was set back by %s; what waits was moved by that", _seconds(step))
+    log.warning(
+        "the database's clock was set back by %s; what waits was moved by that", _seconds(step)
+    )
 
 
 def _not_after(now: int, time: ColumnElement[int]) -> ColumnElement[int]:
@@ -98,7 +104,10 @@ def _not_after(now: int, time: ColumnElement[int]) -> ColumnElement[int]:
 #: Future times that were computed from the old clock. Times that a client named stay as they are, as does
 #: `expires_at`, after which nothing waits.
 _COMING: tuple[tuple[Any, ...], ...] = (
-    (messages.c.next_attempt_at, or_(messages.c.state == State.DEFERRED, messages.c.at_named.is_(None))),
+    (
+        messages.c.next_attempt_at,
+        or_(messages.c.state == State.DEFERRED, messages.c.at_named.is_(None)),
+    ),
     (jobs.c.next_attempt_at,),
     (deliveries.c.next_attempt_at,),
     (accounts.c.until,),

@@ -20,9 +20,7 @@ _SQLITE = (
     "SELECT 'SQLite ' || sqlite_version(), "
     "(SELECT page_count FROM pragma_page_count) * (SELECT page_size FROM pragma_page_size)"
 )
-_POSTGRESQL = (
-    "SELECT 'PostgreSQL ' || current_setting('server_version'), pg_database_size(current_database())"
-)
+_POSTGRESQL = "SELECT 'PostgreSQL ' || current_setting('server_version'), pg_database_size(current_database())"
 
 _DURABILITY = "SELECT " + ", ".join(
     f"current_setting('{name}') AS {name}"
@@ -55,7 +53,9 @@ class Durability:
         """Describe what can be lost though it was committed, and what to do."""
         dangers = []
         if self.fsync == "off":
-            dangers.append("fsync is off, so that accepted mail is lost in a power cut: set it to on")
+            dangers.append(
+                "fsync is off, so that accepted mail is lost in a power cut: set it to on"
+            )
         if self.synchronous_commit == "off":
             dangers.append(
                 "synchronous_commit is off, so that accepted mail is lost if the server crashes: "
@@ -71,7 +71,10 @@ class Durability:
 
     @property
     def _waits_for_standby(self) -> bool:
-        return bool(self.synchronous_standby_names) and self.synchronous_commit not in ("off", "local")
+        return bool(self.synchronous_standby_names) and self.synchronous_commit not in (
+            "off",
+            "local",
+        )
 
 
 def durability(database: Database) -> Durability | None:

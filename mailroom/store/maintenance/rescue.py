@@ -108,7 +108,8 @@ class Sweeps:
         published = and_(messages.c.state == State.QUEUED, messages.c.published_at.is_not(None))
         number = self.database.read(
             lambda connection: (
-                _number(connection, owned, limit=limit) + _number(connection, published, limit=limit)
+                _number(connection, owned, limit=limit)
+                + _number(connection, published, limit=limit)
             )
         )
         return min(limit, number)
@@ -120,7 +121,8 @@ class Sweeps:
         """
         long_ago = messages.c.published_at < now_ms() - LOST_AFTER_MS
         a_while_ago = and_(
-            messages.c.published_at < now_ms() - LOST_IF_EMPTY_AFTER_MS, messages.c.queue.in_(empty_queues)
+            messages.c.published_at < now_ms() - LOST_IF_EMPTY_AFTER_MS,
+            messages.c.queue.in_(empty_queues),
         )
         return self._mark(
             limit,
@@ -238,7 +240,9 @@ class Sweeps:
         """Count as sent what may have been sent."""
         ids = [row.id for row in uncertain]
         unsent = recipients.c.state.in_([State.QUEUED, State.DEFERRED])
-        people = Counter(connection.scalars(select(recipients.c.id).where(recipients.c.id.in_(ids), unsent)))
+        people = Counter(
+            connection.scalars(select(recipients.c.id).where(recipients.c.id.in_(ids), unsent))
+        )
         sent = [(row.account, people[row.id]) for row in uncertain if row.account in self.limited]
         note_sent(connection, sent)
 

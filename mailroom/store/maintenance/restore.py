@@ -88,7 +88,11 @@ def _end_jobs(connection: Connection) -> int:
         update(jobs)
         .where(unended)
         .values(
-            state=JobState.FAILED, error=JOB_ERROR, owner=None, next_attempt_at=None, finished_at=now_ms()
+            state=JobState.FAILED,
+            error=JOB_ERROR,
+            owner=None,
+            next_attempt_at=None,
+            finished_at=now_ms(),
         )
     ).rowcount
 
@@ -111,7 +115,9 @@ def _fail_reports_of_success(connection: Connection) -> int:
         .where(recipients.c.id.in_(select(messages.c.id).where(*waits)))
     )
     return connection.execute(
-        update(messages).where(*waits).values(state=State.FAILED, reason=f"its job failed: {JOB_ERROR}")
+        update(messages)
+        .where(*waits)
+        .values(state=State.FAILED, reason=f"its job failed: {JOB_ERROR}")
     ).rowcount
 
 

@@ -148,7 +148,9 @@ class Retention:
             self._positions[table.name] = batch.end
         return count
 
-    def _look(self, table: Table, after: Position, limit: int, connection: Connection) -> PurgeBatch:
+    def _look(
+        self, table: Table, after: Position, limit: int, connection: Connection
+    ) -> PurgeBatch:
         cutoff_ms = self._cutoff_ms(connection)
         can_go = _message_can_go(cutoff_ms) if table is messages else _job_can_go(cutoff_ms)
         rows = connection.execute(
@@ -252,15 +254,28 @@ def _job_can_go(cutoff_ms: int) -> ColumnElement[bool]:
 
 
 def _job_ended(cutoff_ms: int) -> ColumnElement[bool]:
-    return and_(jobs.c.state.in_(JOB_FINAL), func.coalesce(jobs.c.finished_at, jobs.c.created_at) < cutoff_ms)
+    return and_(
+        jobs.c.state.in_(JOB_FINAL),
+        func.coalesce(jobs.c.finished_at, jobs.c.created_at) < cutoff_ms,
+    )
 
 
-def _small_tables(connection: Connection) -> list[tuple[Table, tuple[Column[Any], ...], ColumnElement[bool]]]:
+def _small_tables(
+    connection: Connection,
+) -> list[tuple[Table, tuple[Column[Any], ...], ColumnElement[bool]]]:
     """Return the small tables, each with its key and the condition of its old rows."""
     now = _now(connection)
     return [
-        (idempotency, (idempotency.c.owner, idempotency.c.key), idempotency.c.created_at < now - KEYS_MS),
-        (usage, (usage.c.account, usage.c.bucket), usage.c.bucket < (now - USAGE_MS) // USAGE_BUCKET_MS),
+        (
+            idempotency,
+            (idempotency.c.owner, idempotency.c.key),
+            idempotency.c.created_at < now - KEYS_MS,
+        ),
+        (
+            usage,
+            (usage.c.account, usage.c.bucket),
+            usage.c.bucket < (now - USAGE_MS) // USAGE_BUCKET_MS,
+        ),
         (workers, (workers.c.id,), workers.c.seen_at < now - FORGET_AFTER_MS),
         (
             deliveries,
@@ -289,7 +304,9 @@ def _delete_small(connection: Connection, limits: list[int | None]) -> list[None
             row_key = tuple_(*key) if len(key) > 1 else key[0]
             gone = in_order(connection, delete(table).where(row_key.in_(keys), old))
             if table is tallies:
-                fold(connection, connection.execute(gone.returning(tallies.c.event, tallies.c.count)))
+                fold(
+                    connection, connection.execute(gone.returning(tallies.c.event, tallies.c.count))
+                )
             else:
                 connection.execute(gone)
     return [None] * len(limits)

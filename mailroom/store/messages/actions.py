@@ -56,7 +56,9 @@ CANCEL = Action(
 )
 HOLD = Action(event="held", states=(State.SCHEDULED, State.QUEUED, State.DEFERRED), then=State.HELD)
 RESCHEDULE = Action(
-    event="rescheduled", states=(State.SCHEDULED, State.QUEUED, State.DEFERRED), then=State.SCHEDULED
+    event="rescheduled",
+    states=(State.SCHEDULED, State.QUEUED, State.DEFERRED),
+    then=State.SCHEDULED,
 )
 RELEASE = Action(
     event="released",
@@ -123,7 +125,9 @@ class Actions:
             .where(messages.c.state == State.HELD, messages.c.id > after)
             .order_by(messages.c.id)
         )
-        return self.database.read(lambda connection: connection.scalars(held.limit(RELEASE_MAX)).all())
+        return self.database.read(
+            lambda connection: connection.scalars(held.limit(RELEASE_MAX)).all()
+        )
 
     def reschedule(self, id: str, *, at: int | None = None, delay_seconds: float = 0) -> None:
         """Send a message at this time, in milliseconds since 1970, or after so many seconds."""
@@ -195,10 +199,16 @@ def _conditions(request: _Request, action: Action) -> list[Any]:
     if action is RETRY_ENDED:
         conditions += [
             _has_recipients(State.FAILED, State.EXPIRED),
-            or_(messages.c.job_id.is_(None), messages.c.attempt > 0, _job_is(JobState.SUCCEEDED, *JOB_OPEN)),
+            or_(
+                messages.c.job_id.is_(None),
+                messages.c.attempt > 0,
+                _job_is(JobState.SUCCEEDED, *JOB_OPEN),
+            ),
         ]
     if action is RESCHEDULE:
-        conditions.append(or_(messages.c.expires_at.is_(None), messages.c.expires_at > _time(request)))
+        conditions.append(
+            or_(messages.c.expires_at.is_(None), messages.c.expires_at > _time(request))
+        )
     return conditions
 
 
@@ -254,7 +264,9 @@ def _job_is(*states: JobState) -> Any:
 
 def _queued_or_waiting() -> Any:
     """Return WAITING for a message whose job has not ended, and QUEUED for all others."""
-    return case((_job_is(*JOB_OPEN), literal(State.WAITING.value)), else_=literal(State.QUEUED.value))
+    return case(
+        (_job_is(*JOB_OPEN), literal(State.WAITING.value)), else_=literal(State.QUEUED.value)
+    )
 
 
 def _lock_jobs(connection: Connection, ids: Sequence[str]) -> None:
@@ -284,7 +296,8 @@ def _refusal(connection: Connection, request: _Request) -> MailroomError:
     has_refused = select(_has_recipients(State.FAILED, State.EXPIRED)).select_from(messages)
     if connection.scalar(has_refused.where(messages.c.id == request.id)):
         return WrongState(
-            state, f"it is {state}, as its job did not succeed; run the job once more, or resend the message"
+            state,
+            f"it is {state}, as its job did not succeed; run the job once more, or resend the message",
         )
     return WrongState(state, f"it is {state}, and has no recipient to try again")
 
@@ -342,7 +355,9 @@ def _copy(connection: Connection, request: _Resend) -> None:
         "subject_key": messages.c.subject_key,
     }
     connection.execute(
-        insert(messages).from_select([*new], select(*new.values()).where(messages.c.id == request.id))
+        insert(messages).from_select(
+            [*new], select(*new.values()).where(messages.c.id == request.id)
+        )
     )
     copy(connection, request.id, to=request.new_id)
     enqueue_webhooks(connection, [{"id": request.new_id, "event": "accepted"}])

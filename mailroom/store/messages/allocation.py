@@ -24,7 +24,12 @@ class ClaimedRow(NamedTuple):
 
 
 def claim_rows(
-    connection: Connection, owner: str, ids: list[str], allowances: list[Allowance], *, suspects: bool
+    connection: Connection,
+    owner: str,
+    ids: list[str],
+    allowances: list[Allowance],
+    *,
+    suspects: bool,
 ) -> dict[str, ClaimedRow]:
     """Claim queued messages as far as the allowances go; the others wait for an account."""
     if len(allowances) == 1 and allowances[0].unlimited:  # Nothing to divide: one statement.
@@ -36,7 +41,9 @@ def claim_rows(
     for allowance in allowances:
         if allowance.account not in allocated:
             continue
-        claimed |= _claim(connection, owner, allocated[allowance.account], allowance, suspects=suspects)
+        claimed |= _claim(
+            connection, owner, allocated[allowance.account], allowance, suspects=suspects
+        )
         if allowance.is_probe:
             begin_probe(connection, allowance.account)
     return claimed
@@ -48,7 +55,12 @@ def _lock_rows(connection: Connection, ids: list[str], *, suspects: bool) -> Seq
         recipients.c.id == messages.c.id, recipients.c.state.in_([State.QUEUED, State.DEFERRED])
     )
     return connection.execute(
-        select(messages.c.id, messages.c.account, messages.c.sender, people.scalar_subquery().label("people"))
+        select(
+            messages.c.id,
+            messages.c.account,
+            messages.c.sender,
+            people.scalar_subquery().label("people"),
+        )
         .where(messages.c.id.in_(ids), *_claimable(suspects))
         .order_by(messages.c.created_at, messages.c.id)
         .with_for_update(skip_locked=True)
@@ -89,22 +101,30 @@ def _park(connection: Connection, ids: list[str], allowances: list[Allowance]) -
     """
     times = [allowance.until for allowance in allowances if allowance.until is not None]
     until = min(times) if len(times) == len(allowances) else None
-    reason = "waits for " + "; ".join(allowance.words for allowance in allowances if allowance.words)
+    reason = "waits for " + "; ".join(
+        allowance.words for allowance in allowances if allowance.words
+    )
     parked = connection.scalars(
         messages.update()
-        .values(state=State.DEFERRED, parked=1, published_at=None, next_attempt_at=until, reason=reason)
+        .values(
+            state=State.DEFERRED, parked=1, published_at=None, next_attempt_at=until, reason=reason
+        )
         .where(messages.c.id.in_(ids), messages.c.state == State.QUEUED)
         .returning(messages.c.id)
     ).all()
     if until is not None:
-        enqueue_webhooks(connection, [{"id": id, "event": "deferred", "detail": reason} for id in parked])
+        enqueue_webhooks(
+            connection, [{"id": id, "event": "deferred", "detail": reason} for id in parked]
+        )
 
 
 def _claim(
     connection: Connection, owner: str, ids: list[str], allowance: Allowance, *, suspects: bool
 ) -> dict[str, ClaimedRow]:
     rows = _CLAIM[suspects].of(connection, ids, worker=owner, by=allowance.account)
-    return {row.id: ClaimedRow(row.attempt, row.excused, row.max_attempts, allowance) for row in rows}
+    return {
+        row.id: ClaimedRow(row.attempt, row.excused, row.max_attempts, allowance) for row in rows
+    }
 
 
 def _claimable(suspects: bool) -> list[ColumnElement[bool]]:
@@ -134,7 +154,9 @@ def _claiming(suspects: bool) -> Rows:
                 first_attempt_at=func.coalesce(messages.c.first_attempt_at, now_ms()),
             )
             .where(messages.c.id == row["id"], *_claimable(suspects))
-            .returning(messages.c.id, messages.c.attempt, messages.c.excused, messages.c.max_attempts)
+            .returning(
+                messages.c.id, messages.c.attempt, messages.c.excused, messages.c.max_attempts
+            )
         ),
     )
 

@@ -32,7 +32,10 @@ def load_claims(connection: Connection, claimed: dict[str, ClaimedRow]) -> dict[
     contents = load(connection, claimed, with_attachments=False)
     job_ids = [row.job_id for row in rows if contents[row.id].message.template]
     facts = _job_facts(connection, job_ids)
-    return {row.id: _claim(row, claimed[row.id], contents[row.id], facts.get(row.job_id)) for row in rows}
+    return {
+        row.id: _claim(row, claimed[row.id], contents[row.id], facts.get(row.job_id))
+        for row in rows
+    }
 
 
 def _claim(row: Any, claimed: ClaimedRow, content: Content, job: JobFacts | None) -> Claim:

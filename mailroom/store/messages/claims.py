@@ -61,7 +61,9 @@ class Claims:
 
     def suspect(self, id: str) -> bool:
         """Tell whether this row waits for a worker that does nothing else: its last owner died with it."""
-        crashes = select(messages.c.crashes).where(messages.c.id == id, messages.c.state == State.QUEUED)
+        crashes = select(messages.c.crashes).where(
+            messages.c.id == id, messages.c.state == State.QUEUED
+        )
         return self.database.read(lambda connection: connection.scalar(crashes)) not in (None, 0)
 
     def claim_alone(self, id: str) -> Claim | None:
@@ -85,7 +87,9 @@ class Claims:
 
         A second call for the same attempt changes nothing.
         """
-        return self._end_with(claim, outcome, partial(self.database.write, self._finish, (claim, outcome)))
+        return self._end_with(
+            claim, outcome, partial(self.database.write, self._finish, (claim, outcome))
+        )
 
     def fence_and_finish(
         self, claims: Sequence[Claim], ended: Sequence[tuple[Claim, Outcome]]
@@ -173,7 +177,9 @@ class Claims:
                 if not self._in_hand[id]:
                     del self._in_hand[id]
 
-    def _claim(self, connection: Connection, requests: list[tuple[list[str], bool]]) -> list[list[Claim]]:
+    def _claim(
+        self, connection: Connection, requests: list[tuple[list[str], bool]]
+    ) -> list[list[Claim]]:
         """Return, for each request (ids, whether they are suspects), claims on those that could be claimed.
 
         They are loaded in the same transaction. An id in two requests goes to the first.
@@ -183,7 +189,9 @@ class Claims:
         drop_suppressed(connection, {id for ids, _ in requests for id in ids})
         claimed: dict[str, ClaimedRow] = {}
         for suspects in (False, True):
-            wanted = [id for ids, are_suspects in requests if are_suspects is suspects for id in ids]
+            wanted = [
+                id for ids, are_suspects in requests if are_suspects is suspects for id in ids
+            ]
             if wanted:
                 claimed |= claim_rows(connection, self.owner, wanted, allowances, suspects=suspects)
         claims = load_claims(connection, claimed) if claimed else {}
@@ -207,7 +215,9 @@ class Claims:
         limited = {limit.account for limit in self.limits if limit.is_limited}
         return outcomes.finish(connection, ended, limited)
 
-    def _finish_bare(self, connection: Connection, ended: list[tuple[Claim, Outcome]]) -> list[bool]:
+    def _finish_bare(
+        self, connection: Connection, ended: list[tuple[Claim, Outcome]]
+    ) -> list[bool]:
         return outcomes.finish_bare(connection, ended)
 
 

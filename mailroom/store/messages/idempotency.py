@@ -62,7 +62,9 @@ class Keys:
 
     def find(self, key: Key) -> Kept | None:
         """Return what the key was first used for, if it was."""
-        stored = select(idempotency).where(idempotency.c.owner == key.owner, idempotency.c.key == key.key)
+        stored = select(idempotency).where(
+            idempotency.c.owner == key.owner, idempotency.c.key == key.key
+        )
         row = self.database.read(lambda connection: connection.execute(stored).one_or_none())
         if row is None:
             return None
@@ -84,7 +86,9 @@ class Keys:
         """
         name = key.owner, key.key
         with self._changed:
-            ours = self._changed.wait_for(lambda: name not in self._busy, max(0.0, until - time.monotonic()))
+            ours = self._changed.wait_for(
+                lambda: name not in self._busy, max(0.0, until - time.monotonic())
+            )
             if ours:
                 self._busy.add(name)
         try:
@@ -110,7 +114,9 @@ def take(connection: Connection, requests: Sequence[Kept | None]) -> list[bool]:
     if free:
         rows = [_row(first[name]) for name in sorted(free)]
         connection.execute(idempotency.insert().values(created_at=now_ms()), rows)
-    return [kept is None or (_name(kept) in free and first[_name(kept)] is kept) for kept in requests]
+    return [
+        kept is None or (_name(kept) in free and first[_name(kept)] is kept) for kept in requests
+    ]
 
 
 def _name(kept: Kept) -> tuple[str, str]:
@@ -142,7 +148,9 @@ def _lock(connection: Connection, names: list[tuple[str, str]]) -> set[tuple[str
         return set(names)  # It has one writer at a time.
     numbers = {_number(owner, key): (owner, key) for owner, key in names}
     rows = connection.execute(
-        text("SELECT n, pg_try_advisory_xact_lock(n) AS got FROM unnest(CAST(:numbers AS bigint[])) AS n"),
+        text(
+            "SELECT n, pg_try_advisory_xact_lock(n) AS got FROM unnest(CAST(:numbers AS bigint[])) AS n"
+        ),
         {"numbers": list(numbers)},
     )
     return {numbers[row.n] for row in rows if row.got}

@@ -44,7 +44,9 @@ class NewMessage:
     webhook: str | None = None  #: a URL that gets the events of this message
     key_id: str | None = None  #: the API key it came with
     failed: str = ""  #: why it could not be accepted, if it is recorded only for that
-    dry_run: bool = False  #: whether the client only wants to see what would be sent: it is not accepted
+    dry_run: bool = (
+        False  #: whether the client only wants to see what would be sent: it is not accepted
+    )
 
     @property
     def mail_id(self) -> MailId:
@@ -106,7 +108,9 @@ class Outbox:
     def __init__(self, database: Database) -> None:
         self.database = database
 
-    def accept(self, acceptance: NewMessage, kept: Kept | None = None, charge: Charge | None = None) -> bool:
+    def accept(
+        self, acceptance: NewMessage, kept: Kept | None = None, charge: Charge | None = None
+    ) -> bool:
         """Commit the message to disk, and the job before it; on return they are kept.
 
         False: one with this id was accepted before.
@@ -163,7 +167,9 @@ class Outbox:
 
         They are: now; when any worker of this outbox was last seen; when one was that has not stopped since.
         """
-        now, seen, beat = self.database.read(lambda connection: connection.execute(_WORKERS_SEEN).one())
+        now, seen, beat = self.database.read(
+            lambda connection: connection.execute(_WORKERS_SEEN).one()
+        )
         return now, seen, beat
 
     def worker_seen_ms_ago(self) -> int | None:
@@ -203,7 +209,9 @@ def _new(row: RowValues) -> Any:
     return messages.insert().from_select([*values], select(*values.values()))
 
 
-_NEW_MESSAGES = Rows(messages, (*_COLUMNS, "scheduled_at", "delay", "expires_at", "expires_in"), _new)
+_NEW_MESSAGES = Rows(
+    messages, (*_COLUMNS, "scheduled_at", "delay", "expires_at", "expires_in"), _new
+)
 #: The times of a message that has ended already, and never comes due.
 _NOT_DUE = {"scheduled_at": None, "delay": None}
 
@@ -214,11 +222,15 @@ def _accept(connection: Connection, batches: list[Batch]) -> list[MailroomError 
     Return for each of the others why it is refused.
     """
     ours = take(connection, [batch.kept for batch in batches])
-    charges = [batch.charge if is_ours else None for batch, is_ours in zip(batches, ours, strict=True)]
+    charges = [
+        batch.charge if is_ours else None for batch, is_ours in zip(batches, ours, strict=True)
+    ]
     passed = debit(connection, charges)
     refusals = list(map(_refusal, batches, ours, passed))
     results = [*zip(batches, refusals, strict=True)]
-    give_back(connection, [batch.kept for batch, refusal in results if isinstance(refusal, RateLimited)])
+    give_back(
+        connection, [batch.kept for batch, refusal in results if isinstance(refusal, RateLimited)]
+    )
     accepted = [new for batch, refusal in results if refusal is None for new in batch.acceptances]
     if accepted:
         _insert(connection, accepted)
@@ -244,13 +256,16 @@ class _Start(NamedTuple):
 def _insert(connection: Connection, accepted: list[NewMessage]) -> None:
     starts = _starts(connection, accepted)
     _NEW_MESSAGES(connection, [_row(start.new, start.state) for start in starts])
-    write(connection, [(start.new.id, start.new.message, start.recipient_states) for start in starts])
+    write(
+        connection, [(start.new.id, start.new.message, start.recipient_states) for start in starts]
+    )
     new_jobs = [new.job for new in accepted if new.job]
     if new_jobs:
         insert(connection, new_jobs)
     count(connection, {"accepted": len(accepted)})
     enqueue_webhooks(
-        connection, [{"id": new.id, "event": "accepted", "webhook": new.webhook} for new in accepted]
+        connection,
+        [{"id": new.id, "event": "accepted", "webhook": new.webhook} for new in accepted],
     )
     # The timeline shows the others' acceptance by their row in messages.
     ended = [
@@ -342,7 +357,9 @@ def _state(connection: Connection, id: str) -> State | None:
 
 
 _WORKERS_SEEN = select(
-    now_ms(), func.max(workers.c.seen_at), func.max(case((workers.c.stopped_at.is_(None), workers.c.seen_at)))
+    now_ms(),
+    func.max(workers.c.seen_at),
+    func.max(case((workers.c.stopped_at.is_(None), workers.c.seen_at))),
 )
 
 
@@ -351,7 +368,9 @@ def _details(connection: Connection, id: str) -> MessageDetails | None:
     if row is None:
         return None
     people = recipients.select().where(recipients.c.id == id).order_by(recipients.c.position)
-    timeline = events.select().where(events.c.id.in_([id, row["job_id"] or id])).order_by(events.c.number)
+    timeline = (
+        events.select().where(events.c.id.in_([id, row["job_id"] or id])).order_by(events.c.number)
+    )
     job = select(*SUMMARY).where(jobs.c.id == row["job_id"])
     content = connection.scalar(select(contents.c.content).where(contents.c.id == id))
     now, seen, beat = connection.execute(_WORKERS_SEEN).one()

@@ -87,7 +87,9 @@ def finish(connection: Connection, ended: list[Ended], limited: Collection[str])
     until = note_ends(connection, reports)
     rows = _write_outcomes(connection, ended, until)
     written = attempts_of(rows)
-    count_latencies(connection, [row.now - row.created_at for row in rows if row.state == State.SENT])
+    count_latencies(
+        connection, [row.now - row.created_at for row in rows if row.state == State.SENT]
+    )
     kept = _only(ended, written)
     _write_replies(connection, kept)
     _note_bounces(connection, kept)
@@ -117,9 +119,13 @@ def attempts_of(rows: Iterable[Any]) -> set[AttemptKey]:
     return {(row.id, row.attempt) for row in rows}
 
 
-def on_record(connection: Connection, claims: Sequence[Claim], written: set[AttemptKey]) -> list[bool]:
+def on_record(
+    connection: Connection, claims: Sequence[Claim], written: set[AttemptKey]
+) -> list[bool]:
     """Tell for each claim whether its end is on record, perhaps by a commit that got no answer."""
-    others = [(claim.id, claim.attempt) for claim in claims if (claim.id, claim.attempt) not in written]
+    others = [
+        (claim.id, claim.attempt) for claim in claims if (claim.id, claim.attempt) not in written
+    ]
     recorded = written | (_settled(connection, others) if others else set())
     return [(claim.id, claim.attempt) in recorded for claim in claims]
 
@@ -135,13 +141,17 @@ def _settled(connection: Connection, attempts: list[AttemptKey]) -> set[AttemptK
 
 def _about_accounts(connection: Connection, ended: list[Ended]) -> list[Ended]:
     """Return those that say something of an account and are not on record, so that no error counts twice."""
-    about = [(claim, outcome) for claim, outcome in ended if outcome.account_error or claim.is_probe]
+    about = [
+        (claim, outcome) for claim, outcome in ended if outcome.account_error or claim.is_probe
+    ]
     if not about:
         return []
     # A commit that got no answer may still hold these locks: then its outcome can be read only after it.
     lock_accounts(connection, {claim.account for claim, _ in about})
     recorded = _settled(connection, [(claim.id, claim.attempt) for claim, _ in about])
-    return [(claim, outcome) for claim, outcome in about if (claim.id, claim.attempt) not in recorded]
+    return [
+        (claim, outcome) for claim, outcome in about if (claim.id, claim.attempt) not in recorded
+    ]
 
 
 def _only(ended: list[Ended], attempts: set[AttemptKey]) -> list[Ended]:
@@ -197,7 +207,9 @@ def _note_bounces(connection: Connection, ended: list[Ended]) -> None:
 
 
 def _note_sent(connection: Connection, ended: list[Ended], limited: Collection[str]) -> None:
-    reached = [(claim.account, _reached(outcome)) for claim, outcome in ended if claim.account in limited]
+    reached = [
+        (claim.account, _reached(outcome)) for claim, outcome in ended if claim.account in limited
+    ]
     note_sent(connection, [(account, people) for account, people in reached if people])
 
 
@@ -215,5 +227,8 @@ def _reached(outcome: Outcome) -> int:
 
 
 def _storable(outcome: Outcome) -> Outcome:
-    replies = {position: (state, storable(reply)) for position, (state, reply) in outcome.recipients.items()}
+    replies = {
+        position: (state, storable(reply))
+        for position, (state, reply) in outcome.recipients.items()
+    }
     return replace(outcome, reason=storable(outcome.reason), recipients=replies)

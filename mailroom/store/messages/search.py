@@ -78,12 +78,17 @@ def newest(database: Database, search: Search) -> list[dict[str, Any]]:
 def number(database: Database, status: State, most: int) -> int:
     """Count the messages in a state that not every message passes through, `most` at most."""
     ids = select(messages.c.id).where(*_in_order(Search(status=status))).limit(most).subquery()
-    return database.read(lambda connection: connection.scalar(select(func.count()).select_from(ids))) or 0
+    return (
+        database.read(lambda connection: connection.scalar(select(func.count()).select_from(ids)))
+        or 0
+    )
 
 
 def _listed(connection: Connection, search: Search) -> Page:
     few = _few(connection, search)
-    positions, next = _by_age(connection, search) if few is None else _sorted(connection, search, few)
+    positions, next = (
+        _by_age(connection, search) if few is None else _sorted(connection, search, few)
+    )
     return Page(_rows(connection, [id for _, id in positions]), next)
 
 
@@ -173,12 +178,16 @@ def _on_sight(search: Search) -> list[ColumnElement[bool]]:
     if search.status in PASSING:
         conditions.append(messages.c.state == search.status)
     if search.to:
-        conditions.append(exists().where(recipients.c.id == messages.c.id, recipients.c.address == search.to))
+        conditions.append(
+            exists().where(recipients.c.id == messages.c.id, recipients.c.address == search.to)
+        )
     if search.tag:
         conditions.append(exists().where(tags.c.id == messages.c.id, tags.c.tag == search.tag))
     if search.words:
         address = func.lower(recipients.c.address)
-        in_address = [address.contains(text, autoescape=True) for text in _in_addresses(search.words)]
+        in_address = [
+            address.contains(text, autoescape=True) for text in _in_addresses(search.words)
+        ]
         conditions.append(
             or_(
                 messages.c.subject_key.contains(search.words.casefold(), autoescape=True),
@@ -228,7 +237,9 @@ def _rows(connection: Connection, ids: Sequence[str]) -> list[dict[str, Any]]:
 def _recipients(connection: Connection, ids: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
     """Return the recipients of these messages, by the message's id."""
     by_position = (
-        select(recipients).where(recipients.c.id.in_(ids)).order_by(recipients.c.id, recipients.c.position)
+        select(recipients)
+        .where(recipients.c.id.in_(ids))
+        .order_by(recipients.c.id, recipients.c.position)
     )
     people: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for person in connection.execute(by_position).mappings():

@@ -73,7 +73,9 @@ class Suppressions:
         self, addresses: Collection[str], reason: Reason = Reason.MANUAL, detail: str | None = None
     ) -> int:
         """Suppress many in one commit; return how many were not suppressed before."""
-        return self.database.write(_add, [_row(address, reason, detail) for address in addresses], alone=True)
+        return self.database.write(
+            _add, [_row(address, reason, detail) for address in addresses], alone=True
+        )
 
     def remove(self, address: str) -> bool:
         """Let an address get mail again; False if it was not suppressed."""
@@ -94,7 +96,9 @@ class Suppressions:
             page = page.where(tuple_(*age) < after)
         if reason:
             page = page.where(suppressions.c.reason == reason)
-        return self.database.read(lambda connection: [_read(row) for row in connection.execute(page)])
+        return self.database.read(
+            lambda connection: [_read(row) for row in connection.execute(page)]
+        )
 
 
 @dataclass(frozen=True)
@@ -174,7 +178,10 @@ def state_at_acceptance(
     """
     if state is State.FAILED:
         return state, [State.FAILED] * len(addresses)
-    states = [State.SUPPRESSED if _normal(address) in suppressed else State.QUEUED for address in addresses]
+    states = [
+        State.SUPPRESSED if _normal(address) in suppressed else State.QUEUED
+        for address in addresses
+    ]
     if set(states) == {State.SUPPRESSED}:
         state = State.SUPPRESSED
     return state, states
@@ -207,7 +214,11 @@ def drop_suppressed(connection: Connection, ids: Collection[str]) -> None:
         connection.execute(
             update(recipients)
             .values(state=State.SUPPRESSED, reply=REPLY)
-            .where(recipients.c.id == bindparam("of"), recipients.c.position == bindparam("at"), is_open),
+            .where(
+                recipients.c.id == bindparam("of"),
+                recipients.c.position == bindparam("at"),
+                is_open,
+            ),
             dropped,
         )
         _end_without_recipients(connection, ours)
@@ -281,7 +292,9 @@ def _insert_new(connection: Connection, rows: Iterable[dict[str, Any]]) -> int:
     new = sorted(by_address.keys() - suppressed_among(connection, by_address.keys()))
     if new:
         connection.execute(
-            insertion(connection, suppressions).values(created_at=now_ms()).on_conflict_do_nothing(),
+            insertion(connection, suppressions)
+            .values(created_at=now_ms())
+            .on_conflict_do_nothing(),
             [by_address[address] for address in new],
         )
     return len(new)
@@ -289,7 +302,9 @@ def _insert_new(connection: Connection, rows: Iterable[dict[str, Any]]) -> int:
 
 def _remove(connection: Connection, addresses: list[str]) -> list[bool]:
     removed = (
-        delete(suppressions).where(suppressions.c.address.in_(addresses)).returning(suppressions.c.address)
+        delete(suppressions)
+        .where(suppressions.c.address.in_(addresses))
+        .returning(suppressions.c.address)
     )
     gone = set(connection.scalars(in_order(connection, removed)))
     return [address in gone for address in addresses]
@@ -322,8 +337,15 @@ def _address(connection: Connection, id: str, position: int) -> str | None:
     return address
 
 
-def _row(address: str, reason: Reason, detail: str | None, message_id: str | None = None) -> dict[str, Any]:
-    return {"address": _normal(address), "reason": reason, "detail": detail, "message_id": message_id}
+def _row(
+    address: str, reason: Reason, detail: str | None, message_id: str | None = None
+) -> dict[str, Any]:
+    return {
+        "address": _normal(address),
+        "reason": reason,
+        "detail": detail,
+        "message_id": message_id,
+    }
 
 
 def _read(row: Any) -> Suppression:

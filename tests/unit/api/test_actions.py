@@ -56,14 +56,20 @@ TABLE: dict[str, tuple[set[str], str, str]] = {
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+def database(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Database]:
     """An outbox that the tests of this module share; each makes messages of its own."""
     name = f"actions_{new_id().replace('-', '')}"
-    cluster: Postgres | None = None if request.param == "sqlite" else request.getfixturevalue("postgres")
+    cluster: Postgres | None = (
+        None if request.param == "sqlite" else request.getfixturevalue("postgres")
+    )
     if cluster:
         cluster.create_database(name)
     made = Database(
-        cluster.url(name) if cluster else f"sqlite:///{tmp_path_factory.mktemp('actions')}/mailasync.sqlite3"
+        cluster.url(name)
+        if cluster
+        else f"sqlite:///{tmp_path_factory.mktemp('actions')}/mailasync.sqlite3"
     )
     upgrade(made)
     yield made
@@ -92,18 +98,26 @@ def claims(database: Database) -> Claims:
 def accept(outbox: Outbox, *to: str, job: NewJob | None = None, **terms: Any) -> str:
     id = new_id()
     message = Message(
-        to=tuple(Address(address) for address in to or ("bob@example.org",)), subject="Hello", text="Hi"
+        to=tuple(Address(address) for address in to or ("bob@example.org",)),
+        subject="Hello",
+        text="Hi",
     )
     assert outbox.accept(
         NewMessage(
-            id=id, message=message, message_id=f"{id}@example.org", job=job, terms=SendOptions(**terms)
+            id=id,
+            message=message,
+            message_id=f"{id}@example.org",
+            job=job,
+            terms=SendOptions(**terms),
         )
     )
     return id
 
 
 def simulate() -> NewJob:
-    return NewJob(id=new_id(), name="simulate", args={"seconds": 1}, queue="jobs", timeout_seconds=10)
+    return NewJob(
+        id=new_id(), name="simulate", args={"seconds": 1}, queue="jobs", timeout_seconds=10
+    )
 
 
 def message_in(outbox: Outbox, state: State) -> str:
@@ -129,7 +143,11 @@ def message_in(outbox: Outbox, state: State) -> str:
             id=id,
         )
     if state in (State.SENDING, State.IN_DATA):
-        run(outbox.database, "/* test */ UPDATE messages SET owner = 'worker-1' WHERE id = :id", id=id)
+        run(
+            outbox.database,
+            "/* test */ UPDATE messages SET owner = 'worker-1' WHERE id = :id",
+            id=id,
+        )
     return id
 
 
@@ -169,7 +187,9 @@ def do(actions: Actions, name: str, id: str) -> str:
 
 @pytest.mark.parametrize("before", State)
 @pytest.mark.parametrize("action", TABLE)
-def test_each_action_in_each_state(outbox: Outbox, actions: Actions, action: str, before: State) -> None:
+def test_each_action_in_each_state(
+    outbox: Outbox, actions: Actions, action: str, before: State
+) -> None:
     id = message_in(outbox, before)
     told = details(outbox, id)
     states, then, recipient = TABLE[action]
@@ -197,7 +217,12 @@ def test_each_action_in_each_state(outbox: Outbox, actions: Actions, action: str
         }[action]
     ]
     assert after.row["message_id"] == told.row["message_id"]
-    assert (after.row["attempt"], after.row["owner"], after.row["published_at"], after.row["parked"]) == (
+    assert (
+        after.row["attempt"],
+        after.row["owner"],
+        after.row["published_at"],
+        after.row["parked"],
+    ) == (
         2,
         None,
         None,
@@ -258,7 +283,10 @@ def test_a_retry_reaches_only_those_who_do_not_have_the_mail(
     id = accept(outbox, "bob@example.org", "carol@example.org")
     [claim] = claims.claim([id])
     claims.finish(
-        claim, Outcome(state=State.SENT, recipients={0: (State.SENT, "250 ok"), 1: (State.FAILED, "550 no")})
+        claim,
+        Outcome(
+            state=State.SENT, recipients={0: (State.SENT, "250 ok"), 1: (State.FAILED, "550 no")}
+        ),
     )
     actions.retry(id)
     [again] = claims.claim([id])
@@ -313,13 +341,17 @@ def test_a_mail_whose_job_failed_is_not_retried_and_can_be_resent(
 
 def test_what_cannot_be_accepted_has_nobody_to_be_sent_to(outbox: Outbox, actions: Actions) -> None:
     id = new_id()
-    outbox.accept(NewMessage(id=id, message=Message(to=()), message_id="x@localhost", failed="no mail"))
+    outbox.accept(
+        NewMessage(id=id, message=Message(to=()), message_id="x@localhost", failed="no mail")
+    )
     for action in ("retry", "resend"):
         with pytest.raises(WrongState, match="has no recip"):
             do(actions, action, id)
 
 
-def test_a_canceled_mail_leaves_its_job_running(outbox: Outbox, actions: Actions, database: Database) -> None:
+def test_a_canceled_mail_leaves_its_job_running(
+    outbox: Outbox, actions: Actions, database: Database
+) -> None:
     job = simulate()
     id = accept(outbox, job=job)
     actions.cancel(id)
@@ -331,11 +363,16 @@ def test_a_canceled_mail_leaves_its_job_running(outbox: Outbox, actions: Actions
     assert (state(outbox, id), state(outbox, again)) == ("canceled", "queued")
 
 
-def test_a_resent_mail_is_new_and_goes_to_all(outbox: Outbox, actions: Actions, claims: Claims) -> None:
+def test_a_resent_mail_is_new_and_goes_to_all(
+    outbox: Outbox, actions: Actions, claims: Claims
+) -> None:
     id = accept(outbox, "bob@example.org", "carol@example.org", max_attempts=3, expires_in=HOUR_MS)
     [claim] = claims.claim([id])
     claims.finish(
-        claim, Outcome(state=State.SENT, recipients={0: (State.SENT, "250 ok"), 1: (State.FAILED, "550 no")})
+        claim,
+        Outcome(
+            state=State.SENT, recipients={0: (State.SENT, "250 ok"), 1: (State.FAILED, "550 no")}
+        ),
     )
     new = do(actions, "resend", id)
     row = details(outbox, new).row
@@ -354,7 +391,9 @@ def test_a_resent_mail_is_new_and_goes_to_all(outbox: Outbox, actions: Actions, 
     )
 
 
-def test_rescheduled_it_comes_due_at_its_time(outbox: Outbox, actions: Actions, database: Database) -> None:
+def test_rescheduled_it_comes_due_at_its_time(
+    outbox: Outbox, actions: Actions, database: Database
+) -> None:
     sweeps = Sweeps(database, 20, "resend")
     later, soon = accept(outbox), accept(outbox)
     actions.reschedule(later, at=now(outbox) + HOUR_MS)
@@ -372,7 +411,9 @@ def test_it_cannot_be_scheduled_for_after_it_expires(outbox: Outbox, actions: Ac
 
 
 @pytest.mark.parametrize("action", ["release", "retry", "resend"])
-def test_without_its_content_nothing_can_be_sent(outbox: Outbox, actions: Actions, action: str) -> None:
+def test_without_its_content_nothing_can_be_sent(
+    outbox: Outbox, actions: Actions, action: str
+) -> None:
     id = message_in(outbox, State.UNCERTAIN if action == "release" else State.FAILED)
     run(outbox.database, "/* test */ DELETE FROM contents WHERE id = :id", id=id)
     with pytest.raises(WrongState, match="content"):
@@ -381,9 +422,12 @@ def test_without_its_content_nothing_can_be_sent(outbox: Outbox, actions: Action
 
 def end_job(database: Database, job: NewJob, how: JobState) -> None:
     runs = JobClaims(database, "worker-1", 20)
-    claim = next(claim for claim in runs.claim("jobs", ["simulate"], limit=1000) if claim.id == job.id)
+    claim = next(
+        claim for claim in runs.claim("jobs", ["simulate"], limit=1000) if claim.id == job.id
+    )
     assert (
-        runs.finish(claim, JobEnd(state=how, error=None if how is JobState.SUCCEEDED else "no")) is not None
+        runs.finish(claim, JobEnd(state=how, error=None if how is JobState.SUCCEEDED else "no"))
+        is not None
     )
 
 
@@ -391,7 +435,9 @@ def end_job(database: Database, job: NewJob, how: JobState) -> None:
 
 
 @pytest.mark.parametrize("before", State)
-def test_a_message_that_still_waits_expires(outbox: Outbox, database: Database, before: State) -> None:
+def test_a_message_that_still_waits_expires(
+    outbox: Outbox, database: Database, before: State
+) -> None:
     id = message_in(outbox, before)
     kept = details(outbox, id).recipients[0]["state"]
     run(
@@ -415,7 +461,9 @@ def test_a_message_that_still_waits_expires(outbox: Outbox, database: Database, 
 def test_messages_expire_once_a_few_at_a_time(outbox: Outbox, database: Database) -> None:
     ids = [accept(outbox, expires_in=1) for _ in range(25)]
     kept = accept(outbox, expires_in=HOUR_MS)
-    wait_until(lambda: now(outbox) - 10 > details(outbox, ids[-1]).row["expires_at"], what="they are past")
+    wait_until(
+        lambda: now(outbox) - 10 > details(outbox, ids[-1]).row["expires_at"], what="they are past"
+    )
     with ThreadPoolExecutor(4) as threads:
         counts = list(threads.map(lambda _: Expiry(database).expire(10), range(6)))
     while counts[-1]:
@@ -458,7 +506,9 @@ def test_every_statement_finds_its_rows_by_an_index(sqlite_url: str) -> None:
     event.listen(
         database.engine,
         "before_cursor_execute",
-        lambda connection, cursor, statement, parameters, context, many: seen.append((statement, parameters)),
+        lambda connection, cursor, statement, parameters, context, many: seen.append(
+            (statement, parameters)
+        ),
     )
     for id in ids:
         for action in TABLE:
@@ -483,7 +533,11 @@ def test_every_statement_finds_its_rows_by_an_index(sqlite_url: str) -> None:
                 "SCAN found VIRTUAL TABLE",
                 "SCAN given VIRTUAL TABLE",
             )
-            whole = [step for step in plan if step.startswith("SCAN") and not any(one in step for one in few)]
+            whole = [
+                step
+                for step in plan
+                if step.startswith("SCAN") and not any(one in step for one in few)
+            ]
             assert whole == [], (statement, plan)
     assert len(seen) > 200
     database.close()
@@ -580,9 +634,9 @@ def test_a_time_that_is_none_is_refused_and_changes_nothing(
     answer = ask(client, id, "reschedule", body)
     told = json.loads(answer.data)
     assert answer.status_code == 422
-    assert [(error["pointer"], words in error["detail"]) for error in told["errors"]] == [(pointer, True)], (
-        told
-    )
+    assert [(error["pointer"], words in error["detail"]) for error in told["errors"]] == [
+        (pointer, True)
+    ], told
     assert client.get(f"/v1/messages/{id}").json["status"] == "queued"  # type: ignore[index]
 
 
@@ -624,7 +678,11 @@ def test_terms_that_are_none_are_refused(
     client: FlaskClient, path: str, fields: Any, pointer: str, words: str
 ) -> None:
     job = path == "/v1/jobs"
-    body = {"name": "simulate", "args": {"seconds": 1}, "notify": MAIL | fields} if job else MAIL | fields
+    body = (
+        {"name": "simulate", "args": {"seconds": 1}, "notify": MAIL | fields}
+        if job
+        else MAIL | fields
+    )
     told = json.loads(client.post(path, json=body).data)
     assert [(error["pointer"], words in error["detail"]) for error in told["errors"]] == [
         (pointer.replace("#", "#/notify") if job else pointer, True)
@@ -639,10 +697,13 @@ def test_terms_are_kept_and_told(client: FlaskClient) -> None:
     )
     assert (abs(expires - created - 3600) <= 1, told["max_attempts"]) == (True, 2)
     assert json.loads(
-        client.post("/v1/messages", json=MAIL | {"expires_in": 1, "expires_at": told["expires_at"]}).data
+        client.post(
+            "/v1/messages", json=MAIL | {"expires_in": 1, "expires_at": told["expires_at"]}
+        ).data
     )["errors"] == [{"pointer": "#", "detail": "expected expires_at or expires_in, got both"}]
     job: Any = client.post(
-        "/v1/jobs", json={"name": "simulate", "args": {"seconds": 1}, "notify": MAIL | {"expires_in": 60}}
+        "/v1/jobs",
+        json={"name": "simulate", "args": {"seconds": 1}, "notify": MAIL | {"expires_in": 60}},
     ).json
     told = client.get(f"/v1/messages/{job['message']['id']}").json
     assert told["expires_at"] is not None

@@ -22,7 +22,9 @@ URLENCODED = "application/x-www-form-urlencoded"
 def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     directory = tmp_path_factory.mktemp("web")
     database_url = f"sqlite:///{directory}/mailasync.sqlite3"
-    with service(directory, DATABASE_URL=database_url, BROKER_URL="pyamqp://guest@127.0.0.1:9//") as made:
+    with service(
+        directory, DATABASE_URL=database_url, BROKER_URL="pyamqp://guest@127.0.0.1:9//"
+    ) as made:
         made.upgrade()
         made.web()
         yield made
@@ -36,7 +38,10 @@ def form(**fields: str) -> tuple[bytes, str]:
 
 def in_chunks(body: bytes, size: int | None = None) -> bytes:
     """One chunk, which says that it is so long."""
-    return b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s" % (len(body) if size is None else size, body)
+    return b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s" % (
+        len(body) if size is None else size,
+        body,
+    )
 
 
 #: How the body is sent: all of it is there, and its end is not.
@@ -59,7 +64,9 @@ BODIES: dict[str, tuple[str, bytes, str]] = {
 }
 
 
-def sent(web: Service, path: str, rest: bytes, *fields: str, is_cut: bool = True) -> tuple[int, Any]:
+def sent(
+    web: Service, path: str, rest: bytes, *fields: str, is_cut: bool = True
+) -> tuple[int, Any]:
     """Status and JSON of the answer; to a request that is cut nothing is added."""
     head = [f"POST {path} HTTP/1.1", "Host: localhost", "Connection: close", *fields, ""]
     with socket.create_connection(("127.0.0.1", web.port), timeout=PATIENCE) as connection:
@@ -75,7 +82,11 @@ def sent(web: Service, path: str, rest: bytes, *fields: str, is_cut: bool = True
 
 def kept(web: Service) -> list[Any]:
     """All that was accepted."""
-    return [row for path in ("messages", "jobs", "suppressions") for row in web.get(f"/v1/{path}")["data"]]
+    return [
+        row
+        for path in ("messages", "jobs", "suppressions")
+        for row in web.get(f"/v1/{path}")["data"]
+    ]
 
 
 @pytest.mark.parametrize("what", BODIES)

@@ -39,7 +39,9 @@ def is_up(client: FlaskClient) -> bool:
 @contextmanager
 def served(database: Database) -> Iterator[FlaskClient]:
     """The application on this database, with a broker that nobody listens on."""
-    settings = load({"MAILASYNC_ENV_FILE": "", "MAILASYNC_BROKER_URL": "pyamqp://guest@127.0.0.1:9//"})
+    settings = load(
+        {"MAILASYNC_ENV_FILE": "", "MAILASYNC_BROKER_URL": "pyamqp://guest@127.0.0.1:9//"}
+    )
     app = web.create_app(settings, database=database)
     try:
         yield app.test_client()
@@ -116,7 +118,9 @@ def test_a_database_that_takes_no_writes_is_not_ready(
                 "MAILASYNC_DATABASE_URL": database.url.render_as_string(hide_password=False),
             }
         )
-        [found] = [one for one in Doctor(settings, database, [], None).examine() if one.what == "database"]
+        [found] = [
+            one for one in Doctor(settings, database, [], None).examine() if one.what == "database"
+        ]
         assert not found.ok and re.search(words, found.words)
 
 
@@ -139,7 +143,9 @@ def test_who_asks_often_gets_no_write_for_each_time(
     statements: list[str] = []
     engine = app.extensions["mailasync"].outbox.database.engine
     event.listen(
-        engine, "before_cursor_execute", lambda link, cursor, statement, *_: statements.append(statement)
+        engine,
+        "before_cursor_execute",
+        lambda link, cursor, statement, *_: statements.append(statement),
     )
     for _ in range(30):
         asked(client)
@@ -148,7 +154,9 @@ def test_who_asks_often_gets_no_write_for_each_time(
 
 def fields() -> dict[str, str]:
     """When the docs say that a field of the answer makes it 503, by field."""
-    rows = re.findall(r"^\| `(status|checks\.\w+)` \|.*\| ([^|]*) \|$", PAGE.read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\| `(status|checks\.\w+)` \|.*\| ([^|]*) \|$", PAGE.read_text(), re.MULTILINE
+    )
     return dict(rows)
 
 
@@ -171,7 +179,10 @@ def test_what_the_docs_say_makes_no_503_makes_none(client: FlaskClient) -> None:
         "ok",
         "none is running",
     )
-    assert (fields()["checks.database"], fields()["checks.broker"]) == ("unless it is `ok`", "never")
+    assert (fields()["checks.database"], fields()["checks.broker"]) == (
+        "unless it is `ok`",
+        "never",
+    )
     assert fields()["checks.worker"].startswith(
         "only where workers consume the queue and this outbox has seen none of them"
     )

@@ -49,7 +49,11 @@ def database(app: Flask) -> Database:
 
 
 def post(
-    client: FlaskClient, path: str = "/v1/messages", body: Any = MAIL, key: str = "key-1", **headers: str
+    client: FlaskClient,
+    path: str = "/v1/messages",
+    body: Any = MAIL,
+    key: str = "key-1",
+    **headers: str,
 ) -> Any:
     return client.post(path, json=body, headers={"Idempotency-Key": key, **headers})
 
@@ -67,7 +71,9 @@ def key(name: str, request_hash: str = "hash") -> Key:
 
 
 def kept(name: str) -> Kept:
-    return Kept(key=key(name), answer=StoredAnswer(status=202, location="/v1/messages/1", body={"id": "1"}))
+    return Kept(
+        key=key(name), answer=StoredAnswer(status=202, location="/v1/messages/1", body={"id": "1"})
+    )
 
 
 # --- again ---------------------------------------------------------------------------------------------------------
@@ -107,16 +113,28 @@ def test_a_form_is_the_same_with_another_boundary(client: FlaskClient, database:
         return client.post(
             "/v1/jobs",
             data=body,
-            headers={"Content-Type": f"multipart/form-data; boundary={boundary}", "Idempotency-Key": "form"},
+            headers={
+                "Content-Type": f"multipart/form-data; boundary={boundary}",
+                "Idempotency-Key": "form",
+            },
         )
 
-    assert [form("aaaa1").status_code, form("bbbbbb2").headers.get("Idempotency-Replayed")] == [202, "true"]
+    assert [form("aaaa1").status_code, form("bbbbbb2").headers.get("Idempotency-Replayed")] == [
+        202,
+        "true",
+    ]
     assert count(database, jobs) == 1
 
 
-def test_another_body_or_path_with_the_same_key_is_409(client: FlaskClient, database: Database) -> None:
+def test_another_body_or_path_with_the_same_key_is_409(
+    client: FlaskClient, database: Database
+) -> None:
     post(client)
-    for answer in (post(client, body=MAIL | {"subject": "other"}), post(client, "/"), post(client, body={})):
+    for answer in (
+        post(client, body=MAIL | {"subject": "other"}),
+        post(client, "/"),
+        post(client, body={}),
+    ):
         told = json.loads(answer.data)
         assert (answer.status_code, answer.content_type, told["code"]) == (
             409,
@@ -129,16 +147,25 @@ def test_another_body_or_path_with_the_same_key_is_409(client: FlaskClient, data
 
 @pytest.mark.parametrize(
     ("first", "again"),
-    [("key", '"key"'), (r'"a \"b\" \\"', r'"a \"b\" \\"'), ("a b", '"a b"'), (256 * "~", 256 * "~")],
+    [
+        ("key", '"key"'),
+        (r'"a \"b\" \\"', r'"a \"b\" \\"'),
+        ("a b", '"a b"'),
+        (256 * "~", 256 * "~"),
+    ],
 )
-def test_a_key_may_be_bare_or_quoted(client: FlaskClient, database: Database, first: str, again: str) -> None:
+def test_a_key_may_be_bare_or_quoted(
+    client: FlaskClient, database: Database, first: str, again: str
+) -> None:
     assert post(client, key=first).status_code == 202
     assert post(client, key=again).headers["Idempotency-Replayed"] == "true"
     assert count(database) == 1
 
 
 @on_sqlite
-@pytest.mark.parametrize("wrong", ["", '""', '"', '"a', '"a"b', '"a"; x=1', "ü", '"ü"', "~" * 257, "a\tb"])
+@pytest.mark.parametrize(
+    "wrong", ["", '""', '"', '"a', '"a"b', '"a"; x=1', "ü", '"ü"', "~" * 257, "a\tb"]
+)
 def test_a_key_of_another_form_is_400_and_says_what_was_expected(
     client: FlaskClient, database: Database, wrong: str
 ) -> None:
@@ -155,11 +182,16 @@ def test_a_key_of_another_form_is_400_and_says_what_was_expected(
     assert count(database) == 0
 
 
-def test_a_refused_request_burns_no_key(client: FlaskClient, app: Flask, database: Database) -> None:
+def test_a_refused_request_burns_no_key(
+    client: FlaskClient, app: Flask, database: Database
+) -> None:
     assert post(client, body={"to": "nobody"}).status_code == 422
     assert (
         client.post(
-            "/v1/messages", data=b"{", content_type="application/json", headers={"Idempotency-Key": "key-1"}
+            "/v1/messages",
+            data=b"{",
+            content_type="application/json",
+            headers={"Idempotency-Key": "key-1"},
         ).status_code
         == 400
     )
@@ -180,7 +212,9 @@ def test_a_repeated_request_is_answered_also_when_it_could_not_be_accepted_now(
         def now(cls, tz: tzinfo | None = None) -> Self:
             return super().now(tz) + timedelta(hours=1)
 
-    body = MAIL | {"expires_at": (datetime.now(UTC) + timedelta(minutes=30)).isoformat(timespec="seconds")}
+    body = MAIL | {
+        "expires_at": (datetime.now(UTC) + timedelta(minutes=30)).isoformat(timespec="seconds")
+    }
     first = post(client, body=body)
     assert first.status_code == 202
     monkeypatch.setattr("mailroom.submission.times.datetime", Later)
@@ -202,7 +236,12 @@ def test_each_api_key_has_keys_of_its_own(client: FlaskClient, database: Databas
             ("Authorization", f"Basic {basic}"),
         )
     ]
-    assert [answer.headers.get("Idempotency-Replayed") for answer in answers] == [None, None, "true", "true"]
+    assert [answer.headers.get("Idempotency-Replayed") for answer in answers] == [
+        None,
+        None,
+        "true",
+        "true",
+    ]
     owners = database.read(lambda connection: connection.scalars(select(idempotency.c.owner)).all())
     assert sorted(owners) == sorted([first.id, second.id])
 
@@ -237,7 +276,9 @@ def test_keyed_and_keyless_messages_share_one_commit(app: Flask, database: Datab
 
     def one(number: int) -> bool:  # Not over HTTP, whose publisher commits, too.
         return bool(
-            services.outbox.accept(services.reader.mail(MAIL), kept(f"key-{number}") if number % 2 else None)
+            services.outbox.accept(
+                services.reader.mail(MAIL), kept(f"key-{number}") if number % 2 else None
+            )
         )
 
     with ThreadPoolExecutor(21) as threads:
@@ -252,7 +293,9 @@ def test_keyed_and_keyless_messages_share_one_commit(app: Flask, database: Datab
     assert (count(database), count(database, idempotency)) == (20, 10)
 
 
-def test_a_batch_with_one_key_twice_accepts_it_once_and_holds_up_no_other(database: Database) -> None:
+def test_a_batch_with_one_key_twice_accepts_it_once_and_holds_up_no_other(
+    database: Database,
+) -> None:
     batches: list[Sequence[Kept | None]] = [
         [kept("one"), None, kept("one"), kept("two"), None],
         [kept("two"), kept("three")],
@@ -277,7 +320,10 @@ def test_a_thread_waits_for_the_one_that_has_its_key(database: Database) -> None
     with ThreadPoolExecutor(1) as threads:
         with keys.in_hand(key("one"), until=0) as first:
             assert first
-            with keys.in_hand(key("one"), until=0) as second, keys.in_hand(key("two"), until=0) as other:
+            with (
+                keys.in_hand(key("one"), until=0) as second,
+                keys.in_hand(key("two"), until=0) as other,
+            ):
                 assert not second and other
             third = threads.submit(take_one)
             assert not third.done()
@@ -303,7 +349,9 @@ def test_a_post_whose_commit_got_no_answer_finds_out_by_its_key(
             link.at_commit(fate, having=KEYED)
             lost = post(client, path, body)
             assert (lost.status_code, json.loads(lost.data)["code"]) == (503, "commit_unconfirmed")
-            wait_until(partial(is_count, direct, table, 1 + committed), what="the server has settled it")
+            wait_until(
+                partial(is_count, direct, table, 1 + committed), what="the server has settled it"
+            )
             # Then the same request again is answered, and there is one message
             again = post(client, path, body)
             assert again.status_code == 202
@@ -361,7 +409,10 @@ def test_a_request_waits_for_another_processs_commit_or_is_told_to_come_again(
             )
             assert answer.headers["Retry-After"] == "1"
         again = client.post(
-            "/v1/messages", data=raw, content_type="application/json", headers={"Idempotency-Key": "key-1"}
+            "/v1/messages",
+            data=raw,
+            content_type="application/json",
+            headers={"Idempotency-Key": "key-1"},
         )
         assert again.json == {"id": acceptance.id, "status": "queued"}
         assert count(fast.database) == 1
@@ -370,7 +421,9 @@ def test_a_request_waits_for_another_processs_commit_or_is_told_to_come_again(
 
 
 def request_hash(app: Flask, body: bytes) -> str:
-    with app.test_request_context("/v1/messages", method="POST", data=body, content_type="application/json"):
+    with app.test_request_context(
+        "/v1/messages", method="POST", data=body, content_type="application/json"
+    ):
         return _request_hash()
 
 
@@ -378,7 +431,11 @@ def request_hash(app: Flask, body: bytes) -> str:
 
 
 def test_two_web_processes_make_one_mail_of_one_key(
-    tmp_path: Path, broker_url: str, postgres_url: str, to_smtpd: dict[str, str], smtpd: ScriptedSMTP
+    tmp_path: Path,
+    broker_url: str,
+    postgres_url: str,
+    to_smtpd: dict[str, str],
+    smtpd: ScriptedSMTP,
 ) -> None:
     with service(tmp_path, BROKER_URL=broker_url, DATABASE_URL=postgres_url, **to_smtpd) as one:
         # Given two web processes on one database
@@ -423,7 +480,10 @@ def test_a_web_process_killed_while_it_answers_keeps_message_and_key_together(
                         MAIL | {"subject": str(number)},
                         headers={"Idempotency-Key": f"key-{number}"},
                     )
-                except (OSError, HTTPException):  # Killed before its answer, or in the middle of it.
+                except (
+                    OSError,
+                    HTTPException,
+                ):  # Killed before its answer, or in the middle of it.
                     return
                 if status == 202:
                     assert ids.setdefault(number, answer["id"]) == answer["id"]

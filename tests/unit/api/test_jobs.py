@@ -52,7 +52,14 @@ def test_a_job_is_accepted_with_its_place(client: FlaskClient) -> None:
     assert answer.headers["Location"] == f"/v1/jobs/{job['id']}"
     assert "Preference-Applied" not in answer.headers
     assert client.get(answer.headers["Location"]).json["id"] == job["id"]  # type: ignore[index]
-    assert (job["status"], job["progress"], job["args"], job["message"], job["result"], job["file"]) == (
+    assert (
+        job["status"],
+        job["progress"],
+        job["args"],
+        job["message"],
+        job["result"],
+        job["file"],
+    ) == (
         "queued",
         0.0,
         {"seconds": 1},
@@ -74,8 +81,16 @@ def test_a_job_with_a_mail_makes_both_and_each_tells_of_the_other(
     assert mail["job"]["id"] == job["id"]
     runs.finish(claim(runs), JobEnd(state=JobState.SUCCEEDED, result="[1, 2]"))
     told: Any = client.get(f"/v1/jobs/{job['id']}").json
-    assert (told["status"], told["result"], told["message"]["status"]) == ("succeeded", [1, 2], "queued")
-    assert [step["event"] for step in told["timeline"]] == ["accepted", "job started", "job succeeded"]
+    assert (told["status"], told["result"], told["message"]["status"]) == (
+        "succeeded",
+        [1, 2],
+        "queued",
+    )
+    assert [step["event"] for step in told["timeline"]] == [
+        "accepted",
+        "job started",
+        "job succeeded",
+    ]
 
 
 def test_a_message_may_carry_a_job(client: FlaskClient) -> None:
@@ -94,7 +109,9 @@ def test_a_message_may_carry_a_job(client: FlaskClient) -> None:
         )
 
 
-def test_braces_in_a_mail_without_a_job_of_the_clients_are_text(client: FlaskClient, app: Flask) -> None:
+def test_braces_in_a_mail_without_a_job_of_the_clients_are_text(
+    client: FlaskClient, app: Flask
+) -> None:
     answer: Any = client.post("/", json=NOTIFY | {"contents": "{% {{"})
     assert answer.status_code == 200
 
@@ -116,8 +133,16 @@ def test_braces_in_a_mail_without_a_job_of_the_clients_are_text(client: FlaskCli
             "expected one of seconds, got an argument that is none of them",
         ),
         ({"args": [1]}, "#/args", "expected a valid dictionary, got [1]"),
-        ({"notify_on": "always"}, "#/notify_on", "expected 'success', 'failure' or 'both', got \"always\""),
-        ({"timeout_seconds": 0}, "#/timeout_seconds", "expected greater than or equal to 0.001, got 0"),
+        (
+            {"notify_on": "always"},
+            "#/notify_on",
+            "expected 'success', 'failure' or 'both', got \"always\"",
+        ),
+        (
+            {"timeout_seconds": 0},
+            "#/timeout_seconds",
+            "expected greater than or equal to 0.001, got 0",
+        ),
         ({"timeout_seconds": 10**9}, "#/timeout_seconds", "expected less than or equal to 2592000"),
         ({"max_attempts": 0}, "#/max_attempts", "expected greater than or equal to 1, got 0"),
         ({"max_attempts": "3"}, "#/max_attempts", "expected a valid integer"),
@@ -157,7 +182,9 @@ def test_all_that_is_wrong_is_told_at_once(client: FlaskClient) -> None:
         ({"name": "simulate", "args": {"seconds": 1}, "notify": {}}, "#/job/notify"),
     ],
 )
-def test_a_wrong_job_in_a_message_is_refused(client: FlaskClient, job: object, pointer: str) -> None:
+def test_a_wrong_job_in_a_message_is_refused(
+    client: FlaskClient, job: object, pointer: str
+) -> None:
     problem: Any = client.post("/v1/messages", json={**NOTIFY, "job": job}).json
     assert pointer in [error["pointer"] for error in problem["errors"]]
 
@@ -184,11 +211,18 @@ def test_a_file_in_a_form_is_an_argument(client: FlaskClient, runs: JobClaims) -
         ({"job": "{", "image": (io.BytesIO(b"x"), "x")}, 400, "expected JSON"),
         ({"job": "[]", "image": (io.BytesIO(b"x"), "x")}, 400, "expected a JSON object"),
         (
-            {"job": '{"name": "size", "args": {"image": "eA=="}}', "image": (io.BytesIO(b"x"), "x")},
+            {
+                "job": '{"name": "size", "args": {"image": "eA=="}}',
+                "image": (io.BytesIO(b"x"), "x"),
+            },
             422,
             "expected it once",
         ),
-        ({"job": '{"name": "size"}', "picture": (io.BytesIO(b"x"), "x")}, 422, "expected one of image"),
+        (
+            {"job": '{"name": "size"}', "picture": (io.BytesIO(b"x"), "x")},
+            422,
+            "expected one of image",
+        ),
     ],
 )
 def test_a_form_that_is_no_job_is_refused(
@@ -266,7 +300,11 @@ def test_job_types_are_told_with_their_arguments(client: FlaskClient) -> None:
     types = {one["name"]: one for one in client.get("/v1/job-types").json["data"]}  # type: ignore[index]
     simulate = types["simulate"]
     assert simulate["description"].startswith("Stand in for heavy work")
-    assert (simulate["queue"], simulate["isolated"], simulate["max_attempts"]) == ("jobs", False, 10)
+    assert (simulate["queue"], simulate["isolated"], simulate["max_attempts"]) == (
+        "jobs",
+        False,
+        10,
+    )
     assert simulate["arguments"]["required"] == ["seconds"]
     assert simulate["arguments"]["properties"]["seconds"]["type"] == "number"
     assert types["size"]["arguments"]["properties"]["image"] == {
@@ -298,7 +336,11 @@ def test_a_job_is_canceled_once_and_with_its_mail(client: FlaskClient, runs: Job
     job = post(client, notify=NOTIFY)
     answer = client.post(f"/v1/jobs/{job['id']}/cancel")
     told: Any = answer.json
-    assert (answer.status_code, told["status"], told["message"]["status"]) == (200, "canceled", "canceled")
+    assert (answer.status_code, told["status"], told["message"]["status"]) == (
+        200,
+        "canceled",
+        "canceled",
+    )
     again = client.post(f"/v1/jobs/{job['id']}/cancel")
     assert (again.status_code, again.json["detail"]) == (  # type: ignore[index]
         409,
@@ -307,7 +349,9 @@ def test_a_job_is_canceled_once_and_with_its_mail(client: FlaskClient, runs: Job
     assert runs.claim("jobs", ["simulate"], limit=1) == []
 
 
-def test_once_more_is_a_new_job_with_a_mail_of_its_own(client: FlaskClient, runs: JobClaims) -> None:
+def test_once_more_is_a_new_job_with_a_mail_of_its_own(
+    client: FlaskClient, runs: JobClaims
+) -> None:
     job = post(client, notify=NOTIFY, notify_on="failure", max_attempts=1)
     refused = client.post(f"/v1/jobs/{job['id']}/retry")
     assert (refused.status_code, refused.json["detail"]) == (  # type: ignore[index]
@@ -333,7 +377,9 @@ def test_once_more_is_a_new_job_with_a_mail_of_its_own(client: FlaskClient, runs
 # --- waiting -------------------------------------------------------------------------------------------------------
 
 
-def test_a_client_that_prefers_to_wait_is_answered_at_the_end(client: FlaskClient, runs: JobClaims) -> None:
+def test_a_client_that_prefers_to_wait_is_answered_at_the_end(
+    client: FlaskClient, runs: JobClaims
+) -> None:
     ended = threading.Timer(
         0.4, lambda: runs.finish(claim(runs), JobEnd(state=JobState.SUCCEEDED, result="7"))
     )

@@ -64,7 +64,9 @@ def test_a_key_is_found_and_kept_only_as_a_hash(database: Database) -> None:
         senders=("@example.org",),
         per_minute=100,
     )
-    assert secret[12:] not in str(database.read(lambda connection: connection.execute(select(keys)).all()))
+    assert secret[12:] not in str(
+        database.read(lambda connection: connection.execute(select(keys)).all())
+    )
 
 
 @pytest.mark.parametrize(
@@ -101,7 +103,9 @@ def test_a_new_key_works_at_once_and_a_revoked_one_ends_within_seconds(database:
         here.revoke("nothing")
 
 
-def test_looking_keys_up_costs_no_read_each(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_looking_keys_up_costs_no_read_each(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     known = ApiKeys(database)
     secret, key = known.create("ci", scopes=[Scope.SEND])
     wrong = secret[:-4] + "abcd"
@@ -176,7 +180,9 @@ def test_when_a_key_was_used_is_written_once_a_minute(database: Database) -> Non
     ],
 )
 def test_a_key_may_send_from_its_addresses_and_domains(sender: str, allowed: bool) -> None:
-    key = ApiKey(id="x", name="x", scopes=frozenset(), senders=("shop@example.org", "@shop.example"))
+    key = ApiKey(
+        id="x", name="x", scopes=frozenset(), senders=("shop@example.org", "@shop.example")
+    )
     assert key.may_send_from(sender) is allowed
     assert ApiKey(id="x", name="x", scopes=frozenset()).may_send_from(sender)
 
@@ -196,12 +202,15 @@ def of(key: str, count: int = 1, per_minute: int = 10) -> Charge:
     return Charge(key_id=key, per_minute=per_minute, count=count)
 
 
-def test_exactly_the_limit_passes_from_many_threads_of_several_processes(database: Database) -> None:
+def test_exactly_the_limit_passes_from_many_threads_of_several_processes(
+    database: Database,
+) -> None:
     other = Database(database.url.render_as_string(hide_password=False))
     with ThreadPoolExecutor(40) as threads:
         passed = list(
             threads.map(
-                lambda n: (database, other)[n % 2].write(one_by_one, of("a", per_minute=20)), range(200)
+                lambda n: (database, other)[n % 2].write(one_by_one, of("a", per_minute=20)),
+                range(200),
             )
         )
         # In the time that this takes some of the room comes back, 3 s each.
@@ -216,16 +225,26 @@ def test_a_limit_lets_exactly_its_number_pass_at_once(database: Database, limit:
         assert database.write(charges, asked) == [*[True] * (len(counts) - 1), False]
 
 
-def test_what_does_not_pass_leaves_the_room_to_others_and_knows_when_it_would(database: Database) -> None:
+def test_what_does_not_pass_leaves_the_room_to_others_and_knows_when_it_would(
+    database: Database,
+) -> None:
     first, large, small, other = of("a", 4), of("a", 7), of("a", 6), of("b", 10)
     asked: Sequence[Charge | None] = [first, None, large, small, other]
     assert database.write(charges, asked) == [True, True, False, True, True]
-    assert first.rate and (first.rate.remaining, first.rate.full_seconds, first.rate.retry_seconds) == (
+    assert first.rate and (
+        first.rate.remaining,
+        first.rate.full_seconds,
+        first.rate.retry_seconds,
+    ) == (
         6,
         24,
         0,
     )
-    assert large.rate and (large.rate.passed, large.rate.remaining, large.rate.retry_seconds) == (False, 6, 6)
+    assert large.rate and (large.rate.passed, large.rate.remaining, large.rate.retry_seconds) == (
+        False,
+        6,
+        6,
+    )
     assert small.rate and (small.rate.remaining, small.rate.full_seconds) == (0, 60)
     assert (
         str(RateLimited(large.rate))
@@ -253,7 +272,9 @@ def test_room_comes_back_evenly(database: Database) -> None:
     wait_until(lambda: database.write(one_by_one, of("a", 5, 600)), what="there is room for five")
 
 
-def test_what_is_undone_is_not_debited_and_a_clock_put_back_shuts_nobody_out(database: Database) -> None:
+def test_what_is_undone_is_not_debited_and_a_clock_put_back_shuts_nobody_out(
+    database: Database,
+) -> None:
     def fail(connection: Connection, asked: list[Charge]) -> list[bool]:
         debit(connection, asked)
         raise ValueError("undone")
@@ -275,20 +296,28 @@ def test_an_idempotency_key_is_free_again_where_the_rate_refuses(database: Datab
             connection,
             [charge if is_ours else None for (_, charge), is_ours in zip(asked, ours, strict=True)],
         )
-        give_back(connection, [kept for (kept, _), does in zip(asked, passed, strict=True) if not does])
+        give_back(
+            connection, [kept for (kept, _), does in zip(asked, passed, strict=True) if not does]
+        )
         return list(zip(ours, passed, strict=True))
 
     def kept(name: str) -> Kept:
         return Kept(
-            key=Key(owner="a", key=name, request_hash=""), answer=StoredAnswer(status=202, location="/")
+            key=Key(owner="a", key=name, request_hash=""),
+            answer=StoredAnswer(status=202, location="/"),
         )
 
     assert database.write(accept, (kept("one"), of("a", 10))) == (True, True)
     assert database.write(accept, (kept("two"), of("a"))) == (True, False)
     replayed = of("a", 10)
-    assert database.write(accept, (kept("one"), replayed)) == (False, True)  # A replay is not debited.
+    assert database.write(accept, (kept("one"), replayed)) == (
+        False,
+        True,
+    )  # A replay is not debited.
     assert replayed.rate is None
-    assert database.read(lambda connection: connection.scalars(select(idempotency.c.key)).all()) == ["one"]
+    assert database.read(
+        lambda connection: connection.scalars(select(idempotency.c.key)).all()
+    ) == ["one"]
 
 
 # --- over HTTP -----------------------------------------------------------------------------------------------------
@@ -309,7 +338,11 @@ def charged() -> Response:
 
 
 def made(url: str, **settings: str) -> Iterator[Flask]:
-    given = {"ENV_FILE": "", "BROKER_URL": "pyamqp://guest@127.0.0.1:9//", "DATABASE_URL": url} | settings
+    given = {
+        "ENV_FILE": "",
+        "BROKER_URL": "pyamqp://guest@127.0.0.1:9//",
+        "DATABASE_URL": url,
+    } | settings
     read = load({f"MAILASYNC_{name}": value for name, value in given.items()})
     database_module.db_upgrade(read)
     database = Database(url)
@@ -414,7 +447,10 @@ def test_a_scope_allows_what_it_says_and_no_more(
 def test_the_scope_that_is_needed_is_named(app: Flask, client: FlaskClient) -> None:
     header, key = new_key(app, Scope.READ)
     answer = told(client.post("/v1/messages", json=MAIL, headers=header))
-    assert answer["detail"] == f"expected a key with the scope send or admin, got {key.id} (test) with read"
+    assert (
+        answer["detail"]
+        == f"expected a key with the scope send or admin, got {key.id} (test) with read"
+    )
     assert answer["scopes"] == ["send"]
 
 
@@ -429,7 +465,9 @@ def test_a_key_may_come_in_three_ways(app: Flask, client: FlaskClient) -> None:
         {"X-API-Key": secret, "Authorization": "Bearer other"},
     ):
         answer = client.post(
-            "/charged", json={}, headers={"Host": "mail.example.org", "X-Forwarded-For": "10.0.0.1"} | header
+            "/charged",
+            json={},
+            headers={"Host": "mail.example.org", "X-Forwarded-For": "10.0.0.1"} | header,
         )
         assert (answer.status_code, answer.json) == (200, {"key": key.id}), header
     assert app.extensions["mailasync"].api_keys.every()[0].key == key
@@ -475,7 +513,9 @@ def test_each_wrong_key_gets_the_same_answer_and_reaches_no_log(
     assert told(client.get("/v1/jobs"))["code"] == "missing_api_key"
 
 
-def test_a_key_in_the_database_is_needed_on_this_machine_too(app: Flask, client: FlaskClient) -> None:
+def test_a_key_in_the_database_is_needed_on_this_machine_too(
+    app: Flask, client: FlaskClient
+) -> None:
     assert client.get("/v1/jobs").status_code == 200
     header, key = new_key(app, Scope.READ)
     wait_until(lambda: client.get("/v1/jobs").status_code == 401, what="it is needed")
@@ -498,14 +538,18 @@ def test_the_setting_is_a_key_for_everything_beside_the_others(sqlite_url: str) 
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1"])
-def test_without_any_key_nobody_is_served_on_another_host_than_loopback(sqlite_url: str, host: str) -> None:
+def test_without_any_key_nobody_is_served_on_another_host_than_loopback(
+    sqlite_url: str, host: str
+) -> None:
     for app in made(sqlite_url, HOST=host):
         client = app.test_client()
         assert client.get("/v1/jobs", headers={"Host": "localhost"}).status_code == 401
         assert client.get("/livez").status_code == 200
         header, _ = new_key(app, Scope.READ)
         wait_until(
-            lambda header=header, client=client: client.get("/v1/jobs", headers=header).status_code == 200,  # type: ignore[misc]
+            lambda header=header, client=client: (
+                client.get("/v1/jobs", headers=header).status_code == 200
+            ),  # type: ignore[misc]
             what="the new key is served",
         )
 
@@ -534,10 +578,15 @@ def test_another_sites_page_cannot_use_the_password_that_a_browser_knows(
         == status
     )
     assert (
-        client.get("/v1/jobs", headers={"Authorization": basic("me", secret), **headers}).status_code == 200
+        client.get(
+            "/v1/jobs", headers={"Authorization": basic("me", secret), **headers}
+        ).status_code
+        == 200
     )
     assert (
-        client.post("/charged", json={}, headers={"Authorization": f"Bearer {secret}", **headers}).status_code
+        client.post(
+            "/charged", json={}, headers={"Authorization": f"Bearer {secret}", **headers}
+        ).status_code
         == 200
     )
 
@@ -553,13 +602,19 @@ def test_a_key_sends_only_from_its_addresses(app: Flask, client: FlaskClient) ->
             "@shop.example, got 'ceo@bank.example'",
         }
     ]
-    assert client.post("/charged", json={"from": "a@shop.example"}, headers=header).status_code == 200
+    assert (
+        client.post("/charged", json={"from": "a@shop.example"}, headers=header).status_code == 200
+    )
 
 
-def test_a_limited_key_is_told_what_is_left_and_when_to_come_again(app: Flask, client: FlaskClient) -> None:
+def test_a_limited_key_is_told_what_is_left_and_when_to_come_again(
+    app: Flask, client: FlaskClient
+) -> None:
     header, _ = new_key(app, Scope.ADMIN, per_minute=10)
     answer = client.post("/charged", json={"count": 4}, headers=header)
-    assert {name: answer.headers[name] for name, _ in answer.headers if name.startswith("RateLimit")} == {
+    assert {
+        name: answer.headers[name] for name, _ in answer.headers if name.startswith("RateLimit")
+    } == {
         "RateLimit-Policy": '"default";q=10;w=60',
         "RateLimit": '"default";r=6;t=24',
         "RateLimit-Limit": "10",
@@ -572,9 +627,9 @@ def test_a_limited_key_is_told_what_is_left_and_when_to_come_again(app: Flask, c
     assert refused.headers["RateLimit-Remaining"] == "6"
     large = client.post("/charged", json={"count": 11}, headers=header)
     assert large.status_code == 422
-    assert "expected at most 10 messages, which is what the key" in told(large)["detail"] and told(large)[
-        "detail"
-    ].endswith("got 11")
+    assert "expected at most 10 messages, which is what the key" in told(large)["detail"] and told(
+        large
+    )["detail"].endswith("got 11")
     assert "RateLimit" not in client.get("/v1/jobs", headers=header).headers
     unlimited, _ = new_key(app, Scope.ADMIN)
     assert "RateLimit" not in client.post("/charged", json={}, headers=unlimited).headers
@@ -586,7 +641,9 @@ def keyed(app: Flask, header: dict[str, str], number: int) -> Any:
     )
 
 
-def test_a_limited_key_sends_exactly_its_number_and_what_is_refused_is_not_written(database_url: str) -> None:
+def test_a_limited_key_sends_exactly_its_number_and_what_is_refused_is_not_written(
+    database_url: str,
+) -> None:
     for app in made(database_url):
         header, key = new_key(app, Scope.SEND, per_minute=12)
         database: Database = app.extensions["mailasync"].outbox.database
@@ -598,12 +655,18 @@ def test_a_limited_key_sends_exactly_its_number_and_what_is_refused_is_not_writt
         client = app.test_client()
         # A repetition is not charged, and what is refused leaves neither a message nor an idempotency key
         again = keyed(app, header, 0)
-        assert (again.status_code, again.headers["Idempotency-Replayed"], "RateLimit" in again.headers) == (
+        assert (
+            again.status_code,
+            again.headers["Idempotency-Replayed"],
+            "RateLimit" in again.headers,
+        ) == (
             202,
             "true",
             False,
         )
-        refused = client.post("/v1/messages/batch", json=batch, headers=header | {"Idempotency-Key": "late"})
+        refused = client.post(
+            "/v1/messages/batch", json=batch, headers=header | {"Idempotency-Key": "late"}
+        )
         assert (refused.status_code, told(refused)["code"]) == (429, "rate_limit_exceeded")
         rows = database.read(lambda connection: connection.scalars(select(messages.c.key_id)).all())
         assert rows == [key.id] * 12
@@ -612,7 +675,9 @@ def test_a_limited_key_sends_exactly_its_number_and_what_is_refused_is_not_writt
         )
 
 
-def test_a_database_that_cannot_say_who_may_ask_serves_nobody(app: Flask, client: FlaskClient) -> None:
+def test_a_database_that_cannot_say_who_may_ask_serves_nobody(
+    app: Flask, client: FlaskClient
+) -> None:
     with app.extensions["mailasync"].outbox.database.engine.begin() as connection:
         connection.execute(text("ALTER TABLE keys RENAME TO gone"))
     assert client.get("/v1/jobs").status_code == 503
@@ -700,7 +765,9 @@ def test_keys_are_made_listed_and_revoked_by_command_and_open_another_host(
         (("revoke", os.fsdecode(b"caf\xe9")), "no key with the id 'caf\\udce9'"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_a_sentence(app: Flask, arguments: tuple[str, ...], says: str) -> None:
+def test_what_cannot_be_done_is_said_in_a_sentence(
+    app: Flask, arguments: tuple[str, ...], says: str
+) -> None:
     result = app.test_cli_runner().invoke(args=["keys", *arguments])
     assert result.exit_code != 0
     assert says in result.output and "Traceback" not in result.output

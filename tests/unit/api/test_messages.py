@@ -31,8 +31,16 @@ HOSTILE = {
     "NaN": (b'{"to": NaN}', 400, "got NaN"),
     "duplicate": (b'{"to": "a@example.org", "to": "b@example.org"}', 400, 'got "to" 2 times'),
     "not UTF-8": (b'{"to": "\xff"}', 400, "expected UTF-8, got byte 0xff"),
-    "surrogate": (b'{"to": "bob@example.org", "subject": "\\ud800"}', 422, "half of a surrogate pair"),
-    "NUL": (b'{"to": "bob@example.org", "contents": "a\\u0000b"}', 422, "expected text without NUL"),
+    "surrogate": (
+        b'{"to": "bob@example.org", "subject": "\\ud800"}',
+        422,
+        "half of a surrogate pair",
+    ),
+    "NUL": (
+        b'{"to": "bob@example.org", "contents": "a\\u0000b"}',
+        422,
+        "expected text without NUL",
+    ),
     "CRLF in subject": (
         b'{"to": "bob@example.org", "subject": "a\\r\\nBcc: c@example.org"}',
         422,
@@ -112,7 +120,9 @@ def test_contents_are_text_unless_they_look_like_html(
 ) -> None:
     answer = client.post("/", json=MAIL | {"contents": contents})
     query = contents_table.select().where(contents_table.c.id == answer.json["id"])  # type: ignore[index]
-    kept = json.loads(outbox(app).database.read(lambda connection: connection.execute(query).one().content))
+    kept = json.loads(
+        outbox(app).database.read(lambda connection: connection.execute(query).one().content)
+    )
     assert (kept["text"], kept["html"]) == (text, html)
 
 
@@ -121,7 +131,9 @@ def test_contents_are_text_unless_they_look_like_html(
 
 @pytest.mark.parametrize("path", ["/", "/v1/messages"])
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_body_that_cannot_be_accepted_is_told_why(client: FlaskClient, path: str, name: str) -> None:
+def test_a_body_that_cannot_be_accepted_is_told_why(
+    client: FlaskClient, path: str, name: str
+) -> None:
     body, status, reason = HOSTILE[name]
     answer = client.post(path, data=body, content_type="application/json")
     assert (answer.status_code, answer.content_type) == (status, "application/problem+json")
@@ -133,7 +145,13 @@ def test_a_body_that_cannot_be_accepted_is_told_why(client: FlaskClient, path: s
 
 def test_each_wrong_field_is_told_with_a_pointer(client: FlaskClient) -> None:
     answer = client.post(
-        "/", json={"to": ["bob@example.org", "nobody"], "subject": "a\nb", "contents": 1, "cc": ["x", 2]}
+        "/",
+        json={
+            "to": ["bob@example.org", "nobody"],
+            "subject": "a\nb",
+            "contents": 1,
+            "cc": ["x", 2],
+        },
     )
     assert {error["pointer"] for error in json.loads(answer.data)["errors"]} == {
         "#/to/1",
@@ -145,14 +163,18 @@ def test_each_wrong_field_is_told_with_a_pointer(client: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize("coding", ["gzip", "br, deflate", "x-" + "y" * 500])
-def test_an_encoded_body_is_415_and_told_what_is_taken(app: Flask, client: FlaskClient, coding: str) -> None:
+def test_an_encoded_body_is_415_and_told_what_is_taken(
+    app: Flask, client: FlaskClient, coding: str
+) -> None:
     app.register_blueprint(create_blueprint(InboxStorage()))
     body, headers = gzip.compress(json.dumps(MAIL).encode()), {"Content-Encoding": coding}
     with_body = [route.split(" ") for route, operation in OPERATIONS.items() if operation.body]
     assert len(with_body) > 10
     for method, rule in with_body:
         path = re.sub("<[^>]+>", "own" if "webhooks" in rule else "x", rule)
-        answer = client.open(path, method=method, data=body, headers=headers, content_type="application/json")
+        answer = client.open(
+            path, method=method, data=body, headers=headers, content_type="application/json"
+        )
         assert (answer.status_code, answer.headers["Accept-Encoding"]) == (415, "identity"), rule
         assert "expected a body without Content-Encoding, got" in json.loads(answer.data)["detail"]
     form: Any = {"data": {"message": json.dumps(MAIL)}, "content_type": "multipart/form-data"}
@@ -161,7 +183,10 @@ def test_an_encoded_body_is_415_and_told_what_is_taken(app: Flask, client: Flask
 
 @pytest.mark.parametrize("coding", ["identity", "Identity", " "])
 def test_a_body_that_says_it_is_not_encoded_is_taken(client: FlaskClient, coding: str) -> None:
-    assert client.post("/v1/messages", json=MAIL, headers={"Content-Encoding": coding}).status_code == 202
+    assert (
+        client.post("/v1/messages", json=MAIL, headers={"Content-Encoding": coding}).status_code
+        == 202
+    )
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", ""])
@@ -311,7 +336,12 @@ def test_a_deferred_mail_tells_the_servers_words_and_when_it_is_tried_again(
     assert told["why"].startswith("tried again at 20")
     assert told["why"].endswith("450 4.2.1 later")
     assert told["recipients"][0]["reply"] == "450 4.2.1 later"
-    assert [step["event"] for step in told["timeline"]] == ["accepted", "queued", "deferred", "next attempt"]
+    assert [step["event"] for step in told["timeline"]] == [
+        "accepted",
+        "queued",
+        "deferred",
+        "next attempt",
+    ]
     assert told["timeline"][2] | {"at": ""} == {
         "at": "",
         "event": "deferred",
@@ -326,10 +356,16 @@ def test_a_failed_mail_tells_why(app: Flask, client: FlaskClient) -> None:
         app,
         client,
         Outcome(
-            state=State.FAILED, reason="550 5.1.1 nobody", recipients={0: (State.FAILED, "550 5.1.1 nobody")}
+            state=State.FAILED,
+            reason="550 5.1.1 nobody",
+            recipients={0: (State.FAILED, "550 5.1.1 nobody")},
         ),
     )
-    assert (told["status"], told["why"], told["attempts"]) == ("failed", "failed: 550 5.1.1 nobody", 1)
+    assert (told["status"], told["why"], told["attempts"]) == (
+        "failed",
+        "failed: 550 5.1.1 nobody",
+        1,
+    )
 
 
 def test_health_is_told(client: FlaskClient) -> None:
@@ -352,7 +388,9 @@ def test_strangers_are_told_no_server_and_no_address(sqlite_url: str) -> None:
             return json.loads(client.get("/readyz", headers=headers).data)["checks"]
 
         wait_until(
-            lambda told=told: told(Authorization="Bearer s3cret")["broker"].startswith("unreachable: "),  # type: ignore[misc]
+            lambda told=told: told(Authorization="Bearer s3cret")["broker"].startswith(
+                "unreachable: "
+            ),  # type: ignore[misc]
             what="the broker was looked at",
         )
         assert told() == {

@@ -36,12 +36,24 @@ from mailroom.store.messages.outbox import Outbox
 from tests.services.application import made
 from tests.unit.store.test_job_claims import FAILED, SUCCEEDED, claim, new, waiting
 from tests.unit.store.test_job_claims import worker as job_worker
-from tests.unit.store.test_outbox import DEFERRED, LEASE_SECONDS, SENT, accept, age, claim_one, run, worker
+from tests.unit.store.test_outbox import (
+    DEFERRED,
+    LEASE_SECONDS,
+    SENT,
+    accept,
+    age,
+    claim_one,
+    run,
+    worker,
+)
 
 MANY = 100_000
 REFUSED = Outcome(state=State.FAILED, reason="550 no", recipients={0: (State.FAILED, "550 no")})
 UNANSWERED = Outcome(
-    state=State.UNCERTAIN, reason="no reply", recipients={0: (State.UNCERTAIN, "no reply")}, uncertain=True
+    state=State.UNCERTAIN,
+    reason="no reply",
+    recipients={0: (State.UNCERTAIN, "no reply")},
+    uncertain=True,
 )
 
 
@@ -88,14 +100,18 @@ def told(client: FlaskClient) -> dict[str, float]:
 # --- counts --------------------------------------------------------------------------------------------------------
 
 
-def test_all_processes_count_together_each_in_rows_of_its_own(database: Database, counters: Counters) -> None:
+def test_all_processes_count_together_each_in_rows_of_its_own(
+    database: Database, counters: Counters
+) -> None:
     other = Database(database.url.render_as_string(hide_password=False))
     for counted in (database, other, database):
         tally(counted, sent=2, failed=1)
     assert counters.totals() == {"sent": 6, "failed": 3}
     assert Counters(other).totals() == counters.totals()
     sources = database.read(
-        lambda connection: connection.exec_driver_sql("SELECT count(DISTINCT source) FROM tallies").scalar()
+        lambda connection: connection.exec_driver_sql(
+            "SELECT count(DISTINCT source) FROM tallies"
+        ).scalar()
     )
     assert sources == 2
     other.close()
@@ -170,7 +186,8 @@ def test_nudges_that_were_made_again_are_counted(
     sweeps = Sweeps(database, LEASE_SECONDS, "resend")
     never, lost, due = (accept(outbox) for _ in range(3))
     run(
-        database, f"/* test */ UPDATE messages SET state = 'deferred', next_attempt_at = 1 WHERE id = '{due}'"
+        database,
+        f"/* test */ UPDATE messages SET state = 'deferred', next_attempt_at = 1 WHERE id = '{due}'",
     )
     outbox.mark_published([lost])
     age(database, messages_created_at=60, messages_published_at=3600)
@@ -180,7 +197,9 @@ def test_nudges_that_were_made_again_are_counted(
     assert counters.totals()["recovered"] == 2
 
 
-def test_jobs_and_the_mails_that_go_with_them_are_counted(database: Database, counters: Counters) -> None:
+def test_jobs_and_the_mails_that_go_with_them_are_counted(
+    database: Database, counters: Counters
+) -> None:
     runs, jobs = job_worker(database, "worker-1"), Jobs(database, LEASE_SECONDS)
     ends = (SUCCEEDED, FAILED, JobEnd(state=JobState.TIMED_OUT, error="took too long"))
     for end in ends:
@@ -207,7 +226,12 @@ def test_jobs_and_the_mails_that_go_with_them_are_counted(database: Database, co
     [(-5, "sent_le_0.1"), (1.5, "sent_le_5"), (40, "sent_le_120"), (7200, "sent_le_inf")],
 )
 def test_how_long_it_took_is_counted(
-    database: Database, outbox: Outbox, claims: Claims, counters: Counters, seconds: float, within: str
+    database: Database,
+    outbox: Outbox,
+    claims: Claims,
+    counters: Counters,
+    seconds: float,
+    within: str,
 ) -> None:
     mine = claim_one(claims, accept(outbox))
     age(database, messages_created_at=seconds)
@@ -271,7 +295,10 @@ def test_what_waits_is_told_by_state_with_its_age(
     assert depths.jobs == {"queued": 1, "running": 1}
     assert depths.workers == 2
     assert 100 <= depths.oldest_seconds < 400
-    run(database, f"/* test */ UPDATE messages SET created_at = created_at - 500000 WHERE id = '{fresh}'")
+    run(
+        database,
+        f"/* test */ UPDATE messages SET created_at = created_at - 500000 WHERE id = '{fresh}'",
+    )
     assert 500 <= counters.depths(LEASE_SECONDS).oldest_seconds < 900
 
 
@@ -314,13 +341,17 @@ def test_a_look_at_many_rows_is_short(database: Database, counters: Counters) ->
 def test_each_number_is_read_from_a_small_index(sqlite_url: str) -> None:
     database = next(made(sqlite_url)).extensions["mailasync"].outbox.database
     seen: list[tuple[str, tuple[object, ...]]] = []
-    event.listen(database.engine, "before_cursor_execute", lambda *told: seen.append((told[2], told[3])))
+    event.listen(
+        database.engine, "before_cursor_execute", lambda *told: seen.append((told[2], told[3]))
+    )
     Counters(database).depths(LEASE_SECONDS)
     [(statement, values)] = seen
     plan = [
         row[3]
         for row in database.read(
-            lambda connection: connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values).all()
+            lambda connection: connection.exec_driver_sql(
+                f"EXPLAIN QUERY PLAN {statement}", values
+            ).all()
         )
     ]
     looks = [step for step in plan if " messages" in step or " jobs" in step]
@@ -355,8 +386,13 @@ def test_metrics_tell_counts_depths_and_the_rest(app: Flask, client: FlaskClient
     tally(database, accepted=1, sent_le_5=1, sent_ms=2500)
     found = told(client)
     assert found["mailasync_up"] == 1
-    assert (found["mailasync_messages_sent_total"], found["mailasync_messages_failed_total"]) == (2, 1)
-    assert found["mailasync_messages_deferred_total"] == found["mailasync_nudges_recovered_total"] == 0
+    assert (found["mailasync_messages_sent_total"], found["mailasync_messages_failed_total"]) == (
+        2,
+        1,
+    )
+    assert (
+        found["mailasync_messages_deferred_total"] == found["mailasync_nudges_recovered_total"] == 0
+    )
     assert found["mailasync_messages_accepted_total"] >= 1
     assert found['mailasync_queue_depth{"state": "queued"}'] == 1
     assert found["mailasync_queue_oldest_seconds"] < 600
@@ -371,7 +407,8 @@ def test_metrics_tell_counts_depths_and_the_rest(app: Flask, client: FlaskClient
     )
     assert found["mailasync_latency_seconds_sum"] >= 2.5
     buckets = [
-        found[f'mailasync_latency_seconds_bucket{{"le": "{float(seconds)}"}}'] for seconds in LATENCY_SECONDS
+        found[f'mailasync_latency_seconds_bucket{{"le": "{float(seconds)}"}}']
+        for seconds in LATENCY_SECONDS
     ]
     assert buckets == sorted(buckets) and buckets[3] == 3
     assert any(name.startswith("mailasync_build_info") for name in found)
@@ -381,7 +418,11 @@ def test_the_broker_is_told_when_it_was_looked_at(app: Flask, client: FlaskClien
     publisher = app.extensions["mailasync"].publisher()
     publisher.down, publisher.queues["mail"] = None, (7, 2)
     found = told(client)
-    assert [found[f"mailasync_broker_{name}"] for name in ("up", "nudges", "consumers")] == [1, 7, 2]
+    assert [found[f"mailasync_broker_{name}"] for name in ("up", "nudges", "consumers")] == [
+        1,
+        7,
+        2,
+    ]
     publisher.down = (0.0, "it is gone")
     found = told(client)
     assert found["mailasync_broker_up"] == 0 and "mailasync_broker_nudges" not in found
@@ -402,7 +443,9 @@ def test_an_account_with_limits_tells_what_it_sent(sqlite_url: str) -> None:
 
 
 def test_metrics_speak_openmetrics_to_who_asks_for_it(client: FlaskClient) -> None:
-    answer = client.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
+    answer = client.get(
+        "/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"}
+    )
     assert answer.headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0")
     assert answer.text.endswith("# EOF\n")
     assert client.get("/metrics").headers["Content-Type"].startswith("text/plain; version=")
@@ -441,9 +484,14 @@ def test_a_clients_id_comes_back(client: FlaskClient, given: str) -> None:
     assert client.get("/ping", headers={"X-Request-Id": given}).headers["X-Request-Id"] == given
 
 
-@pytest.mark.parametrize("given", ["", "x" * 129, "a b", "ä", "a\tb", "<script>", "bob@example.org", "x/y"])
+@pytest.mark.parametrize(
+    "given", ["", "x" * 129, "a b", "ä", "a\tb", "<script>", "bob@example.org", "x/y"]
+)
 def test_another_gets_a_new_one(client: FlaskClient, given: str) -> None:
-    ids = {client.get("/ping", headers={"X-Request-Id": given}).headers["X-Request-Id"] for _ in range(2)}
+    ids = {
+        client.get("/ping", headers={"X-Request-Id": given}).headers["X-Request-Id"]
+        for _ in range(2)
+    }
     assert len(ids) == 2 and given not in ids and all(len(id) == 36 for id in ids)
 
 

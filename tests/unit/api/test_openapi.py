@@ -59,7 +59,11 @@ def test_every_route_is_described_and_no_other(app: Flask) -> None:
 def test_every_operation_has_its_sentence_and_a_name_of_its_own(described: dict[str, Any]) -> None:
     operations = [operation for path in described["paths"].values() for operation in path.values()]
     assert all(operation["summary"].endswith(".") for operation in operations)
-    assert len({operation["operationId"] for operation in operations}) == len(operations) == len(OPERATIONS)
+    assert (
+        len({operation["operationId"] for operation in operations})
+        == len(operations)
+        == len(OPERATIONS)
+    )
 
 
 def test_every_schema_is_used(described: dict[str, Any]) -> None:
@@ -103,13 +107,19 @@ class Asked:
         self._client, self._described = client, described
         self.seen: set[str] = set()
 
-    def __call__(self, route: str, *, status: int, body: Any = None, query: str = "", **at: str) -> Any:
+    def __call__(
+        self, route: str, *, status: int, body: Any = None, query: str = "", **at: str
+    ) -> Any:
         method, _, rule = route.partition(" ")
         path = re.sub(r"<(?:\w+:)?(\w+)>", lambda found: at[found[1]], rule)
-        answer = self._client.open(path + query, method=method, **({} if body is None else {"json": body}))
+        answer = self._client.open(
+            path + query, method=method, **({} if body is None else {"json": body})
+        )
         assert answer.status_code == status, answer.data
         self.seen.add(route)
-        operation = self._described["paths"][re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule)][method.lower()]
+        operation = self._described["paths"][re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule)][
+            method.lower()
+        ]
         told = operation["responses"][str(status)]
         for name, header in told["headers"].items():
             assert name in answer.headers or not header["required"], f"{route}: {name}"
@@ -122,7 +132,8 @@ class Asked:
             return answer.data
         value = json.loads(answer.data)
         OAS31Validator(
-            {**schema, "components": self._described["components"]}, format_checker=oas31_format_checker
+            {**schema, "components": self._described["components"]},
+            format_checker=oas31_format_checker,
         ).validate(value)
         return value
 
@@ -162,9 +173,11 @@ def of_messages(ask: Asked) -> None:
 
 
 def of_jobs(ask: Asked) -> None:
-    job = ask("POST /v1/jobs", status=202, body={"name": "simulate", "args": {"seconds": 1}, "notify": MAIL})[
-        "id"
-    ]
+    job = ask(
+        "POST /v1/jobs",
+        status=202,
+        body={"name": "simulate", "args": {"seconds": 1}, "notify": MAIL},
+    )["id"]
     ask("GET /v1/jobs/<id>", status=200, id=job)
     ask("GET /v1/jobs", status=200)
     ask("GET /v1/job-types", status=200)
@@ -226,7 +239,9 @@ def test_a_part_of_a_form_without_a_name_is_refused(client: FlaskClient) -> None
 def test_the_page_asks_nobody_else_for_anything(client: FlaskClient) -> None:
     page = client.get("/docs")
     assert page.status_code == 200 and page.headers["X-Content-Type-Options"] == "nosniff"
-    policy = dict(rule.split(" ", 1) for rule in page.headers["Content-Security-Policy"].split("; "))
+    policy = dict(
+        rule.split(" ", 1) for rule in page.headers["Content-Security-Policy"].split("; ")
+    )
     assert (
         policy["script-src"] == "'self'"
         and policy["default-src"] == "'none'"
@@ -236,7 +251,9 @@ def test_the_page_asks_nobody_else_for_anything(client: FlaskClient) -> None:
         r"<pre>.*?</pre>", "", page.get_data(as_text=True), flags=re.DOTALL
     )  # Programs to read, in which there are addresses.
     assert (
-        "<script>" not in text and " style=" not in text and "//" not in text.replace("<!doctype html>", "")
+        "<script>" not in text
+        and " style=" not in text
+        and "//" not in text.replace("<!doctype html>", "")
     )
     for path in re.findall(r'(?:src|href|data-url)="(/[^"]+)"', text):
         with client.get(path) as answer:
@@ -245,10 +262,14 @@ def test_the_page_asks_nobody_else_for_anything(client: FlaskClient) -> None:
 
 def test_swagger_ui_is_as_it_was_published() -> None:
     listed = dict(
-        re.findall(r"^\| (\S+) \| ([0-9a-f]{64}) \|$", (SWAGGER / "README.md").read_text(), re.MULTILINE)
+        re.findall(
+            r"^\| (\S+) \| ([0-9a-f]{64}) \|$", (SWAGGER / "README.md").read_text(), re.MULTILINE
+        )
     )
     assert {file.name for file in SWAGGER.iterdir()} == {*listed, "README.md"}
-    assert {name: hashlib.sha256((SWAGGER / name).read_bytes()).hexdigest() for name in listed} == listed
+    assert {
+        name: hashlib.sha256((SWAGGER / name).read_bytes()).hexdigest() for name in listed
+    } == listed
 
 
 @pytest.mark.slow

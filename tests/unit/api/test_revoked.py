@@ -67,10 +67,14 @@ def stranger(app: Flask) -> FlaskClient:
 class Asking:
     """A request in a thread of its own, which waits for a day."""
 
-    def __init__(self, app: Flask, method: str, path: str, headers: dict[str, str], body: Any = None) -> None:
+    def __init__(
+        self, app: Flask, method: str, path: str, headers: dict[str, str], body: Any = None
+    ) -> None:
         self.answer: Any = None
         asked = {"method": method, "headers": headers | {"Prefer": "wait=86400"}, "json": body}
-        self._thread = threading.Thread(target=self._ask, args=(stranger(app), path, asked), daemon=True)
+        self._thread = threading.Thread(
+            target=self._ask, args=(stranger(app), path, asked), daemon=True
+        )
         self._thread.start()
 
     def _ask(self, client: FlaskClient, path: str, asked: dict[str, Any]) -> None:
@@ -129,16 +133,23 @@ def somebody_waits() -> bool:
 
 
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/jobs"])
-def test_a_wait_ends_with_its_key_and_tells_nothing(app: Flask, client: FlaskClient, path: str) -> None:
+def test_a_wait_ends_with_its_key_and_tells_nothing(
+    app: Flask, client: FlaskClient, path: str
+) -> None:
     (header, id), _ = key(app), key(app)
     what: Any = client.post(path, json=BODIES[path], headers=header).json
     with waiting_request(Asking(app, "GET", f"{path}/{what['id']}", header), somebody_waits) as one:
         revoke_elsewhere(app, id)
-    assert (one.ended().status_code, json.loads(one.answer.data)["code"]) == (401, "invalid_api_key")
+    assert (one.ended().status_code, json.loads(one.answer.data)["code"]) == (
+        401,
+        "invalid_api_key",
+    )
 
 
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/jobs"])
-def test_what_was_accepted_before_its_key_ended_is_told(app: Flask, client: FlaskClient, path: str) -> None:
+def test_what_was_accepted_before_its_key_ended_is_told(
+    app: Flask, client: FlaskClient, path: str
+) -> None:
     (header, id), (other, _) = key(app), key(app)
     with waiting_request(Asking(app, "POST", path, header, BODIES[path]), somebody_waits) as one:
         accepted: Any = client.get(path, headers=other).json
@@ -152,7 +163,10 @@ def test_what_was_accepted_before_its_key_ended_is_told(app: Flask, client: Flas
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/jobs"])
 def test_what_was_accepted_before_the_database_went_away_is_told(app: Flask, path: str) -> None:
     header, _ = key(app)
-    asking, engine = Asking(app, "POST", path, header, BODIES[path]), services(app).outbox.database.engine
+    asking, engine = (
+        Asking(app, "POST", path, header, BODIES[path]),
+        services(app).outbox.database.engine,
+    )
     with waiting_request(asking, somebody_waits) as one, engine.begin() as connection:
         connection.execute(text(f"ALTER TABLE {path.rpartition('/')[2]} RENAME TO gone"))
     assert (one.ended().status_code, "Preference-Applied" in one.answer.headers) == (202, False)
@@ -160,14 +174,20 @@ def test_what_was_accepted_before_the_database_went_away_is_told(app: Flask, pat
 
 def test_a_wait_in_the_inbox_ends_with_its_key(app: Flask, storage: InboxStorage) -> None:
     (header, id), _ = key(app), key(app)
-    with waiting_request(Asking(app, "GET", INBOX_WAIT, header), lambda: storage.waiters > 0) as one:
+    with waiting_request(
+        Asking(app, "GET", INBOX_WAIT, header), lambda: storage.waiters > 0
+    ) as one:
         revoke_elsewhere(app, id)
     assert one.ended().status_code == 401
 
 
-def test_a_mail_that_comes_after_the_key_ended_is_not_told(app: Flask, storage: InboxStorage) -> None:
+def test_a_mail_that_comes_after_the_key_ended_is_not_told(
+    app: Flask, storage: InboxStorage
+) -> None:
     (header, id), _ = key(app), key(app)
-    with waiting_request(Asking(app, "GET", INBOX_WAIT, header), lambda: storage.waiters > 0) as one:
+    with waiting_request(
+        Asking(app, "GET", INBOX_WAIT, header), lambda: storage.waiters > 0
+    ) as one:
         services(app).api_keys.revoke(id)  # In this process, which knows it at once.
         storage.add("alice@example.org", ("bob@example.org",), b"Subject: Secret\r\n\r\nHi\r\n")
     assert one.ended().status_code == 401 and b"Secret" not in one.answer.data
@@ -189,11 +209,18 @@ def test_a_stream_ends_with_its_key_and_tells_nothing_more(
     assert client.get(path, headers=header).status_code == 401
 
 
-def test_who_was_served_without_a_key_is_not_when_there_is_one(app: Flask, client: FlaskClient) -> None:
+def test_who_was_served_without_a_key_is_not_when_there_is_one(
+    app: Flask, client: FlaskClient
+) -> None:
     sent: Any = client.post("/v1/messages", json=MAIL).json
-    with waiting_request(Asking(app, "GET", f"/v1/messages/{sent['id']}", {}), somebody_waits) as one:
+    with waiting_request(
+        Asking(app, "GET", f"/v1/messages/{sent['id']}", {}), somebody_waits
+    ) as one:
         key(app)
-    assert (one.ended().status_code, json.loads(one.answer.data)["code"]) == (401, "missing_api_key")
+    assert (one.ended().status_code, json.loads(one.answer.data)["code"]) == (
+        401,
+        "missing_api_key",
+    )
 
 
 class SlowBody(io.BytesIO):
@@ -235,7 +262,9 @@ def test_what_came_when_its_key_had_ended_is_not_accepted(
     monkeypatch.setattr(guard, "BODY_SECONDS", 0.0)
     (header, id), (other, _) = key(app), key(app)
     said = json.dumps(BODIES[path])
-    data, content_type = form_of(**{FIELDS[path]: said}) if is_form else (said.encode(), "application/json")
+    data, content_type = (
+        form_of(**{FIELDS[path]: said}) if is_form else (said.encode(), "application/json")
+    )
     keys = services(app).api_keys
     answer = send_slowly(client, path, data, content_type, lambda: keys.revoke(id), **header)
     assert answer.status_code == 401
@@ -255,24 +284,40 @@ def test_a_cookie_is_worth_nothing_after_signing_out(database_url: str) -> None:
             token = token_in(browser.get("/compose", headers=HTML))
 
             def asked(app: Flask, cookie: str) -> int:
-                return stranger(app).get("/v1/messages", headers={"Cookie": f"{COOKIE}={cookie}"}).status_code
+                return (
+                    stranger(app)
+                    .get("/v1/messages", headers={"Cookie": f"{COOKIE}={cookie}"})
+                    .status_code
+                )
 
             assert [asked(app, cookie) for app in (here, there) for cookie in cookies] == [200] * 4
             sign_out(browser)
-            assert [asked(app, cookie) for app in (here, there) for cookie in cookies] == [401, 200] * 2
+            assert [asked(app, cookie) for app in (here, there) for cookie in cookies] == [
+                401,
+                200,
+            ] * 2
             kept = {"Cookie": f"{COOKIE}={cookies[0]}", **HTML}
-            assert stranger(there).post("/compose", data={"token": token}, headers=kept).status_code == 401
-            assert stranger(there).get("/sign-in", headers=kept).status_code == 200  # It asks for the key.
+            assert (
+                stranger(there).post("/compose", data={"token": token}, headers=kept).status_code
+                == 401
+            )
+            assert (
+                stranger(there).get("/sign-in", headers=kept).status_code == 200
+            )  # It asks for the key.
 
 
-def test_a_wait_and_a_stream_end_when_their_browser_signs_out(app: Flask, storage: InboxStorage) -> None:
+def test_a_wait_and_a_stream_end_when_their_browser_signs_out(
+    app: Flask, storage: InboxStorage
+) -> None:
     secret, _ = services(app).api_keys.create("test", scopes=[Scope.ADMIN])
     browser = app.test_client()
     cookie = {"Cookie": f"{COOKIE}={sign_in(browser, secret)}"}
     with stranger(app).get("/live", headers=cookie, buffered=False) as answer:
         parts = answer.iter_encoded()
         wait_until(lambda: next(parts).startswith(b"data: "), ENDED_SECONDS, what="it has begun")
-        with waiting_request(Asking(app, "GET", INBOX_WAIT, cookie), lambda: storage.waiters > 0) as one:
+        with waiting_request(
+            Asking(app, "GET", INBOX_WAIT, cookie), lambda: storage.waiters > 0
+        ) as one:
             sign_out(browser)
         assert list(parts) == []
     assert one.ended().status_code == 401
@@ -290,13 +335,17 @@ def test_a_form_that_came_when_its_browser_had_signed_out_does_nothing(
     assert found
     data, content_type = form_of(token=token, to="bob@example.org", contents="Hi")
     ended = SignOuts(services(app).outbox.database)
-    answer = send_slowly(client, "/compose", data, content_type, lambda: ended.add(found.nonce), **HTML)
+    answer = send_slowly(
+        client, "/compose", data, content_type, lambda: ended.add(found.nonce), **HTML
+    )
     assert answer.status_code == 401
     sign_in(client, secret)
     assert client.get("/v1/messages").json == {"data": [], "has_more": False, "next": None}
 
 
-def test_signing_out_twice_or_without_having_signed_in_is_no_mistake(app: Flask, client: FlaskClient) -> None:
+def test_signing_out_twice_or_without_having_signed_in_is_no_mistake(
+    app: Flask, client: FlaskClient
+) -> None:
     token = token_in(client.get("/compose", headers=HTML))
     answer = client.post("/sign-out", data={"token": token}, headers=HTML)
     assert answer.headers["Location"] == "/dashboard?done=signed-out"
@@ -308,13 +357,17 @@ def test_signing_out_twice_or_without_having_signed_in_is_no_mistake(app: Flask,
     assert sign_in(client, secret) != cookie  # And the browser may sign in again.
 
 
-def test_nobody_is_signed_out_while_the_database_cannot_keep_it(app: Flask, client: FlaskClient) -> None:
+def test_nobody_is_signed_out_while_the_database_cannot_keep_it(
+    app: Flask, client: FlaskClient
+) -> None:
     secret, _ = services(app).api_keys.create("test", scopes=[Scope.ADMIN])
     sign_in(client, secret)
     token = token_in(client.get("/compose", headers=HTML))
     with services(app).outbox.database.engine.begin() as connection:
         connection.execute(
-            text("CREATE TRIGGER full BEFORE INSERT ON signed_out BEGIN SELECT RAISE(ABORT, 'full'); END")
+            text(
+                "CREATE TRIGGER full BEFORE INSERT ON signed_out BEGIN SELECT RAISE(ABORT, 'full'); END"
+            )
         )
     answer = client.post("/sign-out", data={"token": token}, headers=HTML)
     assert answer.status_code >= 500 and client.get_cookie(COOKIE)

@@ -69,7 +69,9 @@ def state(office: Office, id: str) -> str:
 # --- the list ------------------------------------------------------------------------------------------------------
 
 
-def test_an_address_is_suppressed_until_it_is_removed_in_whatever_case(listed: Suppressions) -> None:
+def test_an_address_is_suppressed_until_it_is_removed_in_whatever_case(
+    listed: Suppressions,
+) -> None:
     assert listed.add("Bob@Example.org", detail="asked by phone")
     found = listed.find("bob@example.ORG")
     assert found and (found.address, found.reason, found.detail, found.message_id) == (
@@ -91,8 +93,12 @@ def test_who_is_there_already_stays_as_it_is(listed: Suppressions) -> None:
     assert found and found.detail == "first"
 
 
-def test_pages_go_through_all_newest_first_and_none_twice(listed: Suppressions, database: Database) -> None:
-    def insert(connection: Any) -> None:  # Ten of each moment, so that only the address tells them apart.
+def test_pages_go_through_all_newest_first_and_none_twice(
+    listed: Suppressions, database: Database
+) -> None:
+    def insert(
+        connection: Any,
+    ) -> None:  # Ten of each moment, so that only the address tells them apart.
         connection.execute(
             suppressions.insert(),
             [
@@ -130,10 +136,13 @@ def test_thousands_are_looked_up_by_one_statement_and_the_index(
     if database.engine.dialect.name == "sqlite":
         plan = database.read(
             lambda connection: connection.execute(
-                text(f"EXPLAIN QUERY PLAN {statements[-1].replace('?', ':wanted')}"), {"wanted": "[]"}
+                text(f"EXPLAIN QUERY PLAN {statements[-1].replace('?', ':wanted')}"),
+                {"wanted": "[]"},
             ).all()
         )
-        assert any("SEARCH suppressions USING PRIMARY KEY (address=?)" in row.detail for row in plan)
+        assert any(
+            "SEARCH suppressions USING PRIMARY KEY (address=?)" in row.detail for row in plan
+        )
 
 
 # --- bounces -------------------------------------------------------------------------------------------------------
@@ -158,7 +167,9 @@ def test_a_bad_address_is_suppressed_with_the_servers_words(
     suppressed = listed.find("dave@example.org")
     assert suppressed
     assert (suppressed.reason, suppressed.message_id) == (Reason.BOUNCED, found.row["id"])
-    assert suppressed.detail == found.recipients[1]["reply"] and str(suppressed.detail).startswith(reply[:3])
+    assert suppressed.detail == found.recipients[1]["reply"] and str(suppressed.detail).startswith(
+        reply[:3]
+    )
     assert listed.find("bob@example.org") is None
     assert (found.row["state"], found.recipients[1]["state"]) == ("sent", "failed")
 
@@ -207,11 +218,16 @@ def test_what_goes_with_an_outcome_cannot_keep_it_from_being_recorded(
 ) -> None:
     smtpd.reply("RCPT", "550 5.1.1 no", match="carol@")
     Webhooks(database).create("https://hook.example.org/")
-    claims = Claims(database, office.heartbeat.id, 20, (SendingLimit(account="default", messages=100),))
+    claims = Claims(
+        database, office.heartbeat.id, 20, (SendingLimit(account="default", messages=100),)
+    )
     id = office.accept(BOB, CAROL)
-    key = {"suppressions": "created_at", "deliveries": "number", "tallies": "count", "usage": "messages"}[
-        table
-    ]
+    key = {
+        "suppressions": "created_at",
+        "deliveries": "number",
+        "tallies": "count",
+        "usage": "messages",
+    }[table]
     office.sql(
         f"CREATE TRIGGER broken BEFORE INSERT ON {table} BEGIN SELECT RAISE(ABORT, 'broken'); END"
         if database.url.get_backend_name() == "sqlite"
@@ -285,7 +301,9 @@ def test_who_is_suppressed_after_acceptance_gets_no_mail(
     assert [message.rcpt_tos for message in smtpd.messages] == [("carol@example.org",)]
 
 
-def test_the_other_recipients_get_it(office: Office, smtpd: ScriptedSMTP, listed: Suppressions) -> None:
+def test_the_other_recipients_get_it(
+    office: Office, smtpd: ScriptedSMTP, listed: Suppressions
+) -> None:
     id = office.accept(BOB, DAVE, CAROL)
     listed.add("dave@example.org")
     assert office.delivery.deliver([id])
@@ -295,7 +313,9 @@ def test_the_other_recipients_get_it(office: Office, smtpd: ScriptedSMTP, listed
         ("sent", "250 2.0.0 ok"),
     ]
     assert state(office, id) == "sent"
-    assert [message.rcpt_tos for message in smtpd.messages] == [("bob@example.org", "carol@example.org")]
+    assert [message.rcpt_tos for message in smtpd.messages] == [
+        ("bob@example.org", "carol@example.org")
+    ]
 
 
 def test_many_that_were_suppressed_meanwhile_are_taken_out_together(
@@ -314,10 +334,16 @@ def test_what_was_suppressed_at_acceptance_does_not_come_due(
     listed.add("bob@example.org")
     Outbox(database).accept(
         NewMessage(
-            id="later", message=Message(to=(BOB,)), message_id="later@example.org", terms=SendOptions(delay=1)
+            id="later",
+            message=Message(to=(BOB,)),
+            message_id="later@example.org",
+            terms=SendOptions(delay=1),
         )
     )
-    assert (state(office, "later"), office.details("later").row["next_attempt_at"]) == ("suppressed", None)
+    assert (state(office, "later"), office.details("later").row["next_attempt_at"]) == (
+        "suppressed",
+        None,
+    )
 
 
 def test_a_job_that_fails_says_nothing_of_who_was_suppressed_before(
@@ -326,10 +352,15 @@ def test_a_job_that_fails_says_nothing_of_who_was_suppressed_before(
     listed.add("bob@example.org")
     job = NewJob(id="job-1", name="simulate", args={}, queue="jobs", timeout_seconds=1)
     Outbox(database).accept(
-        NewMessage(id="both", message=Message(to=(BOB, CAROL)), message_id="both@example.org", job=job)
+        NewMessage(
+            id="both", message=Message(to=(BOB, CAROL)), message_id="both@example.org", job=job
+        )
     )
     Jobs(database, 20).cancel("job-1")
-    assert [person["state"] for person in office.details("both").recipients] == ["suppressed", "canceled"]
+    assert [person["state"] for person in office.details("both").recipients] == [
+        "suppressed",
+        "canceled",
+    ]
 
 
 @pytest.mark.parametrize(("reply", "end"), [("250 ok", "sent"), ("550 5.7.1 no", "failed")])
@@ -373,7 +404,9 @@ def test_a_claim_of_a_hundred_costs_two_statements_more(office: Office, database
 
     database.transaction(drop)
     assert [
-        statement.split()[0] for statement in statements if not statement.startswith(("BEGIN", "SET"))
+        statement.split()[0]
+        for statement in statements
+        if not statement.startswith(("BEGIN", "SET"))
     ] == ["SELECT"] * 2
     if database.engine.dialect.name == "sqlite":
         (looked,) = (statement for statement in statements if "FROM recipients" in statement)
@@ -414,13 +447,20 @@ def test_sent_once_more_it_is_suppressed_again_until_the_address_is_let_go(
             [State.SUPPRESSED, State.QUEUED],
         ),
         (State.WAITING, ["Dave@example.org"], State.SUPPRESSED, [State.SUPPRESSED]),
-        (State.SCHEDULED, ["dave@example.org", "dave@example.ORG"], State.SUPPRESSED, [State.SUPPRESSED] * 2),
+        (
+            State.SCHEDULED,
+            ["dave@example.org", "dave@example.ORG"],
+            State.SUPPRESSED,
+            [State.SUPPRESSED] * 2,
+        ),
         (State.FAILED, ["dave@example.org"], State.FAILED, [State.FAILED]),
         (State.FAILED, [], State.FAILED, []),
         (State.QUEUED, [], State.QUEUED, []),
     ],
 )
-def test_states_at_acceptance(begins: State, addresses: list[str], message: State, each: list[State]) -> None:
+def test_states_at_acceptance(
+    begins: State, addresses: list[str], message: State, each: list[State]
+) -> None:
     assert state_at_acceptance(begins, addresses, {"dave@example.org"}) == (message, each)
 
 
@@ -501,9 +541,9 @@ def test_every_process_makes_the_same_links_also_when_all_begin_at_once(database
 
 def test_the_secret_is_shown_by_no_repr(unsubscribes: Unsubscribes) -> None:
     unsubscribes.url("id", 0)
-    assert unsubscribes._key.hex() not in repr(unsubscribes) and repr(unsubscribes._key) not in repr(
-        unsubscribes
-    )
+    assert unsubscribes._key.hex() not in repr(unsubscribes) and repr(
+        unsubscribes._key
+    ) not in repr(unsubscribes)
 
 
 # --- over HTTP -----------------------------------------------------------------------------------------------------
@@ -520,8 +560,13 @@ def link(app: Flask, id: str, position: int = 0) -> str:
 
 
 def test_one_is_added_shown_and_removed(client: FlaskClient) -> None:
-    answer = client.post("/v1/suppressions", json={"address": "Bob <Bob@Example.org>", "detail": "by phone"})
-    assert (answer.status_code, answer.headers["Location"]) == (201, "/v1/suppressions/bob@example.org")
+    answer = client.post(
+        "/v1/suppressions", json={"address": "Bob <Bob@Example.org>", "detail": "by phone"}
+    )
+    assert (answer.status_code, answer.headers["Location"]) == (
+        201,
+        "/v1/suppressions/bob@example.org",
+    )
     assert answer.json and answer.json["created_at"].endswith("Z")
     assert answer.json | {"created_at": ""} == {
         "address": "bob@example.org",
@@ -571,7 +616,10 @@ def test_an_address_is_one_with_quotes_or_without(
 ) -> None:
     for given, again in ((one, other), (other, one)):
         assert client.post("/v1/suppressions", json={"address": given}).status_code == 201
-        assert client.post("/v1/suppressions", json={"addresses": [again]}).json == {"added": 0, "known": 1}
+        assert client.post("/v1/suppressions", json={"addresses": [again]}).json == {
+            "added": 0,
+            "known": 1,
+        }
         assert status(client, again) == "suppressed"
         assert flask(app, "add", again)[1].endswith("; was so before")
         assert client.get(f"/v1/suppressions/{again}").status_code == 200
@@ -590,11 +638,16 @@ def test_many_are_added_in_one_request(client: FlaskClient) -> None:
     client.post("/v1/suppressions", json={"address": "5@example.org"})
     answer = client.post("/v1/suppressions", json={"addresses": [*addresses[:-1], "1@EXAMPLE.org"]})
     assert (answer.status_code, answer.json) == (201, {"added": 998, "known": 1})
-    assert client.post("/v1/suppressions", json={"addresses": addresses}).json == {"added": 1, "known": 999}
+    assert client.post("/v1/suppressions", json={"addresses": addresses}).json == {
+        "added": 1,
+        "known": 999,
+    }
 
 
 def test_pages_over_http(client: FlaskClient) -> None:
-    client.post("/v1/suppressions", json={"addresses": [f"a+{n:02}@example.org" for n in range(45)]})
+    client.post(
+        "/v1/suppressions", json={"addresses": [f"a+{n:02}@example.org" for n in range(45)]}
+    )
     seen: list[str] = []
     query = "?limit=20"
     while query:
@@ -603,7 +656,11 @@ def test_pages_over_http(client: FlaskClient) -> None:
         seen += [one["address"] for one in page["data"]]
         query = f"?limit=20&after={page['next']}" if page["next"] else ""
     assert len(seen) == len({*seen}) == 45
-    assert client.get("/v1/suppressions?reason=bounced").json == {"data": [], "has_more": False, "next": None}
+    assert client.get("/v1/suppressions?reason=bounced").json == {
+        "data": [],
+        "has_more": False,
+        "next": None,
+    }
 
 
 @on_sqlite
@@ -613,9 +670,17 @@ def test_pages_over_http(client: FlaskClient) -> None:
         ({}, "#", "expected either `address` or `addresses`, got none"),
         ({"address": "bob@example.org", "addresses": ["bob@example.org"]}, "#", "got both"),
         ({"address": "nobody"}, "#/address", 'expected an address, got "nobody"'),
-        ({"addresses": ["bob@example.org", "nobody"]}, "#/addresses/1", 'expected an address, got "nobody"'),
+        (
+            {"addresses": ["bob@example.org", "nobody"]},
+            "#/addresses/1",
+            'expected an address, got "nobody"',
+        ),
         ({"addresses": []}, "#/addresses", "expected 1 to 1000 addresses, got 0"),
-        ({"addresses": ["bob@example.org"] * 1001}, "#/addresses", "expected 1 to 1000 addresses, got 1001"),
+        (
+            {"addresses": ["bob@example.org"] * 1001},
+            "#/addresses",
+            "expected 1 to 1000 addresses, got 1001",
+        ),
         ({"address": "bob@example.org", "detail": "a\nb"}, "#/detail", "expected one line"),
         ({"address": "bob@example.org", "detail": "a\0b"}, "#/detail", "expected one line"),
         (
@@ -623,7 +688,11 @@ def test_pages_over_http(client: FlaskClient) -> None:
             "#/detail",
             "expected at most 500 characters, got 501",
         ),
-        ({"address": "bob@example.org", "detail": "\ud800"}, "#/detail", "half of a surrogate pair"),
+        (
+            {"address": "bob@example.org", "detail": "\ud800"},
+            "#/detail",
+            "half of a surrogate pair",
+        ),
         ({"address": 17}, "#/address", "expected a string, got 17"),
         ({"adress": "bob@example.org"}, "#/adress", "did you mean address?"),
     ],
@@ -661,7 +730,9 @@ def test_a_query_of_another_form_is_422(client: FlaskClient, query: str) -> None
 
 
 @on_sqlite
-@pytest.mark.parametrize("path", ["nobody", "%00@example.org", "a%0Ab@example.org", "%FF", "x" * 5000])
+@pytest.mark.parametrize(
+    "path", ["nobody", "%00@example.org", "a%0Ab@example.org", "%FF", "x" * 5000]
+)
 def test_what_is_no_address_is_404(client: FlaskClient, path: str) -> None:
     assert client.get(f"/v1/suppressions/{path}").status_code == 404
     assert client.delete(f"/v1/suppressions/{path}").status_code == 404
@@ -691,12 +762,17 @@ def test_a_page_asks_and_only_its_button_unsubscribes(app: Flask, client: FlaskC
     assert found and found["reason"] == "unsubscribed"
 
 
-def test_both_forms_of_rfc_8058_are_taken_twice_and_nothing_else(app: Flask, client: FlaskClient) -> None:
+def test_both_forms_of_rfc_8058_are_taken_twice_and_nothing_else(
+    app: Flask, client: FlaskClient
+) -> None:
     where = link(app, client.post("/v1/messages", json=MAIL).json["id"])  # type: ignore[index]
     many = "&".join(f"a{n}=b" for n in range(5000)) + "&List-Unsubscribe=One-Click"
     for body in ("", "List-Unsubscribe=no", many):
         assert (
-            client.post(where, data=body, content_type="application/x-www-form-urlencoded").status_code == 400
+            client.post(
+                where, data=body, content_type="application/x-www-form-urlencoded"
+            ).status_code
+            == 400
         )
     assert client.post(where, json=CLICK).status_code == 400
     assert client.get("/v1/suppressions/bob@example.org").status_code == 404
@@ -742,7 +818,9 @@ def test_every_wrong_link_gets_the_same_answer(app: Flask, client: FlaskClient) 
         "/unsubscribe/" + "x" * 5000,
     ]
     asked: list[Any] = [("GET", None), ("POST", CLICK), ("POST", {})]
-    answers = [client.open(path, method=method, data=data) for path in wrong for method, data in asked]
+    answers = [
+        client.open(path, method=method, data=data) for path in wrong for method, data in asked
+    ]
     for answer in answers:
         answer.headers.pop("X-Request-Id", None)
     assert {(answer.status_code, answer.data, str(answer.headers)) for answer in answers} == {
@@ -772,7 +850,9 @@ def test_a_public_url_that_nobody_could_follow_stops_the_start() -> None:
         "https://example.org/#x",
         " https://example.org",
     ):
-        with pytest.raises(SettingsError, match="MAILASYNC_PUBLIC_URL: expected an address like https://"):
+        with pytest.raises(
+            SettingsError, match="MAILASYNC_PUBLIC_URL: expected an address like https://"
+        ):
             load({"MAILASYNC_ENV_FILE": "", "MAILASYNC_PUBLIC_URL": wrong})
 
 
@@ -790,7 +870,9 @@ def test_commands_add_list_and_remove(app: Flask, client: FlaskClient) -> None:
     assert flask(app, "add", "bob@example.org") == (0, f"{said}; was so before")
     code, line = flask(app, "add", "carol@example.org", "--json")
     assert (code, json.loads(line)["address"]) == (0, "carol@example.org")
-    listed = [line.split(":")[0] for line in flask(app, "list", "--reason", "manual")[1].splitlines()]
+    listed = [
+        line.split(":")[0] for line in flask(app, "list", "--reason", "manual")[1].splitlines()
+    ]
     assert listed == ["carol@example.org", "bob@example.org"]
     shown = [json.loads(line) for line in flask(app, "list", "--json")[1].splitlines()]
     assert shown[-1] | {"created_at": ""} == {

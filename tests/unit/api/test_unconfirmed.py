@@ -60,14 +60,17 @@ def test_a_commit_without_an_answer_says_that_it_may_be_accepted_and_where_to_lo
         "It may have been accepted",
     )
     assert (
-        answer.headers["Location"].endswith(f"/{told['id']}") and answer.headers["Location"] in told["detail"]
+        answer.headers["Location"].endswith(f"/{told['id']}")
+        and answer.headers["Location"] in told["detail"]
     )
     assert "with an Idempotency-Key sending it again is safe" in told["detail"]
     assert "Retry-After" not in answer.headers  # Some clients would send it again by themselves.
     assert afar.get(answer.headers["Location"]).status_code == 200
 
 
-def test_of_a_batch_all_ids_are_named(client: FlaskClient, afar: FlaskClient, link: LossyLink) -> None:
+def test_of_a_batch_all_ids_are_named(
+    client: FlaskClient, afar: FlaskClient, link: LossyLink
+) -> None:
     link.at_commit(UNANSWERED, having=NEW)
     answer = client.post("/v1/messages/batch", json=[MAIL, MAIL, MAIL])
     told = read(answer)
@@ -90,7 +93,9 @@ def test_with_a_key_a_client_is_told_to_send_it_again(
     assert [one["id"] for one in read(afar.get("/v1/messages"))["data"]] == [read(again)["id"]]
 
 
-@pytest.mark.parametrize(("path", "body", "having"), [*ACCEPTING, ("/v1/messages/batch", [MAIL], NEW)])
+@pytest.mark.parametrize(
+    ("path", "body", "having"), [*ACCEPTING, ("/v1/messages/batch", [MAIL], NEW)]
+)
 def test_a_link_that_is_cut_before_the_commit_says_that_nothing_was_accepted(
     client: FlaskClient, link: LossyLink, path: str, body: Any, having: bytes
 ) -> None:
@@ -153,7 +158,10 @@ def test_any_other_write_without_an_answer_may_have_been_done(
     answer = client.open(path, method=method, json=body)
     told = read(answer)
     assert (answer.status_code, told["code"]) == (503, "commit_unconfirmed")
-    assert told["detail"] == "the database did not confirm it; look how things stand before you repeat it"
+    assert (
+        told["detail"]
+        == "the database did not confirm it; look how things stand before you repeat it"
+    )
 
 
 def test_what_is_lost_after_the_commit_does_not_say_that_nothing_was_accepted(
@@ -184,7 +192,10 @@ def test_a_form_that_may_have_been_accepted_can_be_sent_again(
     }
     link.at_commit(UNANSWERED, having=NEW)
     refused = client.post("/compose", data=form, headers={"Accept": "text/html"})
-    assert refused.status_code == 503 and "send this form again, and it is accepted once" in refused.text
+    assert (
+        refused.status_code == 503
+        and "send this form again, and it is accepted once" in refused.text
+    )
     sent = client.post("/compose", data=form | {"once": field(refused.text, "once")})
     assert sent.status_code == 303
     assert [one["id"] for one in read(afar.get("/v1/messages"))["data"]] == [
@@ -196,10 +207,14 @@ def test_flask_send_says_that_a_mail_may_have_been_accepted(
     tmp_path: Path, postgres_url: str, link: LossyLink
 ) -> None:
     database = ready(postgres_url)
-    with service(tmp_path, DATABASE_URL=link.url, BROKER_URL="pyamqp://guest@127.0.0.1:9//") as pair:
+    with service(
+        tmp_path, DATABASE_URL=link.url, BROKER_URL="pyamqp://guest@127.0.0.1:9//"
+    ) as pair:
         link.at_commit(UNANSWERED, having=NEW)
         program = pair.run("-m", "flask", "send", "bob@example.org", "Hi", name="send")
         assert program.process.wait(60) == 1
-        found = re.search(r"look with `flask status ([0-9a-f-]+)` before you send it again", program.text())
+        found = re.search(
+            r"look with `flask status ([0-9a-f-]+)` before you send it again", program.text()
+        )
         assert found and Outbox(database).details(found[1])
     database.close()

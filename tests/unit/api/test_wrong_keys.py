@@ -59,7 +59,9 @@ def tried(client: FlaskClient, path: str, name: Naming = bearer) -> Counter[int]
 
 
 @pytest.mark.parametrize("name", [bearer, basic, own_field])
-def test_wrong_keys_are_held_up_and_right_ones_served(app: Flask, client: FlaskClient, name: Naming) -> None:
+def test_wrong_keys_are_held_up_and_right_ones_served(
+    app: Flask, client: FlaskClient, name: Naming
+) -> None:
     secret, _ = app.extensions["mailasync"].api_keys.create("ci", scopes=[Scope.READ])
     assert tried(client, "/v1/jobs", name) == {401: WRONG_MAX, 429: TRIED - WRONG_MAX}
     for right in (KEY, secret):
@@ -75,8 +77,12 @@ def test_who_is_held_up_is_told_for_how_long(client: FlaskClient) -> None:
     assert (answer.status_code, told["code"]) == (429, "too_many_wrong_keys")
     assert answer.mimetype == "application/problem+json"
     assert 1 <= int(answer.headers["Retry-After"]) <= WRONG_SECONDS
-    assert told["detail"].endswith(f"got another key; correct it, or wait {answer.headers['Retry-After']} s")
-    page = client.get("/jobs", headers=bearer("wrong") | {"Accept": "text/html"}, environ_base=THERE)
+    assert told["detail"].endswith(
+        f"got another key; correct it, or wait {answer.headers['Retry-After']} s"
+    )
+    page = client.get(
+        "/jobs", headers=bearer("wrong") | {"Accept": "text/html"}, environ_base=THERE
+    )
     assert page.status_code == 429 and page.mimetype == "text/html" and page.headers["Retry-After"]
 
 
@@ -89,7 +95,9 @@ def test_what_needs_no_key_counts_wrong_ones_too(client: FlaskClient) -> None:
 def test_the_inbox_alone_holds_them_up_as_well(inbox: Flask, name: Naming) -> None:
     client = inbox.test_client()
     assert tried(client, "/inbox/api/messages", name) == {401: WRONG_MAX, 429: TRIED - WRONG_MAX}
-    assert client.get("/inbox/api/messages", headers=name(KEY), environ_base=THERE).status_code == 200
+    assert (
+        client.get("/inbox/api/messages", headers=name(KEY), environ_base=THERE).status_code == 200
+    )
 
 
 def test_so_many_wrong_keys_pass_in_a_minute_and_no_more() -> None:

@@ -60,10 +60,17 @@ class Office:
         heartbeat = Heartbeat(database, new_id(), "worker@here", ["mail"])
         heartbeat.beat()
         self.sweeps = Sweeps(
-            database, 20, "resend", frozenset(limit.account for limit in self.limits if limit.is_limited)
+            database,
+            20,
+            "resend",
+            frozenset(limit.account for limit in self.limits if limit.is_limited),
         )
         turns = Admission(
-            4, {name: f"{server.host}:{server.port}" for name, server in zip(names, servers, strict=True)}
+            4,
+            {
+                name: f"{server.host}:{server.port}"
+                for name, server in zip(names, servers, strict=True)
+            },
         )
         self.claims = Claims(database, heartbeat.id, 20, self.limits, turns.free)
         senders = {
@@ -95,7 +102,10 @@ class Office:
 
     def sweep(self) -> list[str]:
         """What comes due for an account now, delivered; return the ids."""
-        ids = [nudge.id for nudge in self.sweeps.due() + self.sweeps.unparked(1000, self.accounts.capacity())]
+        ids = [
+            nudge.id
+            for nudge in self.sweeps.due() + self.sweeps.unparked(1000, self.accounts.capacity())
+        ]
         for id in ids:
             self.deliver([id])
         return ids
@@ -257,7 +267,9 @@ def test_many_workers_at_once_do_not_overdraw(database: Database) -> None:
     outbox = Outbox(database)
     ids = [new_id() for _ in range(60)]
     for id in ids:
-        outbox.accept(NewMessage(id=id, message=Message(to=(Address("bob@example.org"),)), message_id=id))
+        outbox.accept(
+            NewMessage(id=id, message=Message(to=(Address("bob@example.org"),)), message_id=id)
+        )
 
     def work(number: int) -> int:
         Heartbeat(database, f"worker-{number}", "w@h", ["mail"]).beat()
@@ -316,9 +328,15 @@ def test_an_account_in_trouble_is_tried_again_with_one_mail_and_then_all_go(
     office.deliver(others)
     words = " ".join(line[4:] for line in reply.splitlines())
     assert office.states([first, *others]) == ["deferred"] * 5
-    assert (office.account()["state"], office.account()["reason"]) == (state, f"{reply[:3]} {words}")
+    assert (office.account()["state"], office.account()["reason"]) == (
+        state,
+        f"{reply[:3]} {words}",
+    )
     assert {office.row(id).row["attempt"] for id in others} == {0}
-    assert office.row(others[0]).row["reason"] == f"waits for account one, {state}: {reply[:3]} {words}"
+    assert (
+        office.row(others[0]).row["reason"]
+        == f"waits for account one, {state}: {reply[:3]} {words}"
+    )
     assert office.sweep() == []
     office.hours_pass(hours)
     assert len(office.sweep()) == 1
@@ -340,19 +358,34 @@ def assert_that_probes_cost_no_attempt(office: Office, ids: list[str]) -> None:
 @pytest.mark.parametrize(
     ("phase", "reply", "state", "words"),
     [
-        ("GREETING", "554 5.7.1 we do not know you", AccountState.HALTED, "554 5.7.1 we do not know you"),
+        (
+            "GREETING",
+            "554 5.7.1 we do not know you",
+            AccountState.HALTED,
+            "554 5.7.1 we do not know you",
+        ),
         ("GREETING", "450 4.3.2 not now", AccountState.PAUSED, "450 4.3.2 not now"),
         ("GREETING", "421 4.3.2 not now", AccountState.PAUSED, "421 4.3.2 not now"),
         ("GREETING", "what?", AccountState.PAUSED, "what?"),
         ("GREETING", "999 what?", AccountState.PAUSED, "999 what?"),
         ("GREETING", "600 what?", AccountState.PAUSED, "600 what?"),
-        ("GREETING", "", AccountState.PAUSED, f"{UNREACHED}connection lost: connection closed by the server"),
+        (
+            "GREETING",
+            "",
+            AccountState.PAUSED,
+            f"{UNREACHED}connection lost: connection closed by the server",
+        ),
         ("EHLO", "554 5.7.1 blocked", AccountState.HALTED, "554 5.7.1 blocked"),
         ("EHLO", "501 5.5.4 no such name", AccountState.HALTED, "501 5.5.4 no such name"),
         ("EHLO", "450 4.3.2 not now", AccountState.PAUSED, "450 4.3.2 not now"),
         ("EHLO", "999 what?", AccountState.PAUSED, "999 what?"),
         ("EHLO", "421 4.7.0 try again later", AccountState.PAUSED, "421 4.7.0 try again later"),
-        ("EHLO", "", AccountState.PAUSED, f"{UNREACHED}connection lost: connection closed by the server"),
+        (
+            "EHLO",
+            "",
+            AccountState.PAUSED,
+            f"{UNREACHED}connection lost: connection closed by the server",
+        ),
     ],
 )
 def test_what_fails_before_mail_is_the_accounts_and_no_mail_loses_an_attempt(
@@ -381,7 +414,10 @@ def test_what_fails_before_mail_is_the_accounts_and_no_mail_loses_an_attempt(
     ("reply", "state"),
     [
         ("550 User has no permission", AccountState.HALTED),
-        ("550 5.7.30 Basic authentication is not supported for Client Submission", AccountState.HALTED),
+        (
+            "550 5.7.30 Basic authentication is not supported for Client Submission",
+            AccountState.HALTED,
+        ),
         ("553 5.3.0 no", AccountState.HALTED),
         ("525 5.7.13 account is disabled", AccountState.HALTED),
         ("538 5.7.11 encryption required", AccountState.HALTED),
@@ -407,7 +443,9 @@ def test_a_login_that_is_refused_in_whatever_way_is_the_accounts(
         assert_that_probes_cost_no_attempt(office, ids)
 
 
-@pytest.mark.parametrize(("offered", "words"), [("XOAUTH2", "XOAUTH2"), ("NTLM", "NTLM"), ("", "none")])
+@pytest.mark.parametrize(
+    ("offered", "words"), [("XOAUTH2", "XOAUTH2"), ("NTLM", "NTLM"), ("", "none")]
+)
 def test_a_login_that_cannot_be_tried_halts_the_account(
     database: Database, offices: list[Office], offered: str, words: str
 ) -> None:
@@ -423,7 +461,9 @@ def test_a_login_that_cannot_be_tried_halts_the_account(
         assert_that_probes_cost_no_attempt(office, ids)
 
 
-def test_of_many_mails_one_tries_a_login_that_is_refused(database: Database, offices: list[Office]) -> None:
+def test_of_many_mails_one_tries_a_login_that_is_refused(
+    database: Database, offices: list[Office]
+) -> None:
     with ScriptedSMTP(auth={"alice": "secret"}) as smtpd:
         office = Office(database, smtpd, user="alice", password="wrong")
         offices.append(office)
@@ -431,7 +471,9 @@ def test_of_many_mails_one_tries_a_login_that_is_refused(database: Database, off
         office.deliver(ids)
         reasons = {office.row(id).row["reason"] for id in ids}
         assert reasons == {"535 5.7.8 user name and password not accepted"}
-        assert sum(line.upper().startswith("AUTH") for _, line in smtpd.commands) == 2  # PLAIN and LOGIN
+        assert (
+            sum(line.upper().startswith("AUTH") for _, line in smtpd.commands) == 2
+        )  # PLAIN and LOGIN
         smtpd.auth = {"alice": "wrong"}
         office.hours_pass(0.3)
         assert len(office.sweep()) == 1
@@ -674,7 +716,9 @@ def test_an_account_is_tried_again_when_how_it_is_reached_changes(
         "SMTP_PORT": "587",
     }
     changes: list[dict[str, str]] = [{}, {}, {name: value}]
-    [before], [same], [after] = (accounts(settings(tmp_path, **known | change)) for change in changes)
+    [before], [same], [after] = (
+        accounts(settings(tmp_path, **known | change)) for change in changes
+    )
     assert before.sending_limit == same.sending_limit != after.sending_limit
 
 
@@ -685,10 +729,14 @@ def settings(tmp_path: Path, toml: str = "", **more: str) -> Settings:
     if toml:
         (tmp_path / "accounts.toml").write_text(textwrap.dedent(toml))
         more["ACCOUNTS_FILE"] = str(tmp_path / "accounts.toml")
-    return load({"MAILASYNC_ENV_FILE": "", **{f"MAILASYNC_{name}": value for name, value in more.items()}})
+    return load(
+        {"MAILASYNC_ENV_FILE": "", **{f"MAILASYNC_{name}": value for name, value in more.items()}}
+    )
 
 
-def test_the_file_names_accounts_each_with_the_settings_for_what_it_does_not_say(tmp_path: Path) -> None:
+def test_the_file_names_accounts_each_with_the_settings_for_what_it_does_not_say(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "secret").write_text("geheim\n")
     found = accounts(
         settings(
@@ -721,7 +769,13 @@ def test_the_file_names_accounts_each_with_the_settings_for_what_it_does_not_say
         )
     )
     ops, news, relay, here = found
-    assert (ops.name, ops.hop.host, ops.hop.password, ops.messages_per_day, ops.recipients_per_day) == (
+    assert (
+        ops.name,
+        ops.hop.host,
+        ops.hop.password,
+        ops.messages_per_day,
+        ops.recipients_per_day,
+    ) == (
         "ops",
         "smtp.gmail.com",
         "geheim",
@@ -755,8 +809,14 @@ def test_the_file_names_accounts_each_with_the_settings_for_what_it_does_not_say
         ("[[account]]\nnmae = 'x'", "account 1: expected .*name.*, got nmae"),
         ("[[account]]\nname = 5", "account 1: expected a name of 1 to 100 characters, got 5"),
         ("[[account]]\nname = ''", "account 1: expected a name"),
-        ("[[account]]\nname = 'a'\nfrom = 'nobody'", "account 1: MAILASYNC_MAIL_FROM: expected an address"),
-        ("[[account]]\nname = 'a'\nsmtp_port = '25'", "account 1: expected smtp_port to be a number"),
+        (
+            "[[account]]\nname = 'a'\nfrom = 'nobody'",
+            "account 1: MAILASYNC_MAIL_FROM: expected an address",
+        ),
+        (
+            "[[account]]\nname = 'a'\nsmtp_port = '25'",
+            "account 1: expected smtp_port to be a number",
+        ),
         (
             "[[account]]\nname = 'a'\nmessages_per_day = -1",
             "account 1: expected messages_per_day to be a whole number",
@@ -765,8 +825,14 @@ def test_the_file_names_accounts_each_with_the_settings_for_what_it_does_not_say
             "[[account]]\nname = 'a'\nmessages_per_day = true",
             "account 1: expected messages_per_day to be a whole number",
         ),
-        ("[[account]]\nname = 'a'\npassword_file = 'none'", "account 1: password_file: .*No such file"),
-        ("[[account]]\nname = 'a'\n[[account]]\nname = 'a'", "expected another name for each account"),
+        (
+            "[[account]]\nname = 'a'\npassword_file = 'none'",
+            "account 1: password_file: .*No such file",
+        ),
+        (
+            "[[account]]\nname = 'a'\n[[account]]\nname = 'a'",
+            "expected another name for each account",
+        ),
         (
             "[[account]]\nname='a'\nusername='a@b.org'\npassword='geheim'\nsmtp_host='h.example.org'\nsmtp_security='none'",
             "unencrypted",
@@ -781,7 +847,9 @@ def test_the_file_names_accounts_each_with_the_settings_for_what_it_does_not_say
         ),
     ],
 )
-def test_a_wrong_file_stops_the_start_with_account_and_field(tmp_path: Path, toml: str, words: str) -> None:
+def test_a_wrong_file_stops_the_start_with_account_and_field(
+    tmp_path: Path, toml: str, words: str
+) -> None:
     with pytest.raises(SettingsError, match=words) as caught:
         accounts(settings(tmp_path, toml))
     assert "geheim" not in str(caught.value)
@@ -794,7 +862,10 @@ def test_gmails_published_limits_are_the_default(
     tmp_path: Path, username: str, limits: tuple[int, int]
 ) -> None:
     [account] = accounts(settings(tmp_path, MAIL_USERNAME=username, MAIL_PASSWORD="x"))
-    assert (account.name, account.messages_per_day, account.recipients_per_day) == ("default", *limits)
+    assert (account.name, account.messages_per_day, account.recipients_per_day) == (
+        "default",
+        *limits,
+    )
     [elsewhere] = accounts(
         settings(tmp_path, MAIL_USERNAME=username, MAIL_PASSWORD="x", SMTP_HOST="smtp.example.org")
     )

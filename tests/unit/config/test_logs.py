@@ -26,7 +26,10 @@ from tests.services.smtpd import ScriptedSMTP
 
 def read(**variables: str) -> Settings:
     return load(
-        {"MAILASYNC_ENV_FILE": "", **{f"MAILASYNC_{name}": value for name, value in variables.items()}}
+        {
+            "MAILASYNC_ENV_FILE": "",
+            **{f"MAILASYNC_{name}": value for name, value in variables.items()},
+        }
     )
 
 
@@ -43,7 +46,9 @@ def logger(monkeypatch: pytest.MonkeyPatch) -> Iterator[logging.Logger]:
 
 
 @pytest.fixture
-def stack(tmp_path: Path, broker_url: str, sqlite_url: str, to_smtpd: dict[str, str]) -> Iterator[Service]:
+def stack(
+    tmp_path: Path, broker_url: str, sqlite_url: str, to_smtpd: dict[str, str]
+) -> Iterator[Service]:
     """Web and worker, to be started."""
     with service(tmp_path, BROKER_URL=broker_url, DATABASE_URL=sqlite_url, **to_smtpd) as made:
         made.upgrade()
@@ -52,7 +57,9 @@ def stack(tmp_path: Path, broker_url: str, sqlite_url: str, to_smtpd: dict[str, 
 
 def lines_of(file: Path, words: str) -> list[str]:
     """The lines of a log file, when `words` are in it."""
-    wait_until(lambda: file.exists() and words in file.read_text(), what=f"{file.name} says {words!r}")
+    wait_until(
+        lambda: file.exists() and words in file.read_text(), what=f"{file.name} says {words!r}"
+    )
     return file.read_text().splitlines()
 
 
@@ -115,12 +122,16 @@ def test_json_is_one_object_a_line(logger: logging.Logger) -> None:
     assert "ValueError: no" in second["exception"]
 
 
-def test_json_names_the_request_and_the_message_where_they_are_known(logger: logging.Logger) -> None:
+def test_json_names_the_request_and_the_message_where_they_are_known(
+    logger: logging.Logger,
+) -> None:
     logs.finish_setup(read(LOG_FORMAT="json"), logger)
     token = logs.request_id.set("request-1")
     logger.info("first", extra={"message_id": "message-1"})
     logs.request_id.reset(token)
-    logger.info("second", extra={"message_id": "bob@example.org"})  # A Celery client may have chosen that.
+    logger.info(
+        "second", extra={"message_id": "bob@example.org"}
+    )  # A Celery client may have chosen that.
     logger.info("third", extra={"message_id": None})
     first, second, third = (json.loads(line) for line in written(logger).splitlines())
     assert list(first) == ["time", "level", "logger", "message", "request_id", "message_id"]
@@ -202,12 +213,18 @@ def test_a_log_file_that_cannot_be_written_is_told_once_and_goes_on_when_it_can(
     logger.info("after")
     logger.info("and on")
     lines = [line.partition(": ")[2] for line in file.read_text().splitlines()]
-    assert lines == ["after", "5 lines before the last one could not be written to this file", "and on"]
+    assert lines == [
+        "after",
+        "5 lines before the last one could not be written to this file",
+        "and on",
+    ]
     assert "lost 4" in written(logger)
     assert capsys.readouterr().err == ""
 
 
-def test_a_line_that_was_cut_by_a_full_disk_spoils_no_other(logger: logging.Logger, tmp_path: Path) -> None:
+def test_a_line_that_was_cut_by_a_full_disk_spoils_no_other(
+    logger: logging.Logger, tmp_path: Path
+) -> None:
     file = tmp_path / "mail.log"
     logs.finish_setup(read(LOG_FILE=str(file)), logger)
     logger.info("first")
@@ -247,7 +264,9 @@ def test_no_line_raises_where_standard_error_takes_none(
         error.close()
 
 
-def test_a_line_that_cannot_be_made_names_its_place_and_none_of_its_arguments(logger: logging.Logger) -> None:
+def test_a_line_that_cannot_be_made_names_its_place_and_none_of_its_arguments(
+    logger: logging.Logger,
+) -> None:
     logs.finish_setup(read(), logger)
     logger.info("heard %d", "bob")
     assert re.search(r"a line of .*test_logs\.py:\d+ cannot be shown: TypeError", written(logger))
@@ -269,10 +288,13 @@ def test_half_a_character_is_written_to_a_log_file(tmp_path: Path) -> None:
         ("file/mail.log", "Not a directory"),
     ],
 )
-def test_a_log_file_that_cannot_be_written_is_refused(tmp_path: Path, place: str, reason: str) -> None:
+def test_a_log_file_that_cannot_be_written_is_refused(
+    tmp_path: Path, place: str, reason: str
+) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(
-        SettingsError, match=f"MAILASYNC_LOG_FILE: expected a file that can be written, got '.*': {reason}"
+        SettingsError,
+        match=f"MAILASYNC_LOG_FILE: expected a file that can be written, got '.*': {reason}",
     ):
         read(LOG_FILE=str(tmp_path / place))
 
@@ -280,7 +302,9 @@ def test_a_log_file_that_cannot_be_written_is_refused(tmp_path: Path, place: str
 @pytest.mark.parametrize(
     "command", [("app.py",), ("-m", "flask", "up"), ("-m", "celery", "-A", "mailasync", "worker")]
 )
-def test_such_a_log_file_stops_the_start_with_one_sentence(tmp_path: Path, command: tuple[str, ...]) -> None:
+def test_such_a_log_file_stops_the_start_with_one_sentence(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
     with service(tmp_path, LOG_FILE=str(tmp_path / "nowhere" / "mail.log")) as made:
         program = made.run(*command, name="refused")
         assert program.process.wait(60) != 0
@@ -290,7 +314,9 @@ def test_such_a_log_file_stops_the_start_with_one_sentence(tmp_path: Path, comma
     )
 
 
-@pytest.mark.parametrize("arguments", [("--loglevel=INFO", "--logfile={}"), ("-l", "INFO", "-f", "{}")])
+@pytest.mark.parametrize(
+    "arguments", [("--loglevel=INFO", "--logfile={}"), ("-l", "INFO", "-f", "{}")]
+)
 def test_a_worker_logs_where_celery_is_told_to(
     stack: Service, tmp_path: Path, arguments: tuple[str, ...]
 ) -> None:
@@ -306,7 +332,9 @@ def test_a_worker_logs_where_celery_is_told_to(
 
 def test_celerys_names_in_a_log_files_name_are_filled_in(stack: Service, tmp_path: Path) -> None:
     for arguments in (("-n", "first@%h"), ()):
-        worker = stack.worker("--loglevel=INFO", f"--logfile={tmp_path}/%n.log", *arguments, wait=False)
+        worker = stack.worker(
+            "--loglevel=INFO", f"--logfile={tmp_path}/%n.log", *arguments, wait=False
+        )
         file = tmp_path / ("first.log" if arguments else f"mailasync-{worker.pid}-*.log")
         wait_until(lambda file=file: list(tmp_path.glob(file.name)), what=f"there is {file.name}")  # type: ignore[misc]
         [found] = tmp_path.glob(file.name)
@@ -332,7 +360,11 @@ def test_loglevel_warning_keeps_warnings_and_no_more(
 ) -> None:
     nobody = f"pyamqp://guest@127.0.0.1:{free_port()}//"
     with service(
-        tmp_path, BROKER_URL=nobody, DATABASE_URL=sqlite_url, LOG_FILE=str(tmp_path / "mail.log"), **to_smtpd
+        tmp_path,
+        BROKER_URL=nobody,
+        DATABASE_URL=sqlite_url,
+        LOG_FILE=str(tmp_path / "mail.log"),
+        **to_smtpd,
     ) as made:
         made.upgrade()
         worker = made.worker("--loglevel=WARNING", wait=False)
@@ -351,7 +383,9 @@ def test_json_files_at_debug_hold_objects_and_nobodys_mail(
     stack.settings |= {"LOG_FILE": str(tmp_path / "mail.log")} if how == "LOG_FILE" else {}
     stack.web()
     worker = stack.worker(
-        "--loglevel=DEBUG", *((f"--logfile={tmp_path}/mail.log",) if how == "--logfile" else ()), wait=False
+        "--loglevel=DEBUG",
+        *((f"--logfile={tmp_path}/mail.log",) if how == "--logfile" else ()),
+        wait=False,
     )
     lines_of(tmp_path / "mail.log", " ready.")
     smtpd.reply("RCPT", "550 5.1.1 <refused@example.org> is nobody", match="refused@example.org")
@@ -361,11 +395,15 @@ def test_json_files_at_debug_hold_objects_and_nobodys_mail(
     ]
     stock = Celery(broker=stack.settings["BROKER_URL"])
     ids.append(
-        stock.send_task("mailasync.sendMail", [{"to": "bob@example.org", "contents": "geheim-body"}]).id
+        stock.send_task(
+            "mailasync.sendMail", [{"to": "bob@example.org", "contents": "geheim-body"}]
+        ).id
     )
     stock.send_task("mailasync.sendmail", [{"to": "bob@example.org", "contents": "geheim-body"}])
     stock.close()
-    wait_until(lambda: stack.request("GET", f"/v1/messages/{ids[-1]}")[0] == 200, what="the task was read")
+    wait_until(
+        lambda: stack.request("GET", f"/v1/messages/{ids[-1]}")[0] == 200, what="the task was read"
+    )
     assert [stack.final(id)["status"] for id in ids] == ["sent", "failed", "sent"]
     lines_of(tmp_path / "mail.log", "is no mail that can be accepted")
     worker.stop()
@@ -378,7 +416,9 @@ def test_json_files_at_debug_hold_objects_and_nobodys_mail(
 
 
 @pytest.mark.parametrize("how", ["LOG_FILE", "--logfile"])
-def test_mail_goes_on_while_the_log_file_cannot_be_written(stack: Service, tmp_path: Path, how: str) -> None:
+def test_mail_goes_on_while_the_log_file_cannot_be_written(
+    stack: Service, tmp_path: Path, how: str
+) -> None:
     file = tmp_path / "logs" / "mail.log"
     file.parent.mkdir()
     stack.settings |= {"LOG_FILE": str(file)} if how == "LOG_FILE" else {}
@@ -396,7 +436,10 @@ def test_mail_goes_on_while_the_log_file_cannot_be_written(stack: Service, tmp_p
     lines_of(file, f"message {id} attempt 1: sent")
     lines_of(file, "before the last one could not be written")
     assert worker.stop() == 0
-    assert [program.text().count("cannot be written") for program in (worker, web)] in ([1, 0], [1, 1])
+    assert [program.text().count("cannot be written") for program in (worker, web)] in (
+        [1, 0],
+        [1, 1],
+    )
 
 
 #: Runs the rest of the command line without standard streams that can be written to.

@@ -15,13 +15,20 @@ from mailroom.worker import runtime
 def read(**variables: str) -> Settings:
     """The settings that this environment gives, without any .env file."""
     return load(
-        {"MAILASYNC_ENV_FILE": "", **{f"MAILASYNC_{name}": value for name, value in variables.items()}}
+        {
+            "MAILASYNC_ENV_FILE": "",
+            **{f"MAILASYNC_{name}": value for name, value in variables.items()},
+        }
     )
 
 
 def test_nothing_set_gives_the_defaults() -> None:
     settings = read()
-    assert (settings.PORT, settings.HOST, settings.SIMULATED_WORK_SECONDS) == (5000, "127.0.0.1", 5.0)
+    assert (settings.PORT, settings.HOST, settings.SIMULATED_WORK_SECONDS) == (
+        5000,
+        "127.0.0.1",
+        5.0,
+    )
     assert settings.embedded
 
 
@@ -52,12 +59,24 @@ def test_a_secret_may_be_in_a_file(tmp_path: Path) -> None:
         ("SIMULATED_WORK_SECONDS", "nan", "expected a number from 0 up, got 'nan'"),
         ("SMTP_SECURITY", "tls", "expected one of ssl, starttls, none, got 'tls'"),
         ("SMTP_CONNECTIONS", "0", "expected at least 1, got 0"),
-        ("MAIL_PASWORD", "x", "MAILASYNC_MAIL_PASWORD is no setting; did you mean MAILASYNC_MAIL_PASSWORD?"),
+        (
+            "MAIL_PASWORD",
+            "x",
+            "MAILASYNC_MAIL_PASWORD is no setting; did you mean MAILASYNC_MAIL_PASSWORD?",
+        ),
         ("RETRY_SCHEDULE", "30s, soon", "got 'soon'"),
         ("BROKER_URL", "rabbit", "expected a URL"),
         ("DATABASE_URL", "mail.db", "expected a URL"),
-        ("DATABASE_URL", "mysql://localhost/mail", "sqlite:// or postgresql://, got one with mysql://"),
-        ("DATABASE_URL", "sqlite+pysqlcipher:///x", "or postgresql://, got one with sqlite+pysqlcipher://"),
+        (
+            "DATABASE_URL",
+            "mysql://localhost/mail",
+            "sqlite:// or postgresql://, got one with mysql://",
+        ),
+        (
+            "DATABASE_URL",
+            "sqlite+pysqlcipher:///x",
+            "or postgresql://, got one with sqlite+pysqlcipher://",
+        ),
         (
             "DATABASE_URL",
             "sqlite://",
@@ -124,7 +143,9 @@ def test_variables_of_kubernetes_are_passed_over() -> None:
 @pytest.mark.parametrize(
     ("key", "is_hinted"), [("", False), ("s3cret", True), ("x" * 15, True), ("x" * 16, False)]
 )
-def test_a_key_that_can_be_guessed_gets_a_hint_that_does_not_show_it(key: str, is_hinted: bool) -> None:
+def test_a_key_that_can_be_guessed_gets_a_hint_that_does_not_show_it(
+    key: str, is_hinted: bool
+) -> None:
     hints = hint_guessable(read(API_KEY=key))
     assert bool(hints) is is_hinted
     assert not is_hinted or key not in hints[0]
@@ -142,12 +163,16 @@ def test_a_celery_variable_that_names_another_broker_stops_the_start(variable: s
     with pytest.raises(SettingsError, match=f"{variable} differs"):
         load({"MAILASYNC_ENV_FILE": "", variable: "redis://localhost"})
     url = "pyamqp://guest@localhost:5673//"
-    assert url == load({"MAILASYNC_ENV_FILE": "", variable: url, "MAILASYNC_BROKER_URL": url}).BROKER_URL
+    assert (
+        url
+        == load({"MAILASYNC_ENV_FILE": "", variable: url, "MAILASYNC_BROKER_URL": url}).BROKER_URL
+    )
 
 
 def test_an_inbox_that_others_can_reach_needs_a_key() -> None:
     with pytest.raises(
-        SettingsError, match=r"MAILASYNC_INBOX_HOST='0\.0\.0\.0' can be reached .* set MAILASYNC_API_KEY"
+        SettingsError,
+        match=r"MAILASYNC_INBOX_HOST='0\.0\.0\.0' can be reached .* set MAILASYNC_API_KEY",
     ):
         read(INBOX_HOST="0.0.0.0")
     assert read(INBOX_HOST="0.0.0.0", API_KEY="k").INBOX_HOST == "0.0.0.0"
@@ -189,7 +214,9 @@ def test_an_ipv6_address_is_shown_in_brackets() -> None:
     settings = read(HOST="[::1]", SMTP_HOST="[::1]", SMTP_PORT="2525")
     assert (next_hop(settings).host, str(next_hop(settings))) == ("::1", "[::1]:2525")
     assert serve.url(settings) == serve.url(read(HOST="::", API_KEY="k")) == "http://[::1]:5000"
-    with pytest.raises(SystemExit, match=r"\[2001:db8::1\]:1025 cannot be used: .* set MAILASYNC_INBOX_"):
+    with pytest.raises(
+        SystemExit, match=r"\[2001:db8::1\]:1025 cannot be used: .* set MAILASYNC_INBOX_"
+    ):
         serve.refuse_taken_port("2001:db8::1", 1025, "INBOX_SMTP_PORT")
 
 
@@ -216,7 +243,12 @@ def test_the_default_database_is_one_absolute_path() -> None:
             "alice@gmail.com",
             "alice@gmail.com",
         ),
-        ({"MAIL_USERNAME": "alice", "MAIL_PASSWORD": "x"}, "smtp.gmail.com:465", "alice", "alice@gmail.com"),
+        (
+            {"MAIL_USERNAME": "alice", "MAIL_PASSWORD": "x"},
+            "smtp.gmail.com:465",
+            "alice",
+            "alice@gmail.com",
+        ),
         (
             {"SMTP_HOST": "mail.example.org", "SMTP_SECURITY": "starttls"},
             "mail.example.org:587",

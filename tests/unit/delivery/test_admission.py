@@ -116,7 +116,9 @@ def test_who_asks_for_many_gets_what_is_free_and_the_rest_before_those_who_came_
     assert (first.granted, second.granted, third.granted) == (3, 9, 1)
 
 
-def test_a_single_mail_passes_those_who_ask_for_many_but_not_one_after_the_other(line: Line) -> None:
+def test_a_single_mail_passes_those_who_ask_for_many_but_not_one_after_the_other(
+    line: Line,
+) -> None:
     admission = line.admission
     running = Batch(admission, "default", 2)
     many = [Batch(admission, "default", 1) for _ in range(3)]
@@ -130,7 +132,9 @@ def test_a_single_mail_passes_those_who_ask_for_many_but_not_one_after_the_other
     line.end("a")
     wait_until(lambda: line.admitted == ["a", "b"], 60, what="the next single one is in")
     line.end("b")
-    wait_until(lambda: [batch.granted for batch in many] == [1, 1, 0], 60, what="the next of many is in")
+    wait_until(
+        lambda: [batch.granted for batch in many] == [1, 1, 0], 60, what="the next of many is in"
+    )
 
 
 class TestAlone:
@@ -159,11 +163,15 @@ class TestAlone:
         for name, alone in (("second", True), ("a", False)):
             line.ask(name, alone=alone)
         line.end("first")
-        wait_until(lambda: line.admitted == ["first", "a"], 60, what="another is in before the next")
+        wait_until(
+            lambda: line.admitted == ["first", "a"], 60, what="another is in before the next"
+        )
         line.end("a")
         wait_until(lambda: line.admitted == ["first", "a", "second"], 60, what="the next is in")
 
-    def test_one_does_not_wait_for_those_that_hang(self, line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_one_does_not_wait_for_those_that_hang(
+        self, line: Line, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         Batch(line.admission, "default", 1)
         line.ask("alone", alone=True)
         assert line.admitted == []
@@ -199,7 +207,9 @@ class TestAccounts:
             admission.withdraw_hanging()
             assert (stuck.granted, stuck.withdrawn) == (2, withdrawn)
             assert admission.hanging().keys() == {"stuck"}
-            assert admission.hanging()["stuck"].startswith("its server, a, has taken no mail since 20")
+            assert admission.hanging()["stuck"].startswith(
+                "its server, a, has taken no mail since 20"
+            )
 
     def test_of_each_no_more_are_claimed_than_its_connections_can_take_soon(
         self, monkeypatch: pytest.MonkeyPatch
@@ -218,7 +228,9 @@ class TestAccounts:
         monkeypatch.setattr(admission_module, "HANGS_AFTER_SECONDS", 0.0)
         assert admission.free("one").mails == 0
         words = admission.free("one").reason
-        assert "a free connection of account one: its server, a, has taken no mail since 20" in words
+        assert (
+            "a free connection of account one: its server, a, has taken no mail since 20" in words
+        )
 
     def test_one_that_is_the_only_one_takes_all(self) -> None:
         admission = Admission(4)
@@ -231,5 +243,11 @@ def test_when_it_closes_nobody_waits_now_or_later(line: Line) -> None:
     line.ask("a")
     line.ask("alone", alone=True)
     line.admission.close()
-    wait_until(lambda: line.withdrawn == ["a"] and line.admitted == ["alone"], 60, what="all are told")
-    assert (batch.granted, batch.withdrawn, Batch(line.admission, "default", 5).withdrawn) == (2, 3, 5)
+    wait_until(
+        lambda: line.withdrawn == ["a"] and line.admitted == ["alone"], 60, what="all are told"
+    )
+    assert (batch.granted, batch.withdrawn, Batch(line.admission, "default", 5).withdrawn) == (
+        2,
+        3,
+        5,
+    )

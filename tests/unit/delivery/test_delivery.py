@@ -41,7 +41,11 @@ from tests.services.logs import broken_log
 from tests.services.schema import ready
 from tests.services.smtpd import ScriptedSMTP
 
-ALICE, BOB, CAROL = Address("alice@example.org"), Address("bob@example.org"), Address("carol@example.org")
+ALICE, BOB, CAROL = (
+    Address("alice@example.org"),
+    Address("bob@example.org"),
+    Address("carol@example.org"),
+)
 SCHEDULE = "10s, 100s, 1000s"
 
 
@@ -81,7 +85,9 @@ class Office:
     def open_sessions(self, count: int) -> None:
         """Have so many sessions open that nobody uses."""
         hold = self.smtpd.hold("MAIL", times=count)
-        thread = threading.Thread(target=self.delivery.deliver, args=([self.accept() for _ in range(count)],))
+        thread = threading.Thread(
+            target=self.delivery.deliver, args=([self.accept() for _ in range(count)],)
+        )
         thread.start()
         wait_until(lambda: self.smtpd.open_connections == count, what="all sessions are open")
         hold.release()
@@ -98,7 +104,8 @@ class Office:
         self.sql("UPDATE messages SET next_attempt_at = 1 WHERE id = :id", id=id)
         self.sql("UPDATE accounts SET until = 1 WHERE until IS NOT NULL")
         assert [
-            nudge.id for nudge in self.sweeps.due() + self.sweeps.unparked(1000, self.accounts.capacity())
+            nudge.id
+            for nudge in self.sweeps.due() + self.sweeps.unparked(1000, self.accounts.capacity())
         ] == [id]
         assert self.delivery.deliver([id])
         return self.details(id)
@@ -190,7 +197,11 @@ class TestOutcomes:
         smtpd.reply("MAIL", "452 4.3.1 full")
         assert 79_000 < waits_ms(office.again(found.row["id"])) <= 120_000
         assert office.again(found.row["id"]).row["state"] == "sent"
-        assert told(office.details(found.row["id"])) == [("deferred", 1), ("deferred", 2), ("sent", 3)]
+        assert told(office.details(found.row["id"])) == [
+            ("deferred", 1),
+            ("deferred", 2),
+            ("sent", 3),
+        ]
 
     @pytest.mark.parametrize("phase", ["MAIL", "RCPT", "DATA", "DOT"])
     def test_5xx_fails_it(self, office: Office, smtpd: ScriptedSMTP, phase: str) -> None:
@@ -265,7 +276,9 @@ class TestOutcomes:
         )
         assert office.send().row["state"] == "sent"
 
-    def test_a_mail_with_nobody_left_to_get_it_ends(self, office: Office, smtpd: ScriptedSMTP) -> None:
+    def test_a_mail_with_nobody_left_to_get_it_ends(
+        self, office: Office, smtpd: ScriptedSMTP
+    ) -> None:
         id = office.accept()
         office.sql("UPDATE recipients SET state = 'sent' WHERE id = :id", id=id)
         office.delivery.deliver([id])
@@ -288,7 +301,10 @@ class TestRecipients:
             "sent",
             [("sent", "250 2.0.0 ok"), ("sent", "250 2.0.0 ok")],
         )
-        assert [delivery.rcpt_tos for delivery in smtpd.messages] == [(BOB.address,), (CAROL.address,)]
+        assert [delivery.rcpt_tos for delivery in smtpd.messages] == [
+            (BOB.address,),
+            (CAROL.address,),
+        ]
         assert smtpd.messages[0].data == smtpd.messages[1].data
 
     def test_one_that_is_refused_fails_and_the_others_are_sent(
@@ -332,7 +348,10 @@ class TestRecipients:
         found = office.send(BOB, CAROL)
         assert (found.row["state"], waits_ms(found) < 1000) == ("deferred", True)
         found = office.again(found.row["id"])
-        assert (found.row["state"], [state for state, _ in people(found)]) == ("sent", ["sent", "sent"])
+        assert (found.row["state"], [state for state, _ in people(found)]) == (
+            "sent",
+            ["sent", "sent"],
+        )
         assert smtpd.copies(found.row["message_id"]) == 2
 
 
@@ -353,11 +372,17 @@ class TestUncertain:
         assert smtpd.copies(found.row["message_id"]) == 2
         assert smtpd.payloads[0].data == smtpd.payloads[1].data
 
-    def test_or_is_held_where_that_is_asked_for(self, database: Database, smtpd: ScriptedSMTP) -> None:
+    def test_or_is_held_where_that_is_asked_for(
+        self, database: Database, smtpd: ScriptedSMTP
+    ) -> None:
         office = Office(database, smtpd, on_uncertain="hold")
         smtpd.drop("DOT")
         found = office.send()
-        assert (found.row["state"], found.row["uncertain_attempts"], found.row["next_attempt_at"]) == (
+        assert (
+            found.row["state"],
+            found.row["uncertain_attempts"],
+            found.row["next_attempt_at"],
+        ) == (
             "uncertain",
             1,
             None,
@@ -373,7 +398,9 @@ class TestUncertain:
             found = office.again(id)
         assert (found.row["state"], found.row["uncertain_attempts"]) == ("uncertain", 4)
         assert people(found)[0][0] == "uncertain"
-        assert found.row["reason"].startswith("gave up after attempt 4: no reply after the final dot")
+        assert found.row["reason"].startswith(
+            "gave up after attempt 4: no reply after the final dot"
+        )
 
 
 class TestAccount:
@@ -454,7 +481,9 @@ class TestAccount:
 
 
 class TestFence:
-    def test_a_row_that_was_taken_from_us_is_not_sent(self, office: Office, smtpd: ScriptedSMTP) -> None:
+    def test_a_row_that_was_taken_from_us_is_not_sent(
+        self, office: Office, smtpd: ScriptedSMTP
+    ) -> None:
         hold = smtpd.hold("DATA")
         id = office.accept()
         thread = threading.Thread(target=office.delivery.deliver, args=([id],))
@@ -464,7 +493,10 @@ class TestFence:
         hold.release()
         thread.join()
         assert smtpd.payloads == []
-        assert (office.details(id).row["state"], office.details(id).row["owner"]) == ("sending", "another")
+        assert (office.details(id).row["state"], office.details(id).row["owner"]) == (
+            "sending",
+            "another",
+        )
 
     @pytest.mark.parametrize(
         "loss",
@@ -531,7 +563,8 @@ class TestFence:
         other = Office(office.database, smtpd)
         ids = [office.accept() for _ in range(30)]
         threads = [
-            threading.Thread(target=worker.delivery.deliver, args=(ids,)) for worker in (office, other) * 2
+            threading.Thread(target=worker.delivery.deliver, args=(ids,))
+            for worker in (office, other) * 2
         ]
         for thread in threads:
             thread.start()
@@ -544,7 +577,9 @@ class TestFence:
 
 
 class TestStop:
-    def test_before_the_fence_gives_the_mail_back(self, office: Office, smtpd: ScriptedSMTP) -> None:
+    def test_before_the_fence_gives_the_mail_back(
+        self, office: Office, smtpd: ScriptedSMTP
+    ) -> None:
         hold = smtpd.hold("DATA")
         id = office.accept()
         settled: list[bool] = []
@@ -555,10 +590,17 @@ class TestStop:
         hold.release()
         thread.join()
         found = office.details(id)
-        assert (settled, found.row["state"], attempts(found.row), told(found)) == ([False], "queued", 0, [])
+        assert (settled, found.row["state"], attempts(found.row), told(found)) == (
+            [False],
+            "queued",
+            0,
+            [],
+        )
         assert smtpd.payloads == []
 
-    def test_after_the_fence_lets_the_mail_be_finished(self, office: Office, smtpd: ScriptedSMTP) -> None:
+    def test_after_the_fence_lets_the_mail_be_finished(
+        self, office: Office, smtpd: ScriptedSMTP
+    ) -> None:
         hold = smtpd.hold("DOT")
         id = office.accept()
         settled: list[bool] = []
@@ -648,7 +690,9 @@ class TestDatabaseAway:
 
 
 class TestMany:
-    def test_at_once_never_open_more_sessions_than_allowed(self, office: Office, smtpd: ScriptedSMTP) -> None:
+    def test_at_once_never_open_more_sessions_than_allowed(
+        self, office: Office, smtpd: ScriptedSMTP
+    ) -> None:
         smtpd.delay_seconds = 0.002
         chunks = [
             [office.accept() for _ in range(20)],
@@ -668,12 +712,17 @@ class TestMany:
         self, office: Office, smtpd: ScriptedSMTP
     ) -> None:
         smtpd.reply("RCPT", "550 5.1.1 no", match="carol@", times=None)
-        good, bad = [office.accept(BOB) for _ in range(10)], [office.accept(CAROL) for _ in range(10)]
+        good, bad = (
+            [office.accept(BOB) for _ in range(10)],
+            [office.accept(CAROL) for _ in range(10)],
+        )
         assert office.delivery.deliver([id for pair in zip(good, bad, strict=True) for id in pair])
         assert {office.details(id).row["state"] for id in good} == {"sent"}
         assert {office.details(id).row["state"] for id in bad} == {"failed"}
 
-    def test_of_one_nudge_go_side_by_side_in_one_thread(self, office: Office, smtpd: ScriptedSMTP) -> None:
+    def test_of_one_nudge_go_side_by_side_in_one_thread(
+        self, office: Office, smtpd: ScriptedSMTP
+    ) -> None:
         office.open_sessions(4)
         hold = smtpd.hold("RCPT", times=4)
         before = threading.active_count()
@@ -687,7 +736,9 @@ class TestMany:
         assert office.has_sent(ids)
         assert smtpd.connections == 4
 
-    def test_one_that_hangs_holds_up_none_of_its_nudge(self, office: Office, smtpd: ScriptedSMTP) -> None:
+    def test_one_that_hangs_holds_up_none_of_its_nudge(
+        self, office: Office, smtpd: ScriptedSMTP
+    ) -> None:
         office.open_sessions(4)
         for phase in ("RCPT", "DOT"):
             hold = smtpd.hang(phase, match="carol@" if phase == "RCPT" else "To: carol@")
@@ -774,7 +825,12 @@ class TestMany:
         office.sql("UPDATE messages SET owner = 'other', attempt = 2 WHERE id = :id", id=ids[1])
         hold.release()
         thread.join(60)
-        assert [office.details(id).row["state"] for id in ids] == ["sent", "sending", "sent", "sent"]
+        assert [office.details(id).row["state"] for id in ids] == [
+            "sent",
+            "sending",
+            "sent",
+            "sent",
+        ]
         assert smtpd.copies(f"{ids[1]}@example.org") == 0
 
     def test_one_that_cannot_be_recorded_harms_no_other_and_is_told(
@@ -817,18 +873,23 @@ class TestMany:
         assert office.delivery.deliver(ids)
         assert office.has_sent(ids)
         found = [
-            email.message_from_bytes(next(mail.data for mail in smtpd.messages if id in mail.message_id))
+            email.message_from_bytes(
+                next(mail.data for mail in smtpd.messages if id in mail.message_id)
+            )
             for id in ids
         ]
         assert [
-            [part.get_payload(decode=True) for part in mail.walk() if part.get_filename()] for mail in found
+            [part.get_payload(decode=True) for part in mail.walk() if part.get_filename()]
+            for mail in found
         ] == [[file.content], [], [file.content] * 2]
 
     def test_one_whose_attachments_cannot_be_read_goes_back(
         self, office: Office, smtpd: ScriptedSMTP, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         id = new_id()
-        message = Message(to=(BOB,), text="the body", attachments=(Attachment("a.txt", "text/plain", b"a"),))
+        message = Message(
+            to=(BOB,), text="the body", attachments=(Attachment("a.txt", "text/plain", b"a"),)
+        )
         office.outbox.accept(NewMessage(id=id, message=message, message_id=f"{id}@example.org"))
         others = [office.accept() for _ in range(3)]
         with monkeypatch.context() as patch:
@@ -861,7 +922,10 @@ class TestMany:
         office.open_sessions(4)
         with monkeypatch.context() as patch:
             patch.setattr(Claims, "fence_and_finish", None)
-            with broken_log(), pytest.raises(RuntimeError, match="the thread that delivers has ended"):
+            with (
+                broken_log(),
+                pytest.raises(RuntimeError, match="the thread that delivers has ended"),
+            ):
                 office.delivery.deliver([office.accept() for _ in range(10)])
         assert [words for words in supervisor.troubles() if words.startswith("deliveries: ")]
         ids = [office.accept() for _ in range(10)]
@@ -961,7 +1025,9 @@ class TestLog:
 
 
 def test_a_mail_that_waits_for_its_job_is_told_of_and_not_delivered(office: Office) -> None:
-    job = NewJob(id=new_id(), name="simulate", args={"seconds": 1}, queue="jobs", timeout_seconds=10)
+    job = NewJob(
+        id=new_id(), name="simulate", args={"seconds": 1}, queue="jobs", timeout_seconds=10
+    )
     ready, waiting = office.accept(), new_id()
     message = Message(to=(BOB,), subject="Hello", text="the body")
     office.outbox.accept(
@@ -981,7 +1047,8 @@ def test_the_outcome_is_tried_again_less_and_less_often(
 ) -> None:
     waits: list[float] = []
     monkeypatch.setattr(
-        "mailroom.delivery.recorder.time.sleep", lambda seconds: waits.append(seconds) if seconds else None
+        "mailroom.delivery.recorder.time.sleep",
+        lambda seconds: waits.append(seconds) if seconds else None,
     )
 
     class Away(Claims):

@@ -23,7 +23,9 @@ from tests.unit.delivery.test_delivery import Office
 
 POSTFIX = "421 4.7.0 mx Error: too many connections from 192.0.2.1"
 EXIM = "421 Too many concurrent SMTP connections; please try again later."
-EXCHANGE = "421 4.3.2 The maximum number of concurrent server connections has exceeded a limit, closing"
+EXCHANGE = (
+    "421 4.3.2 The maximum number of concurrent server connections has exceeded a limit, closing"
+)
 
 
 @pytest.fixture
@@ -117,7 +119,9 @@ def test_a_connection_that_is_refused_or_reset_says_too_many_recipients_while_ot
         office.delivery.close()
 
 
-def test_a_server_that_takes_none_pauses_the_account_and_no_mail_loses_an_attempt(database: Database) -> None:
+def test_a_server_that_takes_none_pauses_the_account_and_no_mail_loses_an_attempt(
+    database: Database,
+) -> None:
     with ScriptedSMTP() as smtpd:
         smtpd.limit_connections(0, POSTFIX)
         office = Office(database, smtpd, connections=4)
@@ -146,7 +150,11 @@ def test_a_mail_that_hears_of_it_late_loses_no_attempt(
         smtpd.reply(phase, reply)
         office = Office(database, smtpd)
         found = office.send()
-        assert (found.row["state"], found.row["reason"], attempts(found.row)) == ("deferred", reply, 1)
+        assert (found.row["state"], found.row["reason"], attempts(found.row)) == (
+            "deferred",
+            reply,
+            1,
+        )
         assert found.row["excused"] == 1
         [account] = office.accounts.details()
         assert (account["state"], account["reason"]) == (AccountState.PAUSED, reply)

@@ -59,7 +59,10 @@ def until_final(office: Office, *to: Address, most: int = 20) -> MessageDetails:
     """Try it at once, as long as its state says so; no attempt but the last may count."""
     found = office.send(*to)
     for _ in range(most):
-        if found.row["state"] != "deferred" or found.row["next_attempt_at"] - found.events[-1].at > 1000:
+        if (
+            found.row["state"] != "deferred"
+            or found.row["next_attempt_at"] - found.events[-1].at > 1000
+        ):
             break
         assert attempts(found.row) - found.row["excused"] == 0
         found = office.again(found.row["id"])
@@ -79,8 +82,12 @@ def test_users_who_are_unknown_fail_and_the_others_get_it_though_postfix_ends_af
     nobodies, friends = addresses("nobody", 25), addresses("friend", 5)
     found = until_final(office, *nobodies, *friends)
     assert found.row["state"] == "sent"
-    assert {state for address, state in states(found).items() if address.startswith("nobody")} == {"failed"}
-    assert {state for address, state in states(found).items() if address.startswith("friend")} == {"sent"}
+    assert {state for address, state in states(found).items() if address.startswith("nobody")} == {
+        "failed"
+    }
+    assert {state for address, state in states(found).items() if address.startswith("friend")} == {
+        "sent"
+    }
     assert {person["reply"] for person in found.recipients} == {UNKNOWN, "250 2.0.0 ok"}
     assert smtpd.copies(found.row["message_id"]) == 1
     assert found.row["excused"] == found.row["attempt"] - 1
@@ -143,16 +150,23 @@ def test_one_too_many_does_not_fail_with_what_the_others_get(
     assert states(found)["friend01@example.org"] == "sent"
 
 
-def test_recipients_who_go_one_by_one_use_up_no_attempts(office: Office, smtpd: ScriptedSMTP) -> None:
+def test_recipients_who_go_one_by_one_use_up_no_attempts(
+    office: Office, smtpd: ScriptedSMTP
+) -> None:
     for position in range(1, 6):
         smtpd.reply("RCPT", "452 4.5.3 too many", match=f"friend{position:02}", times=position)
     smtpd.reply("RCPT", "450 4.2.0 greylisted", match="friend05")
     found = until_final(office, *addresses("friend", 6))
-    assert (found.row["reason"], attempts(found.row) - found.row["excused"]) == ("450 4.2.0 greylisted", 1)
+    assert (found.row["reason"], attempts(found.row) - found.row["excused"]) == (
+        "450 4.2.0 greylisted",
+        1,
+    )
     assert office.again(found.row["id"]).row["state"] == "sent"
 
 
-def test_too_many_recipients_at_data_go_in_smaller_groups(office: Office, smtpd: ScriptedSMTP) -> None:
+def test_too_many_recipients_at_data_go_in_smaller_groups(
+    office: Office, smtpd: ScriptedSMTP
+) -> None:
     smtpd.reply("DATA", "552 5.5.3 too many recipients", times=2)
     found = until_final(office, *addresses("friend", 8))
     assert (found.row["state"], set(states(found).values())) == ("sent", {"sent"})
@@ -167,7 +181,11 @@ def test_an_account_at_its_limit_is_parked_though_another_reply_came_first(
     found = office.send(*addresses("friend", 3))
     assert sorted(states(found).values()) == ["deferred", "deferred", "sent"]
     [account] = office.accounts.details()
-    assert (account["state"], found.row["parked"], found.row["excused"]) == (AccountState.PARKED, 1, 1)
+    assert (account["state"], found.row["parked"], found.row["excused"]) == (
+        AccountState.PARKED,
+        1,
+        1,
+    )
 
 
 @pytest.mark.parametrize(
@@ -201,7 +219,9 @@ def test_those_who_are_deferred_in_a_group_wait_by_the_schedule_and_keep_none_fr
         if found.row["state"] == "deferred":
             found = office.again(found.row["id"])
     assert found.row["state"] == "sent"
-    assert [to for message in smtpd.messages for to in message.rcpt_tos].count("friend01@example.org") == 1
+    assert [to for message in smtpd.messages for to in message.rcpt_tos].count(
+        "friend01@example.org"
+    ) == 1
 
 
 def test_one_recipient_at_whom_the_server_hangs_up_is_deferred_and_pauses_nobody(
@@ -209,7 +229,11 @@ def test_one_recipient_at_whom_the_server_hangs_up_is_deferred_and_pauses_nobody
 ) -> None:
     smtpd.reply("DATA", TOO_MANY)
     found = office.send()
-    assert (found.row["state"], found.row["reason"], found.row["excused"]) == ("deferred", TOO_MANY, 0)
+    assert (found.row["state"], found.row["reason"], found.row["excused"]) == (
+        "deferred",
+        TOO_MANY,
+        0,
+    )
     assert office.accounts.details()[0]["state"] == AccountState.OK
     assert office.send().row["state"] == "sent"
 
@@ -236,10 +260,13 @@ def test_a_refusal_at_which_it_hangs_up_is_final(
 
 
 @pytest.mark.parametrize(
-    "reply", ["550 5.7.1 blocked", "501 5.5.4 no such name", "554 5.7.1 go away", "421 4.7.0 not you"]
+    "reply",
+    ["550 5.7.1 blocked", "501 5.5.4 no such name", "554 5.7.1 go away", "421 4.7.0 not you"],
 )
 @pytest.mark.parametrize(("phase", "reset"), [("GREETING", False), ("EHLO", False), ("EHLO", True)])
-def test_words_before_mail_are_told(smtpd: ScriptedSMTP, phase: str, reply: str, reset: bool) -> None:
+def test_words_before_mail_are_told(
+    smtpd: ScriptedSMTP, phase: str, reply: str, reset: bool
+) -> None:
     smtpd.reply(phase, reply, times=None, close=True, reset=reset)
     with pytest.raises(NotTaken) as told:
         hand_over(smtpd)
@@ -253,7 +280,9 @@ def hand_over(smtpd: ScriptedSMTP, payload: bytes = MAIL, **hop: Any) -> Receipt
     wanted = {"security": "none", "timeout_seconds": 60, **hop}
     sessions = Sessions(NextHop(host=smtpd.host, port=smtpd.port, **wanted))
     try:
-        return run(sessions.attempt("alice@example.org", {0: "bob@example.org"}, payload), lambda: True)
+        return run(
+            sessions.attempt("alice@example.org", {0: "bob@example.org"}, payload), lambda: True
+        )
     finally:
         sessions.close()
 
@@ -263,7 +292,9 @@ BIG = MAIL + b"x\r\n" * 5_000_000
 
 @pytest.mark.parametrize("payload", [MAIL, BIG], ids=["small", "big"])
 @pytest.mark.parametrize("reset", [False, True])
-def test_a_refusal_within_the_payload_is_the_answer(smtpd: ScriptedSMTP, payload: bytes, reset: bool) -> None:
+def test_a_refusal_within_the_payload_is_the_answer(
+    smtpd: ScriptedSMTP, payload: bytes, reset: bool
+) -> None:
     smtpd.reply("PAYLOAD", "552 5.3.4 too big", close=True, reset=reset)
     assert hand_over(smtpd, payload) == Receipt(refused={}, final=Reply(552, "5.3.4 too big"))
     assert smtpd.payloads == []
@@ -281,7 +312,9 @@ def test_a_refusal_of_a_server_that_reads_no_further_is_the_answer_when_our_pati
     told = threading.Event()
     replies = b"250 2.1.5 ok\r\n354 go on\r\n"
     with server("250 PIPELINING", replies, b"552 5.3.4 too big\r\n", until=told) as port:
-        sessions = Sessions(NextHop(host="127.0.0.1", port=port, security="none", timeout_seconds=0.3))
+        sessions = Sessions(
+            NextHop(host="127.0.0.1", port=port, security="none", timeout_seconds=0.3)
+        )
         with sessions.borrow() as session:
             steps = session.attempt("alice@example.org", {0: "bob@example.org"}, BIG)
             assert run(steps, lambda: True).final == Reply(552, "5.3.4 too big")
@@ -300,7 +333,9 @@ def test_what_accepts_half_a_payload_is_no_answer(smtpd: ScriptedSMTP) -> None:
 
 
 @pytest.mark.parametrize("reset", [False, True])
-def test_a_link_that_is_lost_after_the_payload_stays_uncertain(smtpd: ScriptedSMTP, reset: bool) -> None:
+def test_a_link_that_is_lost_after_the_payload_stays_uncertain(
+    smtpd: ScriptedSMTP, reset: bool
+) -> None:
     smtpd.drop("DOT", reset=reset)
     with pytest.raises(Unanswered):
         hand_over(smtpd)
@@ -308,7 +343,11 @@ def test_a_link_that_is_lost_after_the_payload_stays_uncertain(smtpd: ScriptedSM
 
 @contextmanager
 def server(
-    extension: str, replies: bytes, within_payload: bytes = b"", *, until: threading.Event | None = None
+    extension: str,
+    replies: bytes,
+    within_payload: bytes = b"",
+    *,
+    until: threading.Event | None = None,
 ) -> Iterator[int]:
     """Listen on a port, say all that, and hang up without reading more, at once or at `until`."""
 

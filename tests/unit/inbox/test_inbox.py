@@ -91,7 +91,9 @@ def line(inbox: Inbox) -> Iterator[Line]:
     opened.close()
 
 
-def mail(subject: str = "Hello", text: str = "It works.\n", html: str | None = None) -> EmailMessage:
+def mail(
+    subject: str = "Hello", text: str = "It works.\n", html: str | None = None
+) -> EmailMessage:
     message = EmailMessage()
     message["From"] = f"Alice <{ALICE}>"
     message["To"] = BOB
@@ -211,7 +213,9 @@ def test_too_big_a_mail_is_refused_after_its_last_byte(line: Line, storage: Inbo
     assert not storage.newest()
 
 
-def test_a_mail_whose_connection_broke_is_not_kept(line: Line, inbox: Inbox, storage: InboxStorage) -> None:
+def test_a_mail_whose_connection_broke_is_not_kept(
+    line: Line, inbox: Inbox, storage: InboxStorage
+) -> None:
     line.write(b"MAIL FROM:<a@example.org>\r\nRCPT TO:<bob@example.org>\r\nDATA\r\nSubject: half")
     line.close()
     send(inbox, mail("whole"))
@@ -258,7 +262,9 @@ def end_thread(inbox: Inbox) -> None:
     line.close()
 
 
-def test_when_its_thread_ends_it_listens_again_on_the_same_port(inbox: Inbox, storage: InboxStorage) -> None:
+def test_when_its_thread_ends_it_listens_again_on_the_same_port(
+    inbox: Inbox, storage: InboxStorage
+) -> None:
     send(inbox, mail("before"))
     end_thread(inbox)
     wait_until(lambda: any(words.startswith("inbox: restarted once") for words in troubles()))
@@ -297,7 +303,9 @@ def test_stop_frees_the_port_and_drops_who_is_connected(storage: InboxStorage) -
     assert len(storage) == 1
 
 
-def test_no_address_and_no_body_reaches_a_log(inbox: Inbox, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_address_and_no_body_reaches_a_log(
+    inbox: Inbox, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.DEBUG)
     send(inbox, mail("secret subject"))
     assert BOB not in caplog.text and "secret" not in caplog.text
@@ -492,15 +500,23 @@ LIST_PRE = '<pre style="white-space: pre-wrap">{}</pre>'
     ("raw", "text", "shown"),
     [
         (parts("mixed", plain("one"), PDF, plain("two")), "one\ntwo", None),
-        (parts("mixed", plain("one"), PDF, plain("two"), PDF, plain("three")), "one\ntwo\nthree", None),
+        (
+            parts("mixed", plain("one"), PDF, plain("two"), PDF, plain("three")),
+            "one\ntwo\nthree",
+            None,
+        ),
         (parts("mixed", html("<p>one"), PDF, html("<p>two")), None, "<p>one\n<p>two"),
         (
-            parts("alternative", plain("both"), parts("mixed", html("<p>one"), PDF, html("<p>two"))),
+            parts(
+                "alternative", plain("both"), parts("mixed", html("<p>one"), PDF, html("<p>two"))
+            ),
             "both",
             "<p>one\n<p>two",
         ),
         (
-            parts("mixed", parts("alternative", plain("one"), html("<p>one")), PDF, plain("<list>")),
+            parts(
+                "mixed", parts("alternative", plain("one"), html("<p>one")), PDF, plain("<list>")
+            ),
             "one\n<list>",
             f"<p>one\n{LIST_PRE.format('&lt;list&gt;')}",
         ),
@@ -523,10 +539,14 @@ LIST_PRE = '<pre style="white-space: pre-wrap">{}</pre>'
         (parts("alternative", plain("one"), plain("other"), html("<p>one")), "one", "<p>one"),
     ],
 )
-def test_all_text_is_shown_whatever_stands_between(raw: str, text: str | None, shown: str | None) -> None:
+def test_all_text_is_shown_whatever_stands_between(
+    raw: str, text: str | None, shown: str | None
+) -> None:
     body = read_body(raw.encode())
     assert (body.text, body.html) == (text, shown)
-    assert [file.filename for file in body.attachments if file.filename] == ["a.pdf"] * raw.count("%PDF")
+    assert [file.filename for file in body.attachments if file.filename] == ["a.pdf"] * raw.count(
+        "%PDF"
+    )
 
 
 def test_messages_are_newest_first_and_filtered_by_recipient(
@@ -541,7 +561,9 @@ def test_messages_are_newest_first_and_filtered_by_recipient(
 
 
 @pytest.mark.parametrize("to", ['"abc."@docomo.ne.jp', "abc.@docomo.ne.jp"])
-def test_a_recipient_is_one_with_quotes_or_without(inbox: Inbox, client: FlaskClient, to: str) -> None:
+def test_a_recipient_is_one_with_quotes_or_without(
+    inbox: Inbox, client: FlaskClient, to: str
+) -> None:
     send(inbox, mail("quoted"), '"abc."@docomo.ne.jp')
     found = messages(client, f"?to={to.upper()}")
     assert [(one["subject"], one["to"]) for one in found] == [("quoted", ['"abc."@docomo.ne.jp'])]
@@ -578,7 +600,9 @@ def test_an_empty_inbox_tells_the_command_that_sends(client: FlaskClient) -> Non
         assert "No mail yet" in response.text and "curl -d &#39;{" in response.text
 
 
-def test_the_list_refreshes_unless_somebody_chose(client: FlaskClient, storage: InboxStorage) -> None:
+def test_the_list_refreshes_unless_somebody_chose(
+    client: FlaskClient, storage: InboxStorage
+) -> None:
     storage.add(ALICE, [BOB], b"Subject: Hello\r\nFrom: Alice <alice@example.org>\r\n\r\n")
     refresh = '<meta http-equiv="refresh" content="3">'
     assert refresh in client.get("/inbox/").text
@@ -626,7 +650,9 @@ def test_every_view_of_a_mail(client: FlaskClient, inbox: Inbox, storage: InboxS
 def test_what_a_mail_brings_is_served_disarmed(client: FlaskClient, storage: InboxStorage) -> None:
     id = storage.add(ALICE, [BOB], b"Content-Type: text/html\r\n\r\n<script>1</script>").id
     policy = client.get(f"/inbox/{id}/html").headers["Content-Security-Policy"]
-    assert policy.startswith("sandbox; default-src 'none'; img-src data: cid:; style-src 'unsafe-inline'")
+    assert policy.startswith(
+        "sandbox; default-src 'none'; img-src data: cid:; style-src 'unsafe-inline'"
+    )
     assert client.get(f"/inbox/{id}/source").headers["Content-Security-Policy"] == policy
     assert "<script" not in client.get(f"/inbox/{id}").text
     for address in ("/inbox/", f"/inbox/{id}", "/inbox/api/messages", "/inbox/static/inbox.css"):
@@ -650,7 +676,9 @@ def test_a_page_and_its_style_are_small(client: FlaskClient) -> None:
     assert b"<script" not in page
 
 
-def test_pictures_of_the_mail_are_shown_and_bounded(client: FlaskClient, storage: InboxStorage) -> None:
+def test_pictures_of_the_mail_are_shown_and_bounded(
+    client: FlaskClient, storage: InboxStorage
+) -> None:
     message = mail(html='<img src="cid:logo"><img src="cid:other">')
     parts = message.get_payload()
     assert isinstance(parts, list) and isinstance(parts[1], EmailMessage)
@@ -680,7 +708,8 @@ def test_sizes_and_times_are_told_in_words() -> None:
 def nested(depth: int) -> bytes:
     head = b"Subject: nested\r\nMIME-Version: 1.0\r\n"
     return head + b"".join(
-        b'Content-Type: multipart/mixed; boundary="b%d"\r\n\r\n--b%d\r\n' % (n, n) for n in range(depth)
+        b'Content-Type: multipart/mixed; boundary="b%d"\r\n\r\n--b%d\r\n' % (n, n)
+        for n in range(depth)
     )
 
 
@@ -726,7 +755,9 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_mail_breaks_nothing(name: str, client: FlaskClient, storage: InboxStorage) -> None:
+def test_a_hostile_mail_breaks_nothing(
+    name: str, client: FlaskClient, storage: InboxStorage
+) -> None:
     id = storage.add("\udcff@example.org", ["\udc80<script>@example.org"], HOSTILE[name]).id
 
     def look() -> None:
@@ -743,7 +774,9 @@ def test_a_hostile_mail_breaks_nothing(name: str, client: FlaskClient, storage: 
     hold_to(2000, look)
 
 
-def test_a_mail_that_is_too_nested_is_shown_undivided(client: FlaskClient, storage: InboxStorage) -> None:
+def test_a_mail_that_is_too_nested_is_shown_undivided(
+    client: FlaskClient, storage: InboxStorage
+) -> None:
     id = storage.add(ALICE, [BOB], nested(10_000)).id
     assert messages(client)[0]["subject"] == "nested"
     assert "could not be parsed" in client.get(f"/inbox/{id}?view=text").text

@@ -44,7 +44,9 @@ def used() -> Iterator[Children]:
 def printed(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     """What the worker's log has of jobs."""
     caplog.set_level(logging.INFO, "mailasync.jobs")
-    return lambda: [record.getMessage() for record in caplog.records if record.name == "mailasync.jobs"]
+    return lambda: [
+        record.getMessage() for record in caplog.records if record.name == "mailasync.jobs"
+    ]
 
 
 @pytest.fixture
@@ -65,7 +67,9 @@ def run(
     progress: Callable[[float, str], None] = nothing,
     **args: Any,
 ) -> Any:
-    return children.run(id or next(ids), name, args, timeout_seconds=timeout, progress=progress).value
+    return children.run(
+        id or next(ids), name, args, timeout_seconds=timeout, progress=progress
+    ).value
 
 
 def group(leader: int) -> list[int]:
@@ -107,7 +111,9 @@ def test_several_threads_have_a_child_each_and_leave_them_warm(
     assert run(children, "whoami") in pids
 
 
-def test_a_child_is_replaced_after_so_many_jobs(children: Children, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_is_replaced_after_so_many_jobs(
+    children: Children, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(process_pool, "JOBS_PER_CHILD", 2)
     first, second, third = (run(children, "whoami") for _ in range(3))
     assert first == second != third
@@ -131,7 +137,9 @@ def test_a_child_that_is_killed_before_it_begins_gives_its_job_to_another(
     assert job.result(60) != first
 
 
-def test_a_child_that_never_begins_is_replaced(children: Children, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_that_never_begins_is_replaced(
+    children: Children, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = run(children, "whoami")
     freeze(first)
     monkeypatch.setattr(pooled_job, "START_SECONDS", 10)
@@ -283,7 +291,10 @@ def test_the_start_of_a_child_is_not_taken_from_the_time_of_its_job(
 
 def test_progress_is_told(children: Children) -> None:
     seen: list[tuple[float, str]] = []
-    assert run(children, "steps", progress=lambda fraction, step: seen.append((fraction, step))) == "done"
+    assert (
+        run(children, "steps", progress=lambda fraction, step: seen.append((fraction, step)))
+        == "done"
+    )
     assert [step for _, step in seen] == ["step 0", "step 1", "step 2"]
 
 
@@ -300,7 +311,8 @@ def test_a_file_comes_back_with_its_bytes(children: Children) -> None:
     result = children.run("1", "made", {"size": size}, timeout_seconds=20, progress=nothing)
     about = {"name": "bytes.bin", "content_type": "application/x-bytes", "size": size}
     assert result == Result(
-        value=about, file=File("bytes.bin", bytes(range(256)) * (size // 256), "application/x-bytes")
+        value=about,
+        file=File("bytes.bin", bytes(range(256)) * (size // 256), "application/x-bytes"),
     )
 
 
@@ -369,7 +381,9 @@ def test_only_the_job_that_is_named_is_interrupted(
     children.interrupt("2")
     assert isinstance(second.exception(60), Interrupted)
     children.interrupt("2")
-    assert run(children, "add", "2", a=1) == 2  # The same job, given back and taken again, is wanted again.
+    assert (
+        run(children, "add", "2", a=1) == 2
+    )  # The same job, given back and taken again, is wanted again.
 
 
 def test_a_job_interrupted_before_it_began_does_not_begin(
@@ -432,7 +446,12 @@ def test_what_a_job_prints_is_in_the_log_by_lines(
     children: Children, printed: Callable[[], list[str]]
 ) -> None:
     assert (
-        run(children, "print", "7", lines=['{"id": "7", "result": 1}', "y" * 600, "", "red \x1b[31m"])
+        run(
+            children,
+            "print",
+            "7",
+            lines=['{"id": "7", "result": 1}', "y" * 600, "", "red \x1b[31m"],
+        )
         == "printed"
     )
     assert printed() == [
@@ -478,7 +497,9 @@ def test_a_crash_says_where_it_was(children: Children, printed: Callable[[], lis
 # --- the application ----------------------------------------------------------------------------------------
 
 
-def test_a_job_runs_in_the_context_of_the_application_where_it_asks_for_it(children: Children) -> None:
+def test_a_job_runs_in_the_context_of_the_application_where_it_asks_for_it(
+    children: Children,
+) -> None:
     assert run(children, "place")["flask"] is False
     seen: list[str] = []
     name, made = run(children, "application", progress=lambda _, step: seen.append(step))

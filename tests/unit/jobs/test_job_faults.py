@@ -117,7 +117,10 @@ def test_an_id_that_no_database_can_hold_is_unknown(client: FlaskClient, act: st
 
 def test_a_job_that_was_never_accepted_is_not_run_once_more(client: FlaskClient) -> None:
     store: Jobs = client.application.extensions["mailasync"].jobs
-    for lost in (new("", failed="#/name: expected one of simulate, got 'brew'"), new("gone", failed="x")):
+    for lost in (
+        new("", failed="#/name: expected one of simulate, got 'brew'"),
+        new("gone", failed="x"),
+    ):
         store.accept(lost)
         answer = client.post(f"/v1/jobs/{lost.id}/retry")
         assert answer.status_code in (409, 422), answer.json
@@ -139,7 +142,9 @@ def test_a_job_whose_next_attempt_is_overdue_says_what_it_waits_for(client: Flas
     one = claim(runs)
     runs.finish(one, JobEnd(state=JobState.FAILED, error="no", wait_seconds=0))
     lose(store.database, "worker-1")
-    assert client.get(f"/v1/jobs/{one.id}").json["why"].startswith("no worker serves the queue jobs")  # type: ignore[index]
+    assert (
+        client.get(f"/v1/jobs/{one.id}").json["why"].startswith("no worker serves the queue jobs")
+    )  # type: ignore[index]
 
 
 # --- the runner ---------------------------------------------------------------------------------------------
@@ -179,7 +184,9 @@ def test_a_file_that_is_no_bytes_fails_its_job(a_bench: Callable[..., Bench]) ->
     assert (state, "bytes" in error) == ("failed", True)
 
 
-def test_progress_that_is_no_number_fails_its_job_and_hurts_no_other(a_bench: Callable[..., Bench]) -> None:
+def test_progress_that_is_no_number_fails_its_job_and_hurts_no_other(
+    a_bench: Callable[..., Bench],
+) -> None:
     bench = a_bench()
     late = bench.add("patient", args={"seconds": 60}, timeout_seconds=0.5)
     assert bench.ended(bench.add("odd progress", timeout_seconds=5))[0] == "failed"
@@ -289,7 +296,9 @@ def test_a_client_that_does_not_wait_gets_202_even_where_the_job_has_ended_by_th
 
 def test_a_number_that_json_does_not_have_is_no_argument(client: FlaskClient) -> None:
     answer = client.post(
-        "/v1/jobs", data='{"name": "simulate", "args": {"seconds": 1e400}}', content_type="application/json"
+        "/v1/jobs",
+        data='{"name": "simulate", "args": {"seconds": 1e400}}',
+        content_type="application/json",
     )
     assert (answer.status_code, answer.json["errors"][0]["pointer"]) == (422, "#/args")  # type: ignore[index]
 
@@ -319,7 +328,8 @@ def test_of_very_many_wrong_arguments_a_few_are_told() -> None:
 
 def test_a_schedule_of_retries_without_end_is_refused(client: FlaskClient) -> None:
     answer = client.post(
-        "/v1/jobs", json={"name": "simulate", "args": {"seconds": 1}, "retry": "1s*999," * 1000 + "1s"}
+        "/v1/jobs",
+        json={"name": "simulate", "args": {"seconds": 1}, "retry": "1s*999," * 1000 + "1s"},
     )
     assert (answer.status_code, answer.json["errors"][0]["pointer"]) == (422, "#/retry")  # type: ignore[index]
 
@@ -341,12 +351,16 @@ def test_claiming_looks_at_no_more_of_those_that_wait_than_it_takes(
 ) -> None:
     jobs.accept(new())
     asked: list[tuple[str, Any]] = []
-    event.listen(database.engine, "before_cursor_execute", lambda *told: asked.append((told[2], told[3])))
+    event.listen(
+        database.engine, "before_cursor_execute", lambda *told: asked.append((told[2], told[3]))
+    )
     claim(runs)
     statement, values = next(one for one in asked if one[0].startswith(("UPDATE", "WITH")))
     explain = "EXPLAIN QUERY PLAN " if database.url.get_backend_name() == "sqlite" else "EXPLAIN "
     with database.engine.begin() as connection:
-        told = "\n".join(str(row) for row in connection.exec_driver_sql(explain + statement, values))
+        told = "\n".join(
+            str(row) for row in connection.exec_driver_sql(explain + statement, values)
+        )
     assert told.count("jobs_queued") == 1
     assert "Sort" not in told and "B-TREE" not in told
 
@@ -361,5 +375,7 @@ def test_the_id_of_a_clients_task_is_never_taken_for_the_name_of_a_job(pair: Ser
     with Celery(broker=pair.settings["BROKER_URL"]) as stock:
         stock.send_task("mailasync.runJob", ["add", {"a": 1}], task_id="whoami")
     worker.says("received")
-    wait_until(lambda: pair.get("/v1/jobs/whoami").get("status") == "succeeded", what="the job ended")
+    wait_until(
+        lambda: pair.get("/v1/jobs/whoami").get("status") == "succeeded", what="the job ended"
+    )
     assert [one["id"] for one in pair.get("/v1/jobs")["data"]] == ["whoami"]

@@ -33,13 +33,17 @@ def test_an_unknown_job_names_those_there_are() -> None:
 def test_bytes_come_as_base64_of_either_alphabet() -> None:
     content = bytes(range(256))
     for encode in (base64.b64encode, base64.urlsafe_b64encode):
-        assert registry.job_type("size").check({"image": encode(content).decode()}) == {"image": content}
+        assert registry.job_type("size").check({"image": encode(content).decode()}) == {
+            "image": content
+        }
     with pytest.raises(InvalidMessage, match=r"#/args/image: .*base64.*got \"!!\""):
         registry.job_type("size").check({"image": "!!"})
 
 
 def test_bounds_in_an_annotation_are_kept() -> None:
-    with pytest.raises(InvalidMessage, match=r"#/args/cups: expected less than or equal to 3, got 4"):
+    with pytest.raises(
+        InvalidMessage, match=r"#/args/cups: expected less than or equal to 3, got 4"
+    ):
         registry.job_type("bounded").check({"cups": 4})
     assert registry.job_type("bounded").schema()["properties"]["cups"]["maximum"] == 3
 

@@ -69,7 +69,9 @@ class Bench:
         while not self._ended.wait(0.1):  # As the sweeper does, more often.
             self.runner.watch()
 
-    def add(self, name: str, *, wake: bool = True, args: dict[str, Any] | None = None, **more: Any) -> str:
+    def add(
+        self, name: str, *, wake: bool = True, args: dict[str, Any] | None = None, **more: Any
+    ) -> str:
         kind = registry.job_type(name)
         one = NewJob(
             **{
@@ -157,7 +159,9 @@ def test_a_result_is_text_that_every_reader_takes(bench: Bench, name: str) -> No
 def test_a_job_that_fails_tells_why(
     bench: Bench, name: str, args: dict[str, Any], state: str, words: str
 ) -> None:
-    ended, error = bench.ended(bench.add(name, args=args, timeout_seconds=0.5 if name == "sleep" else 60))
+    ended, error = bench.ended(
+        bench.add(name, args=args, timeout_seconds=0.5 if name == "sleep" else 60)
+    )
     assert ended == state
     assert words in error
 
@@ -240,7 +244,9 @@ def test_a_long_queue_leaves_room_for_the_others(bench: Bench) -> None:
 
 def test_one_wake_starts_all_jobs_that_wait(a_bench: Callable[..., Bench]) -> None:
     bench = a_bench(slots=20, watch=False)
-    ids = [bench.add("patient", wake=False, args={"seconds": 600}, max_attempts=2) for _ in range(15)]
+    ids = [
+        bench.add("patient", wake=False, args={"seconds": 600}, max_attempts=2) for _ in range(15)
+    ]
     bench.runner.wake()
     wait_until(lambda: len(bench.running()) == len(ids), what="all run")
 
@@ -261,7 +267,9 @@ def test_child_processes_are_bounded_and_do_not_keep_threads_from_jobs_that_wait
 
 def test_a_job_is_tried_again_as_its_schedule_says_and_no_more_often(bench: Bench) -> None:
     id = bench.add("raise", max_attempts=3, retry="1s*2")
-    wait_until(lambda: bench.row(id)["attempt"] == 1 and bench.row(id)["next_attempt_at"], what="it waits")
+    wait_until(
+        lambda: bench.row(id)["attempt"] == 1 and bench.row(id)["next_attempt_at"], what="it waits"
+    )
     assert bench.row(id)["state"] == JobState.QUEUED
     assert bench.ended(id) == ("failed", "ValueError: no such file")
     assert bench.row(id)["attempt"] == 3
@@ -300,7 +308,9 @@ def test_a_canceled_job_ends_soon_and_frees_its_slot(bench: Bench, name: str) ->
     assert bench.ended(bench.add("add", args={"a": 1}))[0] == "succeeded"
 
 
-def test_a_job_that_says_interrupted_by_itself_fails_and_does_not_run_for_ever(bench: Bench) -> None:
+def test_a_job_that_says_interrupted_by_itself_fails_and_does_not_run_for_ever(
+    bench: Bench,
+) -> None:
     assert bench.ended(bench.add("quitter"))[0] == "failed"
 
 

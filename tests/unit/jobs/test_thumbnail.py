@@ -47,7 +47,9 @@ def small(image: bytes, width: int = 100) -> tuple[Image.Image, File]:
 
 
 def near(colour: Any, other: tuple[int, ...]) -> bool:
-    return len(colour) == len(other) and all(abs(a - b) < 12 for a, b in zip(colour, other, strict=True))
+    return len(colour) == len(other) and all(
+        abs(a - b) < 12 for a, b in zip(colour, other, strict=True)
+    )
 
 
 @pytest.mark.parametrize(
@@ -131,7 +133,9 @@ def test_words_in_a_file_are_left_out_and_its_colours_are_not() -> None:
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
 def test_of_a_moving_image_it_is_the_first_frame(format: str) -> None:
     image, _ = small(
-        written(picture(), format, save_all=True, append_images=[Image.new("RGB", (400, 200), GREEN)])
+        written(
+            picture(), format, save_all=True, append_images=[Image.new("RGB", (400, 200), GREEN)]
+        )
     )
     assert getattr(image, "n_frames", 1) == 1
     assert near(image.convert("RGB").getpixel((10, 25)), RED)
@@ -146,7 +150,9 @@ def bomb() -> bytes:
     """A PNG of a few bytes that says it is 30,000 × 30,000."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
 
     header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
     return (
@@ -174,7 +180,10 @@ def half(image: bytes) -> bytes:
             lambda: written(Image.new("1", (8000, 8000)), "PNG"),
             "expected an image of at most 50000000 pixels",
         ),
-        (lambda: half(written(picture(), "JPEG")), "expected a whole image, got one that cannot be read: "),
+        (
+            lambda: half(written(picture(), "JPEG")),
+            "expected a whole image, got one that cannot be read: ",
+        ),
         (lambda: half(written(picture(), "PNG")), "expected a whole image"),
         (lambda: half(written(picture(), "WEBP")), "expected a whole image"),
         (lambda: half(written(picture(), "GIF")), "expected a whole image"),
@@ -212,4 +221,7 @@ def test_it_is_a_job_type_with_the_image_as_base64() -> None:
     assert kind.check({"image": "aGVsbG8="}) == {"image": b"hello", "width": 200}
     assert kind.schema()["properties"]["image"]["contentEncoding"] == "base64"
     assert (kind.timeout_seconds, kind.isolated, kind.max_attempts) == (60, True, 1)
-    assert registry.result_of(thumbnail(written(picture(), "PNG"), SILENT)).value["name"] == "thumbnail.png"
+    assert (
+        registry.result_of(thumbnail(written(picture(), "PNG"), SILENT)).value["name"]
+        == "thumbnail.png"
+    )

@@ -50,7 +50,9 @@ def test_what_cannot_be_read_is_told_with_what_was_expected(text: str) -> None:
 
 def test_a_wait_follows_each_attempt_and_none_the_last() -> None:
     schedule = Schedule.parse("10s, 20s")
-    assert [schedule.wait_seconds(attempt, vary=lambda low, high: 1) for attempt in (1, 2, 3, 99)] == [
+    assert [
+        schedule.wait_seconds(attempt, vary=lambda low, high: 1) for attempt in (1, 2, 3, 99)
+    ] == [
         10,
         20,
         None,
@@ -62,4 +64,6 @@ def test_waits_are_varied_so_that_mails_that_failed_together_come_back_apart() -
     schedule = Schedule.parse("100s")
     found = {schedule.wait_seconds(1) for _ in range(100)}
     assert len(found) > 90
-    assert all(wait is not None and 100 * (1 - JITTER) <= wait <= 100 * (1 + JITTER) for wait in found)
+    assert all(
+        wait is not None and 100 * (1 - JITTER) <= wait <= 100 * (1 + JITTER) for wait in found
+    )

@@ -25,7 +25,9 @@ from mailroom.model.text import (
         (ValueError("what\nnow"), "what now"),
     ],
 )
-def test_one_line_keeps_the_words_and_nothing_that_a_terminal_obeys(text: object, line: str) -> None:
+def test_one_line_keeps_the_words_and_nothing_that_a_terminal_obeys(
+    text: object, line: str
+) -> None:
     assert one_line(text) == line
 
 
@@ -38,7 +40,9 @@ def test_without_control_keeps_all_other_spaces() -> None:
 
 
 def test_a_control_character_is_refused_with_its_place() -> None:
-    with pytest.raises(PydanticCustomError, match=r"an address without control characters, got '\\n' at 3"):
+    with pytest.raises(
+        PydanticCustomError, match=r"an address without control characters, got '\\n' at 3"
+    ):
         refuse_control("bob\n", expected="an address")
     refuse_control("bob")
     assert has_control("a\u2029") and not has_control("a b")

@@ -80,7 +80,9 @@ def inbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 def proxied(port: int, *, user: int = 0, version: str = "1.1") -> Iterator[int]:
     """A proxy before this port, run by another user if one is named; yields its own port."""
     own = free_port()
-    with subprocess.Popen([sys.executable, "-c", PROXY, *map(str, (own, port, user)), version]) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", PROXY, *map(str, (own, port, user)), version]
+    ) as process:
         try:
             wait_until(lambda: accepts(own), PATIENCE, what="the proxy listens")
             yield own
@@ -92,7 +94,10 @@ def asked(port: int, method: str, path: str, **headers: str) -> tuple[int, str]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     body = json.dumps({"to": "bob@example.org"}) if method == "POST" else None
     connection.request(
-        method, path, body, {"Host": "mail.example.org", "Content-Type": "application/json"} | headers
+        method,
+        path,
+        body,
+        {"Host": "mail.example.org", "Content-Type": "application/json"} | headers,
     )
     answer = connection.getresponse()
     text = answer.read().decode()
@@ -101,7 +106,10 @@ def asked(port: int, method: str, path: str, **headers: str) -> tuple[int, str]:
 
 
 #: Root alone can run a process of another user; whoever else tests has the proxy that speaks HTTP/1.0.
-PROXIES: list[dict[str, Any]] = [{"version": "1.0"}, *([{"user": NOBODY}] if os.geteuid() == 0 else [])]
+PROXIES: list[dict[str, Any]] = [
+    {"version": "1.0"},
+    *([{"user": NOBODY}] if os.geteuid() == 0 else []),
+]
 ASKED = [
     ("GET", "/v1/messages"),
     ("POST", "/v1/messages"),
@@ -114,7 +122,9 @@ ASKED = [
 
 
 @pytest.mark.parametrize("proxy", PROXIES)
-def test_strangers_are_not_served_by_a_proxy_that_adds_nothing(up: Service, proxy: dict[str, Any]) -> None:
+def test_strangers_are_not_served_by_a_proxy_that_adds_nothing(
+    up: Service, proxy: dict[str, Any]
+) -> None:
     with proxied(up.port, **proxy) as port:
         for method, path in ASKED:
             status, text = asked(port, method, path)
@@ -180,7 +190,9 @@ def test_the_kernel_tells_whose_the_other_end_is(
 ) -> None:
     client, server, environ = connected(opened, way)
     assert peer.is_own(environ, looks=(look,)) is (True if IS_LINUX else None)
-    assert peer.is_own(environ, uids={os.geteuid() + 1}, looks=(look,)) is (False if IS_LINUX else None)
+    assert peer.is_own(environ, uids={os.geteuid() + 1}, looks=(look,)) is (
+        False if IS_LINUX else None
+    )
     client.close()
     assert peer.is_own(environ, looks=(look,)) is (False if IS_LINUX else None), (
         "what was closed has root's id"

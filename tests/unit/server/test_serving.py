@@ -49,7 +49,9 @@ def served(directory: Path, body_seconds: float = 600) -> Iterator[tuple[Service
         "DATABASE_URL": f"sqlite:///{directory}/mailasync.sqlite3",
         "BROKER_URL": "pyamqp://guest@127.0.0.1:9//",
     }
-    with service(directory, API_KEY=KEY, WEB_THREADS="8", SIMULATED_WORK_SECONDS="0", **settings) as made:
+    with service(
+        directory, API_KEY=KEY, WEB_THREADS="8", SIMULATED_WORK_SECONDS="0", **settings
+    ) as made:
         made.upgrade()
         yield made, made.web("-c", SERVE.format(body_seconds=body_seconds))
 
@@ -68,7 +70,9 @@ def opened() -> Iterator[ExitStack]:
         yield stack
 
 
-def connect(web: Service, opened: ExitStack, data: bytes = b"", address: str = STRANGER) -> socket.socket:
+def connect(
+    web: Service, opened: ExitStack, data: bytes = b"", address: str = STRANGER
+) -> socket.socket:
     connection = socket.create_connection(
         ("127.0.0.1", web.port), timeout=PATIENCE, source_address=(address, 0)
     )
@@ -78,7 +82,14 @@ def connect(web: Service, opened: ExitStack, data: bytes = b"", address: str = S
 
 def head(method: str, path: str, *fields: str) -> bytes:
     return "\r\n".join(
-        [f"{method} {path} HTTP/1.1", "Host: localhost", f"Authorization: Bearer {KEY}", *fields, "", ""]
+        [
+            f"{method} {path} HTTP/1.1",
+            "Host: localhost",
+            f"Authorization: Bearer {KEY}",
+            *fields,
+            "",
+            "",
+        ]
     ).encode()
 
 
@@ -115,7 +126,9 @@ LONG = "x" * 2 * SHORT_BYTES
 def all_is_well(web: Service) -> None:
     """A look, a mail and a long mail are answered, from the address of the strangers and from another one."""
     for address in (STRANGER, NEIGHBOUR):
-        assert [ask(web, address, request) for request in (LIVEZ, posted(), posted(contents=LONG))] == [
+        assert [
+            ask(web, address, request) for request in (LIVEZ, posted(), posted(contents=LONG))
+        ] == [
             200,
             202,
             202,
@@ -138,7 +151,9 @@ def unanswered(connections: list[socket.socket]) -> int:
 def unsubscribe_path(web: Service) -> str:
     """A link that is valid."""
     database = ready(web.settings["DATABASE_URL"])
-    id = web.request("POST", "/v1/messages", MAIL, headers={"Authorization": f"Bearer {KEY}"})[1]["id"]
+    id = web.request("POST", "/v1/messages", MAIL, headers={"Authorization": f"Bearer {KEY}"})[1][
+        "id"
+    ]
     path = Unsubscribes(database, "").url(id, 0)
     database.close()
     return path
@@ -160,18 +175,24 @@ def test_half_bodies_hold_nobody_up(web: Service, opened: ExitStack, path: str) 
 
 
 def test_half_long_bodies_hold_nobody_up(web: Service, opened: ExitStack) -> None:
-    strangers = [connect(web, opened, half("/v1/messages", 30_000_000), NEIGHBOUR) for _ in range(128)]
+    strangers = [
+        connect(web, opened, half("/v1/messages", 30_000_000), NEIGHBOUR) for _ in range(128)
+    ]
     wait_until(
         lambda: unanswered(strangers) == LIMITS.bodies_per_address,
         PATIENCE,
         what="as many are left as one address may have",
     )
-    assert [ask(web, NEIGHBOUR, request) for request in (LIVEZ, posted(), posted(contents=LONG))] == [
+    assert [
+        ask(web, NEIGHBOUR, request) for request in (LIVEZ, posted(), posted(contents=LONG))
+    ] == [
         200,
         202,
         429,
     ]
-    assert [ask(web, STRANGER, request) for request in (LIVEZ, posted(), posted(contents=LONG))] == [
+    assert [
+        ask(web, STRANGER, request) for request in (LIVEZ, posted(), posted(contents=LONG))
+    ] == [
         200,
         202,
         202,
@@ -204,13 +225,16 @@ def test_bodies_that_do_not_end_are_given_up(tmp_path: Path, opened: ExitStack) 
 
 def test_half_headers_and_silence_hold_nobody_up(web: Service, opened: ExitStack) -> None:
     strangers = [
-        connect(web, opened, data) for data in (b"POST /v1/messages HTTP/1.1\r\nHost: local", b"") * 100
+        connect(web, opened, data)
+        for data in (b"POST /v1/messages HTTP/1.1\r\nHost: local", b"") * 100
     ]
     all_is_well(web)
     assert unanswered(strangers) == 200
 
 
-def test_more_idle_connections_than_there_are_places_hold_nobody_up(web: Service, opened: ExitStack) -> None:
+def test_more_idle_connections_than_there_are_places_hold_nobody_up(
+    web: Service, opened: ExitStack
+) -> None:
     strangers = [connect(web, opened) for _ in range(LIMITS.connections + 50)]
     assert ask(web, NEIGHBOUR, LIVEZ) == 200
     all_is_well(web)
@@ -218,8 +242,13 @@ def test_more_idle_connections_than_there_are_places_hold_nobody_up(web: Service
 
 
 def test_long_waits_hold_no_thread_that_others_need(web: Service, opened: ExitStack) -> None:
-    id = web.request("POST", "/v1/messages", MAIL, headers={"Authorization": f"Bearer {KEY}"})[1]["id"]
-    waiting = [connect(web, opened, head("GET", f"/v1/messages/{id}", "Prefer: wait=60")) for _ in range(64)]
+    id = web.request("POST", "/v1/messages", MAIL, headers={"Authorization": f"Bearer {KEY}"})[1][
+        "id"
+    ]
+    waiting = [
+        connect(web, opened, head("GET", f"/v1/messages/{id}", "Prefer: wait=60"))
+        for _ in range(64)
+    ]
     streams = [connect(web, opened, head("GET", "/live")) for _ in range(20)]
     assert all(stream.recv(12) == b"HTTP/1.1 200" for stream in streams)
     all_is_well(web)
@@ -239,11 +268,18 @@ def test_a_body_that_is_cut_off_is_refused(web: Service, opened: ExitStack) -> N
 
 
 def test_who_may_not_ask_is_told_so_before_a_long_body(web: Service, opened: ExitStack) -> None:
-    stranger = connect(web, opened, half("/v1/messages", 30_000_000).replace(KEY.encode(), b"another"))
+    stranger = connect(
+        web, opened, half("/v1/messages", 30_000_000).replace(KEY.encode(), b"another")
+    )
     assert answer(stranger)[0] == 401
     for path, status in (("/sign-in", 413), (unsubscribe_path(web), 400)):
         form = (
-            head("POST", path, "Content-Type: application/x-www-form-urlencoded", "Content-Length: 30000000")
+            head(
+                "POST",
+                path,
+                "Content-Type: application/x-www-form-urlencoded",
+                "Content-Length: 30000000",
+            )
             + b"key="
         )
         assert answer(connect(web, opened, form))[0] == status, path
@@ -264,10 +300,13 @@ def test_a_connection_carries_one_request_after_the_other(web: Service) -> None:
     connection.close()
 
 
-def test_what_is_half_sent_is_told_so_when_the_service_ends(tmp_path: Path, opened: ExitStack) -> None:
+def test_what_is_half_sent_is_told_so_when_the_service_ends(
+    tmp_path: Path, opened: ExitStack
+) -> None:
     with served(tmp_path) as (web, program):
         strangers = [
-            connect(web, opened, request) for request in (half("/sign-in"), half("/v1/messages", 30_000_000))
+            connect(web, opened, request)
+            for request in (half("/sign-in"), half("/v1/messages", 30_000_000))
         ]
         headless = connect(web, opened, b"POST /v1/messages HTTP/1.1\r\nHost: local")
         assert ask(web, STRANGER, LIVEZ) == 200

@@ -122,7 +122,11 @@ def test_there_may_be_no_name_at_all(domain: str, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize(
     ("address", "said"),
-    [("192.0.2.1", "[192.0.2.1]"), ("2001:db8::1", "[IPv6:2001:db8::1]"), ("fe80::1%eth0", "[IPv6:fe80::1]")],
+    [
+        ("192.0.2.1", "[192.0.2.1]"),
+        ("2001:db8::1", "[IPv6:2001:db8::1]"),
+        ("fe80::1%eth0", "[IPv6:fe80::1]"),
+    ],
 )
 def test_an_address_is_written_as_ehlo_has_it(address: str, said: str) -> None:
     assert literal(address) == said
@@ -143,7 +147,11 @@ def test_a_server_hears_the_setting_the_senders_domain_or_the_address_of_the_con
     with ScriptedSMTP() as smtpd:
         sessions = Sessions(
             NextHop(
-                host=smtpd.host, port=smtpd.port, security="none", ehlo_name=setting, sender_domain=sender
+                host=smtpd.host,
+                port=smtpd.port,
+                security="none",
+                ehlo_name=setting,
+                sender_domain=sender,
             )
         )
         with sessions.borrow():

@@ -56,7 +56,9 @@ def refusal(sessions: Sessions) -> NotTaken:
 
 def tried(smtpd: ScriptedSMTP) -> list[str]:
     """The mechanisms that were tried, in order, each with a + where something follows in its line."""
-    said = [line.upper().split(" ") for _, line in smtpd.commands if line.upper().startswith("AUTH ")]
+    said = [
+        line.upper().split(" ") for _, line in smtpd.commands if line.upper().startswith("AUTH ")
+    ]
     return [words[1] + "+" * (len(words) > 2) for words in said]
 
 
@@ -99,7 +101,11 @@ class TestMechanisms:
             for mechanism in ("PLAIN", "LOGIN"):
                 smtpd.reply("AUTH", "535 5.7.8 no", match=f"AUTH {mechanism}", close=True)
             log_in(at(smtpd))
-            assert (tried(smtpd), smtpd.logins, smtpd.connections) == (["PLAIN+", "LOGIN", "CRAM-MD5"], 1, 3)
+            assert (tried(smtpd), smtpd.logins, smtpd.connections) == (
+                ["PLAIN+", "LOGIN", "CRAM-MD5"],
+                1,
+                3,
+            )
 
     def test_one_at_which_the_server_hangs_up_without_a_word_is_followed_by_the_next(self) -> None:
         with server() as smtpd:
@@ -129,7 +135,9 @@ class TestLOGIN:
             log_in(at(smtpd))
             assert (tried(smtpd), smtpd.logins) == (["LOGIN"], 1)
 
-    @pytest.mark.parametrize("reply", ["501 5.5.2 argument expected", "502 5.5.1 no", "504 5.5.4 no"])
+    @pytest.mark.parametrize(
+        "reply", ["501 5.5.2 argument expected", "502 5.5.1 no", "504 5.5.4 no"]
+    )
     @pytest.mark.parametrize("close", [False, True])
     def test_says_the_user_where_the_server_wants_that(self, reply: str, close: bool) -> None:
         with server("LOGIN") as smtpd:
@@ -275,7 +283,8 @@ class TestFewWrongLogins:
 
 class TestNoMechanism:
     @pytest.mark.parametrize(
-        ("offered", "words"), [("XOAUTH2", "XOAUTH2"), ("NTLM GSSAPI", "NTLM, GSSAPI"), ("", "none")]
+        ("offered", "words"),
+        [("XOAUTH2", "XOAUTH2"), ("NTLM GSSAPI", "NTLM, GSSAPI"), ("", "none")],
     )
     def test_is_told_with_what_is_offered(self, offered: str, words: str) -> None:
         with server(offered) as smtpd:
@@ -287,7 +296,9 @@ class TestNoMechanism:
 
     def test_is_told_where_the_server_has_no_login_at_all(self) -> None:
         with ScriptedSMTP() as smtpd:
-            assert refusal(at(smtpd)).reply.endswith("offers no way to log in that we know (it offers none)")
+            assert refusal(at(smtpd)).reply.endswith(
+                "offers no way to log in that we know (it offers none)"
+            )
 
 
 class TestTexts:
@@ -298,7 +309,9 @@ class TestTexts:
             log_in(at(smtpd, user="grüße", password=password))
             assert smtpd.logins == 1
 
-    @pytest.mark.parametrize("typed", [unicodedata.normalize("NFD", "pässwörd 1"), "pässwörd\u00a01"])
+    @pytest.mark.parametrize(
+        "typed", [unicodedata.normalize("NFD", "pässwörd 1"), "pässwörd\u00a01"]
+    )
     def test_are_composed_and_have_plain_spaces(self, typed: str) -> None:
         with server(password="pässwörd 1") as smtpd:
             log_in(at(smtpd, password=typed))

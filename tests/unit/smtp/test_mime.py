@@ -106,7 +106,9 @@ NAMES = (
 )
 
 
-def claim(message: Message, *, id: str = "0198f6a0-0000-7000-8000-000000000001", attempt: int = 1) -> Claim:
+def claim(
+    message: Message, *, id: str = "0198f6a0-0000-7000-8000-000000000001", attempt: int = 1
+) -> Claim:
     return Claim(
         id=id,
         attempt=attempt,
@@ -174,7 +176,8 @@ def generated(seed: int) -> Message:
     word = [piece for piece in PIECES if not re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", piece)]
     text = "".join(dice.choices(PIECES, k=dice.choice((0, 1, 3, 10, 40))))
     to = tuple(
-        Address(f"bob{n}@example.org", dice.choice(NAMES)) for n in range(dice.choice((1, 1, 2, 5, 100)))
+        Address(f"bob{n}@example.org", dice.choice(NAMES))
+        for n in range(dice.choice((1, 1, 2, 5, 100)))
     )
     subject = "".join(dice.choices(word, k=dice.choice((0, 1, 2, 5))))[:998]
     return (
@@ -193,7 +196,9 @@ def test_a_reader_gets_back_what_was_asked_for(seed: int) -> None:
         assert mail["Subject"] == message.subject
         assert [to.addr_spec for to in mail["To"].addresses] == [to.address for to in message.to]
         assert names(data) == [to.name for to in message.to]
-        assert [(who.addr_spec, who.display_name) for who in mail["From"].addresses] == [(ALICE.address, "")]
+        assert [(who.addr_spec, who.display_name) for who in mail["From"].addresses] == [
+            (ALICE.address, "")
+        ]
         text, html = both_forms(message)
         assert body(mail, "plain") == lines(text)
         assert body(mail, "html") == lines(html)
@@ -214,7 +219,9 @@ def test_the_wire_carries_ascii_in_lines_that_every_server_takes(seed: int) -> N
         assert data.count(b"\r") == data.count(b"\n") == data.count(b"\r\n")
         assert max(map(len, data.split(b"\r\n"))) <= 998
         header = data.partition(b"\r\n\r\n")[0]
-        assert all(len(word) <= 75 for word in re.findall(rb"=\?utf-8\?.*?\?=", header))  # RFC 2047, 2
+        assert all(
+            len(word) <= 75 for word in re.findall(rb"=\?utf-8\?.*?\?=", header)
+        )  # RFC 2047, 2
 
 
 @pytest.mark.parametrize(
@@ -230,7 +237,9 @@ def test_the_wire_carries_ascii_in_lines_that_every_server_takes(seed: int) -> N
 )
 def test_no_value_begins_a_header_of_its_own(change: dict[str, Any]) -> None:
     # Whoever reads requests has refused it; this is the last one who could.
-    message = replace(Message(to=(Address("bob@example.org"),), subject="News", text="Hi"), **change)
+    message = replace(
+        Message(to=(Address("bob@example.org"),), subject="News", text="Hi"), **change
+    )
     with pytest.raises((ValueError, HeaderParseError), match=r"embedded header|printable ASCII"):
         compose(claim(message), sender=ALICE)
 
@@ -264,7 +273,12 @@ def test_the_date_is_when_it_was_accepted() -> None:
 def test_a_long_message_id_stays_on_its_line() -> None:
     message_id = "x" * 64 + "@" + ".".join(["y" * 60] * 4)
     long = Claim(
-        id="1", attempt=1, message_id=message_id, created_at_ms=0, message=Message(to=(ALICE,)), pending=(0,)
+        id="1",
+        attempt=1,
+        message_id=message_id,
+        created_at_ms=0,
+        message=Message(to=(ALICE,)),
+        pending=(0,),
     )
     assert f"\r\nMessage-ID: <{message_id}>\r\n".encode() in compose(long, sender=ALICE)
 
@@ -292,7 +306,12 @@ def test_the_id_that_a_client_chose_reaches_no_header(id: str) -> None:
 )
 def test_a_message_id_that_is_none_is_refused(message_id: str) -> None:
     odd = Claim(
-        id="1", attempt=1, message_id=message_id, created_at_ms=0, message=Message(to=(ALICE,)), pending=(0,)
+        id="1",
+        attempt=1,
+        message_id=message_id,
+        created_at_ms=0,
+        message=Message(to=(ALICE,)),
+        pending=(0,),
     )
     with pytest.raises(ValueError, match="printable ASCII"):
         compose(odd, sender=ALICE)
@@ -329,7 +348,10 @@ def test_text_and_html_that_were_both_given_are_both_kept() -> None:
     ("html", "text"),
     [
         ("<p>Hello <b>Bob</b></p><p>Bye</p>", "Hello Bob\n\nBye"),
-        ('<a href="https://example.org/?a=1&amp;b=2">Here</a>', "Here (https://example.org/?a=1&b=2)"),
+        (
+            '<a href="https://example.org/?a=1&amp;b=2">Here</a>',
+            "Here (https://example.org/?a=1&b=2)",
+        ),
         ("<A HREF='https://example.org'>Here</A>", "Here (https://example.org)"),
         ("<a href=https://example.org>Here</a>", "Here (https://example.org)"),
         ('<a href="javascript:x()">Here</a>', "Here"),
@@ -382,12 +404,18 @@ def test_no_html_takes_long_to_read(piece: str) -> None:
 
 
 def test_a_mail_is_composed_faster_than_the_standard_librarys_message_writes_the_same() -> None:
-    mail = claim(Message(to=(Address("bob@example.org"),), subject="Your login code", text="It is 123456.\n"))
+    mail = claim(
+        Message(to=(Address("bob@example.org"),), subject="Your login code", text="It is 123456.\n")
+    )
     text, html = both_forms(mail.message)
 
     def compose_stock() -> None:
         stock = EmailMessage(policy=policy.SMTP)
-        stock["From"], stock["To"], stock["Subject"] = ALICE.address, "bob@example.org", mail.message.subject
+        stock["From"], stock["To"], stock["Subject"] = (
+            ALICE.address,
+            "bob@example.org",
+            mail.message.subject,
+        )
         stock.set_content(text)
         stock.add_alternative(html, subtype="html")
         stock.as_bytes()
@@ -395,7 +423,10 @@ def test_a_mail_is_composed_faster_than_the_standard_librarys_message_writes_the
     def compose_ours() -> None:
         compose(mail, sender=ALICE)
 
-    assert min_ratio(times(20, compose_ours), times(20, compose_stock), enough=0.2, clock=own_clock) <= 0.2
+    assert (
+        min_ratio(times(20, compose_ours), times(20, compose_stock), enough=0.2, clock=own_clock)
+        <= 0.2
+    )
 
 
 def times(count: int, act: Callable[[], object]) -> Callable[[], object]:
@@ -435,12 +466,15 @@ def test_a_file_arrives_as_it_was_made(content: bytes) -> None:
 
 
 def test_a_file_goes_over_the_wire_in_short_lines_of_ascii() -> None:
-    data = compose(with_file(Attachment("ü" * 300, "image/png", bytes(range(256)) * 300)), sender=ALICE)
+    data = compose(
+        with_file(Attachment("ü" * 300, "image/png", bytes(range(256)) * 300)), sender=ALICE
+    )
     assert data.isascii() and b"\0" not in data
     assert data.count(b"\r") == data.count(b"\n") == data.count(b"\r\n")
     assert max(map(len, data.split(b"\r\n"))) <= 998
     assert {
-        len(line) for line in data.partition(b"base64")[2].partition(b"\r\n\r\n")[2].split(b"\r\n")[:-3]
+        len(line)
+        for line in data.partition(b"base64")[2].partition(b"\r\n\r\n")[2].split(b"\r\n")[:-3]
     } == {76}
 
 
@@ -526,7 +560,9 @@ def test_a_file_is_of_a_plain_type_or_of_none(given: str, written: str) -> None:
     ]
 
 
-def test_a_mail_with_a_file_has_the_headers_of_any_other_and_the_same_bytes_in_each_attempt() -> None:
+def test_a_mail_with_a_file_has_the_headers_of_any_other_and_the_same_bytes_in_each_attempt() -> (
+    None
+):
     data = compose(with_file(PDF), sender=ALICE)
     assert sorted(read(data).keys()) == [
         "Content-Type",
@@ -547,7 +583,9 @@ def test_no_text_ends_a_part_of_a_mail_with_a_file() -> None:
     outer, inner = str(mail.get_boundary()), str(alternative.get_boundary())
     assert not outer.startswith(inner) and not inner.startswith(outer)
     text = f"--{outer}--\n--{inner}--\n--{outer}\n--{inner}\n"
-    nasty = with_file(Attachment("a", "text/plain", text.encode()), message=Message(to=(ALICE,), text=text))
+    nasty = with_file(
+        Attachment("a", "text/plain", text.encode()), message=Message(to=(ALICE,), text=text)
+    )
     data = compose(nasty, sender=ALICE)
     assert body(read(data), "plain") == text
     assert attached(data).get_payload(decode=True) == text.encode()
@@ -562,7 +600,9 @@ def test_the_file_of_a_job_that_did_not_succeed_stays_here(status: str) -> None:
 
 def test_a_template_is_filled_in_and_a_message_that_is_none_is_not() -> None:
     braces = Message(to=(ALICE,), subject="{{ job.name }}", text="{{ job.id }}")
-    told = read(compose(filled_in(with_file(PDF, message=replace(braces, template=True))), sender=ALICE))
+    told = read(
+        compose(filled_in(with_file(PDF, message=replace(braces, template=True))), sender=ALICE)
+    )
     assert (told["Subject"], body(told, "plain")) == ("thumbnail", "1")
     plain = read(compose(with_file(PDF, message=braces), sender=ALICE))
     assert (plain["Subject"], body(plain, "plain")) == ("{{ job.name }}", "{{ job.id }}")

@@ -43,7 +43,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     server: TokenServer
 
     def do_POST(self) -> None:
-        self.server.asked.append(parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode()))
+        self.server.asked.append(
+            parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
+        )
         status, body = self.server.answer
         self.send_response(status)
         if status == 302:
@@ -114,18 +116,25 @@ class TestTokens:
         ]
 
     def test_are_renewed_before_they_end(self, tokens: TokenSource, endpoint: TokenServer) -> None:
-        endpoint.answer = 200, json.dumps({**TOKEN, "expires_in": oauth2.MARGIN_SECONDS - 1}).encode()
+        endpoint.answer = (
+            200,
+            json.dumps({**TOKEN, "expires_in": oauth2.MARGIN_SECONDS - 1}).encode(),
+        )
         tokens.auth_string(ALICE)
         tokens.auth_string(ALICE)
         assert len(endpoint.asked) == 2
 
-    def test_that_were_refused_are_fetched_anew(self, tokens: TokenSource, endpoint: TokenServer) -> None:
+    def test_that_were_refused_are_fetched_anew(
+        self, tokens: TokenSource, endpoint: TokenServer
+    ) -> None:
         tokens.auth_string(ALICE)
         tokens.forget()
         tokens.auth_string(ALICE)
         assert len(endpoint.asked) == 2
 
-    def test_are_fetched_once_for_many_threads(self, tokens: TokenSource, endpoint: TokenServer) -> None:
+    def test_are_fetched_once_for_many_threads(
+        self, tokens: TokenSource, endpoint: TokenServer
+    ) -> None:
         threads = [threading.Thread(target=tokens.auth_string, args=(ALICE,)) for _ in range(8)]
         for thread in threads:
             thread.start()
@@ -167,10 +176,22 @@ class TestTokens:
 
     @pytest.mark.parametrize(
         "content",
-        [None, "", "[]", "{}", '{"installed": {"client_id": "x", "client_secret": "y"}}', "null", "\0"],
+        [
+            None,
+            "",
+            "[]",
+            "{}",
+            '{"installed": {"client_id": "x", "client_secret": "y"}}',
+            "null",
+            "\0",
+        ],
     )
     def test_without_a_right_file_are_told_and_nobody_is_asked_and_nothing_written(
-        self, tmp_path: Path, endpoint: TokenServer, monkeypatch: pytest.MonkeyPatch, content: str | None
+        self,
+        tmp_path: Path,
+        endpoint: TokenServer,
+        monkeypatch: pytest.MonkeyPatch,
+        content: str | None,
     ) -> None:
         def prompt(*args: object) -> str:
             raise AssertionError("prompted")
@@ -207,7 +228,9 @@ class TestLogin:
             opened.open()
             opened.close()
             assert smtpd.logins == 1
-            assert not any("the-client" in line for _, line in smtpd.commands)  # yagmail says EHLO with it
+            assert not any(
+                "the-client" in line for _, line in smtpd.commands
+            )  # yagmail says EHLO with it
             assert smtpd.violations == []
 
     def test_never_goes_in_clear(
@@ -229,11 +252,17 @@ class TestLogin:
     def test_that_is_refused_is_told_and_the_token_is_not_used_again(
         self, tokens: TokenSource, endpoint: TokenServer, certificates: Certificates
     ) -> None:
-        with ScriptedSMTP(tls="ssl", certificate=certificates.valid, auth={ALICE: "another"}) as smtpd:
+        with ScriptedSMTP(
+            tls="ssl", certificate=certificates.valid, auth={ALICE: "another"}
+        ) as smtpd:
             for asked in (1, 2):
                 with pytest.raises(NotTaken) as told:
                     session(smtpd, tokens, certificates).open()
-                assert (told.value.code, told.value.permanent, len(endpoint.asked)) == (535, False, asked)
+                assert (told.value.code, told.value.permanent, len(endpoint.asked)) == (
+                    535,
+                    False,
+                    asked,
+                )
                 assert "the-access-token" not in str(told.value)
 
     def test_without_a_token_counts_as_refused(
@@ -257,9 +286,13 @@ class TestLogin:
                 session(smtpd, tokens, certificates).open()
             assert told.value.code == 421
 
-    def test_ends_when_the_token_endpoint_hangs(self, file: Path, certificates: Certificates) -> None:
+    def test_ends_when_the_token_endpoint_hangs(
+        self, file: Path, certificates: Certificates
+    ) -> None:
         with ScriptedSMTP() as silent:  # It waits for a greeting that HTTP does not have.
             hold = silent.hang("GREETING")
             with pytest.raises(TokenError, match="could not be reached: ReadTimeout"):
-                TokenSource(str(file), 0.2, url=f"http://127.0.0.1:{silent.port}/").auth_string(ALICE)
+                TokenSource(str(file), 0.2, url=f"http://127.0.0.1:{silent.port}/").auth_string(
+                    ALICE
+                )
             hold.release()

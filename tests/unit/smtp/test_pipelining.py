@@ -38,11 +38,17 @@ def test_all_mails_are_sent_and_the_next_hop_is_remembered(
         office = Office(database, smtpd, timeout_seconds=0.5)
         for _ in range(4):
             found = office.send(BOB, CAROL)
-            assert (found.row["state"], found.row["attempt"], found.row["excused"]) == ("sent", 1, 0)
+            assert (found.row["state"], found.row["attempt"], found.row["excused"]) == (
+                "sent",
+                1,
+                0,
+            )
             assert people(found) == [("sent", "250 2.0.0 ok")] * 2
             assert smtpd.copies(found.row["message_id"]) == 1
         assert smtpd.connections == 2  # In vain, and then for all of them.
-        assert [message.rcpt_tos for message in smtpd.messages] == [(BOB.address, CAROL.address)] * 4
+        assert [message.rcpt_tos for message in smtpd.messages] == [
+            (BOB.address, CAROL.address)
+        ] * 4
         assert caplog.text.count("announces PIPELINING, and loses or garbles commands") == 1
         office.delivery.close()
 
@@ -61,7 +67,9 @@ def test_a_server_that_answers_so_step_by_step_too_is_believed(database: Databas
 
 def test_it_stays_where_one_of_several_is_refused_so_step_by_step_too(database: Database) -> None:
     with ScriptedSMTP() as smtpd:
-        smtpd.reply("RCPT", "503 5.5.1 this mail server requires authentication", match="bob@", times=2)
+        smtpd.reply(
+            "RCPT", "503 5.5.1 this mail server requires authentication", match="bob@", times=2
+        )
         office = Office(database, smtpd)
         assert people(office.send(BOB, CAROL)) == [
             ("failed", "503 5.5.1 this mail server requires authentication"),
@@ -106,14 +114,20 @@ TIMED_OUT, LOST = Reply(0, "timed out"), Reply(0, "connection closed by the serv
         ([Reply(503, "not now"), Reply(503, "not now"), Reply(503, "not now")], None, False),
         ([OK, Reply(503, "5.5.0 improper command pipelining")], LOST, True),
         ([Reply(554, "SMTP synchronization error")], LOST, True),
-        ([OK, Reply(550, "5.1.1 <bob@pipeline.example> unknown"), Reply(554, "no valid RCPT")], None, False),
+        (
+            [OK, Reply(550, "5.1.1 <bob@pipeline.example> unknown"), Reply(554, "no valid RCPT")],
+            None,
+            False,
+        ),
         ([], TIMED_OUT, False),
         ([OK], TIMED_OUT, True),
         ([OK, OK], TIMED_OUT, True),
         ([OK], LOST, False),
     ],
 )
-def test_it_is_doubted_for_some_replies(replies: list[Reply], hangup: Reply | None, doubted: bool) -> None:
+def test_it_is_doubted_for_some_replies(
+    replies: list[Reply], hangup: Reply | None, doubted: bool
+) -> None:
     assert Pipelining("mx", is_used=True).doubts(envelope(*replies, hangup=hangup)) == doubted
 
 

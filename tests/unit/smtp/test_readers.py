@@ -42,7 +42,9 @@ def with_header(name: str, value: str) -> bytes:
 
 def file_of(attachment: Attachment) -> Parsed:
     """The part of a file, as a program reads it that knows no RFC 2231."""
-    return email.message_from_bytes(composed(Message(to=(BOB,), attachments=(attachment,)))).get_payload(1)  # type: ignore[return-value]
+    return email.message_from_bytes(
+        composed(Message(to=(BOB,), attachments=(attachment,)))
+    ).get_payload(1)  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize(
@@ -58,14 +60,20 @@ def test_a_file_name_is_written_in_both_ways_that_readers_know(name: str) -> Non
 
 
 def test_a_plain_file_name_is_written_once() -> None:
-    assert file_of(Attachment("report.pdf", "application/pdf", b"x"))["Content-Type"] == "application/pdf"
+    assert (
+        file_of(Attachment("report.pdf", "application/pdf", b"x"))["Content-Type"]
+        == "application/pdf"
+    )
 
 
 @pytest.mark.parametrize(
     ("given", "written"),
     [
         ("text/csv; charset=utf-8", "text/csv; charset=utf-8"),
-        ("Text/Calendar; METHOD=REQUEST; charset=UTF-8", "text/calendar; method=REQUEST; charset=UTF-8"),
+        (
+            "Text/Calendar; METHOD=REQUEST; charset=UTF-8",
+            "text/calendar; method=REQUEST; charset=UTF-8",
+        ),
         ("application/pdf; name*=utf-8''x.exe", "application/pdf"),
         ("image/png; Name*0*=a; NAME*1=b", "image/png"),
         ('text/plain;format="flowed"', 'text/plain; format="flowed"'),
@@ -80,9 +88,12 @@ def test_a_media_type_keeps_its_parameters(given: str, written: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ['{"to": ["a b"],  "category": "' + "x" * 90 + '"}', "y" * 900, " ".join(["tag=1234567"] * 60)]
+    "value",
+    ['{"to": ["a b"],  "category": "' + "x" * 90 + '"}', "y" * 900, " ".join(["tag=1234567"] * 60)],
 )
-@pytest.mark.parametrize("name", ["X-SMTPAPI", "X-Mailgun-Variables", "Feedback-ID", "X-SES-MESSAGE-TAGS"])
+@pytest.mark.parametrize(
+    "name", ["X-SMTPAPI", "X-Mailgun-Variables", "Feedback-ID", "X-SES-MESSAGE-TAGS"]
+)
 def test_a_header_for_machines_goes_as_it_is(name: str, value: str) -> None:
     head = with_header(name, value).partition(b"\r\n\r\n")[0].decode()
     assert f"{name}: {value}" in re.sub(r"\r\n(?= )", "", head)
@@ -107,9 +118,9 @@ def test_a_long_list_of_references_is_folded_and_complete() -> None:
 
 def test_of_too_many_references_the_first_and_the_newest_are_kept() -> None:
     given = ids(150)
-    kept = read(composed(mail_from({"to": "bob@example.org", "headers": {"References": given}}).message))[
-        "References"
-    ].split()
+    kept = read(
+        composed(mail_from({"to": "bob@example.org", "headers": {"References": given}}).message)
+    )["References"].split()
     assert kept[0] == given.split()[0]
     assert 10 < len(kept) < 100
     assert kept[1:] == given.split()[-len(kept) + 1 :]
@@ -156,7 +167,9 @@ def test_text_that_is_read_from_the_right_begins_there(text: str) -> None:
     assert both_forms(Message(to=(BOB,), text=text))[1] == f'<div dir="auto">{text}</div>'
 
 
-@pytest.mark.parametrize("contents", ["\ufeff<p>Hello</p>", "\u3000<p>Hello</p>\n", "\xa0\ufeff<p>Hello</p>"])
+@pytest.mark.parametrize(
+    "contents", ["\ufeff<p>Hello</p>", "\u3000<p>Hello</p>\n", "\xa0\ufeff<p>Hello</p>"]
+)
 def test_a_byte_order_mark_and_odd_spaces_hide_no_html(contents: str) -> None:
     message = mail_from({"to": "bob@example.org", "contents": contents}).message
     assert message.text is None
@@ -167,12 +180,18 @@ def test_a_byte_order_mark_and_odd_spaces_hide_no_html(contents: str) -> None:
     ("html", "text"),
     [
         ('<p><img src="x.png" alt="Our logo"> Hi</p>', "Our logo Hi"),
-        ('<a href="https://example.org"><img src="x" alt="Shop"></a>', "Shop (https://example.org)"),
+        (
+            '<a href="https://example.org"><img src="x" alt="Shop"></a>',
+            "Shop (https://example.org)",
+        ),
         ('<a href="https://example.org">https://example.org</a>', "https://example.org"),
         ('<p title="a > b">text</p>', "text"),
         ("<select><option>S<option selected>M</select>", "S\nM"),
         ('<a href="tel:+49123">Call</a>', "Call (tel:+49123)"),
-        ("<ul><li>a<ul><li>b</ul><li>c</ul><ol><li>x<li>y</ol>", "  * a\n      + b\n  * c\n 1. x\n 2. y"),
+        (
+            "<ul><li>a<ul><li>b</ul><li>c</ul><ol><li>x<li>y</ol>",
+            "  * a\n      + b\n  * c\n 1. x\n 2. y",
+        ),
         ("<table><tr><th>Item<th>Price<tr><td>Coffee<td>3</table>", "Item    Price\nCoffee  3"),
         ("<pre>a  b\n  c</pre>", "a  b\n  c"),
         ("<h1>Title</h1><p>x</p>", "Title\n\nx"),
@@ -188,7 +207,12 @@ def test_a_byte_order_mark_and_odd_spaces_hide_no_html(contents: str) -> None:
         ('<?xml version="1.0" encoding="utf-16"?><p>ü</p>', "ü"),
         ('<meta charset="latin1"><p>ü</p>', "ü"),
         (
-            "<table>" + "<tr><td>a<td>" + "b" * 5000 + "</tr>" * 1 + "<tr><td>c" * 20_000 + "</table>",
+            "<table>"
+            + "<tr><td>a<td>"
+            + "b" * 5000
+            + "</tr>" * 1
+            + "<tr><td>c" * 20_000
+            + "</table>",
             "a\n" + "b" * 5000 + "\nc" * 20_000,
         ),
     ],

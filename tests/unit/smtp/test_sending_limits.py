@@ -62,12 +62,24 @@ MENDED = (AccountState.HALTED, 900)
         (550, "User has exceeded outgoing email quota", DAY),
         (552, "Monthly sending quota exceeded", DAY),
         (552, "Not enough sending quota", DAY),
-        (554, "5.7.1 <DATA>: Data command rejected: limit of 400 rcpts per 24 hours for client reached", DAY),
+        (
+            554,
+            "5.7.1 <DATA>: Data command rejected: limit of 400 rcpts per 24 hours for client reached",
+            DAY,
+        ),
         (554, "5.7.1 <DATA>: Data command rejected: only 10 messages per day", DAY),
-        (450, "4.7.1 <END-OF-MESSAGE>: End-of-data rejected: Number messages per hour exceeded.", DAY),
+        (
+            450,
+            "4.7.1 <END-OF-MESSAGE>: End-of-data rejected: Number messages per hour exceeded.",
+            DAY,
+        ),
         (554, "5.7.1 Policy rejection; Message count quota exceeded", DAY),
         (451, "You've exceeded your messaging limits", DAY),
-        (550, "5.7.233 Your message can't be sent because your tenant exceeded its daily limit", DAY),
+        (
+            550,
+            "5.7.233 Your message can't be sent because your tenant exceeded its daily limit",
+            DAY,
+        ),
         (550, "5.1.8 Access denied, bad outbound sender AS(42004)", MENDED),
         (550, "5.7.705 Access denied, tenant has exceeded threshold", MENDED),
         (554, "Message rejected: Sending paused for this account.", MENDED),
@@ -75,7 +87,9 @@ MENDED = (AccountState.HALTED, 900)
         (552, "Your account has been suspended. Please contact us to reactivate", MENDED),
     ],
 )
-def test_a_limit_is_the_accounts_and_ends(code: int, text: str, meaning: tuple[AccountState, float]) -> None:
+def test_a_limit_is_the_accounts_and_ends(
+    code: int, text: str, meaning: tuple[AccountState, float]
+) -> None:
     reply = Reply(code, text)
     account_error = account_error_of(reply, SCHEDULE)
     assert account_error
@@ -99,7 +113,10 @@ def test_a_limit_is_the_accounts_and_ends(code: int, text: str, meaning: tuple[A
         (550, "15.4.5 no"),
         (552, "5.3.4 message size exceeds fixed limit"),
         (552, "5.2.3 Message exceeds daily size limit"),
-        (550, "5.2.1 The user you are trying to contact has exceeded their hourly inbound message limit"),
+        (
+            550,
+            "5.2.1 The user you are trying to contact has exceeded their hourly inbound message limit",
+        ),
         (550, "5.2.2 bob@example.org: daily quota exceeded for inbox"),
         (550, "5.7.1 The recipient bob@example.org has exceeded its daily message limit"),
         (550, "5.7.1 Too many messages for this recipient"),
@@ -126,12 +143,16 @@ def test_a_limit_of_the_recipient_or_of_the_mail_is_not_the_accounts(code: int, 
         ({"SMTP_HOST": "mail.example.org", "SMTP_MAILS_PER_CONNECTION": "3"}, 3),
     ],
 )
-def test_a_connection_takes_as_many_mails_as_suit_the_server(given: dict[str, str], most: int) -> None:
+def test_a_connection_takes_as_many_mails_as_suit_the_server(
+    given: dict[str, str], most: int
+) -> None:
     settings = load({f"MAILASYNC_{name}": value for name, value in given.items()})
     assert next_hop(settings).mails_per_connection == most
 
 
-@pytest.mark.parametrize("name", ["a@concurrent.example", "concurrent.example", "https://[::1]/concurrent"])
+@pytest.mark.parametrize(
+    "name", ["a@concurrent.example", "concurrent.example", "https://[::1]/concurrent"]
+)
 def test_a_name_in_a_reply_says_nothing_of_connections_or_sessions(name: str) -> None:
     assert says_too_many_connections(Reply(550, "5.7.1 too many concurrent sessions"))
     assert not says_too_many_connections(Reply(550, f"5.7.1 <{name}>: {name} is not welcome"))

@@ -46,7 +46,9 @@ def sessions(smtpd: ScriptedSMTP) -> Iterator[Sessions]:
 
 
 def hop(smtpd: ScriptedSMTP, **more: Any) -> NextHop:
-    return NextHop(host=smtpd.host, port=smtpd.port, **{"security": "none", "timeout_seconds": 5, **more})
+    return NextHop(
+        host=smtpd.host, port=smtpd.port, **{"security": "none", "timeout_seconds": 5, **more}
+    )
 
 
 def attempt(sessions: Sessions, *to: str, payload: bytes = MAIL) -> Receipt:
@@ -79,7 +81,9 @@ class TestPipelining:
             assert smtpd.violations == []
 
     @pytest.mark.parametrize("phase", ["MAIL", "RCPT", "DATA"])
-    def test_where_it_is_not_offered_nothing_is_said_after_a_refusal_of_all(self, phase: str) -> None:
+    def test_where_it_is_not_offered_nothing_is_said_after_a_refusal_of_all(
+        self, phase: str
+    ) -> None:
         with ScriptedSMTP(pipelining=False) as smtpd:
             smtpd.reply(phase, "550 5.7.1 no")
             sessions = Sessions(hop(smtpd))
@@ -110,7 +114,9 @@ class TestReplies:
     ) -> None:
         smtpd.reply("RCPT", "550 5.1.1 no such user", match="bob@")
         receipt = run(sessions.attempt(ALICE, {3: BOB, 7: CAROL}, MAIL), lambda: True)
-        assert receipt == Receipt(refused={3: Reply(550, "5.1.1 no such user")}, final=Reply(250, "2.0.0 ok"))
+        assert receipt == Receipt(
+            refused={3: Reply(550, "5.1.1 no such user")}, final=Reply(250, "2.0.0 ok")
+        )
         assert [delivery.rcpt_tos for delivery in smtpd.payloads] == [(CAROL,)]
 
     def test_when_all_recipients_are_refused_each_has_its_reply(
@@ -150,7 +156,11 @@ class TestReplies:
     def test_a_server_that_contradicts_itself_is_given_no_empty_mail(
         self, smtpd: ScriptedSMTP, sessions: Sessions
     ) -> None:
-        for phase, reply in (("MAIL", "450 4.3.2 no"), ("RCPT", "250 ok"), ("DATA", "354 go ahead")):
+        for phase, reply in (
+            ("MAIL", "450 4.3.2 no"),
+            ("RCPT", "250 ok"),
+            ("DATA", "354 go ahead"),
+        ):
             smtpd.reply(phase, reply)
         assert attempt(sessions).final == Reply(450, "4.3.2 no")
         wait_until(lambda: smtpd.open_connections == 0)
@@ -187,7 +197,9 @@ class TestFence:
         assert verbs(smtpd) == ["EHLO", "MAIL", "RCPT", "DATA"]
         assert smtpd.payloads == []
 
-    def test_that_raises_closes_the_session_too(self, smtpd: ScriptedSMTP, sessions: Sessions) -> None:
+    def test_that_raises_closes_the_session_too(
+        self, smtpd: ScriptedSMTP, sessions: Sessions
+    ) -> None:
         def fence() -> bool:
             raise KeyboardInterrupt
 
@@ -196,7 +208,9 @@ class TestFence:
         wait_until(lambda: smtpd.open_connections == 0)
         assert smtpd.payloads == []
 
-    def test_is_asked_once_and_only_after_354(self, smtpd: ScriptedSMTP, sessions: Sessions) -> None:
+    def test_is_asked_once_and_only_after_354(
+        self, smtpd: ScriptedSMTP, sessions: Sessions
+    ) -> None:
         said: list[list[str]] = []
 
         def fence() -> bool:
@@ -231,14 +245,18 @@ class TestLostLinks:
         assert not told.value.permanent
         assert smtpd.payloads == []
 
-    def test_within_the_payload_nobody_has_the_mail(self, smtpd: ScriptedSMTP, sessions: Sessions) -> None:
+    def test_within_the_payload_nobody_has_the_mail(
+        self, smtpd: ScriptedSMTP, sessions: Sessions
+    ) -> None:
         smtpd.drop("PAYLOAD", after=1000)
         with pytest.raises(NotTaken):
             attempt(sessions, payload=MAIL + b"x\r\n" * 10_000_000)
         assert smtpd.payloads == []
 
     @pytest.mark.parametrize("reset", [False, True])
-    def test_after_the_dot_nobody_knows(self, smtpd: ScriptedSMTP, sessions: Sessions, reset: bool) -> None:
+    def test_after_the_dot_nobody_knows(
+        self, smtpd: ScriptedSMTP, sessions: Sessions, reset: bool
+    ) -> None:
         smtpd.drop("DOT", reset=reset)
         with pytest.raises(Unanswered, match="after the final dot"):
             attempt(sessions)
@@ -267,7 +285,8 @@ class TestLostLinks:
         assert smtpd.payloads == []
 
     @pytest.mark.parametrize(
-        "reply", [b"what?\r\n", b"250 o", b"354 go on\r\n", b"250-and\r\n", b"199 hm\r\n", b"999 hm\r\n"]
+        "reply",
+        [b"what?\r\n", b"250 o", b"354 go on\r\n", b"250-and\r\n", b"199 hm\r\n", b"999 hm\r\n"],
     )
     def test_a_reply_to_the_dot_that_is_none_leaves_it_unanswered(
         self, smtpd: ScriptedSMTP, sessions: Sessions, reply: bytes
@@ -280,7 +299,9 @@ class TestLostLinks:
     @pytest.mark.parametrize(
         "reply", [b"250-and\r\n" * (REPLY_LINES_MAX + 1), b"250 " + b"x" * (LINE_MAX_BYTES + 5000)]
     )
-    def test_a_reply_has_an_end_in_size(self, smtpd: ScriptedSMTP, sessions: Sessions, reply: bytes) -> None:
+    def test_a_reply_has_an_end_in_size(
+        self, smtpd: ScriptedSMTP, sessions: Sessions, reply: bytes
+    ) -> None:
         smtpd.reply("MAIL", reply)
         with pytest.raises(NotTaken, match="had no end"):
             attempt(sessions)
@@ -347,7 +368,9 @@ class TestPatience:
 
     def test_a_name_that_nobody_has_is_told(self) -> None:
         with pytest.raises(NotTaken, match="could not be reached"):
-            attempt(Sessions(NextHop(host="mx.invalid", port=25, security="none", timeout_seconds=2)))
+            attempt(
+                Sessions(NextHop(host="mx.invalid", port=25, security="none", timeout_seconds=2))
+            )
 
     def test_a_refusal_in_the_greeting_is_told_and_is_not_of_the_mail(
         self, smtpd: ScriptedSMTP, sessions: Sessions
@@ -438,7 +461,9 @@ class TestReuse:
             attempt(sessions)
         assert (smtpd.connections, len(smtpd.payloads)) == (1, 2)
 
-    def test_a_session_on_which_we_failed_half_way_is_not_used_again(self, sessions: Sessions) -> None:
+    def test_a_session_on_which_we_failed_half_way_is_not_used_again(
+        self, sessions: Sessions
+    ) -> None:
         with pytest.raises(ZeroDivisionError), sessions.borrow() as session:
             _ = 1 / 0
         with sessions.borrow() as another:
@@ -492,7 +517,9 @@ class TestLogin:
     def test_over_verified_tls_is_done_once_for_many_mails(
         self, certificates: Certificates, security: str
     ) -> None:
-        with ScriptedSMTP(tls=security, certificate=certificates.valid, auth={ALICE: "pass word"}) as smtpd:  # type: ignore[arg-type]
+        with ScriptedSMTP(
+            tls=security, certificate=certificates.valid, auth={ALICE: "pass word"}
+        ) as smtpd:  # type: ignore[arg-type]
             sessions = Sessions(
                 hop(
                     smtpd,
@@ -505,7 +532,11 @@ class TestLogin:
             for _ in range(5):
                 assert attempt(sessions).final == Reply(250, "2.0.0 ok")
             sessions.close()
-            assert (smtpd.logins, smtpd.connections, {delivery.user for delivery in smtpd.messages}) == (
+            assert (
+                smtpd.logins,
+                smtpd.connections,
+                {delivery.user for delivery in smtpd.messages},
+            ) == (
                 1,
                 1,
                 {ALICE},
@@ -525,14 +556,23 @@ class TestLogin:
 
     @pytest.mark.parametrize(
         "reply",
-        ["535 5.7.8 no", "534 5.7.9 app password needed", "454 4.7.0 too many logins", "421 4.7.0 busy"],
+        [
+            "535 5.7.8 no",
+            "534 5.7.9 app password needed",
+            "454 4.7.0 too many logins",
+            "421 4.7.0 busy",
+        ],
     )
     def test_a_refusal_is_of_the_account_and_not_of_the_mail(self, reply: str) -> None:
         with ScriptedSMTP(auth={ALICE: "secret"}) as smtpd:
             smtpd.reply("AUTH", reply, times=None)
             with pytest.raises(NotTaken) as told:
                 attempt(Sessions(hop(smtpd, user=ALICE, password="secret")))
-            assert (told.value.code, told.value.reply, told.value.permanent) == (int(reply[:3]), reply, False)
+            assert (told.value.code, told.value.reply, told.value.permanent) == (
+                int(reply[:3]),
+                reply,
+                False,
+            )
             assert "secret" not in str(told.value)
 
     def test_a_file_of_certificates_that_is_none_is_told(self, tmp_path: Path) -> None:
@@ -541,13 +581,19 @@ class TestLogin:
                 attempt(
                     Sessions(
                         NextHop(
-                            host="127.0.0.1", port=1, security="ssl", ca_file=str(file), timeout_seconds=5
+                            host="127.0.0.1",
+                            port=1,
+                            security="ssl",
+                            ca_file=str(file),
+                            timeout_seconds=5,
                         )
                     )
                 )
 
     def test_what_was_said_before_starttls_does_not_count(self, certificates: Certificates) -> None:
-        with ScriptedSMTP(tls="starttls", certificate=certificates.valid, auth={ALICE: "secret"}) as smtpd:
+        with ScriptedSMTP(
+            tls="starttls", certificate=certificates.valid, auth={ALICE: "secret"}
+        ) as smtpd:
             smtpd.reply("STARTTLS", b"220 go ahead\r\n250 I have no AUTH\r\n")
             sessions = Sessions(
                 hop(
@@ -576,4 +622,6 @@ def test_yagmails_own_send_is_not_to_be_used(smtpd: ScriptedSMTP) -> None:
 
 
 def test_the_password_is_not_in_the_repr_of_the_hop() -> None:
-    assert "secret" not in repr(NextHop(host="mx", port=1, security="ssl", user=ALICE, password="secret"))
+    assert "secret" not in repr(
+        NextHop(host="mx", port=1, security="ssl", user=ALICE, password="secret")
+    )

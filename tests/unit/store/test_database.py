@@ -59,7 +59,9 @@ class Held:
 
 
 def insert(connection: Connection, ids: list[str]) -> list[str]:
-    connection.execute(text("INSERT INTO identity (outbox_id) VALUES (:id)"), [{"id": id} for id in ids])
+    connection.execute(
+        text("INSERT INTO identity (outbox_id) VALUES (:id)"), [{"id": id} for id in ids]
+    )
     return [id.upper() for id in ids]
 
 
@@ -69,7 +71,9 @@ def waiting(database: Database, count: int) -> bool:
 
 def stored(database: Database) -> set[str]:
     return set(
-        database.read(lambda connection: connection.scalars(text("SELECT outbox_id FROM identity")).all())
+        database.read(
+            lambda connection: connection.scalars(text("SELECT outbox_id FROM identity")).all()
+        )
     )
 
 
@@ -108,7 +112,9 @@ def test_what_is_alike_is_done_at_once_whatever_came_between(database: Database)
         threads.submit(database.write, slow, None)
         assert slow.begun.wait(60)
         others = []
-        for number, (work, item) in enumerate([(shout, "a"), (whisper, "B"), (shout, "c"), (whisper, "D")]):
+        for number, (work, item) in enumerate(
+            [(shout, "a"), (whisper, "B"), (shout, "c"), (whisper, "D")]
+        ):
             others.append(threads.submit(database.write, work, item))
             wait_until(partial(waiting, database, number + 1), what="it waits")
         slow.go_on.set()
@@ -122,7 +128,9 @@ def test_a_write_that_breaks_a_constraint_harms_no_other(database: Database) -> 
     with ThreadPoolExecutor(4) as threads:
         threads.submit(database.write, slow, None)
         assert slow.begun.wait(60)
-        good, bad, better = (threads.submit(database.write, insert, id) for id in ("good", "taken", "better"))
+        good, bad, better = (
+            threads.submit(database.write, insert, id) for id in ("good", "taken", "better")
+        )
         wait_until(lambda: len(database._waiting) == 3, what="all wait")
         slow.go_on.set()
         assert (good.result(60), better.result(60)) == ("GOOD", "BETTER")
@@ -132,17 +140,22 @@ def test_a_write_that_breaks_a_constraint_harms_no_other(database: Database) -> 
 
 
 @pytest.mark.parametrize("wrong", ["half \ud800", object()])
-def test_a_write_that_cannot_be_written_at_all_harms_no_other(database: Database, wrong: Any) -> None:
+def test_a_write_that_cannot_be_written_at_all_harms_no_other(
+    database: Database, wrong: Any
+) -> None:
     slow = Held()
     with ThreadPoolExecutor(4) as threads:
         threads.submit(database.write, slow, None)
         assert slow.begun.wait(60)
-        good, bad, better = (threads.submit(database.write, insert, id) for id in ("good", wrong, "better"))
+        good, bad, better = (
+            threads.submit(database.write, insert, id) for id in ("good", wrong, "better")
+        )
         wait_until(lambda: len(database._waiting) == 3, what="all wait")
         slow.go_on.set()
         assert (good.result(60), better.result(60)) == ("GOOD", "BETTER")
         with pytest.raises(
-            Exception, match=r"surrogates|can't adapt|cannot adapt|not supported|attribute|type 'object'"
+            Exception,
+            match=r"surrogates|can't adapt|cannot adapt|not supported|attribute|type 'object'",
         ) as e:
             bad.result(60)
         assert not isinstance(e.value, AssertionError)
@@ -170,7 +183,9 @@ def test_many_writes_of_one_thread_are_done_together_each_with_its_own_result(
     database: Database, commits: list[Connection]
 ) -> None:
     many = [f"id-{n}" for n in range(BATCH_MAX + 50)]
-    assert [result() for result in database.write_all((insert, many))[0]] == [id.upper() for id in many]
+    assert [result() for result in database.write_all((insert, many))[0]] == [
+        id.upper() for id in many
+    ]
     assert len(commits) == 2
     [[good, bad, better]] = database.write_all((insert, ["good", "id-7", "better"]))
     assert (good(), better()) == ("GOOD", "BETTER")
@@ -272,7 +287,9 @@ def test_a_disk_that_is_full_at_the_commit_is_told_and_nothing_is_written(sqlite
     database.close()
 
 
-def test_a_large_write_does_not_wait_for_its_turn(database: Database, commits: list[Connection]) -> None:
+def test_a_large_write_does_not_wait_for_its_turn(
+    database: Database, commits: list[Connection]
+) -> None:
     assert database.write(insert, "large", alone=True) == "LARGE"
     assert "large" in stored(database)
 
@@ -327,7 +344,12 @@ def test_a_migrated_database_is_what_the_schema_says(database: Database) -> None
 
 def test_more_rows_than_one_statement_bears_go_in_several(database: Database) -> None:
     rows = [
-        {"id": new_id(), "event": "accepted", "attempt": number, "detail": f"{number} " + "ä" * 1000}
+        {
+            "id": new_id(),
+            "event": "accepted",
+            "attempt": number,
+            "detail": f"{number} " + "ä" * 1000,
+        }
         for number in range(2500)
     ]
     rows += [{"id": new_id(), "event": "accepted", "detail": "x" * (CHARACTERS_MAX + 1)}]
@@ -335,7 +357,9 @@ def test_more_rows_than_one_statement_bears_go_in_several(database: Database) ->
     event.listen(
         database.engine,
         "before_cursor_execute",
-        lambda connection, cursor, statement, parameters, context, many: statements.append(statement),
+        lambda connection, cursor, statement, parameters, context, many: statements.append(
+            statement
+        ),
     )
     insert = inserted(events, ["id", "event", "attempt", "detail"], at=literal(1))
     with database.engine.begin() as connection:
@@ -345,7 +369,9 @@ def test_more_rows_than_one_statement_bears_go_in_several(database: Database) ->
     assert 4 <= len(statements) <= 20
     columns = (events.c.id, events.c.event, events.c.attempt, events.c.detail)
     found = database.read(
-        lambda connection: connection.execute(select(*columns).order_by(events.c.number)).mappings().all()
+        lambda connection: (
+            connection.execute(select(*columns).order_by(events.c.number)).mappings().all()
+        )
     )
     assert [dict(row) for row in found] == [{"attempt": None} | row for row in rows]
 
@@ -387,7 +413,9 @@ def test_processes_that_start_together_migrate_one_after_the_other(database_url:
 
 def test_a_database_without_the_schema_is_named_with_the_way_out(database_url: str) -> None:
     database = Database(database_url)
-    with pytest.raises(SchemaOutdated, match="expected schema 0006, found none; run `flask db upgrade`"):
+    with pytest.raises(
+        SchemaOutdated, match="expected schema 0006, found none; run `flask db upgrade`"
+    ):
         check(database)
     database.close()
 

@@ -52,7 +52,9 @@ def new(name: str = "simulate", **more: Any) -> NewJob:
 def waiting(database: Database, job: NewJob, *, template: bool = False) -> str:
     """Accept a mail that waits for this job, and return its id."""
     id = new_id()
-    message = Message(to=(Address("bob@example.org"),), subject="Hello", text="Hi", template=template)
+    message = Message(
+        to=(Address("bob@example.org"),), subject="Hello", text="Hi", template=template
+    )
     assert Outbox(database).accept(
         NewMessage(id=id, message=message, message_id=f"{id}@example.org", job=job)
     )
@@ -109,7 +111,11 @@ def test_a_message_awaits_the_queue_of_its_job_until_that_runs(
 def test_a_claim_takes_the_oldest_of_its_queue_and_types(
     database: Database, jobs: Jobs, runs: JobClaims
 ) -> None:
-    ids = [job.id for job in (new(), new("brew"), new(queue="coffee"), new(), new()) if jobs.accept(job)]
+    ids = [
+        job.id
+        for job in (new(), new("brew"), new(queue="coffee"), new(), new())
+        if jobs.accept(job)
+    ]
     assert runs.claim("jobs", [], limit=5) == []
     assert runs.claim("tea", ["simulate"], limit=5) == []
     assert [one.id for one in runs.claim("jobs", ["simulate"], limit=2)] == [ids[0], ids[3]]
@@ -121,7 +127,14 @@ def test_a_claim_takes_the_oldest_of_its_queue_and_types(
 def test_a_claim_has_all_that_running_it_needs(jobs: Jobs, runs: JobClaims) -> None:
     jobs.accept(new(args={"n": [1, "ü"]}, timeout_seconds=1.5, max_attempts=3, retry="1s, 2s"))
     one = claim(runs)
-    assert (one.args, one.attempt, one.timeout_seconds, one.max_attempts, one.retry, one.is_last) == (
+    assert (
+        one.args,
+        one.attempt,
+        one.timeout_seconds,
+        one.max_attempts,
+        one.retry,
+        one.is_last,
+    ) == (
         {"n": [1, "ü"]},
         1,
         1.5,
@@ -138,7 +151,8 @@ def test_a_job_is_run_by_one_of_many_workers(database: Database, jobs: Jobs) -> 
         claimed = [
             one.id
             for found in threads.map(
-                lambda runs: [runs.claim("jobs", ["simulate"], limit=3) for _ in range(10)], everybody
+                lambda runs: [runs.claim("jobs", ["simulate"], limit=3) for _ in range(10)],
+                everybody,
             )
             for ones in found
             for one in ones
@@ -182,7 +196,12 @@ def test_progress_is_told_until_the_end(jobs: Jobs, runs: JobClaims) -> None:
     ],
 )
 def test_a_mail_goes_at_the_end_it_is_for(
-    database: Database, runs: JobClaims, notify_on: NotifyOn, end: JobEnd, state: State, reason: str | None
+    database: Database,
+    runs: JobClaims,
+    notify_on: NotifyOn,
+    end: JobEnd,
+    state: State,
+    reason: str | None,
 ) -> None:
     id = waiting(database, new(notify_on=notify_on))
     one = claim(runs)
@@ -221,7 +240,10 @@ def test_a_job_that_may_is_tried_again_when_its_time_comes(
 ) -> None:
     id = waiting(database, new(max_attempts=2))
     one = claim(runs)
-    assert runs.finish(one, JobEnd(state=JobState.FAILED, error="ValueError: no", wait_seconds=60)) == []
+    assert (
+        runs.finish(one, JobEnd(state=JobState.FAILED, error="ValueError: no", wait_seconds=60))
+        == []
+    )
     row = details(jobs, one.id).row
     assert (row["state"], row["error"]) == (JobState.QUEUED, "ValueError: no")
     assert 50_000 < row["next_attempt_at"] - details(jobs, one.id).now <= 60_000
@@ -231,7 +253,10 @@ def test_a_job_that_may_is_tried_again_when_its_time_comes(
     assert (again.id, again.attempt, again.is_last) == (one.id, 2, True)
     assert mail(database, id)["state"] == State.WAITING
     assert runs.finish(again, SUCCEEDED) == [id]
-    timeline = [(event["event"], event["attempt"], event["detail"]) for event in details(jobs, one.id).events]
+    timeline = [
+        (event["event"], event["attempt"], event["detail"])
+        for event in details(jobs, one.id).events
+    ]
     assert timeline == [("job attempt failed", 1, "ValueError: no"), ("job succeeded", 2, None)]
 
 
@@ -280,7 +305,8 @@ def test_a_job_of_ours_that_no_thread_runs_is_queued_again_at_the_second_look(
     jobs.accept(lost)
     jobs.accept(running)
     run(
-        database, f"UPDATE jobs SET state = 'running', owner = 'worker-1', attempt = 1 WHERE id = '{lost.id}'"
+        database,
+        f"UPDATE jobs SET state = 'running', owner = 'worker-1', attempt = 1 WHERE id = '{lost.id}'",
     )
     assert claim(runs).id == running.id
     assert [runs.give_back_abandoned() for _ in range(3)] == [0, 1, 0]
@@ -291,7 +317,9 @@ def test_a_job_of_ours_that_no_thread_runs_is_queued_again_at_the_second_look(
 # --- cancel --------------------------------------------------------------------------------------------------------
 
 
-def test_a_queued_job_is_canceled_with_its_mail(database: Database, jobs: Jobs, runs: JobClaims) -> None:
+def test_a_queued_job_is_canceled_with_its_mail(
+    database: Database, jobs: Jobs, runs: JobClaims
+) -> None:
     job = new(notify_on=NotifyOn.BOTH)
     id = waiting(database, job)
     assert jobs.cancel(job.id) is JobState.QUEUED
@@ -302,10 +330,14 @@ def test_a_queued_job_is_canceled_with_its_mail(database: Database, jobs: Jobs, 
         State.CANCELED,
         "its job was canceled",
     )
-    assert [person["state"] for person in Outbox(database).details(id).recipients] == [State.CANCELED]  # type: ignore[union-attr]
+    assert [person["state"] for person in Outbox(database).details(id).recipients] == [
+        State.CANCELED
+    ]  # type: ignore[union-attr]
 
 
-def test_a_running_job_that_is_canceled_is_taken_away_from_its_worker(jobs: Jobs, runs: JobClaims) -> None:
+def test_a_running_job_that_is_canceled_is_taken_away_from_its_worker(
+    jobs: Jobs, runs: JobClaims
+) -> None:
     for job in (new(), new()):
         jobs.accept(job)
     first, second = runs.claim("jobs", ["simulate"], limit=2)
@@ -320,7 +352,9 @@ def test_a_running_job_that_is_canceled_is_taken_away_from_its_worker(jobs: Jobs
 
 
 @pytest.mark.slow
-def test_cancel_and_finish_at_once_agree_on_one_end(database: Database, jobs: Jobs, runs: JobClaims) -> None:
+def test_cancel_and_finish_at_once_agree_on_one_end(
+    database: Database, jobs: Jobs, runs: JobClaims
+) -> None:
     with ThreadPoolExecutor(2) as threads:
         for _ in range(20):
             job = new(notify_on=NotifyOn.BOTH)
@@ -346,7 +380,9 @@ def test_the_same_id_is_accepted_once_alone_and_with_a_mail(database: Database, 
     assert jobs.accept(job)
     assert not jobs.accept(job)
     id = new_id()
-    acceptance = NewMessage(id=id, message=Message(to=(Address("bob@example.org"),)), message_id=id, job=job)
+    acceptance = NewMessage(
+        id=id, message=Message(to=(Address("bob@example.org"),)), message_id=id, job=job
+    )
     assert not Outbox(database).accept(acceptance)
     assert Outbox(database).details(id) is None
 
@@ -389,7 +425,8 @@ def test_a_job_tells_its_mail_its_file_and_whether_anybody_serves_it(
     assert details(jobs, job.id).served
     content = secrets.token_bytes(1000)
     runs.finish(
-        claim(runs), JobEnd(state=JobState.SUCCEEDED, result="null", file=Attachment("x.bin", "a/b", content))
+        claim(runs),
+        JobEnd(state=JobState.SUCCEEDED, result="null", file=Attachment("x.bin", "a/b", content)),
     )
     found = details(jobs, job.id)
     assert (found.message, found.file) == (
@@ -408,7 +445,9 @@ def test_a_job_tells_its_mail_its_file_and_whether_anybody_serves_it(
     assert jobs.details("no such job") is None
 
 
-def test_the_same_once_more_is_a_job_of_its_own(database: Database, jobs: Jobs, runs: JobClaims) -> None:
+def test_the_same_once_more_is_a_job_of_its_own(
+    database: Database, jobs: Jobs, runs: JobClaims
+) -> None:
     job = new(notify_on=NotifyOn.FAILURE, max_attempts=2, retry="1s", timeout_seconds=3.0)
     waiting(database, job, template=True)
     again = jobs.again(job.id, "another")

@@ -22,7 +22,9 @@ def many(database: Database) -> Database:
     """Sixty messages, each at a moment of its own but for the last ten; every third to Bob, and every twentieth failed."""
     accept(database, *(f"bob{n}@example.org" if n % 3 else "bob@example.org" for n in range(60)))
     with database.engine.begin() as connection:
-        for n, id in enumerate(connection.scalars(text("SELECT id FROM messages ORDER BY id")).all()):
+        for n, id in enumerate(
+            connection.scalars(text("SELECT id FROM messages ORDER BY id")).all()
+        ):
             state = "failed" if n % 20 == 0 else "sent" if n % 2 else "queued"
             connection.execute(
                 text("UPDATE messages SET created_at = :at, state = :state WHERE id = :id"),
@@ -88,11 +90,15 @@ def pages(database: Database, search: Search) -> list[Page]:
         Search(to="nobody@example.org"),
     ],
     ids=lambda search: (
-        ",".join(f"{name}={value}" for name, value in vars(search).items() if value and name != "limit")
+        ",".join(
+            f"{name}={value}" for name, value in vars(search).items() if value and name != "limit"
+        )
         or "all"
     ),
 )
-def test_pages_hold_what_there_is_once_and_in_order(many: Database, way: str, search: Search) -> None:
+def test_pages_hold_what_there_is_once_and_in_order(
+    many: Database, way: str, search: Search
+) -> None:
     found = pages(many, search)
     rows = [row for page in found for row in page.rows]
 
@@ -111,7 +117,9 @@ def test_pages_hold_what_there_is_once_and_in_order(many: Database, way: str, se
     assert len(every) == 60
     assert [row["id"] for row in rows] == [row["id"] for row in every if fits(row)]
     assert all(len(page.rows) <= search.limit for page in found)
-    assert [row["id"] for row in newest(many, search)] == [row["id"] for row in rows][: search.limit]
+    assert [row["id"] for row in newest(many, search)] == [row["id"] for row in rows][
+        : search.limit
+    ]
 
 
 def test_a_page_goes_through_so_many_messages_and_no_more(many: Database) -> None:

@@ -30,7 +30,10 @@ from tests.unit.store.test_outbox import SENT, accept, claim_one, row, state
 #: What fences, ends and releases have in their statements; then fences alone, and releases.
 CHANGED, FENCE, RELEASE = b"UPDATE messages", b"FROM workers", b"given_back="
 UNCERTAIN = Outcome(
-    state=State.UNCERTAIN, reason="no reply", recipients={0: (State.UNCERTAIN, "no reply")}, uncertain=True
+    state=State.UNCERTAIN,
+    reason="no reply",
+    recipients={0: (State.UNCERTAIN, "no reply")},
+    uncertain=True,
 )
 TURNED_AWAY = Outcome(
     state=State.DEFERRED,
@@ -121,7 +124,9 @@ def test_the_mail_of_a_release_that_is_done_again_goes_once(
 
 
 def delivery(claims: Claims, smtpd: ScriptedSMTP) -> Delivery:
-    sessions = Sessions(NextHop(host=smtpd.host, port=smtpd.port, security="none", timeout_seconds=30))
+    sessions = Sessions(
+        NextHop(host=smtpd.host, port=smtpd.port, security="none", timeout_seconds=30)
+    )
     senders = {DEFAULT_ACCOUNT: Sender(Address("alice@example.org"), sessions)}
     return Delivery(claims, AttemptRunner(senders, Schedule.parse("10s"), "resend"), Admission(2))
 
@@ -147,11 +152,13 @@ def test_what_a_person_did_since_is_not_undone_by_an_end_that_is_written_again(
     link.at_commit(UNANSWERED, having=CHANGED)
     with pytest.raises(StoreUnavailable):
         claims.finish(
-            claim, Outcome(state=State.FAILED, reason="550 no", recipients={0: (State.FAILED, "550 no")})
+            claim,
+            Outcome(state=State.FAILED, reason="550 no", recipients={0: (State.FAILED, "550 no")}),
         )
     Actions(direct).retry(claim.id)
     assert claims.finish(
-        claim, Outcome(state=State.FAILED, reason="550 no", recipients={0: (State.FAILED, "550 no")})
+        claim,
+        Outcome(state=State.FAILED, reason="550 no", recipients={0: (State.FAILED, "550 no")}),
     )
     assert state(outbox, claim.id) == State.QUEUED
 

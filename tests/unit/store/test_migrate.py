@@ -17,7 +17,9 @@ from mailroom.store.db.migrate import NotUTF8, SchemaNewer, SchemaOutdated, chec
 from mailroom.worker import runtime
 from tests.services.postgres import Postgres
 
-NEWER = f"this database is newer than this mailasync (9999, known to {head()}): start the newer version"
+NEWER = (
+    f"this database is newer than this mailasync (9999, known to {head()}): start the newer version"
+)
 
 
 def settings_of(url: str) -> Settings:
@@ -82,7 +84,9 @@ def test_an_empty_database_is_set_up_by_whoever_starts_first(database_url: str) 
 def test_an_older_schema_waits_for_the_command(database: Database) -> None:
     with database.engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
-    with pytest.raises(SchemaOutdated, match=r"expected schema .*, found 0001; run `flask db upgrade`"):
+    with pytest.raises(
+        SchemaOutdated, match=r"expected schema .*, found 0001; run `flask db upgrade`"
+    ):
         start(database.url.render_as_string(hide_password=False))
 
 
@@ -96,7 +100,9 @@ def test_a_database_that_holds_something_else_waits_for_the_command(database_url
 
 
 @pytest.mark.parametrize("act", [start, bring_up])
-def test_a_database_of_a_newer_version_is_left_alone(newer: str, act: Callable[[str], None]) -> None:
+def test_a_database_of_a_newer_version_is_left_alone(
+    newer: str, act: Callable[[str], None]
+) -> None:
     with pytest.raises(SchemaNewer) as e:
         act(newer)
     assert str(e.value) == NEWER
@@ -124,7 +130,9 @@ def test_an_encoding_is_named_to_whoever_asks(not_utf8: str) -> None:
     assert upgraded_by_command(not_utf8) == f"Error: {words}\n"
 
 
-def test_the_environments_encoding_has_no_say(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environments_encoding_has_no_say(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
     database = Database(postgres_url)
     upgrade(database)

@@ -22,7 +22,10 @@ from mailroom.store.workers import Heartbeat
 LEASE_SECONDS = 600.0  # None runs out by itself, however busy the machine is.
 SENT = Outcome(state=State.SENT, reason="250 ok", recipients={0: (State.SENT, "250 ok")})
 DEFERRED = Outcome(
-    state=State.DEFERRED, reason="450 later", recipients={0: (State.DEFERRED, "450 later")}, wait_seconds=60
+    state=State.DEFERRED,
+    reason="450 later",
+    recipients={0: (State.DEFERRED, "450 later")},
+    wait_seconds=60,
 )
 
 
@@ -49,9 +52,13 @@ def worker(database: Database, id: str) -> Claims:
 def accept(outbox: Outbox, *to: str, id: str = "", job: NewJob | None = None) -> str:
     id = id or new_id()
     message = Message(
-        to=tuple(Address(address) for address in to or ("bob@example.org",)), subject="Hello", text="Hi"
+        to=tuple(Address(address) for address in to or ("bob@example.org",)),
+        subject="Hello",
+        text="Hi",
     )
-    assert outbox.accept(NewMessage(id=id, message=message, message_id=f"{id}@example.org", job=job))
+    assert outbox.accept(
+        NewMessage(id=id, message=message, message_id=f"{id}@example.org", job=job)
+    )
     return id
 
 
@@ -76,7 +83,11 @@ def age(database: Database, **seconds: float) -> None:
 
 def lose(database: Database, owner: str) -> None:
     """Let the lease of a worker run out."""
-    run(database, "/* test */ UPDATE workers SET seen_at = seen_at - 601000 WHERE id = :id", id=owner)
+    run(
+        database,
+        "/* test */ UPDATE workers SET seen_at = seen_at - 601000 WHERE id = :id",
+        id=owner,
+    )
 
 
 def run(database: Database, statement: str, **values: object) -> None:
@@ -99,14 +110,21 @@ def test_an_accepted_message_is_there_whole(outbox: Outbox) -> None:
     details = outbox.details(id)
     assert details
     assert details.row["state"] == State.QUEUED
-    assert [person["address"] for person in details.recipients] == ["bob@example.org", "carol@example.org"]
+    assert [person["address"] for person in details.recipients] == [
+        "bob@example.org",
+        "carol@example.org",
+    ]
     assert details.now - 600_000 < details.row["created_at"] <= details.now
     assert outbox.details("other") is None
 
 
 def test_an_id_is_accepted_once_also_when_two_come_at_the_same_time(outbox: Outbox) -> None:
     acceptances = [
-        NewMessage(id="task-1", message=Message(to=(Address("bob@example.org"),)), message_id="1@example.org")
+        NewMessage(
+            id="task-1",
+            message=Message(to=(Address("bob@example.org"),)),
+            message_id="1@example.org",
+        )
     ] * 8
     with ThreadPoolExecutor(8) as threads:
         assert sorted(threads.map(outbox.accept, acceptances)) == [False] * 7 + [True]
@@ -122,7 +140,9 @@ def test_ids_are_uuids_that_sort_by_time() -> None:
 # --- claim ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_claim_gives_all_that_an_attempt_needs_in_the_order_asked(outbox: Outbox, claims: Claims) -> None:
+def test_a_claim_gives_all_that_an_attempt_needs_in_the_order_asked(
+    outbox: Outbox, claims: Claims
+) -> None:
     ids = [accept(outbox) for _ in range(5)]
     claimed = claims.claim([*reversed(ids), "unknown", ids[0]])
     assert [claim.id for claim in claimed] == ids[::-1]
@@ -143,7 +163,11 @@ def test_a_mail_is_dated_when_it_is_first_tried_and_keeps_that_date(
     first = claim_one(claims, id)
     assert first.first_attempt_at_ms is not None
     assert first.first_attempt_at_ms >= first.created_at_ms + 86_400_000
-    run(database, "UPDATE messages SET first_attempt_at = first_attempt_at - 5000 WHERE id = :id", id=id)
+    run(
+        database,
+        "UPDATE messages SET first_attempt_at = first_attempt_at - 5000 WHERE id = :id",
+        id=id,
+    )
     assert claims.release(first)
     assert claim_one(claims, id).first_attempt_at_ms == first.first_attempt_at_ms - 5000
 
@@ -154,7 +178,9 @@ def test_of_twenty_workers_one_gets_the_row(outbox: Outbox, database: Database) 
         ids = [accept(outbox) for _ in range(10)]
         with ThreadPoolExecutor(20) as threads:
             won = list(
-                threads.map(lambda claims, ids=ids: [claim.id for claim in claims.claim(ids)], everybody)
+                threads.map(
+                    lambda claims, ids=ids: [claim.id for claim in claims.claim(ids)], everybody
+                )
             )
         assert sorted(id for some in won for id in some) == sorted(ids)
 
@@ -167,7 +193,9 @@ def test_only_queued_rows_are_claimed(outbox: Outbox, claims: Claims, database: 
 # --- fence, finish, release ----------------------------------------------------------------------------------------
 
 
-def test_the_fence_holds_for_the_owner_alone(outbox: Outbox, claims: Claims, database: Database) -> None:
+def test_the_fence_holds_for_the_owner_alone(
+    outbox: Outbox, claims: Claims, database: Database
+) -> None:
     claim = claim_one(claims, accept(outbox))
     assert not worker(database, "worker-2").fence(claim)
     assert claims.fence(claim)
@@ -198,7 +226,9 @@ def test_the_fence_refuses_an_attempt_that_was_taken_back_and_begun_again_by_the
     assert claims.fence(fresh)
 
 
-def test_finishing_writes_the_message_the_recipients_and_the_timeline(outbox: Outbox, claims: Claims) -> None:
+def test_finishing_writes_the_message_the_recipients_and_the_timeline(
+    outbox: Outbox, claims: Claims
+) -> None:
     id = accept(outbox, "bob@example.org", "carol@example.org", "dave@example.org")
     claim = claim_one(claims, id)
     assert claims.fence(claim)
@@ -228,7 +258,9 @@ def test_finishing_writes_the_message_the_recipients_and_the_timeline(outbox: Ou
         ("deferred", "450 later"),
         ("failed", "550 no"),
     ]
-    assert [(e.event, e.attempt, e.detail) for e in details.events] == [("deferred", 1, "450 later")]
+    assert [(e.event, e.attempt, e.detail) for e in details.events] == [
+        ("deferred", 1, "450 later")
+    ]
     assert claims.finish(claim, SENT)  # Its end is on record, and stays as it is.
     assert state(outbox, id) == State.DEFERRED
 
@@ -240,7 +272,9 @@ def test_the_next_attempt_is_only_about_those_without_an_outcome(
     claims.finish(
         claim,
         Outcome(
-            state=State.DEFERRED, wait_seconds=0, recipients={0: (State.SENT, ""), 1: (State.DEFERRED, "")}
+            state=State.DEFERRED,
+            wait_seconds=0,
+            recipients={0: (State.SENT, ""), 1: (State.DEFERRED, "")},
         ),
     )
     assert [nudge.id for nudge in sweeps.due()] == [claim.id]
@@ -278,11 +312,16 @@ def test_a_released_row_is_queued_again_and_the_attempt_does_not_count(
     claim = claim_one(claims, accept(outbox))
     assert claims.release(claim)
     assert claims.release(claim)  # as after a commit that got no answer
-    assert (row(outbox, claim.id)["state"], row(outbox, claim.id)["given_back"]) == (State.QUEUED, 1)
+    assert (row(outbox, claim.id)["state"], row(outbox, claim.id)["given_back"]) == (
+        State.QUEUED,
+        1,
+    )
     fenced = claim_one(claims, claim.id)
     assert (fenced.attempt, fenced.counted) == (2, 1)
     assert claims.fence(fenced)
-    assert claims.release(fenced)  # as after a fence whose commit got no answer: the payload was not sent
+    assert claims.release(
+        fenced
+    )  # as after a fence whose commit got no answer: the payload was not sent
     assert state(outbox, claim.id) == State.QUEUED
 
 
@@ -312,7 +351,11 @@ def test_a_row_that_is_ours_and_in_nobodys_hand_is_given_back(
         id=lost,
     )
     assert sweeps.abandoned(claims) == 1
-    assert (row(outbox, lost)["state"], row(outbox, lost)["attempt"], row(outbox, lost)["published_at"]) == (
+    assert (
+        row(outbox, lost)["state"],
+        row(outbox, lost)["attempt"],
+        row(outbox, lost)["published_at"],
+    ) == (
         State.QUEUED,
         1,
         None,
@@ -350,9 +393,14 @@ def test_a_deferred_row_comes_due_once(
     assert sweeps.due() == []
     age(database, messages_next_attempt_at=61)
     with ThreadPoolExecutor(4) as threads:
-        found = [nudge.id for nudges in threads.map(lambda _: sweeps.due(), range(4)) for nudge in nudges]
+        found = [
+            nudge.id for nudges in threads.map(lambda _: sweeps.due(), range(4)) for nudge in nudges
+        ]
     assert found == [claim.id]
-    assert (row(outbox, claim.id)["state"], row(outbox, claim.id)["next_attempt_at"]) == (State.QUEUED, None)
+    assert (row(outbox, claim.id)["state"], row(outbox, claim.id)["next_attempt_at"]) == (
+        State.QUEUED,
+        None,
+    )
 
 
 def test_a_row_that_was_never_published_is_found_after_a_while(
@@ -394,7 +442,9 @@ def test_a_published_row_is_published_again_when_its_nudge_is_lost(
     assert [nudge.id for nudge in sweeps.lost()] == [id]
 
 
-def test_nothing_is_taken_from_a_worker_that_is_seen(outbox: Outbox, claims: Claims, sweeps: Sweeps) -> None:
+def test_nothing_is_taken_from_a_worker_that_is_seen(
+    outbox: Outbox, claims: Claims, sweeps: Sweeps
+) -> None:
     claim = claim_one(claims, accept(outbox))
     assert sweeps.orphans() == 0
     assert claims.fence(claim)
@@ -485,7 +535,9 @@ def test_a_process_that_is_alone_takes_over_at_once(
     assert state(outbox, claim.id) == State.QUEUED
 
 
-def test_a_broker_in_memory_forgets_its_nudges(outbox: Outbox, sweeps: Sweeps, database: Database) -> None:
+def test_a_broker_in_memory_forgets_its_nudges(
+    outbox: Outbox, sweeps: Sweeps, database: Database
+) -> None:
     id = accept(outbox)
     outbox.mark_published([id])
     sweeps.forget_nudges()
@@ -525,7 +577,12 @@ def test_every_statement_finds_its_rows_by_an_index(sqlite_url: str) -> None:
     seen: list[tuple[str, Any]] = []
 
     def note(
-        connection: object, cursor: object, statement: str, parameters: Any, context: object, many: bool
+        connection: object,
+        cursor: object,
+        statement: str,
+        parameters: Any,
+        context: object,
+        many: bool,
     ) -> None:
         seen.append((statement, parameters[0] if many else parameters))
 
@@ -572,7 +629,10 @@ def test_every_statement_finds_its_rows_by_an_index(sqlite_url: str) -> None:
             continue
         with database.engine.connect() as connection:
             plan = [
-                step[3] for step in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+                step[3]
+                for step in connection.exec_driver_sql(
+                    f"EXPLAIN QUERY PLAN {statement}", parameters
+                )
             ]
         # Workers, accounts and webhooks are few; the owners of rows are read from an index that holds only owned ones.
         few = (
@@ -586,7 +646,9 @@ def test_every_statement_finds_its_rows_by_an_index(sqlite_url: str) -> None:
             "json_each",
             "given",
         )
-        whole = [step for step in plan if step.startswith("SCAN") and not any(one in step for one in few)]
+        whole = [
+            step for step in plan if step.startswith("SCAN") and not any(one in step for one in few)
+        ]
         assert whole == [], (statement, plan)
         if "messages.id IN (?" in statement or "messages.id = json_extract" in statement:
             assert "SEARCH messages USING PRIMARY KEY (id=?)" in plan, (statement, plan)

@@ -16,7 +16,13 @@ from mailroom.inbox.api import QUERIES
 from mailroom.server import serve
 from tests.services.application import made
 
-LISTS = ("/v1/messages", "/v1/jobs", "/v1/templates", "/v1/suppressions", "/v1/webhooks/own/deliveries")
+LISTS = (
+    "/v1/messages",
+    "/v1/jobs",
+    "/v1/templates",
+    "/v1/suppressions",
+    "/v1/webhooks/own/deliveries",
+)
 MAIL = {"to": "bob@example.org", "text": "Hi"}
 HTML = {"Accept": "text/html"}
 #: All that int() takes, and people do not write.
@@ -89,7 +95,10 @@ def test_no_list_gives_more_rows_than_it_says(client: FlaskClient) -> None:
         ("limt=5", "expected a parameter that is known, got another; did you mean limit?"),
         ("Status=sent", "expected a parameter that is known, got another; did you mean status?"),
         ("statsu=sent", "expected a parameter that is known, got another; did you mean status?"),
-        ("x=1", "expected one of limit, after, status, name, queue, got a parameter that is none of them"),
+        (
+            "x=1",
+            "expected one of limit, after, status, name, queue, got a parameter that is none of them",
+        ),
         ("status=failed&status=queued", "expected it once, got it 2 times"),
         ("name=&name=", "expected it once, got it 2 times"),
     ],
@@ -101,7 +110,10 @@ def test_a_mistyped_filter_lists_nothing(client: FlaskClient, query: str, told: 
 
 
 def test_all_that_is_wrong_with_a_query_is_bounded(client: FlaskClient) -> None:
-    assert len(refused(client.get("/v1/jobs?" + "&".join(f"x{number}=1" for number in range(500))))) == 20
+    assert (
+        len(refused(client.get("/v1/jobs?" + "&".join(f"x{number}=1" for number in range(500)))))
+        == 20
+    )
     [wrong] = refused(client.get(f"/v1/jobs?{'x' * 5000}=1"))
     assert len(wrong["pointer"]) == 201
     assert refused(client.get("/v1/jobs?%ED%A0%80=1"))
@@ -125,7 +137,17 @@ def test_a_mail_is_not_sent_by_a_request_that_wanted_something_else(client: Flas
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/messages", "/dashboard", "/inbox/", "/sign-in", "/livez", "/readyz", "/metrics", "/openapi.json"],
+    [
+        "/",
+        "/messages",
+        "/dashboard",
+        "/inbox/",
+        "/sign-in",
+        "/livez",
+        "/readyz",
+        "/metrics",
+        "/openapi.json",
+    ],
 )
 def test_pages_and_monitors_paths_ignore_what_others_add(client: FlaskClient, path: str) -> None:
     assert client.get(f"{path}?utm_source=mail&_=1", headers=HTML).status_code in (200, 303)
@@ -170,12 +192,17 @@ def test_a_page_of_the_inbox_that_is_no_number_is_the_first(inbox: FlaskClient, 
     assert inbox.get(f"/inbox/?page={quote(page)}").text == inbox.get("/inbox/?page=1").text
 
 
-@pytest.mark.parametrize("number", ["1_0", "٣", "1e1", "inf", "nan", "-1", "+1", "9" * 5000, "1.", ""])
+@pytest.mark.parametrize(
+    "number", ["1_0", "٣", "1e1", "inf", "nan", "-1", "+1", "9" * 5000, "1.", ""]
+)
 def test_a_form_takes_numbers_as_people_write_them(client: FlaskClient, number: str) -> None:
     sent: Any = client.post("/v1/messages", json=MAIL | {"delay": 3600}).json
     found = re.search(r'name="token" value="([^"]+)"', client.get("/compose", headers=HTML).text)
     assert found
     form = {"token": found[1], "number": number, "unit": "minutes"}
-    assert client.post(f"/messages/{sent['id']}/reschedule", data=form, headers=HTML).status_code == 422
+    assert (
+        client.post(f"/messages/{sent['id']}/reschedule", data=form, headers=HTML).status_code
+        == 422
+    )
     mail = {"token": found[1], "to": "bob@example.org", "contents": "Hi", "delay": number}
     assert client.post("/compose", data=mail, headers=HTML).status_code == (422 if number else 303)

@@ -78,7 +78,14 @@ def tell(database: Database, id: str, *, days: float) -> None:
 
 def new_job(**more: Any) -> NewJob:
     return NewJob(
-        **{"id": new_id(), "name": "simulate", "args": {}, "queue": "jobs", "timeout_seconds": 10, **more}
+        **{
+            "id": new_id(),
+            "name": "simulate",
+            "args": {},
+            "queue": "jobs",
+            "timeout_seconds": 10,
+            **more,
+        }
     )
 
 
@@ -88,7 +95,9 @@ def end_job(database: Database, id: str, *, days: float) -> None:
     runs = JobClaims(database, "worker-1", LEASE_SECONDS)
     [claim] = runs.claim("jobs", ["simulate"], limit=1)
     assert claim.id == id
-    runs.finish(claim, JobEnd(state=JobState.SUCCEEDED, file=Attachment("a.txt", "text/plain", b"made")))
+    runs.finish(
+        claim, JobEnd(state=JobState.SUCCEEDED, file=Attachment("a.txt", "text/plain", b"made"))
+    )
     by = int(days * DAY_SECONDS * 1000)
     run(
         database,
@@ -101,7 +110,9 @@ def end_job(database: Database, id: str, *, days: float) -> None:
 
 
 def ids(database: Database, table: str = "messages") -> set[str]:
-    return set(database.read(lambda connection: connection.scalars(text(f"SELECT id FROM {table}"))))
+    return set(
+        database.read(lambda connection: connection.scalars(text(f"SELECT id FROM {table}")))
+    )
 
 
 def everything(database: Database) -> dict[str, int]:
@@ -173,7 +184,12 @@ def test_a_job_and_its_message_go_together(database: Database, retention: Retent
         end_job(database, job.id, days=job_days)
         run(database, "UPDATE messages SET state = 'sent'")
         round_of(retention)
-        assert len(ids(database)) == len(ids(database, "jobs")) == len(ids(database, "files")) == together, (
+        assert (
+            len(ids(database))
+            == len(ids(database, "jobs"))
+            == len(ids(database, "files"))
+            == together
+        ), (
             job_days,
             ended,
         )
@@ -268,9 +284,13 @@ def test_what_stays_is_looked_at_once_a_round(database: Database, retention: Ret
     assert not {*behind} & ids(database)
 
 
-def test_a_message_that_was_sent_again_after_the_look_stays(database: Database, retention: Retention) -> None:
+def test_a_message_that_was_sent_again_after_the_look_stays(
+    database: Database, retention: Retention
+) -> None:
     id = accept(database)
-    assert database.read(lambda connection: retention._look(messages, (0, ""), 10, connection)).ids == [id]
+    assert database.read(
+        lambda connection: retention._look(messages, (0, ""), 10, connection)
+    ).ids == [id]
     run(database, "UPDATE messages SET state = 'queued'")
     assert database.write(retention._delete_messages, [id]) == 0
     assert ids(database) == {id}
@@ -284,7 +304,9 @@ def test_many_processes_forget_each_row_once(database_url: str) -> None:
         accept(databases[0])
     with ThreadPoolExecutor(4) as threads:
         counts = list(
-            threads.map(lambda database: sum(Retention(database, 30).purge(20) for _ in range(8)), databases)
+            threads.map(
+                lambda database: sum(Retention(database, 30).purge(20) for _ in range(8)), databases
+            )
         )
     assert sum(counts) + round_of(Retention(databases[0], 30)) == 60
     assert ids(databases[0]) == set()
@@ -305,7 +327,9 @@ def test_nothing_is_done_while_another_process_is_at_it(postgres_url: str) -> No
     other.close()
 
 
-def test_every_statement_finds_its_rows_by_an_index(database: Database, retention: Retention) -> None:
+def test_every_statement_finds_its_rows_by_an_index(
+    database: Database, retention: Retention
+) -> None:
     """Also where a million rows are younger than what goes."""
     job = new_job()
     accept(database, State.WAITING, job=job)
@@ -320,7 +344,12 @@ def test_every_statement_finds_its_rows_by_an_index(database: Database, retentio
     seen: list[tuple[str, Any]] = []
 
     def note(
-        connection: object, cursor: object, statement: str, parameters: Any, context: object, many: bool
+        connection: object,
+        cursor: object,
+        statement: str,
+        parameters: Any,
+        context: object,
+        many: bool,
     ) -> None:
         seen.append((statement, parameters))
 
@@ -340,7 +369,8 @@ def test_every_statement_finds_its_rows_by_an_index(database: Database, retentio
         whole = [
             step
             for step in steps
-            if step.strip("-> ").startswith(("SCAN", "Seq Scan")) and not any(few in step for few in small)
+            if step.strip("-> ").startswith(("SCAN", "Seq Scan"))
+            and not any(few in step for few in small)
         ]
         assert whole == [], (statement, plan)
         if not is_sqlite and "gone" in statement and "FROM messages" in statement:
@@ -398,9 +428,15 @@ def test_a_person_can_have_it_done_now(tmp_path: Path, sqlite_url: str) -> None:
     pair = Service(tmp_path, {"DATABASE_URL": sqlite_url})
     asks = pair.run("-m", "flask", "purge", name="asks")
     assert asks.process.wait(60) == 1
-    assert "Delete 3 messages and jobs that ended more than 30 days ago, 3 and 0? [y/N]" in asks.text()
+    assert (
+        "Delete 3 messages and jobs that ended more than 30 days ago, 3 and 0? [y/N]" in asks.text()
+    )
     assert len(ids(database)) == 4
-    assert flask(pair, "purge", "--days=2.5", "--yes", "--json") == {"days": 2.5, "messages": 3, "jobs": 0}
+    assert flask(pair, "purge", "--days=2.5", "--yes", "--json") == {
+        "days": 2.5,
+        "messages": 3,
+        "jobs": 0,
+    }
     assert ids(database) == {young}
     database.close()
 
@@ -456,7 +492,9 @@ class Backup:
             )
 
 
-def test_a_restored_backup_sends_nothing_twice(pair: Service, smtpd: ScriptedSMTP, backup: Backup) -> None:
+def test_a_restored_backup_sends_nothing_twice(
+    pair: Service, smtpd: ScriptedSMTP, backup: Backup
+) -> None:
     # Given a backup with one mail sent and three on their way
     web, worker = pair.web(), pair.worker()
     sent = pair.post(subject="sent before")
@@ -477,7 +515,9 @@ def test_a_restored_backup_sends_nothing_twice(pair: Service, smtpd: ScriptedSMT
     wait_until(
         lambda: (
             not database.read(
-                lambda connection: connection.scalars(select(workers.c.id).where(is_alive(3))).first()
+                lambda connection: connection.scalars(
+                    select(workers.c.id).where(is_alive(3))
+                ).first()
             )
         ),
         what="the worker that the backup knows is not taken for alive",

@@ -79,7 +79,9 @@ def test_a_file_that_was_moved_takes_nothing_and_goes_on_when_it_is_back(
     ):
         with pytest.raises(
             StoreUnavailable,
-            match=re.escape(f"{file} was moved or deleted while it was open: put it back, or stop web"),
+            match=re.escape(
+                f"{file} was moved or deleted while it was open: put it back, or stop web"
+            ),
         ):
             act()
     assert not file.exists()  # SQLite would have made a new one.
@@ -97,7 +99,9 @@ def test_another_file_in_its_place_is_not_taken_for_it(opened: Database, file: P
         add(opened, "lost")
 
 
-def test_a_log_that_was_deleted_takes_nothing_and_is_saved_by_stopping(opened: Database, file: Path) -> None:
+def test_a_log_that_was_deleted_takes_nothing_and_is_saved_by_stopping(
+    opened: Database, file: Path
+) -> None:
     Path(f"{file}-wal").unlink()
     with pytest.raises(
         StoreUnavailable,
@@ -110,7 +114,9 @@ def test_a_log_that_was_deleted_takes_nothing_and_is_saved_by_stopping(opened: D
     again.close()
 
 
-def test_a_database_whose_connections_were_all_closed_is_opened_again(opened: Database, file: Path) -> None:
+def test_a_database_whose_connections_were_all_closed_is_opened_again(
+    opened: Database, file: Path
+) -> None:
     opened.engine.dispose()
     assert not Path(f"{file}-wal").exists()
     add(opened, "after")
@@ -124,7 +130,10 @@ def test_requests_and_readiness_tell_of_a_file_that_was_moved(
     file.rename(file.with_suffix(".away"))
     assert client.post("/v1/messages", json=MAIL).status_code == 503
     ready = client.get("/readyz")
-    assert (ready.status_code, "was moved or deleted" in json.loads(ready.data)["checks"]["database"]) == (
+    assert (
+        ready.status_code,
+        "was moved or deleted" in json.loads(ready.data)["checks"]["database"],
+    ) == (
         503,
         True,
     )
@@ -178,10 +187,15 @@ def test_a_directory_of_another_user_is_named(reachable: Path) -> None:
         assert f"may not read and write {closed}, which belongs to" in refusal(
             f"sqlite:///{closed}/mail.sqlite3"
         )
-        assert f"{closed}/deep: Permission denied" in refusal(f"sqlite:///{closed}/deep/mail.sqlite3")
+        assert f"{closed}/deep: Permission denied" in refusal(
+            f"sqlite:///{closed}/deep/mail.sqlite3"
+        )
 
 
 def test_a_directory_and_a_text_are_no_database(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no database, but a text of more than one hundred bytes" * 3)
     assert refusal(f"sqlite:///{tmp_path}") == f"database: {tmp_path}: unable to open database file"
-    assert refusal(f"sqlite:///{tmp_path}/text") == f"database: {tmp_path}/text: file is not a database"
+    assert (
+        refusal(f"sqlite:///{tmp_path}/text")
+        == f"database: {tmp_path}/text: file is not a database"
+    )

@@ -26,12 +26,14 @@ def refusals(value: object) -> dict[str, str]:
 
 class TestAccepted:
     def test_an_address_alone_is_enough(self) -> None:
-        assert read_message(b'{"to": "bob@example.org"}') == Message(to=(Address(BOB),), subject="", text="")
+        assert read_message(b'{"to": "bob@example.org"}') == Message(
+            to=(Address(BOB),), subject="", text=""
+        )
 
     def test_contents_are_text(self) -> None:
-        assert read_message(b'{"to": "bob@example.org", "subject": "Hi", "contents": "a < b"}') == Message(
-            to=(Address(BOB),), subject="Hi", text="a < b"
-        )
+        assert read_message(
+            b'{"to": "bob@example.org", "subject": "Hi", "contents": "a < b"}'
+        ) == Message(to=(Address(BOB),), subject="Hi", text="a < b")
 
     @pytest.mark.parametrize(
         "contents", ["<p>Hi</p>", " \n<p>Hi</p>\n ", "<>", "<!DOCTYPE html><html></html>"]
@@ -41,7 +43,8 @@ class TestAccepted:
         assert (message.text, message.html) == (None, contents)
 
     @pytest.mark.parametrize(
-        "contents", ["", " ", "<p>Hi", "Hi</p>", "/etc/passwd", "http://example.org/", "\u2028\r\n\t\x1b"]
+        "contents",
+        ["", " ", "<p>Hi", "Hi</p>", "/etc/passwd", "http://example.org/", "\u2028\r\n\t\x1b"],
     )
     def test_all_others_are_text_as_they_stand(self, contents: str) -> None:
         message = message_from({"to": BOB, "contents": contents})
@@ -239,7 +242,11 @@ class TestRefused:
             ({"to": BOB, "subject": "x" * 999}, "#/subject", "at most 998 characters, got 999"),
             ({"to": BOB, "contents": 5}, "#/contents", "expected a string, got 5"),
             ({"to": BOB, "contents": {"a": 1}}, "#/contents", 'got {"a": 1}'),
-            ({"to": BOB, "contents": "a\x00b"}, "#/contents", "expected text without NUL, got one at 1"),
+            (
+                {"to": BOB, "contents": "a\x00b"},
+                "#/contents",
+                "expected text without NUL, got one at 1",
+            ),
             ({"to": BOB, "Subject": "x"}, "#/Subject", "did you mean subject?"),
             ({"to": BOB, "content": "x"}, "#/content", "did you mean contents?"),
             ({"to": BOB, "bccs": BOB}, "#/bccs", "did you mean bcc?"),
@@ -373,7 +380,8 @@ def test_three_thousand_mangled_bodies_give_a_message_or_a_reason() -> None:
         else:
             assert 1 <= len(message.to) <= 100
             assert all(
-                to.address.partition("@")[2].isascii() and not set(to.address + to.name) & set("\r\n\0")
+                to.address.partition("@")[2].isascii()
+                and not set(to.address + to.name) & set("\r\n\0")
                 for to in message.to
             )
             assert not set(message.subject) & set("\r\n\0")

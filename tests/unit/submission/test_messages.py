@@ -94,10 +94,18 @@ def generated(seed: int) -> dict[str, Any]:
             for n in range(dice.choice((1, 2, 10)))
         ]
     }
-    request |= {"cc": "carol@example.org", "bcc": ["dave@example.org"]} if dice.random() < 0.5 else {}
-    request |= {"reply_to": ["desk@example.org", "Ölaf <oelaf@example.org>"]} if dice.random() < 0.5 else {}
+    request |= (
+        {"cc": "carol@example.org", "bcc": ["dave@example.org"]} if dice.random() < 0.5 else {}
+    )
+    request |= (
+        {"reply_to": ["desk@example.org", "Ölaf <oelaf@example.org>"]}
+        if dice.random() < 0.5
+        else {}
+    )
     request |= {
-        "subject": dice.choice(("Hello", "Grüße aus 日本 👩‍👩‍👧", "=?utf-8?q?x?=", "x" * 500, "a  b", "")),
+        "subject": dice.choice(
+            ("Hello", "Grüße aus 日本 👩‍👩‍👧", "=?utf-8?q?x?=", "x" * 500, "a  b", "")
+        ),
         "text": text,
     }
     request |= {"html": f"<p>{text}</p><img src=cid:logo@x>"} if dice.random() < 0.7 else {}
@@ -111,7 +119,12 @@ def generated(seed: int) -> dict[str, Any]:
     ]
     if "html" in request and dice.random() < 0.7:
         files.append(
-            {"filename": "logo.png", "content": PNG, "content_type": "image/png", "content_id": "logo@x"}
+            {
+                "filename": "logo.png",
+                "content": PNG,
+                "content_type": "image/png",
+                "content_id": "logo@x",
+            }
         )
     return request | {
         "attachments": files,
@@ -169,7 +182,10 @@ def test_an_html_mail_with_an_image_and_a_file_has_the_structure_that_readers_ex
     message = Message(
         to=(ALICE,),
         html="<img src=cid:a>",
-        attachments=(Attachment("a.png", "image/png", b"a", "a"), Attachment("b.txt", "text/plain", b"b")),
+        attachments=(
+            Attachment("a.png", "image/png", b"a", "a"),
+            Attachment("b.txt", "text/plain", b"b"),
+        ),
     )
     kinds = [part.get_content_type() for part in read(compose(claim(message), sender=ALICE)).walk()]
     assert kinds == [
@@ -184,17 +200,21 @@ def test_an_html_mail_with_an_image_and_a_file_has_the_structure_that_readers_ex
 
 
 def test_the_from_that_was_asked_for_stands_in_the_mail() -> None:
-    mail = read(compose(claim(message_from({"to": BOB, "from": "Ops <ops@example.org>"})), sender=ALICE))
+    mail = read(
+        compose(claim(message_from({"to": BOB, "from": "Ops <ops@example.org>"})), sender=ALICE)
+    )
     assert mail["From"] == "Ops <ops@example.org>"
 
 
 def test_an_address_beyond_ascii_is_written_as_it_is() -> None:
     data = compose(
-        claim(message_from({"to": ["jürgen@example.org", "Bøb <bøb@münchen.example.org>"]})), sender=ALICE
+        claim(message_from({"to": ["jürgen@example.org", "Bøb <bøb@münchen.example.org>"]})),
+        sender=ALICE,
     )
     header = data[: data.index(b"\r\n\r\n")].decode()
     assert re.search(
-        r"\r\nTo: jürgen@example\.org,\r\n =\?utf-8\?\S+\?= <bøb@xn--mnchen-3ya\.example\.org>\r\n", header
+        r"\r\nTo: jürgen@example\.org,\r\n =\?utf-8\?\S+\?= <bøb@xn--mnchen-3ya\.example\.org>\r\n",
+        header,
     )
 
 
@@ -211,7 +231,12 @@ def test_an_address_beyond_ascii_is_written_as_it_is() -> None:
         ("headers", {"X-A:": "a"}, "#/headers/X-A:", "got another name"),
         ("headers", {"X-A": "a", "x-a": "b"}, "#/headers/x-a", "once"),
         ("headers", {"References": "<ü@example.org>"}, "#/headers/References", "expected ASCII"),
-        ("attachments", [{"filename": "a", "content": "%%%"}], "#/attachments/0/content", "expected base64"),
+        (
+            "attachments",
+            [{"filename": "a", "content": "%%%"}],
+            "#/attachments/0/content",
+            "expected base64",
+        ),
         (
             "attachments",
             [{"filename": "a", "content": "", "content_type": "text/html\r\nX: y"}],
@@ -267,7 +292,10 @@ def test_both_of_two_ways_to_say_one_thing_are_too_many(client: FlaskClient) -> 
 def test_a_from_that_no_account_may_use_is_refused(sqlite_url: str) -> None:
     aliases = "ops@example.org,@example.net,o..ps@example.org"
     for app in made(
-        sqlite_url, SMTP_HOST="mail.example.org", MAIL_FROM="alice@example.org", MAIL_ALIASES=aliases
+        sqlite_url,
+        SMTP_HOST="mail.example.org",
+        MAIL_FROM="alice@example.org",
+        MAIL_ALIASES=aliases,
     ):
         answers = [
             app.test_client().post("/v1/messages", json={"to": BOB, "from": sender})
@@ -286,7 +314,11 @@ def test_a_from_that_no_account_may_use_is_refused(sqlite_url: str) -> None:
 
 
 def test_a_scheduled_message_waits_for_its_time(client: FlaskClient) -> None:
-    moment = (datetime.now(UTC) + timedelta(hours=1)).isoformat(timespec="seconds").replace("+00:00", "Z")
+    moment = (
+        (datetime.now(UTC) + timedelta(hours=1))
+        .isoformat(timespec="seconds")
+        .replace("+00:00", "Z")
+    )
     answer = client.post("/v1/messages", json={"to": BOB, "scheduled_at": moment})
     assert (answer.status_code, answer.json["status"]) == (202, "scheduled")  # type: ignore[index]
     message = client.get(answer.headers["Location"]).json
@@ -359,10 +391,17 @@ def test_a_list_is_filtered_and_comes_in_pages(client: FlaskClient) -> None:
     assert listed(tag="tag 0") == ["6", "3", "0"]
     assert listed(tag="tag 0", to="bob1@example.org") == ["3"]
     assert len(listed(status="queued")) == 7 and listed(status="sent") == []
-    assert listed(until="2020-01-01T00:00:00Z") == [] and len(listed(since="2020-01-01T00:00:00Z")) == 7
+    assert (
+        listed(until="2020-01-01T00:00:00Z") == []
+        and len(listed(since="2020-01-01T00:00:00Z")) == 7
+    )
     client.post(f"/v1/messages/{ids[0]}/cancel")
     assert listed(status="canceled") == ["0"]
-    assert listed(q="bob1@EXAMPLE") == ["5", "3", "1"] and listed(q="6") == ["6"] and listed(q="tag") == []
+    assert (
+        listed(q="bob1@EXAMPLE") == ["5", "3", "1"]
+        and listed(q="6") == ["6"]
+        and listed(q="tag") == []
+    )
 
 
 def test_words_are_found_whatever_their_case_and_signs(client: FlaskClient) -> None:
@@ -370,7 +409,10 @@ def test_words_are_found_whatever_their_case_and_signs(client: FlaskClient) -> N
         client.post("/v1/messages", json={"to": BOB, "subject": subject})
 
     def found(words: str) -> list[str]:
-        return [row["subject"] for row in client.get("/v1/messages", query_string={"q": words}).json["data"]]  # type: ignore[index]
+        return [
+            row["subject"]
+            for row in client.get("/v1/messages", query_string={"q": words}).json["data"]
+        ]  # type: ignore[index]
 
     assert found("strasse") == ["STRASSE 100", "Straße_100%"]
     assert (
@@ -432,7 +474,9 @@ class TestBatch:
             table
             for table in ("messages", "contents", "recipients")
             if app.extensions["mailasync"].outbox.database.read(
-                lambda connection, table=table: connection.scalar(text(f"SELECT count(*) FROM {table}"))
+                lambda connection, table=table: connection.scalar(
+                    text(f"SELECT count(*) FROM {table}")
+                )
             )
             == 100
         ]
@@ -447,7 +491,9 @@ class TestBatch:
             json=[{"to": BOB, "subject": "a"}, {"to": BOB, "subject": "b", "priority": "normal"}],
         )
         assert [row["status"] for row in answer.json["data"]] == ["queued", "queued"]  # type: ignore[index]
-        assert [(row["subject"], row["queue"]) for row in client.get("/v1/messages").json["data"]] == [  # type: ignore[index]
+        assert [
+            (row["subject"], row["queue"]) for row in client.get("/v1/messages").json["data"]
+        ] == [  # type: ignore[index]
             ("b", "mail"),
             ("a", "mail.bulk"),
         ]
@@ -489,18 +535,29 @@ class TestBatch:
             ({"messages": [{"to": BOB}], "commom": {}}, 422),
         ],
     )
-    def test_what_is_no_batch_is_refused(self, client: FlaskClient, value: object, status: int) -> None:
+    def test_what_is_no_batch_is_refused(
+        self, client: FlaskClient, value: object, status: int
+    ) -> None:
         assert client.post("/v1/messages/batch", json=value).status_code == status
 
     def test_what_is_common_does_not_grow_without_bounds(self, client: FlaskClient) -> None:
-        common = {"attachments": [{"filename": "a", "content": base64.b64encode(bytes(1_000_000)).decode()}]}
-        answer = client.post("/v1/messages/batch", json={"common": common, "messages": [{"to": BOB}] * 101})
-        assert answer.status_code == 422 and "at most 100000000 bytes" in errors(answer)["#/messages"]
+        common = {
+            "attachments": [
+                {"filename": "a", "content": base64.b64encode(bytes(1_000_000)).decode()}
+            ]
+        }
+        answer = client.post(
+            "/v1/messages/batch", json={"common": common, "messages": [{"to": BOB}] * 101}
+        )
+        assert (
+            answer.status_code == 422 and "at most 100000000 bytes" in errors(answer)["#/messages"]
+        )
         assert client.get("/v1/messages").json["data"] == []  # type: ignore[index]
 
     def test_each_has_variables_of_its_own(self, client: FlaskClient) -> None:
         client.put(
-            "/v1/templates/hello", json={"subject": "Hello {{ name }}", "text": "{{ greeting }}, {{ name }}!"}
+            "/v1/templates/hello",
+            json={"subject": "Hello {{ name }}", "text": "{{ greeting }}, {{ name }}!"},
         )
         answer = client.post(
             "/v1/messages/batch",
@@ -512,7 +569,9 @@ class TestBatch:
                 ],
             },
         )
-        raws = [read(client.get(f"/v1/messages/{row['id']}/raw").data) for row in answer.json["data"]]  # type: ignore[index]
+        raws = [
+            read(client.get(f"/v1/messages/{row['id']}/raw").data) for row in answer.json["data"]
+        ]  # type: ignore[index]
         assert [(raw["Subject"], body(raw, "plain").strip()) for raw in raws] == [
             ("Hello Ann", "Ahoy, Ann!"),
             ("Hello Bea", "Ahoy, Bea!"),
@@ -531,7 +590,10 @@ class TestBatch:
             client.post("/v1/messages/batch", json=[{"to": BOB}], headers={"Idempotency-Key": "k"})
             for _ in range(2)
         ]
-        assert answers[0].json == answers[1].json and answers[1].headers["Idempotency-Replayed"] == "true"
+        assert (
+            answers[0].json == answers[1].json
+            and answers[1].headers["Idempotency-Replayed"] == "true"
+        )
         assert len(client.get("/v1/messages").json["data"]) == 1  # type: ignore[index]
 
 
@@ -545,12 +607,16 @@ def test_everything_arrives_as_it_was_asked_for(pair: Service, smtpd: ScriptedSM
     wait_until(lambda: len(smtpd.payloads) == 200, what="all have arrived")
     for payload in smtpd.payloads:
         request = requests[int(str(read(payload.data)["Subject"]).split()[1])]
-        assert sorted(payload.rcpt_tos) == sorted(to.address for to in message_from(request).everyone)
+        assert sorted(payload.rcpt_tos) == sorted(
+            to.address for to in message_from(request).everyone
+        )
         assert_is_what_was_asked(payload.data, request)
 
 
 @on_sqlite
-def test_a_scheduled_mail_comes_at_its_time_and_not_before(pair: Service, smtpd: ScriptedSMTP) -> None:
+def test_a_scheduled_mail_comes_at_its_time_and_not_before(
+    pair: Service, smtpd: ScriptedSMTP
+) -> None:
     pair.web()
     pair.worker()
     id = pair.post("/v1/messages", subject="later", delay=3)
@@ -575,7 +641,10 @@ def test_a_quoted_address_goes_out_quoted_in_envelope_and_header(pipelining: boo
         sessions = Sessions(NextHop(host=smtpd.host, port=smtpd.port, security="none"))
         sender = message.sender or ALICE
         people = {at: person.address for at, person in enumerate(message.everyone)}
-        run(sessions.attempt(sender.address, people, compose(claim(message), sender=ALICE)), lambda: True)
+        run(
+            sessions.attempt(sender.address, people, compose(claim(message), sender=ALICE)),
+            lambda: True,
+        )
         sessions.close()
         said = [line.partition(" SIZE=")[0] for _, line in smtpd.commands]
         assert [line for line in said if line.startswith(("MAIL", "RCPT"))] == [
@@ -600,7 +669,9 @@ def test_a_quoted_address_goes_out_quoted_in_envelope_and_header(pipelining: boo
 def test_no_line_of_a_quoted_address_is_folded_at_its_spaces_or_too_long() -> None:
     address = f'"{"a b " * 15}"@example.org'
     people = [{"email": address, "name": name} for name in ("", "Bob", "Grüße " * 60, "b " * 200)]
-    data = compose(claim(message_from({"to": BOB, "cc": people[:1], "reply_to": people[1:]})), sender=ALICE)
+    data = compose(
+        claim(message_from({"to": BOB, "cc": people[:1], "reply_to": people[1:]})), sender=ALICE
+    )
     assert data.count(address.encode()) == 2 and data.count(b"Reply-To") == 1
     lists = [compose(claim(message_from({"to": person})), sender=ALICE) for person in people]
     for each in (data, *lists):

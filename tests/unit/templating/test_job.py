@@ -22,10 +22,18 @@ from tests.unit.smtp.test_mime import body, lines, read
 BOB = (Address("bob@example.org"),)
 ALICE = Address("alice@example.org")
 DONE = JobFacts(
-    id="0198f6a0", name="thumbnail", status="succeeded", result={"width": 640, "sizes": [1, 2]}, seconds=3.25
+    id="0198f6a0",
+    name="thumbnail",
+    status="succeeded",
+    result={"width": 640, "sizes": [1, 2]},
+    seconds=3.25,
 )
 FAILED = JobFacts(
-    id="0198f6a0", name="thumbnail", status="failed", error="ValueError: no such image", seconds=3.25
+    id="0198f6a0",
+    name="thumbnail",
+    status="failed",
+    error="ValueError: no such image",
+    seconds=3.25,
 )
 LATE = replace(FAILED, status="timed_out", error="it took more than 60 seconds")
 
@@ -46,7 +54,13 @@ def html_of(template: str, result: Any) -> str:
 
 def mail(asked: Message, job: JobFacts) -> Any:
     claim = Claim(
-        id="1", attempt=1, message_id="1@example.org", created_at_ms=0, message=asked, pending=(0,), job=job
+        id="1",
+        attempt=1,
+        message_id="1@example.org",
+        created_at_ms=0,
+        message=asked,
+        pending=(0,),
+        job=job,
     )
     return read(compose(filled_in(claim), sender=ALICE))
 
@@ -76,8 +90,14 @@ def mail(asked: Message, job: JobFacts) -> Any:
             "{% for size in job.result.sizes %}{{ loop.index }}: {{ size }} px\n{% endfor %}",
             "1: 1 px\n2: 2 px\n",
         ),
-        ("{% set width = job.result.width %}{{ width // 2 }}{{ ' px' if width else '' }}", "320 px"),
-        ("{{ job.seconds * 1000 }}{{ ' ' ~ job.name }}{{ job.result.sizes[:1] }}", "3250.0 thumbnail[1]"),
+        (
+            "{% set width = job.result.width %}{{ width // 2 }}{{ ' px' if width else '' }}",
+            "320 px",
+        ),
+        (
+            "{{ job.seconds * 1000 }}{{ ' ' ~ job.name }}{{ job.result.sizes[:1] }}",
+            "3250.0 thumbnail[1]",
+        ),
         ("{{ job.result.height is defined }}", "false"),
     ],
 )
@@ -156,7 +176,10 @@ def test_a_filter_does_what_its_name_says(expression: str, result: Any, text: st
         ("{{ self }}", "got self, which has a meaning of its own"),
         ("{{ lipsum.x }}", "expected job, got 'lipsum'"),
         ("{{ job.id if other else 'b' }}", "expected job, got 'other'"),
-        ("{% for size in job.result %}{{ size }}{{ sizes }}{% endfor %}", "expected job, got 'sizes'"),
+        (
+            "{% for size in job.result %}{{ size }}{{ sizes }}{% endfor %}",
+            "expected job, got 'sizes'",
+        ),
         ("{{ job.result[other] }}", "expected job, got 'other'"),
         ("{{ 'a'|default(other) }}", "expected job, got 'other'"),
         ("{{ result }}", "did you mean job.result?"),
@@ -181,11 +204,17 @@ def test_a_filter_does_what_its_name_says(expression: str, result: Any, text: st
         ("{{ job.id", "unexpected end of template"),
         ("\n{{ job.id }", "got one that cannot be read: unexpected '}' at line 2"),
         ("{{ }}", "Expected an expression"),
-        ("x" * (RENDERED_MAX_CHARACTERS + 1), "expected at most 2,000,000 characters, got 2,000,001"),
+        (
+            "x" * (RENDERED_MAX_CHARACTERS + 1),
+            "expected at most 2,000,000 characters, got 2,000,001",
+        ),
         ("{{ 'a }}", "unexpected char"),
         ("{# a", "Missing end of comment tag"),
         ("a{#", "a comment without an end"),
-        ("{{ job.id }} " * 2000, "expected at most 5000 names, signs and texts, got more at line 1"),
+        (
+            "{{ job.id }} " * 2000,
+            "expected at most 5000 names, signs and texts, got more at line 1",
+        ),
         ("a\n{% macro x() %}{% endmacro %}", "got a macro at line 2"),
         ("a\n{% include 'x' %}", "got an include at line 2"),
         ("a\n{% import 'x' as y %}", "got an import at line 2"),
@@ -255,7 +284,10 @@ def test_a_result_is_text_in_html() -> None:
     escaped = '<p title="&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt;&amp;&#39;&#34;">'
     assert html.startswith(escaped + '"\\u003cscript')
     assert html.count("<") == 2
-    assert html_of("<p>{{ job.result }}</p>", {"a": "<b>"}) == "<p>{&#34;a&#34;:&#34;&lt;b&gt;&#34;}</p>"
+    assert (
+        html_of("<p>{{ job.result }}</p>", {"a": "<b>"})
+        == "<p>{&#34;a&#34;:&#34;&lt;b&gt;&#34;}</p>"
+    )
     assert html_of("<p>{{ job.result ~ '<i>' }}</p>", "<b>") == "<p>&lt;b&gt;&lt;i&gt;</p>"
     assert html_of("<p>{{ '<b>' }}</p>", None) == "<p>&lt;b&gt;</p>"
     assert text_of("{{ job.result }}", hostile) == hostile
@@ -307,7 +339,10 @@ def test_a_message_that_provides_for_failure_goes_out_as_it_was_written(template
         check(asked)
         filled = fill(asked, FAILED)
         assert "failed" in str(filled) or "no such image" in str(filled)
-        assert (filled.text is None, filled.html is None) == (asked.text is None, asked.html is None)
+        assert (filled.text is None, filled.html is None) == (
+            asked.text is None,
+            asked.html is None,
+        )
         assert not filled.subject.startswith("Failed:")
 
 
@@ -325,7 +360,9 @@ def test_a_message_for_success_does_not_go_out_after_failure(job: JobFacts, word
         )
 
 
-@pytest.mark.parametrize("subject", ["", "{{ job.result.width }} pixels", "{{ job.result|length }}"])
+@pytest.mark.parametrize(
+    "subject", ["", "{{ job.result.width }} pixels", "{{ job.result|length }}"]
+)
 def test_a_failure_whose_subject_cannot_be_told_has_the_name_of_the_job(subject: str) -> None:
     assert fill(message("It is ready.", subject=subject), FAILED).subject == "Failed: thumbnail"
 
@@ -379,16 +416,26 @@ def test_a_message_without_words_gets_ours(job: JobFacts, subject: str, text: st
             "expected a name or a whole number in the brackets, got another at line 1",
         ),
         ("{{ 'a' * 1000000000 }}", 7, "expected a number beside *, got a text at line 1"),
-        ("{{ job.result|length }}", 7, "expected a text, a list or an object, got a number at line 1"),
+        (
+            "{{ job.result|length }}",
+            7,
+            "expected a text, a list or an object, got a number at line 1",
+        ),
         ("{{ job.result|join }}", "a", "expected a list, got a text at line 1"),
         ("{{ job.result|join }}", [[]], "expected a text or a number, got a list at line 1"),
         ("{{ job.result|round }}", "7", "expected a number, got a text at line 1"),
-        ("{{ job.result|round }}", float("inf"), "cannot convert float infinity to integer at line 1"),
+        (
+            "{{ job.result|round }}",
+            float("inf"),
+            "cannot convert float infinity to integer at line 1",
+        ),
         ("{{ job.result }}", {"a": object()}, "TypeError"),
         ("{{ job.result }}" * 3, "x" * 1_000_000, "it would have more than 2,000,000 characters"),
     ],
 )
-def test_a_mail_that_cannot_be_filled_in_goes_out_in_our_words(source: str, result: Any, why: str) -> None:
+def test_a_mail_that_cannot_be_filled_in_goes_out_in_our_words(
+    source: str, result: Any, why: str
+) -> None:
     job = replace(DONE, result=result)
     check(message(source))
     filled = fill(message(f"Hello, {source}", subject="Photo {{ job.id }}"), job)
@@ -397,9 +444,14 @@ def test_a_mail_that_cannot_be_filled_in_goes_out_in_our_words(source: str, resu
     parts = filled.text.split("\n\n")
     assert parts[0] == "Job thumbnail succeeded after 3.2 seconds."
     assert parts[1].startswith("Result: ") and len(parts[1]) <= 1010 and "\n" not in parts[1]
-    assert parts[2:] == [f"The text of this mail could not be filled in: {why}.", "Job id: 0198f6a0\n"]
+    assert parts[2:] == [
+        f"The text of this mail could not be filled in: {why}.",
+        "Job id: 0198f6a0\n",
+    ]
     assert fill(message(source), job).subject == "Job thumbnail: succeeded"
-    assert body(mail(message(html=f"<p>{source}</p>"), job), "plain").startswith("Job thumbnail succeeded")
+    assert body(mail(message(html=f"<p>{source}</p>"), job), "plain").startswith(
+        "Job thumbnail succeeded"
+    )
 
 
 def test_a_subject_that_cannot_be_told_leaves_the_text_as_it_is() -> None:
@@ -449,7 +501,10 @@ LONG_RESULTS: tuple[Any, ...] = (
     "number", range(24)
 )  # Each source meets four of the results, and each result three of the sources.
 def test_no_result_takes_long_to_fill_in(number: int) -> None:
-    source, result = LONG_SOURCES[number % 6], LONG_RESULTS[number % 8 if number < 12 else (number + 1) % 8]
+    source, result = (
+        LONG_SOURCES[number % 6],
+        LONG_RESULTS[number % 8 if number < 12 else (number + 1) % 8],
+    )
     asked = message(source, subject=source)
     check(asked)
 
@@ -484,7 +539,9 @@ def test_a_template_is_filled_in_within_some_microseconds() -> None:
         for _ in range(500):
             fill(asked, DONE)
 
-    hold_to(20, fill_in_often)  # It costs one; a template that is read each time costs a hundred and more.
+    hold_to(
+        20, fill_in_often
+    )  # It costs one; a template that is read each time costs a hundred and more.
 
 
 #: What templates are made of, what they are not made of, and what has broken one sometime.
@@ -621,7 +678,9 @@ def test_whatever_is_not_refused_makes_a_mail(seed: int) -> None:
     dice, accepted = random.Random(seed), 0
     for _ in range(200):
         source = "".join(
-            dice.choices(WHOLE if dice.random() < 0.5 else PIECES + WHOLE, k=dice.choice((1, 2, 3, 8)))
+            dice.choices(
+                WHOLE if dice.random() < 0.5 else PIECES + WHOLE, k=dice.choice((1, 2, 3, 8))
+            )
         )
         subject = re.sub(
             r"[\x00-\x1f\x7f-\x9f\u2028\u2029]",
@@ -637,7 +696,8 @@ def test_whatever_is_not_refused_makes_a_mail(seed: int) -> None:
         assert not filled.template
         if wrong := _wrong(asked):
             assert all(
-                e.pointer in ("#/subject", "#/contents") and e.detail.startswith("expected") for e in wrong
+                e.pointer in ("#/subject", "#/contents") and e.detail.startswith("expected")
+                for e in wrong
             )
             continue
         accepted += 1
@@ -666,7 +726,9 @@ def _wrong(asked: Message) -> list[FieldError]:
 
 def _job(dice: random.Random) -> JobFacts:
     words = [value for value in VALUES if isinstance(value, str)]
-    file = Attachment(dice.choice(words), dice.choice(words), dice.choice(words).encode("utf-8", "replace"))
+    file = Attachment(
+        dice.choice(words), dice.choice(words), dice.choice(words).encode("utf-8", "replace")
+    )
     return JobFacts(
         id=dice.choice(words),
         name=dice.choice(words),

@@ -30,7 +30,11 @@ from mailroom.templating.stored import (
 )
 from tests.measure import hold_to
 
-HELLO = {"subject": "Order {{ order.number }}", "text": "Hello {{ name }}", "html": "<p>Hello {{ name }}</p>"}
+HELLO = {
+    "subject": "Order {{ order.number }}",
+    "text": "Hello {{ name }}",
+    "html": "<p>Hello {{ name }}</p>",
+}
 WHO = {"name": "Bob & Co", "order": {"number": "A-17"}}
 
 
@@ -107,7 +111,10 @@ def refused(source: str, part: str = "text", **variables: Any) -> list[FieldErro
             "one... abc… a%20b%2F%C3%BC",
         ),
         ("{{ address|tojson }}", '{"city": "Köln", "zip": 1}'),
-        ("{{ 3 is odd }}{{ 4 is even }}{{ 9 is divisibleby 3 }}{{ name is string }}", "truetruetruetrue"),
+        (
+            "{{ 3 is odd }}{{ 4 is even }}{{ 9 is divisibleby 3 }}{{ name is string }}",
+            "truetruetruetrue",
+        ),
         ("{# a remark {{ nothing.at.all }} #}{% raw %}{{ x }}{% endraw %}", "{{ x }}"),
         ("a\n{%- if yes %} b{% endif -%}\n c\n", "a bc\n"),
     ],
@@ -218,7 +225,10 @@ def test_saving_names_every_part_that_cannot_be_read() -> None:
     with pytest.raises(InvalidMessage) as caught:
         check(RenderedTemplate(subject="{{ a", text="b\n{% if %}", html="{{ c|nl2br }}"), at="#")
     assert [error.pointer for error in caught.value.errors] == ["#/subject", "#/text", "#/html"]
-    assert ["line 1" in caught.value.errors[0].detail, "line 2" in caught.value.errors[1].detail] == [
+    assert [
+        "line 1" in caught.value.errors[0].detail,
+        "line 2" in caught.value.errors[1].detail,
+    ] == [
         True,
         True,
     ]
@@ -369,7 +379,9 @@ def test_what_would_take_long_or_become_long_is_refused_at_filling_in(
         huge=10**400,
         numbers=list(range(1000)),
     )
-    assert error.pointer.startswith("#/variables") and any(one in error.detail for one in said.split("|"))
+    assert error.pointer.startswith("#/variables") and any(
+        one in error.detail for one in said.split("|")
+    )
     assert part in error.detail
 
 
@@ -405,7 +417,9 @@ def test_programs_are_kept_but_not_all_of_them() -> None:
 
 
 def test_a_large_template_of_a_plain_kind_is_filled_in() -> None:
-    rows = [{"name": f"part {number}", "price": number / 7, "count": number} for number in range(500)]
+    rows = [
+        {"name": f"part {number}", "price": number / 7, "count": number} for number in range(500)
+    ]
     html = filled(
         "<table>{% for row in rows %}<tr><td>{{ loop.index }}<td>{{ row.name }}<td>{{ '%.2f'|format(row.price) }}"
         "<td>{{ row.count * row.price }}"
@@ -421,7 +435,9 @@ def test_a_large_template_of_a_plain_kind_is_filled_in() -> None:
 
 def test_css_is_inlined_and_media_rules_stay() -> None:
     html = filled(
-        "<style>p { color: red } @media print { p { color: blue } }</style><p>{{ s }}</p>", "html", s="<"
+        "<style>p { color: red } @media print { p { color: blue } }</style><p>{{ s }}</p>",
+        "html",
+        s="<",
     )
     assert '<p style="color: red;">&lt;</p>' in html and "@media print" in html
     assert filled("<p class=a>as it was", "html") == "<p class=a>as it was"
@@ -485,7 +501,9 @@ def test_css_of_a_style_for_some_media_is_not_inlined(media: str, is_inlined: bo
 )
 def test_conditional_comments_stay_byte_for_byte(part: str) -> None:
     html = filled(f"<style>p {{ color: red }}</style><p>a</p>{part}<p>b</p>", "html")
-    assert html.replace(' style="color: red;"', "").endswith(f"<p>a</p>{part}<p>b</p></body></html>")
+    assert html.replace(' style="color: red;"', "").endswith(
+        f"<p>a</p>{part}<p>b</p></body></html>"
+    )
 
 
 @pytest.mark.parametrize(
@@ -527,7 +545,9 @@ def asked() -> Iterator[tuple[int, list[str]]]:
         server.shutdown()
 
 
-def test_nothing_is_fetched_and_no_file_is_opened(asked: tuple[int, list[str]], tmp_path: Path) -> None:
+def test_nothing_is_fetched_and_no_file_is_opened(
+    asked: tuple[int, list[str]], tmp_path: Path
+) -> None:
     port, paths = asked
     (tmp_path / "a.css").write_text("p { color: red }")
     links = [
@@ -564,7 +584,10 @@ def test_nothing_is_fetched_and_no_file_is_opened(asked: tuple[int, list[str]], 
             "<style>p{color:red}</style>" + "".join(f"<b a{n}={'x' * 100}><p>" for n in range(990)),
             "less CSS|CSS inlined",
         ),
-        ("<style>p{color:red}</style>" + "".join(f"<b a{n}><p>" for n in range(990)), "CSS inlined"),
+        (
+            "<style>p{color:red}</style>" + "".join(f"<b a{n}><p>" for n in range(990)),
+            "CSS inlined",
+        ),
         ("<link>" + "<!-- </style> -->" + "<style>" + "p{a:b}" * 4000 + "<p>" * 200, ""),
     ],
 )
@@ -582,7 +605,9 @@ def test_html_of_any_depth_does_not_end_the_process() -> None:
     done = filled("<style>p{color:red}</style>" + "<div>" * (TAGS_MAX - 1), "html")
     assert done.count("<div>") == TAGS_MAX - 1 and threading.stack_size() == before
     assert (
-        filled("<style>p{color:red}</style>" + "<div>" * (stored._SHALLOW_TAGS - 1), "html").count("<div>")
+        filled("<style>p{color:red}</style>" + "<div>" * (stored._SHALLOW_TAGS - 1), "html").count(
+            "<div>"
+        )
         == stored._SHALLOW_TAGS - 1
     )
 
@@ -596,7 +621,11 @@ def templates(database: Database) -> Templates:
 
 
 def save(
-    templates: Templates, name: str, subject: str = "a", text: str | None = "b", html: str | None = None
+    templates: Templates,
+    name: str,
+    subject: str = "a",
+    text: str | None = "b",
+    html: str | None = None,
 ) -> bool:
     return templates.save(name, subject=subject, text=text, html=html).is_new
 
@@ -626,7 +655,9 @@ def test_templates_are_deleted_and_listed_by_name(templates: Templates) -> None:
 
 def test_many_save_one_name_at_the_same_time(templates: Templates) -> None:
     new: list[bool] = []
-    threads = [threading.Thread(target=lambda: new.append(save(templates, "hello"))) for _ in range(8)]
+    threads = [
+        threading.Thread(target=lambda: new.append(save(templates, "hello"))) for _ in range(8)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -695,7 +726,9 @@ def test_what_is_no_template_is_refused(
 ) -> None:
     answer = client.put(f"/v1/templates/{name}", json=body)
     problem: Any = answer.json
-    assert answer.status_code == 422 and [error["pointer"] for error in problem["errors"]] == pointers
+    assert (
+        answer.status_code == 422 and [error["pointer"] for error in problem["errors"]] == pointers
+    )
     assert client.get(f"/v1/templates/{name}").status_code == 404
 
 
@@ -706,7 +739,9 @@ def test_a_preview_shows_what_a_mail_would_say(client: FlaskClient) -> None:
         "text": "Hello Bob & Co",
         "html": "<p>Hello Bob &amp; Co</p>",
     }
-    client.put("/v1/templates/hello", json={"subject": "a", "html": "<p>Hello <b>{{ name }}</b></p>"})
+    client.put(
+        "/v1/templates/hello", json={"subject": "a", "html": "<p>Hello <b>{{ name }}</b></p>"}
+    )
     assert client.post("/v1/templates/hello/preview", json={"variables": WHO}).json == {
         "subject": "a",
         "text": "Hello Bob & Co",
@@ -722,7 +757,9 @@ def test_a_preview_shows_what_a_mail_would_say(client: FlaskClient) -> None:
 
 def test_a_preview_names_what_is_missing(client: FlaskClient) -> None:
     client.put("/v1/templates/hello", json=HELLO)
-    answer = client.post("/v1/templates/hello/preview", json={"variables": {"order": {}, "name": "Bob"}})
+    answer = client.post(
+        "/v1/templates/hello/preview", json={"variables": {"order": {}, "name": "Bob"}}
+    )
     problem: Any = answer.json
     assert answer.status_code == 422
     assert problem["errors"] == [
@@ -744,13 +781,26 @@ def run(app: Flask, *arguments: str, input: str | None = None) -> Result:
 
 def test_commands_save_show_preview_list_and_delete(app: Flask, tmp_path: Path) -> None:
     (tmp_path / "a.html").write_text("<p>Hello {{ name }}, für Sie")
-    saved = run(app, "save", "hello", "--subject", "Hi {{ name }}", "--html", str(tmp_path / "a.html"))
+    saved = run(
+        app, "save", "hello", "--subject", "Hi {{ name }}", "--html", str(tmp_path / "a.html")
+    )
     assert (saved.exit_code, saved.output) == (0, "hello: created\n")
     assert (
-        run(app, "save", "hello", "--subject", "Hi {{ name }}", "--text", "-", input="Dear {{ name }}").output
+        run(
+            app,
+            "save",
+            "hello",
+            "--subject",
+            "Hi {{ name }}",
+            "--text",
+            "-",
+            input="Dear {{ name }}",
+        ).output
         == "hello: replaced\n"
     )
-    assert run(app, "show", "hello").output == "Subject: Hi {{ name }}\n\n--- text\nDear {{ name }}\n"
+    assert (
+        run(app, "show", "hello").output == "Subject: Hi {{ name }}\n\n--- text\nDear {{ name }}\n"
+    )
     assert (
         run(app, "preview", "hello", "--variables", '{"name": "Bob"}').output
         == "Subject: Hi Bob\n\n--- text\nDear Bob\n"
@@ -766,8 +816,13 @@ def test_commands_tell_in_json(app: Flask) -> None:
     assert json.loads(run(app, "show", "hello", "--json").output) == json.loads(saved.output)
     previewed = run(app, "preview", "hello", "--variables", '{"c": 1}', "--json")
     assert json.loads(previewed.output) == {"subject": "a", "text": "b 1", "html": None}
-    assert [json.loads(line)["name"] for line in run(app, "list", "--json").output.splitlines()] == ["hello"]
-    assert json.loads(run(app, "delete", "hello", "--json").output) == {"name": "hello", "deleted": True}
+    assert [
+        json.loads(line)["name"] for line in run(app, "list", "--json").output.splitlines()
+    ] == ["hello"]
+    assert json.loads(run(app, "delete", "hello", "--json").output) == {
+        "name": "hello",
+        "deleted": True,
+    }
 
 
 @pytest.mark.parametrize(
@@ -783,6 +838,8 @@ def test_commands_tell_in_json(app: Flask) -> None:
         (["preview", "a", "--variables", "[]"], "JSON object"),
     ],
 )
-def test_commands_say_in_a_sentence_what_is_wrong(app: Flask, arguments: list[str], said: str) -> None:
+def test_commands_say_in_a_sentence_what_is_wrong(
+    app: Flask, arguments: list[str], said: str
+) -> None:
     done = run(app, *arguments, input="text")
     assert done.exit_code != 0 and said in done.output and "Traceback" not in done.output

@@ -57,7 +57,11 @@ def filled(text: str) -> str:
 
 def requests() -> list[tuple[dict[str, Any], str]]:
     """Each item, filled in, with the statuses that it expects."""
-    items = [item for folder in json.loads(filled(json.dumps(COLLECTION["item"]))) for item in folder["item"]]
+    items = [
+        item
+        for folder in json.loads(filled(json.dumps(COLLECTION["item"])))
+        for item in folder["item"]
+    ]
     return list(zip(items, [request.route for request in REQUESTS], strict=True))
 
 
@@ -67,14 +71,15 @@ def test_the_file_is_up_to_date() -> None:
 
 def test_it_is_of_the_format_that_postman_reads() -> None:
     assert (
-        COLLECTION["info"]["schema"] == "https://schema.getpostman.com/json/collection/v2.1.0/collection.json"
+        COLLECTION["info"]["schema"]
+        == "https://schema.getpostman.com/json/collection/v2.1.0/collection.json"
     )
     defaults = {one["key"]: one["value"] for one in COLLECTION["variable"]}
     assert defaults["baseUrl"] == BASE and defaults["apiKey"] == ""
     for item, _ in requests():
-        assert any("pm.test(" in line for event in item["event"] for line in event["script"]["exec"]), item[
-            "name"
-        ]
+        assert any(
+            "pm.test(" in line for event in item["event"] for line in event["script"]["exec"]
+        ), item["name"]
 
 
 def test_each_operation_is_asked_for() -> None:
@@ -96,14 +101,18 @@ def test_requests_ask_routes_that_exist_with_statuses_that_are_described(served:
         path, _, query = request["url"]["raw"].removeprefix(BASE).partition("?")
         rule, _ = routes.match(path, request["method"], return_rule=True)
         assert f"{request['method']} {rule.rule}" == route, item["name"]
-        assert query == "&".join(f"{one['key']}={one['value']}" for one in request["url"].get("query", [])), (
-            item["name"]
-        )
+        assert query == "&".join(
+            f"{one['key']}={one['value']}" for one in request["url"].get("query", [])
+        ), item["name"]
 
 
 def test_bodies_are_accepted_or_refused_as_the_test_beside_says() -> None:
     for (item, route), request in zip(requests(), REQUESTS, strict=True):
-        if "raw" not in item["request"].get("body", {}) or route not in READERS or 400 in request.statuses:
+        if (
+            "raw" not in item["request"].get("body", {})
+            or route not in READERS
+            or 400 in request.statuses
+        ):
             continue
         body = parse_json(item["request"]["body"]["raw"].encode())
         if request.status == 422:

@@ -127,7 +127,9 @@ def test_a_page_asks_nobody_else_for_anything_and_lets_nothing_of_others_run(
     accept(client, subject="<script>alert(1)</script>")
     answer = client.get(path, headers=HTML)
     assert answer.status_code == 200
-    policy = dict(rule.split(" ", 1) for rule in answer.headers["Content-Security-Policy"].split("; "))
+    policy = dict(
+        rule.split(" ", 1) for rule in answer.headers["Content-Security-Policy"].split("; ")
+    )
     assert policy == {
         "default-src": "'none'",
         "script-src": "'self'",
@@ -179,7 +181,9 @@ def test_a_page_with_all_that_it_needs_is_small(client: FlaskClient) -> None:
 def test_htmx_is_as_it_was_published() -> None:
     listed = dict(
         re.findall(
-            r"^\| (\S+) \| ([0-9a-f]{64}) \|$", (STATIC / "htmx" / "README.md").read_text(), re.MULTILINE
+            r"^\| (\S+) \| ([0-9a-f]{64}) \|$",
+            (STATIC / "htmx" / "README.md").read_text(),
+            re.MULTILINE,
         )
     )
     assert {file.name for file in (STATIC / "htmx").iterdir()} == {*listed, "README.md"}
@@ -189,17 +193,21 @@ def test_htmx_is_as_it_was_published() -> None:
 
 
 def test_an_empty_service_says_the_next_command(client: FlaskClient) -> None:
-    assert "Send the first one" in look(client, "/dashboard") and "flask send you@example.org" in words(
-        look(client, "/messages")
-    )
+    assert "Send the first one" in look(
+        client, "/dashboard"
+    ) and "flask send you@example.org" in words(look(client, "/messages"))
     assert "flask templates save receipt" in words(look(client, "/templates"))
-    assert "flask suppressions add" in words(look(client, "/suppressions")) and "flask keys create" in words(
-        look(client, "/keys")
+    assert "flask suppressions add" in words(
+        look(client, "/suppressions")
+    ) and "flask keys create" in words(look(client, "/keys"))
+    assert "Add a URL below" in look(client, "/webhooks") and "Run a job" in words(
+        look(client, "/jobs")
     )
-    assert "Add a URL below" in look(client, "/webhooks") and "Run a job" in words(look(client, "/jobs"))
 
 
-@pytest.mark.parametrize("path", ["/messages/none", "/jobs/none", "/webhooks/none", "/messages/none/html"])
+@pytest.mark.parametrize(
+    "path", ["/messages/none", "/jobs/none", "/webhooks/none", "/messages/none/html"]
+)
 def test_what_is_not_there_is_a_page_for_a_person_and_json_for_a_program(
     client: FlaskClient, path: str
 ) -> None:
@@ -219,7 +227,9 @@ def test_while_the_database_is_away_a_page_says_so(app: Flask, client: FlaskClie
 # --- the dashboard -------------------------------------------------------------------------------------------------
 
 
-def test_the_dashboard_says_at_once_that_nothing_moves_and_why(app: Flask, client: FlaskClient) -> None:
+def test_the_dashboard_says_at_once_that_nothing_moves_and_why(
+    app: Flask, client: FlaskClient
+) -> None:
     accept(client)
     page = words(look(client, "/dashboard"))
     assert (
@@ -227,7 +237,8 @@ def test_the_dashboard_says_at_once_that_nothing_moves_and_why(app: Flask, clien
         and "No worker was ever seen; start one with" in page
     )
     wait_until(
-        lambda: "Broker unreachable since" in look(client, "/dashboard"), what="the broker was looked at"
+        lambda: "Broker unreachable since" in look(client, "/dashboard"),
+        what="the broker was looked at",
     )
     assert "<title>(2) mailasync</title>" in look(client, "/dashboard") and "icon-bad.svg" in look(
         client, "/dashboard"
@@ -288,12 +299,17 @@ def test_what_waits_too_long_is_late(app: Flask, client: FlaskClient) -> None:
     all_is_well(app)
     accept(client)
     run(app, "UPDATE messages SET created_at = created_at - 100000")
-    assert "Mail is delayed" in look(client, "/dashboard") and "icon-late.svg" in look(client, "/dashboard")
+    assert "Mail is delayed" in look(client, "/dashboard") and "icon-late.svg" in look(
+        client, "/dashboard"
+    )
 
 
 def test_what_needs_a_person_comes_first_with_its_button(app: Flask, client: FlaskClient) -> None:
     all_is_well(app)
-    held, uncertain = accept(client, subject="stopped", delay=60), accept(client, subject="perhaps there")
+    held, uncertain = (
+        accept(client, subject="stopped", delay=60),
+        accept(client, subject="perhaps there"),
+    )
     client.post(f"/v1/messages/{held}/hold")
     run(app, f"UPDATE messages SET state = 'uncertain' WHERE id = '{uncertain}'")
     run(app, f"UPDATE recipients SET state = 'uncertain' WHERE id = '{uncertain}'")
@@ -312,16 +328,24 @@ def test_what_needs_a_person_comes_first_with_its_button(app: Flask, client: Fla
     for id in (held, uncertain):
         assert f'action="/messages/{id}/release"' in page
     assert (
-        client.post(f"/messages/{uncertain}/release", data={"token": token}, headers=HTML).status_code == 303
+        client.post(
+            f"/messages/{uncertain}/release", data={"token": token}, headers=HTML
+        ).status_code
+        == 303
     )
     assert services(app).outbox.state(uncertain) == "queued"
     accept_held = [accept(client, delay=60) for _ in range(3)]
     for id in accept_held:
         client.post(f"/v1/messages/{id}/hold")
     assert ">4 message" in look(client, "/dashboard").replace("4  message", "4 message")
-    assert client.post("/dashboard/release-held", data={"token": token}, headers=HTML).status_code == 303
+    assert (
+        client.post("/dashboard/release-held", data={"token": token}, headers=HTML).status_code
+        == 303
+    )
     assert {services(app).outbox.state(id) for id in (held, *accept_held)} == {"queued"}
-    assert "Needs you" not in look(client, "/dashboard") or "held: nobody" not in look(client, "/dashboard")
+    assert "Needs you" not in look(client, "/dashboard") or "held: nobody" not in look(
+        client, "/dashboard"
+    )
 
 
 def test_a_webhook_that_gave_up_needs_a_person(client: FlaskClient, app: Flask) -> None:
@@ -337,11 +361,18 @@ def test_a_webhook_that_gave_up_needs_a_person(client: FlaskClient, app: Flask) 
 
 def test_messages_are_filtered_by_the_address_of_the_page(client: FlaskClient) -> None:
     ids = [
-        accept(client, to=f"bob{n}@example.org", subject=f"Order {n}", tags=["odd"] if n % 2 else [])
+        accept(
+            client, to=f"bob{n}@example.org", subject=f"Order {n}", tags=["odd"] if n % 2 else []
+        )
         for n in range(60)
     ]
     page = look(client, "/messages")
-    assert "Order 59" in page and "Order 10<" in page and "Order 9<" not in page and 'rel="next"' in page
+    assert (
+        "Order 59" in page
+        and "Order 10<" in page
+        and "Order 9<" not in page
+        and 'rel="next"' in page
+    )
     older = re.search(r'rel="next" href="([^"]+)"', page)
     assert (
         older
@@ -394,33 +425,43 @@ def test_a_message_is_shown_with_all_that_is_known_of_it(client: FlaskClient, ap
     )
     assert "MIME-Version: 1.0" in look(client, f"/messages/{id}?view=source")
     html = client.get(f"/messages/{id}/html")
-    assert html.text == "<p>The <b>HTML</b></p>" and html.headers["Content-Security-Policy"].startswith(
-        "sandbox; default-src 'none'"
-    )
+    assert html.text == "<p>The <b>HTML</b></p>" and html.headers[
+        "Content-Security-Policy"
+    ].startswith("sandbox; default-src 'none'")
     run(app, f"DELETE FROM contents WHERE id = '{id}'")
     assert "The content is no longer kept" in look(client, f"/messages/{id}")
     assert client.get(f"/messages/{id}/html", headers=HTML).status_code == 404
 
 
-def test_a_message_that_waits_for_its_job_shows_how_far_that_is(client: FlaskClient, app: Flask) -> None:
-    id = accept(client, job={"name": "simulate", "args": {"seconds": 30}}, subject="{{ job.status }}")
+def test_a_message_that_waits_for_its_job_shows_how_far_that_is(
+    client: FlaskClient, app: Flask
+) -> None:
+    id = accept(
+        client, job={"name": "simulate", "args": {"seconds": 30}}, subject="{{ job.status }}"
+    )
     job = client.get(f"/v1/messages/{id}").get_json()["job"]["id"]
     run(
         app,
         f"UPDATE jobs SET state = 'running', progress = 400, step = 'step 4 of 10', owner = 'w' WHERE id = '{job}'",
     )
     page = look(client, f"/messages/{id}")
-    assert 'max="1" value="0.4"' in page and f'href="/jobs/{job}"' in page and "step 4 of 10" in page
+    assert (
+        'max="1" value="0.4"' in page and f'href="/jobs/{job}"' in page and "step 4 of 10" in page
+    )
     assert "written when its job has ended" in look(client, f"/messages/{id}?view=source")
     assert "filled in when its job has ended" in page
 
 
 @pytest.mark.parametrize("state", [*State])
-def test_each_button_that_is_shown_does_what_it_says(client: FlaskClient, app: Flask, state: State) -> None:
+def test_each_button_that_is_shown_does_what_it_says(
+    client: FlaskClient, app: Flask, state: State
+) -> None:
     def fresh() -> str:
         id = accept(client)
         due = "9999999999999" if state in ("scheduled", "deferred") else "NULL"
-        run(app, f"UPDATE messages SET state = '{state}', next_attempt_at = {due} WHERE id = '{id}'")
+        run(
+            app, f"UPDATE messages SET state = '{state}', next_attempt_at = {due} WHERE id = '{id}'"
+        )
         run(
             app,
             f"UPDATE recipients SET state = '{state if state in ('sent', 'failed', 'expired', 'uncertain') else 'queued'}' "
@@ -440,7 +481,8 @@ def test_each_button_that_is_shown_does_what_it_says(client: FlaskClient, app: F
         assert answer.status_code == (303 if action in shown else 409), (action, answer.text)
         if action in shown:
             assert any(
-                notice in words(look(client, answer.headers["Location"])) for notice in NOTICES.values()
+                notice in words(look(client, answer.headers["Location"]))
+                for notice in NOTICES.values()
             )
     assert (state in ("sending", "in_data")) == (not shown)
 
@@ -448,7 +490,11 @@ def test_each_button_that_is_shown_does_what_it_says(client: FlaskClient, app: F
 def test_an_action_that_cannot_be_done_says_why(client: FlaskClient) -> None:
     id = accept(client)
     answer = send(client, f"/messages/{id}/reschedule", number="x", unit="hours")
-    assert answer.status_code == 422 and "delay" in answer.text and "Nothing was changed" in answer.text
+    assert (
+        answer.status_code == 422
+        and "delay" in answer.text
+        and "Nothing was changed" in answer.text
+    )
     assert send(client, f"/messages/{id}/explode").status_code == 404
     assert send(client, "/messages/none/cancel").status_code == 404
 
@@ -481,7 +527,11 @@ def test_the_form_sends_what_it_holds(client: FlaskClient, app: Flask) -> None:
     )
     id = answer.headers["Location"].removeprefix("/compose?sent=")
     message = client.get(f"/v1/messages/{id}").get_json()
-    assert (message["status"], message["subject"], message["tags"]) == ("scheduled", "Hello", ["a", "b"])
+    assert (message["status"], message["subject"], message["tags"]) == (
+        "scheduled",
+        "Hello",
+        ["a", "b"],
+    )
     assert [(person["email"], person["name"]) for person in message["recipients"]] == [
         ("bob@example.org", "Bob"),
         ("carol@example.org", ""),
@@ -513,9 +563,9 @@ def test_the_form_sends_after_a_job(client: FlaskClient) -> None:
     message = client.get(
         "/v1/messages/" + answer.headers["Location"].removeprefix("/compose?sent=")
     ).get_json()
-    assert message["status"] == "waiting" and client.get(f"/v1/jobs/{message['job']['id']}").get_json()[
-        "args"
-    ] == {"seconds": 9}
+    assert message["status"] == "waiting" and client.get(
+        f"/v1/jobs/{message['job']['id']}"
+    ).get_json()["args"] == {"seconds": 9}
     assert "<progress" in look(client, answer.headers["Location"])
 
 
@@ -537,7 +587,9 @@ def test_what_is_wrong_is_said_beside_its_field_and_nothing_is_lost(
     client: FlaskClient, fields: dict[str, str], place: str, said: str
 ) -> None:
     answer = send(
-        client, "/compose", **({"to": "bob@example.org", "subject": "Kept subject", "do": "send"} | fields)
+        client,
+        "/compose",
+        **({"to": "bob@example.org", "subject": "Kept subject", "do": "send"} | fields),
     )
     assert answer.status_code == 422
     found = re.search(rf'<p class="wrong" id="{place}">(.*?)</p>', answer.text)
@@ -646,7 +698,10 @@ def test_jobs_are_listed_shown_canceled_and_run_once_more(client: FlaskClient, a
     assert "Run again" in look(client, f"/jobs/{id}")
     again = send(client, f"/jobs/{id}/retry").headers["Location"]
     assert f'href="/jobs/{id}"' in look(client, again)
-    run(app, f"UPDATE jobs SET state = 'failed', error = 'ValueError: <b>', result = NULL WHERE id = '{id}'")
+    run(
+        app,
+        f"UPDATE jobs SET state = 'failed', error = 'ValueError: <b>', result = NULL WHERE id = '{id}'",
+    )
     assert "ValueError: &lt;b&gt;" in look(client, f"/jobs/{id}") and "icon-bad" in look(
         client, f"/jobs/{id}"
     )
@@ -662,7 +717,10 @@ def test_a_result_that_is_no_unicode_is_shown(client: FlaskClient, app: Flask) -
 
 
 def test_a_template_is_begun_previewed_saved_and_deleted(client: FlaskClient) -> None:
-    assert client.get("/templates?name=receipt", headers=HTML).headers["Location"] == "/templates/receipt"
+    assert (
+        client.get("/templates?name=receipt", headers=HTML).headers["Location"]
+        == "/templates/receipt"
+    )
     assert "not saved yet" in look(client, "/templates/receipt") and "Expected 1 to 100" in look(
         client, "/templates?name=No+Name", 422
     )
@@ -671,13 +729,17 @@ def test_a_template_is_begun_previewed_saved_and_deleted(client: FlaskClient) ->
         "html": "<style>b { color: red }</style><b>{{ name }}</b>",
         "text": "",
     }
-    shown = send(client, "/templates/receipt/preview", **texts, variables='{"order": 42, "name": "<Bob>"}')
+    shown = send(
+        client, "/templates/receipt/preview", **texts, variables='{"order": 42, "name": "<Bob>"}'
+    )
     assert shown.status_code == 200 and "Order 42" in shown.text
     inner = re.search(r'srcdoc="([^"]*)"', shown.text)
     assert inner and "&lt;Bob&gt;" in unescape(inner[1]) and "color: red" in unescape(inner[1])
     policy = shown.headers["Content-Security-Policy"]
     assert (
-        "script-src" not in policy and "default-src 'none'" in policy and "frame-ancestors 'self'" in policy
+        "script-src" not in policy
+        and "default-src 'none'" in policy
+        and "frame-ancestors 'self'" in policy
     )
     for wrong, said in (
         ({"variables": "{"}, "expected JSON"),
@@ -703,7 +765,10 @@ def test_a_template_is_begun_previewed_saved_and_deleted(client: FlaskClient) ->
 def test_suppressions_are_added_found_and_removed(client: FlaskClient) -> None:
     assert "expected an address" in send(client, "/suppressions", address="nobody").text
     assert (
-        send(client, "/suppressions", address="Bob@example.org", detail="asked by phone").status_code == 303
+        send(
+            client, "/suppressions", address="Bob@example.org", detail="asked by phone"
+        ).status_code
+        == 303
     )
     page = look(client, "/suppressions")
     assert "bob@example.org" in page and "asked by phone" in page
@@ -717,7 +782,9 @@ def test_suppressions_are_added_found_and_removed(client: FlaskClient) -> None:
     )
 
 
-def test_webhooks_are_made_changed_tested_replayed_and_deleted(client: FlaskClient, app: Flask) -> None:
+def test_webhooks_are_made_changed_tested_replayed_and_deleted(
+    client: FlaskClient, app: Flask
+) -> None:
     assert "expected" in send(client, "/webhooks", url="http://10.0.0.1/").text
     at = (
         send(client, "/webhooks", url="https://hooks.example.org/x", events="message.sent")
@@ -725,7 +792,11 @@ def test_webhooks_are_made_changed_tested_replayed_and_deleted(client: FlaskClie
         .partition("?")[0]
     )
     page = look(client, at)
-    assert "whsec_" in page and "Nothing yet" in page and re.search(r'value="message.sent" checked', page)
+    assert (
+        "whsec_" in page
+        and "Nothing yet" in page
+        and re.search(r'value="message.sent" checked', page)
+    )
     assert send(client, f"{at}/test").status_code == 303 and "webhook.test" in look(client, at)
     run(
         app,
@@ -739,15 +810,21 @@ def test_webhooks_are_made_changed_tested_replayed_and_deleted(client: FlaskClie
         and send(client, f"{at}/replay/{number[1]}").status_code == 303
         and "pending" in look(client, at)
     )
-    assert send(client, f"{at}/change", events=["message.failed", "message.sent"]).status_code == 303
+    assert (
+        send(client, f"{at}/change", events=["message.failed", "message.sent"]).status_code == 303
+    )
     assert re.search(r'value="message.failed" checked', look(client, at))
-    assert send(client, f"{at}/change", enabled="no").status_code == 303 and "disabled" in look(client, at)
+    assert send(client, f"{at}/change", enabled="no").status_code == 303 and "disabled" in look(
+        client, at
+    )
     assert "hooks.example.org" in look(client, "/webhooks")
     assert send(client, f"{at}/delete").status_code == 303 and at not in look(client, "/webhooks")
     assert "URLs that messages name themselves" in look(client, "/webhooks/own")
 
 
-def test_the_first_key_closes_the_service_and_signs_its_maker_in(client: FlaskClient, app: Flask) -> None:
+def test_the_first_key_closes_the_service_and_signs_its_maker_in(
+    client: FlaskClient, app: Flask
+) -> None:
     assert "There is no key" in look(client, "/keys")
     wrong = send(client, "/keys", name="a\nb", scopes="admin", per_minute="x", senders="nobody")
     assert (
@@ -765,10 +842,15 @@ def test_the_first_key_closes_the_service_and_signs_its_maker_in(client: FlaskCl
     assert id and send(client, f"/keys/{id[1]}/revoke", "/keys").status_code == 303
 
 
-def test_a_first_key_that_may_not_do_everything_is_told_to_whoever_made_it(client: FlaskClient) -> None:
-    answer = send(client, "/keys", name="shop", scopes="send", senders="@shop.example", per_minute="60")
-    assert "sign in</a> with one that has the scope admin" in answer.text and "mailasync_session" not in str(
-        answer.headers
+def test_a_first_key_that_may_not_do_everything_is_told_to_whoever_made_it(
+    client: FlaskClient,
+) -> None:
+    answer = send(
+        client, "/keys", name="shop", scopes="send", senders="@shop.example", per_minute="60"
+    )
+    assert (
+        "sign in</a> with one that has the scope admin" in answer.text
+        and "mailasync_session" not in str(answer.headers)
     )
 
 
@@ -783,7 +865,10 @@ def test_without_a_key_nobody_has_to_sign_in(client: FlaskClient) -> None:
 def test_who_has_no_key_is_sent_to_sign_in_and_comes_back(client: FlaskClient, app: Flask) -> None:
     secret, _ = key(app, ADMIN)
     answer = client.get("/messages?q=a%26b", headers=HTML)
-    assert (answer.status_code, answer.headers["Location"]) == (303, "/sign-in?next=/messages%3Fq%3Da%2526b")
+    assert (answer.status_code, answer.headers["Location"]) == (
+        303,
+        "/sign-in?next=/messages%3Fq%3Da%2526b",
+    )
     assert client.get("/messages").status_code == 401
     page = client.get(answer.headers["Location"], headers=HTML)
     assert 'value="/messages?q=a%26b"' in page.text
@@ -806,25 +891,38 @@ def test_who_has_no_key_is_sent_to_sign_in_and_comes_back(client: FlaskClient, a
     assert client.get("/messages", headers=HTML).status_code == 303
 
 
-def test_the_cookie_is_for_https_where_the_browser_speaks_it(client: FlaskClient, app: Flask) -> None:
+def test_the_cookie_is_for_https_where_the_browser_speaks_it(
+    client: FlaskClient, app: Flask
+) -> None:
     secret, _ = key(app, ADMIN)
     token = token_in(look(client, "/sign-in"))
     answer = client.post(
-        "/sign-in", data={"token": token, "key": secret}, headers=HTML | {"X-Forwarded-Proto": "https"}
+        "/sign-in",
+        data={"token": token, "key": secret},
+        headers=HTML | {"X-Forwarded-Proto": "https"},
     )
     assert "Secure" in answer.headers["Set-Cookie"]
 
 
 @pytest.mark.parametrize(
     "path",
-    ["https://evil.example/", "//evil.example/", "/\\evil.example", "javascript:alert(1)", "/a\nb", ""],
+    [
+        "https://evil.example/",
+        "//evil.example/",
+        "/\\evil.example",
+        "javascript:alert(1)",
+        "/a\nb",
+        "",
+    ],
 )
 def test_nobody_is_sent_to_another_site(client: FlaskClient, app: Flask, path: str) -> None:
     assert here(path) == ""
     assert enter(client, key(app, ADMIN)[0], path).headers["Location"] == "/dashboard"
 
 
-def test_a_form_of_another_site_is_refused_whoever_is_signed_in(client: FlaskClient, app: Flask) -> None:
+def test_a_form_of_another_site_is_refused_whoever_is_signed_in(
+    client: FlaskClient, app: Flask
+) -> None:
     id = accept(client)
     for form in ({}, {"token": ""}, {"token": "0" * 32}):
         assert client.post(f"/messages/{id}/cancel", data=form, headers=HTML).status_code == 403
@@ -837,7 +935,8 @@ def test_a_form_of_another_site_is_refused_whoever_is_signed_in(client: FlaskCli
     assert services(app).outbox.state(id) == "queued"
     assert (
         client.post(
-            f"/messages/{id}/cancel", headers=HTML | {"X-Form-Token": token_in(look(client, "/compose"))}
+            f"/messages/{id}/cancel",
+            headers=HTML | {"X-Form-Token": token_in(look(client, "/compose"))},
         ).status_code
         == 303
     )
@@ -849,7 +948,10 @@ def test_signing_in_needs_the_forms_own_token(client: FlaskClient, app: Flask) -
         assert client.post("/sign-in", data=data, headers=HTML).status_code == 403
     token = token_in(look(client, "/sign-in"))
     client.delete_cookie("mailasync_session")
-    assert client.post("/sign-in", data={"key": secret, "token": token}, headers=HTML).status_code == 403
+    assert (
+        client.post("/sign-in", data={"key": secret, "token": token}, headers=HTML).status_code
+        == 403
+    )
 
 
 def test_wrong_keys_are_counted_and_let_the_right_one_in(client: FlaskClient, app: Flask) -> None:
@@ -871,7 +973,10 @@ def test_a_session_ends_with_its_key(client: FlaskClient, app: Flask) -> None:
     assert client.get("/messages", headers=HTML).status_code == 200
     services(app).api_keys.revoke(id)
     key(app, ADMIN)
-    wait_until(lambda: client.get("/messages", headers=HTML).status_code == 303, what="the session has ended")
+    wait_until(
+        lambda: client.get("/messages", headers=HTML).status_code == 303,
+        what="the session has ended",
+    )
 
 
 def test_a_session_of_the_setting_ends_when_that_changes(sqlite_url: str) -> None:
@@ -918,7 +1023,9 @@ def test_a_read_key_sees_and_cannot_act(client: FlaskClient, app: Flask) -> None
             "/templates/new",
         }
         assert forms == set(), path
-        assert "/compose" not in re.findall(r'<nav aria-label="Pages">(.*?)</nav>', page, re.DOTALL)[0]
+        assert (
+            "/compose" not in re.findall(r'<nav aria-label="Pages">(.*?)</nav>', page, re.DOTALL)[0]
+        )
     token = token_in(look(client, "/dashboard"))
     for path in (
         f"/messages/{id}/cancel",
@@ -989,7 +1096,9 @@ def test_what_happens_while_a_page_is_made_is_news_to_it(client: FlaskClient, ap
 
 
 def test_there_are_so_many_streams_and_no_more(client: FlaskClient, app: Flask) -> None:
-    open_streams = [app.test_client().get("/live", buffered=False) for _ in range(event_stream.STREAMS_MAX)]
+    open_streams = [
+        app.test_client().get("/live", buffered=False) for _ in range(event_stream.STREAMS_MAX)
+    ]
     refused = client.get("/live")
     assert refused.status_code == 503 and refused.headers["Retry-After"] == "30"
     for stream in open_streams:
@@ -1025,7 +1134,18 @@ def test_times_apart_are_told_in_words(seconds: float, words: str) -> None:
 
 @pytest.mark.parametrize(
     ("value", "top"),
-    [(0, 1), (0.04, 0.1), (0.3, 0.3), (1, 1), (1.2, 2), (4, 5), (7, 10), (23, 30), (999, 1000), (1200, 2000)],
+    [
+        (0, 1),
+        (0.04, 0.1),
+        (0.3, 0.3),
+        (1, 1),
+        (1.2, 2),
+        (4, 5),
+        (7, 10),
+        (23, 30),
+        (999, 1000),
+        (1200, 2000),
+    ],
 )
 def test_the_top_of_a_chart_is_a_round_number(value: float, top: float) -> None:
     assert nice(value) == pytest.approx(top)
@@ -1037,14 +1157,22 @@ def test_a_chart_shows_gaps_and_lone_points() -> None:
         [Line(name="a", look="sent", values=[1, 2, None, 3, None], is_area=True)],
         Times(first=0, stretch=1, count=5),
     )
-    assert drawn.count('class="line sent"') == 1 and drawn.count("<circle") == 1 and "T &lt;x&gt;" in drawn
-    empty = chart("T", [Line(name="a", look="sent", values=[None] * 3)], Times(first=0, stretch=1, count=3))
+    assert (
+        drawn.count('class="line sent"') == 1
+        and drawn.count("<circle") == 1
+        and "T &lt;x&gt;" in drawn
+    )
+    empty = chart(
+        "T", [Line(name="a", look="sent", values=[None] * 3)], Times(first=0, stretch=1, count=3)
+    )
     assert "nothing in this time" in empty and "<circle" not in empty and "a: none" in empty
 
 
 def test_every_notice_is_said_by_some_page(client: FlaskClient) -> None:
     sources = "".join(file.read_text() for file in STATIC.parent.glob("*.py"))
-    assert [word for word in NOTICES if f'"{word}"' not in sources.replace(f'"{word}": "', "")] == []
+    assert [
+        word for word in NOTICES if f'"{word}"' not in sources.replace(f'"{word}": "', "")
+    ] == []
 
 
 # --- sent twice, lost, mistaken ------------------------------------------------------------------------------------
@@ -1066,12 +1194,16 @@ def test_a_form_that_is_sent_twice_makes_one_mail(client: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize("what", ["messages", "jobs"])
-def test_a_button_that_is_pressed_twice_makes_one_more(client: FlaskClient, app: Flask, what: str) -> None:
+def test_a_button_that_is_pressed_twice_makes_one_more(
+    client: FlaskClient, app: Flask, what: str
+) -> None:
     if what == "messages":
         path = f"/messages/{(id := accept(client))}/resend"
         run(app, f"UPDATE messages SET state = 'failed' WHERE id = '{id}'")
     else:
-        id = client.post("/v1/jobs", json={"name": "simulate", "args": {"seconds": 0}}).get_json()["id"]
+        id = client.post("/v1/jobs", json={"name": "simulate", "args": {"seconds": 0}}).get_json()[
+            "id"
+        ]
         path = f"/jobs/{id}/retry"
         run(app, f"UPDATE jobs SET state = 'failed' WHERE id = '{id}'")
     once = re.search(r'name="once" value="([^"]+)"', look(client, f"/{what}/{id}"))
@@ -1082,9 +1214,13 @@ def test_a_button_that_is_pressed_twice_makes_one_more(client: FlaskClient, app:
 
 
 def test_a_file_that_has_to_be_chosen_again_is_named(client: FlaskClient) -> None:
-    answer = send(client, "/compose", to="nobody", attachments=(BytesIO(b"hi"), "invoice.pdf"), do="send")
+    answer = send(
+        client, "/compose", to="nobody", attachments=(BytesIO(b"hi"), "invoice.pdf"), do="send"
+    )
     assert answer.status_code == 422
-    assert "please choose them again: invoice.pdf" in answer.text and "<details open>" in answer.text
+    assert (
+        "please choose them again: invoice.pdf" in answer.text and "<details open>" in answer.text
+    )
 
 
 def test_a_name_with_a_comma_is_one_person(client: FlaskClient) -> None:
@@ -1122,7 +1258,8 @@ def test_what_a_form_cannot_carry_over_is_said(client: FlaskClient) -> None:
     )
     page = look(client, f"/compose?again={id}")
     assert (
-        "Not copied: the attachment a.txt, the header field X-A, the text beside the HTML, metadata." in page
+        "Not copied: the attachment a.txt, the header field X-A, the text beside the HTML, metadata."
+        in page
     )
     assert (
         "&lt;div&gt;Hello &lt;b&gt;x&lt;/b&gt;&lt;/div&gt;" in page
@@ -1131,7 +1268,9 @@ def test_what_a_form_cannot_carry_over_is_said(client: FlaskClient) -> None:
 
 
 def test_what_was_typed_outlives_a_refusal(client: FlaskClient, app: Flask) -> None:
-    secret, _ = services(app).api_keys.create("shop", scopes=[SEND], senders=["@shop.example"], per_minute=1)
+    secret, _ = services(app).api_keys.create(
+        "shop", scopes=[SEND], senders=["@shop.example"], per_minute=1
+    )
     enter(client, secret)
     typed = {"to": "bob@example.org", "subject": "Typed", "do": "send"}
     answer = send(client, "/compose", **typed)
@@ -1144,7 +1283,11 @@ def test_what_was_typed_outlives_a_refusal(client: FlaskClient, app: Flask) -> N
     enter(client, services(app).api_keys.create("slow", scopes=[SEND], per_minute=1)[0])
     assert send(client, "/compose", **typed).status_code == 303
     answer = send(client, "/compose", **typed)
-    assert answer.status_code == 429 and 'value="Typed"' in answer.text and 'role="alert"' in answer.text
+    assert (
+        answer.status_code == 429
+        and 'value="Typed"' in answer.text
+        and 'role="alert"' in answer.text
+    )
     services(app).api_keys.revoke(services(app).api_keys.every()[1].key.id)
     enter(client, key(app, SEND)[0])
     run(app, "ALTER TABLE messages RENAME TO elsewhere")
@@ -1153,7 +1296,11 @@ def test_what_was_typed_outlives_a_refusal(client: FlaskClient, app: Flask) -> N
 
 
 def test_a_long_text_goes_by_the_form_too(client: FlaskClient) -> None:
-    fields = {"token": token_in(look(client, "/compose")), "to": "bob@example.org", "contents": "x" * 600_000}
+    fields = {
+        "token": token_in(look(client, "/compose")),
+        "to": "bob@example.org",
+        "contents": "x" * 600_000,
+    }
     parts = "".join(
         f'--x\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
         for name, value in fields.items()
@@ -1169,7 +1316,9 @@ def test_a_long_text_goes_by_the_form_too(client: FlaskClient) -> None:
 def test_who_looks_at_the_sign_in_page_stays_signed_in(client: FlaskClient, app: Flask) -> None:
     secret, _ = key(app, ADMIN)
     first = token_in(look(client, "/sign-in"))
-    assert token_in(look(client, "/sign-in")) == first  # Two windows with the form, and both are valid.
+    assert (
+        token_in(look(client, "/sign-in")) == first
+    )  # Two windows with the form, and both are valid.
     assert enter(client, secret).status_code == 303
     assert client.get("/sign-in?next=/jobs", headers=HTML).headers["Location"] == "/jobs"
     assert (
@@ -1177,10 +1326,14 @@ def test_who_looks_at_the_sign_in_page_stays_signed_in(client: FlaskClient, app:
         == "/dashboard"
     )
     look(client, "/messages")
-    wait_until(lambda: services(app).api_keys.every()[0].used_at, what="the use of the key is written down")
+    wait_until(
+        lambda: services(app).api_keys.every()[0].used_at, what="the use of the key is written down"
+    )
 
 
-def test_who_may_not_see_the_dashboard_is_sent_where_he_may_be(client: FlaskClient, app: Flask) -> None:
+def test_who_may_not_see_the_dashboard_is_sent_where_he_may_be(
+    client: FlaskClient, app: Flask
+) -> None:
     answer = enter(client, key(app, SEND)[0], next="")
     assert answer.headers["Location"] == "/compose"
     assert "/inbox/?beside" not in look(client, "/compose")
@@ -1188,7 +1341,10 @@ def test_who_may_not_see_the_dashboard_is_sent_where_he_may_be(client: FlaskClie
 
 def test_a_read_key_is_offered_no_form(client: FlaskClient, app: Flask) -> None:
     enter(client, key(app, READ)[0])
-    assert 'href="/compose"' not in look(client, "/messages").partition("<main")[2].partition("<form")[0]
+    assert (
+        'href="/compose"'
+        not in look(client, "/messages").partition("<main")[2].partition("<form")[0]
+    )
 
 
 def test_the_dashboard_does_not_call_a_halted_account_well(client: FlaskClient, app: Flask) -> None:
@@ -1207,19 +1363,24 @@ def test_the_dashboards_command_is_as_it_is_typed(client: FlaskClient) -> None:
     )
 
 
-def test_the_address_of_this_service_is_told_as_the_browser_knows_it(client: FlaskClient, app: Flask) -> None:
+def test_the_address_of_this_service_is_told_as_the_browser_knows_it(
+    client: FlaskClient, app: Flask
+) -> None:
     secret, _ = key(app, ADMIN)
     enter(client, secret)
     page = client.get(
         "/compose",
-        headers=HTML | {"X-Forwarded-Proto": "https", "Host": "mail.example.org", "X-API-Key": secret},
+        headers=HTML
+        | {"X-Forwarded-Proto": "https", "Host": "mail.example.org", "X-API-Key": secret},
     ).text
     assert "curl https://mail.example.org/v1/messages" in page and "http://mail" not in page
 
 
 def test_a_suppressed_address_is_found_however_it_is_written(client: FlaskClient) -> None:
     send(client, "/suppressions", page="/suppressions", address="bob@exämple.org")
-    assert "This address is not suppressed" not in look(client, "/suppressions?address=bob@ex%C3%A4mple.org")
+    assert "This address is not suppressed" not in look(
+        client, "/suppressions?address=bob@ex%C3%A4mple.org"
+    )
     assert "This address is not suppressed" in look(client, "/suppressions?address=%00")
 
 
@@ -1247,9 +1408,13 @@ def test_a_webhooks_url_is_not_told_by_a_message(client: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize("id", ["order#7", "a?b", "50%"])
-def test_ids_that_clients_choose_lead_to_their_pages(client: FlaskClient, app: Flask, id: str) -> None:
+def test_ids_that_clients_choose_lead_to_their_pages(
+    client: FlaskClient, app: Flask, id: str
+) -> None:
     services(app).outbox.accept(
-        NewMessage(id=id, message=Message(to=(Address("bob@example.org"),)), message_id="x@example.org")
+        NewMessage(
+            id=id, message=Message(to=(Address("bob@example.org"),)), message_id="x@example.org"
+        )
     )
     page = look(client, f"/messages/{quote(id)}?view=text")
     assert f'hx-get="/messages/{quote(id)}?view=text"' in page
@@ -1257,8 +1422,12 @@ def test_ids_that_clients_choose_lead_to_their_pages(client: FlaskClient, app: F
     assert "Held until somebody releases it." in look(client, answer.headers["Location"])
 
 
-@pytest.mark.parametrize("words", ["JÖRG@", "jörg", "Jörg@exämple.ORG", "exämple", "word at the end"])
-def test_search_finds_what_is_not_ascii_and_what_comes_late(client: FlaskClient, words: str) -> None:
+@pytest.mark.parametrize(
+    "words", ["JÖRG@", "jörg", "Jörg@exämple.ORG", "exämple", "word at the end"]
+)
+def test_search_finds_what_is_not_ascii_and_what_comes_late(
+    client: FlaskClient, words: str
+) -> None:
     accept(client, to="JÖRG@exämple.org", subject="x" * 300 + " Word at the end")
     assert len(client.get("/v1/messages", query_string={"q": words}).get_json()["data"]) == 1
     assert client.get("/v1/messages", query_string={"q": "jürg"}).get_json()["data"] == []
@@ -1267,11 +1436,15 @@ def test_search_finds_what_is_not_ascii_and_what_comes_late(client: FlaskClient,
 def test_another_port_is_another_site(client: FlaskClient) -> None:
     for origin in ("http://localhost:3000", "https://localhost", "http://127.0.0.1"):
         assert client.post("/v1/messages", json=MAIL, headers={"Origin": origin}).status_code == 401
-    assert client.post("/v1/messages", json=MAIL, headers={"Origin": "http://localhost"}).status_code == 202
+    assert (
+        client.post("/v1/messages", json=MAIL, headers={"Origin": "http://localhost"}).status_code
+        == 202
+    )
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"), [(0.05, "0.05"), (0.25, "0.25"), (0.1, "0.1"), (0, "0"), (1.5, "1.5"), (1500, "1.5k")]
+    ("value", "shown"),
+    [(0.05, "0.05"), (0.25, "0.25"), (0.1, "0.1"), (0, "0"), (1.5, "1.5"), (1500, "1.5k")],
 )
 def test_amounts_are_told_in_few_signs(value: float, shown: str) -> None:
     assert amount(value) == shown

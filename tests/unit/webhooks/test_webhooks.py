@@ -60,7 +60,12 @@ def transact(database: Database, work: Callable[[Connection], object]) -> None:
 
 
 def message(
-    database: Database, id: str, *, webhook: str | None = None, state: State = State.SENT, **more: Any
+    database: Database,
+    id: str,
+    *,
+    webhook: str | None = None,
+    state: State = State.SENT,
+    **more: Any,
 ) -> str:
     def work(connection: Connection) -> None:
         connection.execute(
@@ -95,7 +100,9 @@ def happened(database: Database, id: str, event: str = "sent", **more: Any) -> N
 def rows(database: Database) -> list[Any]:
     return list(
         database.read(
-            lambda connection: connection.execute(select(deliveries).order_by(deliveries.c.number)).all()
+            lambda connection: connection.execute(
+                select(deliveries).order_by(deliveries.c.number)
+            ).all()
         )
     )
 
@@ -229,7 +236,10 @@ def test_the_end_of_a_job_is_told_as_what_it_means_for_the_message(
         ),
     )
     message(database, "one", state=State.WAITING, job_id="job")
-    transact(database, lambda connection: let_go(connection, "job", JobEnd(state=end, error="no"), attempt=1))
+    transact(
+        database,
+        lambda connection: let_go(connection, "job", JobEnd(state=end, error="no"), attempt=1),
+    )
     assert [(row.message_id, row.event, row.status) for row in rows(database)] == [
         ("one", event, event.removeprefix("message."))
     ]
@@ -255,7 +265,9 @@ def test_a_thousand_at_once_are_told_of(database: Database) -> None:
     )
     transact(
         database,
-        lambda connection: enqueue_webhooks(connection, [{"id": id, "event": "accepted"} for id in ids]),
+        lambda connection: enqueue_webhooks(
+            connection, [{"id": id, "event": "accepted"} for id in ids]
+        ),
     )
     assert [row.message_id for row in rows(database)] == ids
 
@@ -292,7 +304,12 @@ def test_a_delivery_has_one_owner_and_a_failed_one_waits(database: Database) -> 
     assert one.is_due()
     due = one.claim()
     assert due and (due.attempt, due.webhook_id, due.url) == (1, hook, "https://a.example.org/")
-    assert due.data == {"id": "one", "status": "sent", "tags": ["a", "b"], "metadata": {"order": "4711"}}
+    assert due.data == {
+        "id": "one",
+        "status": "sent",
+        "tags": ["a", "b"],
+        "metadata": {"order": "4711"},
+    }
     assert two.claim() is None and not two.is_due()
     assert one.finish(due, DeliveryResult(code=500, reply="no", wait_seconds=60))
     assert not one.finish(due, DeliveryResult(delivered=True))
@@ -331,7 +348,9 @@ def test_what_a_dead_worker_had_is_given_back(database: Database) -> None:
     assert alive.give_back() == 0
     transact(
         database,
-        lambda connection: connection.execute(text("UPDATE workers SET seen_at = 0 WHERE id = 'dead'")),
+        lambda connection: connection.execute(
+            text("UPDATE workers SET seen_at = 0 WHERE id = 'dead'")
+        ),
     )
     assert alive.give_back() == 1
     again = alive.claim()
@@ -363,7 +382,9 @@ def test_an_answer_that_cannot_be_stored_ends_its_delivery_all_the_same(database
     assert told_and_recorded(database, "✓ half \ud800") == ("delivered", "? half ?")
 
 
-def test_an_answer_beyond_the_databases_encoding_ends_its_delivery_all_the_same(postgres_url: str) -> None:
+def test_an_answer_beyond_the_databases_encoding_ends_its_delivery_all_the_same(
+    postgres_url: str,
+) -> None:
     database = ready(postgres_url)
     transact(
         database,
@@ -383,7 +404,9 @@ def test_a_webhook_that_was_disabled_or_deleted_is_told_nothing_more(database: D
     hook = hooks.create("https://a.example.org/")
     happened(database, message(database, "one"))
     hooks.change(hook, enabled=False)
-    assert [(row.state, row.reply) for row in rows(database)] == [("failed", "the webhook was disabled")]
+    assert [(row.state, row.reply) for row in rows(database)] == [
+        ("failed", "the webhook was disabled")
+    ]
     assert not hooks.replay(hook, rows(database)[0].number)
     hooks.change(hook, enabled=True)
     assert hooks.replay(hook, rows(database)[0].number)
@@ -396,7 +419,9 @@ def test_a_webhook_that_was_disabled_or_deleted_is_told_nothing_more(database: D
 def test_the_schedule_ends_after_ten_attempts() -> None:
     waits = [judge(WebhookResponse(500, "no"), attempt).wait_seconds for attempt in range(1, 11)]
     assert waits[-1] is None
-    for wait, expected in zip(waits, (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400), strict=False):
+    for wait, expected in zip(
+        waits, (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400), strict=False
+    ):
         assert wait is not None and 0.8 * expected <= wait <= 1.2 * expected
     assert len(SCHEDULE.waits) == 9
 
@@ -470,12 +495,15 @@ def test_addresses_that_are_not_public(address: str) -> None:
     assert not is_public(ip_address(address))
     guard = AddressGuard(resolve=resolving("93.184.215.14", address))
     target = guard.read(f"https://{HOST}/")
-    with pytest.raises(ForbiddenURL, match=r"^expected hooks\.example\.org to have public addresses only$"):
+    with pytest.raises(
+        ForbiddenURL, match=r"^expected hooks\.example\.org to have public addresses only$"
+    ):
         guard.addresses(target)
 
 
 @pytest.mark.parametrize(
-    "address", ["93.184.215.14", "1.1.1.1", "2606:4700:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101"]
+    "address",
+    ["93.184.215.14", "1.1.1.1", "2606:4700:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101"],
 )
 def test_addresses_that_are_public(address: str) -> None:
     guard = AddressGuard(resolve=resolving(address))
@@ -531,7 +559,8 @@ def test_urls_that_may_be_named() -> None:
     }.items():
         assert AddressGuard().read(url) == target
     assert (
-        AddressGuard().read("https://[2606:4700:4700::1111]:444/").authority == "[2606:4700:4700::1111]:444"
+        AddressGuard().read("https://[2606:4700:4700::1111]:444/").authority
+        == "[2606:4700:4700::1111]:444"
     )
     assert AddressGuard(to_loopback=True).read("http://localhost:8000/").port == 8000
 
@@ -548,7 +577,10 @@ def test_other_ways_to_write_this_machine_are_found_out(host: str) -> None:
 
 
 def test_in_clear_only_this_machine_is_called_and_no_other_private_one() -> None:
-    for url, address in (("http://a.example.org/", "1.1.1.1"), ("https://a.example.org/", "10.0.0.1")):
+    for url, address in (
+        ("http://a.example.org/", "1.1.1.1"),
+        ("https://a.example.org/", "10.0.0.1"),
+    ):
         guard = AddressGuard(to_loopback=True, resolve=resolving(address))
         target = guard.read(url)
         with pytest.raises(ForbiddenURL):
@@ -597,7 +629,9 @@ class Receiver:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.authority.issue_cert(*self.names).configure_cert(context)
         self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05})
+        self.thread = threading.Thread(
+            target=self.server.serve_forever, kwargs={"poll_interval": 0.05}
+        )
         self.thread.start()
         return self
 
@@ -666,14 +700,19 @@ def test_a_telling_is_signed_and_keeps_its_id_over_attempts(
     happened(database, message(database, "one"), attempt=1, detail="250 OK")
     notifier.watch()
     wait_until(
-        lambda: is_settled(database, "pending") and rows(database)[0].code == 500, what="it was refused"
+        lambda: is_settled(database, "pending") and rows(database)[0].code == 500,
+        what="it was refused",
     )
     assert rows(database)[0].reply == "not now" and rows(database)[0].next_attempt_at is not None
     make_due(database)
     notifier.watch()
     wait_until(lambda: is_settled(database, "delivered"), what="it is told")
     (path, first, body), (_, second, again) = receiver.requests
-    assert path == "/hook?a=1" and first["host"] == f"{HOST}:{receiver.server.server_port}" and body == again
+    assert (
+        path == "/hook?a=1"
+        and first["host"] == f"{HOST}:{receiver.server.server_port}"
+        and body == again
+    )
     assert first["webhook-id"] == second["webhook-id"]
     payload = Webhook(hook["secret"]).verify(body, second)
     assert payload == {
@@ -693,7 +732,9 @@ def test_a_telling_is_signed_and_keeps_its_id_over_attempts(
     assert (row.code, row.attempt, row.next_attempt_at) == (204, 2, None)
 
 
-def test_410_disables_the_webhook(database: Database, receiver: Receiver, notifier: Notifier) -> None:
+def test_410_disables_the_webhook(
+    database: Database, receiver: Receiver, notifier: Notifier
+) -> None:
     hook = Webhooks(database).create(receiver.url)
     receiver.script.append(partial(answer, status=410))
     happened(database, message(database, "one"))
@@ -751,7 +792,9 @@ def test_stopping_breaks_off_what_is_under_way_and_another_tells_it(
     other.close()
 
 
-def test_a_webhook_that_hangs_leaves_threads_to_the_others(database: Database, receiver: Receiver) -> None:
+def test_a_webhook_that_hangs_leaves_threads_to_the_others(
+    database: Database, receiver: Receiver
+) -> None:
     go_on = threading.Event()
     receiver.script += [partial(hang, go_on)] * 4
     slow = Webhooks(database).create(receiver.url, ["message.sent"])
@@ -789,7 +832,9 @@ def test_a_redirect_is_not_followed(receiver: Receiver) -> None:
     assert len(receiver.requests) == 1
 
 
-def test_no_proxy_of_the_environment_is_asked(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_proxy_of_the_environment_is_asked(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9/")
     assert receiver.exchange().post(receiver.url, b"{}", {}).code == 200
@@ -809,7 +854,9 @@ def test_a_huge_answer_is_read_up_to_its_first_words(receiver: Receiver) -> None
     receiver.script.append(without_end)
     got = receiver.exchange().post(receiver.url, b"{}", {})
     assert (got.code, got.text) == (500, "x" * 300)
-    assert sum(taken) < 50_000_000, "the rest was read, and not only what the system keeps between the two"
+    assert sum(taken) < 50_000_000, (
+        "the rest was read, and not only what the system keeps between the two"
+    )
 
 
 def test_the_name_is_resolved_once_and_that_address_is_called(receiver: Receiver) -> None:
@@ -829,7 +876,10 @@ def test_the_name_is_resolved_once_and_that_address_is_called(receiver: Receiver
 def test_a_private_address_is_not_even_connected_to(receiver: Receiver) -> None:
     guard = AddressGuard(resolve=resolving("127.0.0.1"))
     got = WebhookExchange(guard, receiver.context).post(receiver.url, b"{}", {})
-    assert (got.code, got.text) == (None, f"not called: expected {HOST} to have public addresses only")
+    assert (got.code, got.text) == (
+        None,
+        f"not called: expected {HOST} to have public addresses only",
+    )
     assert receiver.requests == []
 
 
@@ -870,9 +920,9 @@ def response_to(raw: bytes, *, keeps_open: bool = False, resets: bool = False) -
             pass
 
     with speaking(serve) as url:
-        return WebhookExchange(AddressGuard(to_loopback=True), ssl.create_default_context(), 30).post(
-            url, b"{}", {}
-        )
+        return WebhookExchange(
+            AddressGuard(to_loopback=True), ssl.create_default_context(), 30
+        ).post(url, b"{}", {})
 
 
 @pytest.mark.parametrize("drip", [b"H", b"HTTP/1.1 100 Continue\r\n\r\n"])
@@ -885,9 +935,9 @@ def test_a_server_that_answers_byte_by_byte_is_given_up_in_time(drip: bytes) -> 
             line.sendall(drip if b"100" in drip else b"x")
 
     with speaking(serve) as url:
-        got = WebhookExchange(AddressGuard(to_loopback=True), ssl.create_default_context(), 1.0).post(
-            url, b"{}", {}
-        )
+        got = WebhookExchange(
+            AddressGuard(to_loopback=True), ssl.create_default_context(), 1.0
+        ).post(url, b"{}", {})
         over.set()
     assert got == WebhookResponse(None, "no answer in time")
 
@@ -901,9 +951,9 @@ def test_of_a_header_that_never_ends_the_status_counts() -> None:
             line.sendall(b"x")
 
     with speaking(serve) as url:
-        got = WebhookExchange(AddressGuard(to_loopback=True), ssl.create_default_context(), 1.0).post(
-            url, b"{}", {}
-        )
+        got = WebhookExchange(
+            AddressGuard(to_loopback=True), ssl.create_default_context(), 1.0
+        ).post(url, b"{}", {})
         over.set()
     assert got == WebhookResponse(200, "Fine")
 
@@ -950,7 +1000,10 @@ def test_the_answer_is_the_one_after_those_that_are_interim(interim: bytes) -> N
 
 ANSWERED = {
     "200 header fields": (b"\r\n" + b"X: y\r\n" * 200 + b"Content-Length: 4\r\n\r\ndone", "done"),
-    "a field of 100 kB": (b" OK\r\nX: " + b"x" * 100_000 + b"\r\nContent-Length: 4\r\n\r\ndone", "done"),
+    "a field of 100 kB": (
+        b" OK\r\nX: " + b"x" * 100_000 + b"\r\nContent-Length: 4\r\n\r\ndone",
+        "done",
+    ),
     "2 MB of fields": (b" OK\r\n" + b"X: y\r\n" * 300_000, "OK"),
     "chunks, and a trailer": (
         b" OK\r\nTransfer-Encoding: chunked\r\n\r\n4;x=1\r\ndone\r\n0\r\nX: y\r\n\r\n",
@@ -991,7 +1044,10 @@ def test_a_name_that_there_is_not_and_a_closed_port_are_told() -> None:
     guard = AddressGuard(to_loopback=True)
     for url in ("https://nobody.invalid/", "http://127.0.0.1:9/"):
         got = WebhookExchange(guard, ssl.create_default_context(), 10).post(url, b"{}", {})
-        assert got.code is None and ("gaierror" if "nobody" in url else "ConnectionRefusedError") in got.text
+        assert (
+            got.code is None
+            and ("gaierror" if "nobody" in url else "ConnectionRefusedError") in got.text
+        )
 
 
 WORKER = """import sys, threading, ssl
@@ -1027,7 +1083,9 @@ def test_a_worker_killed_in_the_middle_has_it_told_again(
     assert not is_alive(process.pid) and rows(database)[0].owner == "killed"
     transact(
         database,
-        lambda connection: connection.execute(text("UPDATE workers SET seen_at = 0 WHERE id = 'killed'")),
+        lambda connection: connection.execute(
+            text("UPDATE workers SET seen_at = 0 WHERE id = 'killed'")
+        ),
     )
     other = Notifier(worker(database), receiver.guard, threads=1, context=receiver.context)
     other.start()
@@ -1036,7 +1094,10 @@ def test_a_worker_killed_in_the_middle_has_it_told_again(
     other.close()
     (_, first, _), (_, second, body) = receiver.requests
     assert first["webhook-id"] == second["webhook-id"]
-    assert Webhook((Webhooks(database).get(hook) or {})["secret"]).verify(body, second)["data"]["id"] == "one"
+    assert (
+        Webhook((Webhooks(database).get(hook) or {})["secret"]).verify(body, second)["data"]["id"]
+        == "one"
+    )
 
 
 # --- over HTTP -----------------------------------------------------------------------------------------------------
@@ -1049,7 +1110,9 @@ def create(client: FlaskClient, **body: Any) -> Any:
 
 
 def test_a_webhook_is_made_shown_changed_and_deleted(client: FlaskClient) -> None:
-    answer = client.post("/v1/webhooks", json={"url": PUBLIC, "events": ["message.sent", "message.sent"]})
+    answer = client.post(
+        "/v1/webhooks", json={"url": PUBLIC, "events": ["message.sent", "message.sent"]}
+    )
     new = answer.json or {}
     path = f"/v1/webhooks/{new['id']}"
     assert (answer.status_code, answer.headers["Location"]) == (201, path)
@@ -1066,7 +1129,12 @@ def test_a_webhook_is_made_shown_changed_and_deleted(client: FlaskClient) -> Non
     assert (client.get("/v1/webhooks").json or {})["data"] == [shown]
     assert client.patch(path, json={}).json == shown
     changed = client.patch(path, json={"enabled": False, "events": [], "url": PUBLIC + "2"}).json
-    assert changed == shown | {"enabled": False, "reason": "by request", "events": [], "url": PUBLIC + "2"}
+    assert changed == shown | {
+        "enabled": False,
+        "reason": "by request",
+        "events": [],
+        "url": PUBLIC + "2",
+    }
     assert client.post(f"{path}/test").status_code == 409
     assert (client.patch(path, json={"enabled": True}).json or {})["reason"] is None
     assert (
@@ -1083,7 +1151,11 @@ def test_a_webhook_is_made_shown_changed_and_deleted(client: FlaskClient) -> Non
         ({"url": "http://a.example.org/"}, "#/url", "expected an https URL"),
         ({"url": "https://10.0.0.1/"}, "#/url", "expected a public address"),
         ({"url": 17}, "#/url", "expected a string"),
-        ({"url": PUBLIC, "events": ["message.read"]}, "#/events/0", "expected one of message.accepted, "),
+        (
+            {"url": PUBLIC, "events": ["message.read"]},
+            "#/events/0",
+            "expected one of message.accepted, ",
+        ),
         ({"url": PUBLIC, "events": "message.sent"}, "#/events", "expected a valid list"),
         ({"url": PUBLIC, "secret": "x"}, "#/secret", "none of them"),
     ],
@@ -1111,9 +1183,12 @@ def test_only_an_admin_sees_the_secret(client: FlaskClient, app: Flask) -> None:
     path = f"/v1/webhooks/{create(client)['id']}"
     keys = app.extensions["mailasync"].api_keys
     secrets = {
-        scope: keys.create("test", scopes=[scope])[0] for scope in (Scope.ADMIN, Scope.READ, Scope.SEND)
+        scope: keys.create("test", scopes=[scope])[0]
+        for scope in (Scope.ADMIN, Scope.READ, Scope.SEND)
     }
-    wait_until(lambda: client.get(path).status_code == 401, what="the process has seen that there are keys")
+    wait_until(
+        lambda: client.get(path).status_code == 401, what="the process has seen that there are keys"
+    )
     seen = {
         scope: b"whsec_" in client.get(path, headers={"Authorization": f"Bearer {secret}"}).data
         for scope, secret in secrets.items()
@@ -1158,7 +1233,9 @@ def test_the_log_of_deliveries_comes_in_pages_and_each_can_be_replayed(
         assert client.get(f"{path}/deliveries?{query}").status_code == 422
 
 
-def test_the_secret_of_messages_own_urls_is_there_before_the_first_of_them(client: FlaskClient) -> None:
+def test_the_secret_of_messages_own_urls_is_there_before_the_first_of_them(
+    client: FlaskClient,
+) -> None:
     own = client.get("/v1/webhooks/own").json or {}
     assert own["secret"].startswith("whsec_") and own["url"] is None
     assert client.get("/v1/webhooks/own").json == own
@@ -1167,21 +1244,27 @@ def test_the_secret_of_messages_own_urls_is_there_before_the_first_of_them(clien
         == client.post("/v1/webhooks/own/test").status_code
         == 409
     )
-    assert (client.patch("/v1/webhooks/own", json={"enabled": False}).json or {})["enabled"] is False
+    assert (client.patch("/v1/webhooks/own", json={"enabled": False}).json or {})[
+        "enabled"
+    ] is False
 
 
 def test_accepting_a_mail_tells_of_it(client: FlaskClient, app: Flask) -> None:
     create(client)
     id = (client.post("/v1/messages", json=MAIL).json or {})["id"]
     found = rows(app.extensions["mailasync"].outbox.database)
-    assert [(row.message_id, row.event, row.status) for row in found] == [(id, "message.accepted", "queued")]
+    assert [(row.message_id, row.event, row.status) for row in found] == [
+        (id, "message.accepted", "queued")
+    ]
 
 
 # --- real processes ------------------------------------------------------------------------------------------------
 
 
 @on_postgresql
-def test_web_and_worker_tell_a_client_what_became_of_its_mail(pair: Service, tmp_path: Path) -> None:
+def test_web_and_worker_tell_a_client_what_became_of_its_mail(
+    pair: Service, tmp_path: Path
+) -> None:
     with Receiver() as receiver:
         receiver.authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
         pair.settings["WEBHOOKS_TO_LOOPBACK"] = "on"
@@ -1197,12 +1280,16 @@ def test_web_and_worker_tell_a_client_what_became_of_its_mail(pair: Service, tmp
             env={"SSL_CERT_FILE": str(tmp_path / "ca.pem")},
         )
         worker.says(" ready.")
-        status, hook = pair.request("POST", "/v1/webhooks", {"url": receiver.url.replace(HOST, "127.0.0.1")})
+        status, hook = pair.request(
+            "POST", "/v1/webhooks", {"url": receiver.url.replace(HOST, "127.0.0.1")}
+        )
         assert status == 201
         id = pair.post("/v1/messages")
         assert pair.request("POST", f"/v1/webhooks/{hook['id']}/test")[0] == 202
         wait_until(lambda: len(receiver.requests) == 3, what="all is told")
-        payloads = [Webhook(hook["secret"]).verify(body, headers) for _, headers, body in receiver.requests]
+        payloads = [
+            Webhook(hook["secret"]).verify(body, headers) for _, headers, body in receiver.requests
+        ]
         assert sorted((one["type"], one["data"]["id"]) for one in payloads) == [
             ("message.accepted", id),
             ("message.sent", id),
