@@ -145,7 +145,8 @@ def http(error: HTTPException) -> Response:
     code = (error.name or "error").lower().replace(" ", "_")
     detail = error.description or ""
     if isinstance(error, RequestEntityTooLarge):
-        detail = f"expected at most {request.max_content_length} bytes, got {request.content_length or 'more'}"
+        got = request.content_length or "more"
+        detail = f"expected at most {request.max_content_length} bytes, got {got}"
     return problem(status, code, error.name or "Error", detail, headers=headers)
 
 

@@ -77,12 +77,8 @@ class Publisher:
         length is read; the first one's is reported. `chunks` gives the ids in one nudge for queues where
         that is not CHUNK_MAX. `on_poll` is called after each poll, whether the broker answered or not.
         """
-        self._connect, self._publish = connect, publish
-        self._on_confirmed, self._on_unpublished, self._on_poll = (
-            on_confirmed,
-            on_unpublished,
-            on_poll,
-        )
+        self._connect, self._publish, self._on_poll = connect, publish, on_poll
+        self._on_confirmed, self._on_unpublished = on_confirmed, on_unpublished
         self.polled_queues = polled_queues
         #: The nudges on each polled queue and the workers that consume it, as they were at the last poll.
         self.queues: dict[str, tuple[int, int]] = {}

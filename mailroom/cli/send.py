@@ -141,9 +141,13 @@ def accept(services: Services, mail: NewMessage) -> str:
         elif mail.state is State.QUEUED:
             services.send(mail.mail_id)
     except Exception as e:  # kombu's errors have no common base, and the mail is kept in any case.
-        return f"the broker cannot be reached ({type(e).__name__}); the mail is kept, and goes when it is back"
+        error = type(e).__name__
+        return f"the broker cannot be reached ({error}); the mail is kept, and goes when it is back"
     if services.outbox.worker_seen_ms_ago() is None:
-        return "no worker is running; the mail is kept until one is: celery -A mailasync worker --loglevel=INFO"
+        return (
+            "no worker is running; the mail is kept until one is: "
+            "celery -A mailasync worker --loglevel=INFO"
+        )
     return ""
 
 

@@ -56,9 +56,8 @@ class AttemptRunner:
         try:
             sender = self.senders[claim.account]
             payload = compose(filled_in(claim), sender=sender.address)
-        except (
-            Exception
-        ) as e:  # It would fail again in each attempt; its text may hold the mail's content.
+        except Exception as e:
+            # It would fail again in each attempt; its text may hold the mail's content.
             kind = type(e).__name__
             extra = {"message_id": claim.id}
             log.error("message %s could not be composed: %s", claim.id, kind, extra=extra)

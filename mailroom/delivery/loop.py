@@ -84,9 +84,8 @@ class DeliveryLoop:
         while not self._closing.is_set() or self._has_work():
             try:
                 self._run_once()
-            except (
-                BaseException
-            ) as e:  # A bug: whoever waits for these mails gets it, and others may go on.
+            except BaseException as e:
+                # A bug: whoever waits for these mails gets it, and others may go on.
                 log.exception("%d deliveries broke off", len(self.poller))
                 self._abort_all(e)
         self.poller.close()

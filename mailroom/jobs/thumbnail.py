@@ -38,10 +38,8 @@ def thumbnail(
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             small, format = _read(image, width)
     except UnidentifiedImageError:
-        size = len(image)
-        raise ValueError(
-            f"expected a PNG, JPEG, WebP or GIF image, got {size} bytes that are none"
-        ) from None
+        text = f"expected a PNG, JPEG, WebP or GIF image, got {len(image)} bytes that are none"
+        raise ValueError(text) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         most = Image.MAX_IMAGE_PIXELS
         raise ValueError(f"expected an image of at most {most} pixels, got a larger one") from None

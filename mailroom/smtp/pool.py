@@ -39,8 +39,7 @@ class Sessions:
         If the server has closed that one meanwhile, the mail goes at once on a new one. If commands in one
         write may have been lost or garbled, they are sent one by one on a new one.
 
-        `open_only`: never block to open a session. If that were needed, SessionLost is raised and nobody has
-        the mail. `since`: see `Session.open`.
+        `open_only`: raise SessionLost rather than block to open a session. `since`: see `Session.open`.
         """
         if open_only:
             return (yield from self._attempt_on_open(*mail, smtputf8=smtputf8))
@@ -48,13 +47,11 @@ class Sessions:
         while True:
             try:
                 with self.borrow(fresh=fresh, since=since) as session:
-                    receipt = yield from session.attempt(
-                        *mail, smtputf8=smtputf8, one_by_one=one_by_one
-                    )
-                    break
-            except (
-                SessionLost
-            ) as e:  # Of a new session only PipeliningDoubted can be raised, and only once.
+                    begun = session.attempt(*mail, smtputf8=smtputf8, one_by_one=one_by_one)
+                    receipt = yield from begun
+                break
+            # Of a new session only PipeliningDoubted can be raised, and only once.
+            except SessionLost as e:
                 fresh = True
                 one_by_one = one_by_one or isinstance(e, PipeliningDoubted)
         if one_by_one and receipt.final is not None and receipt.final.accepts:

@@ -77,16 +77,11 @@ def account_error_of(
         return limit
     is_about_login = reply.code in _LOGIN_CODES
     if not is_about_login and says_too_many_connections(reply):
-        return AccountError(
-            state=AccountState.PAUSED, reason=reason, waits=CONNECTIONS_WAITS_SECONDS
-        )
+        waits = CONNECTIONS_WAITS_SECONDS
+        return AccountError(state=AccountState.PAUSED, reason=reason, waits=waits)
     is_permanent = 500 <= reply.code < 600
     if is_about_login or (is_permanent and not of_message):
-        return AccountError(
-            state=AccountState.HALTED,
-            reason=reason,
-            waits=LOGIN_WAITS_SECONDS,
-        )
+        return AccountError(state=AccountState.HALTED, reason=reason, waits=LOGIN_WAITS_SECONDS)
     if reply.code == _BUSY_CODE or not of_message:
         # 421 to a mail uses up an attempt: one that the server always hangs up on must not block others.
         return AccountError(

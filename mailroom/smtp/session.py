@@ -141,9 +141,8 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
         """
         if smtputf8 and not self.smtp.has_extn("smtputf8"):
             return Receipt(refused={}, final=NO_SMTPUTF8)
-        envelope = yield from self._send_envelope(
-            sender, recipients, len(payload), smtputf8, one_by_one
-        )
+        about = (sender, recipients, len(payload), smtputf8, one_by_one)
+        envelope = yield from self._send_envelope(*about)
         mail = envelope.mail
         if envelope.hangup is not None or mail is None:
             return self._judge_hangup(envelope)

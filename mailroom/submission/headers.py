@@ -65,7 +65,8 @@ def check_metadata(metadata: dict[str, str]) -> None:
     for name, value in metadata.items():
         pair = name + value
         if len(pair) > METADATA_MAX_CHARACTERS or "\0" in pair or not is_unicode(pair):
-            detail = f"expected at most {METADATA_MAX_CHARACTERS} characters without NUL, got {short_repr(value)}"
+            most, got = METADATA_MAX_CHARACTERS, short_repr(value)
+            detail = f"expected at most {most} characters without NUL, got {got}"
             errors.append(([name], detail))
     if errors:
         refuse_items(errors)

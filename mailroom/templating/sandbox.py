@@ -384,12 +384,8 @@ def _cost_of_step(loop: nodes.For) -> int:
 def _explain(error: Exception, template: Template) -> NoReturn:
     """Raise an error of a template as Unknown or Unfit, with its line."""
     line = _line_of(error.__traceback__, template)
-    message = error.args[0] if error.args else None
-    if (
-        isinstance(error, UndefinedError)
-        and isinstance(message, _MissingMessage)
-        and message.name is not None
-    ):
+    message = error.args[0] if isinstance(error, UndefinedError) and error.args else None
+    if isinstance(message, _MissingMessage) and message.name is not None:
         raise Unknown(message.name, message.holder, line) from None
     raise Unfit(one_line(error, most=300) or type(error).__name__, line) from None
 

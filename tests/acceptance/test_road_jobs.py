@@ -246,7 +246,7 @@ def test_a_stock_celery_client_starts_jobs(jobs_pair: Service, smtpd: ScriptedSM
     for id in wrong:
         job = ended(jobs_pair, id)
         assert job["status"] == "failed" and job["error"], job
-    wait_until(lambda: "of 100 characters is none that can be kept" in worker.text())
+    wait_until(lambda: "of 100 characters cannot be stored" in worker.text())
     assert jobs_pair.final(ended(jobs_pair, whole)["message"]["id"])["status"] == "sent"
     assert subjects(smtpd) == {"bob@example.org": "Job add succeeded"}
     assert "geheim" not in worker.text()

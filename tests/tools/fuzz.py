@@ -197,9 +197,8 @@ class Fuzz:
             self.watch.on = True
             try:
                 self.send(request)
-            except (
-                Exception
-            ) as e:  # A request that kills the application is a find, not the end of the run.
+            except Exception as e:
+                # A request that kills the application is a find, not the end of the run.
                 self.tell(request, f"{type(e).__name__}: {e}"[:500])
             finally:
                 self.watch.on = False

@@ -145,8 +145,9 @@ def take(
             executable_path=found.program, args=ARGUMENTS, env={**os.environ, **found.environment}
         )
         page = browser.new_context(
-            viewport={"width": width, "height": 860}, color_scheme=scheme
-        ).new_page()  # type: ignore[arg-type]  # a word
+            viewport={"width": width, "height": 860},
+            color_scheme=scheme,  # type: ignore[arg-type]  # a word
+        ).new_page()
         for name, path in paths.items():
             page.goto(url + path)
             page.wait_for_timeout(

@@ -31,7 +31,10 @@ KEY_HEADER = "X-API-Key"
 BODY_SECONDS = CACHE_SECONDS
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _ADVICE = "set MAILASYNC_API_KEY, or make a key with `flask keys create`"
-_EXPECTED_KEY = "expected an API key as `Authorization: Bearer <API key>`, as `X-API-Key`, or as the password of any user"
+_EXPECTED_KEY = (
+    "expected an API key as `Authorization: Bearer <API key>`, as `X-API-Key`, "
+    "or as the password of any user"
+)
 _CHALLENGES = ('Bearer realm="mailasync"', 'Basic realm="mailasync", charset="UTF-8"')
 
 #: Stands for the key in the setting API_KEY.

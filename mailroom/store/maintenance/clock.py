@@ -49,7 +49,8 @@ class Clock:
             return f"set back by {_seconds(latest - now)}; what waits is moved by that in a moment"
         if stepped_at is None or now - stepped_at > REPORTED_MS:
             return ""
-        return f"set back by {_seconds(step_ms)} at {readable_time(stepped_at)}; what waited was moved by that"
+        when = readable_time(stepped_at)
+        return f"set back by {_seconds(step_ms)} at {when}; what waited was moved by that"
 
     def _look(self) -> tuple[int, int, int | None, int]:
         """Return now, the latest time that was noted, when the last step was noticed, and its length."""

@@ -20,7 +20,10 @@ _SQLITE = (
     "SELECT 'SQLite ' || sqlite_version(), "
     "(SELECT page_count FROM pragma_page_count) * (SELECT page_size FROM pragma_page_size)"
 )
-_POSTGRESQL = "SELECT 'PostgreSQL ' || current_setting('server_version'), pg_database_size(current_database())"
+_POSTGRESQL = (
+    "SELECT 'PostgreSQL ' || current_setting('server_version'), "
+    "pg_database_size(current_database())"
+)
 
 _DURABILITY = "SELECT " + ", ".join(
     f"current_setting('{name}') AS {name}"

@@ -518,8 +518,10 @@ class TestLogin:
         self, certificates: Certificates, security: str
     ) -> None:
         with ScriptedSMTP(
-            tls=security, certificate=certificates.valid, auth={ALICE: "pass word"}
-        ) as smtpd:  # type: ignore[arg-type]
+            tls=security,  # type: ignore[arg-type]
+            certificate=certificates.valid,
+            auth={ALICE: "pass word"},
+        ) as smtpd:
             sessions = Sessions(
                 hop(
                     smtpd,

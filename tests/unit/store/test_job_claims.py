@@ -330,9 +330,8 @@ def test_a_queued_job_is_canceled_with_its_mail(
         State.CANCELED,
         "its job was canceled",
     )
-    assert [person["state"] for person in Outbox(database).details(id).recipients] == [
-        State.CANCELED
-    ]  # type: ignore[union-attr]
+    details = Outbox(database).details(id)
+    assert details and [person["state"] for person in details.recipients] == [State.CANCELED]
 
 
 def test_a_running_job_that_is_canceled_is_taken_away_from_its_worker(
