@@ -46,8 +46,7 @@ def sendMail(task: Task, *args: Any, **kwargs: Any) -> None:  # type: ignore[typ
         if nudge:
             is_done = worker.deliver(nudge.ids, outbox_id=nudge.outbox_id)
         else:
-            mail = read_mail(args, kwargs)
-            is_done = worker.accept(str(task.request.id), mail)
+            is_done = worker.accept(str(task.request.id), read_mail(args, kwargs))
     if not is_done:
         raise Reject("not done yet", requeue=True)
 

@@ -42,14 +42,15 @@ class NudgeTask(Task):  # type: ignore[type-arg]  # celery-types makes Task gene
         self, args: Any = None, kwargs: Any = None, **options: Any
     ) -> AsyncResult[Any] | HandedOver:
         id: Any = None
+        publisher = self.publisher  # Read once: a process that stops takes it away meanwhile.
         if args and len(args) == 1 and not kwargs:
             id = args[0]
         if isinstance(id, MailId):
             options.setdefault("queue", id.queue)
-        if self.publisher and (isinstance(id, MailId) or is_uuid(id)):
+        if publisher and (isinstance(id, MailId) or is_uuid(id)):
             route = self.app.conf.task_routes[self.name]
             queue = options.get("queue") or route["queue"]
-            self.publisher.offer(id, queue=queue)
+            publisher.offer(id, queue=queue)
             return HandedOver(id)
         options.pop("producer", None)  # Celery beat passes one of its own, which may wait for ever.
         connection = bounded_connection(self.app)

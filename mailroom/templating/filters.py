@@ -231,15 +231,28 @@ def _format(context: Any, value: Any, *arguments: Any) -> str:
 
 @pass_context
 def _tojson(context: Any, value: Any) -> str:
+    is_html = context.eval_ctx.autoescape
+    return _json(context, value, htmlsafe_json_dumps if is_html else _readable_json)
+
+
+@pass_context
+def _tojson_for_readers(context: Any, value: Any) -> str:
+    """JSON that a person reads: in HTML it is escaped as all other text is, and not as for a script."""
+    return _json(context, value, _readable_json)
+
+
+def _json(context: Any, value: Any, dump: Callable[[Any], str]) -> str:
     if isinstance(value, Undefined):
         missing(value)
     context.spend(1 + context.size)
-    is_html = context.eval_ctx.autoescape
-    text = htmlsafe_json_dumps(value) if is_html else json.dumps(value, ensure_ascii=False)
-    _allow(
-        context, len(text)
-    )  # Each "\\" becomes two, so a chain of this filter doubles the text each time.
+    text = dump(value)
+    # Each "\\" becomes two, so a chain of this filter doubles the text each time.
+    _allow(context, len(text))
     return text
+
+
+def _readable_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 @pass_context
@@ -306,3 +319,6 @@ TESTS: dict[str, Callable[..., bool]] = {
     "true": lambda value: value is True,
     "undefined": lambda value: isinstance(value, Undefined),
 }
+
+#: In the mail of a job, whose values are a result that people read.
+MAIL_FILTERS: dict[str, Callable[..., Any]] = {**FILTERS, "tojson": _tojson_for_readers}

@@ -136,9 +136,7 @@ def too_deep() -> Unfit:
 
 def references(tree: nodes.Template) -> Iterator[Reference]:
     """Yield the variables that a template reads, in its order, without those that it sets itself."""
-    own = {name.name for name in tree.find_all(nodes.Name) if name.ctx == "store"}
-    if tree.find(nodes.For):
-        own.add("loop")
+    own = own_names(tree) | {"loop"} if tree.find(nodes.For) else own_names(tree)
     waiting: deque[nodes.Node] = deque([tree])
     while waiting:
         node = waiting.popleft()
@@ -149,6 +147,17 @@ def references(tree: nodes.Template) -> Iterator[Reference]:
         elif base.ctx == "load" and base.name not in own:
             yield Reference(base.name, path, node.lineno)
         waiting.extendleft(reversed(children))
+
+
+def own_names(tree: nodes.Template) -> frozenset[str]:
+    """Return the variables that a template sets itself."""
+    return frozenset(name.name for name in tree.find_all(nodes.Name) if name.ctx == "store")
+
+
+def cost_of_step(loop: nodes.For) -> int:
+    """Return the steps of the budget that one turn of a loop costs."""
+    texts = sum(len(data.data) for data in loop.find_all(nodes.TemplateData))
+    return 1 + sum(1 for _ in loop.find_all(nodes.Node)) + texts // 100
 
 
 def _chain(node: nodes.Node) -> tuple[nodes.Node, Path, list[nodes.Node]]:

@@ -101,6 +101,8 @@ def _program(source: str, *, is_html: bool) -> Program:
         compiled = program(source, is_html=is_html, rules=_RULES)
     else:
         compiled = Program(source, is_html=is_html, rules=_RULES)
+    if "job" in compiled.own_names:  # Else nothing that it names could be checked.
+        raise Unfit("expected another name than job for a variable that the template sets")
     for reference in compiled.references:
         _check_reference(reference)
     return compiled

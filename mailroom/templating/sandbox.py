@@ -25,8 +25,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import missing as MISSING
 
 from mailroom.model.text import one_line
+from mailroom.templating import grammar
 from mailroom.templating.filters import (
     FILTERS,
+    MAIL_FILTERS,
     TESTS,
     Misfit,
     checked,
@@ -35,7 +37,7 @@ from mailroom.templating.filters import (
     scalar,
     weight,
 )
-from mailroom.templating.grammar import Bounded, Reference, Unfit, parse, references, too_deep
+from mailroom.templating.grammar import Bounded, Reference, Unfit, parse, too_deep
 
 SOURCE_MAX_CHARACTERS = 200_000
 RENDERED_MAX_CHARACTERS = 1_000_000
@@ -117,13 +119,14 @@ class Program:
                 f"expected at most {rules.source_max_characters:,} characters, got {len(source):,}"
             )
         self.references: tuple[Reference, ...] = ()
+        self.own_names: frozenset[str] = frozenset()
         self._rules = rules
         self._source = source
         self._environment = _environment(is_html, rules.is_lenient)
         if self._is_plain:
             return
         tree = parse(self._environment, source)
-        self.references = tuple(references(tree))
+        self.references, self.own_names = tuple(grammar.references(tree)), grammar.own_names(tree)
         if any(tree.find_all((nodes.For, nodes.If))):
             _ = self._template  # Compiled now, as it may be nested too deep for Python.
 
@@ -319,7 +322,8 @@ def _environment(is_html: bool, is_lenient: bool) -> _Environment:
         finalize=finalize,
     )
     environment.globals.clear()
-    environment.filters = {**FILTERS, "_looped": _looped, "_weighed": _weighed, "_concat": _concat}
+    filters = MAIL_FILTERS if is_lenient else FILTERS
+    environment.filters = {**filters, "_looped": _looped, "_weighed": _weighed, "_concat": _concat}
     environment.tests = dict(TESTS)
     return environment
 
@@ -334,7 +338,7 @@ def _code(environment: _Environment, tree: nodes.Template) -> CodeType:
 def _rewritten(tree: nodes.Template) -> nodes.Template:
     """Replace the expensive operations of a template by calls of functions of this module."""
     for loop in tree.find_all(nodes.For):
-        loop.iter = _through("_looped", loop.iter, nodes.Const(_cost_of_step(loop)))
+        loop.iter = _through("_looped", loop.iter, nodes.Const(grammar.cost_of_step(loop)))
     _replace(tree)
     return tree
 
@@ -373,12 +377,6 @@ def _through(name: str, node: nodes.Node, *arguments: nodes.Expr) -> nodes.Filte
         lineno=node.lineno,
         environment=node.environment,
     )
-
-
-def _cost_of_step(loop: nodes.For) -> int:
-    """Return the steps of the budget that one turn of a loop costs."""
-    texts = sum(len(data.data) for data in loop.find_all(nodes.TemplateData))
-    return 1 + sum(1 for _ in loop.find_all(nodes.Node)) + texts // 100
 
 
 def _explain(error: Exception, template: Template) -> NoReturn:

@@ -315,7 +315,7 @@ def test_python_in_the_docs_compiles() -> None:
 
 def test_celery_client_in_the_docs_names_the_task_and_a_mail_that_is_accepted() -> None:
     found = re.search(
-        r'send_task\(\s*"([^"]+)", \[(\{.*\})\]\s*\)', block_with("python", "send_task")
+        r'send_task\(\s*"([^"]+)",\s*\[(\{.*\})\],?\s*\)', block_with("python", "send_task")
     )
     assert found and found[1] == mailasync.sendMail.name and read_message(found[2].encode()).to
 

@@ -1,8 +1,10 @@
 """Upgrades a database to the schema of this version, one process at a time."""
 
+import contextlib
 from pathlib import Path
 
 from sqlalchemy import Connection, inspect, text
+from sqlalchemy.exc import ProgrammingError
 
 from mailroom.model.errors import MailroomError
 from mailroom.process.lazy_import import Lazy
@@ -38,9 +40,13 @@ def upgrade(database: Database) -> None:
 
 
 def upgrade_if_empty(database: Database) -> None:
-    """Set up a database that has no table yet; one with any table is left as it is."""
+    """Set up a database that has no table yet; one with any table is left as it is.
+
+    So is one in which our user may make no table: `flask db upgrade` is run by another one then.
+    """
     if database.read(_is_empty):
-        upgrade(database)
+        with contextlib.suppress(ProgrammingError):
+            upgrade(database)
 
 
 def check(database: Database) -> None:

@@ -729,7 +729,7 @@ def test_keys_are_made_listed_and_revoked_by_command_and_open_another_host(
         plain = flask(one, "create", "reader", "--scope", "read", "--scope", "admin").splitlines()
         assert (
             len(plain) == 2
-            and plain[0].startswith(f"key {plain[1][3:11]} is in Database(")
+            and plain[0].startswith(f"key {plain[1][3:11]} is in sqlite:///")
             and len(plain[1]) == 55
         )
         # Then it is served

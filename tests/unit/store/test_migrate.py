@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 
 import app as web
 from mailroom.cli.doctor import Doctor
@@ -97,6 +97,24 @@ def test_a_database_that_holds_something_else_waits_for_the_command(database_url
     database.close()
     with pytest.raises(SchemaOutdated, match="found none; run `flask db upgrade`"):
         start(database_url)
+
+
+def test_an_empty_database_where_we_may_make_no_table_waits_for_the_command(
+    postgres_url: str,
+) -> None:
+    user = f"guest_{secrets.token_hex(4)}"
+    owner = Database(postgres_url)
+    try:
+        with owner.engine.begin() as connection:
+            connection.execute(text(f"CREATE ROLE {user} LOGIN"))
+            connection.execute(text("REVOKE CREATE ON SCHEMA public FROM PUBLIC"))
+        guest = make_url(postgres_url).set(username=user)
+        with pytest.raises(SchemaOutdated, match="found none; run `flask db upgrade`"):
+            start(guest.render_as_string(hide_password=False))
+    finally:
+        with owner.engine.begin() as connection:
+            connection.execute(text(f"DROP ROLE {user}"))
+        owner.close()
 
 
 @pytest.mark.parametrize("act", [start, bring_up])

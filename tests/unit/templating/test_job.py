@@ -278,12 +278,22 @@ def test_no_template_takes_long_to_read(piece: str) -> None:
         hold_to(400, partial(_wrong, message(source)))
 
 
+@pytest.mark.parametrize(
+    "source",
+    ["{% set job = job %}{{ job.nothing }}", "{% for job in job.result %}{{ job.x }}{% endfor %}"],
+)
+def test_a_template_may_not_set_job_itself(source: str) -> None:
+    with pytest.raises(InvalidMessage, match="expected another name than job"):
+        check(message(source))
+
+
 def test_a_result_is_text_in_html() -> None:
     hostile = '<script>alert("x")</script>&\'"'
     html = html_of('<p title="{{ job.result }}">{{ job.result|tojson }}</p>', hostile)
     escaped = '<p title="&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt;&amp;&#39;&#34;">'
-    assert html.startswith(escaped + '"\\u003cscript')
+    assert html.startswith(escaped + "&#34;&lt;script&gt;")
     assert html.count("<") == 2
+    assert html_of("<p>{{ job.result|tojson }}</p>", "é") == "<p>&#34;é&#34;</p>"
     assert (
         html_of("<p>{{ job.result }}</p>", {"a": "<b>"})
         == "<p>{&#34;a&#34;:&#34;&lt;b&gt;&#34;}</p>"
