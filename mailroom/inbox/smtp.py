@@ -141,11 +141,18 @@ class Inbox:
                 await woken.wait()
         finally:
             server.close()
-            for transport in list(transports):
-                transport.abort()
+            await _end(transports)
+
+
+async def _end(transports: set[asyncio.Transport]) -> None:
+    """Cut all connections, and those that are accepted meanwhile, and wait for what serves them."""
+    while True:
+        for transport in list(transports):
+            transport.abort()
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        if tasks:
-            await asyncio.wait(tasks)
+        if not tasks:
+            return
+        await asyncio.wait(tasks)
 
 
 class _Handler:

@@ -289,9 +289,11 @@ class Session(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport: asyncio.Transport = transport
+        self._socket_transport = transport
         self.smtpd.connections += 1
         self.number = self.smtpd.connections
         self.smtpd.sessions.add(self)
+        self.smtpd.transports.add(transport)
         self.smtpd.max_open_connections = max(
             self.smtpd.max_open_connections, len(self.smtpd.sessions)
         )
@@ -312,6 +314,7 @@ class Session(asyncio.Protocol):
         return not self.secure  # What came before it is still answered; TLS cannot do that.
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.smtpd.transports.discard(self._socket_transport)
         self.gone = True
         self.news.set()
 
@@ -738,6 +741,7 @@ class ScriptedSMTP(Script, Judge):
             self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             self.context.load_cert_chain(certificate)
         self.sessions: set[Session] = set()
+        self.transports: set[asyncio.Transport] = set()  #: whose sockets are open
         self.taken: set[Session] = set()  #: those within the limit of connections
         self.refused = 0  #: how many were not
         self.errors: list[BaseException] = []  #: the server's own, raised by stop()
@@ -778,6 +782,8 @@ class ScriptedSMTP(Script, Judge):
         await self._stopping.wait()
         await asyncio.gather(*self._accepting, return_exceptions=True)
         await asyncio.gather(*(session.die() for session in list(self.sessions)))
+        for transport in list(self.transports):  # Closed, and kept open by what nobody has read.
+            transport.abort()
 
     def _accept(self, listener: socket.socket) -> None:
         with contextlib.suppress(OSError):  # It was there, and has hung up.
