@@ -1,12 +1,14 @@
 """Heartbeats of workers. A worker without one for longer than its lease loses every row that it owns."""
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Column, ColumnElement, Connection, and_, literal, select
 
+from mailroom.model.errors import StoreUnavailable
 from mailroom.store.db.database import Database
 from mailroom.store.db.dialects import now_ms
 from mailroom.store.db.locking import in_order
@@ -31,6 +33,19 @@ def dead_owners(connection: Connection, owner: Column[Any], lease_seconds: float
     if not owners:
         return owners
     return owners - set(connection.scalars(select(workers.c.id).where(is_alive(lease_seconds))))
+
+
+def judge_only_in_time(asked_at: float, lease_seconds: float) -> None:
+    """Let nobody take workers for dead after a wait for the database: their heartbeats waited as well.
+
+    `asked_at` is when the wait began, by time.monotonic().
+
+    Raises:
+      StoreUnavailable: it took half a lease or longer.
+    """
+    waited_seconds = time.monotonic() - asked_at
+    if waited_seconds >= lease_seconds / 2:
+        raise StoreUnavailable(f"the database was away for {waited_seconds:.0f} s")
 
 
 def alive(database: Database, lease_seconds: float) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ The end of a job and what it means for its mail are one commit.
 """
 
 import json
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ from mailroom.store.db.locking import skip_locked
 from mailroom.store.db.schema import files, jobs
 from mailroom.store.events.timeline import record
 from mailroom.store.jobs.jobs import SMALL_MAX_CHARACTERS, JobEnd, JobState, let_go
-from mailroom.store.workers import dead_owners
+from mailroom.store.workers import dead_owners, judge_only_in_time
 
 #: A job's id, and the number of the attempt.
 Attempt = tuple[str, int]
@@ -141,7 +142,7 @@ class JobClaims:
         """End or requeue the jobs of dead workers; return the ids of messages that are queued now."""
         if not self.database.read(self._dead):
             return []
-        return self.database.write(self._orphans, None, alone=True)
+        return self.database.write(self._orphans, time.monotonic(), alone=True)
 
     def _owned(self) -> set[Attempt]:
         ours = select(jobs.c.id, jobs.c.attempt).where(
@@ -213,7 +214,8 @@ class JobClaims:
         record(connection, [line])
         return []
 
-    def _orphans(self, connection: Connection, items: list[None]) -> list[list[str]]:
+    def _orphans(self, connection: Connection, items: list[float]) -> list[list[str]]:
+        judge_only_in_time(min(items), self.lease_seconds)
         lost = [jobs.c.state == JobState.RUNNING, jobs.c.owner.in_(self._dead(connection))]
         has_attempts = jobs.c.attempt - jobs.c.excused < jobs.c.max_attempts
         end = JobEnd(state=JobState.FAILED, error="the worker that ran it died")

@@ -3,6 +3,7 @@
 Any number of sweepers may run.
 """
 
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from mailroom.store.events.counters import count
 from mailroom.store.events.timeline import record
 from mailroom.store.messages.claims import Claims
 from mailroom.store.messages.ownership import mine
-from mailroom.store.workers import dead_owners
+from mailroom.store.workers import dead_owners, judge_only_in_time
 
 #: The most rows of each kind that one sweep handles; the rest comes with the next sweep.
 BATCH_MAX = 1000
@@ -149,7 +150,7 @@ class Sweeps:
         """
         if not self.database.read(self._dead):
             return 0
-        return self.database.write(self._orphans, None, alone=True)
+        return self.database.write(self._orphans, time.monotonic(), alone=True)
 
     def abandoned(self, claims: Claims) -> int:
         """Give back messages of a living worker that none of its threads works on; return how many."""
@@ -187,7 +188,8 @@ class Sweeps:
     def _dead(self, connection: Connection) -> set[str]:
         return dead_owners(connection, messages.c.owner, self.lease_seconds)
 
-    def _orphans(self, connection: Connection, items: list[None]) -> list[int]:
+    def _orphans(self, connection: Connection, items: list[float]) -> list[int]:
+        judge_only_in_time(min(items), self.lease_seconds)
         dead = self._dead(connection)
         if not dead:
             return [0] * len(items)

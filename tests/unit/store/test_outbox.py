@@ -1,5 +1,6 @@
 """The outbox on both databases: accept, claim, fence, finish, release, sweep; and the plans by which SQLite finds the rows."""
 
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import RFC_4122, UUID
@@ -8,6 +9,7 @@ import pytest
 from sqlalchemy import Connection, event, text
 
 from mailroom.model.attempt import Claim, Outcome
+from mailroom.model.errors import StoreUnavailable
 from mailroom.model.ids import new_id
 from mailroom.model.message import Address, Message, State
 from mailroom.store.db.database import Database
@@ -18,6 +20,8 @@ from mailroom.store.maintenance.rescue import CRASHES_MAX, Sweeps
 from mailroom.store.messages.claims import Claims
 from mailroom.store.messages.outbox import NewMessage, Outbox
 from mailroom.store.workers import Heartbeat
+from tests.services import let_pass
+from tests.services.schema import on_sqlite
 
 LEASE_SECONDS = 600.0  # None runs out by itself, however busy the machine is.
 SENT = Outcome(state=State.SENT, reason="250 ok", recipients={0: (State.SENT, "250 ok")})
@@ -656,3 +660,26 @@ def test_every_statement_finds_its_rows_by_an_index(sqlite_url: str) -> None:
     assert looked_up > 10
     assert len(seen) > 40
     database.close()
+
+
+@on_sqlite
+def test_no_worker_is_taken_for_dead_as_the_database_comes_back(
+    database: Database, outbox: Outbox
+) -> None:
+    # Given a worker with a mail, a lease of which half is over soon, and a file that another process locks
+    id, lease_seconds = accept(outbox), 0.2
+    claim_one(worker(database, "worker-1"), id)
+    age(database, workers_seen_at=60)
+    with (
+        sqlite3.connect(str(database.url.database), isolation_level=None) as other,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        other.execute("BEGIN IMMEDIATE")
+        # When it is free again, while the sweeper waits for it, as all heartbeats do
+        judged = threads.submit(Sweeps(database, lease_seconds, "resend").orphans)
+        let_pass(lease_seconds)
+        other.execute("ROLLBACK")
+        # Then nobody is judged by what was written before
+        with pytest.raises(StoreUnavailable, match="was away"):
+            judged.result()
+    assert state(outbox, id) == State.SENDING
