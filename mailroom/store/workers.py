@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Column, ColumnElement, Connection, and_, literal, select
 
@@ -13,6 +13,8 @@ from mailroom.store.db.database import Database
 from mailroom.store.db.dialects import now_ms
 from mailroom.store.db.locking import in_order
 from mailroom.store.db.schema import workers
+
+R = TypeVar("R")
 
 #: Rows of workers that were not seen for so long are deleted; nothing refers to them any more.
 FORGET_AFTER_MS = 24 * 3600 * 1000
@@ -29,23 +31,31 @@ def is_seen_within(milliseconds: ColumnElement[int]) -> ColumnElement[bool]:
 
 def dead_owners(connection: Connection, owner: Column[Any], lease_seconds: float) -> set[str]:
     """Return the owners in this column, which has a small index, that are not alive."""
-    owners = set(connection.scalars(select(owner).where(owner.is_not(None)).distinct()))
+    in_column = select(owner).where(owner.is_not(None)).distinct()
+    owners = set(connection.scalars(in_column))
     if not owners:
         return owners
-    return owners - set(connection.scalars(select(workers.c.id).where(is_alive(lease_seconds))))
+    living = select(workers.c.id).where(is_alive(lease_seconds))
+    return owners - set(connection.scalars(living))
 
 
-def judge_only_in_time(asked_at: float, lease_seconds: float) -> None:
-    """Let nobody take workers for dead after a wait for the database: their heartbeats waited as well.
+def write_in_time(database: Database, change: Callable[[Connection], R], lease_seconds: float) -> R:
+    """Write what takes workers for dead, in its own transaction, unless that has to wait for the database.
 
-    `asked_at` is when the wait began, by time.monotonic().
+    The heartbeats of the workers wait for it as well then.
 
     Raises:
-      StoreUnavailable: it took half a lease or longer.
+      StoreUnavailable: the wait took half a lease or longer.
     """
-    waited_seconds = time.monotonic() - asked_at
-    if waited_seconds >= lease_seconds / 2:
-        raise StoreUnavailable(f"the database was away for {waited_seconds:.0f} s")
+    asked_at = time.monotonic()
+
+    def change_in_time(connection: Connection, items: list[None]) -> list[R]:
+        waited_seconds = time.monotonic() - asked_at
+        if waited_seconds >= lease_seconds / 2:
+            raise StoreUnavailable(f"the database was away for {waited_seconds:.0f} s")
+        return [change(connection)]
+
+    return database.write(change_in_time, None, alone=True)
 
 
 def alive(database: Database, lease_seconds: float) -> list[dict[str, Any]]:
@@ -64,7 +74,10 @@ def hanging_accounts(database: Database, lease_seconds: float) -> dict[str, str]
         is_alive(lease_seconds), workers.c.hanging.is_not(None)
     )
     rows = database.read(lambda connection: connection.scalars(hanging).all())
-    return {account: words for row in rows for account, words in json.loads(row).items()}
+    accounts: dict[str, str] = {}
+    for row in rows:
+        accounts |= json.loads(row)
+    return accounts
 
 
 def thread_troubles(database: Database, lease_seconds: float) -> list[str]:

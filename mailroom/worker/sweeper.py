@@ -56,9 +56,8 @@ class Sweeper:
     _trusts_from: float = float("-inf")
     _lost_at: float = field(default_factory=time.monotonic)
     _purged_at: float = float("-inf")  #: the first purge is at the start
-    _last_ms: int | None = (
-        None  #: the last sweep, by the database's clock, which goes on while a machine sleeps
-    )
+    #: the last sweep, by the database's clock, which goes on while a machine sleeps
+    _last_ms: int | None = None
     _is_behind: bool = False  #: the last sweep left rows over that workers could take
 
     def start(self) -> None:
@@ -116,7 +115,7 @@ class Sweeper:
     def _give_back_orphans(self) -> None:
         if time.monotonic() < self._trusts_from:
             return
-        if count := self.sweeps.orphans():
+        if count := self.sweeps.orphans(besides=self.claims.owner):
             log.warning("%d messages of a lost worker were given back", count)
         for id in self.job_claims.orphans():
             self.publisher.offer(id, queue="mail")

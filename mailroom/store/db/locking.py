@@ -4,10 +4,13 @@ PostgreSQL undoes one of two such transactions, after a second. SQLite has one w
 none of this.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Delete, Select, Update, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Delete, Select, Table, Update, select, tuple_
 
+T = TypeVar("T")
+R = TypeVar("R")
 Change = TypeVar("Change", Update, Delete)
 
 
@@ -40,3 +43,23 @@ def skip_locked(ids: Select[Any]) -> Select[Any]:
     """
     rows = ids.with_for_update(skip_locked=True).cte("found")
     return select(rows.c.id)
+
+
+def not_in_use(table: Table, *conditions: ColumnElement[bool]) -> Select[Any]:
+    """Select the keys of these rows, locked in order, without those that another transaction changes.
+
+    To wait for it could be a deadlock, as it may lock any other of them next.
+    """
+    (key,) = table.primary_key.columns
+    return skip_locked(select(key.label("id")).where(*conditions).order_by(key))
+
+
+def each_in_order(
+    items: Sequence[T], change: Callable[[T], R], *, key: Callable[[T], Any]
+) -> list[R]:
+    """Change a row for each item, in the order of the rows' keys; return the results in that of the items."""
+    numbers = range(len(items))
+    results: dict[int, R] = {}
+    for number in sorted(numbers, key=lambda number: key(items[number])):
+        results[number] = change(items[number])
+    return [results[number] for number in numbers]

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, and_, delete, or_, select, tuple_, update
@@ -11,10 +12,10 @@ from sqlalchemy import Connection, and_, delete, or_, select, tuple_, update
 from mailroom.model.errors import StoreUnavailable
 from mailroom.store.db.database import Database, run, run_in_order
 from mailroom.store.db.dialects import now_ms
-from mailroom.store.db.locking import skip_locked
+from mailroom.store.db.locking import each_in_order, in_order, not_in_use, skip_locked
 from mailroom.store.db.schema import contents, deliveries, messages, tags, webhooks
 from mailroom.store.events.webhook_events import DELIVERED, DISABLED, ENABLED, FAILED, OWN, PENDING
-from mailroom.store.workers import dead_owners
+from mailroom.store.workers import dead_owners, write_in_time
 
 log = logging.getLogger("mailasync.webhook")
 
@@ -56,9 +57,8 @@ class WebhookDeliveries:
     database: Database
     owner: str
     lease_seconds: float
-    _in_hand: set[Attempt] = field(
-        default_factory=set, repr=False
-    )  #: those that some thread works on
+    #: those that some thread works on
+    _in_hand: set[Attempt] = field(default_factory=set, repr=False)
     #: Those that were ours at the last look though no thread worked on them.
     _suspects: set[Attempt] = field(default_factory=set, repr=False)
 
@@ -116,18 +116,23 @@ class WebhookDeliveries:
         A delivery is idle if none of our threads works on it.
         """
         lost = self._lost()
-        owner = deliveries.c.owner
-        dead = self.database.read(
-            lambda connection: dead_owners(connection, owner, self.lease_seconds)
-        )
-        dead = dead - {self.owner}
+        dead = self.database.read(self._dead)
         if not (dead or lost):
             return 0
+        return write_in_time(self.database, partial(self._orphans, lost), self.lease_seconds)
+
+    def _dead(self, connection: Connection) -> set[str]:
+        """Return the dead workers that own deliveries; this worker, however late its heartbeat, is none."""
+        return dead_owners(connection, deliveries.c.owner, self.lease_seconds) - {self.owner}
+
+    def _orphans(self, lost: set[Attempt], connection: Connection) -> int:
+        owner = deliveries.c.owner
+        of_dead = owner.in_(self._dead(connection))
         is_lost = and_(
             owner == self.owner, tuple_(deliveries.c.number, deliveries.c.attempt).in_(lost)
         )
-        statement = _giving_back(or_(owner.in_(dead), is_lost), counts=True)
-        return len(self.database.write(run_in_order, statement, alone=True))
+        giving_back = _giving_back(or_(of_dead, is_lost), counts=True)
+        return len(connection.scalars(in_order(connection, giving_back)).all())
 
     def _lost(self) -> set[Attempt]:
         """Return what is ours and idle, and was so at the last look."""
@@ -154,10 +159,11 @@ class WebhookDeliveries:
     def _finish(
         self, connection: Connection, ended: list[tuple[DueDelivery, DeliveryResult]]
     ) -> list[bool]:
-        done: dict[int, bool] = {}
-        for number, (due, result) in sorted(enumerate(ended), key=lambda item: item[1][0].number):
-            done[number] = self._finish_one(connection, due, result)
-        return [done[number] for number in range(len(ended))]
+        return each_in_order(
+            ended,
+            lambda item: self._finish_one(connection, *item),
+            key=lambda item: item[0].number,
+        )
 
     def _finish_one(self, connection: Connection, due: DueDelivery, result: DeliveryResult) -> bool:
         values: dict[str, Any] = {
@@ -188,27 +194,18 @@ def disable(connection: Connection, id: str, reason: str | None) -> None:
         .values(state=DISABLED, reason=reason)
         .where(webhooks.c.id == id, webhooks.c.state == ENABLED)
     )
-    waiting = _not_in_use(deliveries.c.webhook_id == id, deliveries.c.next_attempt_at.is_not(None))
+    of_webhook = (deliveries.c.webhook_id == id, deliveries.c.next_attempt_at.is_not(None))
     connection.execute(
         update(deliveries)
         .values(state=FAILED, next_attempt_at=None, reply="the webhook was disabled")
-        .where(deliveries.c.number.in_(waiting))
+        .where(deliveries.c.number.in_(not_in_use(deliveries, *of_webhook)))
     )
 
 
 def forget(connection: Connection, ids: Collection[str]) -> None:
-    """Delete the deliveries to these webhooks."""
-    numbers = _not_in_use(deliveries.c.webhook_id.in_(ids))
+    """Delete the deliveries to these webhooks, but not those that a worker is changing."""
+    numbers = not_in_use(deliveries, deliveries.c.webhook_id.in_(ids))
     connection.execute(delete(deliveries).where(deliveries.c.number.in_(numbers)))
-
-
-def _not_in_use(*conditions: Any) -> Any:
-    """Select the numbers of these deliveries, but not of those that a worker is changing.
-
-    To wait for it could be a deadlock, as it may lock any other of them next. It finds by itself that there
-    is no webhook any more.
-    """
-    return skip_locked(select(deliveries.c.number.label("id")).where(*conditions))
 
 
 def _due(busy: Collection[str]) -> Any:

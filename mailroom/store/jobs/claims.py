@@ -4,7 +4,6 @@ The end of a job and what it means for its mail are one commit.
 """
 
 import json
-import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,11 +13,11 @@ from sqlalchemy import ColumnElement, Connection, Insert, Select, or_, select, u
 from mailroom.model.message import Attachment
 from mailroom.store.db.database import Database, run
 from mailroom.store.db.dialects import now_ms
-from mailroom.store.db.locking import skip_locked
+from mailroom.store.db.locking import each_in_order, not_in_use, skip_locked
 from mailroom.store.db.schema import files, jobs
 from mailroom.store.events.timeline import record
 from mailroom.store.jobs.jobs import SMALL_MAX_CHARACTERS, JobEnd, JobState, let_go
-from mailroom.store.workers import dead_owners, judge_only_in_time
+from mailroom.store.workers import dead_owners, write_in_time
 
 #: A job's id, and the number of the attempt.
 Attempt = tuple[str, int]
@@ -114,9 +113,8 @@ class JobClaims:
 
     def taken_away(self) -> set[str]:
         """Return the jobs that our threads run though they were canceled, or given to others."""
-        in_hand = set(
-            self._in_hand
-        )  # Read first: a job that is claimed in between is in neither list.
+        # Read first: a job that is claimed in between is in neither list.
+        in_hand = set(self._in_hand)
         if not in_hand:
             return set()
         return {id for id, _ in in_hand - self._owned()}
@@ -142,7 +140,7 @@ class JobClaims:
         """End or requeue the jobs of dead workers; return the ids of messages that are queued now."""
         if not self.database.read(self._dead):
             return []
-        return self.database.write(self._orphans, time.monotonic(), alone=True)
+        return write_in_time(self.database, self._orphans, self.lease_seconds)
 
     def _owned(self) -> set[Attempt]:
         ours = select(jobs.c.id, jobs.c.attempt).where(
@@ -173,11 +171,12 @@ class JobClaims:
     def _finish(
         self, connection: Connection, ended: list[tuple[JobClaim, JobEnd]]
     ) -> list[list[str] | None]:
-        released: dict[int, list[str] | None] = {}
-        for number, (claim, end) in sorted(enumerate(ended), key=lambda item: item[1][0].id):
+        def finish(item: tuple[JobClaim, JobEnd]) -> list[str] | None:
+            claim, end = item
             work = self._end if end.wait_seconds is None else self._try_again
-            released[number] = work(connection, claim, end)
-        return [released[number] for number in range(len(ended))]
+            return work(connection, claim, end)
+
+        return each_in_order(ended, finish, key=lambda item: item[0].id)
 
     def _end(self, connection: Connection, claim: JobClaim, end: JobEnd) -> list[str] | None:
         values: dict[str, Any] = {"state": end.state, "error": end.error, "result": end.result}
@@ -214,22 +213,21 @@ class JobClaims:
         record(connection, [line])
         return []
 
-    def _orphans(self, connection: Connection, items: list[float]) -> list[list[str]]:
-        judge_only_in_time(min(items), self.lease_seconds)
+    def _orphans(self, connection: Connection) -> list[str]:
         lost = [jobs.c.state == JobState.RUNNING, jobs.c.owner.in_(self._dead(connection))]
         has_attempts = jobs.c.attempt - jobs.c.excused < jobs.c.max_attempts
         end = JobEnd(state=JobState.FAILED, error="the worker that ran it died")
-        _requeue(connection, _not_in_use(*lost, has_attempts), end)
+        _requeue(connection, not_in_use(jobs, *lost, has_attempts), end)
         ended = connection.execute(
             update(jobs)
             .values(state=end.state, owner=None, finished_at=now_ms(), error=end.error)
-            .where(jobs.c.id.in_(_not_in_use(*lost, ~has_attempts)))
+            .where(jobs.c.id.in_(not_in_use(jobs, *lost, ~has_attempts)))
             .returning(jobs.c.id, jobs.c.attempt)
         ).all()
         released: list[str] = []
         for row in sorted(ended):
             released += let_go(connection, row.id, end, attempt=row.attempt)
-        return [released] * len(items)
+        return released
 
 
 #: All that a claim changes but the owner.
@@ -276,11 +274,6 @@ def _requeue(connection: Connection, ids: Any, end: JobEnd) -> None:
         for row in rows
     ]
     record(connection, lines)
-
-
-def _not_in_use(*conditions: ColumnElement[bool]) -> Any:
-    """Select the ids of these jobs, without those that are locked: their worker lives."""
-    return skip_locked(select(jobs.c.id).where(*conditions).order_by(jobs.c.id))
 
 
 def _giving_back(*conditions: ColumnElement[bool]) -> Any:

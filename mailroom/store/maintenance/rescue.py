@@ -3,25 +3,25 @@
 Any number of sweepers may run.
 """
 
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, func, or_, select, update
 
 from mailroom.model.message import State
 from mailroom.store.accounts import note_sent
 from mailroom.store.db.database import Database, Work, run
 from mailroom.store.db.dialects import now_ms
-from mailroom.store.db.locking import in_order, skip_locked
+from mailroom.store.db.locking import in_order, not_in_use, skip_locked
 from mailroom.store.db.schema import messages, recipients
 from mailroom.store.events.counters import count
 from mailroom.store.events.timeline import record
 from mailroom.store.messages.claims import Claims
 from mailroom.store.messages.ownership import mine
-from mailroom.store.workers import dead_owners, judge_only_in_time
+from mailroom.store.workers import dead_owners, write_in_time
 
 #: The most rows of each kind that one sweep handles; the rest comes with the next sweep.
 BATCH_MAX = 1000
@@ -142,15 +142,15 @@ class Sweeps:
         """Unmark all queued rows: the broker was in the memory of a process that has ended."""
         self.database.write(_forget_nudges, None, alone=True)
 
-    def orphans(self) -> int:
+    def orphans(self, *, besides: str = "") -> int:
         """Give back the messages of dead workers; return how many. Each death counts against its messages.
 
         Before the fence nothing was sent: queued. After it nobody knows: uncertain, and settled by
-        ON_UNCERTAIN.
+        ON_UNCERTAIN. `besides`: the worker that asks, which lives, even if its heartbeat is late.
         """
-        if not self.database.read(self._dead):
+        if not self.database.read(partial(self._dead, besides)):
             return 0
-        return self.database.write(self._orphans, time.monotonic(), alone=True)
+        return write_in_time(self.database, partial(self._orphans, besides), self.lease_seconds)
 
     def abandoned(self, claims: Claims) -> int:
         """Give back messages of a living worker that none of its threads works on; return how many."""
@@ -185,18 +185,14 @@ class Sweeps:
         queued = [QueuedId(row.id, row.queue, alone=row.crashes > 0) for row in rows]
         return sorted(queued, key=lambda message: message.id)
 
-    def _dead(self, connection: Connection) -> set[str]:
-        return dead_owners(connection, messages.c.owner, self.lease_seconds)
+    def _dead(self, besides: str, connection: Connection) -> set[str]:
+        return dead_owners(connection, messages.c.owner, self.lease_seconds) - {besides}
 
-    def _orphans(self, connection: Connection, items: list[float]) -> list[int]:
-        judge_only_in_time(min(items), self.lease_seconds)
-        dead = self._dead(connection)
-        if not dead:
-            return [0] * len(items)
-        of_dead = messages.c.owner.in_(dead)
+    def _orphans(self, besides: str, connection: Connection) -> int:
+        of_dead = messages.c.owner.in_(self._dead(besides, connection))
         ids = self._give_back(connection, of_dead, crashes=1, cause="the worker died")
         _fail_poison(connection, ids)
-        return [len(ids)] * len(items)
+        return len(ids)
 
     def _abandoned(self, connection: Connection, items: list[tuple[str, list[Any]]]) -> list[int]:
         counts: list[int] = []
@@ -211,7 +207,7 @@ class Sweeps:
     ) -> list[str]:
         """Queue messages of which nothing was sent, and settle uncertain ones; return the ids of all."""
         released = {"owner": None, "published_at": None, "crashes": messages.c.crashes + crashes}
-        sending = _not_in_use(*conditions, messages.c.state == State.SENDING)
+        sending = not_in_use(messages, *conditions, messages.c.state == State.SENDING)
         unsent = connection.execute(
             update(messages)
             .values(state=State.QUEUED, **released)
@@ -219,7 +215,7 @@ class Sweeps:
             .returning(messages.c.id, messages.c.attempt)
         ).all()
         reason = f"{cause} after the payload went out"
-        in_data = _not_in_use(*conditions, messages.c.state == State.IN_DATA)
+        in_data = not_in_use(messages, *conditions, messages.c.state == State.IN_DATA)
         uncertain = connection.execute(
             update(messages)
             .values(uncertain_attempts=messages.c.uncertain_attempts + 1, reason=reason, **released)
@@ -256,11 +252,6 @@ def _line(row: Any, event: str, detail: str) -> dict[str, Any]:
 def _number(connection: Connection, condition: ColumnElement[bool], *, limit: int) -> int:
     rows = select(messages.c.id).where(condition).limit(limit).subquery()
     return connection.scalar(select(func.count()).select_from(rows)) or 0
-
-
-def _not_in_use(*conditions: ColumnElement[bool]) -> Select[Any]:
-    """Select the ids of these rows, without those that are locked: their owner lives."""
-    return skip_locked(select(messages.c.id).where(*conditions).order_by(messages.c.id))
 
 
 def _fail_poison(connection: Connection, ids: list[str]) -> None:

@@ -1,6 +1,5 @@
 """The outbox on both databases: accept, claim, fence, finish, release, sweep; and the plans by which SQLite finds the rows."""
 
-import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import RFC_4122, UUID
@@ -20,7 +19,7 @@ from mailroom.store.maintenance.rescue import CRASHES_MAX, Sweeps
 from mailroom.store.messages.claims import Claims
 from mailroom.store.messages.outbox import NewMessage, Outbox
 from mailroom.store.workers import Heartbeat
-from tests.services import let_pass
+from tests.services.locked_file import kept_waiting
 from tests.services.schema import on_sqlite
 
 LEASE_SECONDS = 600.0  # None runs out by itself, however busy the machine is.
@@ -323,9 +322,8 @@ def test_a_released_row_is_queued_again_and_the_attempt_does_not_count(
     fenced = claim_one(claims, claim.id)
     assert (fenced.attempt, fenced.counted) == (2, 1)
     assert claims.fence(fenced)
-    assert claims.release(
-        fenced
-    )  # as after a fence whose commit got no answer: the payload was not sent
+    # as after a fence whose commit got no answer: the payload was not sent
+    assert claims.release(fenced)
     assert state(outbox, claim.id) == State.QUEUED
 
 
@@ -666,20 +664,25 @@ def test_every_statement_finds_its_rows_by_an_index(sqlite_url: str) -> None:
 def test_no_worker_is_taken_for_dead_as_the_database_comes_back(
     database: Database, outbox: Outbox
 ) -> None:
-    # Given a worker with a mail, a lease of which half is over soon, and a file that another process locks
+    # Given a worker with a mail, and a lease of which half is over soon
     id, lease_seconds = accept(outbox), 0.2
     claim_one(worker(database, "worker-1"), id)
     age(database, workers_seen_at=60)
-    with (
-        sqlite3.connect(str(database.url.database), isolation_level=None) as other,
-        ThreadPoolExecutor(1) as threads,
-    ):
-        other.execute("BEGIN IMMEDIATE")
-        # When it is free again, while the sweeper waits for it, as all heartbeats do
-        judged = threads.submit(Sweeps(database, lease_seconds, "resend").orphans)
-        let_pass(lease_seconds)
-        other.execute("ROLLBACK")
-        # Then nobody is judged by what was written before
-        with pytest.raises(StoreUnavailable, match="was away"):
-            judged.result()
+    # When a sweeper has to wait for the database, as all heartbeats do
+    judge = Sweeps(database, lease_seconds, "resend").orphans
+    # Then nobody is judged by what was written before
+    with pytest.raises(StoreUnavailable, match="was away"):
+        kept_waiting(database, judge, seconds=lease_seconds)
     assert state(outbox, id) == State.SENDING
+
+
+def test_a_worker_does_not_take_itself_for_dead(
+    database: Database, outbox: Outbox, claims: Claims, sweeps: Sweeps
+) -> None:
+    # Its sweep can be the first to write after a pause, before its own heartbeat.
+    id = accept(outbox)
+    claim_one(claims, id)
+    lose(database, "worker-1")
+    assert sweeps.orphans(besides="worker-1") == 0
+    assert state(outbox, id) == State.SENDING
+    assert sweeps.orphans(besides="worker-2") == 1

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from functools import partial
@@ -26,10 +26,11 @@ from flask.testing import FlaskClient
 from sqlalchemy import Connection, select, text
 from standardwebhooks import Webhook
 
+from mailroom.model.errors import StoreUnavailable
 from mailroom.model.message import State
 from mailroom.store.db.database import Database
 from mailroom.store.db.dialects import now_ms
-from mailroom.store.db.schema import contents, deliveries, events, jobs, messages, tags
+from mailroom.store.db.schema import contents, deliveries, events, jobs, messages, tags, workers
 from mailroom.store.events.deliveries import DeliveryResult, WebhookDeliveries
 from mailroom.store.events.timeline import record
 from mailroom.store.events.webhook_events import OWN, enqueue_webhooks, have_own
@@ -42,9 +43,10 @@ from mailroom.webhooks.http import WebhookExchange, WebhookResponse
 from mailroom.webhooks.notifier import SCHEDULE, Notifier, judge, retry_after_seconds
 from mailroom.webhooks.ssrf import AddressGuard, ForbiddenURL, is_public
 from tests.services import is_alive, wait_until
+from tests.services.locked_file import kept_waiting
 from tests.services.logs import broken_log
 from tests.services.processes import PROJECT, Service
-from tests.services.schema import on_postgresql, ready
+from tests.services.schema import on_postgresql, on_sqlite, ready
 from tests.unit.api.test_messages import MAIL
 
 LEASE_SECONDS = 20.0
@@ -57,6 +59,12 @@ def transact(database: Database, work: Callable[[Connection], object]) -> None:
         work(connection)
 
     database.transaction(run)
+
+
+def lose(database: Database, owner: str) -> None:
+    """Let the lease of a worker run out."""
+    late = workers.update().values(seen_at=0).where(workers.c.id == owner)
+    transact(database, lambda connection: connection.execute(late))
 
 
 def message(
@@ -346,15 +354,23 @@ def test_what_a_dead_worker_had_is_given_back(database: Database) -> None:
     assert worker(database, "dead").claim()
     alive = worker(database, "alive")
     assert alive.give_back() == 0
-    transact(
-        database,
-        lambda connection: connection.execute(
-            text("UPDATE workers SET seen_at = 0 WHERE id = 'dead'")
-        ),
-    )
+    lose(database, "dead")
     assert alive.give_back() == 1
     again = alive.claim()
     assert again and again.attempt == 2
+
+
+@on_sqlite
+def test_no_worker_is_taken_for_dead_after_a_wait_for_the_database(database: Database) -> None:
+    Webhooks(database).create("https://a.example.org/")
+    happened(database, message(database, "one"))
+    assert worker(database, "late").claim()
+    one = worker(database, "one")
+    hasty = replace(one, lease_seconds=0.2)
+    lose(database, "late")
+    with pytest.raises(StoreUnavailable, match="was away"):
+        kept_waiting(database, hasty.give_back, seconds=0.2)
+    assert [row.owner for row in rows(database)] == ["late"]
 
 
 def test_a_claim_whose_word_got_lost_is_given_back_at_the_second_look(database: Database) -> None:
@@ -862,9 +878,8 @@ def test_a_huge_answer_is_read_up_to_its_first_words(receiver: Receiver) -> None
 def test_the_name_is_resolved_once_and_that_address_is_called(receiver: Receiver) -> None:
     resolved: list[str] = []
 
-    def resolve(
-        host: str, port: int, **more: Any
-    ) -> Any:  # At the second time it would be another, as in DNS rebinding.
+    def resolve(host: str, port: int, **more: Any) -> Any:
+        # At the second time it would be another, as in DNS rebinding.
         resolved.append(host)
         return resolving("127.0.0.1" if len(resolved) == 1 else "127.0.0.9")(host, port)
 
