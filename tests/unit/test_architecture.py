@@ -222,7 +222,7 @@ def test_modules_functions_and_lines_are_short() -> None:
         long_functions = [
             function.name
             for function in functions(tree)
-            if (function.end_lineno or 0) - function.lineno >= FUNCTION_LINES_MAX
+            if function_lines(function) > FUNCTION_LINES_MAX
         ]
         assert name.startswith("migrations.") or not long_functions, f"{name}: {long_functions}"
 
@@ -230,6 +230,11 @@ def test_modules_functions_and_lines_are_short() -> None:
 def functions(tree: ast.AST) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
     kinds = ast.FunctionDef | ast.AsyncFunctionDef
     return [node for node in ast.walk(tree) if isinstance(node, kinds)]
+
+
+def function_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Count from `def` to its last line, docstring included."""
+    return (function.end_lineno or 0) - function.lineno + 1
 
 
 def test_docstrings_begin_with_a_verb_or_name_the_thing() -> None:
