@@ -226,9 +226,8 @@ def main() -> None:
     options = parser.parse_args()
     slowest = 0.0
     with tempfile.TemporaryDirectory() as directory:
-        Path(directory).chmod(
-            0o755
-        )  # PostgreSQL, which refuses to run as root, has to reach its own.
+        # PostgreSQL, which refuses to run as root, has to reach its own.
+        Path(directory).chmod(0o755)
         cluster = Postgres(Path(directory) / "postgres")
         cluster.start()
         try:

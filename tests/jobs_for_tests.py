@@ -324,7 +324,6 @@ def burn(seconds: float) -> None:
 
 @job("in flask", app_context=True)
 def in_flask() -> str:
-    name: str = sys.modules[
-        "flask"
-    ].current_app.name  # Not imported here: most children need no Flask.
+    # Not imported here: most children need no Flask.
+    name: str = sys.modules["flask"].current_app.name
     return name

@@ -42,9 +42,8 @@ class Services:
     suppressions: Suppressions
     unsubscribes: Unsubscribes
     templates: Templates
-    publisher: Callable[
-        [], Publisher | None
-    ]  #: returns the publisher of this process, None before it serves
+    #: returns the publisher of this process, None before it serves
+    publisher: Callable[[], Publisher | None]
     send: Callable[[MailId], object]  #: publishes the task sendMail for one mail
     run: Callable[[NewJob], object]  #: publishes the task runJob on the job's queue
 

@@ -62,9 +62,8 @@ class CarefulConsumer(Consumer):
         super().__init__(*args, **options)
         self._refusal = ""  #: what RabbitMQ refuses now
         self._rest_seconds = REST_MIN_SECONDS
-        self._shared_tag: str | None = (
-            None  #: the tag of the consumer of SHARED_QUEUE, once that is to end
-        )
+        #: the tag of the consumer of SHARED_QUEUE, once that is to end
+        self._shared_tag: str | None = None
         self._held: list[Any] = []  #: messages of SHARED_QUEUE, until its consumer has ended
 
     def create_task_handler(self, *args: Any) -> Any:
@@ -210,9 +209,8 @@ class CarefulConsumer(Consumer):
         )
 
     def _cancel_shared(self) -> None:
-        self.cancel_task_queue(
-            SHARED_QUEUE
-        )  # Waits for the reply; messages until then are held as well.
+        # Waits for the reply; messages until then are held as well.
+        self.cancel_task_queue(SHARED_QUEUE)
         held, self._held = self._held, []
         for message in held:
             message.reject_log_error(log, self.connection_errors, requeue=True)

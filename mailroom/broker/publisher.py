@@ -203,9 +203,8 @@ class Publisher:
     def _poll(self, producer: Producer) -> None:
         connection: Any = producer.connection
         for name in self.polled_queues:
-            channel = (
-                connection.channel()
-            )  # For one queue: RabbitMQ closes it where the queue is missing.
+            # For one queue: RabbitMQ closes it where the queue is missing.
+            channel = connection.channel()
             try:
                 declared = channel.queue_declare(name, passive=True)
             except ChannelError as e:

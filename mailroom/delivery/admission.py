@@ -55,13 +55,11 @@ class _AccountShare:
     singles: deque[ConnectionRequest] = field(default_factory=deque)
     batches: deque[ConnectionRequest] = field(default_factory=deque)
     single_was_last: bool = False  #: True if the last connection went to a single mail
-    progress_at: float = field(
-        default_factory=time.monotonic
-    )  #: a connection was last taken or released
+    #: a connection was last taken or released
+    progress_at: float = field(default_factory=time.monotonic)
     is_fast: bool = True  #: True if the last mail took less than HANGS_AFTER_SECONDS
-    connections: int = (
-        0  #: as many as the server takes, as far as we know; at most `connections_max`
-    )
+    #: as many as the server takes, as far as we know; at most `connections_max`
+    connections: int = 0
     limited_at: float = 0.0  #: `connections` last changed
 
     def __post_init__(self) -> None:

@@ -14,9 +14,8 @@ class Groups:
     """The group sizes of this worker: how many recipients of each mail it tries at a time."""
 
     def __init__(self) -> None:
-        self._groups: OrderedDict[str, tuple[int, int]] = (
-            OrderedDict()
-        )  #: by id: size, last position tried
+        #: by id: size, last position tried
+        self._groups: OrderedDict[str, tuple[int, int]] = OrderedDict()
         self._lock = threading.Lock()
 
     def choose(self, claim: Claim) -> tuple[int, ...]:

@@ -51,24 +51,19 @@ class AppHooks:
 
     hint: str = ""  #: the command that sends a mail, shown while the list is empty
     scripts: Sequence[str] = ()  #: URLs; with scripts the list updates itself as mail arrives
-    pages: Callable[[], Sequence[tuple[str, str]]] = (
-        _none  #: (path, name) of the application's pages
-    )
-    origin: Callable[[str], Sequence[tuple[str, str]]] = (
-        _none  #: (URL, text) of links, for a Message-ID
-    )
+    #: (path, name) of the application's pages
+    pages: Callable[[], Sequence[tuple[str, str]]] = _none
+    #: (URL, text) of links, for a Message-ID
+    origin: Callable[[str], Sequence[tuple[str, str]]] = _none
     form_token: Callable[[], str] = str  #: the CSRF token of a form
-    refuse_form: Callable[[], Response | None] = lambda: (
-        None
-    )  #: the answer to a form with a wrong token
-    may_act: Callable[[], bool] = lambda: (
-        True
-    )  #: whether the client may delete mails and make them fail
+    #: the answer to a form with a wrong token
+    refuse_form: Callable[[], Response | None] = lambda: None
+    #: whether the client may delete mails and make them fail
+    may_act: Callable[[], bool] = lambda: True
     #: called in a request; the function it returns tells later, in any thread, if the client may still read
     access_check: Callable[[], Callable[[], bool]] = lambda: lambda: True
-    refuse_waited: Callable[[], Response | None] = lambda: (
-        None
-    )  #: checks access again after waiting
+    #: checks access again after waiting
+    refuse_waited: Callable[[], Response | None] = lambda: None
 
     @property
     def policy(self) -> str:

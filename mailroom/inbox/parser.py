@@ -212,9 +212,8 @@ def _text_and_html(parts: list[_Text]) -> tuple[str | None, str | None]:
     text = _joined(texts) if texts else None
     if len(parts) == len(texts):
         return text, None
-    if (
-        len(texts) == 1 and len(parts) == 2
-    ):  # Two forms of one text, even without an alternative around them.
+    if len(texts) == 1 and len(parts) == 2:
+        # Two forms of one text, even without an alternative around them.
         return text, _joined([part.text for part in parts if part.is_html])
     return text, _joined(
         [_as_html(part) for part in parts if part.is_html or not part.in_alternative]

@@ -72,9 +72,8 @@ class Inbox:
         self._listener: socket.socket | None = None  #: bound by start(), used by the next run
         self._stopping = threading.Event()
         self._thread: SupervisedThread | None = None
-        self._wake: Callable[[], object] = lambda: (
-            None
-        )  #: interrupts the event loop, so that it checks `_stopping`
+        #: interrupts the event loop, so that it checks `_stopping`
+        self._wake: Callable[[], object] = lambda: None
         self._ready = threading.Event()
 
     def start(self) -> None:
@@ -99,9 +98,8 @@ class Inbox:
         if self._thread is None:
             return
         self._stopping.set()
-        with suppress(
-            RuntimeError
-        ):  # The event loop is closed: the thread has just ended by itself.
+        with suppress(RuntimeError):
+            # The event loop is closed: the thread has just ended by itself.
             self._wake()
         self._thread.join()
         self._thread = None
@@ -135,9 +133,8 @@ class Inbox:
         server = await loop.create_server(lambda: _Connection(handler, transports), sock=listener)
         try:
             self._ready.set()
-            if (
-                not self._stopping.is_set()
-            ):  # Checked after `_wake` is set, so that no stop() is missed.
+            if not self._stopping.is_set():
+                # Checked after `_wake` is set, so that no stop() is missed.
                 await woken.wait()
         finally:
             server.close()

@@ -93,9 +93,8 @@ def main(modules: list[str]) -> NoReturn:
         while True:
             job = jobs.get()
             _restore(output, null, home)
-            job.send(
-                {"begun": True}
-            )  # From here on no other child may get the job as if it had not run.
+            # From here on no other child may get the job as if it had not run.
+            job.send({"begun": True})
             reply = _run(job)
             _flush()
             job.stop()

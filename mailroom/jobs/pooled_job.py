@@ -80,9 +80,8 @@ class PooledJob:
                 self._deadline = time.monotonic() + self._timeout_seconds
         elif "progress" not in message:
             return True
-        elif (
-            not self.unwanted and time.monotonic() < self._deadline
-        ):  # As there may be thousands, each slow.
+        elif not self.unwanted and time.monotonic() < self._deadline:
+            # As there may be thousands, each slow.
             try:
                 self._progress(message["progress"], message["step"])
             except Exception as e:

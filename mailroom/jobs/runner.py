@@ -84,9 +84,8 @@ class Runner:
             if is_late or attempt.claim.id in taken_away:
                 self._interrupt(attempt)
             if is_late and attempt.overdue_seconds > NOTICE_SECONDS:
-                self._settle(
-                    attempt, _timed_out(attempt.claim)
-                )  # Its thread is lost until the job returns.
+                # Its thread is lost until the job returns.
+                self._settle(attempt, _timed_out(attempt.claim))
         self.wake()
 
     def stop(self) -> None:
@@ -108,9 +107,8 @@ class Runner:
         self._wait_until_none_runs(NOTICE_SECONDS)
         self._children.close()
         self._wait_until_none_runs(NOTICE_SECONDS)
-        for attempt in list(
-            self._running
-        ):  # Threads that notice nothing; they end with this process.
+        for attempt in list(self._running):
+            # Threads that notice nothing; they end with this process.
             if attempt.claim.is_last:
                 self._settle(attempt, JobEnd(state=JobState.FAILED, error=STOPPED))
             else:

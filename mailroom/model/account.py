@@ -66,9 +66,8 @@ class NextHop:
     ehlo_name: str = ""  #: "": this machine's full name, or else `sender_domain`
     sender_domain: str = ""
     mails_per_connection: int = 10
-    pipelining: bool = (
-        True  #: send commands in one write if the server announces PIPELINING (RFC 2920)
-    )
+    #: send commands in one write if the server announces PIPELINING (RFC 2920)
+    pipelining: bool = True
 
     def __str__(self) -> str:
         return host_and_port(self.host, self.port)

@@ -31,9 +31,8 @@ class Claim:
     message_id: str  #: for the header field, without angle brackets; the same in every attempt
     created_at_ms: int  #: milliseconds since 1970
     message: Message  #: without its attachments, which are still in the outbox
-    pending: tuple[
-        int, ...
-    ]  #: positions in `message.everyone` of recipients without a final outcome
+    #: positions in `message.everyone` of recipients without a final outcome
+    pending: tuple[int, ...]
     sent_before: bool = False  #: an earlier attempt reached a recipient who is not pending
     job: JobFacts | None = None  #: set if the message is a template for it
     account: str = DEFAULT_ACCOUNT  #: the name of the account that sends it
@@ -42,9 +41,8 @@ class Claim:
     excused: int = 0
     max_attempts: int | None = None  #: of attempts that count; None: as many as the schedule has
     has_attachments: bool = False
-    claimed_at: float = field(
-        default_factory=time.monotonic, compare=False
-    )  #: in seconds of time.monotonic
+    #: in seconds of time.monotonic
+    claimed_at: float = field(default_factory=time.monotonic, compare=False)
     #: Milliseconds since 1970; the mail's Date, the same in every attempt. None: the mail is only shown.
     first_attempt_at_ms: int | None = None
 
@@ -60,14 +58,12 @@ class Outcome:
 
     state: State
     reason: str = ""  #: the server's reply, or our own sentence
-    recipients: Mapping[int, tuple[State, str]] = field(
-        default_factory=dict
-    )  #: by position: state, reply
+    #: by position: state, reply
+    recipients: Mapping[int, tuple[State, str]] = field(default_factory=dict)
     wait_seconds: float | None = None  #: until the next attempt; None if there is none
     excused: bool = False  #: the attempt does not count, as it reached some recipients
     uncertain: bool = False  #: the payload was sent and no reply came
-    account_error: AccountError | None = (
-        None  #: the account cannot send; the message waits until one can
-    )
+    #: the account cannot send; the message waits until one can
+    account_error: AccountError | None = None
     #: Positions of recipients whose server says that there is no such address.
     bounced: frozenset[int] = frozenset()

@@ -10,9 +10,8 @@ from typing import Self
 #: Random 64-bit numbers to read at once: at each system call another thread may take the interpreter.
 _BATCH = 512
 _numbers: deque[int] = deque()
-os.register_at_fork(
-    after_in_child=_numbers.clear
-)  # Otherwise two processes would make the same ids.
+# Otherwise two processes would make the same ids.
+os.register_at_fork(after_in_child=_numbers.clear)
 
 
 class MailId(str):

@@ -86,16 +86,14 @@ class Message:
     subject: str = ""
     text: str | None = None
     html: str | None = None
-    template: bool = (
-        False  #: `{{ job.… }}` in it is filled in when its job ends; see templating/job.py
-    )
+    #: `{{ job.… }}` in it is filled in when its job ends; see templating/job.py
+    template: bool = False
     cc: tuple[Address, ...] = ()
     bcc: tuple[Address, ...] = ()
     sender: Address | None = None  #: the address in From; None: the account's
     reply_to: tuple[Address, ...] = ()
-    headers: tuple[
-        tuple[str, str], ...
-    ] = ()  #: further header fields, checked when the mail was accepted
+    #: further header fields, checked when the mail was accepted
+    headers: tuple[tuple[str, str], ...] = ()
     attachments: tuple[Attachment, ...] = ()
     tags: tuple[str, ...] = ()  #: the client's, to find the mail by
     metadata: Mapping[str, str] = field(default_factory=dict)  #: the client's, repeated in webhooks

@@ -55,9 +55,8 @@ class Application(Flask):
 def set_up(app: Flask, services: Services, blueprints: Sequence[Blueprint] = ()) -> None:
     """Give the application its services, its hooks and its routes."""
     database = services.outbox.database
-    app.config["MAX_CONTENT_LENGTH"] = (
-        services.settings.REQUEST_MAX_BYTES
-    )  # Flask itself has no limit.
+    # Flask itself has no limit.
+    app.config["MAX_CONTENT_LENGTH"] = services.settings.REQUEST_MAX_BYTES
     app.json.sort_keys = False  # type: ignore[attr-defined]  # of the default provider
     app.extensions["mailasync"] = services
     BrowserSessions(partial(secret, database, "session"), SignOuts(database)).attach(app)
@@ -65,9 +64,8 @@ def set_up(app: Flask, services: Services, blueprints: Sequence[Blueprint] = ())
     app.before_request(guard.check)
 
     @app.before_request
-    def start_publisher() -> (
-        None
-    ):  # At the first request, as only the process that serves needs it.
+    def start_publisher() -> None:
+        # At the first request, as only the process that serves needs it.
         services.publisher()
 
     for blueprint in (*(module.blueprint for module in API), *web.BLUEPRINTS, *blueprints):

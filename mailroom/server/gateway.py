@@ -38,9 +38,8 @@ class Gateway:
     """Runs the application for each request, in the thread that granian calls it in."""
 
     def __init__(self, application: Application, bodies: Bodies) -> None:
-        self.running: set[str] = (
-            set()
-        )  #: the clients whose request has no whole response yet, as "host:port"
+        #: the clients whose request has no whole response yet, as "host:port"
+        self.running: set[str] = set()
         self._application = application
         self._bodies = bodies
 

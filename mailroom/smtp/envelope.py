@@ -13,9 +13,8 @@ class Envelope:
 
     positions: tuple[int, ...]
     replies: tuple[Reply, ...]
-    hangup: Reply | None = (
-        None  #: why there are no more: 421, or how the connection was lost (code 0)
-    )
+    #: why there are no more: 421, or how the connection was lost (code 0)
+    hangup: Reply | None = None
     timed_out: bool = False  #: True if they did not come in time
 
     @property

@@ -108,9 +108,8 @@ class Poller(Generic[K, R]):
         """Make `wait` return, now or when it is called next; from any thread."""
         if not self._is_woken:
             self._is_woken = True
-            with suppress(
-                OSError
-            ):  # The polling thread may just have ended, and closed the socket.
+            with suppress(OSError):
+                # The polling thread may just have ended, and closed the socket.
                 self._waker.send(b"!")
 
     def wait(self, gather_seconds: float = 0, *, max_seconds: float = float("inf")) -> None:

@@ -106,9 +106,8 @@ class Sessions:
     def _reuse(self) -> Session | None:
         while True:
             try:
-                session = (
-                    self._idle.pop()
-                )  # The last one in: the others may grow old and be closed.
+                # The last one in: the others may grow old and be closed.
+                session = self._idle.pop()
             except IndexError:
                 return None
             if session.is_reusable:
@@ -117,9 +116,8 @@ class Sessions:
 
     def _new(self, since: float | None) -> Session:
         with suppress(IndexError):
-            self._close(
-                self._used_up.pop()
-            )  # So that there are never more than can be borrowed at a time.
+            # So that there are never more than can be borrowed at a time.
+            self._close(self._used_up.pop())
         with self._counts:
             self._opening += 1
             opened_before = self._opened_ever

@@ -16,9 +16,8 @@ class Receipt:
 
     refused: dict[int, Reply]
     final: Reply | None
-    hangup: Reply | None = (
-        None  #: how the server hung up at RCPT after some answers; nobody has the mail
-    )
+    #: how the server hung up at RCPT after some answers; nobody has the mail
+    hangup: Reply | None = None
     answered: int = 0  #: recipients that it had answered by then
 
 

@@ -9,13 +9,11 @@ from mailroom.model.account import AccountState
 class LimitPattern(NamedTuple):
     """A provider's reply for a sending limit, and what it means for the account."""
 
-    pattern: (
-        str  #: a regular expression, searched in `Reply.text_without_names`, in any case of letters
-    )
+    #: a regular expression, searched in `Reply.text_without_names`, in any case of letters
+    pattern: str
     state: AccountState
-    waits: tuple[
-        float, ...
-    ]  #: seconds until the account is tried again, after the first such reply, …
+    #: seconds until the account is tried again, after the first such reply, …
+    waits: tuple[float, ...]
 
 
 #: A limit over a rolling window ends at a moment that no server says.

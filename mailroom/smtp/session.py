@@ -74,9 +74,8 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
         self.auth = login or login_for(hop)  #: None: the server wants no login
         self.pipelining = pipelining or pipelining_for(hop)
         self.opened_at = time.monotonic()
-        self.was_idle = (
-            False  #: True after the first mail: the server may have closed the session meanwhile
-        )
+        #: True after the first mail: the server may have closed the session meanwhile
+        self.was_idle = False
 
     def set_logging(self, log_level: int | None = None, file_path_name: str | None = None) -> None:
         """Log nothing: yagmail logs addresses, and has just replaced the handlers of its logger."""
@@ -290,9 +289,8 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
     def _send_empty_mail(self, mail: Reply, *recipients: Reply) -> Dialogue[None]:
         """End a DATA that got 354 with no recipient: the server has to refuse the mail (RFC 2920, 3.1)."""
         if not mail.accepts or not all(reply.refuses for reply in recipients):
-            return (
-                self.drop()
-            )  # The replies contradict each other, so somebody might get the empty mail.
+            # The replies contradict each other, so somebody might get the empty mail.
+            return self.drop()
         try:
             yield from self.smtp.write(".\r\n")
             yield from self.smtp.read_reply()

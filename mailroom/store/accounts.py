@@ -66,9 +66,8 @@ class Accounts:
 
     database: Database
     limits: Sequence[SendingLimit]
-    free: Callable[[str], Capacity] | None = (
-        None  #: how many more mails of an account this worker can take
-    )
+    #: how many more mails of an account this worker can take
+    free: Callable[[str], Capacity] | None = None
 
     def register(self) -> None:
         """Make the rows that are missing, and let an account whose login was refused try again.

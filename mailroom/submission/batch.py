@@ -25,9 +25,8 @@ class BatchReader:
     common_at: str  #: JSON pointer to `common`
     errors: list[FieldError] = field(default_factory=list)
     _base: MailSubmission | None = None  #: an earlier mail that set only _CHEAP_FIELDS itself
-    _make_message: Callable[..., Message] = (
-        Message  #: copies the message of `_base` with another `to`
-    )
+    #: copies the message of `_base` with another `to`
+    _make_message: Callable[..., Message] = Message
     #: copies `_base` with another message and template
     _make_submission: Callable[..., MailSubmission] = MailSubmission
 

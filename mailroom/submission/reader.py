@@ -91,13 +91,11 @@ class SubmissionReader:
     """Reads submissions, with what it needs to know of this service."""
 
     domain: str  #: of Message-IDs
-    account_of: Callable[
-        [str], str | None
-    ]  #: the name of the account that may send from an address
+    #: the name of the account that may send from an address
+    account_of: Callable[[str], str | None]
     template: Callable[[str], Sources | None]  #: a stored template by its name
-    unsubscribe_url: Callable[
-        [str], str
-    ]  #: the link to unsubscribe for a message's id; "" without PUBLIC_URL
+    #: the link to unsubscribe for a message's id; "" without PUBLIC_URL
+    unsubscribe_url: Callable[[str], str]
     webhook_problem: Callable[[str], str]  #: why a URL may not be called; "" if it may
 
     def mail(self, value: object, *, work_seconds: float = 0, id: str = "") -> NewMessage:
@@ -141,9 +139,8 @@ class SubmissionReader:
         """Read the body of `POST /v1/messages/batch`; InvalidMessage has the errors of all messages."""
         common, items, at = _read_batch(value)
         batch = BatchReader(common, at=at, common_at="#/common")
-        reader = replace(
-            self, template=cache(self.template)
-        )  # Each template is looked up once for all messages.
+        # Each template is looked up once for all messages.
+        reader = replace(self, template=cache(self.template))
         accepted: list[NewMessage] = []
         size, started = 0, time.thread_time()
         for index, item in enumerate(items):

@@ -121,9 +121,8 @@ class Notifier:
 
     def _deliver_one(self) -> bool:
         """Deliver the delivery that has been due longest; return False if there is none."""
-        with (
-            self._claiming
-        ):  # One thread at a time, so that no webhook gets more than THREADS_PER_WEBHOOK.
+        with self._claiming:
+            # One thread at a time, so that no webhook gets more than THREADS_PER_WEBHOOK.
             full = [id for id, count in list(self._busy.items()) if count >= THREADS_PER_WEBHOOK]
             due_delivery = self._deliveries.claim(busy=full)
             if due_delivery is None:
@@ -162,9 +161,8 @@ class Notifier:
 
     def _post(self, due_delivery: DueDelivery) -> WebhookResponse:
         exchange = self._exchange()
-        self._open.add(
-            exchange
-        )  # Before `_stopping` is checked, so that stop() either aborts it or is seen.
+        # Before `_stopping` is checked, so that stop() either aborts it or is seen.
+        self._open.add(exchange)
         try:
             if self._stopping.is_set():
                 return WebhookResponse(None, "")

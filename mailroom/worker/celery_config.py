@@ -92,6 +92,5 @@ def queues(settings: Settings) -> list[Queue]:
     own = queues_of((*MAIL_QUEUES, *registry.queues(), notifier.QUEUE), settings.QUEUE_TYPE)
     if settings.SERVE_CELERY_QUEUE != "on":
         return own
-    return own + queues_of(
-        (SHARED_QUEUE,), "classic"
-    )  # Celery clients declare it as a classic queue.
+    # Celery clients declare it as a classic queue.
+    return own + queues_of((SHARED_QUEUE,), "classic")

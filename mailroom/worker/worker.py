@@ -189,9 +189,8 @@ class Worker:
         If it is no mail, a failed mail with the task's id is recorded, with the reason.
         """
         if isinstance(mail, str) and is_id(mail) and self.outbox.details(mail):
-            return self.delivery.deliver(
-                [mail]
-            )  # sendMail.delay(id), from a process that runs no publisher
+            # sendMail.delay(id), from a process that runs no publisher
+            return self.delivery.deliver([mail])
         id = self._usable(id, is_id(id))
         try:
             accepted = self.reader.mail(

@@ -103,9 +103,8 @@ def test_a_mail_sent_from_the_form_appears_in_the_inbox_beside_it(page: Page) ->
     page.fill("#to", "form@example.org")
     page.fill("#subject", "From the form")
     page.fill("#contents", "It works.")
-    expect(page.locator("#as-curl")).to_contain_text(
-        '"subject": "From the form"'
-    )  # While it is being typed.
+    # While it is being typed.
+    expect(page.locator("#as-curl")).to_contain_text('"subject": "From the form"')
     page.get_by_role("button", name="Send").click()
     expect(page.locator(".card.sent")).to_contain_text("sent", ignore_case=True)
     mail = beside(page).get_by_role("link", name="From the form")
@@ -222,9 +221,8 @@ def test_a_template_shows_what_a_mail_would_say_while_it_is_written(page: Page) 
     steps = page.evaluate("history.length")
     page.fill("#variables", "{}")
     expect(preview.get_by_role("alert")).to_contain_text("order")
-    assert (
-        page.evaluate("history.length") == steps
-    )  # Back leads out of the editor, and not through what was typed.
+    # Back leads out of the editor, and not through what was typed.
+    assert page.evaluate("history.length") == steps
     page.get_by_role("button", name="Save").click()
     expect(page.get_by_role("status")).to_have_text("Saved.")
 

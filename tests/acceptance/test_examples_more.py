@@ -287,9 +287,8 @@ def told(process: "subprocess.Popen[bytes]") -> tuple[int, bytes, bytes]:
         try:
             out, err = process.communicate(timeout=60)
         except subprocess.TimeoutExpired:
-            os.killpg(
-                process.pid, signal.SIGKILL
-            )  # Else `with` waits for it, and its pipes, for ever.
+            # Else `with` waits for it, and its pipes, for ever.
+            os.killpg(process.pid, signal.SIGKILL)
             raise
     return process.returncode, out, err
 

@@ -203,9 +203,8 @@ def test_a_server_asked_to_stop_answers_those_who_wait(jobs_pair: Service) -> No
     id = start(jobs_pair, "simulate", args={"seconds": 3})
     waiter = http.client.HTTPConnection(jobs_pair.url.removeprefix("http://"), timeout=60)
     waiter.request("GET", f"/v1/jobs/{id}", headers={"Prefer": "wait=50"})
-    assert [jobs_pair.get("/livez")["status"] for _ in range(20)] == [
-        "ok"
-    ] * 20  # By then the other request is at work.
+    # By then the other request is at work.
+    assert [jobs_pair.get("/livez")["status"] for _ in range(20)] == ["ok"] * 20
     assert web.stop() == 0
     with waiter.getresponse() as answer:
         assert (answer.status, json.load(answer)["status"]) == (200, "queued")

@@ -23,13 +23,11 @@ class Verdict:
     accepted: int = 0
     ok: int = 0  #: accepted, and each recipient has what is due to it
     lost: int = 0  #: accepted, and a recipient that was not refused has nothing
-    recovered: int = (
-        0  #: not accepted as far as the client knows, and it arrived: the answer got lost
-    )
+    #: not accepted as far as the client knows, and it arrived: the answer got lost
+    recovered: int = 0
     unexpected: int = 0  #: arrived, and nobody asked for it
-    duplicated: int = (
-        0  #: more than one copy for a recipient, each further one by a recorded uncertain attempt
-    )
+    #: more than one copy for a recipient, each further one by a recorded uncertain attempt
+    duplicated: int = 0
     unexplained: int = 0  #: more copies than recorded uncertain attempts allow
     unfinished: int = 0  #: not in a final state when the time was up
     uncertain_attempts: int = 0

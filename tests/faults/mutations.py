@@ -23,9 +23,8 @@ class Mutation:
 
     name: str
     edits: tuple[tuple[str, str, str], ...]
-    scenario: Callable[
-        [Rig], object
-    ]  #: returns how many nudges the broker lost, where it is judged by that
+    #: returns how many nudges the broker lost, where it is judged by that
+    scenario: Callable[[Rig], object]
     database: str
     by: str = "mails"  #: mails, that are lost or doubled; nudges, that the sweeper had to recover; or what the scenario returns
 

@@ -159,9 +159,8 @@ def main() -> int:
         with tempfile.TemporaryDirectory(
             prefix="mailasync-scale-", ignore_cleanup_errors=True
         ) as name:
-            Path(name).chmod(
-                0o755
-            )  # PostgreSQL, which refuses to run as root, has to reach its own.
+            # PostgreSQL, which refuses to run as root, has to reach its own.
+            Path(name).chmod(0o755)
             say(
                 f"python -m tests.faults.scale --database {database} --rows {options.rows} --seconds {options.seconds:g}"
             )

@@ -144,9 +144,8 @@ def release_done_again(rig: Rig) -> None:
         wait_until(lambda: link.is_through, what="the release was done again")
         rig.post(1, "another")
         wait_until(lambda: rig.unfinished() == 1, what="another went through")
-        if rig.scalar(
-            "SELECT count(*) FROM messages WHERE state <> 'sent' AND attempt = 1"
-        ):  # The number is used again.
+        if rig.scalar("SELECT count(*) FROM messages WHERE state <> 'sent' AND attempt = 1"):
+            # The number is used again.
             wait_until(lambda: len(rig.smtpd.payloads) > 2, what="it is sent again")
         held.release()
         rig.settle(60)

@@ -32,9 +32,8 @@ class Facts:
     posts: int = 0
     refused: int = 0  #: answers that were not 2xx, or none
     accept_p99: float = 0.0  #: the worst round's, in seconds
-    delivered_after: float = (
-        0.0  #: the longest wait from a fault's end until all was final, in seconds
-    )
+    #: the longest wait from a fault's end until all was final, in seconds
+    delivered_after: float = 0.0
 
 
 @dataclass

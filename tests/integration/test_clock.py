@@ -247,9 +247,8 @@ def test_what_ended_keeps_its_times_and_what_waits_its_age(
     assert row(moved, ended) == before
     assert round(Counters(moved).depths(LEASE_SECONDS).oldest_seconds) == 30
     assert abs(now(moved) - row(moved, waits)["created_at"] - 30_000) <= 1
-    assert (
-        QueueHistory(moved, LEASE_SECONDS).since(now(moved) // 60_000) == []
-    )  # Else there would be none of this hour.
+    # Else there would be none of this hour.
+    assert QueueHistory(moved, LEASE_SECONDS).since(now(moved) // 60_000) == []
 
 
 def test_a_worker_that_lives_keeps_what_it_has(clock: MovableClock, moved: Database) -> None:

@@ -122,9 +122,8 @@ def test_a_webhook_is_disabled_and_deleted_beside_whoever_delivers_to_it(shared:
     id = webhooks.create("https://hook.example.org/")
     for _ in range(2):
         webhooks.test(id)
-    with (
-        shared.engine.begin() as other
-    ):  # As a worker that claims one; it may want another of these rows next.
+    with shared.engine.begin() as other:
+        # As a worker that claims one; it may want another of these rows next.
         other.execute(
             text("UPDATE deliveries SET owner = 'other', next_attempt_at = NULL WHERE number = 1")
         )
@@ -202,9 +201,8 @@ def test_transactions_that_lock_the_same_rows_in_another_order_both_succeed(
             connection.execute(
                 text("UPDATE messages SET attempt = attempt + 1 WHERE id = :id"), {"id": first}
             )
-            with suppress(
-                threading.BrokenBarrierError
-            ):  # The one that is undone comes here a second time.
+            with suppress(threading.BrokenBarrierError):
+                # The one that is undone comes here a second time.
                 both_have_one.wait(1)
             connection.execute(
                 text("UPDATE messages SET attempt = attempt + 1 WHERE id = :id"), {"id": second}
@@ -353,9 +351,8 @@ def test_a_frozen_server_is_given_up_and_used_again_when_it_answers(
     cluster.pause()
     with pytest.raises(StoreUnavailable, match="no answer within 1 s"):
         database.write(insert, "during")
-    with pytest.raises(
-        StoreUnavailable, match="timeout"
-    ):  # A new connection has a limit of its own.
+    with pytest.raises(StoreUnavailable, match="timeout"):
+        # A new connection has a limit of its own.
         database.read(one)
     cluster.resume()
     assert database.write(insert, "after") == "after"
@@ -394,9 +391,8 @@ def test_a_process_that_was_stopped_in_a_transaction_holds_nobody_up_for_long(
         connection.execute(text("UPDATE messages SET attempt = 1 WHERE id = :id"), {"id": id})
         [claim] = Claims(other, "worker-1", 20).claim([id])
         assert claim.attempt == 1
-        with pytest.raises(
-            StoreUnavailable
-        ):  # What it then wants to do is told, and can be done again.
+        with pytest.raises(StoreUnavailable):
+            # What it then wants to do is told, and can be done again.
             stopped.write(
                 lambda _, items: [connection.execute(text("SELECT 1")).rowcount for _ in items],
                 None,
@@ -464,9 +460,8 @@ def test_a_server_that_became_a_stand_by_is_left(cluster: Postgres) -> None:
     upgrade(database)
 
     def work(connection: Connection, items: list[bool]) -> list[int]:
-        connection.execute(
-            text("SET TRANSACTION READ ONLY")
-        )  # which is what a stand-by answers to every write
+        # which is what a stand-by answers to every write
+        connection.execute(text("SET TRANSACTION READ ONLY"))
         insert(connection, ["x"])
         return [1]
 

@@ -517,9 +517,8 @@ class Test13TimeToCompose:
             message=message_from({"to": BOB, "contents": html}),
             pending=(0,),
         )
-        hold_to(
-            100, partial(compose, claim, sender=Address(ALICE))
-        )  # It costs some ten; what premailer does to it, 300.
+        # It costs some ten; what premailer does to it, 300.
+        hold_to(100, partial(compose, claim, sender=Address(ALICE)))
 
 
 class Test14MessageIds:

@@ -223,9 +223,8 @@ def is_alive(pid: int) -> bool:
         is_dead = (process / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
         if not is_dead or len(list((process / "task").iterdir())) > 1:
             return True
-        _collect(
-            pid
-        )  # It has ended since: else its id stays taken, and a server's lock file names it.
+        # It has ended since: else its id stays taken, and a server's lock file names it.
+        _collect(pid)
         return False
     except (FileNotFoundError, ProcessLookupError):
         return not process.parent.joinpath("self").exists()

@@ -151,9 +151,8 @@ def _fork() -> int:
     ready, is_ready = os.pipe()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     pid = os.fork()
-    _ended.pop(
-        pid, None
-    )  # A busy machine soon gives the id of a program that has ended to another one.
+    # A busy machine soon gives the id of a program that has ended to another one.
+    _ended.pop(pid, None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
     if not pid:
         os.setsid()

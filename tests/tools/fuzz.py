@@ -157,9 +157,8 @@ class Fuzz:
     wrong: int = 0
     mails: int = 0
     slowest: float = 0.0
-    _due: dict[str, Asked] = field(
-        default_factory=dict
-    )  #: by the id of the message, until it was looked at
+    #: by the id of the message, until it was looked at
+    _due: dict[str, Asked] = field(default_factory=dict)
     _judged: int = 0
 
     def __post_init__(self) -> None:
@@ -337,9 +336,8 @@ def faults_of(answer: Any, seconds: float, request: Request, secret: str) -> Ite
         yield f"took {seconds:.1f} s of the processor"
     if secret.encode() in answer.data or secret in str(answer.headers):
         yield "the answer holds what is in the canary's file"
-    is_document = (
-        request.path.split("?")[0] == "/openapi.json"
-    )  # As long as it is, whatever was sent.
+    # As long as it is, whatever was sent.
+    is_document = request.path.split("?")[0] == "/openapi.json"
     if not is_document and len(answer.data) > 20 * len(request.data) + 200_000:
         yield f"{len(request.data)} bytes led to an answer of {len(answer.data)}"
     if any(
@@ -458,9 +456,8 @@ def read_options() -> argparse.Namespace:
 
 def main() -> int:
     options = read_options()
-    logging.disable(
-        logging.CRITICAL
-    )  # What the application logs of each refusal would hide the bar.
+    # What the application logs of each refusal would hide the bar.
+    logging.disable(logging.CRITICAL)
     started = time.monotonic()
     with (
         tempfile.TemporaryDirectory(prefix="mailasync-fuzz-") as directory,

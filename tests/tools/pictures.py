@@ -150,9 +150,8 @@ def take(
         ).new_page()
         for name, path in paths.items():
             page.goto(url + path)
-            page.wait_for_timeout(
-                700
-            )  # For what is drawn when the page is there: frames, and what has happened since.
+            # For what is drawn when the page is there: frames, and what has happened since.
+            page.wait_for_timeout(700)
             page.screenshot(
                 path=directory / (f"{name}.png" if not whole else f"{name}-{width}-{scheme}.png"),
                 full_page=whole,

@@ -23,4 +23,5 @@ def permitted(mail: NewMessage, *, pointer: str = "#") -> NewMessage:
 def account_sender(account: str | None) -> Address:
     """Return the From of an account's mails that name none; the first account's if it is unknown."""
     accounts = services().known_accounts
-    return next((known.sender for known in accounts if known.name == account), accounts[0].sender)
+    by_name = {known.name: known.sender for known in accounts}
+    return by_name.get(account or "", accounts[0].sender)

@@ -134,7 +134,6 @@ def _request_hash() -> str:
     """Hash method, path and body, without the boundary of a form, which is a new one for each request."""
     body = request.get_data()
     if boundary := request.mimetype_params.get("boundary"):
-        body = body.replace(
-            boundary.encode(), b""
-        )  # Never makes it longer, whatever the boundary is.
+        # Never makes it longer, whatever the boundary is.
+        body = body.replace(boundary.encode(), b"")
     return hashlib.sha256(f"{request.method} {request.path}\n".encode() + body).hexdigest()

@@ -32,9 +32,8 @@ def json_body() -> object:
     _check_access_again()
     if length is None and len(body) >= services().settings.REQUEST_MAX_BYTES:
         raise RequestEntityTooLarge  # Without a length werkzeug cuts a longer body off, in silence.
-    if len(body) < (
-        length or 0
-    ):  # The server does not report a client that hung up in the middle, either.
+    if len(body) < (length or 0):
+        # The server does not report a client that hung up in the middle, either.
         raise MalformedJSON(f"expected {length} bytes, as Content-Length says, got {len(body)}")
     return parse_json(body)
 

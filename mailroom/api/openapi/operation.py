@@ -59,9 +59,8 @@ class ResponseDescription:
 
     description: str
     content: dict[str, Schema | str]  #: a string is the name of one of `answer_schemas()`
-    headers: tuple[
-        str, ...
-    ] = ()  #: names in HEADERS; with a "!" at the end if the field is always present
+    #: names in HEADERS; with a "!" at the end if the field is always present
+    headers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

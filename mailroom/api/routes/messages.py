@@ -41,9 +41,8 @@ blueprint = Blueprint("messages", __name__)
 class Submission(NamedTuple):
     """A request for one mail, after that mail was committed."""
 
-    mail: (
-        NewMessage | None
-    )  #: None if this request accepted none: it repeats another, or is a dry run
+    #: None if this request accepted none: it repeats another, or is a dry run
+    mail: NewMessage | None
     response: Response  #: for a client that does not wait
 
     @property

@@ -220,9 +220,8 @@ class Database:
             try:
                 connection.commit()
             except BaseException as e:
-                with suppress(
-                    Exception
-                ):  # Else SQLAlchemy would return the connection to the pool as it is.
+                with suppress(Exception):
+                    # Else SQLAlchemy would return the connection to the pool as it is.
                     connection.rollback()
                 if _is_undone(e):
                     raise
@@ -263,9 +262,8 @@ class _Write:
         self.item = item
         self.is_done = False
         self.leads = False  #: whether its thread has to lead, as the last leader decided
-        self.woken = (
-            threading.Lock()
-        )  # A Future's condition takes ten times as long to make and to wake.
+        # A Future's condition takes ten times as long to make and to wake.
+        self.woken = threading.Lock()
         self.woken.acquire()
         self._result: Any = None
         self._error: BaseException | None = None
@@ -348,9 +346,8 @@ def _prepare_sqlite(connection: sqlite3.Connection, record: object) -> None:
     # We execute BEGIN ourselves: that of the driver is deferred, with which writers deadlock.
     connection.isolation_level = None
     _switch_to_wal(connection)
-    connection.execute(
-        "PRAGMA synchronous=FULL"
-    )  # NORMAL may lose the last commits in a power cut.
+    # NORMAL may lose the last commits in a power cut.
+    connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA foreign_keys=ON")
     if sys.platform == "darwin":
         connection.execute("PRAGMA fullfsync=ON")  # On a Mac, fsync alone does not reach the disk.

@@ -225,14 +225,12 @@ accounts = Table(
     Column("credentials", String(64), nullable=False),  # a keyed hash: whether they changed
 )
 
-#: How much each account sent, by intervals of ten minutes.
+#: How much each account sent, by intervals of ten minutes since 1970.
 usage = Table(
     "usage",
     metadata,
     Column("account", String(100), primary_key=True),
-    Column(
-        "bucket", BigInteger, primary_key=True, autoincrement=False
-    ),  # intervals of ten minutes since 1970
+    Column("bucket", BigInteger, primary_key=True, autoincrement=False),
     Column("messages", Integer, nullable=False),
     Column("recipients", Integer, nullable=False),
     sqlite_with_rowid=False,

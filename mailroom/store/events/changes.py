@@ -36,9 +36,8 @@ def _signs(lease_seconds: float) -> list[Select[Any]]:
 
     Each is read from the end of an index, or from the few rows that workers own.
     """
-    queued = messages.c.state == literal_column(
-        "'queued'"
-    )  # The index's own condition, as it stands there.
+    # The index's own condition, as it stands there.
+    queued = messages.c.state == literal_column("'queued'")
     return [
         select(func.max(events.c.number)),
         select(func.max(messages.c.created_at)),

@@ -33,9 +33,8 @@ SUMMARY = [column for column in jobs.c if column.name not in ("args", "result")]
 class JobState(StrEnum):
     """The state of a job. From SUCCEEDED on it is final."""
 
-    QUEUED = (
-        "queued"  #: for a free slot of a worker that serves its queue, or for `next_attempt_at`
-    )
+    #: for a free slot of a worker that serves its queue, or for `next_attempt_at`
+    QUEUED = "queued"
     RUNNING = "running"  #: a worker runs it
     SUCCEEDED = "succeeded"  #: it returned
     FAILED = "failed"  #: it raised, or its worker died, in its last attempt

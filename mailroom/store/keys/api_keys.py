@@ -117,9 +117,8 @@ class ApiKeys:
         )
         secret = f"ma_{key.id}_{secrets.token_urlsafe(32)}"
         self.database.write(_insert, (key, hashed(secret)))
-        self._last = _Read(
-            float("-inf"), self._last.usable
-        )  # So that this process knows it at once.
+        # So that this process knows it at once.
+        self._last = _Read(float("-inf"), self._last.usable)
         return secret, key
 
     def every(self) -> list[KeyRow]:

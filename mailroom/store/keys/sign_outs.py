@@ -25,7 +25,8 @@ class SignOuts:
     def has(self, id: str) -> bool:
         """Tell whether this session has ended. Raises StoreUnavailable."""
         session = select(signed_out.c.id).where(signed_out.c.id == id)
-        return self._database.read(lambda connection: connection.scalar(session)) is not None
+        found = self._database.read(lambda connection: connection.scalar(session))
+        return found is not None
 
 
 def _insert(connection: Connection, ids: list[str]) -> list[None]:

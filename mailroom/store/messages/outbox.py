@@ -44,9 +44,8 @@ class NewMessage:
     webhook: str | None = None  #: a URL that gets the events of this message
     key_id: str | None = None  #: the API key it came with
     failed: str = ""  #: why it could not be accepted, if it is recorded only for that
-    dry_run: bool = (
-        False  #: whether the client only wants to see what would be sent: it is not accepted
-    )
+    #: whether the client only wants to see what would be sent: it is not accepted
+    dry_run: bool = False
 
     @property
     def mail_id(self) -> MailId:

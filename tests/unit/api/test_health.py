@@ -109,9 +109,8 @@ def test_a_database_that_takes_no_writes_is_not_ready(
         assert (code, told["status"]) == (503, "unready")
         assert re.search(words, told["checks"]["database"])
         assert not is_up(client)
-        assert (
-            "\nmailasync_workers 0.0\n" in client.get("/metrics").text
-        )  # What can be read is told all the same.
+        # What can be read is told all the same.
+        assert "\nmailasync_workers 0.0\n" in client.get("/metrics").text
         settings = load(
             {
                 "MAILASYNC_ENV_FILE": "",

@@ -98,9 +98,8 @@ def test_a_job_is_started_once_and_told_as_it_stands(
 ) -> None:
     first, again = post(client, "/v1/jobs", body), post(client, "/v1/jobs", body)
     assert (again.status_code, again.headers["Location"]) == (202, first.headers["Location"])
-    assert again.json | {"why": ""} == first.json | {
-        "why": ""
-    }  # That the broker is away may be known by now.
+    # That the broker is away may be known by now.
+    assert again.json | {"why": ""} == first.json | {"why": ""}
     assert again.headers["Idempotency-Replayed"] == "true"
     assert count(database, jobs) == 1
     assert client.post(f"{first.headers['Location']}/cancel").status_code == 200
@@ -252,9 +251,8 @@ def test_each_api_key_has_keys_of_its_own(client: FlaskClient, database: Databas
 def test_many_at_once_make_one_message_and_all_get_its_answer(
     app: Flask, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        idempotent, "WAIT_SECONDS", 60.0
-    )  # A busy machine may not answer the first of them in 2 s.
+    # A busy machine may not answer the first of them in 2 s.
+    monkeypatch.setattr(idempotent, "WAIT_SECONDS", 60.0)
     with ThreadPoolExecutor(16) as threads:
         answers = list(threads.map(lambda _: post(app.test_client()), range(16)))
     assert {(answer.status_code, answer.data) for answer in answers} == {(202, answers[0].data)}

@@ -247,9 +247,8 @@ def test_the_page_asks_nobody_else_for_anything(client: FlaskClient) -> None:
         and policy["default-src"] == "'none'"
         and policy["connect-src"] == "'self'"
     )
-    text = re.sub(
-        r"<pre>.*?</pre>", "", page.get_data(as_text=True), flags=re.DOTALL
-    )  # Programs to read, in which there are addresses.
+    # Programs to read, in which there are addresses.
+    text = re.sub(r"<pre>.*?</pre>", "", page.get_data(as_text=True), flags=re.DOTALL)
     assert (
         "<script>" not in text
         and " style=" not in text

@@ -301,9 +301,8 @@ def test_a_cookie_is_worth_nothing_after_signing_out(database_url: str) -> None:
                 stranger(there).post("/compose", data={"token": token}, headers=kept).status_code
                 == 401
             )
-            assert (
-                stranger(there).get("/sign-in", headers=kept).status_code == 200
-            )  # It asks for the key.
+            # It asks for the key.
+            assert stranger(there).get("/sign-in", headers=kept).status_code == 200
 
 
 def test_a_wait_and_a_stream_end_when_their_browser_signs_out(

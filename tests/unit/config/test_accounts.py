@@ -471,9 +471,8 @@ def test_of_many_mails_one_tries_a_login_that_is_refused(
         office.deliver(ids)
         reasons = {office.row(id).row["reason"] for id in ids}
         assert reasons == {"535 5.7.8 user name and password not accepted"}
-        assert (
-            sum(line.upper().startswith("AUTH") for _, line in smtpd.commands) == 2
-        )  # PLAIN and LOGIN
+        # PLAIN and LOGIN
+        assert sum(line.upper().startswith("AUTH") for _, line in smtpd.commands) == 2
         smtpd.auth = {"alice": "wrong"}
         office.hours_pass(0.3)
         assert len(office.sweep()) == 1

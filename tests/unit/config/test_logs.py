@@ -129,9 +129,8 @@ def test_json_names_the_request_and_the_message_where_they_are_known(
     token = logs.request_id.set("request-1")
     logger.info("first", extra={"message_id": "message-1"})
     logs.request_id.reset(token)
-    logger.info(
-        "second", extra={"message_id": "bob@example.org"}
-    )  # A Celery client may have chosen that.
+    # A Celery client may have chosen that.
+    logger.info("second", extra={"message_id": "bob@example.org"})
     logger.info("third", extra={"message_id": None})
     first, second, third = (json.loads(line) for line in written(logger).splitlines())
     assert list(first) == ["time", "level", "logger", "message", "request_id", "message_id"]

@@ -381,9 +381,8 @@ def test_only_the_job_that_is_named_is_interrupted(
     children.interrupt("2")
     assert isinstance(second.exception(60), Interrupted)
     children.interrupt("2")
-    assert (
-        run(children, "add", "2", a=1) == 2
-    )  # The same job, given back and taken again, is wanted again.
+    # The same job, given back and taken again, is wanted again.
+    assert run(children, "add", "2", a=1) == 2
 
 
 def test_a_job_interrupted_before_it_began_does_not_begin(

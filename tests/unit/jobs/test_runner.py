@@ -285,9 +285,8 @@ def test_a_job_in_a_thread_ends_at_its_timeout(bench: Bench) -> None:
 def test_a_job_in_a_thread_that_does_not_look_ends_without_it(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        runner_module, "NOTICE_SECONDS", 0.2
-    )  # a constant of ours, so that the test need not take five seconds
+    # a constant of ours, so that the test need not take five seconds
+    monkeypatch.setattr(runner_module, "NOTICE_SECONDS", 0.2)
     id = bench.add("looks at nothing", timeout_seconds=0.2)
     assert bench.ended(id) == ("timed_out", "ended after 0.2 s")
     deaf_goes.set()
@@ -343,16 +342,14 @@ def test_stopping_waits_a_moment_for_a_job_that_may_not_run_twice_and_then_ends_
     short_name: str,
     args: dict[str, Any],
 ) -> None:
-    monkeypatch.setattr(
-        runner_module, "STOP_SECONDS", 4
-    )  # a constant of ours, so that the test need not take ten seconds
+    # a constant of ours, so that the test need not take ten seconds
+    monkeypatch.setattr(runner_module, "STOP_SECONDS", 4)
     bench = a_bench()
     long = bench.add(name, args={"seconds": 60}, timeout_seconds=100)
     wait_until(lambda: bench.row(long)["state"] == "running", what="it runs")
     short = bench.add(short_name, args=args)
-    wait_until(
-        lambda: bench.row(short)["step"], what="the other has begun"
-    )  # One that has not is given back.
+    # One that has not is given back.
+    wait_until(lambda: bench.row(short)["step"], what="the other has begun")
     bench.runner.close()
     assert bench.row(short)["state"] == "succeeded"
     assert bench.ended(long) == ("failed", "ended, as its worker was stopped")

@@ -219,9 +219,8 @@ def test_the_wire_carries_ascii_in_lines_that_every_server_takes(seed: int) -> N
         assert data.count(b"\r") == data.count(b"\n") == data.count(b"\r\n")
         assert max(map(len, data.split(b"\r\n"))) <= 998
         header = data.partition(b"\r\n\r\n")[0]
-        assert all(
-            len(word) <= 75 for word in re.findall(rb"=\?utf-8\?.*?\?=", header)
-        )  # RFC 2047, 2
+        # RFC 2047, 2
+        assert all(len(word) <= 75 for word in re.findall(rb"=\?utf-8\?.*?\?=", header))
 
 
 @pytest.mark.parametrize(
@@ -515,9 +514,8 @@ def test_a_file_goes_over_the_wire_in_short_lines_of_ascii() -> None:
 )
 def test_a_file_has_its_name_and_no_path(name: str, shown: str) -> None:
     data = compose(with_file(Attachment(name, "image/png", b"x")), sender=ALICE)
-    assert (
-        attached(data)["Content-Disposition"].params["filename"] == shown
-    )  # get_filename() takes quotes away.
+    # get_filename() takes quotes away.
+    assert attached(data)["Content-Disposition"].params["filename"] == shown
     assert attached(data).get_content_disposition() == "attachment"
     assert attached(data).keys() == [
         "Content-Type",

@@ -228,9 +228,8 @@ class TestLogin:
             opened.open()
             opened.close()
             assert smtpd.logins == 1
-            assert not any(
-                "the-client" in line for _, line in smtpd.commands
-            )  # yagmail says EHLO with it
+            # yagmail says EHLO with it
+            assert not any("the-client" in line for _, line in smtpd.commands)
             assert smtpd.violations == []
 
     def test_never_goes_in_clear(

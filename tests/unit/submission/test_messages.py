@@ -478,9 +478,8 @@ class TestBatch:
             )
             == 100
         ]
-        here = commits.count(
-            threading.get_ident()
-        )  # The publisher, which finds no broker, writes in a thread of its own.
+        # The publisher, which finds no broker, writes in a thread of its own.
+        here = commits.count(threading.get_ident())
         assert (here, rows) == (1, ["messages", "contents", "recipients"])
 
     def test_a_list_alone_will_do(self, client: FlaskClient) -> None:

@@ -549,9 +549,8 @@ def test_a_template_is_filled_in_within_some_microseconds() -> None:
         for _ in range(500):
             fill(asked, DONE)
 
-    hold_to(
-        20, fill_in_often
-    )  # It costs one; a template that is read each time costs a hundred and more.
+    # It costs one; a template that is read each time costs a hundred and more.
+    hold_to(20, fill_in_often)
 
 
 #: What templates are made of, what they are not made of, and what has broken one sometime.

@@ -145,9 +145,8 @@ def test_a_page_asks_nobody_else_for_anything_and_lets_nothing_of_others_run(
         answer.headers["X-Content-Type-Options"] == "nosniff"
         and answer.headers["Cache-Control"] == "no-store"
     )
-    page = re.sub(
-        r"<pre.*?</pre>", "", answer.text, flags=re.DOTALL
-    )  # Commands to read, in which there are addresses.
+    # Commands to read, in which there are addresses.
+    page = re.sub(r"<pre.*?</pre>", "", answer.text, flags=re.DOTALL)
     assert not re.search(r"<script>|<style| style=| on\w+=|javascript:", page)
     assert not re.search(r'(?:src|href|action)="(?:https?:)?//(?!127\.0\.0\.1)', page)
     for asset in re.findall(r'(?:src|href)="(/static/[^"]+)"', page):
@@ -884,9 +883,8 @@ def test_who_has_no_key_is_sent_to_sign_in_and_comes_back(client: FlaskClient, a
     assert secret not in cookie
     assert "Sign out" in look(client, "/messages")
     assert client.get("/v1/messages").status_code == 200  # It reads everywhere …
-    assert (
-        client.post("/v1/messages", json=MAIL).status_code == 403
-    )  # … and changes nothing without a form's token.
+    # … and changes nothing without a form's token.
+    assert client.post("/v1/messages", json=MAIL).status_code == 403
     assert send(client, "/sign-out").headers["Location"] == "/sign-in?done=signed-out"
     assert client.get("/messages", headers=HTML).status_code == 303
 
@@ -1081,9 +1079,8 @@ def test_what_happens_while_a_page_is_made_is_news_to_it(client: FlaskClient, ap
     happened: list[str] = []
 
     def happen(connection: object, cursor: object, statement: str, *rest: object) -> None:
-        if (
-            "FROM events" in statement and not happened
-        ):  # The page has read how it stands, and is not written yet.
+        if "FROM events" in statement and not happened:
+            # The page has read how it stands, and is not written yet.
             happened.append(statement)
             run(app, f"INSERT INTO events (id, at, event) VALUES ('{id}', 1, 'sent')")
 
@@ -1316,9 +1313,8 @@ def test_a_long_text_goes_by_the_form_too(client: FlaskClient) -> None:
 def test_who_looks_at_the_sign_in_page_stays_signed_in(client: FlaskClient, app: Flask) -> None:
     secret, _ = key(app, ADMIN)
     first = token_in(look(client, "/sign-in"))
-    assert (
-        token_in(look(client, "/sign-in")) == first
-    )  # Two windows with the form, and both are valid.
+    # Two windows with the form, and both are valid.
+    assert token_in(look(client, "/sign-in")) == first
     assert enter(client, secret).status_code == 303
     assert client.get("/sign-in?next=/jobs", headers=HTML).headers["Location"] == "/jobs"
     assert (
