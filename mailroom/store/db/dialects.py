@@ -30,4 +30,4 @@ def _now_sqlite(element: now_ms, compiler: Any, **kw: Any) -> str:
 def _now_postgresql(element: now_ms, compiler: Any, **kw: Any) -> str:
     # statement_timestamp() is one value for the whole statement, so that an index can be searched for it.
     # clock_timestamp() changes all the time, and would be compared with every row.
-    return "CAST(extract(epoch FROM statement_timestamp()) * 1000 AS BIGINT)"
+    return "CAST(floor(extract(epoch FROM statement_timestamp()) * 1000) AS BIGINT)"
