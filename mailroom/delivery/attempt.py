@@ -65,11 +65,12 @@ class AttemptRunner:
         if not claim.pending:
             state = State.SENT if claim.sent_before else State.FAILED
             return Outcome(state=state, reason="nobody is left to send it to")
-        group = replace(claim, pending=self.groups.choose(claim))
+        chosen = self.groups.choose(claim)
+        if chosen == claim.pending:
+            return (yield from self._hand_over(claim, payload, open_only=open_only))
+        group = replace(claim, pending=chosen)
         outcome = yield from self._hand_over(group, payload, open_only=open_only)
-        if group.pending == claim.pending:
-            return outcome
-        ends_round = claim.pending[-1] in group.pending
+        ends_round = claim.pending[-1] in chosen
         return of_group(outcome, ends_round=ends_round)
 
     def _hand_over(self, claim: Claim, payload: bytes, *, open_only: bool) -> Dialogue[Outcome]:
