@@ -62,6 +62,7 @@ MAY_IMPORT = {
     "submission": f"jobs templating {STORE} {BASE}",
     "jobs": f"{STORE} {BASE}",
     "webhooks": f"{STORE} {BASE}",
+    "mailbox": f"smtp {BASE}",
     "delivery": f"smtp templating {BASE}",  # It gets the store as an argument.
     "broker": BASE,
     "smtp": BASE,
@@ -95,6 +96,8 @@ MAY_KNOW = {
     "jinja2": "templating",
     "css_inline": "templating.stored",
     "PIL": "jobs.thumbnail",
+    "imapclient": "mailbox",
+    "flufl": "mailbox.bounces",
     "prometheus_client": "api.routes.metrics",
     "tools": "",  # The service needs none of them.
 }

@@ -1,0 +1,1 @@
+"""Reads the mailbox of a sending account: what became of a mail after the server took it."""
