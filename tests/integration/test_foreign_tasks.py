@@ -13,7 +13,7 @@ import pytest
 from celery import Celery
 from kombu import Connection
 
-from tests.services import wait_until
+from tests.services import free_port, wait_until
 from tests.services.processes import Program, Service, service
 from tests.services.rabbitmq import RabbitMQ
 from tests.services.smtpd import ScriptedSMTP
@@ -327,8 +327,9 @@ def test_flask_up_on_rabbitmq_gives_tasks_of_somebody_else_back(
     smtpd: ScriptedSMTP,
 ) -> None:
     ours = shop_and_ours(broker_url)
+    ports = {"INBOX_SMTP_PORT": str(free_port())}
     with service(
-        tmp_path, **{**to_smtpd, "BROKER_URL": broker_url, "DATABASE_URL": sqlite_url}
+        tmp_path, **{**to_smtpd, **ports, "BROKER_URL": broker_url, "DATABASE_URL": sqlite_url}
     ) as made:
         made.upgrade()
         up = made.up("--deliver")
