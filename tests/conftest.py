@@ -20,6 +20,7 @@ from mailroom.store.db import postgresql
 from mailroom.store.db.database import Database
 from tests.services import Server, first_locked, locked, processes, scratch
 from tests.services.application import made
+from tests.services.dovecot import Dovecot
 from tests.services.forks import Forks
 from tests.services.locks import Locks
 from tests.services.lossy_link import LossyLink
@@ -40,6 +41,7 @@ SLOW = {
     "Bench",
     "Children",
     "Cluster",
+    "Dovecot",
     "Pace",
     "Popen",
     "Postgres",
@@ -157,10 +159,17 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         return
     run = config.stash[RUN_DIRECTORY]
     for file in run.glob("*/server.json"):
-        is_postgres = "postgres" in Server(file.parent).ports
-        server = Postgres(file.parent) if is_postgres else rabbitmq_node(file.parent)
-        server.close()
+        server_in(file.parent).close()
     shutil.rmtree(run, ignore_errors=True)
+
+
+def server_in(directory: Path) -> Server:
+    ports = Server(directory).ports
+    if "imaps" in ports:
+        return Dovecot(directory)
+    if "postgres" in ports:
+        return Postgres(directory)
+    return rabbitmq_node(directory)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -286,6 +295,13 @@ def database_url(request: pytest.FixtureRequest) -> str:
     fixture = "sqlite_url" if request.param == "sqlite" else "postgres_url"
     url: str = request.getfixturevalue(fixture)
     return url
+
+
+@pytest.fixture
+def dovecot(run_directory: Path) -> Iterator[Dovecot]:
+    """A mailbox of a test's own, on an IMAP server that starts in a tenth of a second."""
+    with Dovecot(run_directory / f"dovecot-{secrets.token_hex(4)}") as server:
+        yield server
 
 
 @pytest.fixture

@@ -187,8 +187,9 @@ def spawn(
     log: Path,
     env: Mapping[str, str],
     account: pwd.struct_passwd | None = None,
+    cwd: Path = Path("/"),
 ) -> int:
-    """Start `command` as a daemon of `account` that writes to `log`, and return its process id."""
+    """Start `command` as a daemon of `account` that writes to `log`, and return its process id and group."""
     who: dict[str, Any] = {}
     if account:
         who = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
@@ -200,7 +201,7 @@ def spawn(
             stdout=output,
             stderr=output,
             env=env,
-            cwd="/",
+            cwd=cwd,
             start_new_session=True,
             **who,
         )

@@ -4,6 +4,7 @@ import sys
 
 from tests.services import Unavailable
 from tests.services.chromium import find_chromium
+from tests.services.dovecot import find_dovecot
 from tests.services.postgres import find_postgres
 from tests.services.rabbitmq import find_rabbitmq
 
@@ -14,6 +15,7 @@ def main() -> int:
         ("RabbitMQ", find_rabbitmq),
         ("PostgreSQL", find_postgres),
         ("Chromium", find_chromium),
+        ("Dovecot", find_dovecot),
     ):
         try:
             print(f"{name}: {find()}", flush=True)

@@ -1,0 +1,497 @@
+"""An IMAP server of a test's own, a Dovecot: on free loopback ports, by root too, found or fetched.
+
+with Dovecot(tmp_path / "dovecot") as imap:
+    imap.deliver(raw)
+    connect(imap.host, imap.port, imap.user, imap.password, imap.certificates.ca_file)
+"""
+
+import base64
+import contextlib
+import functools
+import grp
+import imaplib
+import itertools
+import os
+import pwd
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+from tests.services import (
+    DEADLINE_SECONDS,
+    Server,
+    Unavailable,
+    cache_directory,
+    debian,
+    is_alive,
+    say,
+    scratch,
+    spawn,
+    wait_until,
+)
+from tests.services.certificates import Certificates, make_certificates
+from tests.services.groups import end_group, freeze_group, thaw_group
+
+PLACES = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin", "/usr/local/opt/dovecot/sbin")
+#: Compiled into Debian's library, which loads TLS from there.
+MODULES = b"/usr/lib/dovecot/modules"
+#: Wrong passwords get their answer at once, however many came before; nothing is written twice.
+#: Gmail allows 15 connections.
+COMMON = """\
+base_dir = {home}/run
+state_dir = {home}/run
+log_path = /dev/stderr
+protocols = imap
+listen = 127.0.0.1
+default_internal_user = {account}
+default_internal_group = {group}
+default_login_user = {account}
+first_valid_uid = {uid}
+first_valid_gid = {gid}
+mail_fsync = never
+mail_max_userip_connections = 15
+mailbox_idle_check_interval = 1s
+auth_mechanisms = plain xoauth2
+auth_failure_delay = 0
+ssl = yes
+namespace inbox {{
+  inbox = yes
+  separator = /
+  mailbox "{sent}" {{
+    auto = subscribe
+    special_use = \\Sent
+  }}
+}}
+service imap-login {{
+  chroot =
+  inet_listener imap {{
+    port = {imap}
+  }}
+  inet_listener imaps {{
+    port = {imaps}
+    ssl = yes
+  }}
+}}
+service anvil {{
+  chroot =
+  unix_listener anvil-auth-penalty {{
+    mode = 0
+  }}
+}}
+service auth {{
+  unix_listener auth-client {{
+    mode = 0666
+  }}
+}}
+"""
+VERSION_2_3 = """\
+disable_plaintext_auth = no
+ssl_cert = <{home}/server.pem
+ssl_key = <{home}/server.pem
+mail_location = maildir:{home}/Maildir
+passdb {{
+  driver = passwd-file
+  mechanisms = plain
+  args = scheme=PLAIN {home}/passwords
+}}
+passdb {{
+  driver = passwd-file
+  mechanisms = xoauth2
+  args = scheme=PLAIN {home}/tokens
+}}
+userdb {{
+  driver = static
+  args = uid={uid} gid={gid} home={home} allow_all_users=yes
+}}
+"""
+
+
+def find_dovecot() -> Path:
+    """Return Dovecot's program, fetched if need be.
+
+    Raises:
+      Unavailable: there is none.
+    """
+    if program := _installed() or _unpacked():
+        return program
+    reasons = []
+    if debian.is_here():
+        try:
+            return _fetch()
+        except Unavailable as e:
+            reasons.append(str(e))
+    raise Unavailable(
+        "Dovecot is not here. On Debian and Ubuntu: apt install dovecot-imapd. "
+        "On a Mac: brew install dovecot. Elsewhere: install it and put dovecot on the PATH."
+        + "".join(f" ({reason})" for reason in reasons)
+    )
+
+
+class Dovecot(Server):
+    """One server with one account; mail, password and ports outlive `stop` and `kill`, and end with `close`."""
+
+    port_names = ("imap", "imaps")
+    host = "127.0.0.1"
+    user = "ops@example.org"
+
+    def __init__(
+        self,
+        directory: Path,
+        certificates: Certificates | None = None,
+        *,
+        sent: str = "Gesendet",
+    ) -> None:
+        """Without `certificates` it makes its own; `sent` is the name of the folder that is marked \\Sent."""
+        super().__init__(directory)
+        self._given = certificates
+        self.sent = sent
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def port(self) -> int:
+        """The port with TLS from the first byte; `ports["imap"]` has STARTTLS."""
+        return self.ports["imaps"]
+
+    @property
+    def password(self) -> str:
+        return str(self._state()["password"])
+
+    @property
+    def token(self) -> str:
+        """What XOAUTH2 takes."""
+        return str(self._state()["token"])
+
+    @functools.cached_property
+    def certificates(self) -> Certificates:
+        return self._given or make_certificates(self.directory)
+
+    @property
+    def auth_socket(self) -> Path:
+        """The socket at which an SMTP server checks logins."""
+        return self.home / "run" / "auth-client"
+
+    @property
+    def home(self) -> Path:
+        return Path(self._state()["home"])
+
+    @property
+    def maildir(self) -> Path:
+        return self.home / "Maildir"
+
+    def start(self, certificate: Path | None = None) -> None:
+        """Start, and return when clients are served; `certificate` takes the place of the valid one."""
+        self._choose_ports()
+        if "home" not in self._state():
+            self._make_home()
+        self._configure(certificate or self.certificates.valid)
+        self._launch()
+        try:
+            wait_until(self._serves_or_died, what="Dovecot served clients")
+            assert self.is_running(), "Dovecot ended while it started"
+        except AssertionError as e:
+            e.add_note(self.log_tail())
+            self._end("server", signal.SIGKILL)
+            raise
+
+    def stop(self) -> None:
+        """Stop as an operator would; clients are disconnected, and connections refused from now on."""
+        self._end("server", signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._end("server", signal.SIGKILL)
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def pause(self) -> None:
+        """Freeze it: connections stay open, new ones are taken by the system, and nobody answers."""
+        freeze_group(self.pids["server"])
+
+    def resume(self) -> None:
+        thaw_group(self.pids["server"])
+
+    def close(self) -> None:
+        """End it at once, and delete its mail."""
+        super().close()
+        state = self._state()
+        if home := state.pop("home", None):
+            shutil.rmtree(home, ignore_errors=True)
+            self._write_state(state)
+
+    def set_password(self, password: str) -> None:
+        """Change it for logins from now on; who is logged in stays so."""
+        self._write_state({**self._state(), "password": password})
+        self._write("passwords", f"{self.user}:{password}\n")
+        self._wait_for_login("PLAIN", f"\0{self.user}\0{password}")
+
+    def set_token(self, token: str) -> None:
+        """Change what XOAUTH2 takes, as set_password does for a password."""
+        self._write_state({**self._state(), "token": token})
+        self._write("tokens", f"{self.user}:{token}\n")
+        self._wait_for_login("XOAUTH2", f"user={self.user}\x01auth=Bearer {token}\x01\x01")
+
+    def deliver(self, raw: bytes, folder: str = "INBOX") -> None:
+        """Put a message into a folder, which is made if need be, as new and unread."""
+        place = self._folder(folder)
+        if not place.exists():
+            self._make_folder(place)
+        name = f"{time.time_ns()}.{next(self._numbers)}P{os.getpid()}.test"
+        file = place / "tmp" / name
+        file.write_bytes(raw)
+        self._give_away(file)
+        file.rename(place / "new" / name)
+
+    def messages(self, folder: str = "INBOX") -> list[bytes]:
+        """Return what is in a folder, in the order of delivery; line ends are those of the delivery."""
+        return [content for _, content in self._files(folder)]
+
+    def flags(self, folder: str = "INBOX") -> list[str]:
+        """Return each message's flags as letters, S for read, in the order of `messages`."""
+        return [name.partition(":2,")[2] for name, _ in self._files(folder)]
+
+    def change_uidvalidity(self, folder: str = "INBOX") -> None:
+        """Have clients forget all UIDs, as when a mailbox was restored from a backup."""
+        told = self.doveadm("mailbox", "status", "-u", self.user, "uidvalidity", folder)
+        changed = int(told.rpartition("=")[2]) + 1
+        self.doveadm("mailbox", "update", "-u", self.user, "--uid-validity", str(changed), folder)
+
+    def doveadm(self, *arguments: str) -> str:
+        """Run the operator's command, which takes some 50 ms."""
+        program = self._program.parents[1] / "bin/doveadm"
+        return self._run(*self._configured(program, "doveadm"), *arguments)
+
+    @functools.cached_property
+    def _program(self) -> Path:
+        return find_dovecot()
+
+    @functools.cached_property
+    def _numbers(self) -> Iterator[int]:
+        return itertools.count(1)
+
+    @property
+    def _configuration(self) -> Path:
+        return self.home / "dovecot.conf"
+
+    def _end(self, name: str, which: signal.Signals) -> None:
+        group = self.pids.get(name, 0)
+        if is_alive(group):
+            end_group(group, which)
+        super()._end(name, which)
+
+    def _make_home(self) -> None:
+        # Not in `directory`: paths of sockets are short, and pytest's directories are root's alone.
+        home = Path(tempfile.mkdtemp(prefix="mailasync-dovecot-", dir=scratch()))
+        self._give_away(home)
+        self._write_state({**self._state(), "home": str(home)})
+        self.set_password(secrets.token_urlsafe(12))
+        self.set_token(secrets.token_urlsafe(24))
+        self._make_folder(self.maildir)
+
+    def _configure(self, certificate: Path) -> None:
+        account = _account()
+        (self.home / "run").mkdir(exist_ok=True)
+        self._give_away(self.home / "run")
+        self._write("server.pem", certificate.read_text())
+        values = {
+            "home": self.home,
+            "account": account.pw_name,
+            "group": grp.getgrgid(account.pw_gid).gr_name,
+            "uid": account.pw_uid,
+            "gid": account.pw_gid,
+            "sent": self.sent,
+            **self.ports,
+        }
+        text = (COMMON + VERSION_2_3).format(**values)
+        if root := _unpacked_root(self._program):
+            text += f"libexec_dir = {root}/usr/lib/dovecot\n"
+            text += "import_environment = TZ LD_LIBRARY_PATH\n"
+            link = self.home / "run" / "modules"
+            link.unlink(missing_ok=True)
+            link.symlink_to(f"{root}/usr/lib/dovecot/modules")
+        self._write("dovecot.conf", text)
+
+    def _launch(self) -> None:
+        pid = spawn(
+            [*self._configured(self._program, "master"), "-F"],
+            log=self.directory / "console.log",
+            env=_environment(self._program),
+            cwd=self.home / "run",
+            account=None if os.geteuid() else _account(),
+        )
+        self._record("server", pid)
+
+    def _configured(self, program: Path, module: str) -> list[str | Path]:
+        """Return the command that runs `program`, which by itself looks for doveconf where the package would have it."""
+        doveconf = self._program.parents[1] / "bin/doveconf"
+        configuration: list[str | Path] = ["-c", self._configuration]
+        return [doveconf, "-m", module, *configuration, "-e", program, *configuration]
+
+    def _serves_or_died(self) -> bool:
+        if not self.is_running():
+            return True
+        with contextlib.suppress(OSError):
+            address = (self.host, self.ports["imap"])
+            with socket.create_connection(address, timeout=DEADLINE_SECONDS) as connection:
+                return connection.recv(4) == b"* OK"
+        return False
+
+    def _run(self, *command: str | Path) -> str:
+        account = None if os.geteuid() else _account()
+        done = subprocess.run(
+            command,
+            env=_environment(self._program),
+            cwd=self.home / "run",
+            user=account and account.pw_uid,
+            group=account and account.pw_gid,
+            extra_groups=[] if account else None,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise RuntimeError(f"{command[0]} failed: {done.stderr.strip()}")
+        return done.stdout
+
+    def _wait_for_login(self, mechanism: str, answer: str) -> None:
+        """Wait until it is taken: Dovecot looks at its files once in a second."""
+        if self.is_running():
+            wait_until(lambda: self._takes(mechanism, answer), what="the new login is taken")
+
+    def _takes(self, mechanism: str, answer: str) -> bool:
+        connection = imaplib.IMAP4(self.host, self.ports["imap"], timeout=DEADLINE_SECONDS)
+        try:
+            # A second question tells why it is not taken.
+            connection.authenticate(mechanism, lambda told: b"" if told else answer.encode())
+        except imaplib.IMAP4.error:
+            return False
+        finally:
+            connection.shutdown()
+        return True
+
+    def _folder(self, name: str) -> Path:
+        if name == "INBOX":
+            return self.maildir
+        return self.maildir / f".{_modified_utf_7(name).replace('/', '.')}"
+
+    def _make_folder(self, place: Path) -> None:
+        place.mkdir()
+        self._give_away(place)
+        for part in ("cur", "new", "tmp"):
+            (place / part).mkdir()
+            self._give_away(place / part)
+
+    def _files(self, folder: str) -> list[tuple[str, bytes]]:
+        """Return names and contents, in the order of delivery."""
+        found = {}
+        for part in ("new", "cur"):
+            for file in (self._folder(folder) / part).glob("*"):
+                # Dovecot renames a file when its flags change.
+                with contextlib.suppress(FileNotFoundError):
+                    found[file.name.partition(":")[0]] = (file.name, file.read_bytes())
+        return [found[name] for name in sorted(found)]
+
+    def _write(self, name: str, text: str) -> None:
+        """Write a file that Dovecot alone can read, at once and whole."""
+        new = self.home / f"{name}.new"
+        new.write_text(text)
+        new.chmod(0o600)
+        self._give_away(new)
+        file = self.home / name
+        if file.exists():
+            # Dovecot reads a file again when the second of its change is another.
+            second = file.stat().st_mtime + 1
+            os.utime(new, (second, second))
+        new.rename(file)
+
+    def _give_away(self, path: Path) -> None:
+        if not os.geteuid():
+            os.chown(path, _account().pw_uid, _account().pw_gid)
+
+
+def _modified_utf_7(name: str) -> str:
+    """Return the name of a folder as IMAP and Maildir have it (RFC 3501, 5.1.3)."""
+
+    def encoded(match: re.Match[str]) -> str:
+        text = base64.b64encode(match.group().encode("utf-16-be")).decode()
+        return f"&{text.rstrip('=').replace('/', ',')}-"
+
+    return re.sub(r"[^\x20-\x7e]+", encoded, name.replace("&", "&-"))
+
+
+@functools.cache
+def _account() -> pwd.struct_passwd:
+    """Return the account that runs Dovecot, which serves no mail of root's."""
+    if os.geteuid():
+        return pwd.getpwuid(os.geteuid())
+    accounts = {account.pw_name: account for account in pwd.getpwall()}
+    return accounts.get("mail") or accounts["nobody"]
+
+
+def _installed() -> Path | None:
+    path = os.pathsep.join([os.environ.get("PATH", ""), *PLACES])
+    program = shutil.which("dovecot", path=path)
+    return Path(program) if program and _works(Path(program)) else None
+
+
+def _unpacked() -> Path | None:
+    program = cache_directory() / "dovecot-imapd/usr/sbin/dovecot"
+    return program if _works(program) else None
+
+
+def _fetch() -> Path:
+    try:
+        debian.unpack("dovecot-imapd", family="dovecot", patch=_make_relocatable)
+    except Unavailable as e:
+        if os.geteuid():
+            raise
+        say(f"unpacking failed: {e}")
+        debian.install("dovecot-imapd")
+    if program := _unpacked() or _installed():
+        return program
+    raise Unavailable("Debian's packages of Dovecot do not run here")
+
+
+def _make_relocatable(root: Path) -> None:
+    """Let the library look for its modules in the directory where Dovecot runs."""
+    for library in root.glob("usr/lib/dovecot/libdovecot*.so.0"):
+        place = library.resolve()
+        here = b"modules".ljust(len(MODULES), b"\0")
+        place.write_bytes(place.read_bytes().replace(MODULES, here))
+
+
+def _works(program: Path) -> bool:
+    """Tell whether it runs; Debian has the part that speaks IMAP in a package of its own."""
+    if not program.is_file():
+        return False
+    libexec = (_unpacked_root(program) or Path("/")) / "usr/lib/dovecot"
+    if libexec.exists() and not (libexec / "imap").exists():
+        return False
+    done = subprocess.run([program, "--version"], env=_environment(program), capture_output=True)
+    return not done.returncode
+
+
+def _unpacked_root(program: Path) -> Path | None:
+    return program.parents[2] if program.is_relative_to(cache_directory()) else None
+
+
+def _environment(program: Path) -> dict[str, str]:
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("DOVE")}
+    if root := _unpacked_root(program):
+        ours = [f"{root}/usr/lib/dovecot", f"{root}/usr/lib/dovecot/modules/old-stats"]
+        paths = [*ours, debian.library_path(root)["LD_LIBRARY_PATH"]]
+        inherited["LD_LIBRARY_PATH"] = os.pathsep.join(paths)
+    return inherited
