@@ -38,7 +38,7 @@ example: $(if $(wildcard examples/$(NAME)/Procfile),.venv/.installed-examples)  
 	else PATH="$(CURDIR)/.venv/bin:$$PATH" exec $(RUN) honcho -e /dev/null -f "examples/$(NAME)/Procfile" start; fi
 
 # The tests start some hundred processes of ours: not to keep what Python compiled costs a fifth of each start.
-test: .venv/.installed-dev  ## all tests; finds, installs or unpacks RabbitMQ, PostgreSQL and Chromium first
+test: .venv/.installed-dev  ## all tests; finds, installs or unpacks RabbitMQ, PostgreSQL, Dovecot, Postfix and Chromium first
 	@$(RUN) tests.services.provide
 	@unset PYTHONDONTWRITEBYTECODE; $(RUN) pytest -n $(WORKERS) --dist worksteal $(ARGS)
 

@@ -24,6 +24,7 @@ from tests.services.dovecot import Dovecot
 from tests.services.forks import Forks
 from tests.services.locks import Locks
 from tests.services.lossy_link import LossyLink
+from tests.services.postfix import Postfix
 from tests.services.postgres import Postgres
 from tests.services.processes import Service, service
 from tests.services.rabbitmq import RabbitMQ, rabbitmq_node
@@ -44,6 +45,7 @@ SLOW = {
     "Dovecot",
     "Pace",
     "Popen",
+    "Postfix",
     "Postgres",
     "ScriptedSMTP",
     "Service",
@@ -167,6 +169,8 @@ def server_in(directory: Path) -> Server:
     ports = Server(directory).ports
     if "imaps" in ports:
         return Dovecot(directory)
+    if "smtps" in ports:
+        return Postfix(directory)
     if "postgres" in ports:
         return Postgres(directory)
     return rabbitmq_node(directory)
@@ -301,6 +305,13 @@ def database_url(request: pytest.FixtureRequest) -> str:
 def dovecot(run_directory: Path) -> Iterator[Dovecot]:
     """A mailbox of a test's own, on an IMAP server that starts in a tenth of a second."""
     with Dovecot(run_directory / f"dovecot-{secrets.token_hex(4)}") as server:
+        yield server
+
+
+@pytest.fixture
+def postfix(run_directory: Path, dovecot: Dovecot) -> Iterator[Postfix]:
+    """A next hop that plays Gmail to the mailbox: bounces come to INBOX, and what ops sends is in Sent."""
+    with Postfix(run_directory / f"postfix-{secrets.token_hex(4)}", dovecot) as server:
         yield server
 
 

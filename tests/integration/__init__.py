@@ -1,1 +1,1 @@
-"""Several parts together, with a real RabbitMQ, PostgreSQL or SMTP server."""
+"""Several parts together, with a real RabbitMQ, PostgreSQL, SMTP or IMAP server."""

@@ -1,7 +1,10 @@
 """The mail servers the tests rest on do what the tests take for granted."""
 
+import email
 import imaplib
+import os
 import secrets
+import smtplib
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +13,13 @@ from typing import Any
 
 import pytest
 
-from tests.services import Unavailable, is_alive
+from tests.services import Unavailable, is_alive, wait_until
 from tests.services import dovecot as imap_server
+from tests.services import postfix as smtp_server
 from tests.services.dovecot import Dovecot, find_dovecot
 from tests.services.groups import members
+from tests.services.postfix import Postfix, find_postfix
+from tests.services.smtpd import ScriptedSMTP
 
 MAIL = b"Subject: Hello\n\nThe work is done.\n"
 SILENCE_SECONDS = 0.5
@@ -35,6 +41,24 @@ def logged_in(server: Dovecot) -> Iterator[imaplib.IMAP4]:
     with session(server) as connection:
         connection.login(server.user, server.password)
         yield connection
+
+
+@contextmanager
+def client(server: Postfix, mailbox: Dovecot, **options: Any) -> Iterator[smtplib.SMTP]:
+    """Yield a connection of ops, who has logged in."""
+    with smtplib.SMTP(server.host, server.port, **options) as connection:
+        connection.starttls(context=mailbox.certificates.client_context())
+        connection.login(mailbox.user, mailbox.password)
+        yield connection
+
+
+def mail(number: int = 1) -> bytes:
+    return b"Message-ID: <%d@example.org>\n" % number + MAIL
+
+
+def send(server: Postfix, mailbox: Dovecot, to: str) -> None:
+    with client(server, mailbox) as connection:
+        assert connection.sendmail(mailbox.user, [to], mail()) == {}
 
 
 def fetched(connection: imaplib.IMAP4, number: int, part: str) -> bytes:
@@ -184,5 +208,111 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("TEST_SERVERS_CACHE", str(tmp_path))
     monkeypatch.setattr(imap_server, "PLACES", ())
+    monkeypatch.setattr(smtp_server, "PLACES", ())
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
     with pytest.raises(Unavailable, match="apt install dovecot-imapd"):
         find_dovecot()
+    with pytest.raises(Unavailable, match="apt install postfix"):
+        find_postfix()
+
+
+def test_postfix_asks_for_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(Unavailable, match="as root only"):
+        find_postfix()
+
+
+def test_bounce_of_a_mail_to_nobody_comes_home(postfix: Postfix, dovecot: Dovecot) -> None:
+    with logged_in(dovecot) as connection:
+        connection.select(readonly=True)
+        connection.send(b"A1 IDLE\r\n")
+        assert connection.readline().startswith(b"+")
+        send(postfix, dovecot, "nobody@example.org")
+        assert connection.readline() == b"* 1 EXISTS\r\n"
+    with logged_in(dovecot) as connection:
+        connection.select(readonly=True)
+        bounce = email.message_from_bytes(fetched(connection, 1, "BODY.PEEK[]"))
+    assert bounce.get_content_type() == "multipart/report"
+    recipients = [part for part in bounce.walk() if "Action" in part]
+    assert [(part["Action"], part["Status"]) for part in recipients] == [("failed", "5.1.1")]
+    assert [*bounce.walk()][-1]["Message-ID"] == "<1@example.org>"
+
+
+def test_copy_of_what_was_sent_is_in_sent(
+    run_directory: Path, dovecot: Dovecot, smtpd: ScriptedSMTP
+) -> None:
+    directory = run_directory / f"postfix-{secrets.token_hex(4)}"
+    with Postfix(directory, dovecot, relay=smtpd.port) as postfix:
+        send(postfix, dovecot, "bob@example.net")
+        wait_until(lambda: smtpd.copies("<1@example.org>"), what="the mail was passed on")
+        wait_until(lambda: dovecot.messages(dovecot.sent), what="its copy is in Sent")
+    with logged_in(dovecot) as connection:
+        connection.select(dovecot.sent, readonly=True)
+        query = ("HEADER", "Message-ID", "<1@example.org>")
+        assert connection.search(None, *query) == ("OK", [b"1"])
+    assert dovecot.messages() == []
+
+
+def test_notice_of_a_delay_comes_before_the_bounce(
+    run_directory: Path, dovecot: Dovecot, smtpd: ScriptedSMTP
+) -> None:
+    smtpd.reply("RCPT", "451 4.7.1 later", times=None)
+    directory = run_directory / f"postfix-{secrets.token_hex(4)}"
+    with Postfix(directory, dovecot, relay=smtpd.port, delay_warning_seconds=1) as postfix:
+        send(postfix, dovecot, "bob@example.net")
+        notice = wait_until(dovecot.messages, what="a notice came")[0]
+        assert b"\nAction: delayed\n" in notice
+        assert postfix.queued() == 1
+
+
+def test_many_mails_leave_the_queue_and_lie_in_sent(postfix: Postfix, dovecot: Dovecot) -> None:
+    with client(postfix, dovecot) as connection:
+        for number in range(200):
+            connection.sendmail(dovecot.user, ["bob@example.net"], mail(number))
+    postfix.flush()
+    assert len(dovecot.messages(dovecot.sent)) == 200
+
+
+def test_sending_takes_a_login(postfix: Postfix, dovecot: Dovecot) -> None:
+    with smtplib.SMTP(postfix.host, postfix.port) as connection:
+        with pytest.raises(smtplib.SMTPRecipientsRefused):
+            connection.sendmail(dovecot.user, ["bob@example.net"], mail())
+        connection.starttls(context=dovecot.certificates.client_context())
+        with pytest.raises(smtplib.SMTPAuthenticationError):
+            connection.login(dovecot.user, "wrong")
+
+
+def test_mail_in_the_queue_survives_a_stop(
+    run_directory: Path, dovecot: Dovecot, smtpd: ScriptedSMTP
+) -> None:
+    smtpd.reply("RCPT", "451 4.7.1 later")
+    directory = run_directory / f"postfix-{secrets.token_hex(4)}"
+    with Postfix(directory, dovecot, relay=smtpd.port) as postfix:
+        send(postfix, dovecot, "bob@example.net")
+        postfix.stop()
+        with pytest.raises(ConnectionRefusedError):
+            smtplib.SMTP(postfix.host, postfix.port)
+        postfix.start()
+        postfix.flush()
+        assert smtpd.copies("<1@example.org>") == 1
+
+
+def test_paused_postfix_is_silent_until_it_is_resumed(postfix: Postfix, dovecot: Dovecot) -> None:
+    postfix.pause()
+    with pytest.raises(smtplib.SMTPServerDisconnected, match="timed out"):
+        smtplib.SMTP(postfix.host, postfix.port, timeout=SILENCE_SECONDS)
+    postfix.resume()
+    send(postfix, dovecot, "bob@example.net")
+
+
+def test_closed_postfix_leaves_no_process_and_no_file(
+    run_directory: Path, dovecot: Dovecot
+) -> None:
+    server = Postfix(run_directory / f"postfix-{secrets.token_hex(4)}", dovecot)
+    server.start()
+    send(server, dovecot, "nobody@example.org")
+    group, home = server.pids["server"], server.home
+    assert len(members(group)) > 1
+    server.close()
+    assert members(group) == {}
+    assert not home.exists()

@@ -192,6 +192,12 @@ class Dovecot(Server):
     def maildir(self) -> Path:
         return self.home / "Maildir"
 
+    def folder(self, name: str) -> Path:
+        """Return the directory that holds a folder."""
+        if name == "INBOX":
+            return self.maildir
+        return self.maildir / f".{_modified_utf_7(name).replace('/', '.')}"
+
     def start(self, certificate: Path | None = None) -> None:
         """Start, and return when clients are served; `certificate` takes the place of the valid one."""
         self._choose_ports()
@@ -247,7 +253,7 @@ class Dovecot(Server):
 
     def deliver(self, raw: bytes, folder: str = "INBOX") -> None:
         """Put a message into a folder, which is made if need be, as new and unread."""
-        place = self._folder(folder)
+        place = self.folder(folder)
         if not place.exists():
             self._make_folder(place)
         name = f"{time.time_ns()}.{next(self._numbers)}P{os.getpid()}.test"
@@ -296,6 +302,7 @@ class Dovecot(Server):
     def _make_home(self) -> None:
         # Not in `directory`: paths of sockets are short, and pytest's directories are root's alone.
         home = Path(tempfile.mkdtemp(prefix="mailasync-dovecot-", dir=scratch()))
+        home.chmod(0o711)  # Other servers have to reach the socket of logins.
         self._give_away(home)
         self._write_state({**self._state(), "home": str(home)})
         self.set_password(secrets.token_urlsafe(12))
@@ -382,11 +389,6 @@ class Dovecot(Server):
             connection.shutdown()
         return True
 
-    def _folder(self, name: str) -> Path:
-        if name == "INBOX":
-            return self.maildir
-        return self.maildir / f".{_modified_utf_7(name).replace('/', '.')}"
-
     def _make_folder(self, place: Path) -> None:
         place.mkdir()
         self._give_away(place)
@@ -398,7 +400,7 @@ class Dovecot(Server):
         """Return names and contents, in the order of delivery."""
         found = {}
         for part in ("new", "cur"):
-            for file in (self._folder(folder) / part).glob("*"):
+            for file in (self.folder(folder) / part).glob("*"):
                 # Dovecot renames a file when its flags change.
                 with contextlib.suppress(FileNotFoundError):
                     found[file.name.partition(":")[0]] = (file.name, file.read_bytes())

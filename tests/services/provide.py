@@ -5,6 +5,7 @@ import sys
 from tests.services import Unavailable
 from tests.services.chromium import find_chromium
 from tests.services.dovecot import find_dovecot
+from tests.services.postfix import find_postfix
 from tests.services.postgres import find_postgres
 from tests.services.rabbitmq import find_rabbitmq
 
@@ -16,6 +17,7 @@ def main() -> int:
         ("PostgreSQL", find_postgres),
         ("Chromium", find_chromium),
         ("Dovecot", find_dovecot),
+        ("Postfix", find_postfix),
     ):
         try:
             print(f"{name}: {find()}", flush=True)
