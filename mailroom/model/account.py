@@ -71,3 +71,17 @@ class NextHop:
 
     def __str__(self) -> str:
         return host_and_port(self.host, self.port)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MailboxServer:
+    """The IMAP server with the mailbox of an account, and the login for it."""
+
+    host: str
+    port: int
+    security: str  #: ssl, starttls or none
+    user: str
+    password: str = field(default="", repr=False)
+    oauth2_file: str = ""
+    ca_file: str = ""
+    timeout_seconds: float = 60.0

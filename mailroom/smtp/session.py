@@ -7,10 +7,8 @@ call is one attempt, and every reply is returned.
 
 import logging
 import smtplib
-import ssl
 import time
 from collections.abc import Iterable
-from functools import lru_cache
 from typing import Any, NoReturn
 
 import yagmail
@@ -27,13 +25,12 @@ from mailroom.smtp.pipelining import Pipelining
 from mailroom.smtp.poller import FENCE, Dialogue
 from mailroom.smtp.receipt import FenceRefused, PipeliningDoubted, Receipt, SessionLost
 from mailroom.smtp.replies import is_about_session, says_too_many_connections
+from mailroom.smtp.tls import tls_context
 
 #: RFC 5321, 4.5.3.2.6: if we hung up earlier, mails that were accepted would be sent twice.
 AFTER_DOT_TIMEOUT_SECONDS = 600
 SESSION_AGE_MAX_SECONDS = 300
 QUIT_TIMEOUT_SECONDS = 1
-#: The certificates that we trust are read again after this; the system's file takes 10 ms.
-TLS_AGE_MAX_SECONDS = 300
 #: Our own reply in the server's place, with the code that it would use (RFC 6531, 3.1 and 5).
 NO_SMTPUTF8 = Reply(
     550,
@@ -56,8 +53,7 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
     ) -> None:
         tls: dict[str, Any] = {}
         if hop.security != "none":  # yagmail alone would verify no certificate.
-            period = int(time.monotonic() // TLS_AGE_MAX_SECONDS)
-            tls["context"] = _tls_context(hop.ca_file, period)
+            tls["context"] = tls_context(hop.ca_file)
         super().__init__(
             user=hop.user or "nobody@localhost",
             host=hop.host,
@@ -377,9 +373,3 @@ def _with_dot(payload: bytes) -> bytes:
     if not stuffed.endswith(b"\r\n"):
         return stuffed + b"\r\n.\r\n"
     return stuffed + b".\r\n"
-
-
-@lru_cache(maxsize=8)
-def _tls_context(ca_file: str, period: int) -> ssl.SSLContext:
-    """Return the context for this period of TLS_AGE_MAX_SECONDS, which is read once in it."""
-    return ssl.create_default_context(cafile=ca_file or None)

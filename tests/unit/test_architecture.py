@@ -96,7 +96,7 @@ MAY_KNOW = {
     "jinja2": "templating",
     "css_inline": "templating.stored",
     "PIL": "jobs.thumbnail",
-    "imapclient": "mailbox",
+    "imapclient": "mailbox.client mailbox.failures",
     "flufl": "mailbox.bounces",
     "prometheus_client": "api.routes.metrics",
     "tools": "",  # The service needs none of them.
