@@ -97,7 +97,7 @@ MAY_KNOW = {
     "css_inline": "templating.stored",
     "PIL": "jobs.thumbnail",
     "imapclient": "mailbox.client mailbox.failures",
-    "flufl": "mailbox.bounces",
+    "flufl": "mailbox.plain_bounces",
     "prometheus_client": "api.routes.metrics",
     "tools": "",  # The service needs none of them.
 }
