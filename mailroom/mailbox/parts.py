@@ -1,4 +1,4 @@
-"""Splits a mail into header fields and parts, bounded in time, memory and depth: anybody may write to us.
+"""Splits a mail into header fields and parts, bounded in time and memory: anybody may write to us.
 
 The parser of the standard library recurses for each level of a multipart, and reads the lines of all.
 """
@@ -14,9 +14,8 @@ MAIL_MAX_BYTES = 256 * 1024
 TEXT_MAX_BYTES = 64 * 1024
 HEADER_MAX_BYTES = 64 * 1024
 VALUE_MAX_BYTES = 4_000
+#: A report has some eight, in three levels. Multiparts count as well, which bounds their depth.
 PARTS_MAX = 50
-#: A report has two levels; a gateway that adds a footer makes them three.
-DEPTH_MAX = 4
 
 _FOLD = re.compile(rb"\n[ \t]+")
 _BLANK_LINE = re.compile(rb"\n[ \t]*\n")
@@ -125,15 +124,15 @@ def read_part(raw: bytes) -> MailPart:
 
 def leaves(mail: MailPart) -> Iterator[MailPart]:
     """Yield the parts that have no parts themselves, in their order; a mail within the mail is one."""
-    waiting = [(mail, 0)]
+    waiting = [mail]
     for _ in range(PARTS_MAX):
         if not waiting:
             return
-        part, depth = waiting.pop()
-        children = part.children() if depth < DEPTH_MAX else []
+        part = waiting.pop()
+        children = part.children()
         if not children:
             yield part
-        waiting += [(child, depth + 1) for child in reversed(children)]
+        waiting += reversed(children)
 
 
 def blocks(data: bytes) -> list[Fields]:
