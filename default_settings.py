@@ -77,7 +77,24 @@ RETRY_SCHEDULE: str = "30s, 2m, 10m, 1h*3, 4h*4"
 
 #: What to do when the connection broke after the final dot, so that nobody knows whether the mail was taken.
 #: resend: send it again with the same Message-ID, as SMTP asks for; hold: stop and leave it to a person.
+#: Where IMAP_HOST is known, the Sent folder is searched for the mail first.
 ON_UNCERTAIN: Literal["resend", "hold"] = "resend"
+
+#: Server of the account's own mailbox, where bounces come and sent mails are kept; the account's login is
+#: used. "": imap.gmail.com for Gmail, outlook.office365.com for Microsoft 365, else none. off: none.
+IMAP_HOST: str = ""
+
+#: TCP port. 0: the usual one for IMAP_SECURITY: 993 for ssl, 143 for starttls and none.
+IMAP_PORT: int = 0
+
+#: As SMTP_SECURITY, with the same authorities (SMTP_CA_FILE).
+IMAP_SECURITY: Literal["ssl", "starttls", "none"] = "ssl"
+
+#: How often to look for bounces where the server does not tell of new mail at once (IDLE).
+BOUNCES_EVERY_SECONDS: float = 60.0
+
+#: Folder into which bounces are moved that were understood. "": they stay, unread, where they are.
+BOUNCES_FOLDER: str = ""
 
 # --- Web ---
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from mailroom.config.checks import check_contradictions
+from mailroom.config.mailboxes import mailbox_server
 from mailroom.config.settings import Settings, SettingsError
-from mailroom.model.account import DEFAULT_ACCOUNT, NextHop, SendingLimit
+from mailroom.model.account import DEFAULT_ACCOUNT, MailboxServer, NextHop, SendingLimit
 from mailroom.model.addresses import parse_address
 from mailroom.model.host_names import parse_ehlo_name
 from mailroom.model.message import Address
@@ -117,6 +118,7 @@ class Account:
     recipients_per_day: int
     #: further addresses that it may send from, in lower case; "@example.org" stands for all of a domain
     aliases: tuple[str, ...] = ()
+    mailbox: MailboxServer | None = None  #: where its bounces come and its sent mails are kept
 
     def may_send_from(self, address: str) -> bool:
         """Tell whether a mail may have this address in From.
@@ -168,12 +170,22 @@ _FILE_FIELDS = {
     "smtp_pipelining": "SMTP_PIPELINING",
     "smtp_ca_file": "SMTP_CA_FILE",
     "ehlo_name": "EHLO_NAME",
+    "imap_host": "IMAP_HOST",
+    "imap_port": "IMAP_PORT",
+    "imap_security": "IMAP_SECURITY",
     "aliases": "MAIL_ALIASES",
 }
 _LIMITS = ("messages_per_day", "recipients_per_day")
 _FIELDS = frozenset({"name", "password_file", *_FILE_FIELDS, *_LIMITS})
 #: Settings that belong to the default account only: another account does not inherit them.
-_NOT_INHERITED = ("MAIL_USERNAME", "MAIL_PASSWORD", "MAIL_FROM", "MAIL_OAUTH2_FILE", "MAIL_ALIASES")
+_NOT_INHERITED = (
+    "MAIL_USERNAME",
+    "MAIL_PASSWORD",
+    "MAIL_FROM",
+    "MAIL_OAUTH2_FILE",
+    "MAIL_ALIASES",
+    "IMAP_HOST",
+)
 
 
 def accounts(settings: Settings) -> list[Account]:
@@ -249,11 +261,12 @@ def _overrides(table: dict[str, Any]) -> dict[str, Any]:
         if field in table:
             values[setting] = table[field]
     for setting, value in values.items():
-        if type(value) is not (int if setting == "SMTP_PORT" else str):
-            kind = "a number" if setting == "SMTP_PORT" else "a text"
+        is_number = setting in ("SMTP_PORT", "IMAP_PORT")
+        if type(value) is not (int if is_number else str):
+            kind = "a number" if is_number else "a text"
             raise SettingsError(f"expected {setting.lower()} to be {kind}")
     types = get_type_hints(Settings)
-    for setting in ("SMTP_SECURITY", "SMTP_AUTH", "SMTP_PIPELINING"):
+    for setting in ("SMTP_SECURITY", "SMTP_AUTH", "SMTP_PIPELINING", "IMAP_SECURITY"):
         choices = get_args(types[setting])
         if setting in values and values[setting] not in choices:
             raise SettingsError(f"expected one of {', '.join(choices)}, got {values[setting]!r}")
@@ -274,6 +287,7 @@ def _account(name: str, settings: Settings, table: dict[str, Any]) -> Account:
         sender=sender(settings),
         hop=next_hop(settings),
         aliases=_aliases(settings),
+        mailbox=mailbox_server(settings, next_hop(settings)),
         **limits,
     )
 

@@ -26,8 +26,9 @@ _AT_LEAST_ONE = (
     "REQUEST_MAX_BYTES",
     "LEASE_SECONDS",
     "SMTP_TIMEOUT_SECONDS",
+    "BOUNCES_EVERY_SECONDS",
 )
-_PORTS = ("PORT", "SMTP_PORT", "INBOX_PORT", "INBOX_SMTP_PORT")
+_PORTS = ("PORT", "SMTP_PORT", "IMAP_PORT", "INBOX_PORT", "INBOX_SMTP_PORT")
 _FILES = ("MAIL_OAUTH2_FILE", "SMTP_CA_FILE", "BROKER_CA_FILE")
 
 
@@ -157,6 +158,16 @@ def check_contradictions(settings: Settings, variables: Mapping[str, str]) -> No
         raise SettingsError(
             f"{PREFIX}SMTP_SECURITY=none would send the password unencrypted to "
             f"{settings.SMTP_HOST or 'Gmail'}; use ssl or starttls, or {PREFIX}SMTP_AUTH=off"
+        )
+    if settings.IMAP_SECURITY == "none" and not is_loopback(settings.IMAP_HOST or "localhost"):
+        raise SettingsError(
+            f"{PREFIX}IMAP_SECURITY=none would send the password unencrypted to {settings.IMAP_HOST}; "
+            "use ssl or starttls"
+        )
+    if settings.IMAP_HOST not in ("", "off") and not has_secret:
+        raise SettingsError(
+            f"{PREFIX}IMAP_HOST is set, but there is no login for it: "
+            f"set {PREFIX}MAIL_USERNAME and {PREFIX}MAIL_PASSWORD"
         )
     check_shared_database(settings)
 

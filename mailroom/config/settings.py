@@ -67,6 +67,11 @@ class Settings:
     SMTP_TIMEOUT_SECONDS: float
     RETRY_SCHEDULE: str
     ON_UNCERTAIN: Literal["resend", "hold"]
+    IMAP_HOST: str
+    IMAP_PORT: int
+    IMAP_SECURITY: Literal["ssl", "starttls", "none"]
+    BOUNCES_EVERY_SECONDS: float
+    BOUNCES_FOLDER: str
     HOST: str
     PORT: int
     WEB_THREADS: int

@@ -35,11 +35,12 @@ class AttemptRunner:
     senders: Mapping[str, Sender]  #: by the name of the account
     schedule: Schedule
     on_uncertain: str  #: resend or hold
+    mailboxes: frozenset[str] = frozenset()  #: accounts whose Sent folder can be searched
     groups: Groups = field(default_factory=Groups)
 
     @cached_property
     def judge(self) -> Judge:
-        return Judge(self.schedule, self.on_uncertain, self.groups)
+        return Judge(self.schedule, self.on_uncertain, self.groups, self.mailboxes)
 
     def close(self) -> None:
         for sender in self.senders.values():
@@ -90,7 +91,7 @@ class AttemptRunner:
                 since=claim.claimed_at,
             )
         except Unanswered as e:
-            return self.judge.unanswered(claim, e.reply)
+            return self.judge.unanswered(claim, e.reply, e.refused)
         except (SessionLost, FenceRefused, StoreUnavailable, TooManyConnections):
             raise
         except NotTaken as e:

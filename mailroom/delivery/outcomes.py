@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from mailroom.delivery.groups import Groups
 from mailroom.model.account import AccountError
 from mailroom.model.attempt import Claim, Outcome
 from mailroom.model.errors import NotTaken
 from mailroom.model.message import State
-from mailroom.model.retry import Schedule
+from mailroom.model.retry import LOOK_WAITS_SECONDS, Schedule
 from mailroom.smtp.connection import Reply
 from mailroom.smtp.receipt import Receipt
 from mailroom.smtp.replies import (
@@ -31,6 +32,7 @@ class Judge:
     schedule: Schedule
     on_uncertain: str  #: resend or hold
     groups: Groups
+    mailboxes: frozenset[str] = frozenset()  #: accounts whose Sent folder can be searched
 
     def replies(self, claim: Claim, receipt: Receipt) -> Outcome:
         """Judge the replies to a mail; a hangup at RCPT is among them."""
@@ -49,11 +51,36 @@ class Judge:
         account_error = self._account_error_of(error)
         return self.defer_or_fail(claim, error.reply, account_error=account_error)
 
-    def unanswered(self, claim: Claim, reason: str) -> Outcome:
-        """Judge an attempt whose payload went out and got no reply: ON_UNCERTAIN decides."""
+    def unanswered(
+        self, claim: Claim, reason: str, refused: Mapping[int, Reply] = MappingProxyType({})
+    ) -> Outcome:
+        """Judge an attempt whose payload went out and got no reply: ON_UNCERTAIN decides.
+
+        `refused` are the recipients whom the server had refused before. Where the Sent folder can be
+        searched, and no earlier attempt can have left a copy in it, that is done first.
+        """
+        answered = _answers(claim, refused)
+        outcome = self._unanswered(claim, reason, answered)
+        if claim.account not in self.mailboxes or claim.taken_before:
+            return outcome
+        then = State.UNCERTAIN if outcome.state is State.UNCERTAIN else State.QUEUED
+        return replace(
+            outcome,
+            state=State.DEFERRED,
+            reason=reason,
+            recipients=_all(claim, State.UNCERTAIN, reason) | answered,
+            wait_seconds=LOOK_WAITS_SECONDS[0],
+            look_up=then,
+        )
+
+    def _unanswered(
+        self, claim: Claim, reason: str, answered: dict[int, tuple[State, str]]
+    ) -> Outcome:
         if self.on_uncertain == "resend":
-            return self.defer_or_fail(claim, reason, uncertain=True)
-        return of_all(claim, State.UNCERTAIN, reason, uncertain=True)
+            recipients = _all(claim, State.DEFERRED, reason) | answered
+            return self.defer_or_fail(claim, reason, recipients, uncertain=True)
+        outcome = of_all(claim, State.UNCERTAIN, reason, uncertain=True)
+        return replace(outcome, recipients={**outcome.recipients, **answered})
 
     def defer_or_fail(
         self,
@@ -121,12 +148,7 @@ class Judge:
     def _hangup(self, claim: Claim, receipt: Receipt, hangup: Reply) -> Outcome:
         """Keep the replies that came before the server hung up; try the others at once, fewer at a time."""
         self.groups.shrink(claim.id, claim.pending, answered=receipt.answered)
-        recipients = dict.fromkeys(claim.pending, (State.DEFERRED, str(hangup)))
-        for position, reply in receipt.refused.items():
-            state = state_of(reply)
-            if _is_surplus(claim, reply):
-                state = State.DEFERRED
-            recipients[position] = (state, str(reply))
+        recipients = _all(claim, State.DEFERRED, str(hangup)) | _answers(claim, receipt.refused)
         account_error = sending_limit_of(hangup)
         if account_error is None:
             account_error = self._account_error_among(receipt.refused.values())
@@ -169,13 +191,25 @@ class Judge:
         return self.schedule.wait_seconds(min(claim.counted, last))
 
 
+def _answers(claim: Claim, refused: Mapping[int, Reply]) -> dict[int, tuple[State, str]]:
+    """Return what the replies to RCPT mean for those who were refused; surplus ones are tried again."""
+    states = {
+        position: State.DEFERRED if _is_surplus(claim, reply) else state_of(reply)
+        for position, reply in refused.items()
+    }
+    return {position: (state, str(refused[position])) for position, state in states.items()}
+
+
+def _all(claim: Claim, state: State, reply: str) -> dict[int, tuple[State, str]]:
+    return dict.fromkeys(claim.pending, (state, reply))
+
+
 def of_all(claim: Claim, state: State, reason: str, *, uncertain: bool = False) -> Outcome:
     """Return an outcome that is the same for all pending recipients."""
-    recipients = dict.fromkeys(claim.pending, (state, reason))
     return Outcome(
         state=state,
         reason=reason,
-        recipients=recipients,
+        recipients=_all(claim, state, reason),
         uncertain=uncertain,
     )
 

@@ -34,6 +34,7 @@ class Claim:
     #: positions in `message.everyone` of recipients without a final outcome
     pending: tuple[int, ...]
     sent_before: bool = False  #: an earlier attempt reached a recipient who is not pending
+    taken_before: bool = False  #: the next hop took it before, so a copy may be in the Sent folder
     job: JobFacts | None = None  #: set if the message is a template for it
     account: str = DEFAULT_ACCOUNT  #: the name of the account that sends it
     is_probe: bool = False  #: it tests an account that could not send before
@@ -63,6 +64,8 @@ class Outcome:
     wait_seconds: float | None = None  #: until the next attempt; None if there is none
     excused: bool = False  #: the attempt does not count, as it reached some recipients
     uncertain: bool = False  #: the payload was sent and no reply came
+    #: The state to come if the mail is not in the Sent folder; None: it is not looked for.
+    look_up: State | None = None
     #: the account cannot send; the message waits until one can
     account_error: AccountError | None = None
     #: Positions of recipients whose server says that there is no such address.

@@ -13,8 +13,9 @@ MailroomError
     └── Unanswered          the whole mail was sent and no reply came back
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NoReturn
 from urllib.parse import quote
 
@@ -121,8 +122,11 @@ class TooManyConnections(MailroomError):
 class Unanswered(TransportError):
     """The connection broke after the final dot, so the next hop may have the mail.
 
-    See RFC 5321, 4.5.3.2.6, and RFC 1047.
+    See RFC 5321, 4.5.3.2.6, and RFC 1047. `refused` has the replies to RCPT of those who do not get it, by
+    position.
     """
+
+    refused: Mapping[int, Any] = MappingProxyType({})
 
 
 def refuse(detail: str) -> NoReturn:

@@ -13,7 +13,7 @@ from mailroom.model.text import CONTROL_CHARACTERS
 class State(StrEnum):
     """The state of a message; SENT and those after it are final.
 
-    A recipient is QUEUED, DEFERRED, SENT, FAILED or UNCERTAIN.
+    A recipient is QUEUED, DEFERRED, SENT, FAILED, UNCERTAIN, BOUNCED or COMPLAINED.
     """
 
     WAITING = "waiting"  #: for its job to end
@@ -30,10 +30,21 @@ class State(StrEnum):
     CANCELED = "canceled"  #: the client canceled it in time
     EXPIRED = "expired"  #: its `expires_at` came before it could be sent
     SUPPRESSED = "suppressed"  #: its recipients want no more mail
+    BOUNCED = "bounced"  #: it was sent, and came back from all whom the next hop took it for
+    COMPLAINED = "complained"  #: it was sent, and called spam by all who have it
 
 
 FINAL = frozenset(
-    {State.SENT, State.FAILED, State.UNCERTAIN, State.CANCELED, State.EXPIRED, State.SUPPRESSED}
+    {
+        State.SENT,
+        State.FAILED,
+        State.UNCERTAIN,
+        State.CANCELED,
+        State.EXPIRED,
+        State.SUPPRESSED,
+        State.BOUNCED,
+        State.COMPLAINED,
+    }
 )
 
 
@@ -192,3 +203,5 @@ _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 #: States of recipients without a final outcome.
 OPEN = (State.QUEUED, State.DEFERRED)
+#: States of recipients for whom the next hop took the mail.
+TAKEN = (State.SENT, State.BOUNCED, State.COMPLAINED)

@@ -14,6 +14,10 @@ _WAIT_MAX_SECONDS = 30 * 86400
 #: Waits vary by this fraction, up and down, so that mails that failed together do not come back together.
 JITTER = 0.2
 
+#: Waits before each look in the Sent folder, after an attempt that got no reply. A copy is mostly there at
+#: once, but no provider says how soon it is there at the latest.
+LOOK_WAITS_SECONDS = (2.0, 28.0, 90.0, 480.0)
+
 
 @dataclass(frozen=True)
 class Schedule:

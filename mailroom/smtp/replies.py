@@ -7,6 +7,7 @@ import re
 
 from mailroom.model.account import AccountError, AccountState
 from mailroom.model.message import State
+from mailroom.model.report import BAD_ADDRESS
 from mailroom.model.retry import Schedule
 from mailroom.smtp.connection import Reply
 from mailroom.smtp.sending_limits import find_limit
@@ -37,10 +38,6 @@ _SESSION_LIMIT = re.compile(
     r"\b(?:this|per|each|one|single|same)[- ](?:smtp )?(?:connection|session)\b|^(?:MI:DMC|RP:DRC)\b",
     re.IGNORECASE,
 )
-
-#: No such mailbox or domain, or none that takes mail (RFC 3463, 3.2; RFC 7505). 5.1.7 and 5.1.8 are about the
-#: sender, and 5.1.0 can be about anything.
-_BAD_ADDRESS = re.compile(r"5\.1\.(?:[1236]|10)(?![\d.])")
 
 #: Trying a server that was away costs one connection, and once it is back its mails should go soon.
 CONNECT_WAIT_MAX_SECONDS = 600.0
@@ -121,7 +118,7 @@ def _pause_waits(reply: Reply, schedule: Schedule, of_message: bool) -> tuple[fl
 
 def says_bad_address(reply: Reply) -> bool:
     """Tell whether a reply to RCPT says that no mail can ever be delivered to the address."""
-    return state_of(reply) is State.FAILED and _BAD_ADDRESS.match(reply.text) is not None
+    return state_of(reply) is State.FAILED and BAD_ADDRESS.match(reply.text) is not None
 
 
 def _is_about_account(reply: Reply) -> bool:

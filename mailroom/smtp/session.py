@@ -160,7 +160,11 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
             refusal = self._data_refusal(data)
             final = yield from self._reset_after(refusal)
         else:
-            final = yield from self._send_payload(payload)
+            try:
+                final = yield from self._send_payload(payload)
+            except Unanswered as e:
+                e.refused = refused
+                raise
         return Receipt(refused=refused, final=final)
 
     def _send_envelope(

@@ -224,7 +224,13 @@ def open_database(settings: Settings, *, file_name: str = "mailasync.sqlite3") -
 
 
 def sweeps_of(settings: Settings, database: Database) -> Sweeps:
-    limited = frozenset(
-        account.name for account in accounts(settings) if account.sending_limit.is_limited
+    configured = accounts(settings)
+    limited = {account.name for account in configured if account.sending_limit.is_limited}
+    mailboxes = {account.name for account in configured if account.mailbox}
+    return Sweeps(
+        database,
+        settings.LEASE_SECONDS,
+        settings.ON_UNCERTAIN,
+        frozenset(limited),
+        frozenset(mailboxes),
     )
-    return Sweeps(database, settings.LEASE_SECONDS, settings.ON_UNCERTAIN, limited)

@@ -86,6 +86,7 @@ class Sweeper:
             self._watch_clock,
             self._give_back_abandoned,
             self._give_back_orphans,
+            self.sweeps.give_up_looks,
             self.expiry.expire,
             self._publish_due,
             self._publish_lost,

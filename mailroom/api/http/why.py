@@ -75,6 +75,11 @@ def _why_put_off(row: Mapping[str, Any], state: State) -> str:
         return f"held: {row['reason'] or 'until a person lets it go'}"
     if state is State.SCHEDULED:
         return f"to be sent at {readable_time(row['next_attempt_at'])}"
+    if row["looks"] is not None:
+        return (
+            "the reply was lost; looking for it in the Sent folder of "
+            f"{row['account']}, again at {readable_time(row['next_attempt_at'])}: {row['reason']}"
+        )
     if not row["parked"]:
         return f"tried again at {readable_time(row['next_attempt_at'])}: {row['reason']}"
     if not row["next_attempt_at"]:

@@ -15,6 +15,8 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    TextClause,
+    text,
 )
 
 metadata = MetaData()
@@ -23,7 +25,7 @@ metadata = MetaData()
 _Auto = BigInteger().with_variant(Integer, "sqlite")
 
 
-def _partial_index(name: str, *columns: str, where: ColumnElement[bool]) -> Index:
+def _partial_index(name: str, *columns: str, where: ColumnElement[bool] | TextClause) -> Index:
     """Index only the rows of that condition, which queries have to name just as it stands here."""
     return Index(name, *columns, sqlite_where=where, postgresql_where=where)
 
@@ -47,6 +49,8 @@ clock = Table(
     Column("step_ms", BigInteger),  # and by how much
 )
 
+#: The condition of messages whose Message-ID does not begin with their id, as that is none for a header.
+OWN_MESSAGE_ID = "substr(message_id, 1, length(id)) <> id"
 #: The states that a mail passes through when all goes well.
 PASSING = ("queued", "sending", "in_data", "sent")
 
@@ -87,6 +91,12 @@ messages = Table(
     Column("webhook", Text),  # a URL that gets its events, beside those of `webhooks`
     Column("sender", String(100)),  # the account that has to send it, where its From names one
     Column("subject_key", Text),  # its subject in lower case, to find it by
+    # 1 once the next hop took it for some recipient: from then on a copy may be in the Sent folder.
+    Column("taken", Integer),
+    # Set while the last attempt is uncertain and is looked for in the Sent folder at `next_attempt_at`:
+    # how often that was done, and the state to come if it is not there.
+    Column("looks", Integer),
+    Column("looks_then", String(12)),
     # For the sweeper: small indexes over the few rows that wait, however large the table is.
     _partial_index("messages_due", "next_attempt_at", where=Column("next_attempt_at").is_not(None)),
     _partial_index("messages_queued", "published_at", where=Column("state") == "queued"),
@@ -97,6 +107,8 @@ messages = Table(
     _partial_index("messages_expiring", "expires_at", where=Column("expires_at").is_not(None)),
     Index("messages_created", "created_at", "id"),
     _partial_index("messages_job", "job_id", where=Column("job_id").is_not(None)),
+    # All others are found by the id in it.
+    _partial_index("messages_named", "message_id", where=text(OWN_MESSAGE_ID)),
     # Lists by state. The states that every mail passes through are left out, which saves a write each time:
     # messages in those states are found by age.
     _partial_index(
@@ -122,7 +134,7 @@ recipients = Table(
     Column("name", Text, nullable=False),
     Column(
         "state", String(12), nullable=False
-    ),  # queued, sent, deferred, failed, uncertain or suppressed
+    ),  # queued, sent, deferred, failed, uncertain, suppressed, bounced or complained
     Column("reply", Text),
     Column("kind", String(3), nullable=False, server_default="to"),  # to, cc or bcc
     Index("recipients_of", "address", "id"),
@@ -236,6 +248,20 @@ usage = Table(
     sqlite_with_rowid=False,
 )
 
+#: The mailbox of each account in which bounces are looked for; the worker that reads it owns its row.
+mailboxes = Table(
+    "mailboxes",
+    metadata,
+    Column("account", String(100), primary_key=True),
+    Column("owner", String(36)),
+    Column("uid_validity", BigInteger),  # of the UIDs (RFC 3501, 2.3.1.1)
+    Column("uid", BigInteger),  # of the last mail that was read
+    Column("read_at", BigInteger),  # when all new mails had been read
+    Column("sent_folder", Text),  # "": none was found
+    Column("trouble", Text),  # why it cannot be read, while it cannot
+    sqlite_with_rowid=False,
+)
+
 #: Stored templates, which a message names and fills in.
 templates = Table(
     "templates",
@@ -253,7 +279,7 @@ suppressions = Table(
     "suppressions",
     metadata,
     Column("address", String(320), primary_key=True),  # in lower case
-    Column("reason", String(20), nullable=False),  # bounced, unsubscribed or manual
+    Column("reason", String(20), nullable=False),  # bounced, complained, unsubscribed or manual
     Column("detail", Text),  # the server's words, or a person's
     Column("message_id", String(200)),  # the message whose recipient it was
     Column("created_at", BigInteger, nullable=False),

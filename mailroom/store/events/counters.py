@@ -51,6 +51,8 @@ _COUNTED_STATES = (
     State.CANCELED,
     State.EXPIRED,
     State.HELD,
+    State.BOUNCED,
+    State.COMPLAINED,
 )
 _COUNTED_JOB_STATES = ("succeeded", "failed", "timed_out", "canceled")
 #: The names of the counts, by the events of timelines. One of messages is the name of a state, or "accepted".

@@ -31,6 +31,9 @@ EVENTS = (
     "canceled",
     "expired",
     "suppressed",
+    "delayed",
+    "bounced",
+    "complained",
 )
 TYPES = tuple(f"message.{event}" for event in EVENTS)
 TEST = "webhook.test"

@@ -12,11 +12,16 @@ from mailroom.store.db.dialects import now_ms
 from mailroom.store.db.schema import messages, recipients
 from mailroom.store.events.timeline import record
 
-#: The states in which a message can expire. One that a worker has goes on, and expires if it is given back.
+#: The states in which a message can expire. One that a worker has goes on, and expires if it is given back;
+#: so does one that is looked for in the Sent folder.
 EXPIRING = (State.WAITING, State.SCHEDULED, State.QUEUED, State.DEFERRED, State.HELD)
 REASON = "it was not sent in time"
 
-_due = (messages.c.expires_at <= now_ms(), messages.c.state.not_in([State.SENDING, State.IN_DATA]))
+_due = (
+    messages.c.expires_at <= now_ms(),
+    messages.c.state.not_in([State.SENDING, State.IN_DATA]),
+    messages.c.looks.is_(None),
+)
 
 
 @dataclass(frozen=True)

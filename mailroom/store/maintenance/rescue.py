@@ -20,6 +20,7 @@ from mailroom.store.db.schema import messages, recipients
 from mailroom.store.events.counters import count
 from mailroom.store.events.timeline import record
 from mailroom.store.messages.claims import Claims
+from mailroom.store.messages.lookups import begin_looks, give_up_looks
 from mailroom.store.messages.ownership import mine
 from mailroom.store.workers import dead_owners, write_in_time
 
@@ -56,13 +57,18 @@ class Sweeps:
     lease_seconds: float
     on_uncertain: str
     limited: frozenset[str] = frozenset()  #: accounts that may send only so much in 24 hours
+    mailboxes: frozenset[str] = frozenset()  #: accounts whose Sent folder can be searched
 
     def due(self, limit: int = BATCH_MAX) -> list[QueuedId]:
-        """Queue deferred and scheduled messages that are due, without those that wait for an account."""
+        """Queue deferred and scheduled messages that are due.
+
+        Those that wait for an account, or are looked for in a Sent folder, are left to others.
+        """
         return self._mark(
             limit,
             messages.c.next_attempt_at <= now_ms(),
             messages.c.parked.is_(None),
+            messages.c.looks.is_(None),
             state=State.QUEUED,
             next_attempt_at=None,
             order=messages.c.next_attempt_at,
@@ -152,6 +158,10 @@ class Sweeps:
             return 0
         return write_in_time(self.database, partial(self._orphans, besides), self.lease_seconds)
 
+    def give_up_looks(self) -> int:
+        """Settle messages that were to be looked for in a mailbox that cannot be read; return how many."""
+        return give_up_looks(self.database)
+
     def abandoned(self, claims: Claims) -> int:
         """Give back messages of a living worker that none of its threads works on; return how many."""
         rows = claims.not_in_hand()
@@ -224,11 +234,18 @@ class Sweeps:
             .returning(messages.c.id, messages.c.attempt, messages.c.account)
         ).all()
         self._count(connection, uncertain)
+        self._look_up(connection, uncertain)
         lines = [_line(row, "worker lost", f"{cause} before the payload") for row in unsent]
         record(connection, lines + [_line(row, "uncertain", reason) for row in uncertain])
         if self._state_of_uncertain is State.UNCERTAIN:
             _end_recipients(connection, [row.id for row in uncertain], State.UNCERTAIN)
         return [row.id for row in (*unsent, *uncertain)]
+
+    def _look_up(self, connection: Connection, uncertain: Sequence[Any]) -> None:
+        """Have those of these messages looked for in the Sent folder first, where that can be done."""
+        ids = [row.id for row in uncertain if row.account in self.mailboxes]
+        if ids:
+            begin_looks(connection, ids, then=self._state_of_uncertain)
 
     @property
     def _state_of_uncertain(self) -> State:

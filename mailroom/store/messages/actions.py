@@ -44,7 +44,8 @@ class Action:
     event: str
     states: tuple[State, ...]
     then: State
-    recipients: tuple[State, ...] = OPEN
+    #: While a message is looked for in the Sent folder, its recipients are uncertain.
+    recipients: tuple[State, ...] = (*OPEN, State.UNCERTAIN)
     recipients_then: State = State.QUEUED
 
 
@@ -64,15 +65,16 @@ RELEASE = Action(
     event="released",
     states=(State.HELD, State.UNCERTAIN),
     then=State.QUEUED,
-    recipients=(*OPEN, State.UNCERTAIN),
 )
 RETRY_NOW = Action(event="retried", states=(State.SCHEDULED, State.DEFERRED), then=State.QUEUED)
-#: A message that was sent goes only to the recipients whom the next hop refused.
+#: Final states of recipients who do not have the mail.
+UNREACHED = (State.FAILED, State.EXPIRED, State.BOUNCED)
+#: A message that was sent goes only to the recipients whom the next hop refused, or from whom it came back.
 RETRY_ENDED = Action(
     event="retried",
-    states=(State.FAILED, State.EXPIRED, State.SENT),
+    states=(State.FAILED, State.EXPIRED, State.SENT, State.BOUNCED),
     then=State.QUEUED,
-    recipients=(*OPEN, State.FAILED, State.EXPIRED),
+    recipients=(*OPEN, *UNREACHED),
 )
 RESENDABLE = tuple(state for state in State if state in FINAL)
 
@@ -198,7 +200,7 @@ def _conditions(request: _Request, action: Action) -> list[Any]:
         conditions.append(exists().where(contents.c.id == messages.c.id))
     if action is RETRY_ENDED:
         conditions += [
-            _has_recipients(State.FAILED, State.EXPIRED),
+            _has_recipients(*UNREACHED),
             or_(
                 messages.c.job_id.is_(None),
                 messages.c.attempt > 0,
@@ -222,6 +224,8 @@ def _values(request: _Request, action: Action) -> dict[str, Any]:
         "next_attempt_at": None,
         "published_at": None,
         "parked": None,
+        "looks": None,
+        "looks_then": None,
     }
     if action is CANCEL:
         values["reason"] = case(
@@ -293,7 +297,7 @@ def _refusal(connection: Connection, request: _Request) -> MailroomError:
         return WrongState(state, f"it is {state}, and its content is no longer kept")
     if request.actions == (RESCHEDULE,):
         return WrongState(state, f"it is {state}, and expires before that time")
-    has_refused = select(_has_recipients(State.FAILED, State.EXPIRED)).select_from(messages)
+    has_refused = select(_has_recipients(*UNREACHED)).select_from(messages)
     if connection.scalar(has_refused.where(messages.c.id == request.id)):
         return WrongState(
             state,

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from mailroom.model.attempt import Claim, JobFacts
-from mailroom.model.message import Attachment, State
+from mailroom.model.message import TAKEN, Attachment, State
 from mailroom.store.content import Content, load, load_attachments
 from mailroom.store.db.schema import jobs, messages
 from mailroom.store.db.statements import Rows
@@ -22,6 +22,7 @@ _LOAD = Rows(
         messages.c.created_at,
         messages.c.first_attempt_at,
         messages.c.job_id,
+        messages.c.taken,
     ).where(messages.c.id == row["id"]),
 )
 
@@ -54,6 +55,7 @@ def _claim(row: Any, claimed: ClaimedRow, content: Content, job: JobFacts | None
         job=job if content.message.template else None,
         pending=tuple(position for position, state in enumerate(content.states) if state in unsent),
         sent_before=State.SENT in content.states,
+        taken_before=bool(row.taken) or any(state in TAKEN for state in content.states),
         has_attachments=content.has_attachments,
     )
 

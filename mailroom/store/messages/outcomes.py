@@ -32,7 +32,20 @@ _CHANGED_BY_HAND = [State.HELD, State.SCHEDULED, State.CANCELED, State.EXPIRED]
 # twice.
 _FINISH = Rows(
     messages,
-    ("id", "attempt", "state", "reason", "uncertain", "parked", "excused", "next_at", "wait_ms"),
+    (
+        "id",
+        "attempt",
+        "state",
+        "reason",
+        "uncertain",
+        "parked",
+        "excused",
+        "next_at",
+        "wait_ms",
+        "taken",
+        "looks",
+        "looks_then",
+    ),
     lambda row: (
         messages.update()
         .values(
@@ -43,6 +56,9 @@ _FINISH = Rows(
             excused=messages.c.excused + row["excused"],
             uncertain_attempts=messages.c.uncertain_attempts + row["uncertain"],
             parked=row["parked"],
+            taken=func.coalesce(row["taken"], messages.c.taken),
+            looks=row["looks"],
+            looks_then=row["looks_then"],
             next_attempt_at=func.coalesce(row["next_at"], now_ms() + row["wait_ms"]),
         )
         .where(
@@ -51,6 +67,7 @@ _FINISH = Rows(
             messages.c.settled < row["attempt"],
             or_(
                 messages.c.state.in_(_OURS),
+                messages.c.looks.is_not(None),
                 and_(row["state"] == State.SENT, messages.c.state.in_(_CHANGED_BY_HAND)),
             ),
         )
@@ -179,12 +196,17 @@ def _row(claim: Claim, outcome: Outcome, until: dict[str, int]) -> dict[str, Any
         "excused": int(outcome.excused),
         "next_at": None,
         "wait_ms": None,
+        "taken": 1 if _reached(outcome) and not outcome.uncertain else None,
+        "looks": None,
+        "looks_then": None,
     }
     if error and outcome.state is State.DEFERRED:
         is_excused = outcome.excused or error.excuses
         row |= {"parked": 1, "excused": int(is_excused), "next_at": until.get(claim.account)}
     elif outcome.wait_seconds is not None:
         row["wait_ms"] = int(outcome.wait_seconds * 1000)
+    if outcome.look_up:
+        row |= {"looks": 0, "looks_then": outcome.look_up}
     return row
 
 

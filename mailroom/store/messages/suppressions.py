@@ -40,6 +40,7 @@ class Reason(StrEnum):
     """The reason why an address gets no mail."""
 
     BOUNCED = "bounced"  #: a server said that there is no such address
+    COMPLAINED = "complained"  #: the recipient called a mail spam
     UNSUBSCRIBED = "unsubscribed"  #: the recipient used a link to unsubscribe
     MANUAL = "manual"  #: a person or a client added it
 
@@ -252,6 +253,13 @@ def note_bounces(connection: Connection, bounced: Iterable[tuple[str, int, str]]
         for person in people
     ]
     _insert_new(connection, rows)
+
+
+def suppress_recipients(
+    connection: Connection, people: Iterable[Any], reason: Reason, detail: str
+) -> None:
+    """Suppress these rows of `recipients`; those that are suppressed already stay as they are."""
+    _insert_new(connection, [_row(person.address, reason, detail, person.id) for person in people])
 
 
 def _end_without_recipients(connection: Connection, ids: Collection[str]) -> None:

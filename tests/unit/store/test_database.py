@@ -414,7 +414,7 @@ def test_processes_that_start_together_migrate_one_after_the_other(database_url:
 def test_a_database_without_the_schema_is_named_with_the_way_out(database_url: str) -> None:
     database = Database(database_url)
     with pytest.raises(
-        SchemaOutdated, match="expected schema 0006, found none; run `flask db upgrade`"
+        SchemaOutdated, match="expected schema 0007, found none; run `flask db upgrade`"
     ):
         check(database)
     database.close()
