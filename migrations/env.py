@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from mailroom.store.db.schema import metadata
+from mailroom.store.db.access_schema import metadata
 
 connection = context.config.attributes["connection"]
 context.configure(

@@ -6,8 +6,6 @@ that keep to neither, such as qmail. Reports may be hostile: nothing in them is 
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from enum import StrEnum
 from html import unescape
 
 from mailroom.mailbox.parts import (
@@ -20,37 +18,10 @@ from mailroom.mailbox.parts import (
     read_part,
 )
 from mailroom.mailbox.plain_bounces import read_text, words_about
+from mailroom.model.report import Report, ReportedRecipient, ReportKind
 from mailroom.model.text import one_line
 from mailroom.smtp.connection import Reply
 from mailroom.smtp.sending_limits import find_limit
-
-
-class ReportKind(StrEnum):
-    """The outcome that a report tells of."""
-
-    FAILED = "failed"  #: will not be delivered
-    DELAYED = "delayed"  #: the server goes on trying
-    LIMIT = "limit"  #: our account has reached its sending limit; the mail may be sent again later
-    COMPLAINT = "complaint"  #: the recipient called it spam (ARF, RFC 5965)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportedRecipient:
-    """A recipient that a report is about."""
-
-    kind: ReportKind
-    addresses: tuple[str, ...]  #: as the sender and as servers on the way knew it; may be empty
-    status: str  #: an enhanced status code as "5.1.1" (RFC 3463); "" if there is none
-    words: str  #: the server's, on one line, at most WORDS_MAX_CHARACTERS
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """A report about one mail."""
-
-    message_ids: tuple[str, ...]  #: may be our Message-ID, the likeliest first, without "<>"
-    recipients: tuple[ReportedRecipient, ...]
-
 
 #: The header fields that may_be_report() reads.
 HEADERS_WANTED = (

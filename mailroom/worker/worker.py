@@ -14,6 +14,7 @@ from mailroom.delivery.delivery import Delivery
 from mailroom.jobs import registry
 from mailroom.jobs.process_pool import Children
 from mailroom.jobs.runner import Runner
+from mailroom.mailbox.reader import MailboxReader
 from mailroom.model.errors import FieldError, InvalidMessage, MalformedJSON, StoreUnavailable
 from mailroom.model.ids import is_id, new_id
 from mailroom.model.message import Message, State
@@ -24,6 +25,7 @@ from mailroom.store.events.counters import count_each
 from mailroom.store.events.deliveries import WebhookDeliveries
 from mailroom.store.jobs.claims import JobClaims
 from mailroom.store.jobs.jobs import ID_MAX_CHARACTERS, Jobs, NewJob
+from mailroom.store.mailboxes import Mailboxes
 from mailroom.store.maintenance.clock import Clock
 from mailroom.store.maintenance.expiry import Expiry
 from mailroom.store.maintenance.rescue import Sweeps
@@ -79,6 +81,7 @@ class Worker:
         self.delivery = self._make_delivery()
         self.runner = self._make_runner()
         self.notifier = self._make_notifier()
+        self.mailbox_readers = self._make_mailbox_readers()
         self._start(sweeps)
 
     def _start(self, sweeps: Sweeps) -> None:
@@ -88,6 +91,8 @@ class Worker:
         self.notifier.start()
         self.sweeper = self._make_sweeper(sweeps, shared_accounts)
         self.sweeper.start()
+        for reader in self.mailbox_readers:
+            reader.start()
 
     def _make_admission(self) -> Admission:
         hops = {account.name: str(account.hop) for account in self._accounts}
@@ -118,7 +123,10 @@ class Worker:
             account.name: Sender(account.sender, Sessions(account.hop))
             for account in self._accounts
         }
-        attempts = AttemptRunner(senders, schedule(self.settings), self.settings.ON_UNCERTAIN)
+        mailboxes = frozenset(account.name for account in self._accounts if account.mailbox)
+        attempts = AttemptRunner(
+            senders, schedule(self.settings), self.settings.ON_UNCERTAIN, mailboxes
+        )
         return Delivery(self._claims, attempts, self._admission, on_unclaimed=self._wake_awaited)
 
     def _make_runner(self) -> Runner:
@@ -138,6 +146,21 @@ class Worker:
             AddressGuard(self.settings.WEBHOOKS_TO_LOOPBACK == "on"),
             threads=THREADS if QUEUE in self.options.queues else 0,
         )
+
+    def _make_mailbox_readers(self) -> list[MailboxReader]:
+        settings = self.settings
+        mailboxes = Mailboxes(self.database, self._owner, settings.LEASE_SECONDS)
+        return [
+            MailboxReader(
+                account.name,
+                account.mailbox,
+                mailboxes,
+                settings.BOUNCES_EVERY_SECONDS,
+                settings.BOUNCES_FOLDER,
+            )
+            for account in self._accounts
+            if account.mailbox
+        ]
 
     def _make_sweeper(self, sweeps: Sweeps, shared_accounts: Accounts) -> Sweeper:
         # A nudge takes one of as many threads as there are connections.
@@ -287,9 +310,13 @@ class Worker:
         """Stop all parts, each before those that it needs; nothing is left for others to wait for."""
         self.delivery.stop()
         self.notifier.stop()
+        for reader in self.mailbox_readers:
+            reader.stop()
         self.delivery.close()
         self.runner.close()
         self.notifier.close()
+        for reader in self.mailbox_readers:
+            reader.join()
         self.sweeper.stop()
         self.publisher.stop()
         try:

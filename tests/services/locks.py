@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine, event
 
-from mailroom.store.db.schema import metadata
+from mailroom.store.db.access_schema import metadata
 from tests.services.processes import PROJECT
 
 #: Tables of which no two transactions lock the same rows, each with the reason.

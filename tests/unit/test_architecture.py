@@ -1,6 +1,6 @@
 """Holds the picture of the house against the code: who imports whom, how docstrings begin, and that importing does nothing.
 
-app, mailasync -> server, cli -> web -> api -> submission, jobs, worker, webhooks -> broker, delivery
+app, mailasync -> server, cli -> web -> api -> submission, jobs, worker, webhooks, mailbox -> broker, delivery
 -> smtp, templating, store -> config -> model, process
 """
 
@@ -58,11 +58,11 @@ MAY_IMPORT = {
     "api.http": f"api.auth api submission jobs broker {STORE} {BASE}",
     "api.auth": f"api submission {STORE} {BASE}",
     "api": f"submission broker config {STORE} {BASE}",
-    "worker": f"submission jobs webhooks broker delivery smtp config {STORE} {BASE}",
+    "worker": f"submission jobs webhooks mailbox broker delivery smtp config {STORE} {BASE}",
     "submission": f"jobs templating {STORE} {BASE}",
     "jobs": f"{STORE} {BASE}",
     "webhooks": f"{STORE} {BASE}",
-    "mailbox": f"smtp {BASE}",
+    "mailbox": f"smtp {STORE} {BASE}",
     "delivery": f"smtp templating {BASE}",  # It gets the store as an argument.
     "broker": BASE,
     "smtp": BASE,

@@ -42,9 +42,8 @@ clock = Table(
     "clock",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column(
-        "latest_at", BigInteger, nullable=False
-    ),  # the latest time that was read, noted every few seconds
+    # the latest time that was read, noted every few seconds
+    Column("latest_at", BigInteger, nullable=False),
     Column("stepped_at", BigInteger),  # when it was last found to be earlier than that
     Column("step_ms", BigInteger),  # and by how much
 )
@@ -67,13 +66,11 @@ messages = Table(
     Column("at_named", Integer),  # 1 if a client named that time, and not a delay
     Column("published_at", BigInteger),  # a nudge was confirmed, or is being made by a sweeper
     Column("owner", String(36)),  # the worker that has it, while sending or in_data
-    Column(
-        "attempt", Integer, nullable=False
-    ),  # the number of the last one; none is ever used again
+    # the number of the last one; none is ever used again
+    Column("attempt", Integer, nullable=False),
     Column("uncertain_attempts", Integer, nullable=False),
-    Column(
-        "crashes", Integer, nullable=False
-    ),  # how often its owner died; if ever, it is claimed alone
+    # how often its owner died; if ever, it is claimed alone
+    Column("crashes", Integer, nullable=False),
     Column("job_id", String(36)),
     Column("reason", Text),  # the last thing worth saying: a server's words, a job's error
     Column("account", String(100)),  # the sender account of its last attempt
@@ -132,9 +129,8 @@ recipients = Table(
     Column("position", Integer, primary_key=True),
     Column("address", String(320), nullable=False),
     Column("name", Text, nullable=False),
-    Column(
-        "state", String(12), nullable=False
-    ),  # queued, sent, deferred, failed, uncertain, suppressed, bounced or complained
+    # queued, sent, deferred, failed, uncertain, suppressed, bounced or complained
+    Column("state", String(12), nullable=False),
     Column("reply", Text),
     Column("kind", String(3), nullable=False, server_default="to"),  # to, cc or bcc
     Index("recipients_of", "address", "id"),
@@ -171,9 +167,8 @@ jobs = Table(
     Column("name", String(100), nullable=False),
     Column("args", Text, nullable=False),  # JSON object
     Column("queue", String(40), nullable=False),
-    Column(
-        "state", String(12), nullable=False
-    ),  # queued, running, succeeded, failed, timed_out, canceled
+    # queued, running, succeeded, failed, timed_out, canceled
+    Column("state", String(12), nullable=False),
     Column("progress", Integer, nullable=False),  # per mille
     Column("step", Text),
     Column("result", Text),  # JSON
@@ -184,9 +179,8 @@ jobs = Table(
     Column("excused", Integer, nullable=False, server_default="0"),
     Column("max_attempts", Integer, nullable=False),  # of those that count
     Column("retry", Text),  # how long to wait after attempt 1, 2, …, as in RETRY_SCHEDULE
-    Column(
-        "notify_on", String(8)
-    ),  # success, failure or both: when the message that waits for it goes
+    # success, failure or both: when the message that waits for it goes
+    Column("notify_on", String(8)),
     Column("retry_of", String(36)),  # the job that a client had run once more
     Column("next_attempt_at", BigInteger),  # set while queued for another attempt
     Column("owner", String(36)),
@@ -325,9 +319,8 @@ deliveries = Table(
     Column("attempt", Integer, nullable=False, server_default="0"),
     # Attempts that were given back, or came before a replay.
     Column("excused", Integer, nullable=False, server_default="0"),
-    Column(
-        "state", String(10), nullable=False, server_default="pending"
-    ),  # pending, delivered or failed
+    # pending, delivered or failed
+    Column("state", String(10), nullable=False, server_default="pending"),
     Column("next_attempt_at", BigInteger),  # set while pending and without an owner
     Column("owner", String(36)),  # the worker that delivers it now
     Column("code", Integer),  # of the last answer
@@ -342,41 +335,6 @@ deliveries = Table(
     Index("deliveries_of", "message_id"),
     Index("deliveries_to", "webhook_id", "number"),
     sqlite_autoincrement=True,  # What a client knows a delivery by is never another's.
-)
-
-#: API keys; the key itself is shown once and kept nowhere.
-keys = Table(
-    "keys",
-    metadata,
-    Column("id", String(12), primary_key=True),  # the part of the key that may be seen
-    Column("hash", String(64), nullable=False),
-    Column("name", String(100), nullable=False),
-    Column("scopes", Text, nullable=False),  # separated by commas: send, read, admin
-    # Addresses and @domains it may send from, separated by commas; "": all.
-    Column("senders", Text, nullable=False),
-    Column("per_minute", Integer),  # messages; NULL: no limit
-    Column("created_at", BigInteger, nullable=False),
-    Column("used_at", BigInteger),
-    Column("revoked_at", BigInteger),
-)
-
-#: Browsers' sessions that ended by signing out, until their cookies are too old.
-signed_out = Table(
-    "signed_out",
-    metadata,
-    Column("id", String(40), primary_key=True),
-    Column("at", BigInteger, nullable=False),
-    Index("signed_out_at", "at"),
-    sqlite_with_rowid=False,
-)
-
-#: How much each API key with a limit has used of it; written once for each group of messages.
-rates = Table(
-    "rates",
-    metadata,
-    Column("key_id", String(12), primary_key=True),
-    # When the whole rate is available again (the arrival time of GCRA), in nanoseconds since 1970.
-    Column("full_at", BigInteger, nullable=False),
 )
 
 #: How many events there were in each minute, counted by each process.
@@ -397,9 +355,8 @@ samples = Table(
     "samples",
     metadata,
     Column("minute", BigInteger, primary_key=True, autoincrement=False),  # since 1970
-    Column(
-        "waiting", Integer, nullable=False
-    ),  # messages that are queued, with a worker, or deferred
+    # messages that are queued, with a worker, or deferred
+    Column("waiting", Integer, nullable=False),
     # How long the message that was queued first had waited for a worker.
     Column("oldest_ms", BigInteger, nullable=False),
 )

@@ -19,10 +19,10 @@ from typing import Any
 from sqlalchemy import Connection, func, or_, select, update
 
 from mailroom.model.errors import MailroomError, StoreUnavailable
+from mailroom.store.db.access_schema import keys
 from mailroom.store.db.database import Database
 from mailroom.store.db.dialects import now_ms
 from mailroom.store.db.locking import skip_locked
-from mailroom.store.db.schema import keys
 
 log = logging.getLogger("mailasync.keys")
 

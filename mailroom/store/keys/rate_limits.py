@@ -11,8 +11,8 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, select
 
 from mailroom.model.errors import MailroomError
+from mailroom.store.db.access_schema import rates
 from mailroom.store.db.dialects import insertion, now_ms
-from mailroom.store.db.schema import rates
 
 WINDOW_SECONDS = 60
 _WINDOW_NS = WINDOW_SECONDS * 10**9

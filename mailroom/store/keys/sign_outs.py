@@ -2,9 +2,9 @@
 
 from sqlalchemy import Connection, select
 
+from mailroom.store.db.access_schema import signed_out
 from mailroom.store.db.database import Database
 from mailroom.store.db.dialects import insertion, now_ms
-from mailroom.store.db.schema import signed_out
 
 #: How long a cookie is valid at most.
 LIFETIME_SECONDS = 12 * 3600

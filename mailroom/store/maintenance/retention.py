@@ -27,6 +27,7 @@ from sqlalchemy import (
 )
 
 from mailroom.model.message import FINAL
+from mailroom.store.db.access_schema import signed_out
 from mailroom.store.db.database import Database
 from mailroom.store.db.dialects import now_ms
 from mailroom.store.db.locking import in_order
@@ -38,7 +39,6 @@ from mailroom.store.db.schema import (
     jobs,
     messages,
     samples,
-    signed_out,
     tallies,
     usage,
     workers,

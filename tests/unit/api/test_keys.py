@@ -24,8 +24,9 @@ from mailroom.cli import database as database_module
 from mailroom.config.environment import load
 from mailroom.inbox import InboxStorage, create_blueprint
 from mailroom.model.errors import StoreUnavailable
+from mailroom.store.db.access_schema import keys, rates
 from mailroom.store.db.database import Database
-from mailroom.store.db.schema import idempotency, keys, messages, rates
+from mailroom.store.db.schema import idempotency, messages
 from mailroom.store.keys import api_keys as keys_module
 from mailroom.store.keys.api_keys import ApiKey, ApiKeys, Scope, UnknownKey
 from mailroom.store.keys.rate_limits import Charge, RateLimited, debit

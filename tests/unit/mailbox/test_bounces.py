@@ -11,13 +11,11 @@ import pytest
 from mailroom.mailbox.bounces import (
     HEADERS_WANTED,
     WORDS_MAX_CHARACTERS,
-    Report,
-    ReportedRecipient,
-    ReportKind,
     may_be_report,
     read_report,
 )
 from mailroom.mailbox.parts import MAIL_MAX_BYTES
+from mailroom.model.report import Report, ReportedRecipient, ReportKind
 from tests.measure import hold_to
 from tests.services.processes import PROJECT
 
