@@ -124,14 +124,19 @@ def test_changed_password_is_wrong_from_then_on(dovecot: Dovecot) -> None:
         assert connection.state == "AUTH"
 
 
-def test_token_is_taken_and_a_wrong_one_is_not(dovecot: Dovecot) -> None:
-    answer = f"user={dovecot.user}\x01auth=Bearer {dovecot.token}\x01\x01"
+def authenticate(connection: imaplib.IMAP4, user: str, token: str) -> None:
+    answer = f"user={user}\x01auth=Bearer {token}\x01\x01"
+    # The second turn answers the details of a refusal.
+    connection.authenticate("XOAUTH2", lambda told: b"" if told else answer.encode())
+
+
+def test_token_is_taken_and_an_expired_one_is_not(dovecot: Dovecot) -> None:
     with session(dovecot) as connection:
-        connection.authenticate("XOAUTH2", lambda _: answer.encode())
-    dovecot.set_token("another")
-    with session(dovecot) as connection, pytest.raises(imaplib.IMAP4.error):
-        # The second turn answers the details of the refusal.
-        connection.authenticate("XOAUTH2", lambda asked: b"" if asked else answer.encode())
+        authenticate(connection, dovecot.user, dovecot.token)
+        assert connection.select() == ("OK", [b"0"])
+    for wrong in (dovecot.expired_token, dovecot.token[:-2]):
+        with session(dovecot) as connection, pytest.raises(imaplib.IMAP4.error):
+            authenticate(connection, dovecot.user, wrong)
 
 
 def test_uidvalidity_changes_each_time(dovecot: Dovecot) -> None:

@@ -39,10 +39,14 @@ from tests.services import (
 )
 from tests.services.certificates import Certificates, make_certificates
 from tests.services.groups import end_group, freeze_group, thaw_group
+from tests.services.tokens import signed_token
 
 PLACES = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin", "/usr/local/opt/dovecot/sbin")
-#: Compiled into Debian's library, which loads TLS from there.
-MODULES = b"/usr/lib/dovecot/modules"
+#: Paths in Debian's programs of what they load or run, and others as long that lead from where they run.
+COMPILED_IN = {
+    b"/usr/lib/dovecot/modules": b"././././././././/modules",
+    b"/usr/bin/doveconf": b"././././/doveconf",
+}
 #: Wrong passwords get their answer at once, however many came before; nothing is written twice.
 #: Gmail allows 15 connections.
 COMMON = """\
@@ -92,7 +96,7 @@ service auth {{
   }}
 }}
 """
-VERSION_2_3 = """\
+UNTIL_2_3 = """\
 disable_plaintext_auth = no
 ssl_cert = <{home}/server.pem
 ssl_key = <{home}/server.pem
@@ -103,13 +107,62 @@ passdb {{
   args = scheme=PLAIN {home}/passwords
 }}
 passdb {{
-  driver = passwd-file
+  driver = oauth2
   mechanisms = xoauth2
-  args = scheme=PLAIN {home}/tokens
+  args = {home}/oauth2.conf
 }}
 userdb {{
   driver = static
   args = uid={uid} gid={gid} home={home} allow_all_users=yes
+}}
+import_environment = TZ LD_LIBRARY_PATH={libraries}
+"""
+OAUTH2_UNTIL_2_3 = """\
+introspection_mode = local
+username_attribute = sub
+local_validation_key_dict = fs:posix:prefix={home}/keys/
+"""
+#: They have to come first.
+VERSIONS = """\
+dovecot_config_version = 2.4.0
+dovecot_storage_version = 2.4.0
+"""
+SINCE_2_4 = """\
+auth_allow_cleartext = yes
+ssl_server_cert_file = {home}/server.pem
+ssl_server_key_file = {home}/server.pem
+mail_driver = maildir
+mail_path = {home}/Maildir
+passdb passwords {{
+  driver = passwd-file
+  passdb_mechanisms_filter = plain
+  default_password_scheme = PLAIN
+  passwd_file_path = {home}/passwords
+}}
+passdb oauth2 {{
+  passdb_mechanisms_filter = xoauth2
+}}
+oauth2 {{
+  introspection_mode = local
+  username_attribute = sub
+  oauth2_local_validation {{
+    dict fs {{
+      fs posix {{
+        prefix = {home}/keys/
+      }}
+    }}
+  }}
+}}
+userdb static {{
+  static_allow_all_users = yes
+  fields {{
+    uid = {uid}
+    gid = {gid}
+    home = {home}
+  }}
+}}
+import_environment {{
+  LD_LIBRARY_PATH = {libraries}
 }}
 """
 
@@ -172,8 +225,13 @@ class Dovecot(Server):
 
     @property
     def token(self) -> str:
-        """What XOAUTH2 takes."""
+        """An access token that XOAUTH2 takes."""
         return str(self._state()["token"])
+
+    @property
+    def expired_token(self) -> str:
+        """An access token that it took an hour ago."""
+        return str(self._state()["expired_token"])
 
     @functools.cached_property
     def certificates(self) -> Certificates:
@@ -243,13 +301,9 @@ class Dovecot(Server):
         """Change it for logins from now on; who is logged in stays so."""
         self._write_state({**self._state(), "password": password})
         self._write("passwords", f"{self.user}:{password}\n")
-        self._wait_for_login("PLAIN", f"\0{self.user}\0{password}")
-
-    def set_token(self, token: str) -> None:
-        """Change what XOAUTH2 takes, as set_password does for a password."""
-        self._write_state({**self._state(), "token": token})
-        self._write("tokens", f"{self.user}:{token}\n")
-        self._wait_for_login("XOAUTH2", f"user={self.user}\x01auth=Bearer {token}\x01\x01")
+        if self.is_running():
+            # Dovecot looks at its files once in a second.
+            wait_until(self._takes_password, what="the new password is taken")
 
     def deliver(self, raw: bytes, folder: str = "INBOX") -> None:
         """Put a message into a folder, which is made if need be, as new and unread."""
@@ -279,7 +333,7 @@ class Dovecot(Server):
     def doveadm(self, *arguments: str) -> str:
         """Run the operator's command, which takes some 50 ms."""
         program = self._program.parents[1] / "bin/doveadm"
-        return self._run(*self._configured(program, "doveadm"), *arguments)
+        return self._run(program, "-c", self._configuration, *arguments)
 
     @functools.cached_property
     def _program(self) -> Path:
@@ -306,8 +360,20 @@ class Dovecot(Server):
         self._give_away(home)
         self._write_state({**self._state(), "home": str(home)})
         self.set_password(secrets.token_urlsafe(12))
-        self.set_token(secrets.token_urlsafe(24))
+        self._make_tokens()
         self._make_folder(self.maildir)
+
+    def _make_tokens(self) -> None:
+        key = secrets.token_bytes(32)
+        # Its place is set by the algorithm; the others are those of a token that names no key.
+        place = self.home / "keys/default/HS256"
+        place.mkdir(parents=True)
+        (place / "default").write_bytes(base64.b64encode(key))
+        for path in (self.home / "keys", place.parent, place, place / "default"):
+            self._give_away(path)
+        token = signed_token(key, self.user)
+        expired = signed_token(key, self.user, valid_seconds=-3_600)
+        self._write_state({**self._state(), "token": token, "expired_token": expired})
 
     def _configure(self, certificate: Path) -> None:
         account = _account()
@@ -321,32 +387,28 @@ class Dovecot(Server):
             "uid": account.pw_uid,
             "gid": account.pw_gid,
             "sent": self.sent,
+            "libraries": _environment(self._program).get("LD_LIBRARY_PATH", ""),
             **self.ports,
         }
-        text = (COMMON + VERSION_2_3).format(**values)
+        is_old = _version(self._program) < (2, 4)
+        template = COMMON + UNTIL_2_3 if is_old else VERSIONS + COMMON + SINCE_2_4
+        text = template.format(**values)
         if root := _unpacked_root(self._program):
             text += f"libexec_dir = {root}/usr/lib/dovecot\n"
-            text += "import_environment = TZ LD_LIBRARY_PATH\n"
-            link = self.home / "run" / "modules"
-            link.unlink(missing_ok=True)
-            link.symlink_to(f"{root}/usr/lib/dovecot/modules")
+            _link(self.home / "run/modules", root / "usr/lib/dovecot/modules")
+            _link(self.home / "run/doveconf", root / "usr/bin/doveconf")
+        self._write("oauth2.conf", OAUTH2_UNTIL_2_3.format(**values))
         self._write("dovecot.conf", text)
 
     def _launch(self) -> None:
         pid = spawn(
-            [*self._configured(self._program, "master"), "-F"],
+            [self._program, "-F", "-c", self._configuration],
             log=self.directory / "console.log",
             env=_environment(self._program),
             cwd=self.home / "run",
             account=None if os.geteuid() else _account(),
         )
         self._record("server", pid)
-
-    def _configured(self, program: Path, module: str) -> list[str | Path]:
-        """Return the command that runs `program`, which by itself looks for doveconf where the package would have it."""
-        doveconf = self._program.parents[1] / "bin/doveconf"
-        configuration: list[str | Path] = ["-c", self._configuration]
-        return [doveconf, "-m", module, *configuration, "-e", program, *configuration]
 
     def _serves_or_died(self) -> bool:
         if not self.is_running():
@@ -373,16 +435,10 @@ class Dovecot(Server):
             raise RuntimeError(f"{command[0]} failed: {done.stderr.strip()}")
         return done.stdout
 
-    def _wait_for_login(self, mechanism: str, answer: str) -> None:
-        """Wait until it is taken: Dovecot looks at its files once in a second."""
-        if self.is_running():
-            wait_until(lambda: self._takes(mechanism, answer), what="the new login is taken")
-
-    def _takes(self, mechanism: str, answer: str) -> bool:
+    def _takes_password(self) -> bool:
         connection = imaplib.IMAP4(self.host, self.ports["imap"], timeout=DEADLINE_SECONDS)
         try:
-            # A second question tells why it is not taken.
-            connection.authenticate(mechanism, lambda told: b"" if told else answer.encode())
+            connection.login(self.user, self.password)
         except imaplib.IMAP4.error:
             return False
         finally:
@@ -424,6 +480,11 @@ class Dovecot(Server):
             os.chown(path, _account().pw_uid, _account().pw_gid)
 
 
+def _link(place: Path, target: Path) -> None:
+    place.unlink(missing_ok=True)
+    place.symlink_to(target)
+
+
 def _modified_utf_7(name: str) -> str:
     """Return the name of a folder as IMAP and Maildir have it (RFC 3501, 5.1.3)."""
 
@@ -450,13 +511,13 @@ def _installed() -> Path | None:
 
 
 def _unpacked() -> Path | None:
-    program = cache_directory() / "dovecot-imapd/usr/sbin/dovecot"
+    program = cache_directory() / "dovecot-core/usr/sbin/dovecot"
     return program if _works(program) else None
 
 
 def _fetch() -> Path:
     try:
-        debian.unpack("dovecot-imapd", family="dovecot", patch=_make_relocatable)
+        debian.unpack("dovecot-core", "dovecot-imapd", family="dovecot", patch=_make_relocatable)
     except Unavailable as e:
         if os.geteuid():
             raise
@@ -468,11 +529,14 @@ def _fetch() -> Path:
 
 
 def _make_relocatable(root: Path) -> None:
-    """Let the library look for its modules in the directory where Dovecot runs."""
-    for library in root.glob("usr/lib/dovecot/libdovecot*.so.0"):
-        place = library.resolve()
-        here = b"modules".ljust(len(MODULES), b"\0")
-        place.write_bytes(place.read_bytes().replace(MODULES, here))
+    places = ("usr/sbin/*", "usr/bin/*", "usr/lib/dovecot/*")
+    for file in [file for place in places for file in root.glob(place)]:
+        if file.is_symlink() or not file.is_file():
+            continue
+        content = file.read_bytes()
+        for absolute, relative in COMPILED_IN.items():
+            content = content.replace(absolute, relative)
+        file.write_bytes(content)
 
 
 def _works(program: Path) -> bool:
@@ -484,6 +548,12 @@ def _works(program: Path) -> bool:
         return False
     done = subprocess.run([program, "--version"], env=_environment(program), capture_output=True)
     return not done.returncode
+
+
+def _version(program: Path) -> tuple[int, ...]:
+    command: list[str | Path] = [program, "--version"]
+    done = subprocess.run(command, env=_environment(program), capture_output=True, check=True)
+    return tuple(int(number) for number in re.findall(rb"\d+", done.stdout)[:2])
 
 
 def _unpacked_root(program: Path) -> Path | None:
