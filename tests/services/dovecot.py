@@ -438,7 +438,9 @@ class Dovecot(Server):
     def _takes_password(self) -> bool:
         connection = imaplib.IMAP4(self.host, self.ports["imap"], timeout=DEADLINE_SECONDS)
         try:
-            connection.login(self.user, self.password)
+            # LOGIN takes ASCII only.
+            answer = f"\0{self.user}\0{self.password}".encode()
+            connection.authenticate("PLAIN", lambda _: answer)
         except imaplib.IMAP4.error:
             return False
         finally:
@@ -465,7 +467,7 @@ class Dovecot(Server):
     def _write(self, name: str, text: str) -> None:
         """Write a file that Dovecot alone can read, at once and whole."""
         new = self.home / f"{name}.new"
-        new.write_text(text)
+        new.write_text(text, encoding="utf-8")
         new.chmod(0o600)
         self._give_away(new)
         file = self.home / name
