@@ -80,13 +80,14 @@ class MailboxConnection:
     the server refused.
     """
 
-    def __init__(self, server: MailboxServer) -> None:
+    def __init__(self, server: MailboxServer, *, tokens: TokenSource | None = None) -> None:
+        """`tokens`: the account's own, if there is one; else it is made from the server's `oauth2_file`."""
         self.server = server
         self._client: ImapClient | None = None
         self._capabilities: frozenset[str] = frozenset()
         self._is_writable = False
-        self._tokens: TokenSource | None = None
-        if server.oauth2_file:
+        self._tokens = tokens
+        if tokens is None and server.oauth2_file:
             self._tokens = TokenSource(server.oauth2_file, server.timeout_seconds)
 
     def __enter__(self) -> Self:
@@ -134,6 +135,8 @@ class MailboxConnection:
         except _FAULTS as e:
             reason = self._failure(e, step)
             self._drop()
+            if self._tokens is not None:
+                self._tokens.forget()
             raise reason from None
 
     def close(self) -> None:
@@ -161,7 +164,7 @@ class MailboxConnection:
         """
         # A server shows a search what it had noticed when the last command ended.
         with self._command("NOOP") as client:
-            client.noop()
+            client.imap.run("NOOP")
             client.imap.take("EXISTS")
         end = min(after + limit, UID_MAX)
         for first, last in ((after + 1, str(end)), (end + 1, "*")):
@@ -287,7 +290,9 @@ class MailboxConnection:
         names = client.capabilities()
         self._capabilities = frozenset(name.decode("ascii", "replace") for name in names)
         if self.offers("ID"):
-            client.id_({"name": "mailasync"})
+            # Gmail wants to know; a server that does not is no worse for it.
+            with suppress(imaplib.IMAP4.error):
+                client.id_({"name": "mailasync"})
 
     @contextmanager
     def _command(self, name: str, *, most_bytes: int = RESPONSE_MAX_BYTES) -> Iterator[ImapClient]:
@@ -311,6 +316,7 @@ class MailboxConnection:
         client = self._client
         if client is not None:
             refusal, goodbye = client.imap.refusal, client.imap.goodbye
+            error = client.imap.lost or error
         elif error.args and isinstance(error.args[0], bytes):
             # imaplib's error for a greeting that says BYE.
             refusal = error.args[0].decode("utf-8", "replace").removeprefix("* BYE ")

@@ -34,6 +34,7 @@ class LimitedIMAP4(imaplib.IMAP4):
         self._context = context
         self._received = bytearray()
         self.refusal = ""  #: the server's words, if it refused the last command
+        self.lost: OSError | None = None  #: the error of the last command, if it could not be sent
         self.limit(seconds, most_bytes)
         super().__init__(host, port)
 
@@ -41,7 +42,7 @@ class LimitedIMAP4(imaplib.IMAP4):
         """Allow so many seconds, and so many bytes from the server, from now on."""
         self._deadline = time.monotonic() + seconds
         self._bytes_left = most_bytes
-        self.refusal = ""
+        self.refusal, self.lost = "", None
 
     def forget(self, *, but: tuple[str, ...] = ()) -> None:
         """Forget the responses that nobody asked for; imaplib keeps them for ever."""
@@ -80,17 +81,15 @@ class LimitedIMAP4(imaplib.IMAP4):
     def _start_idle(self) -> bytes:
         tag: bytes = self._command("IDLE")
         while self._get_response() is not None:
+            self._check_bye()
             if self.tagged_commands[tag]:
                 self._check(*self._command_complete("IDLE", tag))
                 raise self.error("IDLE ended before it began")
         return tag
 
-    def run(self, name: str, *arguments: str) -> list[Any]:
-        """Run a command that imaplib lacks, and return its untagged responses."""
-        kind, data = self._simple_command(name, *arguments)
-        self._check(kind, data)
-        responses: list[Any] = self._untagged_response(kind, data, name)[1]
-        return responses
+    def run(self, name: str) -> None:
+        """Run a command without arguments; IMAPClient would wait for a reply after a BYE."""
+        self._check(*self._simple_command(name))
 
     def _check(self, kind: str, data: list[Any]) -> None:
         if kind != "OK":
@@ -176,9 +175,14 @@ class LimitedIMAP4(imaplib.IMAP4):
 
     def send(self, data: Any) -> None:
         unsent = memoryview(data)
-        while unsent:
-            self.sock.settimeout(self._seconds_left())
-            unsent = unsent[self.sock.send(unsent) :]
+        try:
+            while unsent:
+                self.sock.settimeout(self._seconds_left())
+                unsent = unsent[self.sock.send(unsent) :]
+        except OSError as e:
+            # imaplib makes an error of its own of it.
+            self.lost = e
+            raise
 
     def _seconds_left(self) -> float:
         """Return the seconds until the deadline, for a socket that does not take 0 for a timeout.

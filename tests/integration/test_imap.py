@@ -1,9 +1,11 @@
 """Our IMAP connection on a real Dovecot, and on servers that do what Dovecot never would."""
 
+import json
 import logging
 import secrets
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -14,7 +16,10 @@ import pytest
 from mailroom.mailbox.connection import MailboxConnection, MailboxError
 from mailroom.mailbox.sent_folder import find_sent_folder, is_in_sent
 from mailroom.model.account import MailboxServer
+from mailroom.smtp.oauth2 import TokenSource
 from tests.services.dovecot import Dovecot
+from tests.services.imap import ImapRelay
+from tests.services.token_server import SECRETS, TokenServer, token_server
 
 ODD_IDS = [
     'a"b@example.org',
@@ -56,24 +61,26 @@ def mailbox(dovecot: Dovecot) -> Iterator[MailboxConnection]:
         yield connection
 
 
-def sent_and_received(connection: MailboxConnection) -> list[int]:
-    """Count the bytes of the dialogue from now on: the sum is the first item."""
-    assert connection._client is not None
-    imap = connection._client.imap
-    total = [0]
-    send, receive = imap.send, imap._receive
+@pytest.fixture
+def endpoint() -> Iterator[TokenServer]:
+    with token_server() as server:
+        yield server
 
-    def counted_send(data: bytes) -> None:
-        total[0] += len(data)
-        send(data)
 
-    def counted_receive() -> None:
-        before = len(imap._received)
-        receive()
-        total[0] += len(imap._received) - before
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    made = tmp_path / "oauth2.json"
+    made.write_text(json.dumps(SECRETS))
+    return made
 
-    imap.send, imap._receive = counted_send, counted_receive  # type: ignore[method-assign]  # counted
-    return total
+
+@contextmanager
+def hiding(dovecot: Dovecot, *hidden: bytes) -> Iterator[tuple[MailboxConnection, ImapRelay]]:
+    """Yield a connection through a relay that hides what the server offers."""
+    with ImapRelay(dovecot.ports["imap"], *hidden) as relay:
+        server = server_of(dovecot, security="none", port=relay.port)
+        with MailboxConnection(server) as connection:
+            yield connection, relay
 
 
 @pytest.mark.parametrize("security", ["ssl", "starttls", "none"])
@@ -215,16 +222,16 @@ def test_large_mailbox_costs_no_more_than_a_small_one(dovecot: Dovecot) -> None:
         for number in range(count):
             place = dovecot.maildir / "new" / f"{count}.{number}P1.test"
             place.write_bytes(b"Subject: Hello\n\nx\n")
-        with MailboxConnection(server_of(dovecot)) as connection:
+        with hiding(dovecot) as (connection, relay):
             connection.select_inbox()
-            # The one that comes first takes in what was delivered.
+            # The second one has taken in what was delivered.
             total = connection.select_inbox().uid_next - 1
-            counted = sent_and_received(connection)
+            before = relay.bytes
             assert connection.new_uids(total - 5, limit=500) == [*range(total - 4, total + 1)]
             assert connection.new_uids(total, limit=500) == []
             assert connection.new_uids(0, limit=10) == [*range(1, 11)]
             assert len(connection.headers([total], ["Subject"])) == 1
-            costs.append(counted[0])
+            costs.append(relay.bytes - before)
     # Numbers are longer by some digits.
     assert costs[1] <= costs[0] + 100
 
@@ -236,16 +243,6 @@ def test_idle_ends_as_soon_as_a_mail_comes(dovecot: Dovecot, mailbox: MailboxCon
     assert mailbox.wait_for_mail(3600) is True
     assert mailbox.new_uids(0, limit=10) == [1]
     assert mailbox.wait_for_mail(0.1) is False
-
-
-def test_idle_is_asked_for_again_and_again(
-    dovecot: Dovecot, mailbox: MailboxConnection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mailroom.mailbox.connection.IDLE_SECONDS_MAX", 0.02)
-    counted = sent_and_received(mailbox)
-    assert mailbox.wait_for_mail(0.5) is False
-    assert counted[0] > 5 * len("A1 IDLE\r\nDONE\r\n")
-    assert mailbox.new_uids(0, limit=10) == []
 
 
 def test_link_that_is_lost_in_idle_is_told(dovecot: Dovecot, mailbox: MailboxConnection) -> None:
@@ -263,21 +260,28 @@ def test_frozen_server_ends_idle_in_time(dovecot: Dovecot) -> None:
     dovecot.resume()
 
 
-@pytest.mark.parametrize("without", [set(), {"MOVE"}])
-def test_moving_makes_the_folder_and_leaves_the_rest(
-    dovecot: Dovecot, mailbox: MailboxConnection, without: set[str]
-) -> None:
+@pytest.mark.parametrize("hidden", [b" (no such)", b" MOVE"])
+def test_moving_makes_the_folder_and_leaves_the_rest(dovecot: Dovecot, hidden: bytes) -> None:
     mails = [mail() for _ in range(3)]
     for raw in mails:
         dovecot.deliver(raw)
-    mailbox._capabilities -= without
-    mailbox.select_inbox(writable=True)
-    mailbox.move(mailbox.new_uids(0, limit=2), "Büro/Bounces read")
-    assert dovecot.messages("Büro/Bounces read") == mails[:2]
-    assert dovecot.messages() == mails[2:]
-    mailbox.move([3], "Büro/Bounces read")
-    assert dovecot.messages("Büro/Bounces read") == mails
-    assert dovecot.flags() == []
+    with hiding(dovecot, hidden) as (mailbox, _):
+        mailbox.select_inbox(writable=True)
+        mailbox.move(mailbox.new_uids(0, limit=2), "Büro/Bounces read")
+        assert dovecot.messages("Büro/Bounces read") == mails[:2]
+        assert dovecot.messages() == mails[2:]
+        mailbox.move([3], "Büro/Bounces read")
+        assert dovecot.messages("Büro/Bounces read") == mails
+        assert dovecot.flags() == []
+
+
+def test_without_uidplus_a_mail_that_moved_is_marked_only(dovecot: Dovecot) -> None:
+    dovecot.deliver(mail())
+    with hiding(dovecot, b" MOVE", b" UIDPLUS") as (mailbox, _):
+        mailbox.select_inbox(writable=True)
+        mailbox.move(mailbox.new_uids(0, limit=2), "Bounces")
+    assert len(dovecot.messages("Bounces")) == 1
+    assert dovecot.flags() == ["T"]
 
 
 def test_moving_needs_a_writable_inbox(dovecot: Dovecot, mailbox: MailboxConnection) -> None:
@@ -302,19 +306,20 @@ def test_sent_folder_is_found_by_its_mark(run_directory: Path, name: str) -> Non
         assert is_in_sent(connection, name, "<1@example.org>")
 
 
-@pytest.mark.parametrize("name", ["", "Archive/Sent Items", "Gesendete Objekte"])
+@pytest.mark.parametrize("name", ["Gesendet", "Archive/Sent Items", "Sent"])
 def test_sent_folder_is_found_by_its_name_where_nothing_is_marked(
-    dovecot: Dovecot, monkeypatch: pytest.MonkeyPatch, name: str
+    dovecot: Dovecot, name: str
 ) -> None:
-    dovecot.deliver(mail(), name or "Sent to nobody")
-    with MailboxConnection(server_of(dovecot)) as connection:
-        folders = [
-            folder._replace(attributes=frozenset())
-            for folder in connection.folders()
-            if folder.name != dovecot.sent
-        ]
-        monkeypatch.setattr(connection, "folders", lambda: folders)
+    dovecot.deliver(mail(), "Gesendete Objekte")
+    dovecot.deliver(mail(), name)
+    with hiding(dovecot, rb"\Sent") as (connection, _):
         assert find_sent_folder(connection) == name
+
+
+def test_mailbox_may_have_no_sent_folder(run_directory: Path) -> None:
+    place = run_directory / f"dovecot-{secrets.token_hex(4)}"
+    with Dovecot(place, sent="Outgoing") as dovecot, hiding(dovecot, rb"\Sent") as (connection, _):
+        assert find_sent_folder(connection) == ""
 
 
 @pytest.mark.parametrize("message_id", ODD_IDS)
@@ -361,6 +366,34 @@ def test_folder_that_is_missing_is_told_and_the_connection_goes_on(
     mailbox.select_inbox()
 
 
+def test_login_by_access_token(dovecot: Dovecot, file: Path, endpoint: TokenServer) -> None:
+    endpoint.answer = 200, json.dumps({"access_token": dovecot.token, "expires_in": 3600}).encode()
+    tokens = TokenSource(str(file), 60, url=endpoint.url)
+    server = server_of(dovecot, password="", oauth2_file=str(file))
+    for _ in range(2):
+        with MailboxConnection(server, tokens=tokens) as connection:
+            assert connection.is_open
+    assert len(endpoint.asked) == 1
+
+
+def test_access_token_that_is_refused_is_fetched_anew(
+    dovecot: Dovecot, file: Path, endpoint: TokenServer
+) -> None:
+    endpoint.answer = 200, json.dumps({"access_token": "old", "expires_in": 3600}).encode()
+    tokens = TokenSource(str(file), 60, url=endpoint.url)
+    connection = MailboxConnection(server_of(dovecot, oauth2_file=str(file)), tokens=tokens)
+    error = failure(connection.open)
+    assert error.of_login and "refused the login: " in str(error)
+    endpoint.answer = 200, json.dumps({"access_token": dovecot.token, "expires_in": 3600}).encode()
+    connection.open()
+    connection.close()
+
+
+def test_access_token_goes_over_tls_only(dovecot: Dovecot, file: Path) -> None:
+    server = server_of(dovecot, security="none", port=dovecot.ports["imap"], oauth2_file=str(file))
+    assert "over TLS only" in str(failure(MailboxConnection(server).open))
+
+
 def test_nothing_that_is_read_or_sent_is_logged(
     dovecot: Dovecot, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -371,4 +404,6 @@ def test_nothing_that_is_read_or_sent_is_logged(
         connection.fetch(1, 1000)
         is_in_sent(connection, dovecot.sent, "secret@example.org")
     failure(MailboxConnection(server_of(dovecot, password="wrong")).open)
-    assert caplog.records == []
+    imap = [record for record in caplog.records if record.name.startswith(("imap", "mailroom"))]
+    assert imap == []
+    assert dovecot.password not in caplog.text

@@ -1,12 +1,10 @@
 """Access tokens: fetched once, from a real HTTP server, and never shown, prompted for or sent in clear."""
 
-import http.server
 import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs
 
 import pytest
 
@@ -18,53 +16,15 @@ from mailroom.smtp.oauth2 import TokenError, TokenSource
 from mailroom.smtp.session import Session
 from tests.services.certificates import Certificates, make_certificates
 from tests.services.smtpd import ScriptedSMTP
+from tests.services.token_server import SECRETS, TOKEN, TokenServer, token_server
 
 ALICE = "alice@example.org"
-SECRETS = {
-    "email_address": ALICE,
-    "google_client_id": "the-client",
-    "google_client_secret": "the-client-secret",
-    "google_refresh_token": "the-refresh-token",
-}
-TOKEN = {"access_token": "the-access-token", "expires_in": 3600}
-
-
-class TokenServer(http.server.ThreadingHTTPServer):
-    """A token endpoint on loopback; `answer` is what it says, `asked` what it was asked."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.asked: list[dict[str, list[str]]] = []
-        self.answer: tuple[int, bytes] = 200, json.dumps(TOKEN).encode()
-        self.url = f"http://127.0.0.1:{self.server_address[1]}/o/oauth2/token"
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    server: TokenServer
-
-    def do_POST(self) -> None:
-        self.server.asked.append(
-            parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
-        )
-        status, body = self.server.answer
-        self.send_response(status)
-        if status == 302:
-            self.send_header("Location", self.server.url)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args: object) -> None: ...
 
 
 @pytest.fixture
 def endpoint() -> Iterator[TokenServer]:
-    with TokenServer() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with token_server() as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture(scope="module")
