@@ -24,6 +24,8 @@ CLAIM_EVERY_SECONDS = 10.0
 #: Gmail ends sessions that logged in with OAuth after an hour.
 SESSION_MAX_SECONDS = 50 * 60.0
 PAUSE_MIN_SECONDS, PAUSE_MAX_SECONDS = 5.0, 300.0
+#: A person has to mend a login; servers take offence at many that fail.
+LOGIN_PAUSE_SECONDS = 15 * 60.0
 STOP_SECONDS = 5.0
 
 
@@ -71,9 +73,16 @@ class MailboxReader:
             self.mailboxes.release(self.account)
             return 0.0
         except MailboxError as e:
-            self._note_trouble(str(e))
+            return self._pause_after(e)
         except StoreUnavailable as e:
             log.error("%s", e)
+            return PAUSE_MIN_SECONDS
+
+    def _pause_after(self, error: MailboxError) -> float:
+        """Note why the mailbox cannot be read; return the seconds until the next try."""
+        self._note_trouble(str(error))
+        if error.of_login:
+            return LOGIN_PAUSE_SECONDS
         pause = self._pause_seconds
         self._pause_seconds = min(2 * pause, PAUSE_MAX_SECONDS)
         return pause
@@ -82,7 +91,10 @@ class MailboxReader:
         if words != self._trouble:
             log.warning("the mailbox of account %s cannot be read: %s", self.account, words)
         self._trouble = words
-        self.mailboxes.note_trouble(self.account, words)
+        try:
+            self.mailboxes.note_trouble(self.account, words)
+        except StoreUnavailable as e:
+            log.error("%s", e)
 
     def _serve(self, connection: MailboxConnection, position: Position) -> None:
         """Read what comes, until the session is old, another worker reads the mailbox, or we stop."""

@@ -7,7 +7,7 @@ from functools import partial
 from flask import Flask
 
 from mailroom.api.http import prefer_wait
-from mailroom.config.accounts import next_hop
+from mailroom.config.accounts import accounts, next_hop
 from mailroom.config.settings import UP_FILE, Settings, SettingsError
 from mailroom.inbox import Chaos, Inbox, InboxStorage, PortTaken
 from mailroom.model.errors import MailroomError
@@ -35,15 +35,24 @@ def up(create_app: CreateApp, settings: Settings, deliver: bool) -> None:
     if settings.embedded:
         settings = replace(settings, BROKER_URL="memory://localhost/")
     if not deliver:
-        settings = replace(
-            settings,
-            SMTP_HOST="127.0.0.1",
-            SMTP_PORT=settings.INBOX_SMTP_PORT,
-            SMTP_SECURITY="none",
-            SMTP_AUTH="off",
-        )
+        settings = _to_inbox(settings)
     refuse_taken_port("127.0.0.1", settings.INBOX_SMTP_PORT, "INBOX_SMTP_PORT")
     serve(settings, loader=partial(all_in_one, create_app, settings, deliver))
+
+
+def _to_inbox(settings: Settings) -> Settings:
+    """Leave all real accounts and their mailboxes alone; only the address in From is the first one's."""
+    sender = accounts(settings)[0].sender
+    return replace(
+        settings,
+        ACCOUNTS_FILE="",
+        MAIL_FROM=sender.address,
+        SMTP_HOST="127.0.0.1",
+        SMTP_PORT=settings.INBOX_SMTP_PORT,
+        SMTP_SECURITY="none",
+        SMTP_AUTH="off",
+        IMAP_HOST="off",
+    )
 
 
 def all_in_one(create_app: CreateApp, settings: Settings, deliver: bool) -> Flask:

@@ -15,6 +15,7 @@ import pytest
 
 from tests.services import free_port, is_alive, wait_until
 from tests.services.processes import PROJECT, Service, service
+from tests.services.smtpd import ScriptedSMTP
 
 
 @pytest.fixture
@@ -72,6 +73,29 @@ def test_up_never_sends_to_gmail_unless_told_to(alone: Service) -> None:
     assert "s3cret" not in up.text()
     up.stop()
     alone.up("--deliver").says("mail goes to       smtp.gmail.com:465")
+
+
+def test_up_leaves_the_accounts_of_a_file_alone(
+    alone: Service, tmp_path: Path, smtpd: ScriptedSMTP
+) -> None:
+    file = tmp_path / "accounts.toml"
+    file.write_text(
+        f"""[[account]]
+        name = "ops"
+        username = "ops@example.org"
+        password = "s3cret"
+        smtp_host = "127.0.0.1"
+        smtp_port = {smtpd.port}
+        smtp_security = "none"
+        smtp_auth = "off"
+        imap_host = "127.0.0.1"
+        """
+    )
+    alone.settings |= {"ACCOUNTS_FILE": str(file), "SIMULATED_WORK_SECONDS": "0"}
+    alone.up()
+    alone.post()
+    assert arrived(alone)[0]["from"] == "ops@example.org"
+    assert not smtpd.commands
 
 
 def test_up_that_was_killed_goes_on_where_it_was(alone: Service) -> None:
