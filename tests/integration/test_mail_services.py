@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.services import Unavailable, is_alive, wait_until
+from tests.services import Unavailable, fakeroot, is_alive, wait_until
 from tests.services import dovecot as imap_server
 from tests.services import postfix as smtp_server
 from tests.services.dovecot import Dovecot, find_dovecot
@@ -221,9 +221,13 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         find_postfix()
 
 
-def test_postfix_asks_for_root(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_postfix_needs_fakeroot_without_root(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    with pytest.raises(Unavailable, match="as root only"):
+    monkeypatch.setattr(fakeroot, "LIBRARIES", "nowhere")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(Unavailable, match="apt install fakeroot"):
         find_postfix()
 
 

@@ -1,4 +1,4 @@
-"""An SMTP server of a test's own, a Postfix before a Dovecot, as Gmail is to its users; needs root.
+"""An SMTP server of a test's own, a Postfix before a Dovecot, as Gmail is to its users: found or fetched.
 
     with Dovecot(tmp_path / "dovecot") as imap, Postfix(tmp_path / "postfix", imap) as smtp:
         send(smtp.host, smtp.port, imap.user, imap.password, imap.certificates.ca_file)
@@ -24,6 +24,7 @@ from tests.services import (
     DEADLINE_SECONDS,
     Server,
     Unavailable,
+    accepts,
     cache_directory,
     debian,
     is_alive,
@@ -33,6 +34,7 @@ from tests.services import (
     wait_until,
 )
 from tests.services.dovecot import Dovecot
+from tests.services.fakeroot import VARIABLES, find_fakeroot
 from tests.services.groups import end_group, freeze_group, thaw_group
 
 PLACES = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")
@@ -40,7 +42,10 @@ DAEMONS = ("usr/lib/postfix/sbin", "usr/libexec/postfix", "usr/local/libexec/pos
 #: With its own user, if the system has it, else with two of the system's that nothing else runs as.
 OWNERS = ("postfix", "daemon", "bin")
 GROUPS = ("postdrop", "games", "staff", "users")
-QUEUES = ("active", "bounce", "corrupt", "defer", "deferred", "flush", "hold", "incoming")
+QUEUES = (
+    *("active", "bounce", "corrupt", "defer", "deferred", "flush", "hold", "incoming"),
+    *("maildrop", "private", "public", "saved", "trace"),
+)
 NOT_YET_DELIVERED = ("incoming", "active", "deferred")
 #: Nothing is looked up, no client is slowed down, and what was put off is tried again in a second.
 #: A login without TLS is taken too, so that a test can stand between and see the dialogue.
@@ -50,8 +55,8 @@ queue_directory = {home}/queue
 data_directory = {home}/data
 daemon_directory = {daemons}
 command_directory = {commands}
-import_environment = MAIL_CONFIG MAIL_LOGTAG TZ LANG=C POSTLOG_SERVICE POSTLOG_HOSTNAME LD_LIBRARY_PATH
-export_environment = TZ LANG=C LD_LIBRARY_PATH
+import_environment = MAIL_CONFIG MAIL_LOGTAG TZ LANG=C POSTLOG_SERVICE POSTLOG_HOSTNAME LD_LIBRARY_PATH {fakeroot}
+export_environment = TZ LANG=C LD_LIBRARY_PATH {fakeroot}
 maillog_file = /dev/stdout
 mail_owner = {owner}
 setgid_group = {group}
@@ -134,13 +139,19 @@ postlog unix-dgram n - n - 1 postlogd
 
 
 def find_postfix() -> Path:
-    """Return the program of Postfix, fetched if need be.
+    """Return the program of Postfix, fetched if need be, and see to it that we can run it.
 
     Raises:
-      Unavailable: there is none, or we are not root, which it has to be started by.
+      Unavailable: there is none, or we are not root, which it insists on, and have no fakeroot.
     """
     if os.geteuid():
-        raise Unavailable("Postfix starts as root only: run these tests as root, or in a container")
+        try:
+            find_fakeroot()
+        except Unavailable as e:
+            raise Unavailable(
+                "Postfix starts as root only. On Debian and Ubuntu: apt install fakeroot. "
+                f"Elsewhere: run the tests as root or in a container. ({e})"
+            ) from e
     if program := _installed() or _unpacked():
         return program
     reasons = []
@@ -159,7 +170,7 @@ def find_postfix() -> Path:
 class Postfix(Server):
     """One instance; its queue and ports outlive `stop` and `kill`, and end with `close`."""
 
-    port_names = ("smtp", "smtps")
+    port_names = ("smtp", "smtps", "fakeroot")
     host = "127.0.0.1"
 
     def __init__(
@@ -202,6 +213,7 @@ class Postfix(Server):
         if "home" not in self._state():
             self._make_home()
         self._configure()
+        self._give_away()
         self._launch()
         try:
             wait_until(self._serves_or_died, what="Postfix served clients")
@@ -256,17 +268,35 @@ class Postfix(Server):
         home = Path(tempfile.mkdtemp(prefix="mailasync-postfix-", dir=scratch()))
         home.chmod(0o755)
         self._write_state({**self._state(), "home": str(home)})
-        owner, group = pwd.getpwnam(_owner()), grp.getgrnam(_group())
         for name in ("etc", "queue", "queue/pid"):
             (home / name).mkdir()
-        for name in ("data", *(f"queue/{each}" for each in (*QUEUES, "private", "saved", "trace"))):
-            (home / name).mkdir(mode=0o700)
-            os.chown(home / name, owner.pw_uid, 0)
+        for place in self._places_of_owner():
+            place.mkdir(mode=0o700)
         for name, mode in (("maildrop", 0o730), ("public", 0o710)):
-            place = home / "queue" / name
-            place.mkdir()
-            place.chmod(mode)
-            os.chown(place, owner.pw_uid, group.gr_gid)
+            (home / "queue" / name).chmod(mode)
+
+    def _places_of_owner(self) -> list[Path]:
+        return [self.home / "data", *(self.home / "queue" / name for name in QUEUES)]
+
+    def _give_away(self) -> None:
+        """Make the directories belong to whom Postfix expects."""
+        places = self._places_of_owner()
+        shared = [place for place in places if place.name in ("maildrop", "public")]
+        environment = _environment(self._program) | self._disguise()
+        subprocess.run(["chown", _owner(), *places], env=environment, check=True)
+        subprocess.run(["chgrp", _group(), *shared], env=environment, check=True)
+
+    def _disguise(self) -> dict[str, str]:
+        """Return the variables that let a program take us for root, if we are not."""
+        if not os.geteuid():
+            return {}
+        fakeroot, port = find_fakeroot(), self.ports["fakeroot"]
+        if not is_alive(self.pids.get("fakeroot", 0)):
+            log = self.directory / "fakeroot.log"
+            pid = spawn(fakeroot.command(port), log=log, env=dict(os.environ))
+            self._record("fakeroot", pid)
+            wait_until(lambda: accepts(port), what="fakeroot listens")
+        return fakeroot.environment(port)
 
     def _configure(self) -> None:
         mailbox = self._mailbox
@@ -288,6 +318,7 @@ class Postfix(Server):
             "auth_socket": mailbox.auth_socket,
             "relay": f"[127.0.0.1]:{self._relay}" if self._relay else "",
             "transport": "smtp" if self._relay else "discard",
+            "fakeroot": " ".join(VARIABLES),
             "delay_warning": f"{self._delay_warning}s",
         }
         self._write("main.cf", MAIN.format(**values))
@@ -300,7 +331,8 @@ class Postfix(Server):
         os.utime(file, (0, 0))
 
     def _launch(self) -> None:
-        environment = _environment(self._program) | {
+        environment = _environment(self._program) | self._disguise()
+        environment |= {
             "MAIL_CONFIG": str(self.home / "etc"),
             # Its variable for a start in the foreground: only then it may write to stdout.
             "POSTLOG_SERVICE": "postlog",
@@ -352,6 +384,8 @@ def _fetch() -> Path:
     try:
         debian.unpack("postfix", family="postfix")
     except Unavailable as e:
+        if os.geteuid():
+            raise
         say(f"unpacking failed: {e}")
         debian.install("postfix")
     if program := _unpacked() or _installed():
