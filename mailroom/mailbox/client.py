@@ -25,7 +25,7 @@ class ImapClient(IMAPClient):  # type: ignore[misc]  # ships no types
 
     def __init__(self, server: MailboxServer) -> None:
         self.server = server
-        self.secrets: list[str] = []  #: no words of the server may repeat these
+        self._secrets: list[str] = []
         is_tls = server.security == "ssl"
         super().__init__(server.host, server.port, ssl=is_tls, timeout=server.timeout_seconds)
         # IMAPClient sets 5, and every response would be written down for its log.
@@ -61,19 +61,25 @@ class ImapClient(IMAPClient):  # type: ignore[misc]  # ships no types
             # Gmail says why it refuses a token, and wants an empty answer before its NO.
             self._authenticate("XOAUTH2", token, b"")
         elif "AUTH=PLAIN" in offered:
-            self.secrets.append(password)
+            self._secrets.append(password)
             self._authenticate("PLAIN", f"\0{user}\0{password}".encode())
         elif "LOGINDISABLED" in offered:
             raise NoMechanism("offers no way to log in that we know")
         elif not _PRINTABLE_ASCII.fullmatch(user + password):
             raise NoMechanism("offers no way to log in with letters beyond ASCII")
         else:
-            self.secrets.append(password)
+            self._secrets.append(password)
             self.login(_quoted(user), password)
+
+    def without_secrets(self, words: str) -> str:
+        """Return the server's words without what we logged in with, which some servers repeat."""
+        for secret in filter(None, self._secrets):
+            words = words.replace(secret, "…")
+        return words
 
     def _authenticate(self, mechanism: str, *answers: bytes) -> None:
         """Give one answer for each challenge of the server, and then none more."""
-        self.secrets += [base64.b64encode(answer).decode() for answer in answers]
+        self._secrets += [base64.b64encode(answer).decode() for answer in answers]
         remaining = iter(answers)
         self.sasl_login(mechanism, lambda _: next(remaining, None))
 

@@ -41,6 +41,7 @@ _FAULTS = (
     ValueError,
     TypeError,
     LookupError,
+    ArithmeticError,
     AttributeError,
     RecursionError,
 )
@@ -133,11 +134,11 @@ class MailboxConnection:
             step = "CAPABILITY"
             self._learn_capabilities(client)
         except _FAULTS as e:
-            reason = self._failure(e, step)
+            failure = self._failure(e, step)
             self._drop()
-            if self._tokens is not None:
+            if failure.of_login and self._tokens is not None:
                 self._tokens.forget()
-            raise reason from None
+            raise failure from None
 
     def close(self) -> None:
         """Log out and hang up; never fails, and takes no longer than LOGOUT_SECONDS."""
@@ -245,23 +246,30 @@ class MailboxConnection:
         if not self._is_writable:
             raise MailboxError("mails can be moved only from a writable inbox")
         for batch in _batches(uids):
-            try:
-                self._move(batch, folder)
-            except MailboxError:
-                if not self.is_open:
-                    raise
-                # Not all servers say TRYCREATE if the folder is missing.
-                with suppress(MailboxError), self._command("CREATE") as client:
-                    client.create_folder(folder)
-                self._move(batch, folder)
+            if self.offers("MOVE"):
+                self._put(batch, folder, "MOVE")
+            else:
+                self._put(batch, folder, "COPY")
+                self._delete(batch)
 
-    def _move(self, uids: Sequence[int], folder: str) -> None:
-        if self.offers("MOVE"):
-            with self._command("MOVE") as client:
-                client.move(uids, folder)
-            return
-        with self._command("COPY") as client:
-            client.copy(uids, folder)
+    def _put(self, uids: Sequence[int], folder: str, command: str) -> None:
+        """MOVE or COPY mails; make the folder and try again if that is refused."""
+        try:
+            self._put_into(folder, uids, command)
+        except MailboxError:
+            if not self.is_open:
+                raise
+            # Not all servers say TRYCREATE if the folder is missing.
+            with suppress(MailboxError), self._command("CREATE") as client:
+                client.create_folder(folder)
+            self._put_into(folder, uids, command)
+
+    def _put_into(self, folder: str, uids: Sequence[int], command: str) -> None:
+        with self._command(command) as client:
+            act = client.move if command == "MOVE" else client.copy
+            act(uids, folder)
+
+    def _delete(self, uids: Sequence[int]) -> None:
         with self._command("STORE") as client:
             client.delete_messages(uids, silent=True)
         # EXPUNGE without UIDs would delete what others have marked.
@@ -315,7 +323,8 @@ class MailboxConnection:
         refusal = goodbye = ""
         client = self._client
         if client is not None:
-            refusal, goodbye = client.imap.refusal, client.imap.goodbye
+            refusal = client.without_secrets(client.imap.refusal)
+            goodbye = client.without_secrets(client.imap.goodbye)
             error = client.imap.lost or error
         elif error.args and isinstance(error.args[0], bytes):
             # imaplib's error for a greeting that says BYE.
@@ -324,8 +333,6 @@ class MailboxConnection:
         if goodbye or not refusal:
             self._drop()
         reason = explain(error, str(self), name, refusal=refusal, goodbye=goodbye)
-        for secret in filter(None, client.secrets if client else ()):
-            reason = reason.replace(secret, "…")
         return MailboxError(reason, of_login=of_login)
 
     def _drop(self) -> None:

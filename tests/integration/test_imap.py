@@ -336,6 +336,13 @@ def test_mail_is_found_in_sent_by_its_whole_message_id(
     assert dovecot.flags(dovecot.sent) == ["", ""]
 
 
+def test_letters_beyond_ascii_are_sent_to_a_server_without_literal_plus(dovecot: Dovecot) -> None:
+    dovecot.deliver(mail("ä@example.org"), dovecot.sent)
+    with hiding(dovecot, b" LITERAL+") as (connection, _):
+        assert is_in_sent(connection, dovecot.sent, "ä@example.org")
+        assert not is_in_sent(connection, dovecot.sent, "ö@example.org")
+
+
 @pytest.mark.parametrize(
     "message_id",
     [
