@@ -347,3 +347,21 @@ def test_server_that_cuts_nothing_is_cut(size: int) -> None:
     with connected({"FETCH": reply}) as (connection, _):
         assert len(connection.headers([1], ["Subject"])[1]) == min(size, 16_384)
         assert connection.fetch(1, 2) == b"xx"
+
+
+def test_mail_that_was_copied_is_not_copied_again() -> None:
+    refused: Reply = lambda tag: [tag + b" NO not now\r\n"]  # noqa: E731
+    with connected({"STORE": refused}) as (connection, imap):
+        connection.select_inbox(writable=True)
+        assert "refused STORE" in str(failure(lambda: connection.move([1], "Bounces")))
+        assert [c for c in imap.commands if "COPY" in c] == ['UID COPY 1 "Bounces"']
+
+
+def test_move_that_is_refused_for_good_is_told() -> None:
+    refused: Reply = lambda tag: [tag + b" NO [OVERQUOTA] full\r\n"]  # noqa: E731
+    replies = {"MOVE": refused, "CREATE": refused}
+    with connected(replies, capabilities="IMAP4rev1 MOVE") as (connection, imap):
+        connection.select_inbox(writable=True)
+        error = failure(lambda: connection.move([1], "Bounces"))
+        assert str(error).endswith("refused MOVE: [OVERQUOTA] full")
+        assert connection.is_open and imap.commands[-2] == 'CREATE "Bounces"'

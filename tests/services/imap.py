@@ -78,6 +78,7 @@ class ScriptedIMAP(Listener):
         self.replies: dict[str, Reply] = {
             "CAPABILITY": lambda tag: [offer, tag + b" OK done\r\n"],
             "EXAMINE": lambda tag: [inbox, tag + b" OK [READ-ONLY] done\r\n"],
+            "SELECT": lambda tag: [inbox, tag + b" OK [READ-WRITE] done\r\n"],
             "IDLE": lambda tag: [b"+ idling\r\n"],
             "LOGOUT": lambda tag: [b"* BYE bye\r\n", tag + b" OK done\r\n"],
             **(replies or {}),
