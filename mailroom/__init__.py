@@ -34,6 +34,10 @@ Beside it:
     worker/sweeper.py          in every worker: publishes what is due, what was never published, and what a
                                dead worker left behind
     process/supervisor.py      restarts a thread that has ended, and reports it at /readyz
+    mailbox/reader.py          in one worker for each account: reads its mailbox over IMAP. mailbox/inbox.py
+                               takes bounces, delays and complaints from the inbox, mailbox/bounces.py reads
+                               one, and store/messages/bounces.py applies it; mailbox/sent_folder.py looks for
+                               mails without a reply, and store/messages/lookups.py settles them
     config/accounts.py         the sender accounts: where mail goes, and who it is from
     config/logs.py             the format of the log, and what is never in it
     server/up.py               `flask up`: web, worker, database and inbox in one process
@@ -49,6 +53,7 @@ The words:
                 committed before the first byte of the payload is sent.
     next hop    the SMTP server that we hand mail to. Its 250 after the final dot is what `sent` means.
     uncertain   the payload was sent and no reply came: nobody knows whether the next hop has the mail.
+    look        a search for an uncertain mail in the Sent folder of its account, before it is sent again.
     lease       how long a worker may miss its heartbeat before its rows are given to others.
     sweeper     the thread of a worker that brings back what was lost or left behind.
     job         work that runs before its mail is sent, in a thread or a child process.

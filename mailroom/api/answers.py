@@ -229,6 +229,21 @@ class BudgetJson(TypedDict):
     left: Count
 
 
+class MailboxJson(TypedDict):
+    """The mailbox of an account, where bounces come."""
+
+    host: Annotated[str, Field(description="The IMAP server, with its port.")]
+    has_reader: Annotated[
+        bool, Field(description="True if a worker that is alive reads it, or tries to.")
+    ]
+    read_at: Annotated[Time | None, Field(description="The time at which all mails had been read.")]
+    sent_folder: Annotated[
+        str | None,
+        Field(description="The folder of sent mails; empty: there is none; null: not known yet."),
+    ]
+    trouble: Annotated[str | None, Field(description="Why it cannot be read.")]
+
+
 _AccountFromJson = TypedDict("_AccountFromJson", {"from": str})
 
 
@@ -241,6 +256,9 @@ class AccountJson(_AccountFromJson):
     tried_again_at: Time | None
     messages: BudgetJson | None
     recipients: BudgetJson | None
+    mailbox: Annotated[
+        MailboxJson | None, Field(description="Null: the account has none that is read.")
+    ]
 
 
 class AccountsJson(TypedDict):
@@ -343,6 +361,7 @@ class ChecksJson(TypedDict):
     broker: str
     worker: str
     threads: str
+    mailboxes: str
 
 
 class ReadinessJson(TypedDict):

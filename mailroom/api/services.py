@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from flask import current_app
 
@@ -14,6 +15,7 @@ from mailroom.store.db.database import Database
 from mailroom.store.events.webhooks import Webhooks
 from mailroom.store.jobs.jobs import Jobs, NewJob
 from mailroom.store.keys.api_keys import ApiKeys
+from mailroom.store.mailboxes import mailbox_rows
 from mailroom.store.maintenance.health import Readiness
 from mailroom.store.messages.actions import Actions
 from mailroom.store.messages.idempotency import Keys
@@ -78,6 +80,12 @@ class Services:
             send=send,
             run=run,
         )
+
+    def mailboxes(self) -> dict[str, Any]:
+        """Return the rows of the mailboxes that were read, or tried, by account. Raises StoreUnavailable."""
+        names = {account.name for account in self.known_accounts if account.mailbox}
+        rows = mailbox_rows(self.outbox.database)
+        return {row.account: row for row in rows if row.account in names}
 
     def broker_trouble(self) -> str:
         """Say what keeps every worker from its queues; "" if nothing does. Raises StoreUnavailable."""

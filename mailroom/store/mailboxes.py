@@ -78,6 +78,13 @@ class Mailboxes:
         return Position(uid_validity=claimed.uid_validity, uid=claimed.uid, read_at=claimed.read_at)
 
 
+def accounts_being_read(database: Database, lease_seconds: float) -> set[str]:
+    """Return the accounts whose mailbox is a living worker's to read."""
+    living = select(workers.c.id).where(is_alive(lease_seconds))
+    accounts = select(mailboxes.c.account).where(mailboxes.c.owner.in_(living))
+    return {*database.read(lambda connection: connection.scalars(accounts).all())}
+
+
 def mailbox_rows(database: Database) -> Sequence[Any]:
     """Return the rows of all mailboxes, by account."""
     rows = select(mailboxes, now_ms().label("now")).order_by(mailboxes.c.account)

@@ -6,11 +6,13 @@ from typing import Any
 from flask import Blueprint, Response, jsonify
 from werkzeug.exceptions import Conflict, NotFound
 
-from mailroom.api.answers import AccountJson, BudgetJson
+from mailroom.api.answers import AccountJson, BudgetJson, MailboxJson
 from mailroom.api.services import services
 from mailroom.config.accounts import Account
 from mailroom.model.account import AccountState
+from mailroom.model.host_names import host_and_port
 from mailroom.model.times import timestamp
+from mailroom.store.mailboxes import accounts_being_read
 from mailroom.store.workers import hanging_accounts
 
 blueprint = Blueprint("accounts", __name__)
@@ -18,7 +20,7 @@ blueprint = Blueprint("accounts", __name__)
 
 @blueprint.get("/v1/accounts")
 def list_accounts() -> Response:
-    """List the sender accounts: state, mails sent in the last 24 hours, and what is left of their limits."""
+    """List the sender accounts: state, mails sent in 24 hours, what is left of their limits, and mailbox."""
     return jsonify({"data": accounts_json()})
 
 
@@ -39,10 +41,35 @@ def accounts_json() -> list[AccountJson]:
     known = {account.name: account for account in services().known_accounts}
     hanging = hanging_accounts(services().outbox.database, services().settings.LEASE_SECONDS)
     rows = services().accounts.details()
-    return [_account_json(row, known[row["name"]], hanging.get(row["name"], "")) for row in rows]
+    boxes = _mailboxes_json()
+    return [
+        _account_json(row, known[row["name"]], hanging.get(row["name"], ""), boxes.get(row["name"]))
+        for row in rows
+    ]
 
 
-def _account_json(row: Mapping[str, Any], account: Account, hanging: str) -> AccountJson:
+def _mailboxes_json() -> dict[str, MailboxJson]:
+    """Return the mailboxes of the accounts that have one to read, by account."""
+    rows = services().mailboxes()
+    is_read = accounts_being_read(services().outbox.database, services().settings.LEASE_SECONDS)
+    boxes: dict[str, MailboxJson] = {}
+    for account in services().known_accounts:
+        if account.mailbox is None:
+            continue
+        row = rows.get(account.name)
+        boxes[account.name] = {
+            "host": host_and_port(account.mailbox.host, account.mailbox.port),
+            "has_reader": account.name in is_read,
+            "read_at": timestamp(row.read_at) if row else None,
+            "sent_folder": row.sent_folder if row else None,
+            "trouble": row.trouble if row else None,
+        }
+    return boxes
+
+
+def _account_json(
+    row: Mapping[str, Any], account: Account, hanging: str, mailbox: MailboxJson | None
+) -> AccountJson:
     """Return an account with its state; `hanging` says that its server hangs, "" if it does not."""
     return {
         "name": row["name"],
@@ -54,6 +81,7 @@ def _account_json(row: Mapping[str, Any], account: Account, hanging: str) -> Acc
         "tried_again_at": timestamp(row["until"]),
         "messages": _budget(account.messages_per_day, row["messages"]),
         "recipients": _budget(account.recipients_per_day, row["recipients"]),
+        "mailbox": mailbox,
     }
 
 

@@ -31,7 +31,7 @@ def livez() -> Response:
 
 @blueprint.get("/readyz")
 def readyz() -> Response:
-    """Return 200 if a mail would be accepted, else 503; a missing broker or worker is only reported.
+    """Return 200 if a mail would be accepted, else 503; a missing broker, worker or mailbox is only reported.
 
     Workers on the queue that this outbox has never seen do make it 503: they read another database.
     """
@@ -44,6 +44,7 @@ def readyz() -> Response:
         "broker": _broker(publisher),
         "worker": worker,
         "threads": _threads(),
+        "mailboxes": _mailboxes(),
     }
     if refusal() is not None:  # Strangers see no host, no port and no server's reply.
         checks = {name: _without_details(text) for name, text in checks.items()}
@@ -70,6 +71,16 @@ def _threads() -> str:
     reasons = troubles()
     with suppress(StoreUnavailable):
         reasons += thread_troubles(services().outbox.database, services().settings.LEASE_SECONDS)
+    return "; ".join(reasons) or "ok"
+
+
+def _mailboxes() -> str:
+    """Say which mailboxes of accounts cannot be read."""
+    try:
+        rows = services().mailboxes()
+    except StoreUnavailable:
+        return _UNKNOWN
+    reasons = [f"{name}: {row.trouble}" for name, row in rows.items() if row.trouble]
     return "; ".join(reasons) or "ok"
 
 

@@ -36,6 +36,8 @@ from mailroom.store.events.counters import (
     Counters,
     Depths,
 )
+from mailroom.store.messages.bounces import IGNORED
+from mailroom.store.messages.lookups import FOUND, NOT_FOUND
 
 access_log = logging.getLogger("mailasync.access")
 log = logging.getLogger("mailasync.api")
@@ -54,6 +56,14 @@ MESSAGES = {
     "canceled": "Messages that were taken back",
     "expired": "Messages that were not sent in time",
     "held": "Messages that a person stopped",
+    "bounced": "Recipients from whom a message came back after the next hop had taken it",
+    "complained": "Recipients who called a message spam",
+}
+#: The description of each counter of what was read in mailboxes.
+MAILBOXES = {
+    FOUND: "Attempts without an answer whose message was found in the Sent folder",
+    NOT_FOUND: "Attempts without an answer whose message was not found in the Sent folder",
+    IGNORED: "Reports in mailboxes that changed nothing: of others' mail, forged, or known already",
 }
 JOBS = {
     "accepted": "Jobs that were accepted",
@@ -87,6 +97,7 @@ class _Service(Collector):
                 *_counters(counters.totals()),
                 *_gauges(counters.depths(self._services.settings.LEASE_SECONDS)),
                 *self._accounts(),
+                self._mailboxes(),
             ]
         except StoreUnavailable as e:
             log.error("%s", e)
@@ -125,6 +136,17 @@ class _Service(Collector):
                 publisher.queue[1],
             )
 
+    def _mailboxes(self) -> Metric:
+        ages = GaugeMetricFamily(
+            "mailasync_mailbox_read_seconds",
+            "How long ago all mails in the account's mailbox had been read",
+            labels=["account"],
+        )
+        for account, row in self._services.mailboxes().items():
+            if row.read_at is not None:
+                ages.add_metric([account], max(0, row.now - row.read_at) / 1000)
+        return ages
+
     def _accounts(self) -> Iterator[Metric]:
         state = GaugeMetricFamily(
             "mailasync_account_state",
@@ -158,6 +180,8 @@ def _counters(totals: Mapping[str, int]) -> Iterator[Metric]:
         yield CounterMetricFamily(
             f"mailasync_jobs_{name}", meaning, value=totals.get(f"jobs_{name}", 0)
         )
+    for name, meaning in MAILBOXES.items():
+        yield CounterMetricFamily(f"mailasync_{name}", meaning, value=totals.get(name, 0))
     yield CounterMetricFamily(
         "mailasync_nudges_recovered",
         "Messages whose nudge got lost or was never published, and was made again",
