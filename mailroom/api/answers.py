@@ -230,18 +230,13 @@ class BudgetJson(TypedDict):
 
 
 class MailboxJson(TypedDict):
-    """The mailbox of an account, where bounces come."""
+    """The mailbox where bounces come; `sent_folder` is empty if there is none, null if it is not known yet."""
 
-    host: Annotated[str, Field(description="The IMAP server, with its port.")]
-    has_reader: Annotated[
-        bool, Field(description="True if a worker that is alive reads it, or tries to.")
-    ]
-    read_at: Annotated[Time | None, Field(description="The time at which all mails had been read.")]
-    sent_folder: Annotated[
-        str | None,
-        Field(description="The folder of sent mails; empty: there is none; null: not known yet."),
-    ]
-    trouble: Annotated[str | None, Field(description="Why it cannot be read.")]
+    host: str
+    has_reader: Annotated[bool, Field(description="True: a living worker reads it, or tries to.")]
+    read_at: Annotated[Time | None, Field(description="The time when all mails had been read.")]
+    sent_folder: str | None
+    trouble: Annotated[str | None, Field(description="The reason why it cannot be read.")]
 
 
 _AccountFromJson = TypedDict("_AccountFromJson", {"from": str})
@@ -256,9 +251,7 @@ class AccountJson(_AccountFromJson):
     tried_again_at: Time | None
     messages: BudgetJson | None
     recipients: BudgetJson | None
-    mailbox: Annotated[
-        MailboxJson | None, Field(description="Null: the account has none that is read.")
-    ]
+    mailbox: MailboxJson | None
 
 
 class AccountsJson(TypedDict):

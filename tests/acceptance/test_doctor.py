@@ -174,6 +174,7 @@ def test_accounts_show_what_is_left(
             "tried_again_at": None,
             "messages": {"limit": 2, "sent": 2, "left": 0},
             "recipients": None,
+            "mailbox": None,
         }
         [waits] = [one for one in map(made.message, ids) if one["status"] == "deferred"]
         assert "what it may send in 24 hours is used up" in waits["why"]
