@@ -230,7 +230,7 @@ class BudgetJson(TypedDict):
 
 
 class MailboxJson(TypedDict):
-    """The mailbox where bounces come; `sent_folder` is empty if there is none, null if it is not known yet."""
+    """The mailbox where bounces come. `sent_folder` is empty if there is none, null if not known yet."""
 
     host: str
     has_reader: Annotated[bool, Field(description="True: a living worker reads it, or tries to.")]
