@@ -44,7 +44,7 @@ def hold_command(context: CommandContext, id: str, as_json: bool) -> None:
 @AS_JSON
 @click.pass_obj
 def retry_command(context: CommandContext, id: str, as_json: bool) -> None:
-    """Try a mail now; one that failed or expired is tried again for the recipients who do not have it."""
+    """Try a mail now; one that has ended goes again to the recipients who do not have it."""
     act(context, id, lambda actions: actions.retry(id), as_json=as_json)
 
 

@@ -17,7 +17,7 @@ PAGE_SIZE = 500
 
 @click.group("suppressions")
 def suppressions_group() -> None:
-    """Addresses that get no mail: refused by their server, unsubscribed, or added by hand."""
+    """Addresses that get no mail: refused by their server, unsubscribed, complained, or added by hand."""
 
 
 @suppressions_group.command("list")

@@ -159,12 +159,8 @@ def check_contradictions(settings: Settings, variables: Mapping[str, str]) -> No
             f"{PREFIX}SMTP_SECURITY=none would send the password unencrypted to "
             f"{settings.SMTP_HOST or 'Gmail'}; use ssl or starttls, or {PREFIX}SMTP_AUTH=off"
         )
-    if settings.IMAP_SECURITY == "none" and not is_loopback(settings.IMAP_HOST or "localhost"):
-        raise SettingsError(
-            f"{PREFIX}IMAP_SECURITY=none would send the password unencrypted to {settings.IMAP_HOST}; "
-            "use ssl or starttls"
-        )
-    if settings.IMAP_HOST not in ("", "off") and not has_secret:
+    has_login = has_secret and settings.MAIL_USERNAME
+    if settings.IMAP_HOST not in ("", "off") and not has_login:
         raise SettingsError(
             f"{PREFIX}IMAP_HOST is set, but there is no login for it: "
             f"set {PREFIX}MAIL_USERNAME and {PREFIX}MAIL_PASSWORD"

@@ -41,6 +41,8 @@ COUNTS = (
     "failed",
     "deferred",
     "uncertain",
+    "bounced",
+    "complained",
     "suppressed",
     "canceled",
     "expired",

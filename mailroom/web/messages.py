@@ -30,6 +30,7 @@ from mailroom.store.messages.actions import (
     RESENDABLE,
     RETRY_ENDED,
     RETRY_NOW,
+    UNREACHED,
 )
 from mailroom.store.messages.search import Page
 from mailroom.web.code_samples import body_of, code_of, is_short
@@ -188,12 +189,10 @@ def origin(message_id: str) -> list[tuple[str, str]]:
 
 
 def _possible(state: State, message: MessageJson) -> Iterator[str]:
-    """Yield the actions possible in this state; after the end, retry only if a recipient failed."""
-    has_failed = any(
-        person["status"] in (State.FAILED, State.EXPIRED) for person in message["recipients"]
-    )
+    """Yield the actions possible in this state; after the end, retry only if a recipient lacks the mail."""
+    is_lacking = any(person["status"] in UNREACHED for person in message["recipients"])
     for name, action in ACTIONS.items():
-        is_useful = name != "retry" or state in RETRY_NOW.states or has_failed
+        is_useful = name != "retry" or state in RETRY_NOW.states or is_lacking
         if state in action.states and is_useful:
             yield name
 

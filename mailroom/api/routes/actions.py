@@ -42,7 +42,7 @@ def release_message(id: str) -> Response:
 
 @blueprint.post("/v1/messages/<id>/retry")
 def retry_message(id: str) -> Response:
-    """Try a message now; one that failed or expired starts again, for the recipients who do not have it."""
+    """Try a message now; one that has ended starts again, for the recipients who do not have it."""
     return _act(id, services().actions.retry)
 
 

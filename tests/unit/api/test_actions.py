@@ -43,13 +43,15 @@ RECIPIENT = {
     State.EXPIRED: "expired",
     State.DEFERRED: "deferred",
     State.SUPPRESSED: "suppressed",
+    State.BOUNCED: "bounced",
+    State.COMPLAINED: "complained",
 }
 #: The states in which each action can be done, and what the message and its recipient are then.
 TABLE: dict[str, tuple[set[str], str, str]] = {
     "cancel": ({"waiting", "scheduled", "queued", "deferred", "held"}, "canceled", "canceled"),
     "hold": ({"scheduled", "queued", "deferred"}, "held", "queued"),
     "release": ({"held", "uncertain"}, "queued", "queued"),
-    "retry": ({"scheduled", "deferred", "failed", "expired"}, "queued", "queued"),
+    "retry": ({"scheduled", "deferred", "failed", "expired", "bounced"}, "queued", "queued"),
     "reschedule": ({"scheduled", "queued", "deferred"}, "scheduled", "queued"),
     "resend": (set(map(str, FINAL)), "", ""),
 }
@@ -735,7 +737,7 @@ def test_commands_work_on_the_database_and_a_worker_follows(
     code, said = flask(pair, "retry", plain)
     assert (code, said) == (
         1,
-        f"{plain}: queued; expected a message that is scheduled, deferred, failed, expired or sent, "
+        f"{plain}: queued; expected a message that is scheduled, deferred, failed, expired, sent or bounced, "
         "got one that is queued",
     )
     code, said = flask(pair, "cancel", canceled, "--json")

@@ -451,6 +451,10 @@ def test_a_message_that_waits_for_its_job_shows_how_far_that_is(
     assert "filled in when its job has ended" in page
 
 
+#: States of messages that their recipients have as well.
+ENDS = ("sent", "failed", "expired", "uncertain", "bounced", "complained")
+
+
 @pytest.mark.parametrize("state", [*State])
 def test_each_button_that_is_shown_does_what_it_says(
     client: FlaskClient, app: Flask, state: State
@@ -463,8 +467,7 @@ def test_each_button_that_is_shown_does_what_it_says(
         )
         run(
             app,
-            f"UPDATE recipients SET state = '{state if state in ('sent', 'failed', 'expired', 'uncertain') else 'queued'}' "
-            f"WHERE id = '{id}'",
+            f"UPDATE recipients SET state = '{state if state in ENDS else 'queued'}' WHERE id = '{id}'",
         )
         return id
 
