@@ -4,11 +4,13 @@ RFC 3464 for delivery status notifications (DSN), RFC 5965 for complaints (ARF),
 that keep to neither, such as qmail. Reports may be hostile: nothing in them is executed, rendered or logged.
 """
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from html import unescape
 
 from mailroom.mailbox.parts import (
+    MAIL_MAX_BYTES,
     TEXT_MAX_BYTES,
     Fields,
     MailPart,
@@ -99,20 +101,25 @@ def read_report(raw: bytes) -> Report | None:
     Raises nothing, and reads no more than parts.MAIL_MAX_BYTES.
     """
     try:
-        return _read(read_mail(raw))
+        return _read(raw[:MAIL_MAX_BYTES].replace(b"\r\n", b"\n"))
     except Exception:
         # Whatever this mail does to a parser, the next one is to be read. Its words are in no log.
         return None
 
 
-def _read(mail: MailPart) -> Report | None:
+def _read(raw: bytes) -> Report | None:
+    mail = read_mail(raw)
     if not _is_from_server(mail):
         return None
     parts = [*leaves(mail)]
     recipients = _recipients(mail, parts)
     if not recipients:
         return None
-    return Report(message_ids=_message_ids(mail, parts), recipients=recipients)
+    return Report(
+        message_ids=_message_ids(mail, parts),
+        recipients=recipients,
+        digest=hashlib.sha256(raw).hexdigest(),
+    )
 
 
 def _is_from_server(mail: MailPart) -> bool:

@@ -179,8 +179,8 @@ class MailboxConnection:
         return []
 
     def uids_since(self, day: date, *, limit: int) -> list[int]:
-        """Return the UIDs of mails that arrived on `day` or later, ascending, at most `limit`."""
-        return sorted(self.search(["SINCE", day]))[:limit]
+        """Return the UIDs of mails that arrived on `day` or later, ascending, at most the last `limit`."""
+        return sorted(self.search(["SINCE", day]))[-limit:]
 
     def search(
         self, criteria: bytes | Sequence[str | bytes | date], *, charset: str | None = None

@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 
 from mailroom.mailbox.connection import MailboxConnection, MailboxError
@@ -41,6 +42,7 @@ class MailboxReader:
     _stopping: threading.Event = field(default_factory=threading.Event)
     _pause_seconds: float = PAUSE_MIN_SECONDS
     _trouble: str = ""  #: logged once, and not each time
+    _failures: Counter[int] = field(default_factory=Counter)  #: by UID, how often reading failed
 
     def __post_init__(self) -> None:
         database = self.mailboxes.database
@@ -101,21 +103,29 @@ class MailboxReader:
         sent_folder = find_sent_folder(connection)
         self.mailboxes.note_sent_folder(self.account, sent_folder)
         reading = InboxReading(
-            self.account, connection, self.mailboxes, self._bounces, position, self.folder
+            self.account,
+            connection,
+            self.mailboxes,
+            self._bounces,
+            position,
+            self.folder,
+            failures=self._failures,
         )
         ends_at = time.monotonic() + SESSION_MAX_SECONDS
         reads_at = time.monotonic()
         while not self._stopping.is_set() and time.monotonic() < ends_at:
             if time.monotonic() >= reads_at:
-                if self.mailboxes.claim(self.account) is None:
+                claimed = self.mailboxes.claim(self.account)
+                if claimed is None or not reading.is_at(claimed) or not reading.read_new():
                     return
-                reading.read_new()
                 reads_at = time.monotonic() + self.every_seconds
-                self._trouble = ""
-                self._pause_seconds = PAUSE_MIN_SECONDS
-            self._look_up(connection, sent_folder)
-            if self._wait(connection):
+            reading.read_early()
+            has_looked = self._look_up(connection, sent_folder)
+            # While the Sent folder was selected, nobody told of new mail.
+            if has_looked or self._wait(connection):
                 reads_at = time.monotonic()
+            self._trouble = ""
+            self._pause_seconds = PAUSE_MIN_SECONDS
 
     def _wait(self, connection: MailboxConnection) -> bool:
         """Wait for mail, or until mails may have to be looked for; True if there may be new mail."""
@@ -124,15 +134,14 @@ class MailboxReader:
         self._stopping.wait(LOOK_EVERY_SECONDS)
         return False
 
-    def _look_up(self, connection: MailboxConnection, sent_folder: str) -> None:
-        """Look for the mails that are due in the Sent folder."""
+    def _look_up(self, connection: MailboxConnection, sent_folder: str) -> bool:
+        """Look for the mails that are due in the Sent folder; False if there are none."""
         due = self._look_ups.due()
         for look_up in due:
             if self._stopping.is_set():
-                return
+                break
             if sent_folder and is_in_sent(connection, sent_folder, look_up.message_id):
                 self._look_ups.found(look_up)
             else:
                 self._look_ups.not_found(look_up)
-        if due:
-            connection.select_inbox(writable=bool(self.folder))
+        return bool(due)

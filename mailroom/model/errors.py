@@ -7,6 +7,7 @@ MailroomError
 ├── StoreUnavailable        the database could not be read or written
 │   └── CommitUnanswered    a commit was sent, and it is not known whether it was made
 ├── TooManyConnections      the next hop refused a further connection
+├── StillSending            a worker has the message, so its recipients are not settled yet
 └── TransportError          an attempt ended without a reply that accepts the mail
     ├── NotTaken            the next hop does not have the mail: it refused it, or could not be reached
     │   └── ConnectionRefused   it refused the connection
@@ -108,6 +109,10 @@ class NotTaken(TransportError):
 
 class ConnectionRefused(NotTaken):
     """The next hop refused or reset the connection, hung up, or said that there are too many."""
+
+
+class StillSending(MailroomError):
+    """A worker has this message now, so that it is not settled yet who has got it."""
 
 
 class TooManyConnections(MailroomError):

@@ -38,3 +38,4 @@ class Report:
     #: candidates for the Message-ID of the mail, without angle brackets, the best first
     message_ids: tuple[str, ...]
     recipients: tuple[ReportedRecipient, ...]
+    digest: str = ""  #: of the mail that it came in, by which it is known if it is read again

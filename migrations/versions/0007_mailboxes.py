@@ -20,6 +20,14 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("account"),
         sqlite_with_rowid=False,
     )
+    op.create_table(
+        "reports",
+        sa.Column("id", sa.String(length=200), nullable=False),
+        sa.Column("digest", sa.String(length=64), nullable=False),
+        sa.ForeignKeyConstraint(["id"], ["messages.id"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("id", "digest"),
+        sqlite_with_rowid=False,
+    )
     op.add_column("messages", sa.Column("taken", sa.Integer(), nullable=True))
     op.add_column("messages", sa.Column("looks", sa.Integer(), nullable=True))
     op.add_column("messages", sa.Column("looks_then", sa.String(length=12), nullable=True))

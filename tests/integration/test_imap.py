@@ -180,7 +180,7 @@ def test_mails_since_a_day(dovecot: Dovecot, mailbox: MailboxConnection) -> None
     for _ in range(3):
         dovecot.deliver(mail())
     assert mailbox.new_uids(0, limit=10) == [1, 2, 3]
-    assert mailbox.uids_since(date(2020, 1, 1), limit=2) == [1, 2]
+    assert mailbox.uids_since(date(2020, 1, 1), limit=2) == [2, 3]
     assert mailbox.uids_since(date(2100, 1, 1), limit=2) == []
 
 

@@ -23,7 +23,18 @@ forks: Forks | None = None
 
 PROJECT = Path(__file__).resolve().parents[2]
 
-FINAL = frozenset({"sent", "failed", "uncertain", "canceled", "expired", "suppressed"})
+FINAL = frozenset(
+    {
+        "sent",
+        "failed",
+        "uncertain",
+        "canceled",
+        "expired",
+        "suppressed",
+        "bounced",
+        "complained",
+    }
+)
 
 
 def pss_mb(pids: Iterable[int]) -> float:

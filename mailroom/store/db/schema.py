@@ -137,6 +137,15 @@ recipients = Table(
     sqlite_with_rowid=False,
 )
 
+#: The reports that were applied, by digests: numbered anew, or after a crash, the same mail is read again.
+reports = Table(
+    "reports",
+    metadata,
+    Column("id", String(200), ForeignKey("messages.id", ondelete="CASCADE"), primary_key=True),
+    Column("digest", String(64), primary_key=True),
+    sqlite_with_rowid=False,
+)
+
 #: A client's words for its messages, to find them by.
 tags = Table(
     "tags",

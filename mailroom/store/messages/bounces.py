@@ -1,17 +1,18 @@
 """Applies reports of bounces, delays and complaints to the recipients that they are about."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Connection, exists, select, text, update
+from sqlalchemy import Connection, exists, insert, select, text, update
 
 from mailroom.model.account import AccountError, AccountState
+from mailroom.model.errors import StillSending
 from mailroom.model.message import OPEN, State
 from mailroom.model.report import Report, ReportedRecipient, ReportKind
 from mailroom.store.accounts import AccountReport, lock_accounts, note_ends
 from mailroom.store.db.database import Database
-from mailroom.store.db.schema import OWN_MESSAGE_ID, contents, messages, recipients
+from mailroom.store.db.schema import OWN_MESSAGE_ID, contents, messages, recipients, reports
 from mailroom.store.events.counters import count
 from mailroom.store.events.timeline import record
 from mailroom.store.messages.suppressions import Reason, suppress_recipients
@@ -35,6 +36,8 @@ _EVENTS = {
 }
 #: States of recipients that a report can be about: the next hop took the mail, or may have.
 _REPORTABLE = (State.SENT, State.UNCERTAIN)
+#: States of messages that are not sent any more, although some recipient may have them.
+_OVER = (State.FAILED, State.EXPIRED, State.CANCELED, State.SUPPRESSED)
 #: States of messages that follow from those of their recipients.
 _FOLLOWING = (State.SENT, State.UNCERTAIN, State.BOUNCED, State.COMPLAINED)
 
@@ -46,7 +49,11 @@ class Bounces:
     database: Database
 
     def apply(self, report: Report) -> bool:
-        """Apply a report; False if it changes nothing, and is only counted. A second call changes nothing."""
+        """Apply a report; False if it changes nothing, and is only counted. A second call changes nothing.
+
+        Raises:
+          StillSending: it is too early; the report is to be applied later.
+        """
         return self.database.write(_apply_all, report, alone=True)
 
 
@@ -64,23 +71,47 @@ def _apply(connection: Connection, report: Report) -> bool:
     found = _find(connection, report.message_ids)
     if found is None:
         return False
+    limit = next((about for about in report.recipients if about.kind is ReportKind.LIMIT), None)
     # Accounts are locked before messages, by everybody.
-    if any(about.kind is ReportKind.LIMIT for about in report.recipients) and found.account:
+    if limit and found.account:
         lock_accounts(connection, [found.account])
     row = connection.execute(
         select(messages).where(messages.c.id == found.id).with_for_update()
     ).one()
+    if row.owner is not None:
+        raise StillSending
+    if _was_applied(connection, row.id, report.digest):
+        return False
     changed = [
         (about, person)
-        for about in report.recipients
+        for about in _possible(connection, row, report)
         for person in _change(connection, row.id, about)
     ]
     if not changed:
         return False
-    _change_message(connection, row, changed)
+    until = _rest(connection, row, limit) if limit else None
+    _change_message(connection, row, changed, until)
     record(connection, [_line(row, about, person) for about, person in changed])
     _suppress(connection, changed)
+    if report.digest:
+        connection.execute(insert(reports).values(id=row.id, digest=report.digest))
     return True
+
+
+def _was_applied(connection: Connection, id: str, digest: str) -> bool:
+    same = exists().where(reports.c.id == id, reports.c.digest == digest)
+    return bool(connection.scalar(select(same)))
+
+
+def _possible(connection: Connection, row: Any, report: Report) -> Sequence[ReportedRecipient]:
+    """Return the parts of a report; a limit is a failure where the mail cannot be sent again."""
+    is_kept = connection.scalar(select(exists().where(contents.c.id == row.id)))
+    if is_kept and row.state not in _OVER:
+        return report.recipients
+    return [
+        replace(about, kind=ReportKind.FAILED) if about.kind is ReportKind.LIMIT else about
+        for about in report.recipients
+    ]
 
 
 def _find(connection: Connection, message_ids: Sequence[str]) -> Any:
@@ -121,20 +152,28 @@ def _is_about(about: ReportedRecipient, person: Any, people: Sequence[Any]) -> b
 
 
 def _change_message(
-    connection: Connection, row: Any, changed: Sequence[tuple[ReportedRecipient, Any]]
+    connection: Connection,
+    row: Any,
+    changed: Sequence[tuple[ReportedRecipient, Any]],
+    until: int | None,
 ) -> None:
-    """Let the state of the message follow from those of its recipients, unless a worker has it now."""
+    """Let the state of the message follow from those of its recipients, unless it is to be sent anyway.
+
+    `until`: when its account can send again, if a limit came back.
+    """
+    news = [about for about, _ in changed if about.kind is not ReportKind.DELAYED]
     is_looked_for = row.looks is not None
-    if row.state not in _FOLLOWING and not is_looked_for:
+    if not news or (row.state not in _FOLLOWING and not is_looked_for):
         return
     states = set(
         connection.scalars(select(recipients.c.state).where(recipients.c.id == row.id).distinct())
     )
-    limit = next((about for about, _ in changed if about.kind is ReportKind.LIMIT), None)
-    if limit is not None:
-        _wait_for_account(connection, row, limit)
-    elif not (is_looked_for and State.UNCERTAIN in states):
-        _update(connection, row, state=_following(states), reason=changed[0][0].words)
+    if is_looked_for and State.UNCERTAIN in states:
+        return
+    if any(about.kind is ReportKind.LIMIT for about in news):
+        _wait_for_account(connection, row, reason=news[0].words, until=until)
+    else:
+        _update(connection, row, state=_following(states), reason=news[0].words)
 
 
 def _following(states: set[str]) -> State:
@@ -144,21 +183,22 @@ def _following(states: set[str]) -> State:
     return next(state for state in order if state in states)
 
 
-def _wait_for_account(connection: Connection, row: Any, limit: ReportedRecipient) -> None:
-    """Let the account rest, and send the mail again after that, in an attempt that does not count."""
+def _rest(connection: Connection, row: Any, limit: ReportedRecipient) -> int | None:
+    """Let the account rest; return until when, in milliseconds since 1970."""
     error = AccountError(state=AccountState.PARKED, reason=limit.words, waits=LIMIT_WAITS_SECONDS)
     until = note_ends(connection, [AccountReport(row.account, is_probe=False, error=error)])
-    is_kept = connection.scalar(select(exists().where(contents.c.id == row.id)))
-    if not is_kept:
-        _update(connection, row, state=State.FAILED, reason=f"{limit.words}; its content is gone")
-        return
+    return until.get(row.account)
+
+
+def _wait_for_account(connection: Connection, row: Any, *, reason: str, until: int | None) -> None:
+    """Send the mail again when its account can send, in an attempt that does not count."""
     _update(
         connection,
         row,
         state=State.DEFERRED,
-        reason=limit.words,
+        reason=reason,
         parked=1,
-        next_attempt_at=until.get(row.account),
+        next_attempt_at=until,
         excused=messages.c.excused + 1,
     )
 

@@ -7,6 +7,7 @@ from sqlalchemy import Connection, text
 
 from mailroom.model.account import SendingLimit
 from mailroom.model.attempt import Outcome
+from mailroom.model.errors import StillSending
 from mailroom.model.message import State
 from mailroom.model.report import Report, ReportedRecipient, ReportKind
 from mailroom.store.accounts import Accounts
@@ -21,6 +22,7 @@ from mailroom.store.messages.suppressions import Suppressions
 from mailroom.store.workers import Heartbeat
 from tests.unit.store.test_lookups import (
     LEASE_SECONDS,
+    SENT,
     accept,
     claim,
     details,
@@ -210,3 +212,76 @@ def test_one_worker_reads_a_mailbox_until_it_dies(database: Database) -> None:
     assert position and (position.uid_validity, position.uid) == (7, 12)
     assert not one.release("ops")
     assert two.release("ops")
+
+
+@pytest.mark.parametrize("kind", [ReportKind.FAILED, ReportKind.DELAYED, ReportKind.LIMIT])
+def test_a_report_that_is_read_again_changes_nothing(
+    database: Database, claims: Claims, bounces: Bounces, kind: ReportKind
+) -> None:
+    # Given a report after which the mail was sent once more
+    id = send(database, claims, BOB)
+    about = replace(of_kind(kind, BOB), status="5.2.2")
+    first = replace(report(id, about), digest="1")
+    assert bounces.apply(first)
+    send_again(database, claims, id, kind)
+    told = events(database, id)
+    # When its mail is read again, as all mails got new numbers
+    assert not bounces.apply(first)
+    # Then it is known, and another one in the same words is not
+    assert (states(database, id), events(database, id)) == (("sent", ["sent"]), told)
+    assert bounces.apply(replace(first, digest="2"))
+
+
+def send_again(database: Database, claims: Claims, id: str, kind: ReportKind) -> None:
+    if kind is ReportKind.DELAYED:
+        return
+    Actions(database).retry(id)
+    attempt = claim(claims, id)
+    sent = Outcome(state=State.SENT, reason="250 ok", recipients={0: (State.SENT, "250 ok")})
+    assert claims.fence(attempt) and claims.finish(attempt, sent)
+
+
+def test_a_report_that_comes_before_the_reply_is_applied_after_it(
+    database: Database, claims: Claims, bounces: Bounces
+) -> None:
+    id = accept(database, BOB)
+    attempt = claim(claims, id)
+    assert claims.fence(attempt)
+    early = report(id, failed(BOB))
+    with pytest.raises(StillSending):
+        bounces.apply(early)
+    assert claims.finish(attempt, SENT)
+    assert bounces.apply(early)
+    assert states(database, id) == ("bounced", ["bounced"])
+    assert ignored(database) == 0
+
+
+def test_a_delay_leaves_the_reason(database: Database, claims: Claims, bounces: Bounces) -> None:
+    id = send(database, claims, BOB)
+    assert bounces.apply(report(id, of_kind(ReportKind.DELAYED, BOB)))
+    assert details(database, id).row["reason"] == "250 ok"
+
+
+def test_a_limit_is_a_bounce_where_the_content_is_gone(
+    database: Database, claims: Claims, bounces: Bounces
+) -> None:
+    id = send(database, claims, BOB, EVE)
+
+    def forget(connection: Connection) -> None:
+        connection.execute(text("/* test */ DELETE FROM contents"))
+
+    database.transaction(forget)
+    assert bounces.apply(report(id, of_kind(ReportKind.LIMIT, BOB)))
+    assert states(database, id) == ("sent", ["bounced", "sent"])
+
+
+def test_a_limit_of_one_leaves_the_look_for_the_others(
+    database: Database, claims: Claims, bounces: Bounces
+) -> None:
+    id = lose_reply(database, claims, BOB, EVE, judge=judge())
+    assert bounces.apply(report(id, of_kind(ReportKind.LIMIT, BOB)))
+    assert states(database, id) == ("deferred", ["queued", "uncertain"])
+    make_due(database)
+    [due] = LookUps(database, "default").due()
+    assert LookUps(database, "default").found(due)
+    assert states(database, id) == ("queued", ["queued", "sent"])
