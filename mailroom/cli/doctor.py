@@ -15,7 +15,9 @@ from mailroom.api.auth import peer
 from mailroom.broker.queues import broker_error
 from mailroom.config.accounts import Account
 from mailroom.config.settings import Settings
-from mailroom.model.account import AccountState
+from mailroom.mailbox.connection import MailboxConnection, MailboxError
+from mailroom.mailbox.sent_folder import find_sent_folder
+from mailroom.model.account import AccountState, MailboxServer
 from mailroom.model.errors import MailroomError, NotTaken
 from mailroom.smtp.session import Session
 from mailroom.store.accounts import Accounts
@@ -52,6 +54,16 @@ ADVICE = {
     ),
     454: "too many logins, or the server is out of order: wait a quarter of an hour",
     0: "check MAILASYNC_SMTP_HOST, _PORT and _SECURITY; without an account, start `flask inbox`",
+}
+#: What to do if the mailbox cannot be read, by whether the login was refused.
+MAILBOX_ADVICE = {
+    True: (
+        "check user and password, and allow IMAP for the account; to read no bounces, "
+        "set MAILASYNC_IMAP_HOST=off"
+    ),
+    False: (
+        "check MAILASYNC_IMAP_HOST, _PORT and _SECURITY; to read no bounces, set MAILASYNC_IMAP_HOST=off"
+    ),
 }
 PACKAGES = ("celery", "kombu", "flask", "yagmail", "sqlalchemy", "granian")
 
@@ -99,6 +111,9 @@ class Doctor:
                 yield from bounded(
                     f"budget of account {account.name}", partial(self._account, account)
                 )
+            if account.mailbox:
+                what = f"mailbox of account {account.name}"
+                yield from bounded(what, partial(_mailbox, what, account.mailbox))
 
     def _versions(self) -> Finding:
         packages = [f"{name} {version(name)}" for name in PACKAGES]
@@ -272,6 +287,25 @@ def _without_keys() -> str:
     else:
         served = "none: whoever works on this machine as this user or as root may do everything"
     return f"{served}; before you put a proxy in front, run `flask keys create NAME`"
+
+
+def _mailbox(what: str, server: MailboxServer) -> Iterator[Finding]:
+    """Log in to a mailbox, and look for its folders."""
+    limited = replace(server, timeout_seconds=min(STEP_SECONDS, server.timeout_seconds))
+    try:
+        with MailboxConnection(limited) as connection:
+            connection.select_inbox()
+            sent_folder = find_sent_folder(connection)
+            is_told = connection.can_idle
+    except MailboxError as e:
+        yield Finding(what, False, f"{e}; {MAILBOX_ADVICE[e.of_login]}")
+        return
+    new_mail = "it tells of new mail at once" if is_told else "it is asked for new mail"
+    sent = f"sent mails are in {sent_folder!r}"
+    if not sent_folder:
+        sent = "it has no Sent folder, so a mail whose reply is lost cannot be looked for"
+    words = f"{connection} lets us in as {server.user}; {new_mail}; {sent}"
+    yield Finding(what, True, words)
 
 
 def _certificate(what: str, sock: ssl.SSLSocket) -> Finding:

@@ -14,6 +14,7 @@ from sqlalchemy import text
 from mailroom.cli.doctor import Doctor, Finding
 from mailroom.config.accounts import accounts
 from mailroom.config.environment import load
+from mailroom.config.settings import Settings
 from mailroom.store.db.database import Database
 from mailroom.store.db.schema import messages
 from mailroom.store.keys.api_keys import ApiKeys, Scope
@@ -22,6 +23,7 @@ from mailroom.store.messages.outbox import NewMessage, Outbox
 from mailroom.submission.message import message_from
 from tests.services import wait_until
 from tests.services.certificates import make_certificates
+from tests.services.dovecot import Dovecot
 from tests.services.postgres import Postgres
 from tests.services.processes import Service, service
 from tests.services.rabbitmq import RabbitMQ
@@ -231,6 +233,57 @@ def test_a_mail_that_waits_for_long_and_a_missing_key_are_told(database: Databas
     assert found["keys"].words.endswith("run `flask keys create NAME`")
     ApiKeys(database).create("ci", scopes=[Scope.SEND])
     assert Finding("keys", True, "1 in the database; every request needs one") in doctor.examine()
+
+
+def with_mailbox(dovecot: Dovecot, **changes: str) -> Settings:
+    variables = {
+        "ENV_FILE": "",
+        "SMTP_HOST": "127.0.0.1",
+        "SMTP_PORT": "9",
+        "SMTP_CA_FILE": str(dovecot.certificates.ca_file),
+        "MAIL_USERNAME": dovecot.user,
+        "MAIL_PASSWORD": dovecot.password,
+        "IMAP_HOST": dovecot.host,
+        "IMAP_PORT": str(dovecot.port),
+    }
+    return load({f"MAILASYNC_{name}": value for name, value in (variables | changes).items()})
+
+
+def found_of_mailbox(settings: Settings, sqlite_url: str) -> Finding:
+    database = Database(sqlite_url)
+    findings = [*Doctor(settings, database, accounts(settings), None).examine()]
+    database.close()
+    [found] = [one for one in findings if one.what == "mailbox of account default"]
+    return found
+
+
+def test_a_mailbox_is_logged_in_to_and_its_sent_folder_found(
+    dovecot: Dovecot, sqlite_url: str
+) -> None:
+    found = found_of_mailbox(with_mailbox(dovecot), sqlite_url)
+    assert found.ok
+    assert found.words == (
+        f"{dovecot.host}:{dovecot.port} lets us in as {dovecot.user}; "
+        f"it tells of new mail at once; sent mails are in {dovecot.sent!r}"
+    )
+
+
+def test_a_mailbox_that_cannot_be_read_says_what_to_do(dovecot: Dovecot, sqlite_url: str) -> None:
+    refused = found_of_mailbox(with_mailbox(dovecot, MAIL_PASSWORD="wrong"), sqlite_url)
+    assert not refused.ok
+    assert "refused the login" in refused.words and "allow IMAP" in refused.words
+    assert "wrong;" not in refused.words
+    away = found_of_mailbox(with_mailbox(dovecot, IMAP_PORT="9"), sqlite_url)
+    assert not away.ok
+    assert "could not be reached" in away.words and "check MAILASYNC_IMAP_HOST" in away.words
+
+
+def test_a_mailbox_that_hangs_keeps_nobody_long(sqlite_url: str, dovecot: Dovecot) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = str(silent.getsockname()[1])
+        found = found_of_mailbox(with_mailbox(dovecot, IMAP_PORT=port), sqlite_url)
+    assert not found.ok
+    assert "in time" in found.words
 
 
 def test_a_certificate_that_ends_soon_is_told(tmp_path: Path, sqlite_url: str) -> None:
