@@ -42,6 +42,7 @@ class Load:
     rate: float  #: posts per second, over all clients
     clients: int = 4
     path: str = "/v1/messages"
+    people: Callable[[int], tuple[str, ...]] = field(default_factory=lambda: people)
     posts: list[Post] = field(default_factory=list)
     _token: str = field(default_factory=lambda: secrets.token_hex(3))
     _numbers: "itertools.count[int]" = field(default_factory=itertools.count)
@@ -109,7 +110,11 @@ class Load:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_SECONDS)
         while (number := self._may_post()) is not None:
             made = _ask(
-                connection, self.path, f"mail {self._token}-{number}", people(number), self._label
+                connection,
+                self.path,
+                f"mail {self._token}-{number}",
+                self.people(number),
+                self._label,
             )
             with self._turn:
                 self.posts.append(made)

@@ -15,6 +15,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.faults import gmail
 from tests.faults.judge import Verdict
 from tests.faults.load import p99
 from tests.faults.rig import Rig, end_on_sigterm, private_servers, running
@@ -132,6 +133,8 @@ def counters(verdict: Verdict, rig: Rig, faults: int, seconds: float) -> str:
 def main() -> int:
     end_on_sigterm()
     options = read_options()
+    if options.gmail_like:
+        return gmail.run(options)
     rng = random.Random(options.seed)
     directory = Path(tempfile.mkdtemp(prefix="mailasync-soak-", dir=options.directory))
     directory.chmod(0o755)  # PostgreSQL, which refuses to run as root, has to reach its own.
@@ -202,6 +205,17 @@ def read_options() -> argparse.Namespace:
         help="seconds after a fault in which all has to be final",
     )
     parser.add_argument("--only", default="", help="only faults with this in their name")
+    parser.add_argument(
+        "--gmail-like",
+        action="store_true",
+        help="no faults, but a next hop that keeps copies in Sent, and whose replies get lost",
+    )
+    parser.add_argument(
+        "--replies-lost", type=float, default=0.05, help="of the final dots; with --gmail-like"
+    )
+    parser.add_argument(
+        "--dots-lost", type=float, default=0.01, help="of the final dots; with --gmail-like"
+    )
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1_000_000))
     parser.add_argument(
         "--directory", default=None, help="where the run's files go; it stays if something is wrong"

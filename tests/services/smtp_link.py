@@ -2,7 +2,7 @@
 
 import socket
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -24,17 +24,21 @@ class SmtpLink:
     def __init__(self, port: int, choose: Callable[[], str] = lambda: PASSED) -> None:
         self._target = ("127.0.0.1", port)
         self._choose = choose
-        self._fates: deque[str] = deque()
+        self._next: deque[str] = deque()
         self._listener = socket.create_server((self.host, 0))
         self.port: int = self._listener.getsockname()[1]
-        self.dots = 0  #: final dots that clients sent
+        self.fates: Counter[str] = Counter()  #: of the final dots that clients sent
         self._links: list[_Link] = []
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()
 
     def at_dot(self, *fates: str) -> None:
         """Have the next final dots meet these fates."""
-        self._fates.extend(fates)
+        self._next.extend(fates)
+
+    @property
+    def dots(self) -> int:
+        return self.fates.total()
 
     def close(self) -> None:
         with suppress(OSError):
@@ -45,8 +49,9 @@ class SmtpLink:
             link.close()
 
     def fate(self) -> str:
-        self.dots += 1
-        return self._fates.popleft() if self._fates else self._choose()
+        fate = self._next.popleft() if self._next else self._choose()
+        self.fates[fate] += 1
+        return fate
 
     def _accept(self) -> None:
         while True:

@@ -27,6 +27,7 @@ MAY_READ_CLOCKS = {
     "faults/mutations.py": "a command",
     "faults/scale.py": "a command",
     "faults/soak.py": "a command",
+    "faults/gmail.py": "a command",
 }
 SLEEPS = {"sleep", "wait_for_timeout"}
 #: Who may sleep; all others wait until something holds.
