@@ -24,6 +24,7 @@ MAY_READ_CLOCKS = {
     "services/smtpd.py": "notes when a mail came, for benchmarks",
     "tools/check_clients.py": "a command",
     "tools/fuzz.py": "a command",
+    "tools/read_bounces.py": "a command",
     "faults/mutations.py": "a command",
     "faults/scale.py": "a command",
     "faults/soak.py": "a command",
