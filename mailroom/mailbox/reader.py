@@ -84,7 +84,9 @@ class MailboxReader:
         """Note why the mailbox cannot be read; return the seconds until the next try."""
         self._note_trouble(str(error))
         if error.of_login:
+            # Other workers would only fail as well: servers take offence at many refused logins.
             return LOGIN_PAUSE_SECONDS
+        self._let_others_try()
         pause = self._pause_seconds
         self._pause_seconds = min(2 * pause, PAUSE_MAX_SECONDS)
         return pause
@@ -95,6 +97,12 @@ class MailboxReader:
         self._trouble = words
         try:
             self.mailboxes.note_trouble(self.account, words)
+        except StoreUnavailable as e:
+            log.error("%s", e)
+
+    def _let_others_try(self) -> None:
+        try:
+            self.mailboxes.release(self.account)
         except StoreUnavailable as e:
             log.error("%s", e)
 

@@ -17,6 +17,7 @@ from mailroom.store.maintenance.expiry import Expiry
 from mailroom.store.maintenance.rescue import BATCH_MAX, QueuedId, Sweeps
 from mailroom.store.maintenance.retention import Retention
 from mailroom.store.messages.claims import Claims
+from mailroom.store.messages.lookups import GIVE_UP_AFTER_MS
 from mailroom.store.workers import Heartbeat
 
 log = logging.getLogger("mailasync.sweeper")
@@ -54,6 +55,7 @@ class Sweeper:
     appetite: int
     _stopping: threading.Event = field(default_factory=threading.Event)
     _trusts_from: float = float("-inf")
+    _gives_up_from: float = float("-inf")
     _lost_at: float = field(default_factory=time.monotonic)
     _purged_at: float = float("-inf")  #: the first purge is at the start
     #: the last sweep, by the database's clock, which goes on while a machine sleeps
@@ -86,7 +88,7 @@ class Sweeper:
             self._watch_clock,
             self._give_back_abandoned,
             self._give_back_orphans,
-            self.sweeps.give_up_looks,
+            self._give_up_looks,
             self.expiry.expire,
             self._publish_due,
             self._publish_lost,
@@ -120,6 +122,10 @@ class Sweeper:
             log.warning("%d messages of a lost worker were given back", count)
         for id in self.job_claims.orphans():
             self.publisher.offer(id, queue="mail")
+
+    def _give_up_looks(self) -> None:
+        if time.monotonic() >= self._gives_up_from:
+            self.sweeps.give_up_looks()
 
     def _publish_due(self) -> None:
         limit = self._publish_limit()
@@ -174,9 +180,10 @@ class Sweeper:
         """Take no worker for dead for half a lease, and no nudge for lost for a few seconds.
 
         After an outage of the database all workers look dead until their next heartbeat, and the queues may
-        have changed meanwhile.
+        have changed meanwhile. What is looked for in a mailbox is overdue although nobody was there to look.
         """
         self._trusts_from = time.monotonic() + self.lease_seconds / 2
+        self._gives_up_from = time.monotonic() + GIVE_UP_AFTER_MS / 1000
         self._lost_at = time.monotonic()
 
     def _interval_seconds(self) -> float:

@@ -36,6 +36,7 @@ from tests.services import wait_until
 from tests.services.clocks import MovableClock
 from tests.services.processes import service
 from tests.services.smtpd import ScriptedSMTP
+from tests.unit.store.test_lookups import judge, lose_reply, states
 
 HOUR = 3600
 LEASE_SECONDS = 20.0
@@ -278,6 +279,24 @@ def test_a_leap_ahead_makes_no_worker_dead(clock: MovableClock, moved: Database)
         return row(moved, claim.id)["owner"] is None
 
     wait_until(is_given_back, 60, what="its rows are given back")
+
+
+def test_a_machine_that_slept_looks_before_it_gives_a_look_up(
+    clock: MovableClock, moved: Database
+) -> None:
+    # Given a mail that is looked for in the Sent folder, when the machine goes to sleep
+    claims = claims_of(moved, "worker-1")
+    id = lose_reply(moved, claims, judge=judge())
+    sweeper = a_sweeper(moved)
+    sweeper.sweep()
+    # When it wakes, then the mailbox gets the time to be read
+    clock.move(HOUR)
+    sweeper.sweep()
+    assert states(moved, id)[0] == "deferred"
+    # And if it cannot be read, the look is given up.
+    sweeper._gives_up_from = 0
+    sweeper.sweep()
+    assert states(moved, id)[0] == "queued"
 
 
 def test_a_step_in_the_first_second_of_the_first_worker_is_noticed(clock: MovableClock) -> None:

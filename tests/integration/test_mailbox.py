@@ -399,6 +399,19 @@ def test_hostile_mails_change_nothing_and_end_nothing(
     assert dovecot.flags() == [""] * (len(HOSTILE) + 1)
 
 
+def test_a_worker_that_cannot_reach_the_mailbox_leaves_it_to_another(
+    database: Database, claims: Claims, dovecot: Dovecot
+) -> None:
+    id = send(database, claims)
+    Heartbeat(database, "worker-2", "worker-2@host", ["mail"]).beat()
+    with reading(database, dovecot, port=1):
+        wait_until(lambda: trouble(database), what="the trouble is on record")
+        with reading(database, dovecot, owner="worker-2"):
+            row(database)
+            bounce(database, dovecot, id)
+            wait_until(lambda: is_bounced(database, id), what="it bounced")
+
+
 @on_sqlite
 def test_a_report_that_comes_before_the_reply_is_not_lost(
     database: Database, claims: Claims, dovecot: Dovecot
