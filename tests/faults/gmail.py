@@ -9,10 +9,12 @@ import contextlib
 import random
 import re
 import shutil
+import statistics
 import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,8 @@ class Verdict:
     bounced: int = 0  #: recipients that came back
     bounces_missed: int = 0
     uncertain_attempts: int = 0
+    #: from the reply to a mail until its bounce was applied, in seconds
+    rounds: list[float] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
@@ -160,6 +164,9 @@ def _judge_one(verdict: Verdict, told: dict[str, Any], copies: int) -> None:
     unknown = [one for one in told["recipients"] if one["email"].startswith(UNKNOWN)]
     came_back = sum(one["status"] == "bounced" for one in unknown)
     verdict.bounced += came_back
+    at = {event["event"]: datetime.fromisoformat(event["at"]) for event in told["timeline"]}
+    if came_back and not told["uncertain_attempts"]:
+        verdict.rounds.append((at["bounced"] - at["sent"]).total_seconds())
     wanted = "bounced" if len(unknown) == len(told["recipients"]) else "sent"
     faults = {
         "lost": told["status"] in FINAL and copies == 0,
@@ -189,9 +196,11 @@ def figures(rig: Rig, verdict: Verdict, link: SmtpLink, accept_p99: float, secon
         "settled by Sent": int(totals.get(FOUND, 0)),
         "sent again after looks": int(totals.get(NOT_FOUND, 0)),
         "recipients bounced": verdict.bounced,
+        "round of a bounce, median, ms": round(1000 * statistics.median(verdict.rounds or [0])),
+        "round of a bounce, longest, ms": round(1000 * max(verdict.rounds, default=0)),
         "bounces missed": verdict.bounces_missed,
         "reports ignored": int(totals.get(IGNORED, 0)),
         "accept p99, ms": round(1000 * accept_p99),
         "seconds": round(seconds),
     }
-    return "\n".join(f"{name:<28} {value:>8}" for name, value in rows.items())
+    return "\n".join(f"{name:<32} {value:>8}" for name, value in rows.items())
