@@ -29,7 +29,7 @@ from mailroom.store.maintenance.rescue import Sweeps
 from mailroom.store.messages.claims import Claims
 from mailroom.store.messages.outbox import MessageDetails, NewMessage, Outbox
 from mailroom.store.workers import Heartbeat, hanging_accounts
-from tests.services import wait_until
+from tests.services import LEASE_SECONDS, wait_until
 from tests.services.processes import Service
 from tests.services.schema import ready
 from tests.services.smtpd import Hold, ScriptedSMTP
@@ -58,13 +58,15 @@ class Bench:
         self.database, self.outbox, self.sweeps = (
             database,
             Outbox(database),
-            Sweeps(database, 20, "resend"),
+            Sweeps(database, LEASE_SECONDS, "resend"),
         )
         self.heartbeat = Heartbeat(
             database, new_id(), "worker@here", ["mail"], hanging=self.admission.hanging
         )
         self.heartbeat.beat()
-        self.claims = Claims(database, self.heartbeat.id, 20, limits, self.admission.free)
+        self.claims = Claims(
+            database, self.heartbeat.id, LEASE_SECONDS, limits, self.admission.free
+        )
         senders = {
             name: Sender(Address(f"{name}@example.org"), Sessions(hop))
             for name, hop in hops.items()

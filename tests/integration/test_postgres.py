@@ -27,7 +27,7 @@ from mailroom.store.messages.claims import Claims
 from mailroom.store.messages.outbox import NewMessage, Outbox
 from mailroom.store.messages.suppressions import Suppressions, Unsubscribes
 from mailroom.store.workers import Heartbeat
-from tests.services import application, wait_until
+from tests.services import LEASE_SECONDS, application, wait_until
 from tests.services.postgres import Postgres
 from tests.services.processes import Service, service
 from tests.services.smtpd import ScriptedSMTP
@@ -238,7 +238,7 @@ def test_claims_marks_ends_and_sweeps_of_the_same_rows_disturb_nobody(postgres_u
 
     def work(number: int) -> None:
         claims, turned = (
-            Claims(databases[number], f"worker-{number}", 20),
+            Claims(databases[number], f"worker-{number}", LEASE_SECONDS),
             ids[number * 30 :] + ids[: number * 30],
         )
         for start in range(0, 120, 40):
@@ -247,7 +247,7 @@ def test_claims_marks_ends_and_sweeps_of_the_same_rows_disturb_nobody(postgres_u
             for claim in claims.claim(chunk):
                 if claims.fence(claim) and claims.finish(claim, SENT):
                     sent.append(claim.id)
-            Sweeps(databases[number], 20, "resend").abandoned(claims)
+            Sweeps(databases[number], LEASE_SECONDS, "resend").abandoned(claims)
 
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(work, range(4)))
@@ -277,7 +277,10 @@ def test_marks_of_the_same_mails_in_opposite_orders_do_not_deadlock(postgres_url
     together = threading.Barrier(2)
 
     def mark(number: int) -> None:
-        outbox, sweeps = Outbox(databases[number]), Sweeps(databases[number], 20, "resend")
+        outbox, sweeps = (
+            Outbox(databases[number]),
+            Sweeps(databases[number], LEASE_SECONDS, "resend"),
+        )
         for _ in range(40):
             together.wait(60)
             outbox.mark_published(ids[:: 1 - 2 * number])
@@ -389,7 +392,7 @@ def test_a_process_that_was_stopped_in_a_transaction_holds_nobody_up_for_long(
     id = accept(Outbox(other))
     with stopped.engine.connect() as connection:
         connection.execute(text("UPDATE messages SET attempt = 1 WHERE id = :id"), {"id": id})
-        [claim] = Claims(other, "worker-1", 20).claim([id])
+        [claim] = Claims(other, "worker-1", LEASE_SECONDS).claim([id])
         assert claim.attempt == 1
         with pytest.raises(StoreUnavailable):
             # What it then wants to do is told, and can be done again.

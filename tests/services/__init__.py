@@ -19,6 +19,8 @@ from typing import Any, TextIO, TypeVar
 
 #: The end of any wait for what ought to come: far beyond what a busy machine needs, as no test judges by the clock.
 DEADLINE_SECONDS = 60.0
+#: The lease of workers that beat once in a test: none runs out by itself, however busy the machine is.
+LEASE_SECONDS = 600.0
 #: A run with six workers takes a fourth of that.
 SCRATCH_MIN_BYTES = 4_000_000_000
 

@@ -26,7 +26,7 @@ from mailroom.store.messages.actions import Actions, UnknownMessage, WrongState
 from mailroom.store.messages.claims import Claims
 from mailroom.store.messages.outbox import MessageDetails, NewMessage, Outbox
 from mailroom.store.workers import Heartbeat
-from tests.services import wait_until
+from tests.services import LEASE_SECONDS, wait_until
 from tests.services.postgres import Postgres
 from tests.services.processes import Service
 from tests.services.schema import on_postgresql, on_sqlite
@@ -94,7 +94,7 @@ def actions(database: Database) -> Actions:
 def claims(database: Database) -> Claims:
     """Of a worker that is alive now: the tests before may have taken longer than its lease."""
     Heartbeat(database, "worker-1", "worker-1@host", ["mail"]).beat()
-    return Claims(database, "worker-1", 20)
+    return Claims(database, "worker-1", LEASE_SECONDS)
 
 
 def accept(outbox: Outbox, *to: str, job: NewJob | None = None, **terms: Any) -> str:
@@ -396,7 +396,7 @@ def test_a_resent_mail_is_new_and_goes_to_all(
 def test_rescheduled_it_comes_due_at_its_time(
     outbox: Outbox, actions: Actions, database: Database
 ) -> None:
-    sweeps = Sweeps(database, 20, "resend")
+    sweeps = Sweeps(database, LEASE_SECONDS, "resend")
     later, soon = accept(outbox), accept(outbox)
     actions.reschedule(later, at=now(outbox) + HOUR_MS)
     actions.reschedule(soon, delay_seconds=0)
@@ -423,7 +423,7 @@ def test_without_its_content_nothing_can_be_sent(
 
 
 def end_job(database: Database, job: NewJob, how: JobState) -> None:
-    runs = JobClaims(database, "worker-1", 20)
+    runs = JobClaims(database, "worker-1", LEASE_SECONDS)
     claim = next(
         claim for claim in runs.claim("jobs", ["simulate"], limit=1000) if claim.id == job.id
     )

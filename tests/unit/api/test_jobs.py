@@ -16,7 +16,7 @@ from mailroom.store.jobs.claims import JobClaim, JobClaims
 from mailroom.store.jobs.jobs import JobEnd, JobState
 from mailroom.store.workers import Heartbeat
 from tests import jobs_for_tests
-from tests.services import wait_until
+from tests.services import LEASE_SECONDS, wait_until
 
 assert builtin.__name__ and jobs_for_tests.__name__
 SIMULATE = {"name": "simulate", "args": {"seconds": 1}}
@@ -28,7 +28,7 @@ def runs(app: Flask) -> JobClaims:
     """A worker's hands, without a worker."""
     database = app.extensions["mailasync"].outbox.database
     Heartbeat(database, "worker-1", "worker-1@host", ["jobs"]).beat()
-    return JobClaims(database, "worker-1", 20)
+    return JobClaims(database, "worker-1", LEASE_SECONDS)
 
 
 def post(client: FlaskClient, **body: Any) -> Any:

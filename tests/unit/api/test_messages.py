@@ -18,7 +18,7 @@ from mailroom.store.db.schema import contents as contents_table
 from mailroom.store.messages.claims import Claims
 from mailroom.store.messages.outbox import Outbox
 from mailroom.store.workers import Heartbeat
-from tests.services import wait_until
+from tests.services import LEASE_SECONDS, wait_until
 from tests.services.application import made
 
 MAIL = {"to": "bob@example.org", "subject": "Hello", "contents": "Hi"}
@@ -312,7 +312,7 @@ def worked(app: Flask, client: FlaskClient, outcome: Outcome) -> Any:
     """A message after one attempt that ended so, as the API shows it."""
     database = outbox(app).database
     Heartbeat(database, "worker-1", "worker-1@host", ["mail"]).beat()
-    claims = Claims(database, "worker-1", 20)
+    claims = Claims(database, "worker-1", LEASE_SECONDS)
     id = client.post("/v1/messages", json=MAIL).json["id"]  # type: ignore[index]
     [claim] = claims.claim([id])
     assert client.get(f"/v1/messages/{id}").json["status"] == "sending"  # type: ignore[index]
@@ -399,6 +399,7 @@ def test_strangers_are_told_no_server_and_no_address(sqlite_url: str) -> None:
             "broker": "not ok",
             "worker": "not ok",
             "threads": "ok",
+            "mailboxes": "ok",
         }
 
 

@@ -28,7 +28,7 @@ from mailroom.store.maintenance.rescue import Sweeps
 from mailroom.store.messages.claims import Claims
 from mailroom.store.messages.outbox import MessageDetails, NewMessage, Outbox
 from mailroom.store.workers import Heartbeat
-from tests.services import wait_until
+from tests.services import LEASE_SECONDS, wait_until
 from tests.services.certificates import Certificates, make_certificates
 from tests.services.smtpd import ScriptedSMTP
 
@@ -61,7 +61,7 @@ class Office:
         heartbeat.beat()
         self.sweeps = Sweeps(
             database,
-            20,
+            LEASE_SECONDS,
             "resend",
             frozenset(limit.account for limit in self.limits if limit.is_limited),
         )
@@ -72,7 +72,7 @@ class Office:
                 for name, server in zip(names, servers, strict=True)
             },
         )
-        self.claims = Claims(database, heartbeat.id, 20, self.limits, turns.free)
+        self.claims = Claims(database, heartbeat.id, LEASE_SECONDS, self.limits, turns.free)
         senders = {
             name: Sender(Address(f"{name}@example.org"), Sessions(next_hop(server, **hop)))
             for name, server in zip(names, servers, strict=True)
@@ -273,7 +273,7 @@ def test_many_workers_at_once_do_not_overdraw(database: Database) -> None:
 
     def work(number: int) -> int:
         Heartbeat(database, f"worker-{number}", "w@h", ["mail"]).beat()
-        claims = Claims(database, f"worker-{number}", 20, limits)
+        claims = Claims(database, f"worker-{number}", LEASE_SECONDS, limits)
         sent = 0
         for at in range(number * 10, number * 10 + 10):
             for claim in claims.claim([ids[at]]):

@@ -36,7 +36,7 @@ from mailroom.store.messages import outcomes
 from mailroom.store.messages.claims import Claims
 from mailroom.store.messages.outbox import MessageDetails, NewMessage, Outbox
 from mailroom.store.workers import Heartbeat
-from tests.services import wait_until
+from tests.services import LEASE_SECONDS, wait_until
 from tests.services.logs import broken_log
 from tests.services.schema import ready
 from tests.services.smtpd import ScriptedSMTP
@@ -65,8 +65,8 @@ class Office:
         self.outbox = Outbox(database)
         self.heartbeat = Heartbeat(database, new_id(), "worker@here", ["mail"])
         self.heartbeat.beat()
-        self.sweeps = Sweeps(database, 20, on_uncertain)
-        self.claims = Claims(database, self.heartbeat.id, 20)
+        self.sweeps = Sweeps(database, LEASE_SECONDS, on_uncertain)
+        self.claims = Claims(database, self.heartbeat.id, LEASE_SECONDS)
         wanted = {"security": "none", "timeout_seconds": 60, "mails_per_connection": 80, **hop}
         self.sessions = Sessions(NextHop(host=smtpd.host, port=smtpd.port, **wanted))
         self.accounts = Accounts(database, self.claims.limits)
@@ -502,7 +502,7 @@ class TestFence:
         "loss",
         [
             "DELETE FROM workers",
-            "UPDATE workers SET seen_at = seen_at - 21000",
+            "UPDATE workers SET seen_at = seen_at - 601000",
             "UPDATE workers SET stopped_at = 1",
         ],
     )
@@ -528,7 +528,7 @@ class TestFence:
         thread = threading.Thread(target=office.delivery.deliver, args=([id],))
         thread.start()
         wait_until(hold.reached.is_set)
-        office.sql("UPDATE workers SET seen_at = seen_at - 21000")
+        office.sql("UPDATE workers SET seen_at = seen_at - 601000")
         assert office.sweeps.orphans() == 1
         hold.release()
         thread.join()
@@ -544,7 +544,7 @@ class TestFence:
         thread = threading.Thread(target=office.delivery.deliver, args=([id],))
         thread.start()
         wait_until(hold.reached.is_set)
-        office.sql("UPDATE workers SET seen_at = seen_at - 21000")
+        office.sql("UPDATE workers SET seen_at = seen_at - 601000")
         assert office.sweeps.orphans() == 1
         hold.release()
         thread.join()
