@@ -27,19 +27,30 @@ def one_of(values: Iterable[str]) -> Schema:
     return {"type": "string", "enum": [*values]}
 
 
+STATE = one_of(State)
+JOB_STATE = one_of(JobState)
+NOTIFY_ON = one_of(NotifyOn)
+ACCOUNT_STATE = one_of(AccountState)
+SUPPRESSION_REASON = one_of(Reason)
+EVENT = one_of(TYPES)
+DELIVERY_EVENT = one_of((*TYPES, TEST))
+DELIVERY_STATE = one_of((PENDING, DELIVERED, FAILED))
+RECIPIENT_KIND = one_of(("to", "cc", "bcc"))
+FAILURE = one_of(("defer", "refuse", "drop"))
+
 Count = Annotated[int, Field(ge=0)]
 Time = Annotated[str, WithJsonSchema(TIME)]
 Id = Annotated[str, WithJsonSchema(ID)]
 AnyObject = Annotated[dict[str, Any], WithJsonSchema({"type": "object"})]
-StateWord = Annotated[str, WithJsonSchema(one_of(State))]
-JobStateWord = Annotated[str, WithJsonSchema(one_of(JobState))]
-NotifyOnWord = Annotated[str, WithJsonSchema(one_of(NotifyOn))]
-AccountStateWord = Annotated[str, WithJsonSchema(one_of(AccountState))]
-ReasonWord = Annotated[str, WithJsonSchema(one_of(Reason))]
-EventWord = Annotated[str, WithJsonSchema(one_of(TYPES))]
-DeliveryEventWord = Annotated[str, WithJsonSchema(one_of((*TYPES, TEST)))]
-DeliveryState = Annotated[str, WithJsonSchema(one_of((PENDING, DELIVERED, FAILED)))]
-RecipientKind = Annotated[str, WithJsonSchema(one_of(("to", "cc", "bcc")))]
+StateWord = Annotated[str, WithJsonSchema(STATE)]
+JobStateWord = Annotated[str, WithJsonSchema(JOB_STATE)]
+NotifyOnWord = Annotated[str, WithJsonSchema(NOTIFY_ON)]
+AccountStateWord = Annotated[str, WithJsonSchema(ACCOUNT_STATE)]
+ReasonWord = Annotated[str, WithJsonSchema(SUPPRESSION_REASON)]
+EventWord = Annotated[str, WithJsonSchema(EVENT)]
+DeliveryEventWord = Annotated[str, WithJsonSchema(DELIVERY_EVENT)]
+DeliveryState = Annotated[str, WithJsonSchema(DELIVERY_STATE)]
+RecipientKind = Annotated[str, WithJsonSchema(RECIPIENT_KIND)]
 Progress = Annotated[float, Field(ge=0, le=1)]
 JobStep = Annotated[str | None, Field(description="What the job is doing, in its own words.")]
-FailureWord = Annotated[str, WithJsonSchema(one_of(("defer", "refuse", "drop")))]
+FailureWord = Annotated[str, WithJsonSchema(FAILURE)]

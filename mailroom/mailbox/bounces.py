@@ -179,7 +179,12 @@ def _of_delivery_status(
         if is_ours and (is_gmail_limit or _says_limit(words)):
             kind = ReportKind.LIMIT
         status = _status(fields.first("status"), words)
-        yield ReportedRecipient(kind=kind, addresses=addresses, status=status, words=words)
+        yield ReportedRecipient(
+            kind=kind,
+            addresses=addresses,
+            status=status,
+            words=words,
+        )
 
 
 def _kind(fields: Fields) -> ReportKind | None:
@@ -244,7 +249,12 @@ def _of_feedback(part: MailPart) -> tuple[ReportedRecipient, ...]:
     named = fields.all("original-rcpt-to", "removal-recipient")
     found = dict.fromkeys(_addresses(one.split(";")[-1:]) for one in named[:RECIPIENTS_MAX])
     return tuple(
-        ReportedRecipient(kind=ReportKind.COMPLAINT, addresses=addresses, status="", words=feedback)
+        ReportedRecipient(
+            kind=ReportKind.COMPLAINT,
+            addresses=addresses,
+            status="",
+            words=feedback,
+        )
         for addresses in found or [()]
     )
 
@@ -263,7 +273,10 @@ def _of_text(mail: MailPart, parts: list[MailPart]) -> Iterator[ReportedRecipien
         addresses = _addresses([bounced.address])
         if addresses:
             yield ReportedRecipient(
-                kind=kind, addresses=addresses, status=_status("", words), words=words
+                kind=kind,
+                addresses=addresses,
+                status=_status("", words),
+                words=words,
             )
 
 
@@ -279,8 +292,9 @@ def _text_of(part: MailPart) -> str:
 
 
 def _without_tags(html: str) -> str:
-    text = re.sub(r"<(?:br|/p|/div|/tr|/li)\b[^<>]*>", "\n", html, flags=re.IGNORECASE)
-    return unescape(re.sub(r"<[^<>@]*>", "", text))
+    with_lines = re.sub(r"<(?:br|/p|/div|/tr|/li)\b[^<>]*>", "\n", html, flags=re.IGNORECASE)
+    text = re.sub(r"<[^<>@]*>", "", with_lines)
+    return unescape(text)
 
 
 # The mail that is reported on, and its recipients
@@ -291,7 +305,8 @@ def _message_ids(mail: MailPart, parts: list[MailPart]) -> tuple[str, ...]:
     found: list[str] = []
     returned = [part for part in parts if part.content_type in _RETURNED_TYPES]
     for part in returned[:1]:
-        header = read_part(part.data().replace(b"\r\n", b"\n").lstrip(b"\n"))
+        raw = part.data().replace(b"\r\n", b"\n")
+        header = read_part(raw.lstrip(b"\n"))
         found += _ids(header.fields.all(*_MESSAGE_ID_FIELDS))
     if not returned:
         found += _ids_in_text(mail.body)
@@ -308,7 +323,10 @@ def _ids(values: Iterable[str]) -> list[str]:
 def _ids_in_text(body: bytes) -> list[str]:
     """Return the Message-ID of a mail that is returned as mere text below the report."""
     field = re.search(rb"^message-id:\s{0,10}<[^<>\s]{1,998}>", body, re.IGNORECASE | re.MULTILINE)
-    return _ids([field[0].decode("utf-8", "replace")]) if field else []
+    if field is None:
+        return []
+    text = field[0].decode("utf-8", "replace")
+    return _ids([text])
 
 
 def _addresses(values: Iterable[str]) -> tuple[str, ...]:
@@ -316,8 +334,10 @@ def _addresses(values: Iterable[str]) -> tuple[str, ...]:
     found: list[str] = []
     for value in values:
         address = _ADDRESS_TYPE.sub("", value).strip(" \t<>\"'")
-        found += [address, _XTEXT.sub(lambda code: chr(int(code[1], 16)), address)]
-    return tuple(dict.fromkeys(filter(_is_address, found)))
+        decoded = _XTEXT.sub(lambda code: chr(int(code[1], 16)), address)
+        found += [address, decoded]
+    valid = filter(_is_address, found)
+    return tuple(dict.fromkeys(valid))
 
 
 def _is_address(text: str) -> bool:

@@ -50,4 +50,6 @@ def is_about_login(error: Exception, refusal: str) -> bool:
     """Tell a login that a person has to mend from one that may work later."""
     if isinstance(error, TokenError):
         return error.code != 421
-    return isinstance(error, NoMechanism) or bool(refusal and not _PASSING.search(refusal))
+    if isinstance(error, NoMechanism):
+        return True
+    return bool(refusal) and not _PASSING.search(refusal)

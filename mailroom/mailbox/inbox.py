@@ -78,7 +78,8 @@ class InboxReading:
         return ours == (position.uid_validity, position.uid)
 
     def _new_uids(self, after: int) -> list[int]:
-        return self.connection.new_uids(after, limit=1 if self.failures else BATCH_MAX)
+        limit = 1 if self.failures else BATCH_MAX
+        return self.connection.new_uids(after, limit=limit)
 
     def _read_renumbered(self) -> None:
         """Read what may not have been read, by its date, as no UID is what it was (RFC 3501, 2.3.1.1)."""
@@ -110,7 +111,8 @@ class InboxReading:
                 self.connection.move(understood, self.folder)
 
     def _apply(self, uid: int) -> bool:
-        report = read_report(self.connection.fetch(uid, MAIL_MAX_BYTES))
+        raw = self.connection.fetch(uid, MAIL_MAX_BYTES)
+        report = read_report(raw)
         if report is None:
             return False
         try:
@@ -125,7 +127,11 @@ class InboxReading:
         return False
 
     def _note(self, uid_validity: int, uid: int) -> bool:
-        self.position = Position(uid_validity=uid_validity, uid=uid, read_at=self.position.read_at)
+        self.position = Position(
+            uid_validity=uid_validity,
+            uid=uid,
+            read_at=self.position.read_at,
+        )
         noted = self._noted_uid(uid)
         return self.mailboxes.note_read(self.account, uid_validity=uid_validity, uid=noted)
 

@@ -54,7 +54,8 @@ def read_text(mail: MailPart, texts: list[str]) -> list[BouncedAddress]:
 
 def _bounded(text: str) -> str:
     """Return the beginning of a text in a form that costs no expression much time."""
-    lines = [line[:LINE_MAX_CHARACTERS] for line in text[:TEXT_MAX_CHARACTERS].splitlines()]
+    beginning = text[:TEXT_MAX_CHARACTERS]
+    lines = [line[:LINE_MAX_CHARACTERS] for line in beginning.splitlines()]
     return "\n".join("" if line.count("<") > _ANGLES_MAX else line for line in lines)
 
 

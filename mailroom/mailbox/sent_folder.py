@@ -60,12 +60,14 @@ def is_in_sent(connection: MailboxConnection, folder: str, message_id: str) -> b
         return False
     connection.examine(folder)
     if connection.offers("X-GM-EXT-1") and _GMAIL_SAFE.fullmatch(inner):
-        return bool(connection.search(f'X-GM-RAW "rfc822msgid:{inner}"'.encode()))
+        query = f'X-GM-RAW "rfc822msgid:{inner}"'
+        return bool(connection.search(query.encode()))
     # A search finds parts of a field as well (RFC 3501, 6.4.4): the brackets make it the whole.
     whole = f"<{inner}>"
     if whole.isascii():
         escaped = whole.replace("\\", "\\\\").replace('"', '\\"')
-        return bool(connection.search(f'HEADER Message-ID "{escaped}"'.encode()))
+        query = f'HEADER Message-ID "{escaped}"'
+        return bool(connection.search(query.encode()))
     return bool(connection.search(["HEADER", "Message-ID", whole], charset="UTF-8"))
 
 

@@ -31,7 +31,8 @@ _RECIPIENTS_OF = Rows(
 
 def write(connection: Connection, accepted: Sequence[tuple[str, Message, Sequence[State]]]) -> None:
     """Write the content of new messages, each with the states of its recipients."""
-    _CONTENTS(connection, [{"id": id, "content": message.to_row()} for id, message, _ in accepted])
+    rows = [{"id": id, "content": message.to_row()} for id, message, _ in accepted]
+    _CONTENTS(connection, rows)
     people: list[dict[str, Any]] = []
     for id, message, states in accepted:
         people += _recipient_rows(id, message, states)
@@ -104,10 +105,12 @@ def _content(
     row: dict[str, Any], people: Sequence[Any], attachments: tuple[Attachment, ...]
 ) -> Content:
     addresses = [(person.kind, Address(person.address, person.name)) for person in people]
+    message = Message.from_row(row, addresses, attachments)
+    states = [person.state for person in people]
     return Content(
-        Message.from_row(row, addresses, attachments),
-        [person.state for person in people],
-        "attachments" in row,
+        message,
+        states,
+        has_attachments="attachments" in row,
     )
 
 
@@ -121,7 +124,8 @@ def load_attachments(
     of_ids = select(files).where(files.c.id.in_(ids)).order_by(files.c.id, files.c.position)
     for row in connection.execute(of_ids):
         file = Attachment(row.name, row.content_type, row.content, row.content_id or "")
-        attachments[row.id] = (*attachments.get(row.id, ()), file)
+        earlier = attachments.get(row.id, ())
+        attachments[row.id] = (*earlier, file)
     return attachments
 
 

@@ -35,7 +35,12 @@ class Mailboxes:
 
     def note_read(self, account: str, *, uid_validity: int, uid: int) -> bool:
         """Note that all mails up to this UID were read; False if another worker reads it now."""
-        values = {"uid_validity": uid_validity, "uid": uid, "read_at": now_ms(), "trouble": None}
+        values = {
+            "uid_validity": uid_validity,
+            "uid": uid,
+            "read_at": now_ms(),
+            "trouble": None,
+        }
         return self._update(account, values)
 
     def note_sent_folder(self, account: str, name: str) -> bool:
@@ -50,9 +55,13 @@ class Mailboxes:
         return self._update(account, {"owner": None})
 
     def _update(self, account: str, values: dict[str, Any]) -> bool:
-        ours = (mailboxes.c.account == account, mailboxes.c.owner == self.owner)
-        changed = update(mailboxes).values(**values).where(*ours)
-        return bool(self.database.write(run, changed.returning(mailboxes.c.account)))
+        ours = (
+            mailboxes.c.account == account,
+            mailboxes.c.owner == self.owner,
+        )
+        change = update(mailboxes).values(**values).where(*ours)
+        changed = self.database.write(run, change.returning(mailboxes.c.account))
+        return bool(changed)
 
     def _claim(self, connection: Connection, accounts: list[str]) -> list[Position | None]:
         return [self._claim_one(connection, account) for account in accounts]
@@ -67,22 +76,28 @@ class Mailboxes:
             mailboxes.c.owner == self.owner,
             mailboxes.c.owner.not_in(living),
         )
-        claimed = connection.execute(
+        claim = (
             update(mailboxes)
             .values(owner=self.owner)
             .where(mailboxes.c.account == account, is_free)
             .returning(mailboxes)
-        ).one_or_none()
+        )
+        claimed = connection.execute(claim).one_or_none()
         if claimed is None:
             return None
-        return Position(uid_validity=claimed.uid_validity, uid=claimed.uid, read_at=claimed.read_at)
+        return Position(
+            uid_validity=claimed.uid_validity,
+            uid=claimed.uid,
+            read_at=claimed.read_at,
+        )
 
 
 def accounts_being_read(database: Database, lease_seconds: float) -> set[str]:
     """Return the accounts whose mailbox is a living worker's to read."""
     living = select(workers.c.id).where(is_alive(lease_seconds))
     accounts = select(mailboxes.c.account).where(mailboxes.c.owner.in_(living))
-    return {*database.read(lambda connection: connection.scalars(accounts).all())}
+    being_read = database.read(lambda connection: connection.scalars(accounts).all())
+    return set(being_read)
 
 
 def mailbox_rows(database: Database) -> Sequence[Any]:

@@ -22,11 +22,15 @@ FORGET_AFTER_MS = 24 * 3600 * 1000
 
 def is_alive(lease_seconds: float) -> ColumnElement[bool]:
     """Return the condition of workers within their lease."""
-    return is_seen_within(literal(int(lease_seconds * 1000)))
+    lease_ms = int(lease_seconds * 1000)
+    return is_seen_within(literal(lease_ms))
 
 
 def is_seen_within(milliseconds: ColumnElement[int]) -> ColumnElement[bool]:
-    return and_(workers.c.stopped_at.is_(None), workers.c.seen_at > now_ms() - milliseconds)
+    return and_(
+        workers.c.stopped_at.is_(None),
+        workers.c.seen_at > now_ms() - milliseconds,
+    )
 
 
 def dead_owners(connection: Connection, owner: Column[Any], lease_seconds: float) -> set[str]:

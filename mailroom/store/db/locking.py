@@ -51,7 +51,8 @@ def not_in_use(table: Table, *conditions: ColumnElement[bool]) -> Select[Any]:
     To wait for it could be a deadlock, as it may lock any other of them next.
     """
     (key,) = table.primary_key.columns
-    return skip_locked(select(key.label("id")).where(*conditions).order_by(key))
+    ids = select(key.label("id")).where(*conditions)
+    return skip_locked(ids.order_by(key))
 
 
 def each_in_order(

@@ -26,7 +26,8 @@ LOOK_MAX = 1000
 
 def pulse(database: Database, lease_seconds: float) -> str:
     """Return a text that changes whenever a message, job, worker, account or webhook does."""
-    signs = select(*map(Select.scalar_subquery, _signs(lease_seconds)))
+    numbers = map(Select.scalar_subquery, _signs(lease_seconds))
+    signs = select(*numbers)
     row = database.read(lambda connection: connection.execute(signs).one())
     return " ".join(str(value or 0) for value in row)
 
@@ -73,7 +74,8 @@ class Changes:
         last = select(func.max(events.c.number))
         self._last = self.database.read(lambda connection: connection.scalar(last)) or 0
         recent = select(events.c.number).where(events.c.number > self._last - OVERLAP)
-        self._seen = set(self.database.read(lambda connection: connection.scalars(recent).all()))
+        numbers = self.database.read(lambda connection: connection.scalars(recent).all())
+        self._seen = set(numbers)
 
     def look(self) -> list[dict[str, Any]]:
         """Return what has happened since, in order.
@@ -95,7 +97,10 @@ class Changes:
     def _rows(self, connection: Connection) -> Sequence[dict[str, Any]]:
         theirs = (
             select(recipients.c.id)
-            .where(recipients.c.id == messages.c.id, recipients.c.address == self.to)
+            .where(
+                recipients.c.id == messages.c.id,
+                recipients.c.address == self.to,
+            )
             .exists()
         )
         lines = (
@@ -105,4 +110,5 @@ class Changes:
             .order_by(events.c.number)
             .limit(OVERLAP + LOOK_MAX)
         )
-        return [dict(row) for row in connection.execute(lines).mappings()]
+        rows = connection.execute(lines).mappings()
+        return [dict(row) for row in rows]

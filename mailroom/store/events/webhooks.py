@@ -110,11 +110,13 @@ def _create_one(connection: Connection, url: str, events: Sequence[str]) -> str 
 
 
 def _all(connection: Connection, statement: Select[Any]) -> list[dict[str, Any]]:
-    return [dict(row) for row in connection.execute(statement).mappings()]
+    rows = connection.execute(statement).mappings()
+    return [dict(row) for row in rows]
 
 
 def _get(connection: Connection, id: str) -> dict[str, Any] | None:
-    row = connection.execute(select(webhooks).where(webhooks.c.id == id)).mappings().one_or_none()
+    webhook = select(webhooks).where(webhooks.c.id == id)
+    row = connection.execute(webhook).mappings().one_or_none()
     return None if row is None else dict(row)
 
 
@@ -146,14 +148,17 @@ def _change_one(
         values |= {"state": ENABLED, "reason": None}
     if enabled is False:
         disable(connection, id, "by request")
-    changed = update(webhooks).values(**values or {"id": id}).where(webhooks.c.id == id)
-    return connection.execute(changed).rowcount > 0
+    # Without a value the UPDATE still tells whether there is such a webhook.
+    change = update(webhooks).values(**values or {"id": id}).where(webhooks.c.id == id)
+    changed = connection.execute(change)
+    return changed.rowcount > 0
 
 
 def _delete(connection: Connection, ids: list[str]) -> list[bool]:
-    done = [
-        connection.execute(delete(webhooks).where(webhooks.c.id == id)).rowcount > 0 for id in ids
-    ]
+    done: list[bool] = []
+    for id in ids:
+        deleted = connection.execute(delete(webhooks).where(webhooks.c.id == id))
+        done.append(deleted.rowcount > 0)
     forget(connection, ids)
     return done
 
@@ -164,12 +169,17 @@ def _test(connection: Connection, ids: list[str]) -> list[dict[str, Any]]:
         .values(event=TEST, at=now_ms(), next_attempt_at=now_ms())
         .returning(deliveries)
     )
-    return [dict(connection.execute(new.values(webhook_id=id)).mappings().one()) for id in ids]
+    rows: list[dict[str, Any]] = []
+    for id in ids:
+        inserted = connection.execute(new.values(webhook_id=id))
+        rows.append(dict(inserted.mappings().one()))
+    return rows
 
 
 def _delivery(connection: Connection, id: str, number: int) -> dict[str, Any] | None:
     delivery = select(deliveries).where(
-        deliveries.c.number == number, deliveries.c.webhook_id == id
+        deliveries.c.number == number,
+        deliveries.c.webhook_id == id,
     )
     row = connection.execute(delivery).mappings().one_or_none()
     return None if row is None else dict(row)
@@ -191,4 +201,5 @@ def _replay_one(connection: Connection, id: str, number: int) -> bool:
             deliveries.c.webhook_id.in_(enabled),
         )
     )
-    return connection.execute(replayed).rowcount > 0
+    updated = connection.execute(replayed)
+    return updated.rowcount > 0

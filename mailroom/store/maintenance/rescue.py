@@ -131,11 +131,12 @@ class Sweeps:
             messages.c.published_at < now_ms() - LOST_IF_EMPTY_AFTER_MS,
             messages.c.queue.in_(empty_queues),
         )
+        is_lost = or_(long_ago, a_while_ago) if empty_queues else long_ago
         return self._mark(
             limit,
             messages.c.state == State.QUEUED,
             messages.c.published_at.is_not(None),
-            or_(long_ago, a_while_ago) if empty_queues else long_ago,
+            is_lost,
             order=messages.c.published_at,
             work=_recover,
         )
@@ -196,10 +197,12 @@ class Sweeps:
         return sorted(queued, key=lambda message: message.id)
 
     def _dead(self, besides: str, connection: Connection) -> set[str]:
-        return dead_owners(connection, messages.c.owner, self.lease_seconds) - {besides}
+        dead = dead_owners(connection, messages.c.owner, self.lease_seconds)
+        return dead - {besides}
 
     def _orphans(self, besides: str, connection: Connection) -> int:
-        of_dead = messages.c.owner.in_(self._dead(besides, connection))
+        dead = self._dead(besides, connection)
+        of_dead = messages.c.owner.in_(dead)
         ids = self._give_back(connection, of_dead, crashes=1, cause="the worker died")
         _fail_poison(connection, ids)
         return len(ids)
@@ -209,7 +212,8 @@ class Sweeps:
         for owner, rows in items:
             conditions = mine(owner, rows)
             cause = "the attempt was broken off"
-            counts.append(len(self._give_back(connection, *conditions, crashes=0, cause=cause)))
+            ids = self._give_back(connection, *conditions, crashes=0, cause=cause)
+            counts.append(len(ids))
         return counts
 
     def _give_back(
@@ -258,12 +262,18 @@ class Sweeps:
         people = Counter(
             connection.scalars(select(recipients.c.id).where(recipients.c.id.in_(ids), unsent))
         )
-        sent = [(row.account, people[row.id]) for row in uncertain if row.account in self.limited]
+        limited = [row for row in uncertain if row.account in self.limited]
+        sent = [(row.account, people[row.id]) for row in limited]
         note_sent(connection, sent)
 
 
 def _line(row: Any, event: str, detail: str) -> dict[str, Any]:
-    return {"id": row.id, "attempt": row.attempt, "event": event, "detail": detail}
+    return {
+        "id": row.id,
+        "attempt": row.attempt,
+        "event": event,
+        "detail": detail,
+    }
 
 
 def _number(connection: Connection, condition: ColumnElement[bool], *, limit: int) -> int:
@@ -273,44 +283,54 @@ def _number(connection: Connection, condition: ColumnElement[bool], *, limit: in
 
 def _fail_poison(connection: Connection, ids: list[str]) -> None:
     """Fail those of these messages with which too many workers died."""
-    is_poison = (messages.c.crashes > CRASHES_MAX, messages.c.state == State.QUEUED)
+    is_poison = (
+        messages.c.crashes > CRASHES_MAX,
+        messages.c.state == State.QUEUED,
+    )
+    reason = f"crashed: {CRASHES_MAX} workers died with it alone"
     failing = (
         update(messages)
-        .values(state=State.FAILED, reason=f"crashed: {CRASHES_MAX} workers died with it alone")
+        .values(state=State.FAILED, reason=reason)
         .where(messages.c.id.in_(ids), *is_poison)
     )
     failed = list(connection.scalars(failing.returning(messages.c.id)))
     if failed:
         _end_recipients(connection, failed, State.FAILED)
-        record(connection, [{"id": id, "event": "failed", "detail": "crashed"} for id in failed])
+        lines = [{"id": id, "event": "failed", "detail": "crashed"} for id in failed]
+        record(connection, lines)
 
 
 def _end_recipients(connection: Connection, ids: list[str], state: State) -> None:
     """Set the state of the recipients that have no outcome yet."""
-    connection.execute(
-        update(recipients)
-        .values(state=state)
-        .where(recipients.c.id.in_(ids), recipients.c.state.in_([State.QUEUED, State.DEFERRED]))
-    )
+    is_open = recipients.c.state.in_([State.QUEUED, State.DEFERRED])
+    ended = update(recipients).values(state=state).where(recipients.c.id.in_(ids), is_open)
+    connection.execute(ended)
 
 
 def _recover(connection: Connection, statements: list[Any]) -> list[Any]:
     """Run the UPDATEs that mark rows whose nudge got lost, and count these rows."""
     results = run(connection, statements)
-    count(connection, {"recovered": sum(map(len, results))})
+    recovered = sum(map(len, results))
+    count(connection, {"recovered": recovered})
     return results
 
 
 def _unpublish(connection: Connection, chunks: list[list[str]]) -> list[None]:
     for ids in chunks:
-        queued = (messages.c.id.in_(ids), messages.c.state == State.QUEUED)
+        queued = (
+            messages.c.id.in_(ids),
+            messages.c.state == State.QUEUED,
+        )
         unmarked = update(messages).values(published_at=None).where(*queued)
         connection.execute(in_order(connection, unmarked))
     return [None] * len(chunks)
 
 
 def _forget_nudges(connection: Connection, items: list[None]) -> list[None]:
-    published = (messages.c.state == State.QUEUED, messages.c.published_at.is_not(None))
+    published = (
+        messages.c.state == State.QUEUED,
+        messages.c.published_at.is_not(None),
+    )
     unmarked = update(messages).values(published_at=None).where(*published)
     connection.execute(in_order(connection, unmarked))
     return items

@@ -57,18 +57,22 @@ class Claims:
 
         A row whose owner died before is left for `claim_alone`.
         """
-        return self._become_owner(list(dict.fromkeys(ids)), suspects=False)
+        distinct_ids = list(dict.fromkeys(ids))
+        return self._become_owner(distinct_ids, suspects=False)
 
     def suspect(self, id: str) -> bool:
         """Tell whether this row waits for a worker that does nothing else: its last owner died with it."""
-        crashes = select(messages.c.crashes).where(
-            messages.c.id == id, messages.c.state == State.QUEUED
+        of_queued = select(messages.c.crashes).where(
+            messages.c.id == id,
+            messages.c.state == State.QUEUED,
         )
-        return self.database.read(lambda connection: connection.scalar(crashes)) not in (None, 0)
+        crashes = self.database.read(lambda connection: connection.scalar(of_queued))
+        return crashes not in (None, 0)
 
     def claim_alone(self, id: str) -> Claim | None:
         """Become the owner of a suspect row; the caller delivers nothing else until that is done."""
-        return next(iter(self._become_owner([id], suspects=True)), None)
+        claims = self._become_owner([id], suspects=True)
+        return claims[0] if claims else None
 
     def with_attachments(self, claim: Claim) -> Claim:
         """Return the claim with its attachments, which may be large.
@@ -76,7 +80,9 @@ class Claims:
         A worker has thousands of claims, and needs the attachments of few at a time.
         """
         files = self.database.read(lambda connection: load_attachments(connection, [claim.id]))
-        return replace(claim, message=replace(claim.message, attachments=files.get(claim.id, ())))
+        attachments = files.get(claim.id, ())
+        message = replace(claim.message, attachments=attachments)
+        return replace(claim, message=message)
 
     def fence(self, claim: Claim) -> bool:
         """Tell whether the payload may be sent: row and lease are still ours. If True, that is committed."""
@@ -110,12 +116,17 @@ class Claims:
         The attempt does not count. False if the row is no longer ours, and nothing was changed. A second call
         for the same attempt changes nothing.
         """
-        return self._end(claim, partial(self.database.write, self._release, claim))
+        write = partial(self.database.write, self._release, claim)
+        return self._end(claim, write)
 
     def release_unsent(self) -> int:
         """Give back every row whose fence was not passed, as it cannot be any more; return how many."""
-        unsent = (messages.c.owner == self.owner, messages.c.state == State.SENDING)
-        return len(self.database.write(run_in_order, _give_back().where(*unsent)))
+        unsent = (
+            messages.c.owner == self.owner,
+            messages.c.state == State.SENDING,
+        )
+        given_back = self.database.write(run_in_order, _give_back().where(*unsent))
+        return len(given_back)
 
     def not_in_hand(self) -> list[Any]:
         """Return the rows (id, attempt) that are ours and that none of our threads works on.
@@ -136,7 +147,8 @@ class Claims:
             is_limited = any(limit.is_limited for limit in self.limits)
             claims = self.database.write(self._claim, (ids, suspects), alone=is_limited)
         finally:
-            self._count_in_hand({*ids} - {claim.id for claim in claims}, -1)
+            claimed_ids = {claim.id for claim in claims}
+            self._count_in_hand({*ids} - claimed_ids, -1)
         return claims
 
     def _end_with(self, claim: Claim, outcome: Outcome, write: Callable[[], bool]) -> bool:
@@ -203,13 +215,16 @@ class Claims:
     def _fence(self, connection: Connection, claims: list[Claim]) -> list[bool]:
         rows = [{"id": claim.id, "attempt": claim.attempt} for claim in claims]
         lease_ms = int(self.lease_seconds * 1000)
-        passed = attempts_of(_FENCE(connection, rows, worker=self.owner, lease_ms=lease_ms))
+        fenced = _FENCE(connection, rows, worker=self.owner, lease_ms=lease_ms)
+        passed = attempts_of(fenced)
         return [(claim.id, claim.attempt) in passed for claim in claims]
 
     def _release(self, connection: Connection, claims: list[Claim]) -> list[bool]:
         unfinished = messages.c.state.in_([State.SENDING, State.IN_DATA])
-        statement = in_order(connection, _give_back().where(*mine(self.owner, claims), unfinished))
-        return on_record(connection, claims, attempts_of(connection.execute(statement)))
+        ours = mine(self.owner, claims)
+        statement = in_order(connection, _give_back().where(*ours, unfinished))
+        given_back = connection.execute(statement)
+        return on_record(connection, claims, attempts_of(given_back))
 
     def _finish(self, connection: Connection, ended: list[tuple[Claim, Outcome]]) -> list[bool]:
         limited = {limit.account for limit in self.limits if limit.is_limited}

@@ -70,7 +70,9 @@ def newest(database: Database, search: Search) -> list[dict[str, Any]]:
     page = listed(database, search)
     rows = page.rows
     while page.next and len(rows) < search.limit:
-        page = listed(database, replace(search, after=page.next, limit=search.limit - len(rows)))
+        missing = search.limit - len(rows)
+        rest = replace(search, after=page.next, limit=missing)
+        page = listed(database, rest)
         rows += page.rows
     return rows
 
@@ -86,23 +88,28 @@ def number(database: Database, status: State, most: int) -> int:
 
 def _listed(connection: Connection, search: Search) -> Page:
     few = _few(connection, search)
-    positions, next = (
-        _by_age(connection, search) if few is None else _sorted(connection, search, few)
-    )
-    return Page(_rows(connection, [id for _, id in positions]), next)
+    if few is None:
+        positions, next = _by_age(connection, search)
+    else:
+        positions, next = _sorted(connection, search, few)
+    ids = [id for _, id in positions]
+    return Page(_rows(connection, ids), next)
 
 
 def _few(connection: Connection, search: Search) -> Sequence[str] | None:
     """Return ids that include all matches, where an index says that they are few; else None."""
     indexed: list[Select[Any]] = []
     if search.to:
-        indexed.append(select(recipients.c.id).where(recipients.c.address == search.to).distinct())
+        to_address = select(recipients.c.id).where(recipients.c.address == search.to)
+        indexed.append(to_address.distinct())
     if search.tag:
         indexed.append(select(tags.c.id).where(tags.c.tag == search.tag))
     if search.status == State.QUEUED:
-        indexed.append(select(messages.c.id).where(messages.c.state == literal_column("'queued'")))
+        queued = messages.c.state == literal_column("'queued'")
+        indexed.append(select(messages.c.id).where(queued))
     if search.status in (State.SENDING, State.IN_DATA):
-        indexed.append(select(messages.c.id).where(messages.c.owner.is_not(None)))
+        owned = messages.c.owner.is_not(None)
+        indexed.append(select(messages.c.id).where(owned))
     for statement in indexed:
         ids = connection.scalars(statement.limit(FEW + 1)).all()
         if len(ids) <= FEW:
@@ -117,12 +124,15 @@ def _sorted(
 
     A database may compare ids by the rules of a language.
     """
-    rows = connection.execute(
-        select(messages.c.created_at, messages.c.id).where(
-            messages.c.id.in_(ids), *_in_order(replace(search, after=None)), *_on_sight(search)
-        )
-    ).all()
-    positions = sorted(((row.created_at, row.id) for row in rows), reverse=True)
+    from_the_start = replace(search, after=None)
+    matching = select(messages.c.created_at, messages.c.id).where(
+        messages.c.id.in_(ids),
+        *_in_order(from_the_start),
+        *_on_sight(search),
+    )
+    rows = connection.execute(matching).all()
+    positions = [(row.created_at, row.id) for row in rows]
+    positions.sort(reverse=True)
     if search.after is not None:
         positions = [position for position in positions if position < search.after]
     return _page(positions, search.limit, end=None)
@@ -133,7 +143,8 @@ def _page(
 ) -> tuple[list[Position], Position | None]:
     """Return the positions of a page, and where the next page starts: `end` if these are all."""
     page = positions[:limit]
-    return page, page[-1] if len(positions) > limit else end
+    has_more = len(positions) > limit
+    return page, page[-1] if has_more else end
 
 
 def _by_age(connection: Connection, search: Search) -> tuple[list[Position], Position | None]:
@@ -151,7 +162,8 @@ def _by_age(connection: Connection, search: Search) -> tuple[list[Position], Pos
             end = (last[0].created_at, last[0].id)
             by_age = by_age.where(_position >= tuple_(*map(literal, end)))
     rows = connection.execute(by_age.limit(search.limit + 1))
-    return _page([(row.created_at, row.id) for row in rows], search.limit, end=end)
+    positions = [(row.created_at, row.id) for row in rows]
+    return _page(positions, search.limit, end=end)
 
 
 def _in_order(search: Search) -> list[ColumnElement[bool]]:
@@ -159,9 +171,10 @@ def _in_order(search: Search) -> list[ColumnElement[bool]]:
     conditions: list[ColumnElement[bool]] = []
     if search.status and search.status not in PASSING:
         # With the index's own condition, or SQLite would not use the index.
+        passing: list[ColumnElement[Any]] = [literal_column(f"'{state}'") for state in PASSING]
         conditions += [
             messages.c.state == search.status,
-            messages.c.state.not_in([literal_column(f"'{state}'") for state in PASSING]),
+            messages.c.state.not_in(passing),
         ]
     if search.since is not None:
         conditions.append(messages.c.created_at >= search.since)
@@ -182,18 +195,20 @@ def _on_sight(search: Search) -> list[ColumnElement[bool]]:
             exists().where(recipients.c.id == messages.c.id, recipients.c.address == search.to)
         )
     if search.tag:
-        conditions.append(exists().where(tags.c.id == messages.c.id, tags.c.tag == search.tag))
+        has_tag = exists().where(
+            tags.c.id == messages.c.id,
+            tags.c.tag == search.tag,
+        )
+        conditions.append(has_tag)
     if search.words:
         address = func.lower(recipients.c.address)
         in_address = [
             address.contains(text, autoescape=True) for text in _in_addresses(search.words)
         ]
-        conditions.append(
-            or_(
-                messages.c.subject_key.contains(search.words.casefold(), autoescape=True),
-                exists().where(recipients.c.id == messages.c.id, or_(*in_address)),
-            )
-        )
+        subject = search.words.casefold()
+        in_subject = messages.c.subject_key.contains(subject, autoescape=True)
+        in_recipient = exists().where(recipients.c.id == messages.c.id, or_(*in_address))
+        conditions.append(or_(in_subject, in_recipient))
     return conditions
 
 
@@ -205,14 +220,17 @@ def _in_addresses(words: str) -> list[str]:
     """
     if words.isascii():
         lower = words.lower()
-        return list(dict.fromkeys([lower, lower.replace("@", '"@'), lower.replace('"', "")]))
+        quoted = lower.replace("@", '"@')
+        unquoted = lower.replace('"', "")
+        return list(dict.fromkeys([lower, quoted, unquoted]))
     lower_ascii = "".join(letter.lower() if letter.isascii() else letter for letter in words)
     upper_rest = "".join(letter if letter.isascii() else letter.upper() for letter in lower_ascii)
     forms = [words.casefold(), lower_ascii, upper_rest]
     for form in [*forms]:
         local, at, domain = form.rpartition("@")
         with suppress(UnicodeError):  # A part of a domain need not be a valid one.
-            forms.append(f"{local}{at}{domain.encode('idna').decode()}")
+            domain_ascii = domain.encode("idna").decode()
+            forms.append(f"{local}{at}{domain_ascii}")
     return list(dict.fromkeys(forms))
 
 
@@ -221,7 +239,8 @@ def _rows(connection: Connection, ids: Sequence[str]) -> list[dict[str, Any]]:
     with_content = select(messages, contents.c.content).join(
         contents, contents.c.id == messages.c.id, isouter=True
     )
-    selected = connection.execute(with_content.where(messages.c.id.in_(ids))).mappings()
+    of_ids = with_content.where(messages.c.id.in_(ids))
+    selected = connection.execute(of_ids).mappings()
     rows = {row["id"]: dict(row) for row in selected}
     people = _recipients(connection, ids)
     for row in rows.values():
