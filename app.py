@@ -70,6 +70,7 @@ def command_context(settings: Settings, services: Services) -> CommandContext:
     return CommandContext(
         settings=settings,
         up=partial(up, create_app, settings),
+        web=partial(serve_web, create_app, settings),
         inbox=partial(serve_inbox, settings),
         message_id=services.reader.message_id,
     )

@@ -1,8 +1,8 @@
 """Every setting with its default, its unit and the reason for the default.
 
 A setting NAME is overridden by the environment variable MAILASYNC_NAME, or by a line in `.env` beside this
-file; secrets also by MAILASYNC_NAME_FILE, the path of a file that holds the value. A wrong value or an
-unknown name stops the start. `make docs` makes docs/settings.md of this file.
+file (in HOME, where a wheel is installed); secrets also by MAILASYNC_NAME_FILE, the path of a file that holds
+the value. A wrong value or an unknown name stops the start. `make docs` makes docs/settings.md of this file.
 
 git tracks this file: put a password here only to try things out, and never commit it. git ignores `.env`.
 """
@@ -121,6 +121,11 @@ REQUEST_MAX_BYTES: int = 36_000_000
 
 # --- Queue and database ---
 
+#: Directory of the database files, and of `.env`; only the environment sets it. "": in a clone, `instance/`
+#: and the clone itself; for an installed wheel, `~/.local/state/mailasync`, or on a Mac
+#: `~/Library/Application Support/mailasync`.
+HOME: str = ""
+
 #: The broker. "": none for `flask up`, pyamqp://guest@localhost// for the pair. Secret.
 BROKER_URL: str = ""
 
@@ -136,7 +141,7 @@ QUEUE_TYPE: Literal["classic", "quorum"] = "classic"
 #: restarted. off: never; clients name `queue="mail"`.
 SERVE_CELERY_QUEUE: Literal["on", "off"] = "on"
 
-#: SQLAlchemy URL, sqlite:////absolute/path or postgresql://user@host/name. "": a file in `instance/`.
+#: SQLAlchemy URL, sqlite:////absolute/path or postgresql://user@host/name. "": a file in HOME.
 #: postgres://, postgresql+psycopg2:// and postgresql+asyncpg:// are read as postgresql://. Secret.
 DATABASE_URL: str = ""
 

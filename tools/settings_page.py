@@ -16,7 +16,8 @@ TOP = """# Settings
 There are three places for a setting. The first that has it wins:
 
 1. the environment variable `MAILASYNC_` + name, such as `MAILASYNC_PORT=5001`;
-2. the same as a line in `.env`, beside `default_settings.py`. git ignores that file;
+2. the same as a line in `.env`, beside `default_settings.py`. git ignores that file. Where the package is
+   [installed](install.md), `.env` is in the [state directory](install.md#install-it-for-yourself);
 3. `default_settings.py` itself. **git tracks it: never commit a password in it.**
 
 A secret can also come from a file: `MAILASYNC_` + name + `_FILE` is its path, as Docker and Kubernetes hand secrets out.
@@ -37,6 +38,7 @@ MORE = {
     "BROKER_URL": "operations.md#rights-in-rabbitmq",
     "SERVE_CELERY_QUEUE": "clients.md#from-a-celery-client",
     "DATABASE_URL": "operations.md#postgresql",
+    "HOME": "install.md#install-it-for-yourself",
     "RETENTION_DAYS": "operations.md#retention",
     "WEBHOOKS_TO_LOOPBACK": "webhooks.md",
     "JOBS": "jobs.md#a-job-of-your-own",

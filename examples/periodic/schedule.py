@@ -23,7 +23,8 @@ from celery.schedules import crontab
 from celery.signals import before_task_publish
 
 from mailroom.config.environment import load
-from mailroom.config.settings import PAIR_BROKER_URL, PROJECT
+from mailroom.config.settings import PAIR_BROKER_URL
+from mailroom.process.installation import PROJECT
 
 TIMEZONE = "UTC"
 #: To try it out: seconds between two reports, instead of one a day.

@@ -18,7 +18,7 @@ from mailroom.cli.messages import (
     retry_command,
 )
 from mailroom.cli.send import send_command
-from mailroom.cli.serve import inbox_command, up_command
+from mailroom.cli.serve import inbox_command, up_command, web_command, worker_command
 from mailroom.cli.suppressions import suppressions_group
 from mailroom.cli.templates import templates_group
 from mailroom.cli.watch import status_command, tail_command
@@ -26,6 +26,8 @@ from mailroom.cli.watch import status_command, tail_command
 COMMANDS: tuple[click.Command, ...] = (
     doctor_command,
     up_command,
+    web_command,
+    worker_command,
     inbox_command,
     db_group,
     keys_group,

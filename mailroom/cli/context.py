@@ -20,10 +20,11 @@ from mailroom.worker import runtime
 
 @dataclass(frozen=True, kw_only=True)
 class CommandContext:
-    """The settings of an application, and the functions of its server that two commands run."""
+    """The settings of an application, and the functions of its server that three commands run."""
 
     settings: Settings
     up: Callable[[bool], None]  #: serves everything in one process
+    web: Callable[[], None]  #: serves the web side of the pair
     inbox: Callable[[], None]  #: serves the inbox alone
     message_id: Callable[[str], str]  #: makes the Message-ID of a mail from its id
 

@@ -13,6 +13,7 @@ import click
 
 from mailroom.config.settings import PREFIX, UP_FILE, Settings, database_url
 from mailroom.model.errors import MailroomError, StoreUnavailable
+from mailroom.process.installation import PROGRAM, WEB
 from mailroom.store.db.database import Database
 from mailroom.store.db.migrate import check, upgrade
 from mailroom.store.messages.outbox import Outbox
@@ -63,14 +64,14 @@ def open_database(settings: Settings, choice: Choice | None = None) -> Iterator[
     choice = choice or choose_database(settings)
     if choice.is_up:
         click.echo(
-            f"(using the database of flask up, which is running here while app.py and its worker are not: "
+            f"(using the database of {PROGRAM} up, which is running here while {WEB} and its worker are not: "
             f"{choice.file}; set {PREFIX}DATABASE_URL to use another)",
             err=True,
         )
     if choice.is_default_file and not choice.file.exists():
         raise NoDatabase(
-            f"{choice.file} is not there yet: start app.py or a worker, which create it, "
-            f"or run `flask db upgrade`{_hint_at_up(settings)}"
+            f"{choice.file} is not there yet: start {WEB} or a worker, which create it, "
+            f"or run `{PROGRAM} db upgrade`{_hint_at_up(settings)}"
         )
     database = Database(choice.url)
     try:
@@ -84,7 +85,7 @@ def _hint_at_up(settings: Settings) -> str:
     url = database_url(settings, file_name=UP_FILE)
     if not Choice(url).file.exists():
         return ""
-    return f". `flask up` has a database, but is not running: start it, or set {PREFIX}DATABASE_URL={url}"
+    return f". `{PROGRAM} up` has a database, but is not running: start it, or set {PREFIX}DATABASE_URL={url}"
 
 
 def _has_worker(choice: Choice, settings: Settings) -> bool:

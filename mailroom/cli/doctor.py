@@ -19,6 +19,7 @@ from mailroom.mailbox.connection import MailboxConnection, MailboxError
 from mailroom.mailbox.sent_folder import find_sent_folder
 from mailroom.model.account import AccountState, MailboxServer
 from mailroom.model.errors import MailroomError, NotTaken
+from mailroom.process.installation import PROGRAM, START_WORKER, WEB
 from mailroom.smtp.session import Session
 from mailroom.store.accounts import Accounts
 from mailroom.store.db.database import Database
@@ -53,7 +54,7 @@ ADVICE = {
         "for a server that wants no login, MAILASYNC_SMTP_AUTH=off"
     ),
     454: "too many logins, or the server is out of order: wait a quarter of an hour",
-    0: "check MAILASYNC_SMTP_HOST, _PORT and _SECURITY; without an account, start `flask inbox`",
+    0: f"check MAILASYNC_SMTP_HOST, _PORT and _SECURITY; without an account, start `{PROGRAM} inbox`",
 }
 #: What to do if the mailbox cannot be read, by whether the login was refused.
 MAILBOX_ADVICE = {
@@ -125,7 +126,7 @@ class Doctor:
         is_sqlite = self.database.url.get_backend_name() == "sqlite"
         file = self.database.url.database if is_sqlite else None
         if not self.settings.DATABASE_URL and file and not Path(file).exists():
-            words = f"{file} is not there yet; it is made when app.py or a worker first starts"
+            words = f"{file} is not there yet; it is made when {WEB} or a worker first starts"
             yield Finding("database", False, words)
             return
         try:
@@ -151,7 +152,7 @@ class Doctor:
 
     def _broker(self) -> Iterator[Finding]:
         if self.connect is None:
-            yield Finding("broker", True, "inside of `flask up`")
+            yield Finding("broker", True, f"inside of `{PROGRAM} up`")
             return
         try:
             connection = self.connect()
@@ -160,7 +161,7 @@ class Doctor:
                 "broker",
                 False,
                 f"cannot be reached ({broker_error(e)}); start RabbitMQ, or correct MAILASYNC_BROKER_URL. "
-                "Mail is accepted and kept meanwhile; `flask up` needs no broker",
+                f"Mail is accepted and kept meanwhile; `{PROGRAM} up` needs no broker",
             )
             return
         try:
@@ -178,7 +179,7 @@ class Doctor:
             words += f"; the oldest of the queued waits for {depths.oldest_seconds:,.0f} s"
         is_late = depths.oldest_seconds > QUEUED_MAX_SECONDS
         if is_late:
-            words += ": see what `flask status ID` says of it, or start more workers"
+            words += f": see what `{PROGRAM} status ID` says of it, or start more workers"
         yield Finding("queue", not is_late, words)
 
     def _keys(self) -> Iterator[Finding]:
@@ -192,7 +193,10 @@ class Doctor:
         elif self.settings.listens_on_loopback:
             yield Finding("keys", True, _without_keys())
         else:
-            words = f"none, and HOST {host} can be reached from other machines: run `flask keys create NAME`"
+            words = (
+                f"none, and HOST {host} can be reached from other machines: "
+                f"run `{PROGRAM} keys create NAME`"
+            )
             yield Finding("keys", False, words)
 
     def _public_url(self) -> Finding:
@@ -207,7 +211,7 @@ class Doctor:
 
     def _worker(self) -> Iterator[Finding]:
         ms = Outbox(self.database).worker_seen_ms_ago()
-        start = "start one: celery -A mailasync worker --loglevel=INFO"
+        start = f"start one: {START_WORKER}"
         if ms is None:
             yield Finding("worker", False, f"none is running on this database; {start}")
             return
@@ -286,7 +290,7 @@ def _without_keys() -> str:
         )
     else:
         served = "none: whoever works on this machine as this user or as root may do everything"
-    return f"{served}; before you put a proxy in front, run `flask keys create NAME`"
+    return f"{served}; before you put a proxy in front, run `{PROGRAM} keys create NAME`"
 
 
 def _mailbox(what: str, server: MailboxServer) -> Iterator[Finding]:

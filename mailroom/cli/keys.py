@@ -10,6 +10,7 @@ from mailroom.cli.context import CommandContext
 from mailroom.cli.output import AS_JSON, AS_JSON_LINES, errors_in_a_line, refuse_options
 from mailroom.model.errors import InvalidMessage
 from mailroom.model.times import timestamp_seconds
+from mailroom.process.installation import PROGRAM
 from mailroom.store.keys.api_keys import ApiKeys, KeyRow, Scope
 from mailroom.store.keys.rate_limits import PER_MINUTE_MAX
 
@@ -86,7 +87,7 @@ def list_keys(context: CommandContext, as_json: bool) -> None:
     for row in rows:
         _print(row, as_json=as_json)
     if not rows and not as_json:
-        click.echo("no keys; make one with `flask keys create NAME`", err=True)
+        click.echo(f"no keys; make one with `{PROGRAM} keys create NAME`", err=True)
 
 
 @keys_group.command("revoke")

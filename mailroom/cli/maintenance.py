@@ -10,6 +10,7 @@ import click
 from mailroom.cli.context import CommandContext
 from mailroom.cli.database import db_upgrade
 from mailroom.cli.output import AS_JSON, errors_in_a_line
+from mailroom.process.installation import PROGRAM
 from mailroom.store.maintenance.restore import Restored, hold
 from mailroom.store.maintenance.retention import Retention
 
@@ -46,7 +47,8 @@ def restored_text(restored: Restored) -> str:
         f"jobs ended as failed: {restored.jobs}, and messages that waited for their success: "
         f"{restored.failed}\n"
         f"outbox {restored.outbox_id}: nudges from before the restore are refused; the worker logs each\n"
-        "Next: start web and worker. `flask release ID` releases one message, `flask release --all` all;\n"
+        f"Next: start web and worker. `{PROGRAM} release ID` releases one message, "
+        f"`{PROGRAM} release --all` all;\n"
         "POST /v1/jobs/<id>/retry runs a job again, with its mail."
     )
 

@@ -15,6 +15,7 @@ from mailroom.cli.output import AS_JSON, errors_in_a_line, refuse_options
 from mailroom.model.errors import InvalidMessage
 from mailroom.model.ids import is_id, new_id
 from mailroom.model.times import timestamp_seconds
+from mailroom.process.installation import PROGRAM
 from mailroom.store.messages.actions import Actions, UnknownMessage, WrongState
 from mailroom.store.messages.outbox import Outbox
 from mailroom.submission.fields import read_fields
@@ -51,7 +52,10 @@ def retry_command(context: CommandContext, id: str, as_json: bool) -> None:
 @click.command("release")
 @click.argument("id", required=False, default="")
 @click.option(
-    "--all", "every", is_flag=True, help="All mail that is held, as after `flask db restored`."
+    "--all",
+    "every",
+    is_flag=True,
+    help=f"All mail that is held, as after `{PROGRAM} db restored`.",
 )
 @AS_JSON
 @click.pass_obj

@@ -18,6 +18,7 @@ from mailroom.cli.watch import PrintStep, status_line, step_printer, wait_until_
 from mailroom.model.attempt import Claim
 from mailroom.model.errors import CommitUnanswered, FieldError, InvalidMessage, MalformedJSON
 from mailroom.model.message import State
+from mailroom.process.installation import PROGRAM, START_WORKER
 from mailroom.smtp.mime import compose
 from mailroom.store.messages.outbox import NewMessage
 
@@ -132,7 +133,7 @@ def accept(services: Services, mail: NewMessage) -> str:
         services.outbox.accept(mail)
     except CommitUnanswered as e:
         raise click.ClickException(
-            f"{e}; the mail may have been accepted: look with `flask status {mail.id}` "
+            f"{e}; the mail may have been accepted: look with `{PROGRAM} status {mail.id}` "
             "before you send it again"
         ) from None
     try:
@@ -144,10 +145,7 @@ def accept(services: Services, mail: NewMessage) -> str:
         error = type(e).__name__
         return f"the broker cannot be reached ({error}); the mail is kept, and goes when it is back"
     if services.outbox.worker_seen_ms_ago() is None:
-        return (
-            "no worker is running; the mail is kept until one is: "
-            "celery -A mailasync worker --loglevel=INFO"
-        )
+        return f"no worker is running; the mail is kept until one is: {START_WORKER}"
     return ""
 
 

@@ -10,9 +10,13 @@ from typing import Any, Literal, get_args, get_origin
 
 from dotenv import dotenv_values
 
-import default_settings
 from mailroom.config.checks import check_settings
-from mailroom.config.settings import PREFIX, PROJECT, SECRETS, Settings, SettingsError
+from mailroom.config.defaults import default_settings
+from mailroom.config.settings import PREFIX, SECRETS, Settings, SettingsError
+from mailroom.process.installation import IS_INSTALLED, PROJECT, home
+
+#: How messages call the file with all settings; a clone has it on its top.
+DEFAULTS_FILE = str(PROJECT / "default_settings.py") if IS_INSTALLED else "default_settings.py"
 
 #: A random key of so many letters and digits is one of 10^28: nobody can try them all.
 API_KEY_MIN_CHARACTERS = 16
@@ -28,7 +32,7 @@ def load(
 ) -> Settings:
     """Return the settings in force.
 
-    `.env` beside default_settings.py is read unless MAILASYNC_ENV_FILE names another file, or none ("").
+    `.env` in HOME is read unless MAILASYNC_ENV_FILE names another file, or none ("").
 
     Raises:
       SettingsError: a value has the wrong form, a name is unknown, or two settings contradict each other.
@@ -49,11 +53,22 @@ def load(
 
 
 def env_file_variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables of `.env`, or of the file that MAILASYNC_ENV_FILE names."""
-    env_file = environ.get(f"{PREFIX}ENV_FILE", str(PROJECT / ".env"))
+    """Return the variables of `.env`, or of the file that MAILASYNC_ENV_FILE names.
+
+    Raises:
+      SettingsError: it sets HOME, which says where `.env` is.
+    """
+    in_home = str(home(environ.get(f"{PREFIX}HOME", "")) / ".env")
+    env_file = environ.get(f"{PREFIX}ENV_FILE", in_home)
     if not env_file:
         return {}
-    return {name: value or "" for name, value in dotenv_values(env_file).items()}
+    variables = {name: value or "" for name, value in dotenv_values(env_file).items()}
+    if f"{PREFIX}HOME" in variables:
+        raise SettingsError(
+            f"{PREFIX}HOME in {env_file} is read too late to say where that file is; "
+            "set it in the environment"
+        )
+    return variables
 
 
 def origins(environ: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -150,9 +165,7 @@ def refuse_unknown(variables: Mapping[str, str], *, known: Mapping[str, Any]) ->
             continue
         nearest = difflib.get_close_matches(variable, names, n=1, cutoff=0.5)
         suggestion = f"; did you mean {nearest[0]}?" if nearest else ";"
-        raise SettingsError(
-            f"{variable} is no setting{suggestion} default_settings.py lists them all"
-        )
+        raise SettingsError(f"{variable} is no setting{suggestion} {DEFAULTS_FILE} lists them all")
 
 
 def hint_unprefixed(environ: Mapping[str, str]) -> list[str]:

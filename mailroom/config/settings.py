@@ -4,15 +4,13 @@ import re
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from ipaddress import ip_address
-from pathlib import Path
 from typing import Literal
 
 import click
 
-import default_settings
+from mailroom.process.installation import data_directory
 
 PREFIX = "MAILASYNC_"
-PROJECT = Path(default_settings.__file__).resolve().parent
 SECRETS = frozenset({"MAIL_PASSWORD", "API_KEY", "BROKER_URL", "DATABASE_URL"})
 #: The broker of the pair, `python3 app.py` and a Celery worker, unless BROKER_URL names another.
 PAIR_BROKER_URL = "pyamqp://guest@localhost//"
@@ -78,6 +76,7 @@ class Settings:
     API_KEY: str
     PUBLIC_URL: str
     REQUEST_MAX_BYTES: int
+    HOME: str
     BROKER_URL: str
     BROKER_CA_FILE: str
     QUEUE_TYPE: Literal["classic", "quorum"]
@@ -148,7 +147,9 @@ def database_url(settings: Settings, *, file_name: str = "mailasync.sqlite3") ->
 
     The default path is absolute, so that web and worker open the same file whatever directory they run in.
     """
-    return with_our_driver(settings.DATABASE_URL) or f"sqlite:///{PROJECT / 'instance' / file_name}"
+    if settings.DATABASE_URL:
+        return with_our_driver(settings.DATABASE_URL)
+    return f"sqlite:///{data_directory(settings.HOME) / file_name}"
 
 
 def with_our_driver(url: str) -> str:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mailroom.jobs.registry import Interrupted, JobType, Result, job_type, result_of
+from mailroom.process.installation import APPLICATION, IS_INSTALLED
 
 #: Our own descriptors begin here, out of the way of a job that closes or replaces 0, 1 and 2.
 FIRST_FD = 100
@@ -85,6 +86,8 @@ def main(modules: list[str]) -> NoReturn:
     send = partial(_send, replies, threading.Lock())
     jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(requests, send, jobs), daemon=True).start()
+    if IS_INSTALLED:
+        sys.path.append(str(home))  # for modules of JOBS, after all that is installed
     try:
         _restore(output, null, home)
         _lower_priority()
@@ -217,11 +220,10 @@ def _end_fork(error: BaseException | None) -> NoReturn:
 def _application() -> Any:
     """Return the Flask application of FLASK_APP, or of app.py, as `flask run` does."""
     # Imported only here: a child whose jobs need no application starts without Flask.
-    return (
-        import_module("flask.cli")
-        .ScriptInfo(app_import_path=os.environ.get("FLASK_APP"))
-        .load_app()
-    )
+    chosen = os.environ.get("FLASK_APP")
+    if not chosen:
+        return import_module(APPLICATION).create_app()
+    return import_module("flask.cli").ScriptInfo(app_import_path=chosen).load_app()
 
 
 def _result_message(result: Result) -> dict[str, Any]:

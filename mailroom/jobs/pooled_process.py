@@ -5,22 +5,19 @@ import os
 import selectors
 import signal
 import subprocess
-import sys
 from contextlib import suppress
-from pathlib import Path
 from typing import IO, Any
 
 from mailroom.jobs.job_output import JobOutput
 from mailroom.jobs.registry import FILE_MAX_BYTES, RESULT_MAX_BYTES
 from mailroom.model.errors import MailroomError
+from mailroom.process.installation import IS_INSTALLED, PROJECT, PYTHON
 
 #: A longer line from a child ends its job; the longest that a job may cause has a file, in base64.
 LINE_MAX_BYTES = FILE_MAX_BYTES * 4 // 3 + RESULT_MAX_BYTES + 10_000
 #: More than a pipe holds, so that one read takes all that a dead process had written.
 CHUNK_BYTES = 1 << 18
 KILLED_SECONDS = 5.0
-
-PROJECT = Path(__file__).resolve().parents[2]
 
 
 class ChildError(MailroomError):
@@ -37,8 +34,8 @@ class PooledProcess:
     def __init__(self, modules: list[str]) -> None:
         self.jobs = 0
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "mailroom.jobs.child_process", *modules],
-            cwd=PROJECT,
+            [*PYTHON, "-m", "mailroom.jobs.child_process", *modules],
+            cwd=None if IS_INSTALLED else PROJECT,
             bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -1,1 +1,1 @@
-"""The parts that every process needs: supervised threads, lazy imports, and a log that cannot fail."""
+"""The parts that every process needs: its files, supervised threads, lazy imports, a log that cannot fail."""

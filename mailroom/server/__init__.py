@@ -1,5 +1,6 @@
 """Serves the application over HTTP with granian; half-sent requests of strangers hold up nobody else.
 
+program.py      the program `mailasync`, which an installed wheel has
 application.py  the Flask application: its hooks, and the routes that are not in app.py
 serve.py        `python3 app.py` and `flask inbox`
 up.py           `flask up`: web, worker, database and inbox in one process

@@ -25,6 +25,7 @@ from mailroom.inbox import AppHooks, Chaos, Inbox, InboxStorage, PortTaken, crea
 from mailroom.model.errors import MailroomError
 from mailroom.model.host_names import host_and_port
 from mailroom.process import terminal
+from mailroom.process.installation import PROGRAM, START_WORKER
 from mailroom.process.lazy_import import Lazy
 from mailroom.server import watch
 from mailroom.server.limits import LIMITS, LONG_BODIES_MAX, Limits
@@ -63,7 +64,7 @@ def serve_web(create_app: CreateApp, settings: Settings, *blueprints: str) -> No
     """
     if settings.BROKER_URL.startswith("memory:"):
         sys.exit(
-            "mailasync: memory:// is for `flask up`, where web and worker are one process; "
+            f"mailasync: memory:// is for `{PROGRAM} up`, where web and worker are one process; "
             "set another MAILASYNC_BROKER_URL"
         )
     serve(settings, loader=partial(web_app, create_app, settings, *blueprints))
@@ -84,13 +85,12 @@ def web_app(create_app: CreateApp, settings: Settings, *blueprints: str) -> Flas
     is_inbox = hop.host == "127.0.0.1" and not settings.SMTP_HOST
     say(
         f"mailasync listens on {url(settings)}",
-        f"mail goes to {hop}{' (flask inbox)' if is_inbox else ''}",
-        "a worker, in a second terminal: celery -A mailasync worker --loglevel=INFO",
+        f"mail goes to {hop}{f' ({PROGRAM} inbox)' if is_inbox else ''}",
+        f"a worker, in a second terminal: {START_WORKER}",
     )
     if Outbox(database).worker_seen_ms_ago() is None:
         log.warning(
-            "no worker is running; mail is accepted and kept until one is: "
-            "celery -A mailasync worker --loglevel=INFO"
+            "no worker is running; mail is accepted and kept until one is: %s", START_WORKER
         )
     return app
 
@@ -206,7 +206,7 @@ def refuse_keyless(settings: Settings, database: Database) -> None:
     if not (settings.listens_on_loopback or settings.API_KEY or ApiKeys(database).are_there()):
         raise SettingsError(
             f"{PREFIX}HOST={settings.HOST!r} can be reached from other machines, and there is no API key in "
-            f"{database}; make one with `flask keys create NAME`, or set {PREFIX}API_KEY"
+            f"{database}; make one with `{PROGRAM} keys create NAME`, or set {PREFIX}API_KEY"
         )
 
 

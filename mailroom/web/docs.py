@@ -1,16 +1,15 @@
 """The API's documentation (Swagger UI), with example programs; loads nothing from other sites."""
 
-from pathlib import Path
-
 from flask import Blueprint, Response, make_response, render_template
 
+from mailroom.process.installation import PROJECT
 from mailroom.web.layout import base_url, for_people
 
 blueprint = Blueprint("docs", __name__)
 blueprint.after_request(for_people)
 
 #: Complete programs, with the default address of `python3 app.py` in them.
-CLIENTS = Path(__file__).resolve().parents[2] / "docs" / "clients"
+CLIENTS = PROJECT / "docs" / "clients"
 LANGUAGES = {
     "send.sh": "curl",
     "send.py": "Python",

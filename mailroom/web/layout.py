@@ -28,6 +28,7 @@ from mailroom.api.services import services
 from mailroom.model.errors import FieldError, StoreUnavailable
 from mailroom.model.text import unicode_text
 from mailroom.model.times import parse_timestamp
+from mailroom.process.installation import PROGRAM, START_WORKER
 from mailroom.store.events.changes import pulse
 from mailroom.store.keys.api_keys import Scope
 
@@ -244,6 +245,12 @@ def _note_pulse() -> None:
     """Note the version of the data before the page reads any, so that no later change is missed."""
     with suppress(StoreUnavailable):  # The page itself will report it, if it needs the database.
         g.pulse = pulse(services().outbox.database, services().settings.LEASE_SECONDS)
+
+
+@assets.app_context_processor
+def programs() -> dict[str, str]:
+    """Name the programs that a page tells its reader to run."""
+    return {"program": PROGRAM, "start_worker": START_WORKER}
 
 
 @assets.app_template_filter("when")

@@ -18,6 +18,7 @@ from mailroom.mailbox.reader import MailboxReader
 from mailroom.model.errors import FieldError, InvalidMessage, MalformedJSON, StoreUnavailable
 from mailroom.model.ids import is_id, new_id
 from mailroom.model.message import Message, State
+from mailroom.process.installation import PROGRAM
 from mailroom.smtp.pool import Sessions
 from mailroom.store.accounts import Accounts
 from mailroom.store.db.database import Database
@@ -198,10 +199,11 @@ class Worker:
         if outbox_id != self.database.outbox_id:
             log.error(
                 "this worker reads outbox %s (%s), but the nudge is from outbox %s: web and worker need "
-                "the same MAILASYNC_DATABASE_URL, unless the nudge is from before `flask db restored`",
+                "the same MAILASYNC_DATABASE_URL, unless the nudge is from before `%s db restored`",
                 self.database.outbox_id,
                 self.database,
                 outbox_id,
+                PROGRAM,
             )
             return True
         return self.delivery.deliver(ids)

@@ -288,3 +288,12 @@ def test_quorum_queues_carry_mail_too(alone: Service, broker_url: str) -> None:
     alone.web()
     alone.worker()
     assert alone.final(alone.post())["status"] == "sent"
+
+
+def test_the_pair_has_commands_too(
+    tmp_path: Path, broker_url: str, sqlite_url: str, to_smtpd: dict[str, str]
+) -> None:
+    with service(tmp_path, BROKER_URL=broker_url, DATABASE_URL=sqlite_url, **to_smtpd) as pair:
+        pair.web("-m", "flask", "web")
+        pair.run("-m", "flask", "worker", "--concurrency=2", name="worker").says(" ready.")
+        assert pair.final(pair.post("/v1/messages"))["status"] == "sent"

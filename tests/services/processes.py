@@ -112,6 +112,7 @@ class Service:
     settings: dict[str, str]
     port: int = field(default_factory=free_port)
     project: Path = PROJECT
+    python: str = sys.executable  #: of another environment, where a wheel is tried
     _programs: list[Program] = field(default_factory=list)
 
     @property
@@ -163,7 +164,8 @@ class Service:
         """Start a program with these as stdin, stdout and stderr."""
         for file in files[1:]:
             file.touch()  # so that whoever reads it finds it, however late the program is
-        if forks and not fresh and _of_python(environment) == _of_python(os.environ):
+        is_same = self.python == sys.executable
+        if forks and not fresh and is_same and _of_python(environment) == _of_python(os.environ):
             return forks.start(
                 command,
                 directory=self.project,
@@ -176,7 +178,7 @@ class Service:
             files[2].open("ab") as stderr,
         ):
             return subprocess.Popen(
-                [sys.executable, *command],
+                [self.python, *command],
                 cwd=self.project,
                 env=environment,
                 stdin=stdin,

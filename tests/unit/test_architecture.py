@@ -50,7 +50,7 @@ BASE = "model process"
 MAY_IMPORT = {
     "app": f"mailasync server cli {API} worker config {STORE} {BASE}",
     "mailasync": "worker broker",
-    "server": f"web api.openapi {API} inbox worker config {STORE} {BASE}",
+    "server": f"mailroom web api.openapi {API} inbox worker config {STORE} {BASE}",
     "cli": f"{API} worker mailbox submission broker smtp config {STORE} {BASE}",
     "web": f"{API} submission jobs smtp {STORE} {BASE}",
     "api.openapi": f"{API} submission {STORE} {BASE}",

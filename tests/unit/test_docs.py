@@ -167,7 +167,8 @@ def test_the_workflow_of_a_pull_request_is_the_command_of_this_repository() -> N
 
 def flask_commands(code: str) -> list[tuple[str, str]]:
     """Return the commands that a text names, each with its inner one or an empty text."""
-    return re.findall(r"\bflask ([a-z]+)(?: ([a-z]+))?", code)
+    program = r"(?:\bflask|(?:(?<=`)|(?<=bin/))mailasync|\{\{ program \}\})"
+    return re.findall(program + r" ([a-z]+)(?: ([a-z]+))?", code)
 
 
 def is_command(served: Flask, name: str, inner: str) -> bool:
@@ -323,7 +324,7 @@ def test_celery_client_in_the_docs_names_the_task_and_a_mail_that_is_accepted() 
 def test_the_version_is_in_one_place_and_the_changelog_has_it() -> None:
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())
     assert project["project"]["dynamic"] == ["version"] and "version" not in project["project"]
-    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "mailroom.__version__"}
+    assert project["tool"]["hatch"]["version"] == {"path": "mailroom/__init__.py"}
     released = re.findall(
         r"^## (\d+\.\d+\.\d+)", (PROJECT / "CHANGELOG.md").read_text(), re.MULTILINE
     )

@@ -19,6 +19,7 @@ from mailroom.api.auth.wrong_keys import note_wrong_key
 from mailroom.api.problems import problem, unavailable
 from mailroom.api.services import Services, services
 from mailroom.model.errors import FieldError, InvalidMessage, StoreUnavailable
+from mailroom.process.installation import PROGRAM
 from mailroom.store.keys.api_keys import CACHE_SECONDS, ApiKey, ApiKeys, Scope, hashed
 from mailroom.store.keys.rate_limits import Charge
 
@@ -30,7 +31,7 @@ KEY_HEADER = "X-API-Key"
 #: A body that took longer than this to arrive has its key checked again: the key may have been revoked.
 BODY_SECONDS = CACHE_SECONDS
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
-_ADVICE = "set MAILASYNC_API_KEY, or make a key with `flask keys create`"
+_ADVICE = f"set MAILASYNC_API_KEY, or make a key with `{PROGRAM} keys create`"
 _EXPECTED_KEY = (
     "expected an API key as `Authorization: Bearer <API key>`, as `X-API-Key`, "
     "or as the password of any user"

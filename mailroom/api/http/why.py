@@ -7,6 +7,7 @@ from mailroom.broker.publisher import Publisher
 from mailroom.jobs import registry
 from mailroom.model.message import FINAL, State
 from mailroom.model.times import readable_time
+from mailroom.process.installation import START_WORKER, WORKER
 from mailroom.store.jobs.jobs import JobDetails, JobState
 from mailroom.store.messages.outbox import MessageDetails
 
@@ -16,9 +17,7 @@ _PUT_OFF = (State.DEFERRED, State.SCHEDULED, State.HELD)
 ON_ANOTHER_DATABASE = (
     "workers consume the queue, but this outbox has seen none of them: they read another database"
 )
-NO_WORKER_YET = (
-    "no worker was ever seen; start one with `celery -A mailasync worker --loglevel=INFO`"
-)
+NO_WORKER_YET = f"no worker was ever seen; start one with `{START_WORKER}`"
 
 
 def why(
@@ -135,7 +134,7 @@ def why_job(details: JobDetails, publisher: Publisher | None) -> str:
 
 
 def _why_unserved(queue: str, publisher: Publisher | None) -> str:
-    command = f"celery -A mailasync worker -Q {queue}"
+    command = f"{WORKER} -Q {queue}"
     sentence = f"no worker serves the queue {queue}; start one with `{command}`"
     if publisher and publisher.down:
         return f"{sentence}; {_unreachable(publisher.down)}"

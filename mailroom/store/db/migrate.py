@@ -1,18 +1,18 @@
 """Upgrades a database to the schema of this version, one process at a time."""
 
 import contextlib
-from pathlib import Path
 
 from sqlalchemy import Connection, inspect, text
 from sqlalchemy.exc import ProgrammingError
 
 from mailroom.model.errors import MailroomError
+from mailroom.process.installation import PROGRAM, PROJECT
 from mailroom.process.lazy_import import Lazy
 from mailroom.store.db.database import Database
 
 command, config = Lazy("alembic.command"), Lazy("alembic.config")
 
-MIGRATIONS = Path(__file__).resolve().parents[3] / "migrations"
+MIGRATIONS = PROJECT / "migrations"
 
 #: Any number that nobody else takes for a PostgreSQL advisory lock in this database.
 _LOCK = 7_263_501
@@ -60,7 +60,7 @@ def check(database: Database) -> None:
     found = database.read(_fitting_revision)
     if found != head():
         raise SchemaOutdated(
-            f"{database}: expected schema {head()}, found {found or 'none'}; run `flask db upgrade`"
+            f"{database}: expected schema {head()}, found {found or 'none'}; run `{PROGRAM} db upgrade`"
         )
 
 

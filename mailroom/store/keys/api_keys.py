@@ -19,6 +19,7 @@ from typing import Any
 from sqlalchemy import Connection, func, or_, select, update
 
 from mailroom.model.errors import MailroomError, StoreUnavailable
+from mailroom.process.installation import PROGRAM
 from mailroom.store.db.access_schema import keys
 from mailroom.store.db.database import Database
 from mailroom.store.db.dialects import now_ms
@@ -133,7 +134,7 @@ class ApiKeys:
         self._last = _Read(float("-inf"), self._last.usable)
         if row is None:
             raise UnknownKey(
-                f"there is no key with the id {id[:80]!r}; `flask keys list` shows all"
+                f"there is no key with the id {id[:80]!r}; `{PROGRAM} keys list` shows all"
             )
         return row
 

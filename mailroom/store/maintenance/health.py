@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import text
 
 from mailroom.model.errors import StoreUnavailable
+from mailroom.process.installation import PROGRAM
 from mailroom.store.db.database import Database
 from mailroom.store.messages.outbox import Outbox
 
@@ -68,7 +69,7 @@ class Durability:
             dangers.append(
                 "the URL names several hosts, and no commit waits for the stand-by, so that accepted mail "
                 "is lost and other mail sent twice when it takes over: set synchronous_standby_names, or "
-                "stop all and run `flask db restored` then"
+                f"stop all and run `{PROGRAM} db restored` then"
             )
         return dangers
 

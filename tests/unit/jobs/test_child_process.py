@@ -15,11 +15,12 @@ import pytest
 
 from mailroom.jobs import builtin, pooled_job, process_pool
 from mailroom.jobs.pooled_job import ChildTimeout
-from mailroom.jobs.pooled_process import PROJECT, ChildError
+from mailroom.jobs.pooled_process import ChildError
 from mailroom.jobs.process_pool import Children
 from mailroom.jobs.registry import FILE_MAX_BYTES, File, Interrupted, Result
 from tests import jobs_for_tests
 from tests.services import freeze, is_alive, send_signal, wait_until
+from tests.services.processes import PROJECT
 
 MODULES = [builtin.__name__, jobs_for_tests.__name__]
 ids = map(str, itertools.count(1))
