@@ -1,7 +1,7 @@
 # What you can do here: `make help`.
 
 .DEFAULT_GOAL := help
-.PHONY: help install run web worker inbox flower example test test-fast check check-clients postman docs lock soak mutations scale bench bench-scale bench-pages pictures contract fuzz
+.PHONY: help install run web worker inbox flower example test test-fast check check-clients postman postman-examples docs lock soak mutations scale bench bench-scale bench-pages pictures contract fuzz
 
 # The first of these that is there; the service needs 3.11 or newer.
 PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,$(shell \
@@ -89,7 +89,11 @@ check: .venv/.installed-dev  ## lint, format and types, of Dockerfile and compos
 check-clients: .venv/.installed-dev  ## the Postman collection and the programs of docs/clients against flask up; wants curl, Node.js and npm
 	@$(RUN) tests.tools.check_clients
 
-postman: .venv/.installed  ## writes the Postman collection, docs/postman/, anew
+postman: .venv/.installed  ## writes the Postman collection and its environments, docs/postman/, anew
+	@$(RUN) tools.postman
+
+postman-examples: .venv/.installed-dev  ## records the saved answers of the Postman collection anew; wants Node.js and npm
+	@$(RUN) tests.tools.record_examples
 	@$(RUN) tools.postman
 
 docs: .venv/.installed .venv/.installed-docs  ## writes docs/settings.md anew, and the documentation as a site into site/

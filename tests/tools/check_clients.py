@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from tests.services import Unavailable, cache_directory, free_port, locked
@@ -23,7 +24,7 @@ from tests.services.processes import PROJECT, Service, service
 
 CLIENTS = PROJECT / "docs" / "clients"
 COLLECTION = PROJECT / "docs/postman/mailasync.postman_collection.json"
-NEWMAN = "6.2.2"
+ENVIRONMENT = PROJECT / "docs/postman/run.postman_environment.json"
 #: What a person puts in the place of these words.
 URL, RECIPIENT, ORDER = "http://127.0.0.1:5000", "you@example.org", "order-4711"
 RUN_SECONDS = 120
@@ -53,6 +54,22 @@ class Client:
             not self.probe or subprocess.run(self.probe, capture_output=True).returncode == 0
         )
 
+
+@dataclass(frozen=True)
+class Runner:
+    """A program of npm's that runs the Postman collection; it understands the options of newman."""
+
+    name: str
+    package: str
+    version: str
+    script: str  #: in the package
+    command: tuple[str, ...]
+
+
+NEWMAN = Runner("newman", "newman", "6.2.2", "bin/newman.js", ("run",))
+#: Some 240 MB, as it comes with a runtime of its own.
+POSTMAN = Runner("postman", "postman-cli", "1.34.0", "bin/postman.js", ("collection", "run"))
+RUNNERS = (NEWMAN, POSTMAN)
 
 ALL = (
     Client("curl", "send.sh", ("sh",), "curl", "curl 7.76 or newer"),
@@ -138,70 +155,88 @@ def json_at(path: str, served: Service) -> dict[str, list[dict[str, str]]]:
     return found
 
 
-def run_collection(newman: Path, served: Service) -> str:
+def run_collection(runner: Runner, served: Service) -> str:
     """Run every request of the collection with its tests, and return in words how many.
 
     Raises:
       Failed: a test failed, or there was none.
+    """
+    told = collection_report(runner, served)["run"]
+    if "summary" in told:  # of Postman's own command
+        requests, tests = told["summary"]["executedRequests"], told["summary"]["tests"]
+        counts = requests["executed"], requests["errors"], tests["executed"], tests["failed"]
+    else:
+        requests, tests = told["stats"]["requests"], told["stats"]["assertions"]
+        counts = requests["total"], requests["failed"], tests["total"], tests["failed"]
+    sent, unsent, tried, failed = counts
+    if unsent or failed or not tried:
+        raise Failed(f"{unsent} requests and {failed} of {tried} tests failed")
+    return f"{sent} requests, {tried} tests"
+
+
+def collection_report(runner: Runner, served: Service) -> dict[str, Any]:
+    """Run every request of the collection, and return the runner's report.
+
+    Raises:
+      Failed: it says that something failed.
     """
     with tempfile.TemporaryDirectory() as directory:
         report = Path(directory) / "report.json"
         _output(
             [
                 "node",
-                str(newman),
-                "run",
+                str(script_of(runner)),
+                *runner.command,
                 str(COLLECTION),
+                "--environment",
+                str(ENVIRONMENT),
                 "--color",
                 "off",
                 "--env-var",
                 f"baseUrl={served.url}",
                 "--env-var",
+                f"inboxUrl={served.url}",
+                "--env-var",
                 f"apiKey={served.settings.get('API_KEY', '')}",
                 "--reporters",
                 "cli,json",
-                "--reporter-cli-no-banner",
                 "--reporter-json-export",
                 str(report),
             ],
             served,
             seconds=COLLECTION_SECONDS,
         )
-        told = json.loads(report.read_text())["run"]["stats"]
-    requests, assertions = told["requests"], told["assertions"]
-    if requests["failed"] or assertions["failed"] or not assertions["total"]:
-        raise Failed(
-            f"{requests['failed']} requests and {assertions['failed']} of {assertions['total']} tests failed"
-        )
-    return f"{requests['total']} requests, {assertions['total']} tests"
+        found: dict[str, Any] = json.loads(report.read_text())
+        return found
 
 
-def find_newman() -> Path:
-    """Return newman's program, fetched into the cache by npm the first time.
+def script_of(runner: Runner) -> Path:
+    """Return the program of a runner, fetched into the cache by npm the first time.
 
     Raises:
       Unavailable: npm is not here, or cannot fetch it.
     """
-    target = cache_directory() / f"newman-{NEWMAN}"
-    program = target / "node_modules" / "newman" / "bin" / "newman.js"
+    target = cache_directory() / f"{runner.package}-{runner.version}"
+    program = target / "node_modules" / runner.package / runner.script
     if program.exists():
         return program
     if not shutil.which("npm"):
         raise Unavailable(
-            "npm is not here, which fetches newman, which runs the Postman collection; install Node.js 18 or newer with npm "
+            f"npm is not here, which fetches {runner.package}, which runs the Postman collection; install Node.js 18 or newer with npm "
             "(apt install npm, brew install node)"
         )
     try:
         with locked(target.with_suffix(".lock")):
             if not program.exists():
-                _fetch_newman(target)
+                _fetch(runner, target)
     except OSError as e:
         raise Unavailable(f"{target} cannot be written: {e}") from e
     return program
 
 
-def _fetch_newman(target: Path) -> None:
-    print(f"fetching newman {NEWMAN} into {target} (once)", flush=True)
+def _fetch(runner: Runner, target: Path) -> None:
+    wanted = f"{runner.package}@{runner.version}"
+    print(f"fetching {wanted} into {target} (once)", flush=True)
     shutil.rmtree(target, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as directory:
         command = [
@@ -212,13 +247,13 @@ def _fetch_newman(target: Path) -> None:
             "--ignore-scripts",
             "--no-audit",
             "--no-fund",
-            f"newman@{NEWMAN}",
+            wanted,
         ]
         done = subprocess.run(
             command, cwd=directory, stdin=subprocess.DEVNULL, capture_output=True, text=True
         )
         if done.returncode:
-            raise Unavailable(f"npm could not fetch newman {NEWMAN}:\n{done.stdout}{done.stderr}")
+            raise Unavailable(f"npm could not fetch {wanted}:\n{done.stdout}{done.stderr}")
         # The name comes last: who sees it sees all of it.
         Path(directory).rename(target)
         Path(directory).mkdir()
@@ -234,7 +269,7 @@ def check(what: str, act: Callable[[], str]) -> bool:
     return True
 
 
-def check_all(newman: Path, clients: Sequence[Client], *, api_key: str) -> list[bool]:
+def check_all(clients: Sequence[Client], *, api_key: str) -> list[bool]:
     """Check the collection and these clients against a `flask up` of their own with a fresh database."""
     how = "with a key" if api_key else "without a key"
     settings = {"INBOX_SMTP_PORT": str(free_port()), "SIMULATED_WORK_SECONDS": "1"} | (
@@ -245,10 +280,13 @@ def check_all(newman: Path, clients: Sequence[Client], *, api_key: str) -> list[
         with service(Path(directory), **settings) as served:
             if not check(f"flask up, {how}", partial(start, served)):
                 return [False]
-            done = [check(f"Postman collection, {how}", lambda: run_collection(newman, served))]
-            return done + [
-                check(f"{client.name}, {how}", partial(run, client, served)) for client in clients
-            ]
+            collections = {
+                f"Postman collection by {runner.name}": partial(run_collection, runner, served)
+                for runner in RUNNERS
+            }
+            programs = {client.name: partial(run, client, served) for client in clients}
+            everything = {**collections, **programs}
+            return [check(f"{what}, {how}", act) for what, act in everything.items()]
 
 
 def start(served: Service) -> str:
@@ -275,13 +313,12 @@ def main() -> int:
                     f"{client.program} is not here; install {client.install}" for client in lacking
                 )
             )
-        newman = find_newman()
+        for runner in RUNNERS:
+            script_of(runner)
     except Unavailable as e:
         print(f"{e}\nnothing was checked", file=sys.stderr)
         return 1
-    done = check_all(newman, here, api_key="") + check_all(
-        newman, here, api_key=secrets.token_urlsafe()
-    )
+    done = check_all(here, api_key="") + check_all(here, api_key=secrets.token_urlsafe())
     for client in absent:
         print(
             f"not run {client.name}: {client.program} is not here; install {client.install} to have docs/clients/{client.file} checked"

@@ -11,6 +11,7 @@ from mailroom.api.auth.scopes import needed
 from mailroom.api.openapi.operation import PROBLEM
 from mailroom.api.openapi.operations import OPERATIONS
 from mailroom.store.keys.api_keys import Scope
+from tools.postman.examples import Example
 
 #: An address that no mail went to before, so that a run finds its own mail only.
 FRESH_ADDRESS = "'bob+' + Date.now() + '@example.org'"
@@ -45,14 +46,15 @@ class PostmanRequest:
     set_after: Mapping[str, str] = field(default_factory=dict)
     #: Names of tests, and their JavaScript.
     expects: Mapping[str, str] = field(default_factory=dict)
+    sends_key: bool = True  #: where there is one
 
     @property
     def statuses(self) -> tuple[int, ...]:
         return self.status if isinstance(self.status, tuple) else (self.status,)
 
 
-def item(request: PostmanRequest) -> dict[str, Any]:
-    """Return the request as Postman reads it."""
+def item(request: PostmanRequest, example: Example | None) -> dict[str, Any]:
+    """Return the request as Postman reads it, with its saved answer."""
     method, _, rule = request.route.partition(" ")
     sent: dict[str, Any] = {
         "method": method,
@@ -64,7 +66,26 @@ def item(request: PostmanRequest) -> dict[str, Any]:
         sent["body"] = _json_body(request.body)
     elif request.form:
         sent["body"] = _form_body(request.form)
-    return {"name": request.name, "event": _events(request), "request": sent}
+    if not request.sends_key:
+        sent["auth"] = {"type": "noauth"}
+    saved = [_response(sent, example)] if example else []
+    return {"name": request.name, "event": _events(request), "request": sent, "response": saved}
+
+
+def _response(sent: dict[str, Any], example: Example) -> dict[str, Any]:
+    """Return a saved answer; mock servers find it by the request in it."""
+    phrase = HTTPStatus(example.status).phrase
+    is_json = "json" in example.headers.get("Content-Type", "")
+    return {
+        "name": f"{example.status} {phrase}",
+        "originalRequest": sent,
+        "status": phrase,
+        "code": example.status,
+        "_postman_previewlanguage": "json" if is_json else "text",
+        "header": [{"key": name, "value": value} for name, value in example.headers.items()],
+        "cookie": [],
+        "body": example.body,
+    }
 
 
 def _json_body(body: object) -> dict[str, Any]:

@@ -43,6 +43,7 @@ pm.expect(answer.detail).to.include('application/json');
         route="GET /v1/messages",
         status=401,
         headers={"X-API-Key": "wrong", "X-Forwarded-For": "203.0.113.1"},
+        sends_key=False,
         description="A wrong key; and where there are no keys, a request that came through a proxy.",
         expects={
             "it says how to name one": """
@@ -93,7 +94,7 @@ pm.expect(answer).to.eql({status: 'success', message: 'pong'});
         expects={
             "ready": """
 pm.expect(answer.checks.database).to.equal('ok');
-pm.expect(answer.checks).to.have.all.keys('database', 'clock', 'broker', 'worker', 'threads');
+pm.expect(answer.checks).to.include.all.keys('database', 'clock', 'broker', 'worker', 'mailboxes', 'threads');
 """
         },
     ),

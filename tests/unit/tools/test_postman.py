@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 from flask import Flask
+from openapi_schema_validator import OAS31Validator, oas31_format_checker
 
 import app
 import default_settings
+from mailroom.api.openapi.document import document
 from mailroom.api.openapi.operations import OPERATIONS
 from mailroom.inbox import InboxStorage, create_blueprint
 from mailroom.model.errors import InvalidMessage
@@ -18,8 +20,10 @@ from mailroom.submission.fields import read_fields
 from mailroom.submission.strict_json import parse_json
 from mailroom.submission.template import StoreTemplateRequest
 from tests.unit.test_docs import BODIES, ORDERS
-from tools.postman.__main__ import FILE, text
-from tools.postman.collection import REQUESTS
+from tools.postman.__main__ import FILE, files
+from tools.postman.collection import FOLDERS, REQUESTS
+from tools.postman.environments import ENVIRONMENTS
+from tools.postman.examples import Example, examples_in, read_examples
 
 COLLECTION = json.loads(FILE.read_text())
 BASE = f"http://127.0.0.1:{default_settings.PORT}"
@@ -65,8 +69,9 @@ def requests() -> list[tuple[dict[str, Any], str]]:
     return list(zip(items, [request.route for request in REQUESTS], strict=True))
 
 
-def test_the_file_is_up_to_date() -> None:
-    assert text() == FILE.read_text(), "make postman"
+def test_the_files_are_up_to_date() -> None:
+    for file, text in files().items():
+        assert text == file.read_text(), "make postman"
 
 
 def test_it_is_of_the_format_that_postman_reads() -> None:
@@ -126,3 +131,87 @@ def test_the_first_request_is_the_tutorials() -> None:
     first, _ = requests()[0]
     assert (first["request"]["method"], first["request"]["url"]["raw"]) == ("POST", f"{BASE}/")
     assert json.loads(first["request"]["body"]["raw"]) == json.loads(BODIES[0])
+
+
+def test_every_request_inherits_the_key_but_the_one_that_has_a_wrong_one() -> None:
+    assert COLLECTION["auth"]["bearer"][0]["value"] == "{{apiKey}}"
+    kept = [item["name"] for item, _ in requests() if "auth" in item["request"]]
+    assert kept == ["Without the right key"]
+    assert "event" not in COLLECTION
+
+
+def test_every_folder_says_what_is_in_it() -> None:
+    described = {folder["name"]: folder["description"] for folder in COLLECTION["item"]}
+    assert list(described) == [folder.name for folder in FOLDERS]
+    assert all(text.endswith(".") for text in described.values())
+
+
+def test_every_environment_has_addresses_and_takes_the_key_as_a_secret() -> None:
+    assert {*ENVIRONMENTS} == {"run", "pair", "compose"}
+    for name in ENVIRONMENTS:
+        found = json.loads((FILE.parent / f"{name}.postman_environment.json").read_text())
+        values = {one["key"]: one for one in found["values"]}
+        assert values["baseUrl"]["value"] == BASE
+        assert values["inboxUrl"]["value"].startswith("http://127.0.0.1:")
+        assert (values["apiKey"]["type"], values["apiKey"]["value"]) == ("secret", "")
+        assert found["_postman_variable_scope"] == "environment"
+
+
+def test_every_request_has_a_saved_answer_that_it_expects() -> None:
+    for item, request in zip(COLLECTION["item"], FOLDERS, strict=True):
+        for one, asked in zip(item["item"], request.requests, strict=True):
+            [saved] = one["response"]
+            assert saved["code"] in asked.statuses, asked.name
+            assert saved["originalRequest"] == one["request"]
+
+
+def test_saved_answers_are_as_the_api_describes_them(served: Flask) -> None:
+    with served.app_context():
+        described = json.loads(json.dumps(document(served)))
+    examples = read_examples()
+    for request in REQUESTS:
+        example = examples[request.name]
+        if request.route != "GET /openapi.json" and "json" in example.headers.get(
+            "Content-Type", ""
+        ):
+            value = json.loads(example.body)
+            schema = schema_of(described, request.route, example)
+            validator = OAS31Validator(schema, format_checker=oas31_format_checker)
+            told = [error.message for error in validator.iter_errors(value)]
+            assert told == [], f"{request.name}: make postman-examples"
+
+
+def schema_of(described: dict[str, Any], route: str, example: Example) -> dict[str, Any]:
+    method, _, rule = route.partition(" ")
+    path = described["paths"][re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule)]
+    answer = path[method.lower()]["responses"][str(example.status)]
+    media = example.headers["Content-Type"].partition(";")[0]
+    return {**answer["content"][media]["schema"], "components": described["components"]}
+
+
+def report(body: str, *, media: str = "application/json") -> dict[str, Any]:
+    """A report of newman about one request."""
+    response = {
+        "code": 200,
+        "header": [{"key": "content-type", "value": media}, {"key": "Date", "value": "today"}],
+        "stream": {"type": "Buffer", "data": [*body.encode()]},
+    }
+    return {"run": {"executions": [{"item": {"name": "It"}, "response": response}]}}
+
+
+def test_a_recorded_answer_has_no_secret_and_nothing_of_the_machine() -> None:
+    body = '{"secret": "whsec_bm90aGluZw==", "file": "/builds/mail/x"}'
+    example = examples_in(report(body), {"/builds/mail": "/srv"})["It"]
+    assert json.loads(example.body) == {"secret": "whsec_…", "file": "/srv/x"}
+    assert example.headers == {"Content-Type": "application/json"}
+
+
+def test_a_recorded_answer_is_short() -> None:
+    page = "line\n" * 5_000
+    text = examples_in(report(page, media="text/html"), {})["It"].body
+    assert (len(text.splitlines()), text.splitlines()[-1]) == (26, "…")
+    document = json.dumps({"openapi": "3.1.0", "paths": {str(n): {} for n in range(5_000)}})
+    assert json.loads(examples_in(report(document), {})["It"].body) == {
+        "openapi": "3.1.0",
+        "paths": {},
+    }
