@@ -33,6 +33,7 @@ from mailroom.store.maintenance.retention import Retention
 from mailroom.store.messages.actions import Actions
 from mailroom.store.messages.claims import Claims
 from mailroom.store.messages.outbox import Outbox
+from tests.services import DEADLINE_SECONDS
 from tests.services.application import made
 from tests.unit.store.test_job_claims import FAILED, SUCCEEDED, claim, new, waiting
 from tests.unit.store.test_job_claims import worker as job_worker
@@ -223,7 +224,7 @@ def test_jobs_and_the_mails_that_go_with_them_are_counted(
 
 @pytest.mark.parametrize(
     ("seconds", "within"),
-    [(-5, "sent_le_0.1"), (1.5, "sent_le_5"), (40, "sent_le_120"), (7200, "sent_le_inf")],
+    [(-3600, "sent_le_0.1"), (35, "sent_le_120"), (700, "sent_le_3600"), (7200, "sent_le_inf")],
 )
 def test_how_long_it_took_is_counted(
     database: Database,
@@ -238,7 +239,9 @@ def test_how_long_it_took_is_counted(
     claims.finish(mine, SENT)
     totals = counters.totals()
     assert {name: totals[name] for name in SENT_WITHIN if name in totals} == {within: 1}
-    assert max(0, seconds) * 1000 <= totals.get("sent_ms", 0) < max(0, seconds) * 1000 + 3000
+    # A busy machine may take long between the two.
+    most_ms = (max(0, seconds) + DEADLINE_SECONDS) * 1000
+    assert max(0, seconds) * 1000 <= totals.get("sent_ms", 0) < most_ms
 
 
 def test_minutes_are_told_apart_and_added_up_when_they_are_old(
