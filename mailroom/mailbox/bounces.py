@@ -164,7 +164,8 @@ def _of_delivery_status(
     groups: list[Fields], mail: MailPart, parts: list[MailPart]
 ) -> Iterator[ReportedRecipient]:
     human_text = _human_text(parts)
-    is_gmail_limit = _is_from_google(mail) and _GMAIL_LIMIT.search(human_text) is not None
+    is_google = _is_from_google(mail)
+    is_gmail_limit = _GMAIL_LIMIT.search(human_text) is not None
     failed: list[str] = []
     if len(groups) == 1:
         failed = mail.fields.first("x-failed-recipients").split(",")
@@ -174,9 +175,9 @@ def _of_delivery_status(
             continue
         addresses = _addresses([*fields.all(*_RECIPIENT_FIELDS), *failed])
         words = _words(fields, addresses, human_text)
-        # A limit of a remote server is not our account's.
+        # A limit of a remote server is not our account's; nor can any server say it that mails us a report.
         is_ours = kind is ReportKind.FAILED and not fields.first("remote-mta")
-        if is_ours and (is_gmail_limit or _says_limit(words)):
+        if is_ours and is_google and (is_gmail_limit or _says_limit(words)):
             kind = ReportKind.LIMIT
         status = _status(fields.first("status"), words)
         yield ReportedRecipient(
@@ -267,7 +268,7 @@ def _of_text(mail: MailPart, parts: list[MailPart]) -> Iterator[ReportedRecipien
     for bounced in read_text(mail, texts)[:RECIPIENTS_MAX]:
         words = one_line(bounced.words, most=WORDS_MAX_CHARACTERS)
         kind = ReportKind.DELAYED if bounced.is_delayed else ReportKind.FAILED
-        is_ours = not _REMOTE.search(words)
+        is_ours = _is_from_google(mail) and not _REMOTE.search(words)
         if kind is ReportKind.FAILED and is_ours and _says_limit(words):
             kind = ReportKind.LIMIT
         addresses = _addresses([bounced.address])
@@ -301,7 +302,10 @@ def _without_tags(html: str) -> str:
 
 
 def _message_ids(mail: MailPart, parts: list[MailPart]) -> tuple[str, ...]:
-    """Return what may be our Message-ID, the likeliest first."""
+    """Return what may be our Message-ID, the likeliest first.
+
+    A mail that is returned with a Message-ID is that one, and none that it answers.
+    """
     found: list[str] = []
     returned = [part for part in parts if part.content_type in _RETURNED_TYPES]
     for part in returned[:1]:
@@ -310,6 +314,8 @@ def _message_ids(mail: MailPart, parts: list[MailPart]) -> tuple[str, ...]:
         found += _ids(header.fields.all(*_MESSAGE_ID_FIELDS))
     if not returned:
         found += _ids_in_text(mail.body)
+    if found:
+        return tuple(dict.fromkeys(found))[:MESSAGE_IDS_MAX]
     found += _ids(mail.fields.all("in-reply-to"))
     # The nearest comes last (RFC 5322, 3.6.4).
     found += reversed(_ids(mail.fields.all("references")))

@@ -235,7 +235,7 @@ class Sweeps:
             .values(uncertain_attempts=messages.c.uncertain_attempts + 1, reason=reason, **released)
             .values(state=self._state_of_uncertain)
             .where(messages.c.id.in_(in_data))
-            .returning(messages.c.id, messages.c.attempt, messages.c.account)
+            .returning(messages.c.id, messages.c.attempt, messages.c.account, messages.c.crashes)
         ).all()
         self._count(connection, uncertain)
         self._look_up(connection, uncertain)
@@ -246,8 +246,15 @@ class Sweeps:
         return [row.id for row in (*unsent, *uncertain)]
 
     def _look_up(self, connection: Connection, uncertain: Sequence[Any]) -> None:
-        """Have those of these messages looked for in the Sent folder first, where that can be done."""
-        ids = [row.id for row in uncertain if row.account in self.mailboxes]
+        """Have those of these messages looked for in the Sent folder first, where that can be done.
+
+        One that workers die of is not: it is to fail, and not to be sent again.
+        """
+        ids = [
+            row.id
+            for row in uncertain
+            if row.account in self.mailboxes and row.crashes <= CRASHES_MAX
+        ]
         if ids:
             begin_looks(connection, ids, then=self._state_of_uncertain)
 

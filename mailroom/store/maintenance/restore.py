@@ -144,6 +144,8 @@ def _hold(connection: Connection) -> int:
             next_attempt_at=None,
             published_at=None,
             parked=None,
+            looks=None,
+            looks_then=None,
             crashes=0,
             reason=f"{HELD_BECAUSE}: it may have been sent since",
         )

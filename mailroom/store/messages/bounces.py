@@ -12,7 +12,14 @@ from mailroom.model.message import OPEN, State
 from mailroom.model.report import Report, ReportedRecipient, ReportKind
 from mailroom.store.accounts import AccountReport, lock_accounts, note_ends
 from mailroom.store.db.database import Database
-from mailroom.store.db.schema import OWN_MESSAGE_ID, contents, messages, recipients, reports
+from mailroom.store.db.schema import (
+    OWN_MESSAGE_ID,
+    contents,
+    events,
+    messages,
+    recipients,
+    reports,
+)
 from mailroom.store.events.counters import count
 from mailroom.store.events.timeline import record
 from mailroom.store.messages.suppressions import Reason, suppress_recipients
@@ -21,6 +28,9 @@ from mailroom.store.messages.suppressions import Reason, suppress_recipients
 IGNORED = "reports_ignored"
 #: How long an account rests whose mail came back for its limit, as after such a reply to SMTP.
 LIMIT_WAITS_SECONDS = (3600.0,)
+
+#: The most messages with one Message-ID that a report is tried with.
+COPIES_MAX = 10
 
 #: What a report makes of a recipient; a delay changes nothing.
 _STATES = {
@@ -68,9 +78,15 @@ def _apply_all(connection: Connection, reports: list[Report]) -> list[bool]:
 
 
 def _apply(connection: Connection, report: Report) -> bool:
+    """Apply a report to the newest message with its Message-ID that it changes.
+
+    There are several where a mail was sent once more with the Message-ID that its client chose.
+    """
     found = _find(connection, report.message_ids)
-    if found is None:
-        return False
+    return any(_apply_to(connection, row, report) for row in found)
+
+
+def _apply_to(connection: Connection, found: Any, report: Report) -> bool:
     limit = next((about for about in report.recipients if about.kind is ReportKind.LIMIT), None)
     # Accounts are locked before messages, by everybody.
     if limit and found.account:
@@ -104,9 +120,15 @@ def _was_applied(connection: Connection, id: str, digest: str) -> bool:
 
 
 def _possible(connection: Connection, row: Any, report: Report) -> Sequence[ReportedRecipient]:
-    """Return the parts of a report; a limit is a failure where the mail cannot be sent again."""
+    """Return the parts of a report; a limit is a failure where the mail cannot be sent again.
+
+    That is also so the second time: whoever has the mail can forge such a report, once for each time that it
+    is sent.
+    """
     is_kept = connection.scalar(select(exists().where(contents.c.id == row.id)))
-    if is_kept and row.state not in _OVER:
+    before = exists().where(events.c.id == row.id, events.c.event == _EVENTS[ReportKind.LIMIT])
+    is_first = not connection.scalar(select(before))
+    if is_kept and is_first and row.state not in _OVER:
         return report.recipients
     return [
         replace(about, kind=ReportKind.FAILED) if about.kind is ReportKind.LIMIT else about
@@ -114,19 +136,22 @@ def _possible(connection: Connection, row: Any, report: Report) -> Sequence[Repo
     ]
 
 
-def _find(connection: Connection, message_ids: Sequence[str]) -> Any:
-    """Return the message with the first of these Message-IDs that is ours."""
+def _find(connection: Connection, message_ids: Sequence[str]) -> Sequence[Any]:
+    """Return the messages with the first of these Message-IDs that is ours, the newest first."""
     for message_id in message_ids:
         local = message_id.partition("@")[0]
         is_named = (messages.c.id == local, messages.c.message_id == message_id)
         has_own = (text(OWN_MESSAGE_ID), messages.c.message_id == message_id)
         for condition in (is_named, has_own):
             found = connection.execute(
-                select(messages.c.id, messages.c.account).where(*condition)
-            ).first()
+                select(messages.c.id, messages.c.account)
+                .where(*condition)
+                .order_by(messages.c.created_at.desc())
+                .limit(COPIES_MAX)
+            ).all()
             if found:
                 return found
-    return None
+    return []
 
 
 def _change(connection: Connection, id: str, about: ReportedRecipient) -> Sequence[Any]:

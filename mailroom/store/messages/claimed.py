@@ -1,6 +1,7 @@
 """Builds claims of rows that were claimed: what is to be sent, and how the job before it ended."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Connection, select
@@ -23,6 +24,7 @@ _LOAD = Rows(
         messages.c.first_attempt_at,
         messages.c.job_id,
         messages.c.taken,
+        messages.c.uncertain_attempts,
     ).where(messages.c.id == row["id"]),
 )
 
@@ -55,9 +57,20 @@ def _claim(row: Any, claimed: ClaimedRow, content: Content, job: JobFacts | None
         job=job if content.message.template else None,
         pending=tuple(position for position, state in enumerate(content.states) if state in unsent),
         sent_before=State.SENT in content.states,
-        taken_before=bool(row.taken) or any(state in TAKEN for state in content.states),
+        taken_before=_may_have_copy(row, content.states),
         has_attachments=content.has_attachments,
     )
+
+
+def _may_have_copy(row: Any, states: Sequence[str]) -> bool:
+    """Tell whether an earlier attempt may have left a copy in the Sent folder that says too much.
+
+    An earlier attempt without a reply may have gone to some recipients only. To a single one, any copy is
+    proof that he was sent it.
+    """
+    if row.taken or any(state in TAKEN for state in states):
+        return True
+    return row.uncertain_attempts > 0 and len(states) > 1
 
 
 def _job_facts(connection: Connection, job_ids: list[str]) -> dict[str, JobFacts]:

@@ -134,9 +134,7 @@ def _each(look_ups: Sequence[LookUp], change: Callable[[LookUp], bool]) -> list[
 
 
 def _settle_as_sent(connection: Connection, look_up: LookUp, detail: str) -> bool:
-    """End the message as sent, or queue it for recipients who were not in that attempt."""
-    others = exists().where(recipients.c.id == messages.c.id, recipients.c.state.in_(OPEN))
-    state = case((others, literal(State.QUEUED.value)), else_=literal(State.SENT.value))
+    state = _or_queued(State.SENT)
     if not _changed(connection, look_up, state=state, taken=1, reason=detail):
         return False
     _end_recipients(connection, look_up.id, State.SENT, reply=detail)
@@ -144,6 +142,12 @@ def _settle_as_sent(connection: Connection, look_up: LookUp, detail: str) -> boo
     record(connection, [line])
     count(connection, {FOUND: 1})
     return True
+
+
+def _or_queued(state: State) -> Any:
+    """Return the state of a message; QUEUED for recipients who were not in the attempt, if there are any."""
+    others = exists().where(recipients.c.id == messages.c.id, recipients.c.state.in_(OPEN))
+    return case((others, literal(State.QUEUED.value)), else_=literal(state.value))
 
 
 def _look_again(connection: Connection, look_up: LookUp, detail: str) -> bool:
@@ -160,7 +164,7 @@ def _look_again(connection: Connection, look_up: LookUp, detail: str) -> bool:
 
 
 def _settle_as_not_found(connection: Connection, look_up: LookUp, detail: str) -> bool:
-    if not _changed(connection, look_up, state=look_up.then):
+    if not _changed(connection, look_up, state=_or_queued(look_up.then)):
         return False
     sends_again = look_up.then is State.QUEUED
     if sends_again:

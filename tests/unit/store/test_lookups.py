@@ -1,10 +1,12 @@
 """Messages whose last attempt got no reply, while they are looked for in a Sent folder; on both databases."""
 
+from dataclasses import replace
+
 import pytest
 from sqlalchemy import Connection, text
 
 from mailroom.delivery.groups import Groups
-from mailroom.delivery.outcomes import Judge
+from mailroom.delivery.outcomes import Judge, of_group
 from mailroom.model.attempt import Claim, Outcome
 from mailroom.model.ids import new_id
 from mailroom.model.message import Address, Message, State
@@ -12,7 +14,7 @@ from mailroom.model.retry import LOOK_WAITS_SECONDS, Schedule
 from mailroom.smtp.connection import Reply
 from mailroom.store.db.database import Database
 from mailroom.store.maintenance.expiry import Expiry
-from mailroom.store.maintenance.rescue import Sweeps
+from mailroom.store.maintenance.rescue import CRASHES_MAX, Sweeps
 from mailroom.store.messages.actions import Actions
 from mailroom.store.messages.claims import Claims
 from mailroom.store.messages.lookups import LookUp, LookUps, give_up_looks
@@ -297,3 +299,54 @@ def test_only_mails_of_the_account_are_looked_for(database: Database, claims: Cl
     lose_reply(database, claims, judge=judge())
     make_due(database)
     assert LookUps(database, "other").due() == []
+
+
+def test_a_copy_of_an_attempt_that_reached_some_is_no_proof_for_the_others(
+    database: Database, claims: Claims
+) -> None:
+    # Given a mail of which two recipients may have a copy, and one was asked to wait
+    refused = {2: Reply(450, "4.2.1 later")}
+    people = ("bob@example.org", "eve@example.org", "kim@example.org")
+    id = lose_reply(database, claims, *people, judge=judge(), refused=refused)
+    Actions(database).retry(id)
+    # When the next attempt, which goes to all three, loses its reply as well
+    second = claim(claims, id)
+    # Then the copy of the first is not taken for one of the second
+    assert second.pending == (0, 1, 2)
+    assert judge().unanswered(second, NO_REPLY).look_up is None
+
+
+@pytest.mark.parametrize("policy", ["resend", "hold"])
+def test_those_who_were_not_tried_are_tried_after_the_looks(
+    database: Database, claims: Claims, look_ups: LookUps, policy: str
+) -> None:
+    id = accept(database, "bob@example.org", "eve@example.org")
+    attempt = claim(claims, id)
+    assert claims.fence(attempt)
+    group = replace(attempt, pending=(0,))
+    outcome = judge(policy).unanswered(group, NO_REPLY)
+    assert claims.finish(attempt, of_group(outcome, ends_round=False))
+    for _ in LOOK_WAITS_SECONDS:
+        assert look_ups.not_found(next_due(database, look_ups))
+    assert states(database, id)[0] == "queued"
+    assert 1 in claim(claims, id).pending
+
+
+def test_a_mail_that_workers_die_of_is_not_looked_for_for_ever(
+    database: Database, claims: Claims
+) -> None:
+    id = accept(database)
+    sweeps = Sweeps(database, LEASE_SECONDS, "resend", mailboxes=MAILBOXES)
+
+    def die() -> None:
+        lose_worker(database)
+        assert sweeps.orphans() == 1
+        Heartbeat(database, "worker-1", "worker-1@host", ["mail"]).beat()
+
+    def die_again(connection: Connection) -> None:
+        connection.execute(text("/* test */ UPDATE messages SET crashes = :n"), {"n": CRASHES_MAX})
+
+    assert claims.fence(claim(claims, id))
+    database.transaction(die_again)
+    die()
+    assert states(database, id) == ("failed", ["failed"])
