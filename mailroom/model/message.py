@@ -109,6 +109,10 @@ class Message:
     tags: tuple[str, ...] = ()  #: the client's, to find the mail by
     metadata: Mapping[str, str] = field(default_factory=dict)  #: the client's, repeated in webhooks
     unsubscribe: str = ""  #: the URL for unsubscribing with one click (RFC 8058)
+    #: It came as a whole mail in RFC 5322 bytes, its only attachment, which go out as they are. `subject` and
+    #: the recipients' names are copies for people; `sender` is the envelope's, with "" for none.
+    is_raw: bool = False
+    smtputf8: bool = False  #: its header is in UTF-8 (RFC 6532); set only if `is_raw`
 
     @property
     def everyone(self) -> tuple[Address, ...]:
@@ -117,11 +121,19 @@ class Message:
 
     @property
     def needs_smtputf8(self) -> bool:
-        """True if an address in it is not ASCII (RFC 6531)."""
+        """True if an address in it, or its header, is not ASCII (RFC 6531)."""
+        if self.smtputf8:
+            return True
         addresses = [*self.everyone, *self.reply_to]
         if self.sender:
             addresses.append(self.sender)
         return not all(address.is_ascii for address in addresses)
+
+    @property
+    def raw(self) -> bytes:
+        """Return the mail as it came, which is there if `is_raw` and the attachments are loaded."""
+        (mail,) = self.attachments
+        return mail.content
 
     @property
     def size(self) -> int:
@@ -136,7 +148,15 @@ class Message:
     def to_row(self) -> str:
         """Return the content as JSON for the outbox; recipients and attachments have rows of their own."""
         content: dict[str, Any] = {"subject": self.subject, "text": self.text, "html": self.html}
-        for name in ("template", "headers", "tags", "metadata", "unsubscribe"):
+        for name in (
+            "template",
+            "headers",
+            "tags",
+            "metadata",
+            "unsubscribe",
+            "is_raw",
+            "smtputf8",
+        ):
             if value := getattr(self, name):
                 content[name] = value
         if self.sender:

@@ -13,6 +13,7 @@ from html import escape
 from urllib.parse import quote
 
 from mailroom.model.attempt import Claim
+from mailroom.model.header import split_header
 from mailroom.model.media_types import OCTET_STREAM, MediaType, parse_media_type
 from mailroom.model.message import STRUCTURED, Address, Attachment, Message, file_name
 from mailroom.smtp.plaintext import plain_text
@@ -34,6 +35,8 @@ def compose(claim: Claim, *, sender: Address) -> bytes:
     The text is ready to be sent: templates of the message have been filled in before.
     """
     message = claim.message
+    if message.is_raw:
+        return _completed(claim, message, sender)
     text, html = both_forms(message)
     files = _files(claim)
     boundary = _boundary(claim.message_id)
@@ -54,6 +57,21 @@ def compose(claim: Claim, *, sender: Address) -> bytes:
             head = _multipart(kind, boundary)
     headers = b"".join(_headers(claim, message, sender))
     return head + headers + b"\r\n" + body
+
+
+def _completed(claim: Claim, message: Message, sender: Address) -> bytes:
+    """Return a mail that came in bytes, with those fields added that it needs and lacks (RFC 6409, 8)."""
+    fields, rest = split_header(message.raw)
+    names = {field.name for field in fields}
+    lines = [field.lines for field in fields]
+    if "from" not in names:
+        author = message.sender if message.sender and message.sender.address else sender
+        lines.append(_people("From", [author]))
+    if "date" not in names:
+        lines.append(_date_field(claim))
+    if "message-id" not in names:
+        lines.append(_message_id_field(claim))
+    return b"".join(lines) + rest
 
 
 def _files(claim: Claim) -> list[Attachment]:
@@ -77,14 +95,22 @@ def _headers(claim: Claim, message: Message, sender: Address) -> Iterator[bytes]
             yield _people(name, people)
     subject = _text(message.subject, "Subject")
     yield _header("Subject", subject)
-    date_ms = claim.first_attempt_at_ms or claim.created_at_ms
-    yield _header("Date", _date(date_ms // 1000))
-    yield _unfolded("Message-ID", f"<{claim.message_id}>", spaces=False)
+    yield _date_field(claim)
+    yield _message_id_field(claim)
     if message.unsubscribe:
         yield _unfolded("List-Unsubscribe", f"<{message.unsubscribe}>")
         yield _unfolded("List-Unsubscribe-Post", "List-Unsubscribe=One-Click")
     for name, value in message.headers:
         yield _custom(name, value)
+
+
+def _date_field(claim: Claim) -> bytes:
+    date_ms = claim.first_attempt_at_ms or claim.created_at_ms
+    return _header("Date", _date(date_ms // 1000))
+
+
+def _message_id_field(claim: Claim) -> bytes:
+    return _unfolded("Message-ID", f"<{claim.message_id}>", spaces=False)
 
 
 def _custom(name: str, value: str) -> bytes:

@@ -136,7 +136,8 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
         """
         if smtputf8 and not self.smtp.has_extn("smtputf8"):
             return Receipt(refused={}, final=NO_SMTPUTF8)
-        about = (sender, recipients, len(payload), smtputf8, one_by_one)
+        body = self._body_parameter(payload, smtputf8=smtputf8)
+        about = (sender, recipients, len(payload), body, one_by_one)
         envelope = yield from self._send_envelope(*about)
         mail = envelope.mail
         if envelope.hangup is not None or mail is None:
@@ -172,16 +173,14 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
         sender: str,
         recipients: dict[int, str],
         size: int,
-        smtputf8: bool,
+        body: str,
         one_by_one: bool,
     ) -> Dialogue[Envelope]:
         mail = f"MAIL FROM:<{sender}>"
         if self.smtp.has_extn("size"):
             mail += f" SIZE={size}"
-        self.smtp.command_encoding = "ascii"
-        if smtputf8:
-            mail += " BODY=8BITMIME SMTPUTF8"
-            self.smtp.command_encoding = "utf-8"
+        mail += body
+        self.smtp.command_encoding = "utf-8" if body.endswith("SMTPUTF8") else "ascii"
         pipelined = self.pipelining.is_used and not one_by_one
         pipelined = pipelined and self.smtp.has_extn("pipelining")
         envelope: Envelope = yield from send_envelope(
@@ -195,6 +194,17 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
             last = envelope.hangup or envelope.replies[-1]
             raise PipeliningDoubted(str(last))
         return envelope
+
+    def _body_parameter(self, payload: bytes, *, smtputf8: bool) -> str:
+        """Return the parameters of MAIL that say what is not ASCII (RFC 6152, RFC 6531).
+
+        A server without 8BITMIME gets the same bytes unannounced: to encode them would break signatures, and
+        such servers pass them on.
+        """
+        if smtputf8:
+            return " BODY=8BITMIME SMTPUTF8"
+        is_announced = not payload.isascii() and self.smtp.has_extn("8bitmime")
+        return " BODY=8BITMIME" if is_announced else ""
 
     def _judge_hangup(self, envelope: Envelope) -> Receipt:
         """Return the replies that came before the hangup; raise NotTaken if they settle nothing."""

@@ -21,6 +21,7 @@ from mailroom.store.messages.outbox import NewMessage
 from mailroom.submission.batch import BatchReader
 from mailroom.submission.fields import read_fields
 from mailroom.submission.message import MailSubmission, TemplateRequest, mail_from
+from mailroom.submission.raw_message import RawSubmission
 from mailroom.submission.times import ATTEMPTS_MAX
 from mailroom.templating.job import check
 from mailroom.templating.stored import Sources, merge
@@ -164,6 +165,24 @@ class SubmissionReader:
         """Return a new mail like that of an earlier run, for a job that is run once more."""
         return self._accept(MailSubmission(message=message, options=ANYTIME), job, at="#")
 
+    def raw(self, mail: RawSubmission, *, id: str) -> NewMessage:
+        """Return a mail that came in bytes as a message to be stored under this id.
+
+        Raises:
+          InvalidMessage: no account here may send from its From, or from the sender of its envelope.
+        """
+        message = mail.submission.message
+        accounts = [self._account_of(author.address, "#/From") for author in mail.authors]
+        if message.sender and message.sender.address:
+            accounts.append(self._account_of(message.sender.address, "?from"))
+        return NewMessage(
+            id=id,
+            message=message,
+            message_id=mail.message_id or self.message_id(id),
+            terms=mail.submission.options,
+            sender=accounts[0] if accounts else None,
+        )
+
     def message_id(self, id: str) -> str:
         """Return the Message-ID for a message, without angle brackets."""
         # The id of a Celery task is the client's choice and may contain anything; a header field may not.
@@ -211,15 +230,17 @@ class SubmissionReader:
 
     def _account(self, message: Message, at: str) -> str | None:
         """Return the account for the message's From; None if it has none, so that any account may send it."""
-        if not message.sender:
-            return None
-        if account := self.account_of(message.sender.address):
+        return self._account_of(message.sender.address, f"{at}/from") if message.sender else None
+
+    def _account_of(self, address: str, pointer: str) -> str:
+        """Return the account that may send from an address; if none may, InvalidMessage names `pointer`."""
+        if account := self.account_of(address):
             return account
         detail = (
             "expected an address that an account here may send from, got another; "
             "MAIL_ALIASES names further ones"
         )
-        raise InvalidMessage([FieldError(f"{at}/from", detail)], code="invalid_from_address")
+        raise InvalidMessage([FieldError(pointer, detail)], code="invalid_from_address")
 
     def _rendered(self, message: Message, request: TemplateRequest, at: str) -> Message:
         template = self.template(request.name)

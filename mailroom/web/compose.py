@@ -22,6 +22,7 @@ from mailroom.store.messages.idempotency import Key, StoredAnswer
 from mailroom.submission.strict_json import parse_json
 from mailroom.web.code_samples import body_of, code_of
 from mailroom.web.layout import base_url, decimal, may, page, pages, see, stays_here
+from mailroom.web.messages import readable
 
 blueprint = pages("compose")
 
@@ -49,7 +50,7 @@ def compose() -> Response:
     """Show the form; `?sent=ID` adds the status of a message, `?again=ID` fills in the content of one."""
     sent, again = request.args.get("sent", ""), request.args.get("again", "")
     id = sent or again
-    content = services().outbox.content(id) if is_id(id) else None
+    content = readable(services().outbox.content(id)) if is_id(id) else None
     fields = _fields_of(content) if content else {}
     left_out = list(_left_out(content)) if again and content else []
     return _page(fields, sent=message_json(find(sent)) if is_id(sent) else None, left_out=left_out)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.parser import BytesParser
 from email.policy import compat32
 from typing import Any
@@ -18,9 +18,10 @@ from mailroom.api.http.pagination import position_cursor
 from mailroom.api.http.serialize import find, message_json, message_summary_json
 from mailroom.api.routes import actions, messages
 from mailroom.api.services import services
+from mailroom.inbox.parser import read_body
 from mailroom.model.errors import FieldError, InvalidMessage
 from mailroom.model.ids import is_id
-from mailroom.model.message import Message, State
+from mailroom.model.message import Attachment, Message, State, file_name
 from mailroom.smtp.mime import both_forms
 from mailroom.store.messages.actions import (
     CANCEL,
@@ -116,7 +117,7 @@ def show_message(id: str) -> Response:
     details = find(id)
     message = message_json(details)
     view = request.args.get("view", "")
-    content = services().outbox.content(id)
+    content = readable(services().outbox.content(id))
     if view not in VIEWS:
         view = "html" if content and content.html is not None and content.text is None else "text"
     state = State(message["status"])
@@ -142,7 +143,7 @@ def show_message(id: str) -> Response:
 def html(id: str) -> Response:
     """Serve the HTML form, with a policy that disables scripts, forms and remote content."""
     find(id)
-    content = services().outbox.content(id)
+    content = readable(services().outbox.content(id))
     if content is None:
         raise NotFound("expected a message with content, got one whose content is no longer kept")
     response = make_response(both_forms(content)[1])
@@ -166,6 +167,18 @@ def act(id: str, action: str) -> Response:
     if action == "resend":  # Shows the new message.
         path = response.headers["Location"].removeprefix("/v1")
     return done(path, ACTIONS[action].notice)
+
+
+def readable(message: Message | None) -> Message | None:
+    """Return a message that came as a whole mail with text, HTML and files of that; others unchanged."""
+    if message is None or not message.is_raw or not message.attachments:
+        return message
+    body = read_body(message.raw)
+    files = [
+        Attachment(file_name(part.filename or "file"), part.content_type, part.data)
+        for part in body.attachments
+    ]
+    return replace(message, text=body.text, html=body.html, attachments=tuple(files), is_raw=False)
 
 
 def ids_in(message_id: str) -> list[str]:

@@ -34,6 +34,8 @@ from mailroom.inbox import InboxStorage, create_blueprint
 from mailroom.store.db.database import Database
 from mailroom.worker import runtime
 
+schemathesis.serializer.alias("message/rfc822", "text/plain")
+
 API_KEY = "the key of this run"
 #: 422 to a request that the schemas allow: that a name is known, that an address exists in DNS' grammar, or that of two fields only one
 #: is there, is more than they say. 400 is the same for depth and doubled names of JSON, 413 and 415 for its size and encoding.
@@ -114,12 +116,13 @@ def run(
                 "with-security-parameters": False,
             },
             "checks": {"positive_data_acceptance": {"expected-statuses": REFUSED}},
-            # A message may have the id "batch", as clients choose those of tasks: GET is allowed there, by another path of the description.
+            # A message may have the id "batch" or "raw", as clients choose those of tasks: by another path GET is allowed.
             "operations": [
                 {
-                    "include-name": "POST /v1/messages/batch",
+                    "include-name": f"POST /v1/messages/{name}",
                     "checks": {"allow_header_conformance": {"enabled": False}},
                 }
+                for name in ("batch", "raw")
             ],
             "phases": {"enabled": False, **{phase: {"enabled": True} for phase in phases}},
         }

@@ -52,7 +52,7 @@ MAY_IMPORT = {
     "mailasync": "worker broker",
     "server": f"mailroom web api.openapi {API} inbox worker config {STORE} {BASE}",
     "cli": f"{API} worker mailbox submission broker smtp config {STORE} {BASE}",
-    "web": f"{API} submission jobs smtp {STORE} {BASE}",
+    "web": f"{API} submission jobs inbox smtp {STORE} {BASE}",
     "api.openapi": f"{API} submission {STORE} {BASE}",
     "api.routes": f"api.http api.auth api submission jobs webhooks broker smtp templating config {STORE} {BASE}",
     "api.http": f"api.auth api submission jobs broker {STORE} {BASE}",

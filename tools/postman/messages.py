@@ -7,6 +7,14 @@ pm.expect(answer.status).to.equal('queued');
 pm.expect(pm.response.headers.get('Location')).to.equal('/v1/messages/' + answer.id);
 """
 
+_WHOLE_MAIL = """From: Alice <alice@example.org>
+To: Bob <bob@example.org>
+Subject: Hello
+X-Mailasync-Tag: postman
+
+It goes out as it is.
+"""
+
 START = (
     PostmanRequest(
         name="Send a mail, as the tutorial does",
@@ -177,6 +185,16 @@ pm.expect(pm.response.text()).to.include('X-Order: 42');
             "of any other name stand in the HTML as `cid:name`."
         ),
         expects={"accepted": _ACCEPTED},
+    ),
+    PostmanRequest(
+        name="Send a mail that is written already",
+        route="POST /v1/messages/raw",
+        status=202,
+        query={"to": "bob@example.org"},
+        headers={"Content-Type": "message/rfc822"},
+        description="A whole mail (RFC 5322), which goes out as it is; `to` is who gets it.",
+        body=_WHOLE_MAIL,
+        expects={"it is queued, and Location says where to look": _ACCEPTED},
     ),
     PostmanRequest(
         name="Only say what would be sent",

@@ -14,6 +14,7 @@ SCOPES: dict[str, tuple[Scope, ...]] = {
     "POST /": _SEND,
     "POST /v1/messages": _SEND,
     "POST /v1/messages/batch": _SEND,
+    "POST /v1/messages/raw": _SEND,
     "GET /v1/messages": _READ,
     "GET /v1/messages/<id>": _ANY,
     "GET /v1/messages/<id>/events": _ANY,

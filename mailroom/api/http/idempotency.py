@@ -86,7 +86,7 @@ def _same(key: Key, stored: Kept) -> StoredAnswer:
                 409,
                 "invalid_idempotent_request",
                 "The Idempotency-Key belongs to another request",
-                "expected method, path and body as they were when this key first came, "
+                "expected method, URL and body as they were when this key first came, "
                 f"which was answered with {stored.answer.location}; a new request needs a new key",
             )
         )
@@ -131,9 +131,10 @@ def _key_text(value: str) -> str:
 
 
 def _request_hash() -> str:
-    """Hash method, path and body, without the boundary of a form, which is a new one for each request."""
+    """Hash method, URL and body, without the boundary of a form, which is a new one for each request."""
     body = request.get_data()
+    query = f"?{request.query_string.decode('latin-1')}" if request.query_string else ""
     if boundary := request.mimetype_params.get("boundary"):
         # Never makes it longer, whatever the boundary is.
         body = body.replace(boundary.encode(), b"")
-    return hashlib.sha256(f"{request.method} {request.path}\n".encode() + body).hexdigest()
+    return hashlib.sha256(f"{request.method} {request.path}{query}\n".encode() + body).hexdigest()

@@ -10,7 +10,11 @@ from mailroom.api.auth import guard
 from mailroom.api.problems import problem
 from mailroom.api.services import services
 from mailroom.model.errors import FieldError, InvalidMessage, MalformedJSON
+from mailroom.submission.raw_message import with_crlf
 from mailroom.submission.strict_json import parse_json
+
+#: The media type of a whole mail (RFC 2046, 5.2.1).
+RAW_TYPE = "message/rfc822"
 
 #: The files of a form by field, "" for a file whose field has no name.
 Uploads = dict[str, list[FileStorage]]
@@ -23,10 +27,19 @@ def json_body() -> object:
       MalformedJSON: the body is cut off, or is not JSON.
       HTTPException: it is too large, encoded, or of another media type.
     """
+    return parse_json(_whole_body("application/json"))
+
+
+def raw_body() -> bytes:
+    """Read the body as a mail with CRLF line ends; raises what `json_body` raises."""
+    return with_crlf(_whole_body(RAW_TYPE))
+
+
+def _whole_body(media_type: str) -> bytes:
     _refuse_encoded()
-    if request.mimetype != "application/json":
+    if request.mimetype != media_type:
         raise UnsupportedMediaType(
-            f"expected Content-Type application/json, got {request.mimetype or 'none'!r}"
+            f"expected Content-Type {media_type}, got {request.mimetype or 'none'!r}"
         )
     body, length = request.get_data(), request.content_length
     _check_access_again()
@@ -35,7 +48,7 @@ def json_body() -> object:
     if len(body) < (length or 0):
         # The server does not report a client that hung up in the middle, either.
         raise MalformedJSON(f"expected {length} bytes, as Content-Length says, got {len(body)}")
-    return parse_json(body)
+    return body
 
 
 def mail_body() -> object:

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from mailroom.api.auth.scopes import needed
-from mailroom.api.json_schemas import Schema
+from mailroom.api.json_schemas import TEXT, Schema
 from mailroom.api.openapi.operation import (
     HEADERS,
     JSON,
@@ -19,7 +19,13 @@ from mailroom.api.openapi.operation import (
     Parameter,
     ResponseDescription,
 )
-from mailroom.api.openapi.operations import EXAMPLES, OPERATIONS, PATH_SCHEMAS, is_strict
+from mailroom.api.openapi.operations import (
+    EXAMPLES,
+    OPERATIONS,
+    PATH_SCHEMAS,
+    RAW_EXAMPLE,
+    is_strict,
+)
 from mailroom.api.openapi.schemas import answer_schemas, or_null, ref
 from mailroom.api.routes.suppressions import SuppressionsRequest
 from mailroom.api.routes.webhooks import WebhookChange, WebhookRequest
@@ -163,6 +169,9 @@ def _operation_json(operation: Operation, route: str, endpoint: str, app: Flask)
     }
     if operation.body:
         described["requestBody"] = _request_body(operation)
+    elif operation.raw_body:
+        content = {operation.raw_body: {"schema": TEXT, "example": RAW_EXAMPLE}}
+        described["requestBody"] = {"required": True, "content": content}
     return described
 
 
@@ -225,6 +234,8 @@ def _parameter_json(parameter: Parameter) -> Schema:
         "in": parameter.location,
         "schema": parameter.schema,
     }
+    if parameter.is_repeated:
+        described["schema"] = {"type": "array", "items": parameter.schema}
     if parameter.description:
         described["description"] = parameter.description
     if parameter.location == "path":

@@ -83,6 +83,25 @@ MESSAGES: dict[str, Operation] = {
         },
         refusals=(*BODY_REFUSALS, 409, 429),
     ),
+    "POST /v1/messages/raw": Operation(
+        group="Messages",
+        raw_body="message/rfc822",
+        parameters=(
+            Parameter(
+                name="to",
+                description="A recipient; may come up to 100 times. Without it: those in To, Cc and Bcc.",
+                is_repeated=True,
+            ),
+            Parameter(
+                name="from",
+                description="Where bounces go; empty for nowhere. Without it: the address in From.",
+            ),
+            IDEMPOTENCY_KEY,
+            PREFER,
+        ),
+        answers=_accepted(202),
+        refusals=(*BODY_REFUSALS, 409, 429),
+    ),
     "GET /v1/messages": Operation(
         group="Messages",
         parameters=(

@@ -51,6 +51,7 @@ class Parameter:
     description: str
     schema: Schema = field(default_factory=lambda: TEXT)
     location: str = "query"  #: OpenAPI's `in`: path, query or header
+    is_repeated: bool = False  #: whether it may come several times; `schema` is that of one of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +71,7 @@ class Operation:
     group: str  #: OpenAPI's tag
     answers: dict[int, ResponseDescription]  #: by status
     body: str = ""  #: the name of the schema of the request's body
+    raw_body: str = ""  #: the media type of a body that is no JSON
     form: str = ""  #: the field of a multipart form that may hold that body, beside files
     parameters: tuple[Parameter, ...] = ()
     refusals: tuple[int, ...] = ()  #: statuses in REFUSALS, beside those that every operation has

@@ -65,6 +65,11 @@ EXAMPLES: dict[str, dict[str, object]] = {
     "FailureRequest": {"failure": "defer", "count": 1},
 }
 
+#: A whole mail.
+RAW_EXAMPLE = (
+    "From: alice@example.org\r\nTo: bob@example.org\r\nSubject: Hello\r\n\r\nThe work is done.\r\n"
+)
+
 #: The paths of web pages, and of their scripts and styles, begin with one of these; they are not described.
 PAGES = (
     "/docs",

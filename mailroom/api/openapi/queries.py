@@ -20,9 +20,10 @@ def check() -> None:
         return
     parameters = OPERATIONS[route].parameters
     known = [parameter.name for parameter in parameters if parameter.location == "query"]
+    repeated = {parameter.name for parameter in parameters if parameter.is_repeated}
     errors = []
     for name, values in request.args.lists():
-        if detail := _mistake(name, len(values), known):
+        if detail := _mistake(name, 1 if name in repeated else len(values), known):
             errors.append(FieldError(f"?{name[:NAME_MAX_CHARACTERS]}", detail))
     if errors:
         raise InvalidMessage(errors[:ERRORS_MAX])

@@ -55,7 +55,7 @@ def post_message() -> Response:
     """Accept a mail and send it at once; answers 202."""
     submission = submit(mail_body, status=202)
     if submission.mail:
-        _hand_over(submission.mail)
+        hand_over(submission.mail)
     return answer(submission)
 
 
@@ -77,7 +77,7 @@ def _accept_batch(key: Key | None) -> StoredAnswer:
     kept = Kept(key=key, answer=stored) if key else None
     services().outbox.accept_all(Batch(mails, kept, guard.charge(len(mails))))
     for mail in mails:
-        _hand_over(mail)
+        hand_over(mail)
     return stored
 
 
@@ -171,14 +171,22 @@ def submit(read: Callable[[], object], *, work_seconds: float = 0, status: int) 
     `work_seconds` is the length of the simulated job before the mail, 0 for none. Raises what `read` raises,
     and what reading and accepting its mail raise.
     """
+    return submit_mail(lambda: _read(read(), work_seconds=work_seconds), status=status)
+
+
+def submit_mail(
+    make: Callable[[], NewMessage], *, status: int, key: Key | None = None
+) -> Submission:
+    """Do what `submit` does with the mail that `make` reads; `key` stands for an Idempotency-Key."""
     mails: list[NewMessage] = []
 
     def accept(key: Key | None) -> StoredAnswer:
-        mail, stored = _commit(read(), work_seconds=work_seconds, status=status, key=key)
+        mail = make()
+        stored = _commit(mail, status=status, key=key)
         mails.append(mail)
         return stored
 
-    response = answered(*once(accept))
+    response = answered(*once(accept, key))
     if not mails:
         return Submission(None, response)
     if mails[0].dry_run:
@@ -226,27 +234,29 @@ def _response_after_wait(id: str, seconds: int, status: int) -> Response | None:
 
 def accept_mail(params: object, *, key: Key | None = None) -> StoredAnswer:
     """Accept a mail and tell the workers, unless it is a dry run."""
-    mail, stored = _commit(params, work_seconds=0, status=202, key=key)
+    mail = _read(params)
+    stored = _commit(mail, status=202, key=key)
     if not mail.dry_run:
-        _hand_over(mail)
+        hand_over(mail)
     return stored
 
 
-def _commit(
-    params: object, *, work_seconds: float, status: int, key: Key | None
-) -> tuple[NewMessage, StoredAnswer]:
+def _read(params: object, *, work_seconds: float = 0) -> NewMessage:
+    return permitted(services().reader.mail(params, work_seconds=work_seconds))
+
+
+def _commit(mail: NewMessage, *, status: int, key: Key | None) -> StoredAnswer:
     """Commit a mail, unless it is a dry run."""
-    mail = permitted(services().reader.mail(params, work_seconds=work_seconds))
     body = {"id": mail.id, "status": mail.state}
     stored = StoredAnswer(status=status, location=f"/v1/messages/{mail.id}", body=body)
     if not mail.dry_run:
         may_make(mail.id, location=stored.location)
         kept = Kept(key=key, answer=stored) if key else None
         services().outbox.accept(mail, kept, guard.charge())
-    return mail, stored
+    return stored
 
 
-def _hand_over(mail: NewMessage) -> None:
+def hand_over(mail: NewMessage) -> None:
     """Tell the workers of a mail, unless it is scheduled: the sweeper finds that when its time has come."""
     if mail.job:
         services().run(mail.job)

@@ -88,7 +88,8 @@ messages = Table(
     Column("webhook", Text),  # a URL that gets its events, beside those of `webhooks`
     Column("sender", String(100)),  # the account that has to send it, where its From names one
     Column("subject_key", Text),  # its subject in lower case, to find it by
-    # 1 once the next hop took it for some recipient: from then on a copy may be in the Sent folder.
+    # 1 once the next hop took it for some recipient: from then on a copy may be in the Sent folder. From the
+    # start where a client chose the Message-ID, as it may have put a copy there itself.
     Column("taken", Integer),
     # Set while the last attempt is uncertain and is looked for in the Sent folder at `next_attempt_at`:
     # how often that was done, and the state to come if it is not there.

@@ -3,6 +3,7 @@
 Each action is one conditional UPDATE: the database decides whether it or a worker's claim comes first.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -319,8 +320,12 @@ def _resend_one(connection: Connection, request: _Resend) -> MailroomError | Non
     row = connection.execute(
         select(
             messages.c.state,
+            messages.c.message_id,
             _has_recipients(*State).label("has_recipients"),
-            exists().where(contents.c.id == messages.c.id).label("has_content"),
+            select(contents.c.content)
+            .where(contents.c.id == messages.c.id)
+            .scalar_subquery()
+            .label("content"),
         )
         .where(messages.c.id == request.id)
         .with_for_update()
@@ -332,20 +337,24 @@ def _resend_one(connection: Connection, request: _Resend) -> MailroomError | Non
         return WrongState(state, _expected(RESENDABLE, state))
     if not row.has_recipients:
         return WrongState(state, f"it is {state}, and has no recipients")
-    if not row.has_content:
+    if row.content is None:
         return WrongState(state, f"it is {state}, and has no content any more")
     if take(connection, [request.kept]) == [False]:
         return KeyTaken()
-    _copy(connection, request)
+    is_raw = json.loads(row.content).get("is_raw", False)
+    names_itself = is_raw and not row.message_id.startswith(request.id)
+    _copy(connection, request, names_itself=names_itself)
     return None
 
 
-def _copy(connection: Connection, request: _Resend) -> None:
+def _copy(connection: Connection, request: _Resend, *, names_itself: bool) -> None:
+    """Copy a message; one that came with its own Message-ID keeps it, as its bytes do not change."""
     new = {
         "id": literal(request.new_id),
         "state": _queued_or_waiting(),
         "queue": messages.c.queue,
-        "message_id": literal(request.message_id),
+        "message_id": messages.c.message_id if names_itself else literal(request.message_id),
+        "taken": literal(1) if names_itself else null(),
         "created_at": now_ms(),
         "attempt": literal(0),
         "uncertain_attempts": literal(0),

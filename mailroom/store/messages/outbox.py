@@ -193,6 +193,7 @@ _COLUMNS = (
     "webhook",
     "key_id",
     "subject_key",
+    "taken",
 )
 
 
@@ -287,6 +288,7 @@ def _starts(connection: Connection, accepted: list[NewMessage]) -> list[_Start]:
 def _row(new: NewMessage, state: State) -> dict[str, Any]:
     """Return the values of `_NEW_MESSAGES`."""
     reason = SUPPRESSED if state is State.SUPPRESSED else None
+    names_itself = new.message.is_raw and not new.message_id.startswith(new.id)
     return {
         "id": new.id,
         "state": state,
@@ -298,6 +300,7 @@ def _row(new: NewMessage, state: State) -> dict[str, Any]:
         "webhook": new.webhook,
         "key_id": new.key_id,
         "subject_key": subject_key(new.message.subject),
+        "taken": 1 if names_itself else None,
         **vars(new.terms),
         "delay": new.terms.delay or None,
         **(_NOT_DUE if state in FINAL else {}),

@@ -21,6 +21,7 @@ from tests.services.application import made
 from tests.services.processes import PROJECT
 from tests.tools import contract
 from tests.tools.contract import served
+from tests.unit.submission.test_raw_message import COMPLETE
 
 SWAGGER = PROJECT / "mailroom" / "web" / "static" / "swagger-ui"
 MAIL = {"to": "bob@example.org", "subject": "Hello", "text": "Hi"}
@@ -92,10 +93,15 @@ def test_the_examples_are_accepted(client: FlaskClient, described: dict[str, Any
         for method, operation in operations.items():
             if "requestBody" in operation:
                 at = path.format(id=hook if "webhooks" in path else message, name="order")
+                [media, *_], [body, *_] = zip(
+                    *operation["requestBody"]["content"].items(), strict=True
+                )
+                example = body["example"]
                 answer = client.open(
                     at,
                     method=method.upper(),
-                    json=operation["requestBody"]["content"]["application/json"]["example"],
+                    data=example if isinstance(example, str) else json.dumps(example),
+                    content_type=media,
                 )
                 assert answer.status_code < 300, (path, answer.data)
 
@@ -112,9 +118,10 @@ class Asked:
     ) -> Any:
         method, _, rule = route.partition(" ")
         path = re.sub(r"<(?:\w+:)?(\w+)>", lambda found: at[found[1]], rule)
-        answer = self._client.open(
-            path + query, method=method, **({} if body is None else {"json": body})
-        )
+        given = {} if body is None else {"json": body}
+        if isinstance(body, bytes):
+            given = {"data": body, "content_type": "message/rfc822"}
+        answer = self._client.open(path + query, method=method, **given)
         assert answer.status_code == status, answer.data
         self.seen.add(route)
         operation = self._described["paths"][re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule)][
@@ -159,6 +166,13 @@ def of_messages(ask: Asked) -> None:
     id = ask("POST /v1/messages", status=202, body=MAIL | {"delay": 60})["id"]
     ask("POST /v1/messages/batch", status=202, body=[MAIL, MAIL])
     ask("POST /v1/messages", status=422, body={"to": "bob"})
+    ask(
+        "POST /v1/messages/raw",
+        status=202,
+        body=COMPLETE,
+        query="?to=a@example.org&to=b@example.org",
+    )
+    ask("POST /v1/messages/raw", status=422, body=COMPLETE, query="?to=a")
     ask("GET /v1/messages", status=200, query="?limit=2")
     ask("GET /v1/messages", status=422, query="?limit=no")
     ask("POST /v1/messages/<id>/reschedule", status=200, id=id, body={"delay": 50})
