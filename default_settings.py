@@ -119,6 +119,23 @@ PUBLIC_URL: str = ""
 #: Largest request body, in bytes; a larger one gets 413. Enough for the largest mail that Gmail takes.
 REQUEST_MAX_BYTES: int = 36_000_000
 
+# --- Mail that programs hand in over SMTP ---
+
+#: TCP port for programs that speak SMTP and no HTTP, on HOST. They log in with an API key as the password of
+#: any user; without any key, only your own user on this machine is served. 0: none, but 2525 for `flask up`.
+SUBMISSION_PORT: int = 0
+
+#: Path of a PEM file with the certificate, and its chain, for TLS there. "": no TLS, and so no login for
+#: other machines.
+SUBMISSION_CERT_FILE: str = ""
+
+#: Path of a PEM file with the key of that certificate. "": it is in the same file.
+SUBMISSION_KEY_FILE: str = ""
+
+#: starttls: TLS when the client asks for it, which it has to before a login from another machine; ssl: TLS
+#: from the first byte, as on port 465.
+SUBMISSION_SECURITY: Literal["starttls", "ssl"] = "starttls"
+
 # --- Queue and database ---
 
 #: Directory of the database files, and of `.env`; only the environment sets it. "": in a clone, `instance/`

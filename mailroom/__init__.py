@@ -4,6 +4,7 @@ The way of a mail:
 
     server/                    reads requests; incomplete ones are dropped here
     app.py                     the route of POST /: commits the mail and calls sendMail.delay(id)
+    smtpd/                     takes mail from programs that speak SMTP, and commits it likewise
     api/routes/messages.py     the other routes that accept mail; api/auth/guard.py checks the API key, and
                                api/problems.py answers what is wrong
     submission/reader.py       turns the JSON into a model/message.py Message, and perhaps a job;

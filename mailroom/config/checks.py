@@ -28,8 +28,14 @@ _AT_LEAST_ONE = (
     "SMTP_TIMEOUT_SECONDS",
     "BOUNCES_EVERY_SECONDS",
 )
-_PORTS = ("PORT", "SMTP_PORT", "IMAP_PORT", "INBOX_PORT", "INBOX_SMTP_PORT")
-_FILES = ("MAIL_OAUTH2_FILE", "SMTP_CA_FILE", "BROKER_CA_FILE")
+_PORTS = ("PORT", "SMTP_PORT", "IMAP_PORT", "INBOX_PORT", "INBOX_SMTP_PORT", "SUBMISSION_PORT")
+_FILES = (
+    "MAIL_OAUTH2_FILE",
+    "SMTP_CA_FILE",
+    "BROKER_CA_FILE",
+    "SUBMISSION_CERT_FILE",
+    "SUBMISSION_KEY_FILE",
+)
 
 
 def check_settings(settings: Settings, variables: Mapping[str, str]) -> None:
@@ -41,6 +47,7 @@ def check_settings(settings: Settings, variables: Mapping[str, str]) -> None:
     check_sqlite_file(settings.DATABASE_URL)
     check_brokers(settings)
     check_public_url(settings)
+    check_submission(settings)
     check_contradictions(settings, variables)
 
 
@@ -140,6 +147,22 @@ def check_public_url(settings: Settings) -> None:
         raise SettingsError(
             f"{PREFIX}PUBLIC_URL: expected an address like https://mail.example.org, "
             f"got {settings.PUBLIC_URL!r}"
+        )
+
+
+def check_submission(settings: Settings) -> None:
+    """Refuse TLS without a certificate, and a port at which the service would send mail to itself."""
+    needs_certificate = settings.SUBMISSION_KEY_FILE or settings.SUBMISSION_SECURITY == "ssl"
+    if needs_certificate and not settings.SUBMISSION_CERT_FILE:
+        raise SettingsError(
+            f"{PREFIX}SUBMISSION_KEY_FILE and {PREFIX}SUBMISSION_SECURITY=ssl are for a certificate; "
+            f"set {PREFIX}SUBMISSION_CERT_FILE"
+        )
+    port = settings.SUBMISSION_PORT
+    is_next_hop = port and port == settings.SMTP_PORT and is_loopback(settings.SMTP_HOST)
+    if is_next_hop:
+        raise SettingsError(
+            f"{PREFIX}SUBMISSION_PORT={port} is {PREFIX}SMTP_PORT, too: mail would go in circles"
         )
 
 

@@ -76,6 +76,10 @@ class Settings:
     API_KEY: str
     PUBLIC_URL: str
     REQUEST_MAX_BYTES: int
+    SUBMISSION_PORT: int
+    SUBMISSION_CERT_FILE: str
+    SUBMISSION_KEY_FILE: str
+    SUBMISSION_SECURITY: Literal["starttls", "ssl"]
     HOME: str
     BROKER_URL: str
     BROKER_CA_FILE: str

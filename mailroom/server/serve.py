@@ -30,6 +30,7 @@ from mailroom.process.lazy_import import Lazy
 from mailroom.server import watch
 from mailroom.server.limits import LIMITS, LONG_BODIES_MAX, Limits
 from mailroom.server.process import at_exit, end_child, start_child
+from mailroom.server.submission import start_submission
 from mailroom.store.db.database import Database
 from mailroom.store.keys.api_keys import ApiKeys
 from mailroom.store.messages.outbox import Outbox
@@ -81,6 +82,7 @@ def web_app(create_app: CreateApp, settings: Settings, *blueprints: str) -> Flas
     app = create_app(settings, *map(import_string, blueprints), database=database)
     runtime.start_publisher(database)
     at_exit(runtime.stop_publisher)
+    start_submission(app, settings, port=settings.SUBMISSION_PORT)
     hop = next_hop(settings)
     is_inbox = hop.host == "127.0.0.1" and not settings.SMTP_HOST
     say(

@@ -24,6 +24,7 @@ from mailroom.server.serve import (
     serve,
     url,
 )
+from mailroom.server.submission import UP_PORT, start_submission
 from mailroom.store.db.database import Database
 from mailroom.store.jobs.claims import JobClaims
 from mailroom.store.workers import Heartbeat
@@ -73,7 +74,13 @@ def all_in_one(create_app: CreateApp, settings: Settings, deliver: bool) -> Flas
     app.register_blueprint(inbox_blueprint(storage, chaos, hint=curl(settings)))
     at_exit(smtp.stop)
     at_exit(start_worker(database))
-    say_addresses(settings, deliver)
+    submission = start_submission(
+        app,
+        settings,
+        port=settings.SUBMISSION_PORT or UP_PORT,
+        is_needed=bool(settings.SUBMISSION_PORT),
+    )
+    say_addresses(settings, deliver, submission)
     return app
 
 
@@ -96,7 +103,7 @@ def start_worker(database: Database) -> Callable[[], None]:
     return worker.stop
 
 
-def say_addresses(settings: Settings, deliver: bool) -> None:
+def say_addresses(settings: Settings, deliver: bool, submission: str) -> None:
     remark = "" if deliver else ", the inbox; --deliver sends it for real"
     broker = (
         "in this process; set MAILASYNC_BROKER_URL for RabbitMQ"
@@ -107,6 +114,7 @@ def say_addresses(settings: Settings, deliver: bool) -> None:
         f"mailasync runs at  {url(settings)}",
         f"how it goes        {url(settings)}/dashboard",
         f"read the mail at   {url(settings)}/inbox/",
+        f"SMTP for programs  {submission}",
         f"mail goes to       {next_hop(settings)}{remark}",
         f"broker             {broker}",
         "",

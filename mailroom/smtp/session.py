@@ -136,8 +136,7 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
         """
         if smtputf8 and not self.smtp.has_extn("smtputf8"):
             return Receipt(refused={}, final=NO_SMTPUTF8)
-        body = self._body_parameter(payload, smtputf8=smtputf8)
-        about = (sender, recipients, len(payload), body, one_by_one)
+        about = (sender, recipients, payload, smtputf8, one_by_one)
         envelope = yield from self._send_envelope(*about)
         mail = envelope.mail
         if envelope.hangup is not None or mail is None:
@@ -172,15 +171,15 @@ class Session(yagmail.SMTP):  # type: ignore[misc]  # yagmail ships no types
         self,
         sender: str,
         recipients: dict[int, str],
-        size: int,
-        body: str,
+        payload: bytes,
+        smtputf8: bool,
         one_by_one: bool,
     ) -> Dialogue[Envelope]:
         mail = f"MAIL FROM:<{sender}>"
         if self.smtp.has_extn("size"):
-            mail += f" SIZE={size}"
-        mail += body
-        self.smtp.command_encoding = "utf-8" if body.endswith("SMTPUTF8") else "ascii"
+            mail += f" SIZE={len(payload)}"
+        mail += self._body_parameter(payload, smtputf8=smtputf8)
+        self.smtp.command_encoding = "utf-8" if smtputf8 else "ascii"
         pipelined = self.pipelining.is_used and not one_by_one
         pipelined = pipelined and self.smtp.has_extn("pipelining")
         envelope: Envelope = yield from send_envelope(

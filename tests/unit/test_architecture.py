@@ -1,6 +1,6 @@
 """Holds the picture of the house against the code: who imports whom, how docstrings begin, and that importing does nothing.
 
-app, mailasync -> server, cli -> web -> api -> submission, jobs, worker, webhooks, mailbox -> broker, delivery
+app, mailasync -> server, cli -> web -> api -> submission, jobs, worker, webhooks, mailbox, smtpd -> broker, delivery
 -> smtp, templating, store -> config -> model, process
 """
 
@@ -50,7 +50,7 @@ BASE = "model process"
 MAY_IMPORT = {
     "app": f"mailasync server cli {API} worker config {STORE} {BASE}",
     "mailasync": "worker broker",
-    "server": f"mailroom web api.openapi {API} inbox worker config {STORE} {BASE}",
+    "server": f"mailroom web api.openapi {API} inbox smtpd worker config {STORE} {BASE}",
     "cli": f"{API} worker mailbox submission broker smtp config {STORE} {BASE}",
     "web": f"{API} submission jobs inbox smtp {STORE} {BASE}",
     "api.openapi": f"{API} submission {STORE} {BASE}",
@@ -63,6 +63,7 @@ MAY_IMPORT = {
     "jobs": f"{STORE} {BASE}",
     "webhooks": f"{STORE} {BASE}",
     "mailbox": f"smtp {STORE} {BASE}",
+    "smtpd": f"submission {STORE} {BASE}",
     "delivery": f"smtp templating {BASE}",  # It gets the store as an argument.
     "broker": BASE,
     "smtp": BASE,
@@ -98,6 +99,7 @@ MAY_KNOW = {
     "PIL": "jobs.thumbnail",
     "imapclient": "mailbox.client mailbox.failures",
     "flufl": "mailbox.plain_bounces",
+    "aiosmtpd": "inbox smtpd.connection",
     "prometheus_client": "api.routes.metrics",
     "tools": "",  # The service needs none of them.
 }

@@ -91,16 +91,16 @@ def access_check() -> Callable[[], bool]:
     def is_served() -> bool:
         with suppress(StoreUnavailable):
             has_ended = session and browsers.has_ended(session)
-            return not has_ended and _is_valid(key, ours)
+            return not has_ended and is_valid(key, ours)
         return False
 
     return is_served
 
 
-def _is_valid(key: ApiKey, ours: Services) -> bool:
+def is_valid(key: ApiKey, ours: Services) -> bool:
     """Tell whether a key is still valid and unchanged. Raises StoreUnavailable."""
     if key is LOCAL:
-        return not _needs_key(ours)
+        return not needs_key_of(ours)
     if key is DEFAULT:
         return True
     row = ours.api_keys.usable(key.id)
@@ -182,7 +182,7 @@ def _refusal(api_key: str, keys: ApiKeys | None, *, always: bool = False) -> Res
 
 def _enter_by_secret(secret: str, api_key: str, keys: ApiKeys | None) -> Response | None:
     """Serve the request as that of the key with this secret; return its refusal, or None."""
-    key = _find_key(secret, api_key, keys)
+    key = key_with_secret(secret, api_key, keys)
     if key is None:
         return _refuse_wrong()
     g.api_key = key
@@ -191,7 +191,7 @@ def _enter_by_secret(secret: str, api_key: str, keys: ApiKeys | None) -> Respons
 
 def find_key(secret: str) -> ApiKey | None:
     """Return the key with this secret; None if there is none. Raises StoreUnavailable."""
-    return _find_key(secret, services().settings.API_KEY, services().api_keys)
+    return key_with_secret(secret, services().settings.API_KEY, services().api_keys)
 
 
 def enter_by_session() -> bool:
@@ -207,10 +207,11 @@ def enter_by_session() -> bool:
 
 def needs_key() -> bool:
     """Tell whether a client on this machine needs a key, too. Raises StoreUnavailable."""
-    return _needs_key(services())
+    return needs_key_of(services())
 
 
-def _needs_key(ours: Services) -> bool:
+def needs_key_of(ours: Services) -> bool:
+    """Do what `needs_key` does, outside of a request."""
     return (
         bool(ours.settings.API_KEY)
         or not ours.settings.listens_on_loopback
@@ -218,7 +219,8 @@ def _needs_key(ours: Services) -> bool:
     )
 
 
-def _find_key(secret: str, api_key: str, keys: ApiKeys | None) -> ApiKey | None:
+def key_with_secret(secret: str, api_key: str, keys: ApiKeys | None) -> ApiKey | None:
+    """Return API_KEY or the key in the database with this secret; None if it is neither."""
     # Hashes are compared, so that the time it takes reveals nothing of the key, nor its length.
     if hmac.compare_digest(hashed(secret), hashed(api_key)) and api_key:
         return DEFAULT

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from mailroom.api.auth import guard
-from mailroom.api.services import services
+from mailroom.api.services import Services, services
 from mailroom.model.message import Address
 from mailroom.store.messages.outbox import NewMessage
 
@@ -22,6 +22,11 @@ def permitted(mail: NewMessage, *, pointer: str = "#") -> NewMessage:
 
 def account_sender(account: str | None) -> Address:
     """Return the From of an account's mails that name none; the first account's if it is unknown."""
-    accounts = services().known_accounts
+    return account_sender_of(services(), account)
+
+
+def account_sender_of(ours: Services, account: str | None) -> Address:
+    """Do what `account_sender` does, outside of a request."""
+    accounts = ours.known_accounts
     by_name = {known.name: known.sender for known in accounts}
     return by_name.get(account or "", accounts[0].sender)

@@ -12,7 +12,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from ipaddress import IPv6Address, ip_address
 
-from flask import current_app, request
+from flask import Flask, current_app, request
 
 #: An address may send WRONG_MAX wrong keys in WRONG_SECONDS.
 WRONG_MAX = 10
@@ -55,8 +55,13 @@ class WrongKeys:
 
 def note_wrong_key() -> int:
     """Count a wrong key from the current request's address; return how many seconds it has to wait."""
-    counted: WrongKeys = current_app.extensions.setdefault(_EXTENSION, WrongKeys())
-    return counted.note(request.remote_addr or "")
+    return wrong_keys(current_app).note(request.remote_addr or "")
+
+
+def wrong_keys(app: Flask) -> WrongKeys:
+    """Return the wrong keys that this application counts, over HTTP and SMTP alike."""
+    counted: WrongKeys = app.extensions.setdefault(_EXTENSION, WrongKeys())
+    return counted
 
 
 def network(address: str) -> str:

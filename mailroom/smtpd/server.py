@@ -1,0 +1,193 @@
+"""Listens for programs that hand in mail, in a supervised thread with an event loop of its own."""
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from ssl import SSLContext
+
+from mailroom.model.errors import MailroomError
+from mailroom.process.supervisor import SupervisedThread
+from mailroom.smtpd.auth import Access
+from mailroom.smtpd.connection import ServerParts, SubmissionConnection
+from mailroom.smtpd.raw_message import Acceptance
+
+log = logging.getLogger("mailasync.smtpd")
+
+CONNECTIONS_MAX = 500
+#: Of one address that is not this machine's.
+ADDRESS_CONNECTIONS_MAX = 50
+#: Mails that wait for the database at the same time; their commits are one commit.
+THREADS = 64
+#: How long a stop waits for mails that are being committed.
+STOP_SECONDS = 10.0
+HANDSHAKE_SECONDS = 30.0
+_CONNECTIONS_WAITING = 128
+
+
+class SubmissionPortTaken(MailroomError):
+    """Another program listens on the port."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listener:
+    """The address to listen on, and the certificate."""
+
+    host: str
+    port: int
+    host_name: str  #: of the greeting
+    mail_max_bytes: int
+    tls: SSLContext | None = None
+    tls_at_once: bool = False  #: TLS from the first byte, and not after STARTTLS
+
+
+class SubmissionServer:
+    """The SMTP server; with port 0 the system chooses one, and `port` has it after `start()`."""
+
+    def __init__(self, listener: Listener, *, access: Access, acceptance: Acceptance) -> None:
+        self.listener = listener
+        self.port = listener.port
+        self._access = access
+        self._acceptance = acceptance
+        self._socket: socket.socket | None = None  #: bound by start(), used by the next run
+        self._stopping = threading.Event()
+        self._ready = threading.Event()
+        self._thread: SupervisedThread | None = None
+        #: interrupts the event loop, so that it looks at `_stopping`
+        self._wake: Callable[[], object] = lambda: None
+
+    def start(self) -> None:
+        """Start to listen, and return when mail is taken.
+
+        Raises:
+          SubmissionPortTaken: another program listens on the port.
+          OSError: this machine cannot listen on the address.
+        """
+        # aiosmtpd logs addresses at INFO and every line of a mail at DEBUG.
+        logging.getLogger("mail.log").setLevel(logging.ERROR)
+        self._socket = _listen(self.listener.host, self.port)
+        self.port = self._socket.getsockname()[1]
+        self._thread = SupervisedThread("submission", self._run, self._stopping)
+        self._thread.start()
+        self._ready.wait()
+
+    def stop(self) -> None:
+        """Take no more mail; one that is being committed gets its reply."""
+        if self._thread is None:
+            return
+        self._stopping.set()
+        with suppress(RuntimeError):
+            # The event loop is closed: the thread has just ended by itself.
+            self._wake()
+        self._thread.join()
+        self._thread = None
+
+    def _run(self) -> None:
+        """Serve until stop(); a restart after a crash listens on the same port again."""
+        bound, self._socket = self._socket or _listen(self.listener.host, self.port), None
+        threads = ThreadPoolExecutor(THREADS, thread_name_prefix="submission")
+        try:
+            asyncio.run(self._serve(bound, self._submission(threads)))
+        finally:
+            bound.close()
+            threads.shutdown()
+
+    def _submission(self, threads: ThreadPoolExecutor) -> ServerParts:
+        return ServerParts(
+            host_name=self.listener.host_name,
+            mail_max_bytes=self.listener.mail_max_bytes,
+            access=self._access,
+            acceptance=self._acceptance,
+            threads=threads,
+            starttls=None if self.listener.tls_at_once else self.listener.tls,
+        )
+
+    async def _serve(self, bound: socket.socket, submission: ServerParts) -> None:
+        loop = asyncio.get_running_loop()
+        woken = asyncio.Event()
+        self._wake = lambda: loop.call_soon_threadsafe(woken.set)
+        at_once = self.listener.tls if self.listener.tls_at_once else None
+        server = await loop.create_server(
+            lambda: _Doorkeeper(submission),
+            sock=bound,
+            ssl=at_once,
+            ssl_handshake_timeout=HANDSHAKE_SECONDS if at_once else None,
+        )
+        try:
+            self._ready.set()
+            if not self._stopping.is_set():
+                # Looked at after `_wake` is set, so that no stop() is missed.
+                await woken.wait()
+        finally:
+            server.close()
+            await _end(submission)
+
+
+class _Doorkeeper(asyncio.Protocol):
+    """Turns away a client that is one too many, and hands all others to a SubmissionConnection."""
+
+    def __init__(self, submission: ServerParts) -> None:
+        self._submission = submission
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        peer = transport.get_extra_info("peername") or ("", 0)
+        if self._are_too_many(str(peer[0]).partition("%")[0]):
+            transport.write(b"421 4.7.0 too many connections; try again later\r\n")
+            transport.close()
+            return
+        connection = SubmissionConnection(self._submission)
+        transport.set_protocol(connection)
+        connection.connection_made(transport)
+
+    def _are_too_many(self, address: str) -> bool:
+        connections = self._submission.connections
+        if len(connections) >= CONNECTIONS_MAX:
+            return True
+        others = [one for one in connections if one.address == address and not one.is_local]
+        return len(others) >= ADDRESS_CONNECTIONS_MAX
+
+
+async def _end(submission: ServerParts) -> None:
+    """Let mails that are being committed get their replies, then cut all connections."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for connection in list(submission.connections):
+        connection.say_goodbye()
+    committing = [one for one in submission.connections if one.is_committing]
+    deadline = asyncio.get_running_loop().time() + STOP_SECONDS
+    while any(one.is_committing for one in committing):
+        if asyncio.get_running_loop().time() > deadline:
+            break
+        await asyncio.sleep(0.02)
+    for connection in list(submission.connections):
+        connection.say_goodbye()
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    # asyncio turns off Nagle's algorithm only if the protocol number is IPPROTO_TCP; socket.create_server
+    # leaves it 0, and pipelined commands then take 40 ms each.
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        if os.name == "posix":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(_CONNECTIONS_WAITING)
+    except OSError as e:
+        listener.close()
+        if e.errno == errno.EADDRINUSE:
+            raise SubmissionPortTaken(
+                f"port {port} is taken; set MAILASYNC_SUBMISSION_PORT or stop the other program"
+            ) from e
+        raise
+    return listener
