@@ -4,9 +4,8 @@ from copy import copy
 
 import click
 
-from mailroom.cli.config import config_command
 from mailroom.cli.context import CommandContext
-from mailroom.cli.doctor_command import doctor_command
+from mailroom.cli.installation import config_command, doctor_command
 from mailroom.cli.keys import keys_group
 from mailroom.cli.maintenance import db_group, purge_command
 from mailroom.cli.messages import (
@@ -18,6 +17,7 @@ from mailroom.cli.messages import (
     retry_command,
 )
 from mailroom.cli.send import send_command
+from mailroom.cli.sendmail import sendmail_command
 from mailroom.cli.serve import inbox_command, up_command, web_command, worker_command
 from mailroom.cli.suppressions import suppressions_group
 from mailroom.cli.templates import templates_group
@@ -41,6 +41,7 @@ COMMANDS: tuple[click.Command, ...] = (
     suppressions_group,
     templates_group,
     send_command,
+    sendmail_command,
     status_command,
     tail_command,
     config_command,

@@ -1,4 +1,4 @@
-"""Commits a mail that came over SMTP, and words the reply: 250 is said after the commit, and not before."""
+"""Commits a mail that a program handed in, and words the reply: 250 comes after the commit, not before."""
 
 import logging
 import time
@@ -32,13 +32,13 @@ _UNAVAILABLE = "451 4.3.0 the database is not available; try again"
 
 @dataclass(frozen=True, kw_only=True)
 class SubmittedMail:
-    """A mail whose final dot has come."""
+    """A mail whose final dot has come, or that came on standard input."""
 
     content: bytes
-    sender: str  #: "": none
-    recipients: tuple[str, ...]
-    smtputf8: bool  #: whether the client said so
-    source: str  #: the client, as in a Received line
+    sender: str | None  #: "": none; None: the address in From
+    recipients: tuple[str, ...]  #: (): those in To, Cc and Bcc
+    smtputf8: bool | None  #: whether the client said so; None: it cannot
+    source: str  #: the client, as in a Received line; "": it has no address
     protocol: str  #: as in RFC 3848
     key: ApiKey
 
@@ -148,7 +148,7 @@ class Acceptance:
 
 
 def _key(mail: SubmittedMail, text: str) -> Key:
-    envelope = "\n".join([mail.sender, *mail.recipients, ""]).encode()
+    envelope = "\n".join([mail.sender or "", *mail.recipients, ""]).encode()
     request_hash = sha256(envelope + mail.content).hexdigest()
     return Key(owner=mail.key.id, key=text, request_hash=request_hash)
 

@@ -108,6 +108,14 @@ def received(*, by: str, protocol: str, id: str, source: str = "") -> str:
     return f"Received: {start} {by} with {protocol} id {id};\r\n\t{date}\r\n"
 
 
+def header_recipients(mail: bytes) -> list[str]:
+    """Return the addresses in To, Cc and Bcc, as they stand there."""
+    try:
+        return _recipients_in(split_header(mail)[0])
+    except HeaderTooLong:
+        return []
+
+
 def with_crlf(mail: bytes) -> bytes:
     """Return a file's mail with CRLF line ends, if all of its lines end with LF; else unchanged."""
     return mail if b"\r" in mail else mail.replace(b"\n", b"\r\n")

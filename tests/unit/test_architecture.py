@@ -51,7 +51,7 @@ MAY_IMPORT = {
     "app": f"mailasync server cli {API} worker config {STORE} {BASE}",
     "mailasync": "worker broker",
     "server": f"mailroom web api.openapi {API} inbox smtpd worker config {STORE} {BASE}",
-    "cli": f"{API} worker mailbox submission broker smtp config {STORE} {BASE}",
+    "cli": f"{API} worker mailbox submission smtpd broker smtp config {STORE} {BASE}",
     "web": f"{API} submission jobs inbox smtp {STORE} {BASE}",
     "api.openapi": f"{API} submission {STORE} {BASE}",
     "api.routes": f"api.http api.auth api submission jobs webhooks broker smtp templating config {STORE} {BASE}",
