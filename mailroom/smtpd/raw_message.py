@@ -122,6 +122,7 @@ class Acceptance:
             self.outbox.accept(new, kept, charge)
         except CommitUnanswered:
             self._commit_anew(new, kept)
+        log.info("message %s was handed in", new.id, extra={"message_id": new.id})
         self._hand_over(new)
         return f"250 2.0.0 accepted as {new.id}"
 

@@ -2,6 +2,7 @@
 
 import shutil
 import smtplib
+import socket
 import sqlite3
 import subprocess
 import threading
@@ -165,3 +166,35 @@ def test_killed_while_the_commit_waits_nothing_is_accepted(up: Service) -> None:
             one.close()
         other.execute("ROLLBACK")
     assert stored(up) == []
+
+
+def test_a_port_that_is_named_and_taken_stops_the_start(tmp_path: Path, sqlite_url: str) -> None:
+    with closing(socket.create_server(("127.0.0.1", free_port()))) as other:
+        taken = str(other.getsockname()[1])
+        settings = {"DATABASE_URL": sqlite_url, "INBOX_SMTP_PORT": str(free_port())}
+        with service(tmp_path, **settings, SUBMISSION_PORT=taken) as one:
+            program = one.run("-m", "flask", "up", name="up")
+            assert program.process.wait(60) == 1
+            assert f"port {taken} is taken; set MAILASYNC_SUBMISSION_PORT" in program.text()
+
+
+def test_a_certificate_that_cannot_be_used_stops_the_start(tmp_path: Path, sqlite_url: str) -> None:
+    settings = {
+        "DATABASE_URL": sqlite_url,
+        "INBOX_SMTP_PORT": str(free_port()),
+        "SUBMISSION_CERT_FILE": __file__,
+    }
+    with service(tmp_path, **settings) as one:
+        program = one.run("-m", "flask", "up", name="up")
+        assert program.process.wait(60) == 1
+        assert "SUBMISSION_CERT_FILE: expected a certificate with its key in PEM" in program.text()
+
+
+def test_the_web_half_of_the_pair_takes_mail_too(pair: Service, smtpd: ScriptedSMTP) -> None:
+    pair.settings["SUBMISSION_PORT"] = str(free_port())
+    pair.web()
+    with smtplib.SMTP("127.0.0.1", port(pair), timeout=60) as one:
+        one.sendmail(ALICE, [BOB], MULTIPART)
+    pair.worker()
+    wait_until(lambda: smtpd.messages)
+    assert smtpd.messages[0].data.endswith(b"\r\n" + MULTIPART)

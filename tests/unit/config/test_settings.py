@@ -312,3 +312,21 @@ def test_a_database_url_that_cannot_be_read_stops_the_start(url: str, words: str
     with pytest.raises(SettingsError, match="MAILASYNC_DATABASE_URL: ") as e:
         web.create_app(read(DATABASE_URL=url))
     assert words in e.value.message and "geh" not in e.value.message
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"SUBMISSION_PORT": "65536"}, "SUBMISSION_PORT: expected a port up to 65535"),
+        ({"SUBMISSION_CERT_FILE": "/missing.pem"}, "SUBMISSION_CERT_FILE: expected a readable"),
+        ({"SUBMISSION_SECURITY": "ssl"}, "set MAILASYNC_SUBMISSION_CERT_FILE"),
+        ({"SUBMISSION_KEY_FILE": __file__}, "set MAILASYNC_SUBMISSION_CERT_FILE"),
+        (
+            {"SUBMISSION_PORT": "2525", "SMTP_PORT": "2525", "SMTP_HOST": "localhost"},
+            "mail would go in circles",
+        ),
+    ],
+)
+def test_submission_that_cannot_work_stops_the_start(settings: dict[str, str], words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        read(**settings)
