@@ -52,6 +52,8 @@ _ANY_NUMBER = 1_000_000_000
 
 #: A name that a client gives itself and that may stand in a Received line.
 _HOST_NAME = re.compile(r"[A-Za-z0-9.:\[\]_-]{1,255}", re.ASCII)
+#: aiosmtpd's last reply to a client that says what is no command.
+_BOGUS = "502 5.5.1 Too many"
 _UNAVAILABLE = "451 4.3.0 the database is not available; try again"
 
 
@@ -95,6 +97,7 @@ class SubmissionConnection(SMTP):
         )
         self._submission = submission
         self.is_committing = False
+        self._is_ending = False
         self._errors = 0
         self._login_timer: asyncio.TimerHandle | None = None
 
@@ -120,14 +123,26 @@ class SubmissionConnection(SMTP):
             self.close()
 
     def close(self) -> None:
-        if self.transport is not None:
-            self.transport.close()
+        """Hang up, and take nothing more, although TLS ends only once the client agrees."""
+        # The handler closes the transport as it ends; inside of TLS, a second close() breaks it.
+        if self._handler_coroutine is not None:
+            self._is_ending = True
+            self._handler_coroutine.cancel()
+
+    def _timeout_cb(self) -> None:
+        self.close()
 
     def say_goodbye(self) -> None:
         """End a connection on which no mail is being committed, as the service stops."""
-        if isinstance(self.transport, asyncio.Transport) and not self.is_committing:
+        if self._is_ending or self.is_committing:
+            return
+        if isinstance(self.transport, asyncio.Transport):
             self.transport.write(b"421 4.3.2 the service is stopping; try again\r\n")
-            self.transport.close()
+            self.close()
+
+    def abort(self) -> None:
+        if isinstance(self.transport, asyncio.Transport):
+            self.transport.abort()
 
     @property
     def key(self) -> ApiKey | None:
@@ -166,16 +181,43 @@ class SubmissionConnection(SMTP):
     # --- commands ---
 
     async def push(self, status: Any) -> None:
-        """Send a reply; after too many refusals, or 421, hang up."""
-        await super().push(status)
-        code = status[:3] if isinstance(status, str) else status[:3].decode("ascii", "replace")
+        """Send a reply; after too many refusals, 221 or 421, hang up.
+
+        Raises:
+          CancelledError: the connection is ending, and what else has come is not read.
+        """
+        if self._is_ending:
+            raise asyncio.CancelledError
+        text = status if isinstance(status, str) else status.decode("ascii", "replace")
+        if text.startswith(_BOGUS):
+            text = "421 4.7.0 too many commands that are not known"
+        await super().push(text)
+        code = text[:3]
         if code[:1] == "5":
             self._errors += 1
         if self._errors >= ERRORS_MAX and code != "421":
             await super().push("421 4.7.0 too many errors")
             code = "421"
-        if code == "421":
+        if code in ("221", "421"):
             self.close()
+            raise asyncio.CancelledError
+
+    async def handle_exception(self, error: Exception) -> str:
+        """Word the reply to what should not happen; its text may hold a part of the mail."""
+        if isinstance(error, TLSSetupException):
+            return "454 4.7.0 TLS failed"
+        self._errors += 1
+        log.error("a connection failed: %s", type(error).__name__)
+        return "451 4.3.0 this is our fault, and it is in the log"
+
+    def _getaddr(self, arg: str) -> tuple[str | None, str | None]:
+        """Return an address and what follows it; (None, None) if there is none."""
+        try:
+            return super()._getaddr(arg)
+        except (
+            Exception
+        ):  # The standard library's parser raises anything, such as IndexError for "<".
+            return None, None
 
     async def auth_PLAIN(self, _: Any, args: list[str]) -> AuthResult:
         return await self._verified(await super().auth_PLAIN(_, args))
@@ -237,12 +279,23 @@ class SubmissionConnection(SMTP):
         )
         self.is_committing = True
         try:
-            reply = await self.in_thread(self._submission.acceptance.accept, mail)
+            reply = await self.in_thread(self._commit, mail, self.ends)
         finally:
             self.is_committing = False
         if reply.startswith("250"):
             self._errors = 0
         return reply
+
+    def _commit(self, mail: SubmittedMail, ends: dict[str, Any]) -> str:
+        """Accept the mail unless its key was revoked while it came, which may take long."""
+        try:
+            self._submission.access.sender(mail.key, ends)
+        except Refused as e:
+            return str(e)
+        except StoreUnavailable as e:
+            log.error("%s", e)
+            return _UNAVAILABLE
+        return self._submission.acceptance.accept(mail)
 
     def _source(self) -> str:
         """Name the client for the Received line (RFC 5321, 4.4)."""
@@ -343,10 +396,3 @@ class _Hooks:
             return "553 5.6.7 an address beyond ASCII needs SMTPUTF8"
         envelope.rcpt_tos.append(recipient)
         return "250 2.1.5 OK"
-
-    async def handle_exception(self, error: Exception) -> str:
-        """Word the reply to what should not happen; its text may hold a part of the mail."""
-        if isinstance(error, TLSSetupException):
-            return "454 4.7.0 TLS failed"
-        log.error("a connection failed: %s", type(error).__name__, exc_info=error)
-        return "451 4.3.0 this is our fault, and it is in the log"

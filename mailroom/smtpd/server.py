@@ -157,20 +157,29 @@ class _Doorkeeper(asyncio.Protocol):
 async def _end(submission: ServerParts) -> None:
     """Let mails that are being committed get their replies, then cut all connections."""
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for connection in list(submission.connections):
-        connection.say_goodbye()
+    _say_goodbye(submission)
     committing = [one for one in submission.connections if one.is_committing]
     deadline = asyncio.get_running_loop().time() + STOP_SECONDS
     while any(one.is_committing for one in committing):
         if asyncio.get_running_loop().time() > deadline:
             break
         await asyncio.sleep(0.02)
-    for connection in list(submission.connections):
-        connection.say_goodbye()
+    _say_goodbye(submission)
     for task in tasks:
         task.cancel()
     if tasks:
         await asyncio.wait(tasks)
+    for connection in list(submission.connections):
+        # Inside of TLS, the client may not have agreed to the end yet.
+        with suppress(Exception):
+            connection.abort()
+
+
+def _say_goodbye(submission: ServerParts) -> None:
+    for connection in list(submission.connections):
+        # One whose transport is broken must not keep the others from being told.
+        with suppress(Exception):
+            connection.say_goodbye()
 
 
 def _listen(host: str, port: int) -> socket.socket:

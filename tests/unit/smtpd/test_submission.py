@@ -422,6 +422,17 @@ def test_a_key_that_is_revoked_sends_no_more(app: Flask, server: SubmissionServe
         assert hand_in(one, COMPLETE)[0] == 530
 
 
+def test_not_even_between_mail_and_the_final_dot(app: Flask, server: SubmissionServer) -> None:
+    ours: Services = app.extensions["mailasync"]
+    secret, key = ours.api_keys.create("shop", scopes=[Scope.SEND])
+    with client(server) as one:
+        one.login("anybody", secret)
+        assert (one.mail(ALICE)[0], one.rcpt(BOB)[0]) == (250, 250)
+        ours.api_keys.revoke(key.id)
+        assert one.data(COMPLETE) == (530, b"5.7.0 the API key is not valid any more")
+    assert count(app) == 0
+
+
 def test_without_a_key_only_this_services_user_is_served(
     server: SubmissionServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -509,6 +520,65 @@ def test_a_browser_is_hung_up_on(server: SubmissionServer, method: bytes) -> Non
         assert link.read() == b""
 
 
+@pytest.mark.parametrize(
+    "start",
+    [b"POST / HTTP/1.1\r\n" + b"X-Y: z\r\n" * 3 + b"\r\n", b"WHAT\r\n" * 6],
+    ids=["HTTP", "bogus"],
+)
+def test_nothing_is_taken_after_the_last_reply_inside_of_tls(
+    sqlite_url: str, certificates: Certificates, start: bytes
+) -> None:
+    """A client need not answer the end of TLS, and what it sent before is in a buffer."""
+    settings = {"SUBMISSION_CERT_FILE": str(certificates.valid), "SUBMISSION_SECURITY": "ssl"}
+    commands = b"HELO x\r\nMAIL FROM:<alice@example.org>\r\nRCPT TO:<bob@example.org>\r\nDATA\r\n"
+    context = certificates.client_context()
+    for app in made(sqlite_url, **settings):
+        with (
+            listening(app) as server,
+            socket.create_connection(("127.0.0.1", server.port), 60) as link,
+            context.wrap_socket(link, server_hostname="localhost") as inside,
+        ):
+            inside.sendall(start + commands + COMPLETE + b".\r\n")
+            replies = inside.makefile("rb").read().splitlines()
+            server.stop()
+            assert replies[-1][:3] == b"421"
+        assert count(app) == 0
+
+
+@pytest.mark.parametrize("address", [b"<", b'<"', b"<@", b"(" * 1500], ids=len)
+def test_addresses_that_the_parser_stumbles_over_are_errors(
+    server: SubmissionServer, address: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    with raw_client(server) as link:
+        link.readline()
+        say(link, b"HELO x\r\n")
+        lines = [b"MAIL FROM:" + address + b"\r\n"] * connection_module.ERRORS_MAX
+        assert {reply[:3] for reply in say(link, *lines)} == {b"553"}
+        assert link.readline() == b"421 4.7.0 too many errors\r\n"
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_what_should_not_happen_is_logged_in_a_word_and_counted(
+    app: Flask,
+    server: SubmissionServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("bob@example.org")
+
+    monkeypatch.setattr(peer, "is_own", broken)
+    with raw_client(server) as link:
+        link.readline()
+        say(link, b"HELO x\r\n")
+        replies = say(link, *([b"MAIL FROM:<a@b.cc>\r\n"] * connection_module.ERRORS_MAX))
+        assert {reply[:3] for reply in replies} == {b"451"}
+        assert link.readline() == b"421 4.7.0 too many errors\r\n"
+    assert "a connection failed: ZeroDivisionError" in caplog.text
+    assert "bob@" not in caplog.text
+    assert "Traceback" not in caplog.text
+
+
 def test_a_client_that_makes_many_errors_is_hung_up_on(server: SubmissionServer) -> None:
     with raw_client(server) as link:
         link.readline()
@@ -585,6 +655,26 @@ def test_a_stop_waits_for_the_reply_to_a_mail(
         one.close()
         idle.close()
     assert count(app) == 1
+
+
+def test_a_stop_gets_past_a_client_that_does_not_end_tls(
+    sqlite_url: str, certificates: Certificates, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"SUBMISSION_CERT_FILE": str(certificates.valid), "SUBMISSION_SECURITY": "ssl"}
+    context = certificates.client_context()
+    for app in made(sqlite_url, **settings):
+        with (
+            listening(app) as server,
+            socket.create_connection(("127.0.0.1", server.port), 60) as link,
+            context.wrap_socket(link, server_hostname="localhost") as inside,
+            smtplib.SMTP_SSL("127.0.0.1", server.port, context=context, timeout=60) as idle,
+        ):
+            inside.sendall(b"POST / HTTP/1.1\r\n\r\n")
+            assert inside.makefile("rb").read().splitlines()[-1][:3] == b"421"
+            server.stop()
+            assert idle.getreply()[0] == 421
+            idle.close()
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_no_address_and_no_secret_reaches_the_log(
