@@ -1,6 +1,7 @@
 """Splits a mail in RFC 5322 bytes into its header fields and the rest, and changes no byte of either."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 #: The header of a mail that we take; servers refuse longer ones.
@@ -8,6 +9,10 @@ HEADER_MAX_BYTES = 500_000
 
 #: The start of a field. Spaces before the colon are obsolete (RFC 5322, 4.5), and programs read them.
 _START = re.compile(rb"([!-9;-~]+)[ \t]*:")
+
+
+#: The first line of a mail in a mailbox file, and fields that must not be taken for a part of the text.
+_BROKEN_START = re.compile(rb"\A>?From |(?mi:^(?:resent-)?bcc[ \t]*:)")
 
 
 class HeaderTooLong(ValueError):
@@ -29,10 +34,10 @@ class HeaderField:
         return " ".join(text.replace("\r\n", "").split())
 
 
-def split_header(mail: bytes) -> tuple[list[HeaderField], bytes]:
+def split_header(mail: bytes, *, most: int = HEADER_MAX_BYTES) -> tuple[list[HeaderField], bytes]:
     """Return the fields and the rest, which begins with the empty line; one is added if it is missing.
 
-    Lines end with CRLF.
+    Lines end with CRLF. `most` is the length limit of the header; 0: none, for a mail that was accepted.
 
     Raises:
       HeaderTooLong: says so.
@@ -40,8 +45,8 @@ def split_header(mail: bytes) -> tuple[list[HeaderField], bytes]:
     starts: list[tuple[str, int]] = []
     position = 0
     while position < len(mail):
-        if position > HEADER_MAX_BYTES:
-            raise HeaderTooLong(f"expected a header of at most {HEADER_MAX_BYTES} bytes, got more")
+        if most and position > most:
+            raise HeaderTooLong(f"expected a header of at most {most} bytes, got more")
         is_continuation = bool(starts) and mail[position] in b" \t"
         if not is_continuation:
             start = _START.match(mail, position)
@@ -56,3 +61,16 @@ def split_header(mail: bytes) -> tuple[list[HeaderField], bytes]:
     ]
     rest = mail[position:]
     return fields, rest if rest.startswith(b"\r\n") else b"\r\n" + rest
+
+
+def breaks_off(mail: bytes, fields: Sequence[HeaderField]) -> bool:
+    """Tell whether the header ends before the empty line, so that fields would go out in the text.
+
+    `fields` are those that split_header found. A mail without any is all text, unless it begins as one whose
+    header is broken.
+    """
+    if not fields:
+        start, _, _ = mail.partition(b"\r\n\r\n")
+        return bool(_BROKEN_START.search(start))
+    end = sum(len(field.lines) for field in fields)
+    return end < len(mail) and not mail.startswith(b"\r\n", end)

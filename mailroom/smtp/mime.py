@@ -61,7 +61,7 @@ def compose(claim: Claim, *, sender: Address) -> bytes:
 
 def _completed(claim: Claim, message: Message, sender: Address) -> bytes:
     """Return a mail that came in bytes, with those fields added that it needs and lacks (RFC 6409, 8)."""
-    fields, rest = split_header(message.raw)
+    fields, rest = split_header(message.raw, most=0)
     names = {field.name for field in fields}
     lines = [field.lines for field in fields]
     if "from" not in names:

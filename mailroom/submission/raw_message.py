@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from mailroom.model.addresses import parse_address
 from mailroom.model.errors import FieldError, InvalidMessage
-from mailroom.model.header import HeaderField, HeaderTooLong, split_header
+from mailroom.model.header import HeaderField, HeaderTooLong, breaks_off, split_header
 from mailroom.model.message import Address, Attachment, Message, SendOptions
 from mailroom.model.text import SUBJECT_MAX_CHARACTERS, one_line
 from mailroom.submission.addresses import RECIPIENTS_MAX, parse_each
@@ -30,7 +30,8 @@ HOPS_MAX = 50
 #: Of a field with addresses: what is read of it to learn their names.
 _NAMES_MAX_CHARACTERS = 65_536
 
-_LONG_LINE = re.compile(rb"[^\r\n]{%d}" % (LINE_MAX_BYTES + 1))
+#: Of a subject or a name: what is decoded, as the standard library takes quadratic time.
+_DECODED_MAX_CHARACTERS = 2000
 #: What the column of the database and a search in a Sent folder can hold.
 _MESSAGE_ID = re.compile(r"<([!-;=?-~]{1,290})>")
 #: Left out, as all recipients would see them.
@@ -73,12 +74,7 @@ def read_raw(mail: bytes, envelope: RawEnvelope) -> RawSubmission:
     Raises:
       InvalidMessage: the mail or its envelope is wrong.
     """
-    if problem := _line_problem(mail):
-        raise InvalidMessage([FieldError("#", problem)])
-    try:
-        fields, rest = split_header(mail)
-    except HeaderTooLong as e:
-        raise InvalidMessage([FieldError("#", str(e))]) from None
+    fields, rest = _split(mail)
     _refuse_circle(fields)
     steering = read_steering([field for field in fields if is_steering(field.name)])
     authors = _authors(fields)
@@ -116,9 +112,32 @@ def header_recipients(mail: bytes) -> list[str]:
         return []
 
 
+def names_and_addresses(values: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the display names and addresses in fields of a header; [] if their comments nest too deep."""
+    try:
+        return getaddresses(list(values))
+    except RecursionError:
+        return []
+
+
 def with_crlf(mail: bytes) -> bytes:
     """Return a file's mail with CRLF line ends, if all of its lines end with LF; else unchanged."""
     return mail if b"\r" in mail else mail.replace(b"\n", b"\r\n")
+
+
+def _split(mail: bytes) -> tuple[list[HeaderField], bytes]:
+    """Return the header fields and the rest. Raises InvalidMessage."""
+    if problem := _line_problem(mail):
+        raise InvalidMessage([FieldError("#", problem)])
+    try:
+        fields, rest = split_header(mail)
+    except HeaderTooLong as e:
+        raise InvalidMessage([FieldError("#", str(e))]) from None
+    if breaks_off(mail, fields):
+        # A Bcc after it would be a part of the text, and all recipients would see it.
+        detail = "expected header fields up to an empty line, got a line that is none"
+        raise InvalidMessage([FieldError("#", detail)])
+    return fields, rest
 
 
 def _line_problem(mail: bytes) -> str:
@@ -132,11 +151,21 @@ def _line_problem(mail: bytes) -> str:
         return "expected lines that end with CRLF, got a bare CR or LF"
     if b"\0" in mail:
         return "expected a mail without NUL, got one"
-    if _LONG_LINE.search(mail):
+    if _has_long_line(mail):
         return (
             f"expected lines of at most {LINE_MAX_BYTES} bytes (RFC 5322, 2.1.1), got a longer one"
         )
     return ""
+
+
+def _has_long_line(mail: bytes) -> bool:
+    start = 0
+    while start + LINE_MAX_BYTES < len(mail):
+        end = mail.rfind(b"\r\n", start, start + LINE_MAX_BYTES + 2)
+        if end < 0:
+            return True
+        start = end + 2
+    return False
 
 
 def _refuse_circle(fields: Sequence[HeaderField]) -> None:
@@ -155,7 +184,11 @@ def _authors(fields: Sequence[HeaderField]) -> tuple[Address, ...]:
         return ()
     if len(found) > 1:
         raise InvalidMessage([FieldError("#/From", f"expected it once, got it {len(found)} times")])
-    texts = [address for _, address in getaddresses([found[0].value])]
+    value = found[0].value
+    if len(value) > _NAMES_MAX_CHARACTERS:
+        detail = f"expected at most {_NAMES_MAX_CHARACTERS} characters, got {len(value)}"
+        raise InvalidMessage([FieldError("#/From", detail)])
+    texts = [address for _, address in names_and_addresses([value])]
     try:
         authors = parse_each(texts)
     except PydanticCustomError:
@@ -196,7 +229,7 @@ def _recipients_in(fields: Sequence[HeaderField]) -> list[str]:
     """Return the recipients that a header names."""
     values = [field.value for field in fields if field.name in ("to", "cc", "bcc")]
     short = [value for value in values if len(value) <= _NAMES_MAX_CHARACTERS]
-    return [address for _, address in getaddresses(short) if address]
+    return [address for _, address in names_and_addresses(short) if address]
 
 
 def _optional(text: str | None) -> Address | None:
@@ -249,7 +282,7 @@ def _named(fields: Sequence[HeaderField], name: str) -> dict[str, str]:
     """Return the display names in the fields of this name, by address; what cannot be read is left out."""
     values = [field.value[:_NAMES_MAX_CHARACTERS] for field in fields if field.name == name]
     names: dict[str, str] = {}
-    for display_name, text in getaddresses(values):
+    for display_name, text in names_and_addresses(values):
         try:
             names.setdefault(parse_address(text).address, _decoded(display_name)[:200])
         except PydanticCustomError:
@@ -265,6 +298,10 @@ def _subject(fields: Sequence[HeaderField]) -> str:
 
 def _decoded(value: str) -> str:
     """Return a value with its encoded words decoded (RFC 2047), as far as they can be."""
+    if len(value) > _DECODED_MAX_CHARACTERS:
+        # Ends before a space, as a part of an encoded word cannot be decoded.
+        cut = value[:_DECODED_MAX_CHARACTERS]
+        value = cut.rpartition(" ")[0] or cut
     try:
         decoded = str(make_header(decode_header(value)))
     except (HeaderParseError, LookupError, ValueError):

@@ -91,6 +91,19 @@ def test_the_header_ends_at_the_first_line_that_is_no_field() -> None:
     assert rest == b"\r\nno field\r\nBcc: dave@example.org\r\n"
 
 
+@pytest.mark.parametrize(
+    "mail",
+    [
+        COMPLETE.replace(b"Date:", b"no field\r\nBcc: dave@example.org\r\nDate:"),
+        b"From alice Mon Nov 30 12:00:00 2026\r\nBcc: dave@example.org\r\n" + COMPLETE,
+        b">From alice Mon Nov 30 12:00:00 2026\r\n" + COMPLETE,
+        b" \r\nSubject: Hello\r\nbcc : dave@example.org\r\n\r\nHi.\r\n",
+    ],
+)
+def test_a_mail_whose_header_breaks_off_is_refused_as_a_bcc_may_come_after(mail: bytes) -> None:
+    assert "expected header fields up to an empty line" in problem(mail)
+
+
 def test_nobody_sees_who_is_in_bcc() -> None:
     mail = COMPLETE.replace(
         b"Subject", b"Bcc: dave@example.org,\r\n eve@example.org\r\nResent-BCC: x@y.org\r\nSubject"
@@ -184,6 +197,40 @@ def test_fields_that_steer_are_checked(fields: bytes, words: str) -> None:
 )
 def test_a_mail_that_cannot_be_sent_is_refused(mail: bytes, words: str) -> None:
     assert words in problem(mail)
+
+
+def test_nested_comments_are_not_read() -> None:
+    deep = b"\r\n ".join([b"(" * 900] * 3 + [b")" * 900] * 3)
+    author = COMPLETE.replace(b"Alice", deep)
+    assert "#/From: expected an address" in problem(author)
+    read_mail = message(COMPLETE.replace(b"Bob", deep))
+    assert (read_mail.to, read_mail.bcc) == ((), (Address(BOB),))
+
+
+def test_a_long_from_is_refused() -> None:
+    author = b",\r\n ".join([b"Alice <alice@example.org>"] * 3000)
+    mail = COMPLETE.replace(b"Alice <alice@example.org>", author)
+    assert "#/From: expected at most 65536 characters" in problem(mail)
+
+
+def test_of_a_long_subject_only_the_start_is_decoded() -> None:
+    words = b"\r\n ".join([b"=?utf-8?q?=C3=BC?="] * 3000)
+    subject = message(COMPLETE.replace(b"Hello", words)).subject
+    assert set(subject) == {"ü"}
+    assert len(subject) < 200
+
+
+@pytest.mark.parametrize("length", [0, 1, 76, 998])
+def test_lines_of_any_length_are_measured_one_by_one(length: int) -> None:
+    lines = (b"x" * length + b"\r\n") * 40
+    assert sent(message(COMPLETE + lines)) == COMPLETE + lines
+    assert "at most 998 bytes" in problem(COMPLETE + lines + b"x" * 999 + b"\r\n" + lines)
+
+
+def test_a_header_that_was_taken_is_not_too_long_later() -> None:
+    start = b"X: y\r\n" * ((HEADER_MAX_BYTES - len(COMPLETE)) // 6)
+    line = received(by="d", protocol="ESMTP", id="7", source="h ([192.0.2.1])" + "x" * 400)
+    assert sent(message(start + COMPLETE, received=line)) == line.encode() + start + COMPLETE
 
 
 def test_an_envelope_that_cannot_be_is_refused() -> None:
