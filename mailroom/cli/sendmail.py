@@ -4,7 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from email.utils import formataddr, getaddresses
+from email.utils import formataddr
 from functools import partial
 from typing import Any, NoReturn, TypeVar
 
@@ -15,14 +15,14 @@ from mailroom.api.auth.senders import account_sender_of
 from mailroom.api.services import Services
 from mailroom.cli.context import CommandContext
 from mailroom.model.errors import MailroomError, StoreUnavailable
-from mailroom.model.header import HeaderTooLong, split_header
+from mailroom.model.header import HeaderTooLong, breaks_off, split_header
 from mailroom.smtpd.raw_message import Acceptance, SubmittedMail
-from mailroom.submission.raw_message import LINE_MAX_BYTES, header_recipients
+from mailroom.submission.raw_message import LINE_MAX_BYTES, header_recipients, names_and_addresses
 
 #: The first line of a mail in a mailbox file, which is no header field.
 _MBOX_LINE = re.compile(rb"\A>?From [^\n]*\n")
-_LINE_END = re.compile(rb"\r*\n")
-_LONG_LINE = re.compile(rb"([^\r\n]{%d})(?=[^\r\n])" % (LINE_MAX_BYTES - 1))
+#: Also a CR alone, as in the progress bar of a command that cron reports on.
+_LINE_END = re.compile(rb"\r+\n?|\n")
 
 
 FC = TypeVar("FC", bound=Callable[..., Any])
@@ -117,8 +117,7 @@ def _accept(
         return "501 5.1.3 expected an address in To, Cc or Bcc, got none"
     submitted = SubmittedMail(
         content=mail,
-        # cron and PHP give a name of this machine's; bounces go to the address in From then.
-        sender=sender if sender == "" or "@" in (sender or "") else None,
+        sender=_bounce_address(sender),
         recipients=tuple(everyone),
         smtputf8=None,
         source="",
@@ -126,6 +125,14 @@ def _accept(
         key=guard.LOCAL,
     )
     return _acceptance(services).accept(submitted)
+
+
+def _bounce_address(sender: str | None) -> str | None:
+    """Return the address of -f; "": nobody gets bounces; None: the one in From does."""
+    if sender in ("", "<>"):
+        return ""
+    # cron and PHP give a name of this machine's.
+    return sender if sender and "@" in sender else None
 
 
 def _acceptance(services: Services) -> Acceptance:
@@ -144,9 +151,20 @@ def _up_to_dot(data: bytes) -> bytes:
 
 
 def _lines(data: bytes) -> bytes:
-    """Return the mail with CRLF line ends; long lines are broken before a space, as Postfix breaks them."""
-    mail = _LINE_END.sub(b"\r\n", _MBOX_LINE.sub(b"", data))
-    return _LONG_LINE.sub(rb"\1\r\n ", mail)
+    """Return the mail with CRLF line ends and without NUL, as neither can be sent.
+
+    Long lines are broken before a space, as Postfix breaks them.
+    """
+    mail = _LINE_END.sub(b"\r\n", _MBOX_LINE.sub(b"", data.replace(b"\0", b"")))
+    return b"\r\n".join(map(_broken, mail.split(b"\r\n")))
+
+
+def _broken(line: bytes) -> bytes:
+    """Return a line as lines of at most LINE_MAX_BYTES."""
+    if len(line) <= LINE_MAX_BYTES:
+        return line
+    step = LINE_MAX_BYTES - 1
+    return b"\r\n ".join(line[start : start + step] for start in range(0, len(line), step))
 
 
 def _with_sender(mail: bytes, address: str, name: str) -> bytes:
@@ -155,8 +173,10 @@ def _with_sender(mail: bytes, address: str, name: str) -> bytes:
         fields, rest = split_header(mail)
     except HeaderTooLong:
         return mail
+    if breaks_off(mail, fields):
+        return mail
     authors = [field for field in fields if field.name == "from"]
-    named = getaddresses([field.value for field in authors])
+    named = names_and_addresses([field.value for field in authors])
     if any("@" in one for _, one in named):
         return mail
     display_name = name or next((one for one, _ in named if one), "")

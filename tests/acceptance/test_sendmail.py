@@ -75,7 +75,8 @@ def test_what_cron_and_php_say_arrives(
         (("--frobnicate",), CRON, os.EX_USAGE, "No such option"),
         (("-t",), b"Subject: x\n\nHi.\n", os.EX_USAGE, "got none"),
         (("root",), CRON, os.EX_DATAERR, "expected an address"),
-        (("bob@example.org",), b"a\rb\n", os.EX_DATAERR, "bare CR"),
+        (("bob@example.org",), b"Subject: x\n\n10%\r20%\r\0\n", os.EX_OK, ""),
+        (("bob@example.org",), b"Subject: x\nno field\nBcc: a@b.cc\n", os.EX_DATAERR, "a line"),
         (("bob@example.org",), b"From: a@b.c\n\n", os.EX_NOPERM, "no account here"),
         (("bob@example.org",), CRON, os.EX_OK, ""),
     ],
@@ -87,6 +88,25 @@ def test_exit_codes_are_those_of_sysexits(
     done = sendmail(outbox, *arguments, mail=mail, **account, SMTP_HOST="smtp.example.org")
     assert done.code == code, done.err
     assert words in done.err
+
+
+def test_the_null_sender_may_stand_in_angle_brackets(
+    tmp_path: Path, sqlite_url: str, to_smtpd: dict[str, str], smtpd: ScriptedSMTP
+) -> None:
+    settings = to_smtpd | {
+        "DATABASE_URL": sqlite_url,
+        "INBOX_SMTP_PORT": str(free_port()),
+        "SUBMISSION_PORT": str(free_port()),
+    }
+    mail = CRON + b"10%\r20%\0\n"
+    with service(tmp_path, **settings) as up:
+        up.up("--deliver")
+        assert sendmail(up, "-f", "<>", "bob@example.org", mail=mail).code == 0
+        [row] = up.get("/v1/messages")["data"]
+        assert up.final(row["id"])["status"] == "sent"
+    [delivery] = smtpd.messages
+    assert delivery.mail_from == ""
+    assert delivery.data.endswith(b"\r\n10%\r\n20%\r\n")
 
 
 def test_without_a_database_it_says_so(outbox: Service, tmp_path: Path) -> None:
