@@ -3,12 +3,10 @@
 import asyncio
 import errno
 import logging
-import os
 import re
 import socket
-import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self
 
@@ -16,12 +14,11 @@ from aiosmtpd.smtp import SMTP, Envelope, Session
 
 from mailroom.inbox.chaos import Chaos, Failure
 from mailroom.inbox.storage import InboxStorage
-from mailroom.process.supervisor import SupervisedThread
+from mailroom.process.listening_thread import ListeningThread
 
 #: The SIZE that Gmail announces, so that a mail accepted here is not too big there.
 MAIL_MAX_BYTES = 35_882_577
 _CHUNK_BYTES = 262_144
-_CONNECTIONS_WAITING = 128
 
 #: Replies to mails that are made to fail.
 _REPLIES = {
@@ -69,12 +66,7 @@ class Inbox:
         self.port = port
         self.storage = InboxStorage() if storage is None else storage
         self.chaos = Chaos() if chaos is None else chaos
-        self._listener: socket.socket | None = None  #: bound by start(), used by the next run
-        self._stopping = threading.Event()
-        self._thread: SupervisedThread | None = None
-        #: interrupts the event loop, so that it checks `_stopping`
-        self._wake: Callable[[], object] = lambda: None
-        self._ready = threading.Event()
+        self._thread = ListeningThread("inbox", self._serving, port_taken=PortTaken)
 
     def start(self) -> None:
         """Start to listen, and return when mail is accepted.
@@ -85,24 +77,11 @@ class Inbox:
         """
         # aiosmtpd logs addresses at INFO and every line of a mail at DEBUG.
         logging.getLogger("mail.log").setLevel(logging.ERROR)
-        self._listener = _listen(self.host, self.port)
-        self.port = self._listener.getsockname()[1]
-        self._stopping.clear()
-        self._ready.clear()
-        self._thread = SupervisedThread("inbox", self._run, self._stopping)
-        self._thread.start()
-        self._ready.wait()
+        self.port = self._thread.start(self.host, self.port)
 
     def stop(self) -> None:
         """Close the port and all connections; a mail that has not been answered with 250 is not kept."""
-        if self._thread is None:
-            return
-        self._stopping.set()
-        with suppress(RuntimeError):
-            # The event loop is closed: the thread has just ended by itself.
-            self._wake()
-        self._thread.join()
-        self._thread = None
+        self._thread.stop()
 
     def __enter__(self) -> Self:
         self.start()
@@ -116,26 +95,14 @@ class Inbox:
     ) -> None:
         self.stop()
 
-    def _run(self) -> None:
-        """Serve until stop(); a restart after a crash listens on the same port again."""
-        listener, self._listener = self._listener or _listen(self.host, self.port), None
-        try:
-            asyncio.run(self._serve(listener))
-        finally:
-            listener.close()
-
-    async def _serve(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        woken = asyncio.Event()
+    @asynccontextmanager
+    async def _serving(self, bound: socket.socket) -> AsyncIterator[None]:
         transports: set[asyncio.Transport] = set()
-        self._wake = lambda: loop.call_soon_threadsafe(woken.set)
         handler = _Handler(self.storage, self.chaos)
-        server = await loop.create_server(lambda: _Connection(handler, transports), sock=listener)
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(lambda: _Connection(handler, transports), sock=bound)
         try:
-            self._ready.set()
-            if not self._stopping.is_set():
-                # Checked after `_wake` is set, so that no stop() is missed.
-                await woken.wait()
+            yield
         finally:
             server.close()
             await _end(transports)
@@ -253,21 +220,3 @@ class _Connection(SMTP):
         # A fast path: the parser of aiosmtpd takes as long as everything else about the command.
         plain = _PLAIN_ADDRESS.fullmatch(arg)
         return (plain[1], plain[2]) if plain else super()._getaddr(arg)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    # asyncio turns off Nagle's algorithm only if the protocol number is IPPROTO_TCP;
-    # socket.create_server leaves it 0, and pipelined commands then take 40 ms each.
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        if os.name == "posix":
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(_CONNECTIONS_WAITING)
-    except OSError as error:
-        listener.close()
-        if error.errno == errno.EADDRINUSE:
-            raise PortTaken(port) from error
-        raise
-    return listener

@@ -1,19 +1,16 @@
 """Listens for programs that hand in mail, in a supervised thread with an event loop of its own."""
 
 import asyncio
-import errno
 import logging
-import os
 import socket
-import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from ssl import SSLContext
 
 from mailroom.model.errors import MailroomError
-from mailroom.process.supervisor import SupervisedThread
+from mailroom.process.listening_thread import ListeningThread
 from mailroom.smtpd.auth import Access
 from mailroom.smtpd.connection import ServerParts, SubmissionConnection
 from mailroom.smtpd.raw_message import Acceptance
@@ -28,7 +25,6 @@ THREADS = 64
 #: How long a stop waits for mails that are being committed.
 STOP_SECONDS = 10.0
 HANDSHAKE_SECONDS = 30.0
-_CONNECTIONS_WAITING = 128
 
 
 class SubmissionPortTaken(MailroomError):
@@ -55,12 +51,7 @@ class SubmissionServer:
         self.port = listener.port
         self._access = access
         self._acceptance = acceptance
-        self._socket: socket.socket | None = None  #: bound by start(), used by the next run
-        self._stopping = threading.Event()
-        self._ready = threading.Event()
-        self._thread: SupervisedThread | None = None
-        #: interrupts the event loop, so that it looks at `_stopping`
-        self._wake: Callable[[], object] = lambda: None
+        self._thread = ListeningThread("submission", self._serving, port_taken=_port_taken)
 
     def start(self) -> None:
         """Start to listen, and return when mail is taken.
@@ -71,32 +62,11 @@ class SubmissionServer:
         """
         # aiosmtpd logs addresses at INFO and every line of a mail at DEBUG.
         logging.getLogger("mail.log").setLevel(logging.ERROR)
-        self._socket = _listen(self.listener.host, self.port)
-        self.port = self._socket.getsockname()[1]
-        self._thread = SupervisedThread("submission", self._run, self._stopping)
-        self._thread.start()
-        self._ready.wait()
+        self.port = self._thread.start(self.listener.host, self.port)
 
     def stop(self) -> None:
         """Take no more mail; one that is being committed gets its reply."""
-        if self._thread is None:
-            return
-        self._stopping.set()
-        with suppress(RuntimeError):
-            # The event loop is closed: the thread has just ended by itself.
-            self._wake()
-        self._thread.join()
-        self._thread = None
-
-    def _run(self) -> None:
-        """Serve until stop(); a restart after a crash listens on the same port again."""
-        bound, self._socket = self._socket or _listen(self.listener.host, self.port), None
-        threads = ThreadPoolExecutor(THREADS, thread_name_prefix="submission")
-        try:
-            asyncio.run(self._serve(bound, self._submission(threads)))
-        finally:
-            bound.close()
-            threads.shutdown()
+        self._thread.stop()
 
     def _submission(self, threads: ThreadPoolExecutor) -> ServerParts:
         return ServerParts(
@@ -108,25 +78,25 @@ class SubmissionServer:
             starttls=None if self.listener.tls_at_once else self.listener.tls,
         )
 
-    async def _serve(self, bound: socket.socket, submission: ServerParts) -> None:
-        loop = asyncio.get_running_loop()
-        woken = asyncio.Event()
-        self._wake = lambda: loop.call_soon_threadsafe(woken.set)
+    @asynccontextmanager
+    async def _serving(self, bound: socket.socket) -> AsyncIterator[None]:
+        threads = ThreadPoolExecutor(THREADS, thread_name_prefix="submission")
+        submission = self._submission(threads)
         at_once = self.listener.tls if self.listener.tls_at_once else None
-        server = await loop.create_server(
+        server = await asyncio.get_running_loop().create_server(
             lambda: _Doorkeeper(submission),
             sock=bound,
             ssl=at_once,
             ssl_handshake_timeout=HANDSHAKE_SECONDS if at_once else None,
         )
         try:
-            self._ready.set()
-            if not self._stopping.is_set():
-                # Looked at after `_wake` is set, so that no stop() is missed.
-                await woken.wait()
+            yield
         finally:
             server.close()
-            await _end(submission)
+            try:
+                await _end(submission)
+            finally:
+                threads.shutdown()
 
 
 class _Doorkeeper(asyncio.Protocol):
@@ -182,21 +152,7 @@ def _say_goodbye(submission: ServerParts) -> None:
             connection.say_goodbye()
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    # asyncio turns off Nagle's algorithm only if the protocol number is IPPROTO_TCP; socket.create_server
-    # leaves it 0, and pipelined commands then take 40 ms each.
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        if os.name == "posix":
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(_CONNECTIONS_WAITING)
-    except OSError as e:
-        listener.close()
-        if e.errno == errno.EADDRINUSE:
-            raise SubmissionPortTaken(
-                f"port {port} is taken; set MAILASYNC_SUBMISSION_PORT or stop the other program"
-            ) from e
-        raise
-    return listener
+def _port_taken(port: int) -> SubmissionPortTaken:
+    return SubmissionPortTaken(
+        f"port {port} is taken; set MAILASYNC_SUBMISSION_PORT or stop the other program"
+    )
