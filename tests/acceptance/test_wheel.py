@@ -32,7 +32,7 @@ def place():
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `python -m build` makes: a wheel of what the source distribution has, and no other file."""
+    """The wheel that `python -m build` makes of what the source distribution has, and no other file."""
     directory = tmp_path_factory.mktemp("dist")
     build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(directory)]
     subprocess.run([*build, str(PROJECT)], check=True, capture_output=True)

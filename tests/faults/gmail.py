@@ -40,7 +40,7 @@ SETTLE_SECONDS = 300.0
 
 @dataclass
 class Verdict:
-    """What became of the mails that were accepted."""
+    """The outcome of the mails that were accepted."""
 
     accepted: int = 0
     lost: int = 0  #: no copy is in Sent

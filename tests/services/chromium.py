@@ -45,18 +45,13 @@ def find_chromium() -> Chromium:
     Raises:
       Unavailable: there is none.
     """
-    if found := _installed() or _unpacked():
-        return found
-    reasons = []
-    if debian.is_here():
-        try:
-            return _fetch()
-        except Unavailable as e:
-            reasons.append(str(e))
-    raise Unavailable(
-        "Chromium is not here. On Debian and Ubuntu: apt install chromium. On a Mac: brew install --cask chromium. "
-        "Elsewhere: install it, or name it by TEST_CHROMIUM."
-        + "".join(f" ({reason})" for reason in reasons)
+    return debian.find_or_fetch(
+        lambda: _installed() or _unpacked(),
+        _fetch,
+        way_out=(
+            "Chromium is not here. On Debian and Ubuntu: apt install chromium. On a Mac: brew install --cask chromium. "
+            "Elsewhere: install it, or name it by TEST_CHROMIUM."
+        ),
     )
 
 

@@ -7,14 +7,60 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from tests.services import Unavailable, cache_directory, locked, say
 
 NO_START = Path("/usr/sbin/policy-rc.d")
 
+T = TypeVar("T")
+
 
 def is_here() -> bool:
     return all(map(shutil.which, ("apt-get", "apt-cache", "dpkg")))
+
+
+def find_or_fetch(find: Callable[[], T | None], fetch: Callable[[], T], *, way_out: str) -> T:
+    """Return what `find` finds on this machine, or else what `fetch` fetches where there is apt.
+
+    Raises:
+      Unavailable: with `way_out`, and why nothing could be fetched.
+    """
+    if found := find():
+        return found
+    reason = ""
+    if is_here():
+        try:
+            return fetch()
+        except Unavailable as e:
+            reason = f" ({e})"
+    raise Unavailable(way_out + reason)
+
+
+def unpack_or_install(
+    package: str,
+    *more: str,
+    family: str,
+    find: Callable[[], T | None],
+    failure: str,
+    patch: Callable[[Path], None] | None = None,
+    installed: str = "",
+) -> T:
+    """Unpack packages as `unpack` does, or if that fails, install `installed` as root; return what `find` finds.
+
+    Raises:
+      Unavailable: they cannot be fetched; or with `failure`, `find` finds nothing in them.
+    """
+    try:
+        unpack(package, *more, family=family, patch=patch)
+    except Unavailable as e:
+        if os.geteuid():
+            raise
+        say(f"unpacking failed: {e}")
+        install(installed or package)
+    if found := find():
+        return found
+    raise Unavailable(failure)
 
 
 def unpack(

@@ -16,29 +16,23 @@ import pwd
 import re
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
 
 from tests.services import (
     DEADLINE_SECONDS,
-    Server,
-    Unavailable,
     cache_directory,
     debian,
-    is_alive,
-    say,
     scratch,
     spawn,
     wait_until,
 )
 from tests.services.certificates import Certificates, make_certificates
-from tests.services.groups import end_group, freeze_group, thaw_group
+from tests.services.groups import GroupServer
 from tests.services.tokens import signed_token
 
 PLACES = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin", "/usr/local/opt/dovecot/sbin")
@@ -173,26 +167,20 @@ def find_dovecot() -> Path:
     Raises:
       Unavailable: there is none.
     """
-    if program := _installed() or _unpacked():
-        return program
-    reasons = []
-    if debian.is_here():
-        try:
-            return _fetch()
-        except Unavailable as e:
-            reasons.append(str(e))
-    raise Unavailable(
-        "Dovecot is not here. On Debian and Ubuntu: apt install dovecot-imapd. "
-        "On a Mac: brew install dovecot. Elsewhere: install it and put dovecot on the PATH."
-        + "".join(f" ({reason})" for reason in reasons)
+    return debian.find_or_fetch(
+        lambda: _installed() or _unpacked(),
+        _fetch,
+        way_out=(
+            "Dovecot is not here. On Debian and Ubuntu: apt install dovecot-imapd. "
+            "On a Mac: brew install dovecot. Elsewhere: install it and put dovecot on the PATH."
+        ),
     )
 
 
-class Dovecot(Server):
+class Dovecot(GroupServer):
     """One server with one account; mail, password and ports outlive `stop` and `kill`, and end with `close`."""
 
     port_names = ("imap", "imaps")
-    host = "127.0.0.1"
     user = "ops@example.org"
 
     def __init__(
@@ -206,13 +194,6 @@ class Dovecot(Server):
         super().__init__(directory)
         self._given = certificates
         self.sent = sent
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     @property
     def port(self) -> int:
@@ -243,10 +224,6 @@ class Dovecot(Server):
         return self.home / "run" / "auth-client"
 
     @property
-    def home(self) -> Path:
-        return Path(self._state()["home"])
-
-    @property
     def maildir(self) -> Path:
         return self.home / "Maildir"
 
@@ -258,44 +235,12 @@ class Dovecot(Server):
 
     def start(self, certificate: Path | None = None) -> None:
         """Start, and return when clients are served; `certificate` takes the place of the valid one."""
-        self._choose_ports()
-        if "home" not in self._state():
-            self._make_home()
-        self._configure(certificate or self.certificates.valid)
-        self._launch()
-        try:
-            wait_until(self._serves_or_died, what="Dovecot served clients")
-            assert self.is_running(), "Dovecot ended while it started"
-        except AssertionError as e:
-            e.add_note(self.log_tail())
-            self._end("server", signal.SIGKILL)
-            raise
-
-    def stop(self) -> None:
-        """Stop as an operator would; clients are disconnected, and connections refused from now on."""
-        self._end("server", signal.SIGTERM)
-
-    def kill(self) -> None:
-        self._end("server", signal.SIGKILL)
+        self._certificate = certificate or self.certificates.valid
+        super().start()
 
     def restart(self) -> None:
         self.stop()
         self.start()
-
-    def pause(self) -> None:
-        """Freeze it: connections stay open, new ones are taken by the system, and nobody answers."""
-        freeze_group(self.pids["server"])
-
-    def resume(self) -> None:
-        thaw_group(self.pids["server"])
-
-    def close(self) -> None:
-        """End it at once, and delete its mail."""
-        super().close()
-        state = self._state()
-        if home := state.pop("home", None):
-            shutil.rmtree(home, ignore_errors=True)
-            self._write_state(state)
 
     def set_password(self, password: str) -> None:
         """Change it for logins from now on; who is logged in stays so."""
@@ -347,12 +292,6 @@ class Dovecot(Server):
     def _configuration(self) -> Path:
         return self.home / "dovecot.conf"
 
-    def _end(self, name: str, which: signal.Signals) -> None:
-        group = self.pids.get(name, 0)
-        if is_alive(group):
-            end_group(group, which)
-        super()._end(name, which)
-
     def _make_home(self) -> None:
         # Not in `directory`: paths of sockets are short, and pytest's directories are root's alone.
         home = Path(tempfile.mkdtemp(prefix="mailasync-dovecot-", dir=scratch()))
@@ -375,11 +314,11 @@ class Dovecot(Server):
         expired = signed_token(key, self.user, valid_seconds=-3_600)
         self._write_state({**self._state(), "token": token, "expired_token": expired})
 
-    def _configure(self, certificate: Path) -> None:
+    def _configure(self) -> None:
         account = _account()
         (self.home / "run").mkdir(exist_ok=True)
         self._give_away(self.home / "run")
-        self._write("server.pem", certificate.read_text())
+        self._write("server.pem", self._certificate.read_text())
         values = {
             "home": self.home,
             "account": account.pw_name,
@@ -518,16 +457,15 @@ def _unpacked() -> Path | None:
 
 
 def _fetch() -> Path:
-    try:
-        debian.unpack("dovecot-core", "dovecot-imapd", family="dovecot", patch=_make_relocatable)
-    except Unavailable as e:
-        if os.geteuid():
-            raise
-        say(f"unpacking failed: {e}")
-        debian.install("dovecot-imapd")
-    if program := _unpacked() or _installed():
-        return program
-    raise Unavailable("Debian's packages of Dovecot do not run here")
+    return debian.unpack_or_install(
+        "dovecot-core",
+        "dovecot-imapd",
+        family="dovecot",
+        patch=_make_relocatable,
+        find=lambda: _unpacked() or _installed(),
+        failure="Debian's packages of Dovecot do not run here",
+        installed="dovecot-imapd",
+    )
 
 
 def _make_relocatable(root: Path) -> None:

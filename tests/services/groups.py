@@ -1,12 +1,88 @@
-"""Process groups: a server that forks is stopped, continued and ended with all its processes."""
+"""Servers that fork: each is a process group, and is stopped, continued and ended with all its processes."""
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
+from typing import Self
 
-from tests.services import DEADLINE_SECONDS, is_alive, wait_until
+from tests.services import DEADLINE_SECONDS, Server, is_alive, wait_until
+
+
+class GroupServer(Server):
+    """A server whose processes are one group; what it keeps is in `home`, and ends with `close`."""
+
+    host = "127.0.0.1"
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def home(self) -> Path:
+        return Path(self._state()["home"])
+
+    def start(self) -> None:
+        """Start, and return when clients are served."""
+        name = type(self).__name__
+        self._choose_ports()
+        if "home" not in self._state():
+            self._make_home()
+        self._configure()
+        self._launch()
+        try:
+            wait_until(self._serves_or_died, what=f"{name} served clients")
+            assert self.is_running(), f"{name} ended while it started"
+        except AssertionError as e:
+            e.add_note(self.log_tail())
+            self._end("server", signal.SIGKILL)
+            raise
+
+    def stop(self) -> None:
+        """Stop as an operator would; clients are disconnected, and connections refused from now on."""
+        self._end("server", signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._end("server", signal.SIGKILL)
+
+    def pause(self) -> None:
+        """Freeze it: connections stay open, new ones are taken by the system, and nobody answers."""
+        freeze_group(self.pids["server"])
+
+    def resume(self) -> None:
+        thaw_group(self.pids["server"])
+
+    def close(self) -> None:
+        """End it at once, and delete what it keeps."""
+        super().close()
+        state = self._state()
+        if home := state.pop("home", None):
+            shutil.rmtree(home, ignore_errors=True)
+            self._write_state(state)
+
+    def _make_home(self) -> None:
+        """Make `home`, and note it."""
+        raise NotImplementedError
+
+    def _configure(self) -> None:
+        raise NotImplementedError
+
+    def _launch(self) -> None:
+        raise NotImplementedError
+
+    def _serves_or_died(self) -> bool:
+        raise NotImplementedError
+
+    def _end(self, name: str, which: signal.Signals) -> None:
+        group = self.pids.get(name, 0)
+        if is_alive(group):
+            end_group(group, which)
+        super()._end(name, which)
 
 
 def members(group: int) -> dict[int, str]:

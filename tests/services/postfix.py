@@ -12,30 +12,26 @@ import grp
 import os
 import pwd
 import shutil
-import signal
 import smtplib
 import subprocess
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Self
 
 from tests.services import (
     DEADLINE_SECONDS,
-    Server,
     Unavailable,
     accepts,
     cache_directory,
     debian,
     is_alive,
-    say,
     scratch,
     spawn,
     wait_until,
 )
 from tests.services.dovecot import Dovecot
 from tests.services.fakeroot import VARIABLES, find_fakeroot
-from tests.services.groups import end_group, freeze_group, thaw_group
+from tests.services.groups import GroupServer
 
 PLACES = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")
 DAEMONS = ("usr/lib/postfix/sbin", "usr/libexec/postfix", "usr/local/libexec/postfix")
@@ -152,26 +148,20 @@ def find_postfix() -> Path:
                 "Postfix starts as root only. On Debian and Ubuntu: apt install fakeroot. "
                 f"Elsewhere: run the tests as root or in a container. ({e})"
             ) from e
-    if program := _installed() or _unpacked():
-        return program
-    reasons = []
-    if debian.is_here():
-        try:
-            return _fetch()
-        except Unavailable as e:
-            reasons.append(str(e))
-    raise Unavailable(
-        "Postfix is not here. On Debian and Ubuntu: apt install postfix. "
-        "Elsewhere: install it and put postfix on the PATH."
-        + "".join(f" ({reason})" for reason in reasons)
+    return debian.find_or_fetch(
+        lambda: _installed() or _unpacked(),
+        _fetch,
+        way_out=(
+            "Postfix is not here. On Debian and Ubuntu: apt install postfix. "
+            "Elsewhere: install it and put postfix on the PATH."
+        ),
     )
 
 
-class Postfix(Server):
+class Postfix(GroupServer):
     """One instance; its queue and ports outlive `stop` and `kill`, and end with `close`."""
 
     port_names = ("smtp", "smtps", "fakeroot")
-    host = "127.0.0.1"
 
     def __init__(
         self,
@@ -191,59 +181,10 @@ class Postfix(Server):
         self._relay = relay
         self._delay_warning = delay_warning_seconds
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     @property
     def port(self) -> int:
         """The port with STARTTLS; `ports["smtps"]` has TLS from the first byte."""
         return self.ports["smtp"]
-
-    @property
-    def home(self) -> Path:
-        return Path(self._state()["home"])
-
-    def start(self) -> None:
-        """Start, and return when clients are served."""
-        self._choose_ports()
-        if "home" not in self._state():
-            self._make_home()
-        self._configure()
-        self._give_away()
-        self._launch()
-        try:
-            wait_until(self._serves_or_died, what="Postfix served clients")
-            assert self.is_running(), "Postfix ended while it started"
-        except AssertionError as e:
-            e.add_note(self.log_tail())
-            self._end("server", signal.SIGKILL)
-            raise
-
-    def stop(self) -> None:
-        """Stop as an operator would; what is in the queue stays there."""
-        self._end("server", signal.SIGTERM)
-
-    def kill(self) -> None:
-        self._end("server", signal.SIGKILL)
-
-    def pause(self) -> None:
-        """Freeze it: connections stay open, new ones are taken by the system, and nobody answers."""
-        freeze_group(self.pids["server"])
-
-    def resume(self) -> None:
-        thaw_group(self.pids["server"])
-
-    def close(self) -> None:
-        """End it at once, and delete its queue."""
-        super().close()
-        state = self._state()
-        if home := state.pop("home", None):
-            shutil.rmtree(home, ignore_errors=True)
-            self._write_state(state)
 
     def queued(self) -> int:
         """Count the messages that it has taken and not delivered yet, bounces included."""
@@ -256,12 +197,6 @@ class Postfix(Server):
     @functools.cached_property
     def _program(self) -> Path:
         return find_postfix()
-
-    def _end(self, name: str, which: signal.Signals) -> None:
-        group = self.pids.get(name, 0)
-        if is_alive(group):
-            end_group(group, which)
-        super()._end(name, which)
 
     def _make_home(self) -> None:
         # Not in `directory`: pytest's directories are root's alone, and Postfix' daemons are not root.
@@ -323,6 +258,7 @@ class Postfix(Server):
         }
         self._write("main.cf", MAIN.format(**values))
         self._write("master.cf", MASTER.format(**self.ports))
+        self._give_away()
 
     def _write(self, name: str, text: str) -> None:
         file = self.home / "etc" / name
@@ -381,16 +317,12 @@ def _unpacked() -> Path | None:
 
 
 def _fetch() -> Path:
-    try:
-        debian.unpack("postfix", family="postfix")
-    except Unavailable as e:
-        if os.geteuid():
-            raise
-        say(f"unpacking failed: {e}")
-        debian.install("postfix")
-    if program := _unpacked() or _installed():
-        return program
-    raise Unavailable("Debian's packages of Postfix do not run here")
+    return debian.unpack_or_install(
+        "postfix",
+        family="postfix",
+        find=lambda: _unpacked() or _installed(),
+        failure="Debian's packages of Postfix do not run here",
+    )
 
 
 def _works(program: Path) -> bool:

@@ -16,11 +16,9 @@ from psycopg import sql
 
 from tests.services import (
     Server,
-    Unavailable,
     cache_directory,
     debian,
     freeze,
-    say,
     scratch,
     send_signal,
     spawn,
@@ -52,18 +50,13 @@ def find_postgres() -> Path:
     Raises:
       Unavailable: there is none.
     """
-    if programs := _installed() or _unpacked():
-        return programs
-    reasons = []
-    if debian.is_here():
-        try:
-            return _fetch()
-        except Unavailable as e:
-            reasons.append(str(e))
-    raise Unavailable(
-        "PostgreSQL is not here. On Debian and Ubuntu: apt install postgresql. "
-        "On a Mac: brew install postgresql@17. Elsewhere: install it and put pg_ctl on the PATH."
-        + "".join(f" ({reason})" for reason in reasons)
+    return debian.find_or_fetch(
+        lambda: _installed() or _unpacked(),
+        _fetch,
+        way_out=(
+            "PostgreSQL is not here. On Debian and Ubuntu: apt install postgresql. "
+            "On a Mac: brew install postgresql@17. Elsewhere: install it and put pg_ctl on the PATH."
+        ),
     )
 
 
@@ -316,16 +309,12 @@ def _version(programs: Path) -> list[int]:
 
 
 def _fetch() -> Path:
-    try:
-        debian.unpack("postgresql", family="postgresql|libpq")
-    except Unavailable as e:
-        if os.geteuid():
-            raise
-        say(f"unpacking failed: {e}")
-        debian.install("postgresql")
-    if programs := _unpacked() or _installed():
-        return programs
-    raise Unavailable("Debian's packages of PostgreSQL do not hold its programs where they used to")
+    return debian.unpack_or_install(
+        "postgresql",
+        family="postgresql|libpq",
+        find=lambda: _unpacked() or _installed(),
+        failure="Debian's packages of PostgreSQL do not hold its programs where they used to",
+    )
 
 
 @functools.cache

@@ -20,7 +20,6 @@ from tests.services import (
     debian,
     freeze,
     is_alive,
-    say,
     send_signal,
     spawn,
     wait_until,
@@ -62,22 +61,20 @@ def find_rabbitmq() -> Path:
                 f"TEST_RABBITMQ: expected RabbitMQ's directory sbin, and erl on PATH, got {named}"
             )
         return Path(named).resolve()
-    if sbin := _installed() or _unpacked():
-        return sbin
-    reasons = []
-    if debian.is_here():
-        try:
-            return _fetch()
-        except Unavailable as e:
-            reasons.append(str(e))
-    docker = shutil.which("docker")
-    if docker and not subprocess.run([docker, "info"], capture_output=True).returncode:
-        return Path(docker)
-    raise Unavailable(
-        "RabbitMQ is not here. On Debian and Ubuntu: apt install rabbitmq-server. "
-        "On a Mac: brew install rabbitmq. Elsewhere: start Docker, or install it from rabbitmq.com."
-        + "".join(f" ({reason})" for reason in reasons)
-    )
+    try:
+        return debian.find_or_fetch(
+            lambda: _installed() or _unpacked(),
+            _fetch,
+            way_out=(
+                "RabbitMQ is not here. On Debian and Ubuntu: apt install rabbitmq-server. "
+                "On a Mac: brew install rabbitmq. Elsewhere: start Docker, or install it from rabbitmq.com."
+            ),
+        )
+    except Unavailable:
+        docker = shutil.which("docker")
+        if docker and not subprocess.run([docker, "info"], capture_output=True).returncode:
+            return Path(docker)
+        raise
 
 
 def rabbitmq_node(directory: Path) -> "RabbitMQ":
@@ -365,16 +362,13 @@ def _unpacked() -> Path | None:
 
 
 def _fetch() -> Path:
-    try:
-        debian.unpack("rabbitmq-server", family="erlang|rabbitmq", patch=_make_relocatable)
-    except Unavailable as e:
-        if os.geteuid():
-            raise
-        say(f"unpacking failed: {e}")
-        debian.install("rabbitmq-server")
-    if sbin := _unpacked() or _installed():
-        return sbin
-    raise Unavailable("Debian's packages of RabbitMQ do not hold its programs where they used to")
+    return debian.unpack_or_install(
+        "rabbitmq-server",
+        family="erlang|rabbitmq",
+        patch=_make_relocatable,
+        find=lambda: _unpacked() or _installed(),
+        failure="Debian's packages of RabbitMQ do not hold its programs where they used to",
+    )
 
 
 def _make_relocatable(root: Path) -> None:
