@@ -127,7 +127,10 @@ def _can_be_cut_short(frame: FrameType | None) -> bool:
 
 
 @job("nap")
-def nap(seconds: float) -> None:
+def nap(seconds: float, mark: str = "") -> None:
+    """Sleep, after making the file `mark`: from there on, a worker that stops does not give the job back."""
+    if mark:
+        Path(mark).touch()
     time.sleep(seconds)
 
 

@@ -411,10 +411,12 @@ def test_a_cpu_bound_job_in_flask_up_leaves_the_answers_fast(
         assert min(ratios) <= 2, ratios
 
 
-def test_a_worker_asked_to_stop_lets_a_short_job_end(jobs_pair: Service) -> None:
+def test_a_worker_asked_to_stop_lets_a_short_job_end(jobs_pair: Service, tmp_path: Path) -> None:
     worker = jobs_pair.worker()
-    id = start(jobs_pair, "nap", args={"seconds": 2})
+    mark = tmp_path / "begun"
+    id = start(jobs_pair, "nap", args={"seconds": 2, "mark": str(mark)})
     wait_until(lambda: jobs_pair.get(f"/v1/jobs/{id}")["status"] == "running", what="it runs")
+    wait_until(mark.exists, what="it has begun")
     worker._signal(signal.SIGTERM)
     assert ended(jobs_pair, id)["status"] == "succeeded"
     assert worker.process.wait(60) == 0
